@@ -1,0 +1,9 @@
+"""The one exception that is meant for the user."""
+
+
+class ScmedleyError(ValueError):
+    """Something in the data, the settings or the run folder that the user can mend.
+
+    The message says what is wrong, where (key, cell, gene, value) and what to do next.
+    The command line prints it as one line and exits with a non-zero code.
+    """

@@ -1,0 +1,19 @@
+"""Every name under which scMedley stores something in an AnnData, once."""
+
+COUNTS = "counts"  # layers: raw counts
+LOGNORM = "log1p_cp10k"  # layers: log1p of counts per 10,000 (nats)
+HVG = "highly_variable"  # var: scanpy's flag
+SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
+
+FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches
+RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
+AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, of the plain autoencoder
+NULL = "X_scmedley_random_null"  # obsm: the same network trained on permuted batch labels
+PCA = "X_pca"  # obsm: scanpy's name
+
+UNS = "scmedley"  # uns: config, versions, seed, keys
+
+
+def umap(embedding: str) -> str:
+    """Give the obsm key of an embedding's UMAP: ``X_scmedley_fixed`` to ``X_umap_scmedley_fixed``."""
+    return "X_umap_" + embedding.removeprefix("X_")
