@@ -1,0 +1,1 @@
+"""From AnnData to what the training loop reads."""

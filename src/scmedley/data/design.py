@@ -1,0 +1,82 @@
+"""Batch names and their integer codes, stored with the model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from scmedley.errors import ScmedleyError
+
+POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effects at zero
+
+
+@dataclass(frozen=True)
+class Design:
+    """The batches that a model was trained on; code i is ``batches[i]``."""
+
+    batch_key: str
+    batches: tuple[str, ...]
+
+    @classmethod
+    def of(cls, obs: pd.DataFrame, batch_key: str) -> "Design":
+        """Learn the batches from ``obs[batch_key]``: its used categories, in their order."""
+        column = _column(obs, batch_key)
+        batches = tuple(map(str, column.cat.remove_unused_categories().cat.categories))
+        if POPULATION_MEAN in batches:
+            raise ScmedleyError(
+                f"obs[{batch_key!r}] has a batch named {POPULATION_MEAN!r}, which is kept for the population "
+                "mean. Rename that batch."
+            )
+        return cls(batch_key, batches)
+
+    @property
+    def n_batches(self) -> int:
+        """Give B."""
+        return len(self.batches)
+
+    def codes(self, obs: pd.DataFrame) -> np.ndarray:
+        """Give the code of each cell's batch (int64), -1 for a batch that the model does not know."""
+        if self.batch_key not in obs:
+            return np.full(len(obs), -1, dtype=np.int64)
+        column = _column(obs, self.batch_key).astype(object).map(str, na_action="ignore")
+        return pd.Index(self.batches).get_indexer(pd.Index(column)).astype(np.int64)
+
+    def known_codes(self, obs: pd.DataFrame, unknown: str = "error") -> np.ndarray:
+        """Give the codes, or say which batches are not known.
+
+        Parameters
+        ----------
+        unknown
+            ``"error"`` raises for a batch the model was not trained on; ``"mean"`` lets code -1, the
+            population mean, stand for it.
+        """
+        codes = self.codes(obs)
+        if unknown == POPULATION_MEAN or (codes >= 0).all():
+            return codes
+        if self.batch_key not in obs:
+            where = f"obs has no column {self.batch_key!r}"
+        else:
+            names = sorted({str(v) for v in obs[self.batch_key][codes < 0].unique()})
+            where = f"{int((codes < 0).sum())} cells are of batches {names[:5]}"
+        raise ScmedleyError(
+            f"The random-effects network needs a batch that it was trained on, and {where}. Pass "
+            f"unknown='mean' to use the population mean (no batch effect) for them; the network knows "
+            f"{list(self.batches[:8])}{' ...' if self.n_batches > 8 else ''}."
+        )
+
+    def code(self, batch: str) -> int:
+        """Give the code of one batch, -1 for the population mean."""
+        if batch == POPULATION_MEAN:
+            return -1
+        if batch not in self.batches:
+            raise ScmedleyError(
+                f"There is no batch {batch!r} in the model. Choose {POPULATION_MEAN!r} (no batch effect) or one "
+                f"of {list(self.batches[:20])}{' ...' if self.n_batches > 20 else ''}."
+            )
+        return self.batches.index(batch)
+
+
+def _column(obs: pd.DataFrame, key: str) -> pd.Series:
+    if key not in obs:
+        raise ScmedleyError(f"obs has no column {key!r}. It has {list(map(str, obs.columns))}.")
+    return obs[key].astype("category")

@@ -1,0 +1,146 @@
+"""How compact and how far apart the groups of cells (batches or labels) lie in an embedding.
+
+One metric, one pure function: arrays in, float out. Cells with code -1 (value missing) are left out.
+Every metric is nan when the cells left form fewer than two groups, or as many groups as cells.
+
+Shapes: N cells, P latent dimensions, R sets of codes for the same cells, C groups.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from scmedley.evaluate.neighbors import Codes, Floats
+
+_CHUNK = 2**23  # distances held at once: 64 MB
+
+
+def asw(z_NP: Floats, codes_N: Codes, seed: int, max_cells: int = 10_000) -> float:
+    """Average silhouette width, -1 (groups interleaved) to 1 (groups compact and far apart).
+
+    The silhouette of a cell is (b - a) / max(a, b): a its mean distance to the other cells of its group,
+    b its mean distance to the nearest other group (Rousseeuw 1987); not rescaled. The only cell of a
+    group counts 0.
+
+    Parameters
+    ----------
+    z_NP
+        Embedding, finite.
+    codes_N
+        Group of each cell, -1 for none.
+    seed
+        Seed of the draw when there are more than ``max_cells`` cells.
+    max_cells
+        Cells drawn at most, because the cost grows with their square.
+    """
+    z_NP, codes_N = _grouped(z_NP, codes_N)
+    cells = draw(len(codes_N), max_cells, seed)
+    return float(silhouettes(z_NP[cells], codes_N[None, cells])[0])
+
+
+def silhouettes(z_NP: Floats, codes_RN: Codes) -> npt.NDArray[np.float64]:
+    """Average silhouette widths of several sets of codes (a real one and its permutations) in one pass.
+
+    Nearly all of the cost is in the distances between the cells, which do not depend on the codes.
+
+    Parameters
+    ----------
+    z_NP
+        Embedding, finite.
+    codes_RN
+        R sets of groups, none missing.
+
+    Returns
+    -------
+    numpy.ndarray
+        R widths; nan where there are fewer than two groups, or as many as cells.
+    """
+    from scipy.sparse import csr_array
+    from sklearn.metrics.pairwise import euclidean_distances
+
+    R, N = codes_RN.shape
+    if N < 3:
+        return np.full(R, np.nan)
+    z_NP = np.asarray(z_NP, dtype=np.float64)
+    groups, codes_RN = np.unique(codes_RN, return_inverse=True)
+    codes_RN = codes_RN.reshape(R, N)
+    C = len(groups)
+    rows_RN = codes_RN + C * np.arange(R)[:, None]
+    size_RC = np.bincount(rows_RN.ravel(), minlength=R * C).reshape(R, C)
+    member = csr_array((np.ones(R * N), (rows_RN.ravel(), np.tile(np.arange(N), R))), shape=(R * C, N))
+
+    total_R = np.zeros(R)
+    step = max(1, _CHUNK // max(N, R * C))
+    for start in range(0, N, step):
+        cells = np.arange(start, min(start + step, N))
+        distance = euclidean_distances(z_NP, z_NP[cells])  # N × cells of the chunk
+        distance[cells, np.arange(len(cells))] = 0.0  # not rounding noise
+        sums = (member @ distance).reshape(R, C, len(cells))
+        own = codes_RN[:, None, cells]
+        own_size = np.take_along_axis(size_RC, own[:, 0], axis=1)
+        a = np.take_along_axis(sums, own, axis=1)[:, 0] / np.maximum(own_size - 1, 1)
+        means = np.where(size_RC[:, :, None] > 0, sums / np.maximum(size_RC, 1)[:, :, None], np.inf)
+        np.put_along_axis(means, own, np.inf, axis=1)
+        b = means.min(axis=1)
+        widest = np.maximum(a, b)
+        scored = (own_size > 1) & (widest > 0) & np.isfinite(b)
+        total_R += np.divide(b - a, widest, out=np.zeros_like(a), where=scored).sum(axis=1)
+    n_groups_R = (size_RC > 0).sum(axis=1)
+    return np.where((n_groups_R >= 2) & (n_groups_R < N), total_R / N, np.nan)
+
+
+def calinski_harabasz(z_NP: Floats, codes_N: Codes) -> float:
+    """Calinski-Harabasz index: between-group over within-group variance, each per degree of freedom.
+
+    About 1 when the groups mean nothing; grows with the number of cells when they mean something.
+    1 (scikit-learn's convention) when no group has any spread.
+
+    Parameters
+    ----------
+    z_NP
+        Embedding, finite.
+    codes_N
+        Group of each cell, -1 for none.
+    """
+    from sklearn.metrics import calinski_harabasz_score
+
+    z_NP, codes_N = _grouped(z_NP, codes_N)
+    return float(calinski_harabasz_score(z_NP, codes_N)) if _comparable(codes_N) else float("nan")
+
+
+def inverse_davies_bouldin(z_NP: Floats, codes_N: Codes) -> float:
+    """One over the Davies-Bouldin index: higher is better separated, 0 at worst.
+
+    Davies-Bouldin is the mean over groups of the worst ratio of two groups' spread to the distance
+    between their centres. nan also where it is 0: no group has any spread, or all centres coincide.
+
+    Parameters
+    ----------
+    z_NP
+        Embedding, finite.
+    codes_N
+        Group of each cell, -1 for none.
+    """
+    from sklearn.metrics import davies_bouldin_score
+
+    z_NP, codes_N = _grouped(z_NP, codes_N)
+    index = float(davies_bouldin_score(z_NP, codes_N)) if _comparable(codes_N) else 0.0
+    return 1.0 / index if index > 0 else float("nan")
+
+
+def draw(n: int, at_most: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw ``at_most`` of ``n`` cells without replacement, in ascending order; all of them if they fit."""
+    if n <= at_most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, at_most, replace=False))
+
+
+def _grouped(z_NP: Floats, codes_N: Codes) -> tuple[Floats, Codes]:
+    """Keep the cells that have a group."""
+    kept = codes_N >= 0
+    return np.asarray(z_NP, dtype=np.float64)[kept], codes_N[kept]
+
+
+def _comparable(codes_N: Codes) -> bool:
+    return 2 <= len(np.unique(codes_N)) < len(codes_N)

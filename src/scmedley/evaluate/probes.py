@@ -1,0 +1,206 @@
+"""Fresh classifiers that try to read a label or the batch from an embedding, and what they read by chance.
+
+A probe is a function ``(z_train, z_test) -> (codes_train -> predicted codes of the test cells)``: what does
+not depend on the codes (here, the neighbours) is done in the first step, so that the permutations that
+give the chance repeat the second step only. Another classifier is another such function.
+
+Shapes: N cells, M training cells, P latent dimensions, K neighbours, C classes, R permutations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from scmedley.evaluate.neighbors import Codes, Floats, nearest
+
+Predict = Callable[[Codes], npt.NDArray[np.int64]]
+Probe = Callable[[Floats, Floats], Predict]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How much of the batch can be read from an embedding, within labels.
+
+    Attributes
+    ----------
+    value
+        0: nothing is left. 1: the batch of every held-out cell is read. nan: no label could be scored.
+    null, null_sd
+        Mean and standard deviation of the same statistic with the training batches permuted.
+        The mean is 0 by construction; the spread says how far from 0 chance alone can take ``value``.
+    per_label
+        Value of each label that could be scored, by its code.
+    n_cells
+        Held-out cells scored.
+    """
+
+    value: float
+    null: float
+    null_sd: float
+    per_label: dict[int, float]
+    n_cells: int
+
+
+def knn_accuracy(
+    z_train: Floats, codes_train: Codes, z_test: Floats, codes_test: Codes, k: int = 15
+) -> float:
+    """Share of held-out cells whose label is that of most of their ``k`` nearest training cells.
+
+    A tie goes to the nearest neighbour's label if it is among the tied, else to the lowest code.
+    A held-out cell whose label no training cell has counts as wrong.
+
+    Parameters
+    ----------
+    z_train, z_test
+        Embedding of the training and of the held-out cells, M × P and N × P.
+    codes_train, codes_test
+        Labels; cells with code -1 are left out on both sides.
+    k
+        Neighbours, clipped to the number of training cells.
+
+    Returns
+    -------
+    float
+        0 to 1; nan without training cells or held-out cells.
+    """
+    train, test = codes_train >= 0, codes_test >= 0
+    if not (train.any() and test.any()):
+        return float("nan")
+    indices_NK = nearest(z_test[test], z_train[train], k).indices_NK
+    return float(np.mean(_vote(indices_NK, codes_train[train], by_size=False) == codes_test[test]))
+
+
+def knn_probe(z_train: Floats, z_test: Floats, k: int = 15) -> Predict:
+    """Predict by the ``k`` nearest training cells, each vote divided by the size of its class.
+
+    The division makes the vote one of densities, which is what balanced accuracy rewards: a batch with
+    fewer training cells than votes can still be found, and a large batch does not win everywhere.
+    """
+    return partial(_vote, nearest(z_test, z_train, k).indices_NK, by_size=True)
+
+
+def batch_leak(
+    z_train: Floats,
+    batch_train: Codes,
+    label_train: Codes,
+    z_test: Floats,
+    batch_test: Codes,
+    label_test: Codes,
+    *,
+    k: int = 15,
+    n_permutations: int = 20,
+    seed: int,
+) -> Leak:
+    """Measure how well the batch of held-out cells is read from their neighbours, within each label.
+
+    For each label, a ``k``-neighbour classifier (``knn_probe``) learns the batch from the training cells of
+    that label; its balanced accuracy on the held-out cells is compared with the mean over permutations
+    of the training batches within the label: leak = (accuracy - chance) / (1 - chance). The leaks of the
+    labels are averaged by their numbers of held-out cells.
+
+    Within a label, held-out cells of a batch that has no training cell there cannot be predicted and are
+    left out. Labels with fewer than two batches left are skipped.
+
+    Parameters
+    ----------
+    z_train, z_test
+        Embedding of the training and of the held-out cells, M × P and N × P.
+    batch_train, batch_test, label_train, label_test
+        Codes; cells with -1 in either are left out. Give one constant label to score all cells
+        together: a difference in composition between the batches then counts as leak.
+    k
+        Neighbours, clipped to the number of training cells of the label.
+    n_permutations
+        Permutations behind chance and its spread, at least 2.
+    seed
+        Seed of the permutations.
+    """
+    return _leak(
+        partial(knn_probe, k=k),
+        z_train,
+        batch_train,
+        label_train,
+        z_test,
+        batch_test,
+        label_test,
+        n_permutations=n_permutations,
+        seed=seed,
+    )
+
+
+def _leak(
+    probe: Probe,
+    z_train: Floats,
+    batch_train: Codes,
+    label_train: Codes,
+    z_test: Floats,
+    batch_test: Codes,
+    label_test: Codes,
+    *,
+    n_permutations: int,
+    seed: int,
+) -> Leak:
+    """``batch_leak`` for any probe."""
+    if n_permutations < 2:
+        raise ValueError(f"n_permutations is {n_permutations}; chance and its spread need at least 2")
+    per_label: dict[int, float] = {}
+    nulls: list[npt.NDArray[np.float64]] = []  # per label, R
+    weights: list[int] = []
+    for label in np.unique(label_train[label_train >= 0]).tolist():
+        train = (label_train == label) & (batch_train >= 0)
+        batches, codes_train = np.unique(batch_train[train], return_inverse=True)
+        test = (label_test == label) & np.isin(batch_test, batches)
+        codes_test = np.searchsorted(batches, batch_test[test])
+        if len(np.unique(codes_test)) < 2:  # then the training cells have two batches as well
+            continue
+        predict = probe(z_train[train], z_test[test])
+        rng = np.random.default_rng([seed, label])  # a label's chance does not hang on the other labels
+        accuracy = _balanced_accuracy(codes_test, predict(codes_train))
+        chance_R = np.array(
+            [
+                _balanced_accuracy(codes_test, predict(rng.permutation(codes_train)))
+                for _ in range(n_permutations)
+            ]
+        )
+        chance = float(chance_R.mean())
+        if chance >= 1:  # so few cells that no permutation changed anything: nothing can be said
+            continue
+        per_label[label] = (accuracy - chance) / (1 - chance)
+        nulls.append((chance_R - chance) / (1 - chance))
+        weights.append(len(codes_test))
+    if not per_label:
+        return Leak(float("nan"), float("nan"), float("nan"), {}, 0)
+    null_R = np.average(nulls, axis=0, weights=weights)
+    return Leak(
+        value=float(np.average(list(per_label.values()), weights=weights)),
+        null=round(float(null_R.mean()), 9) + 0.0,  # 0 but for rounding; no negative zero
+        null_sd=float(null_R.std(ddof=1)),
+        per_label=per_label,
+        n_cells=sum(weights),
+    )
+
+
+def _vote(indices_NK: npt.NDArray[np.int64], codes_M: Codes, *, by_size: bool) -> npt.NDArray[np.int64]:
+    """Let the neighbours vote; a tie goes to the nearest one's class if tied, else to the lowest code."""
+    n, C = len(indices_NK), int(codes_M.max()) + 1
+    near_NK = codes_M[indices_NK]
+    cells = np.arange(n)
+    votes_NC = (
+        np.bincount((cells[:, None] * C + near_NK).ravel(), minlength=n * C).reshape(n, C).astype(float)
+    )
+    if by_size:
+        votes_NC /= np.maximum(np.bincount(codes_M, minlength=C), 1)
+    votes_NC[cells, near_NK[:, 0]] *= 1 + 1e-9  # less than any real difference
+    return np.asarray(votes_NC.argmax(axis=1))
+
+
+def _balanced_accuracy(true_N: Codes, predicted_N: Codes) -> float:
+    """Mean over the classes of ``true_N`` of the share predicted right."""
+    size_C = np.bincount(true_N)
+    hits_C = np.bincount(true_N, weights=true_N == predicted_N)
+    return float(np.mean(hits_C[size_C > 0] / size_C[size_C > 0]))

@@ -1,0 +1,256 @@
+"""Read what people have; write so that nothing is ever left half-written."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData, concat
+from scipy.sparse import csr_matrix, issparse
+
+from scmedley import keys
+from scmedley.checks import listed
+from scmedley.errors import ScmedleyError
+from scmedley.formats import reader_for
+
+
+def read(path: str | Path) -> AnnData:
+    """Read a file of cells x genes into memory, whatever its format.
+
+    Parameters
+    ----------
+    path
+        h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5 (gene expression is
+        kept, repeated gene symbols get their gene id); csv or tsv with a header of gene names, cell names
+        first in each row, and numbers only.
+
+    Returns
+    -------
+    AnnData
+        ``X`` is CSR or dense, float32; names are strings.
+
+    Raises
+    ------
+    ScmedleyError
+        No such path, unreadable, cut short, or none of these formats.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            # Names that repeat are said by the checks, in our words.
+            warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+            # Old files are no fault of the user's.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|zarr")
+            return _tidied(reader_for(path)(path), path)
+    except ScmedleyError:
+        raise
+    except PermissionError as error:
+        raise ScmedleyError(
+            f"{path} may not be read by you ({error.strerror}). Change its permissions."
+        ) from error
+    except Exception as error:  # readers raise anything on a broken file: OSError, KeyError, zlib.error ...
+        raise ScmedleyError(
+            f"{path} cannot be read: {_one_line(error)}. It may be cut short, or not be what "
+            "its name says; copy or write it again."
+        ) from error
+
+
+def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnData:
+    """Read several files, one batch each, and keep the genes that all of them have.
+
+    Parameters
+    ----------
+    paths
+        Two or more; a batch is called by its file's name without endings.
+    batch_key
+        ``obs`` column that says which file a cell came from; cell names are prefixed with it.
+
+    Raises
+    ------
+    ScmedleyError
+        As :func:`read` does; fewer than two files, two of the same name, no gene in common, repeated genes.
+    """
+    if len(paths) < 2:
+        raise ScmedleyError(f"{len(paths)} file given; one file for each of two or more batches is needed.")
+    names = [Path(p).name.split(".")[0] for p in paths]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ScmedleyError(
+            f"Batches are called by their file, but several files are called {repeated[0]!r}. Rename them."
+        )
+    parts: dict[str, AnnData] = {}
+    shared: pd.Index | None = None
+    for name, path in zip(names, paths, strict=True):
+        part = read(path)
+        if not part.var_names.is_unique:
+            twice = part.var_names[part.var_names.duplicated()][0]
+            raise ScmedleyError(
+                f"{path}: gene {twice!r} occurs more than once, so files cannot be put together."
+            )
+        part.obs_names = [f"{name}_{cell}" for cell in part.obs_names]
+        shared = part.var_names if shared is None else shared.intersection(part.var_names)
+        if not len(shared):
+            raise ScmedleyError(
+                f"{path} shares no gene name with the files before it. Its genes are called like "
+                f"{listed(part.var_names[:2])}, those of {names[0]} like "
+                f"{listed(parts[names[0]].var_names[:2])}: use symbols in all files, or ids in all."
+            )
+        parts[name] = part
+    return concat(parts, join="inner", label=batch_key, merge="same")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that takes its place if, and only if, all goes well.
+
+    Works for files and folders (such as Zarr). On any failure, Ctrl-C included, the temporary one is removed
+    and what was at ``path`` stays as it was.
+
+    Raises
+    ------
+    ScmedleyError
+        The disk is full, or the folder cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        _take_place(temporary, path)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # it is a folder and gone, or was never there
+            temporary.unlink()
+        if _disk_full(error):
+            raise ScmedleyError(
+                f"The disk is full: {path} was not written, and what was there before is unchanged. "
+                "Make room, or choose another folder."
+            ) from error
+        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError):
+            reason = error.strerror
+            raise ScmedleyError(f"{path} cannot be written ({reason}). Choose another folder.") from error
+        raise
+
+
+def write_h5ad(adata: AnnData, path: str | Path) -> None:
+    """Write ``adata`` as a compressed h5ad, all or nothing.
+
+    Raises
+    ------
+    ScmedleyError
+        The disk is full, the folder cannot be written to, or h5ad cannot hold some entry (named).
+    """
+    adata = adata.copy() if adata.is_view else adata  # writing makes strings categorical, in place
+    with replacing(path) as temporary:
+        try:
+            adata.write_h5ad(temporary, compression="gzip", compression_opts=1)
+        except OSError:
+            raise
+        except Exception as error:  # anndata raises TypeError, ValueError, its own IORegistryError ...
+            raise ScmedleyError(
+                f"{path}: an h5ad cannot hold this: {_one_line(error)}. Convert or remove that entry."
+            ) from error
+
+
+def write_csv(df: pd.DataFrame, path: str | Path) -> None:
+    """Write a table without its index, all or nothing."""
+    with replacing(path) as temporary:
+        df.to_csv(temporary, index=False)
+
+
+def write_json(obj: Any, path: str | Path) -> None:
+    """Write JSON, all or nothing; numpy scalars and arrays become plain numbers and lists.
+
+    NaN and infinity become null: JSON has no name for them.
+    """
+    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """Give the SHA-256 of a file, or of a folder's sorted relative names and contents."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for name in sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{name}\0{sha256(path / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _plain(obj: Any) -> Any:
+    if isinstance(obj, dict):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, np.ndarray | np.generic):
+        return _plain(obj.tolist())
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return str(obj) if isinstance(obj, Path) else obj
+
+
+def _sync(path: Path) -> None:
+    """Make sure that the file, or each file of the folder, is on the disk and not only in memory."""
+    for p in [path, *path.rglob("*")]:
+        handle = os.open(p, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _take_place(new: Path, path: Path) -> None:
+    if not (path.is_dir() and new.is_dir()):
+        os.replace(new, path)
+        return
+    old = new.with_name(f"{new.name}.old")  # a folder with something in it cannot be replaced in one step
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk_full(error: BaseException) -> bool:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(seen):  # h5py and wrappers keep the words, not the number
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _tidied(adata: AnnData, path: Path) -> AnnData:
+    if adata.X is None:
+        if keys.COUNTS not in adata.layers:
+            raise ScmedleyError(f"{path} has no X and no layers['counts']: there are no values to work on.")
+        adata.X = adata.layers[keys.COUNTS]
+    x = adata.X
+    if type(x) not in (csr_matrix, np.ndarray) or x.dtype != np.float32:
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the checks name it
+            adata.X = csr_matrix(x, dtype=np.float32) if issparse(x) else np.asarray(x, dtype=np.float32)
+    adata.obs_names = adata.obs_names.astype(str)
+    adata.var_names = adata.var_names.astype(str)
+    return adata

@@ -1,0 +1,17 @@
+"""The models: a class for each system, and ``load``."""
+
+from scmedley.models.autoencoder import Autoencoder, AutoencoderSettings
+from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
+from scmedley.models.mixed_effects import MixedEffects, load
+from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderSettings",
+    "FixedEffects",
+    "FixedEffectsSettings",
+    "MixedEffects",
+    "RandomEffects",
+    "RandomEffectsSettings",
+    "load",
+]

@@ -1,0 +1,280 @@
+"""What every model does: fit, embed, reconstruct, save. One level of inheritance, and this is it.
+
+Shapes: N cells, G genes of the model, P latent dimensions, B batches.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from torch import Tensor
+
+from scmedley import keys
+from scmedley.data.design import POPULATION_MEAN, Design
+from scmedley.data.resident import Resident
+from scmedley.errors import ScmedleyError
+from scmedley.models.settings import Settings, named
+from scmedley.pp.counts import log_normalised
+from scmedley.pp.scale import MinMax
+from scmedley.pp.split import split
+from scmedley.train import loop
+from scmedley.train.precision import engine, resolve_device, resolve_precision
+
+S = TypeVar("S", bound=Settings)
+
+CHUNK = 4096  # cells that go through a fitted network at one time
+MAX_MISSING = 0.2  # share of the model's genes that new data may lack
+
+
+class Model(Generic[S]):
+    """A network together with what it needs to read AnnData: genes, scaling, batches.
+
+    Parameters
+    ----------
+    batch_key
+        ``obs`` column of the batches.
+    label_key
+        ``obs`` column by which the split is stratified, next to the batch. The network never sees it.
+    settings
+        A preset's name, ``"default"`` or ``"paper"``, or settings
+        (``FixedEffects.preset("default").replace(n_latent=10)``).
+
+    Attributes
+    ----------
+    history
+        Tidy table of the fit: epoch, part, term, value.
+    fitted
+        Epochs, best epoch and why training stopped.
+    """
+
+    key: ClassVar[str]
+    needs_batch: ClassVar[bool] = False
+    settings_type: ClassVar[type]
+    network_type: ClassVar[type]
+
+    network: Any
+    design: Design
+    genes: list[str]
+    scale: MinMax
+    history: pd.DataFrame
+    fitted: dict[str, Any]
+
+    def __init__(self, batch_key: str, label_key: str | None = None, settings: str | S = "default"):
+        self.batch_key = batch_key
+        self.label_key = label_key
+        self.settings: S = self.preset(settings) if isinstance(settings, str) else settings
+        if not isinstance(self.settings, self.settings_type):
+            raise ScmedleyError(
+                f"{type(self).__name__} takes {self.settings_type.__name__}, not {type(settings).__name__}."
+            )
+        self.network = None
+
+    @classmethod
+    def preset(cls, name: str) -> S:
+        """Give the settings of a preset."""
+        raise NotImplementedError
+
+    choose = staticmethod(named)
+
+    def fit(
+        self,
+        adata: AnnData,
+        *,
+        seed: int = 0,
+        threads: int | None = None,
+        precision: str = "auto",
+        device: str = "auto",
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Fit to prepared data (:func:`scmedley.pp.prepare`).
+
+        Training cells are those with ``obs["scmedley_split"] == "train"``; without that column one is
+        made (70 % train, 10 % validation, 20 % test) and stored.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes; the genes flagged highly variable are used.
+        seed
+            The same seed, threads and CPU give the same bits.
+        threads
+            CPU threads; ``None`` leaves torch's setting.
+        precision
+            ``"auto"``, ``"float32"`` or ``"bfloat16"`` (mixed: weights and losses stay float32).
+        device
+            ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        checkpoint
+            File to which training is saved every few seconds and from which it goes on if it is there.
+        progress
+            Whether to show a progress bar.
+
+        Raises
+        ------
+        ScmedleyError
+            Data that are not prepared, a batch column that is missing, too few cells, a loss that is
+            not finite, a device that is not there.
+        """
+        x_NG = self._learn_reading(adata, seed)
+        on = resolve_device(device)
+        precision = resolve_precision(precision, on)
+        part = adata.obs[keys.SPLIT].to_numpy()
+        with engine(threads, on):
+            torch.manual_seed(seed)
+            cells = Resident(x_NG, self.design.codes(adata.obs), on)
+            train, validation = (
+                torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
+            )
+            self._build(on)
+            self.network.begin(cells.b_N[train])
+            batch_size, max_epochs = self.settings.sizes(len(train))
+            plan = loop.Plan(
+                batch_size=batch_size,
+                max_epochs=max_epochs,
+                patience=self.settings.patience,
+                learning_rate=self.settings.learning_rate,
+                precision=precision,
+                checkpoint=None if checkpoint is None else Path(checkpoint),
+                label=type(self).__name__,
+                progress=progress,
+            )
+            done = loop.fit(self.network, cells, train, validation, plan)
+        self.network.to("cpu")
+        self.history = done.history()
+        self.fitted = {
+            "epochs": done.epoch,
+            "best_epoch": done.best_epoch,
+            "stopped": done.stopped,
+            "seed": seed,
+            "precision": precision,
+            "device": on.type,
+        }
+        return self
+
+    def train(self, adata: AnnData, **options: Any) -> Self:
+        """Fit: scvi-tools' name for :meth:`fit`, with the same options."""
+        return self.fit(adata, **options)
+
+    def embed(self, adata: AnnData, *, unknown: str = "error") -> None:
+        """Store the latent of every cell in ``obsm`` (N x P, float32).
+
+        Parameters
+        ----------
+        adata
+            Any cells with (most of) the model's genes, prepared or with counts.
+        unknown
+            What to do with a batch that a random-effects network does not know: ``"error"``, or
+            ``"mean"`` for the population mean.
+        """
+        z_NP = self.get_latent_representation(adata, unknown=unknown)
+        settle(adata)
+        adata.obsm[self.key] = z_NP
+
+    def get_latent_representation(self, adata: AnnData, *, unknown: str = "error") -> np.ndarray:
+        """Give the latent of every cell, N x P float32, and store nothing."""
+        return self._through(adata, unknown, lambda x, b: self.network.encode(x, b))
+
+    def reconstruct(self, adata: AnnData, *, unknown: str = "error") -> AnnData:
+        """Give the reconstruction of every cell with its own batch's effects, as a new AnnData.
+
+        ``X`` is N x G in log1p CP10k. Cells of unknown batches are decoded with the population mean
+        where the encoder does not need the batch.
+        """
+
+        def decode(x: Tensor, b: Tensor) -> Tensor:
+            xhat: Tensor = self.network.decode(self.network.encode(x, b), b)
+            return xhat
+
+        values = self.scale.inverse(self._through(adata, unknown, decode))
+        return AnnData(values, obs=adata.obs.copy(), var=pd.DataFrame(index=self.genes))
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``model.json`` and ``weights.safetensors`` to ``folder``, all or nothing."""
+        from scmedley.models.store import save
+
+        save(self, folder)
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether the decoder knows batches, so that counterfactuals can be had."""
+        return self.needs_batch or bool(getattr(self.settings, "decoder_effects", False))
+
+    def read(self, adata: AnnData) -> sparse.csr_matrix | np.ndarray:
+        """Give the scaled input x_NG of any cells, genes aligned by name.
+
+        Raises
+        ------
+        ScmedleyError
+            The model is not fitted, or more than a fifth of its genes are missing.
+        """
+        if self.network is None:
+            raise ScmedleyError(f"This {type(self).__name__} is not fitted. Call fit(adata) or load one.")
+        x_NG, n_missing = log_normalised(adata, self.genes)
+        if n_missing > MAX_MISSING * len(self.genes):
+            absent = [g for g in self.genes if g not in set(adata.var_names)][:3]
+            raise ScmedleyError(
+                f"{n_missing} of the model's {len(self.genes)} genes are missing (for example "
+                f"{', '.join(absent)}); at most {MAX_MISSING:.0%} may be. Genes here are called like "
+                f"{', '.join(map(str, adata.var_names[:2]))}: check that both use the same kind of name."
+            )
+        return self.scale.transform(x_NG)
+
+    def _learn_reading(self, adata: AnnData, seed: int) -> sparse.csr_matrix | np.ndarray:
+        """Learn genes, batches and scaling from prepared data; give the scaled input."""
+        if keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
+            raise ScmedleyError(
+                f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
+                f"sm.pp.prepare(adata, batch_key={self.batch_key!r}) first."
+            )
+        self.design = Design.of(adata.obs, self.batch_key)
+        if self.design.n_batches < 2:
+            raise ScmedleyError(f"obs[{self.batch_key!r}] has one batch; there is nothing to tell apart.")
+        settle(adata)
+        ensure_split(adata, self.batch_key, self.label_key, seed)
+        self.genes = list(map(str, adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]))
+        x_NG, _ = log_normalised(adata, self.genes)
+        self.scale = MinMax.fit(x_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
+        return self.scale.transform(x_NG)
+
+    def _build(self, device: torch.device | str = "cpu") -> None:
+        self.network = self.network_type(len(self.genes), self.design.n_batches, self.settings).to(device)
+
+    @torch.no_grad()
+    def _through(self, adata: AnnData, unknown: str, step: Any) -> np.ndarray:
+        """Send all cells through ``step(x_NG, b_N)`` in chunks, in float32, and join what comes out."""
+        x_NG = self.read(adata)
+        codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
+        cells = Resident(x_NG, codes, torch.device("cpu"))
+        parts = cells.minibatches(torch.arange(cells.n_cells), CHUNK)
+        return np.concatenate([step(m.x_MG, m.b_M).numpy() for m in parts])
+
+
+def settle(adata: AnnData) -> None:
+    """Make a view of another AnnData an AnnData of its own before something is stored in it."""
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())
+
+
+def ensure_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int) -> None:
+    """Store a stratified split in ``obs`` unless a usable one is there.
+
+    Raises
+    ------
+    ScmedleyError
+        A part that training needs has no cells.
+    """
+    if keys.SPLIT not in adata.obs:
+        label = None if label_key is None else adata.obs[label_key].astype("category").cat.codes.to_numpy()
+        batch = adata.obs[batch_key].astype("category").cat.codes.to_numpy()
+        adata.obs[keys.SPLIT] = pd.Categorical(split(batch, label, seed=seed))
+    counts = adata.obs[keys.SPLIT].value_counts()
+    for part, least in (("train", 2), ("validation", 1)):
+        if counts.get(part, 0) < least:
+            raise ScmedleyError(
+                f"obs[{keys.SPLIT!r}] has {counts.get(part, 0)} {part!r} cells of {adata.n_obs}; at least "
+                f"{least} are needed. Give more cells, or a split of your own in that column."
+            )

@@ -1,0 +1,175 @@
+"""Counterfactuals: this cell, had it come from another batch (scMEDAL; spec of the invariants in tests).
+
+A cell is encoded (by default with its own batch's effects, in the ``paper`` preset with the target's)
+and decoded with the target's effects. All effects at zero give the population mean. The own batch as
+target is the reconstruction. Shapes: N cells, G genes, T targets, D posterior draws.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import zarr
+from anndata import AnnData
+from anndata.io import write_elem
+from torch import Tensor
+
+from scmedley.data.resident import Minibatch, Resident
+from scmedley.errors import ScmedleyError
+from scmedley.io import replacing
+from scmedley.models.base import Model
+
+TARGET = "counterfactual_batch"  # obs: the batch that a row is shown in
+QUANTILES = (0.05, 0.95)
+CHUNK = 512  # cells that go through the network at one time, with all their draws
+LARGEST = 2 * 1024**3  # bytes that a result may take in memory
+
+
+def counterfactual(
+    model: Model[Any],
+    adata: AnnData,
+    to: str | Sequence[str],
+    *,
+    draws: int = 0,
+    seed: int = 0,
+    unknown: str = "error",
+    out: str | Path | None = None,
+) -> AnnData | Path:
+    """Show cells as if they had come from other batches. See :meth:`MixedEffects.counterfactual`."""
+    targets = [to] if isinstance(to, str) else list(to)
+    if not model.has_effects:
+        raise ScmedleyError(
+            f"This {type(model).__name__} has no batch effects in its decoder, so it has no counterfactuals. "
+            "Use RandomEffects, or FixedEffects with decoder_effects=True."
+        )
+    if not targets or draws < 0 or draws == 1:
+        raise ScmedleyError(f"Give at least one target batch and draws=0 or 2 and more (got {draws}).")
+    codes = [model.design.code(target) for target in targets]
+    cells = Resident(model.read(adata), model.design.known_codes(adata.obs, unknown), torch.device("cpu"))
+    layers = ["X", "difference"] + [f"{n}_q{q * 100:02.0f}" for n in ("X", "difference") for q in QUANTILES if draws]
+    shape = (cells.n_cells * len(targets), len(model.genes))
+    size = 4 * shape[0] * shape[1] * len(layers)
+    if out is None and size > LARGEST:
+        raise ScmedleyError(
+            f"{adata.n_obs} cells x {len(targets)} targets x {len(model.genes)} genes take {size / 1e9:.1f} GB. "
+            "Ask for fewer cells or targets, or pass out='counterfactuals.zarr' to write them to disk."
+        )
+    obs = _obs(adata.obs, targets)
+    chunks = _chunks(model, cells, codes, draws, seed)
+    if out is not None:
+        return _to_zarr(Path(out), chunks, layers, shape, obs, model.genes)
+    values = {name: np.empty(shape, np.float32) for name in layers}
+    for rows, parts in chunks:
+        for name in layers:
+            values[name][rows] = parts[name]
+    x = values.pop("X")
+    return AnnData(x, obs=obs, var=pd.DataFrame(index=model.genes), layers=values)
+
+
+@torch.no_grad()
+def mean_shift(
+    model: Model[Any], adata: AnnData, to: str, *, reference: str | None, draws: int = 0, seed: int = 0
+) -> np.ndarray:
+    """Give the shift of the cells' mean from ``reference`` to batch ``to``, in log1p CP10k.
+
+    Parameters
+    ----------
+    reference
+        A batch, ``"mean"``, or ``None`` for each cell's own batch.
+    draws
+        0 for the posterior mean.
+
+    Returns
+    -------
+    ndarray of shape 1 x G or D x G
+        One row a posterior draw.
+    """
+    cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
+    target = model.design.code(to)
+    base = None if reference is None else model.design.code(reference)
+    total_DG = 0.0
+    for minibatch in cells.minibatches(torch.arange(cells.n_cells), CHUNK):
+        base_N = minibatch.b_M if base is None else torch.full_like(minibatch.b_M, base)
+        pairs = _decoded(model, minibatch, torch.full_like(base_N, target), base_N, draws, seed)
+        total_DG = total_DG + np.stack([(there - here).sum(0).numpy() for there, here in pairs])
+    return np.asarray(total_DG / cells.n_cells * model.scale.span_G, dtype=np.float32)
+
+
+def _decoded(
+    model: Model[Any], cells: Minibatch, target_N: Tensor, base_N: Tensor, draws: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (xhat with target, xhat with base) for the posterior mean or for each draw.
+
+    A draw's tables depend on ``seed`` and the draw's number alone, so both sides and all chunks share them.
+    """
+    network, as_target = model.network, getattr(model.settings, "encode_as_target", False)
+    with torch.random.fork_rng(devices=[]):
+        for i in range(max(draws, 1)):
+            sides = []
+            for b_N in (target_N, base_N):
+                torch.manual_seed(seed * 100_003 + i)
+                z_NP = network.encode(cells.x_MG, b_N if as_target else cells.b_M, draw=draws > 0)
+                sides.append(network.decode(z_NP, b_N, draw=draws > 0))
+            yield sides[0], sides[1]
+
+
+@torch.no_grad()
+def _chunks(
+    model: Model[Any], cells: Resident, codes: list[int], draws: int, seed: int
+) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """Yield (rows of the result, its layers) for one chunk of cells and one target after another."""
+    for t, code in enumerate(codes):
+        start = t * cells.n_cells
+        for minibatch in cells.minibatches(torch.arange(cells.n_cells), CHUNK):
+            target_N = torch.full_like(minibatch.b_M, code)
+            pairs = list(_decoded(model, minibatch, target_N, minibatch.b_M, draws, seed))
+            x_DNG = np.stack([model.scale.inverse(there.numpy()) for there, _ in pairs])
+            d_DNG = np.stack([(there - here).numpy() * model.scale.span_G for there, here in pairs])
+            parts = {"X": x_DNG.mean(0), "difference": d_DNG.mean(0)}
+            if draws:
+                for name, values in (("X", x_DNG), ("difference", d_DNG)):
+                    low, high = np.quantile(values, QUANTILES, axis=0)
+                    parts |= {f"{name}_q05": low, f"{name}_q95": high}
+            stop = start + len(target_N)
+            yield slice(start, stop), parts
+            start = stop
+
+
+def _obs(obs: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
+    repeated = pd.concat([obs.set_index(obs.index.astype(str) + f" as {target}") for target in targets])
+    return repeated.assign(**{TARGET: pd.Categorical(np.repeat(targets, len(obs)), categories=targets)})
+
+
+def _to_zarr(
+    path: Path,
+    chunks: Iterator[tuple[slice, dict[str, np.ndarray]]],
+    layers: list[str],
+    shape: tuple[int, int],
+    obs: pd.DataFrame,
+    genes: list[str],
+) -> Path:
+    """Write the result chunk by chunk as an AnnData Zarr store, all or nothing."""
+    if path.suffix != ".zarr":
+        raise ScmedleyError(f"out={str(path)!r} must end in .zarr.")
+    with replacing(path) as temporary:
+        # Made by hand, not by write_zarr: the arrays are filled later and never in memory whole.
+        store = zarr.open_group(temporary, mode="w", zarr_format=2)
+        store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        for name, value in (("obs", obs), ("var", pd.DataFrame(index=genes)), ("layers", {})):
+            write_elem(store, name, value)
+        arrays = {}
+        for name in layers:
+            arrays[name] = store.create_array(
+                "X" if name == "X" else f"layers/{name}",
+                shape=shape,
+                chunks=(min(CHUNK, shape[0]), shape[1]),
+                dtype="float32",
+                attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
+            )
+        for rows, parts in chunks:
+            for name in layers:
+                arrays[name][rows] = parts[name]
+    return path

@@ -1,0 +1,181 @@
+"""Fixed effects (FE): an autoencoder whose latent tells an adversary nothing of the batch.
+
+Shapes: N cells of a minibatch, G genes, A activations that the adversary sees, P latent dimensions,
+B batches.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from scmedley import keys
+from scmedley.data.resident import Minibatch
+from scmedley.models.autoencoder import AutoencoderNetwork, AutoencoderSettings
+from scmedley.models.base import Model
+from scmedley.nn import adversary
+from scmedley.nn.bayesian import EffectStart, ScaleAndBias, tables, update_priors
+from scmedley.nn.layers import Classifier, TiedDecoder
+from scmedley.nn.likelihoods import mse, nat
+from scmedley.train.loop import Move
+
+
+@dataclass(frozen=True)
+class FixedEffectsSettings(AutoencoderSettings):
+    """Settings of :class:`FixedEffects`, beyond those of the autoencoder.
+
+    Attributes
+    ----------
+    adversary_weight
+        lambda_A.
+    adversary_hidden
+        Sizes of the adversary's hidden layers.
+    adversary_sees
+        ``"activations"``: all of the encoder's, as published; ``"latent"``: the standardised latent.
+    adversary_steps
+        Steps of the adversary for one step of the autoencoder.
+    bounded
+        Reward for the autoencoder: ``True`` KL(batch shares || adversary) brought to 0, ``False``
+        the published -CE, which has no bound.
+    gradient_penalty
+        Weight of the squared gradient of the adversary's log-probability by what it sees (R1): it
+        keeps the adversary smooth, and the game from swinging.
+    latent_noise
+        Standard deviation of Gaussian noise on the latent in training, which bounds what the latent
+        can hide from the adversary.
+    decoder_effects
+        Whether the decoder has Bayesian scales and biases of the batch. The latent then need not
+        carry the batch in order to reconstruct, and counterfactuals come from the decoder.
+    effects
+        Where those effects begin.
+    """
+
+    adversary_weight: float = 0.2
+    adversary_hidden: tuple[int, ...] = (512, 132)
+    adversary_sees: Literal["activations", "latent"] = "latent"
+    adversary_steps: int = 3
+    bounded: bool = True
+    gradient_penalty: float = 1.0
+    latent_noise: float = 0.3
+    decoder_effects: bool = True
+    effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
+
+    def as_published(self) -> "FixedEffectsSettings":
+        """Give the preprint's form: unbounded adversary on all activations, one step each, no effects."""
+        return self.replace(
+            adversary_weight=1.0,
+            adversary_sees="activations",
+            adversary_steps=1,
+            bounded=False,
+            gradient_penalty=0.0,
+            latent_noise=0.0,
+            decoder_effects=False,
+            **self.published_training(),
+        )
+
+
+class FixedEffectsNetwork(AutoencoderNetwork):
+    """The autoencoder, its adversary and, by default, random effects of the batch in the decoder."""
+
+    share_B: Tensor
+    n_cells: Tensor
+
+    def __init__(self, n_genes: int, n_batches: int, settings: FixedEffectsSettings):
+        super().__init__(n_genes, n_batches, settings)
+        self.settings: FixedEffectsSettings = settings
+        n_seen = settings.n_latent + (sum(settings.hidden) if settings.adversary_sees == "activations" else 0)
+        self.adversary = Classifier(n_seen, settings.adversary_hidden, n_batches)
+        if settings.adversary_sees == "latent":
+            # Standardised, or the autoencoder could escape by shrinking the latent.
+            self.standardise: nn.Module = nn.BatchNorm1d(settings.n_latent, affine=False)
+        else:
+            self.standardise = nn.Identity()
+        if settings.decoder_effects:
+            sizes = [*reversed(settings.hidden), n_genes]
+            effects = [ScaleAndBias(n_batches, size, settings.effects) for size in sizes]
+            self.decoder = TiedDecoder(self.encoder, effects)
+        self.register_buffer("share_B", torch.full((n_batches,), 1 / n_batches))
+        self.register_buffer("n_cells", torch.tensor(1.0))
+
+    def begin(self, b_N: Tensor) -> None:
+        """Learn the batches' shares and the number of training cells."""
+        counts_B = torch.bincount(b_N, minlength=self.n_batches).float()
+        self.share_B.copy_(counts_B / counts_B.sum())
+        self.n_cells.fill_(len(b_N))
+
+    def after_epoch(self) -> None:
+        """Learn the width of each effect table's prior (empirical Bayes)."""
+        update_priors(self)
+
+    def players(self) -> dict[str, Sequence[nn.Parameter]]:
+        """Give the adversary's parameters, then the autoencoder's."""
+        return {
+            "adversary": list(self.adversary.parameters()),
+            "autoencoder": [*self.encoder.parameters(), *self.decoder.parameters()],
+        }
+
+    def play(self, cells: Minibatch) -> Iterator[Move]:
+        """Yield the adversary's CE(b, adversary) on detached activations, then the autoencoder's total.
+
+        Published: L_FE = lambda_MSE * MSE - lambda_A * CE(b, adversary). By default the last term is
+        bounded, and KL(q(U) || p(U)) / N of the decoder's effects is added, in the unit of the MSE.
+        Both players share one pass of the encoder.
+        """
+        s = self.settings
+        activations = self.encoder(cells.x_MG)
+        if self.training and s.latent_noise:
+            activations[-1] = activations[-1] + s.latent_noise * torch.randn_like(activations[-1])
+        seen_NA = torch.cat(activations, dim=1) if s.adversary_sees == "activations" else activations[-1]
+        seen_NA = self.standardise(seen_NA.float())
+        for _ in range(s.adversary_steps):
+            yield self._adversary_move(seen_NA.detach(), cells.b_M)
+        logits_NB = self.adversary(seen_NA)
+        if s.bounded:
+            reward = adversary.bounded(logits_NB, self.share_B)
+        else:
+            reward = adversary.unbounded(logits_NB, cells.b_M)
+        error = mse(cells.x_MG, self._decode_batch(activations[-1], cells.b_M))
+        total = s.mse_weight * error + s.adversary_weight * reward
+        terms = {"reconstruction": error, "batch left": reward}
+        if s.decoder_effects:
+            terms["kl"] = torch.stack([table.kl() for table in tables(self)]).sum() / self.n_cells
+            total = total + s.mse_weight * nat(error, cells.x_MG.shape[1]) * terms["kl"]
+        yield Move("autoencoder", total, terms)
+
+    def _decode_batch(self, z_NP: Tensor, b_N: Tensor) -> Tensor:
+        return self.decode(z_NP, b_N, draw=self.training)
+
+    def _adversary_move(self, seen_NA: Tensor, b_N: Tensor) -> Move:
+        """Give CE(b, adversary), with the gradient penalty in training."""
+        penalised = self.training and self.settings.gradient_penalty > 0
+        seen_NA.requires_grad_(penalised)
+        logits_NB = self.adversary(seen_NA).float()
+        guess = loss = F.cross_entropy(logits_NB, b_N)
+        if penalised:
+            log_p = F.log_softmax(logits_NB, dim=1).gather(1, b_N.unsqueeze(1)).sum()
+            (slope_NA,) = torch.autograd.grad(log_p, seen_NA, create_graph=True)
+            loss = loss + 0.5 * self.settings.gradient_penalty * slope_NA.float().square().sum(1).mean()
+        return Move("adversary", loss, {"adversary": guess})
+
+
+class FixedEffects(Model[FixedEffectsSettings]):
+    """What is common to all batches (scMEDAL's FE). The encoder never sees the batch of a cell.
+
+    Cells of batches that the model was not trained on embed like any others.
+    """
+
+    key: ClassVar[str] = keys.FIXED
+    settings_type = FixedEffectsSettings
+    network_type = FixedEffectsNetwork
+
+    @classmethod
+    def preset(cls, name: str) -> FixedEffectsSettings:
+        """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
+        return cls.choose(
+            name,
+            default=FixedEffectsSettings(),
+            paper=FixedEffectsSettings(mse_weight=1000.0).as_published(),
+        )

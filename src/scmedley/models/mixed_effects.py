@@ -1,0 +1,222 @@
+"""Fixed and random effects side by side: what is common to all batches, and what each batch adds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+from scmedley.io import replacing
+from scmedley.models import counterfactual as cf
+from scmedley.models.base import Model, settle
+from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
+from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
+from scmedley.models.store import DESCRIPTION, read, read_description, write
+
+
+class MixedEffects:
+    """The two networks of scMEDAL, fitted to the same cells.
+
+    Parameters
+    ----------
+    batch_key
+        ``obs`` column of the batches.
+    label_key
+        ``obs`` column by which the split is stratified, next to the batch. The networks never see it.
+    preset
+        ``"default"``, or ``"paper"`` for the published networks and losses.
+    fixed
+        An ``obsm`` key, such as ``"X_pca_harmony"``: take that embedding as the fixed part and fit
+        the random-effects network alone.
+    fixed_settings, random_settings
+        Settings instead of the preset's.
+
+    Attributes
+    ----------
+    fixed
+        The fitted :class:`FixedEffects`, or ``None`` with an embedding of your own.
+    random
+        The fitted :class:`RandomEffects`.
+    """
+
+    def __init__(
+        self,
+        batch_key: str,
+        label_key: str | None = None,
+        *,
+        preset: str = "default",
+        fixed: str | None = None,
+        fixed_settings: FixedEffectsSettings | None = None,
+        random_settings: RandomEffectsSettings | None = None,
+    ):
+        self.batch_key, self.label_key, self.preset, self.fixed_key = batch_key, label_key, preset, fixed
+        self.fixed = None if fixed else FixedEffects(batch_key, label_key, fixed_settings or preset)
+        self.random = RandomEffects(batch_key, label_key, random_settings or preset)
+
+    def fit(
+        self,
+        adata: AnnData,
+        *,
+        seed: int = 0,
+        threads: int | None = None,
+        precision: str = "auto",
+        device: str = "auto",
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Fit both networks to prepared data; ``checkpoint`` is a folder, the rest as in ``Model.fit``."""
+        if self.fixed_key is not None:
+            self._given(adata)
+        for name, network in self.networks().items():
+            network.fit(
+                adata,
+                seed=seed,
+                threads=threads,
+                precision=precision,
+                device=device,
+                checkpoint=None if checkpoint is None else Path(checkpoint) / f"{name}.safetensors",
+                progress=progress,
+            )
+        return self
+
+    def train(self, adata: AnnData, **options: Any) -> Self:
+        """Fit: scvi-tools' name for :meth:`fit`, with the same options."""
+        return self.fit(adata, **options)
+
+    def networks(self) -> dict[str, Model[Any]]:
+        """Give the networks that are fitted here: ``"fixed"`` (unless given) and ``"random"``."""
+        return {"random": self.random} if self.fixed is None else {"fixed": self.fixed, "random": self.random}
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Tidy table of both fits: network, epoch, part, term, value."""
+        tables = [model.history.assign(network=name) for name, model in self.networks().items()]
+        return pd.concat(tables, ignore_index=True)[["network", "epoch", "part", "term", "value"]]
+
+    def embed(self, adata: AnnData, *, unknown: str = "error") -> None:
+        """Store both latents: ``obsm["X_scmedley_fixed"]``, ``obsm["X_scmedley_random"]``.
+
+        The fixed part takes cells of any batch. For cells of batches that the random part does not
+        know, ``unknown="mean"`` uses the population mean.
+        """
+        random = self.random.get_latent_representation(adata, unknown=unknown)
+        fixed = self.get_latent_representation(adata)
+        settle(adata)
+        adata.obsm[keys.FIXED], adata.obsm[keys.RANDOM] = fixed, random
+
+    def get_latent_representation(self, adata: AnnData) -> np.ndarray:
+        """Give the fixed-effects latent, N x P float32, and store nothing."""
+        return self._given(adata) if self.fixed is None else self.fixed.get_latent_representation(adata)
+
+    def reconstruct(self, adata: AnnData, *, unknown: str = "error") -> AnnData:
+        """Give each cell's reconstruction with its own batch's effects, as a new AnnData (log1p CP10k).
+
+        ``layers["random"]`` has the random-effects network's where the fixed-effects network makes ``X``.
+        """
+        random = self.random.reconstruct(adata, unknown=unknown)
+        if self.fixed is None:
+            return random
+        fixed = self.fixed.reconstruct(adata)
+        fixed.layers["random"] = random[:, fixed.var_names].X
+        return fixed
+
+    @property
+    def decoder(self) -> Model[Any]:
+        """The network that counterfactuals come from.
+
+        By default the fixed-effects one: its latent holds no batch, so all that a batch adds is in
+        the decoder's random effects. The random-effects network, whose latent holds the batch, where
+        there is no other: in the ``paper`` preset and with an embedding of your own.
+        """
+        return self.fixed if self.fixed is not None and self.fixed.has_effects else self.random
+
+    def counterfactual(
+        self,
+        adata: AnnData,
+        to: str | Sequence[str],
+        *,
+        draws: int = 0,
+        seed: int = 0,
+        unknown: str = "error",
+        out: str | Path | None = None,
+    ) -> AnnData | Path:
+        """Show cells as if they had come from other batches.
+
+        Parameters
+        ----------
+        adata
+            N cells, with their batch.
+        to
+            A batch, several, or ``"mean"`` for the population mean (all batch effects zero).
+        draws
+            Posterior draws of the effects, for 5 % and 95 % quantiles; 0 for the posterior mean alone.
+        seed
+            Seed of the draws: equal seeds give equal draws.
+        unknown
+            What to do with cells of batches that the model does not know: ``"error"`` or ``"mean"``.
+        out
+            A path ending in ``.zarr``, to write a large result to disk chunk by chunk.
+
+        Returns
+        -------
+        AnnData or Path
+            N x targets rows, target after target, by G genes. ``X``: expression in the target batch,
+            log1p CP10k. ``layers["difference"]``: that minus the reconstruction in the own batch. With
+            draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
+            ``counterfactual_batch``. Or the path, with ``out``.
+
+        Raises
+        ------
+        ScmedleyError
+            An unknown target or batch; a result over 2 GB without ``out``.
+        """
+        return cf.counterfactual(self.decoder, adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
+
+    def save(self, folder: str | Path) -> None:
+        """Write both networks to ``folder``, all or nothing."""
+        with replacing(Path(folder)) as temporary:
+            temporary.mkdir(parents=True)
+            for name, model in self.networks().items():
+                (temporary / name).mkdir()
+                write(model, temporary / name)
+            about = {
+                "class": type(self).__name__,
+                "batch_key": self.batch_key,
+                "label_key": self.label_key,
+                "preset": self.preset,
+                "fixed_key": self.fixed_key,
+            }
+            (temporary / DESCRIPTION).write_text(json.dumps(about, indent=1))
+
+    def _given(self, adata: AnnData) -> np.ndarray:
+        """Give the embedding that stands for the fixed part, or say that it is missing."""
+        if self.fixed_key not in adata.obsm:
+            raise ScmedleyError(
+                f"The fixed part is obsm[{self.fixed_key!r}], which is not there. obsm has {list(adata.obsm)}."
+            )
+        return np.asarray(adata.obsm[self.fixed_key], dtype=np.float32)
+
+
+def load(folder: str | Path) -> MixedEffects | Model[Any]:
+    """Load what ``save`` wrote: a :class:`MixedEffects` or one of its networks.
+
+    Raises
+    ------
+    ScmedleyError
+        No model there, or one that cannot be read.
+    """
+    folder = Path(folder)
+    about = read_description(folder)
+    if about["class"] != MixedEffects.__name__:
+        return read(folder)
+    model = MixedEffects(
+        about["batch_key"], about["label_key"], preset=about["preset"], fixed=about["fixed_key"]
+    )
+    for name in model.networks():
+        setattr(model, name, read(folder / name))
+    return model

@@ -1,0 +1,165 @@
+"""Random effects (RE): a Bayesian autoencoder with scales and biases of the batch in every layer.
+
+Shapes: N cells of a minibatch, G genes, H hidden units, P latent dimensions, B batches.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from scmedley import keys
+from scmedley.data.resident import Minibatch
+from scmedley.models.base import Model
+from scmedley.models.settings import Settings
+from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
+from scmedley.nn.layers import Classifier, batch_norm, linear
+from scmedley.nn.likelihoods import mse, nat
+from scmedley.train.loop import Move
+
+
+@dataclass(frozen=True)
+class RandomEffectsSettings(Settings):
+    """Settings of :class:`RandomEffects`.
+
+    Attributes
+    ----------
+    mse_weight, batch_weight
+        lambda_MSE, lambda_b.
+    kl_weight
+        lambda_KL on the KL of a table in nats, averaged over the ten tables (published), or ``None``:
+        the evidence lower bound's own weight, the sum over all tables / N, in the unit of the MSE.
+    hide_batch
+        Share of training cells whose batch the encoder is not told. Only those answer to the batch
+        head, so the latent has to find the batch in the cell's expression, not in its label.
+    learn_prior
+        Whether the prior's width is learnt (empirical Bayes), one for each table.
+    encode_as_target
+        Whether a counterfactual encodes with the target's effects too (published), or with the cell's own.
+    effects
+        Where posterior and prior begin.
+    """
+
+    mse_weight: float = 110.0
+    batch_weight: float = 0.1
+    batch_head_hidden: tuple[int, ...] = (64,)
+    kl_weight: float | None = None
+    hide_batch: float = 0.5
+    learn_prior: bool = True
+    encode_as_target: bool = False
+    effects: EffectStart = field(default_factory=EffectStart)
+
+    def as_published(self) -> "RandomEffectsSettings":
+        """Give the preprint's form: a narrow posterior, a weak KL, the encoder told every batch."""
+        return self.replace(
+            batch_head_hidden=(5,),
+            kl_weight=1e-5,
+            hide_batch=0.0,
+            learn_prior=False,
+            encode_as_target=True,
+            effects=EffectStart(loc_scale=0.1, posterior_scale=1e-3, prior_scale=0.25),
+            **self.published_training(),
+        )
+
+
+class RandomEffectsNetwork(nn.Module):
+    """Encoder, untied decoder and batch head; five blocks carry a scale and a bias table each."""
+
+    n_cells: Tensor
+
+    def __init__(self, n_genes: int, n_batches: int, settings: RandomEffectsSettings):
+        super().__init__()
+        s = self.settings = settings
+        self.n_batches = n_batches
+        sizes = [n_genes, *s.hidden, s.n_latent]
+        self.encoder = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.encoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in s.hidden)
+        self.encoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in s.hidden)
+        sizes = sizes[::-1]
+        self.decoder = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.decoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in sizes[1:])
+        self.decoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in sizes[1:])
+        self.batch_head = Classifier(s.n_latent, s.batch_head_hidden, n_batches)
+        self.register_buffer("n_cells", torch.tensor(1.0))
+
+    def begin(self, b_N: Tensor) -> None:
+        """Learn the number of training cells."""
+        self.n_cells.fill_(len(b_N))
+
+    def after_epoch(self) -> None:
+        """Learn the width of each effect table's prior (empirical Bayes), if asked for."""
+        if self.settings.learn_prior:
+            update_priors(self)
+
+    def players(self) -> dict[str, Sequence[nn.Parameter]]:
+        """Give all parameters: one player."""
+        return {"autoencoder": list(self.parameters())}
+
+    def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
+        """Give z_NP with the effects of batches ``b_N`` (-1: none)."""
+        b_NB = one_hot(b_N, self.n_batches)
+        h = x_NG
+        blocks = zip(self.encoder[:-1], self.encoder_norms, self.encoder_effects, strict=True)
+        for layer, norm, effects in blocks:
+            h = F.selu(effects(norm(layer(h)), b_NB, draw))
+        return F.selu(self.encoder[-1](h))
+
+    def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
+        """Give xhat_NG, scaled like the input, with the effects of batches ``b_N`` (-1: none)."""
+        b_NB = one_hot(b_N, self.n_batches)
+        h = z_NP
+        blocks = zip(self.decoder, self.decoder_norms, self.decoder_effects, strict=True)
+        last = len(self.decoder) - 1
+        for i, (layer, norm, effects) in enumerate(blocks):
+            h = layer(h)
+            h = effects(norm(h if i == last else F.selu(h)), b_NB, draw)
+        return h
+
+    def play(self, cells: Minibatch) -> Iterator[Move]:
+        """Yield L_RE = lambda_MSE * MSE + lambda_b * CE(b, batch head) + lambda_KL * KL(q(U) || p(U))."""
+        s = self.settings
+        z_NP, z_answering, b_answering = self._encode_batch(cells)
+        error = mse(cells.x_MG, self.decode(z_NP, cells.b_M, draw=self.training))
+        logits_NB = self.batch_head(z_answering).float()
+        told = F.cross_entropy(logits_NB, b_answering, reduction="sum") / max(len(b_answering), 1)
+        kl_T = torch.stack([table.kl() for table in tables(self)])
+        total = s.mse_weight * error + s.batch_weight * told
+        if s.kl_weight is None:
+            kl = kl_T.sum() / self.n_cells
+            total = total + s.mse_weight * nat(error, cells.x_MG.shape[1]) * kl
+        else:
+            kl = kl_T.mean()
+            total = total + s.kl_weight * kl
+        yield Move("autoencoder", total, {"reconstruction": error, "batch": told, "kl": kl})
+
+    def _encode_batch(self, cells: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode a minibatch; give z_NP, and latent and batch of the cells that answer to the batch head."""
+        hide = self.settings.hide_batch
+        if not hide:
+            z_NP = self.encode(cells.x_MG, cells.b_M, draw=self.training)
+            return z_NP, z_NP, cells.b_M
+        if not self.training:
+            nobody = torch.full_like(cells.b_M, -1)
+            return self.encode(cells.x_MG, cells.b_M), self.encode(cells.x_MG, nobody), cells.b_M
+        hidden_N = torch.rand(len(cells.b_M), device=cells.b_M.device) < hide
+        z_NP = self.encode(cells.x_MG, cells.b_M.masked_fill(hidden_N, -1), draw=True)
+        return z_NP, z_NP[hidden_N], cells.b_M[hidden_N]
+
+
+class RandomEffects(Model[RandomEffectsSettings]):
+    """What each batch adds (scMEDAL's RE). Needs the batch of a cell, or the population mean for it."""
+
+    key: ClassVar[str] = keys.RANDOM
+    needs_batch: ClassVar[bool] = True
+    settings_type = RandomEffectsSettings
+    network_type = RandomEffectsNetwork
+
+    @classmethod
+    def preset(cls, name: str) -> RandomEffectsSettings:
+        """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
+        return cls.choose(
+            name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published()
+        )

@@ -1,0 +1,86 @@
+"""Settings that all networks share, and how presets are named."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from scmedley.errors import ScmedleyError
+
+PRESETS = ("default", "paper")
+
+S = TypeVar("S", bound="Settings")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all networks share.
+
+    Attributes
+    ----------
+    hidden
+        Sizes of the encoder's hidden layers.
+    n_latent
+        P.
+    batch_norm_momentum
+        Weight of the new minibatch in BatchNorm's running statistics (PyTorch's sense).
+    learning_rate
+        Of Adam, for every player.
+    batch_size
+        Cells of a minibatch; ``None``: 128 below 8,192 training cells, else 512.
+    max_epochs
+        ``None``: as many as make about 2,000 minibatches, between 30 and 300.
+    patience
+        Epochs without a better validation total after which training stops.
+    """
+
+    hidden: tuple[int, ...] = (512, 132)
+    n_latent: int = 50
+    batch_norm_momentum: float = 0.1
+    learning_rate: float = 1e-3
+    batch_size: int | None = None
+    max_epochs: int | None = None
+    patience: int = 30
+
+    def __post_init__(self) -> None:
+        for name in ("n_latent", "learning_rate", "batch_size", "max_epochs", "patience"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ScmedleyError(f"{name}={value} must be above 0.")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ScmedleyError(f"hidden={self.hidden} must name at least one layer, each of 1 unit or more.")
+
+    def replace(self, **changes: Any) -> Self:
+        """Give the same settings with some changed."""
+        try:
+            return dataclasses.replace(self, **changes)
+        except TypeError as error:
+            names = [f.name for f in dataclasses.fields(self)]
+            raise ScmedleyError(f"{error}; the settings are {names}.") from error
+
+    @staticmethod
+    def published_training() -> dict[str, Any]:
+        """Give the preprint's training settings: Adam 1e-4, minibatch 512, 500 epochs, patience 30."""
+        return {
+            "batch_norm_momentum": 0.01,
+            "learning_rate": 1e-4,
+            "batch_size": 512,
+            "max_epochs": 500,
+            "patience": 30,
+        }
+
+    def as_published(self) -> Self:
+        """Give the preprint's form of these settings."""
+        return self.replace(**self.published_training())
+
+    def sizes(self, n_train: int) -> tuple[int, int]:
+        """Give (batch size, epochs at most) for ``n_train`` training cells."""
+        batch_size = self.batch_size or (128 if n_train < 8192 else 512)
+        steps = -(-n_train // batch_size)
+        return batch_size, self.max_epochs or min(300, max(30, -(-2000 // steps)))
+
+
+def named(name: str, default: S, paper: S) -> S:
+    """Give the settings of a preset, or say which presets there are."""
+    if name not in PRESETS:
+        raise ScmedleyError(f"There is no preset {name!r}. Choose one of {list(PRESETS)}.")
+    return default if name == "default" else paper

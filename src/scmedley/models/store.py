@@ -1,0 +1,94 @@
+"""Models on disk: ``model.json`` and ``weights.safetensors``, never pickle."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from scmedley.data.design import Design
+from scmedley.errors import ScmedleyError
+from scmedley.io import replacing
+from scmedley.models.autoencoder import Autoencoder
+from scmedley.models.base import Model
+from scmedley.models.fixed_effects import FixedEffects
+from scmedley.models.random_effects import RandomEffects
+from scmedley.nn.bayesian import EffectStart
+from scmedley.pp.scale import MinMax
+
+CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
+DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
+
+
+def save(model: Model[Any], folder: str | Path) -> None:
+    """Write a fitted model to ``folder``, all or nothing."""
+    if model.network is None:
+        raise ScmedleyError(f"This {type(model).__name__} is not fitted, so there is nothing to save.")
+    with replacing(Path(folder)) as temporary:
+        temporary.mkdir(parents=True)
+        write(model, temporary)
+
+
+def write(model: Model[Any], folder: Path) -> None:
+    """Write a fitted model's files into an existing folder."""
+    description = {
+        "class": type(model).__name__,
+        "batch_key": model.batch_key,
+        "label_key": model.label_key,
+        "batches": model.design.batches,
+        "settings": dataclasses.asdict(model.settings),
+        "genes": model.genes,
+        "fitted": model.fitted,
+        "history": model.history.to_dict("list"),
+    }
+    tensors = {f"network/{name}": tensor.contiguous() for name, tensor in model.network.state_dict().items()}
+    tensors["minimum_G"] = torch.as_tensor(model.scale.minimum_G)
+    tensors["span_G"] = torch.as_tensor(model.scale.span_G)
+    save_file(tensors, folder / WEIGHTS)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Read ``model.json``, or say what is wrong with the folder."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        raise ScmedleyError(f"{folder} holds no model (no {DESCRIPTION}). Give a folder that save() wrote.")
+    try:
+        description: dict[str, Any] = json.loads(path.read_text())
+        _ = description["class"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ScmedleyError(f"{path} cannot be read ({error}). Fit and save the model again.") from error
+    return description
+
+
+def read(folder: Path) -> Model[Any]:
+    """Read one network's model from ``folder``."""
+    about = read_description(folder)
+    if about["class"] not in CLASSES:
+        raise ScmedleyError(f"{folder} holds a {about['class']!r}, which this version does not know.")
+    cls = CLASSES[about["class"]]
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        model = cls(about["batch_key"], about["label_key"], _settings(cls, about["settings"]))
+        model.design = Design(about["batch_key"], tuple(about["batches"]))
+        model.genes = about["genes"]
+        model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
+        model._build()
+        model.network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items()})
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
+        raise ScmedleyError(f"The model in {folder} cannot be read ({error}). Fit and save it again.") from error
+    model.network.eval()
+    model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
+    return model
+
+
+def _settings(cls: type[Model[Any]], stored: dict[str, Any]) -> Any:
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    if "effects" in stored:
+        stored["effects"] = EffectStart(**stored["effects"])
+    return cls.settings_type(**stored)

@@ -1,0 +1,118 @@
+"""Random effects of batches: Gaussian posteriors over scales and biases of a layer's units.
+
+Shapes: N cells of a minibatch, B batches, H units of the layer.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+
+def inverse_softplus(value: float) -> float:
+    """Give the rho for which softplus(rho) is ``value``."""
+    return math.log(math.expm1(value))
+
+
+@dataclass(frozen=True)
+class EffectStart:
+    """Standard deviations with which effects begin.
+
+    Attributes
+    ----------
+    loc_scale
+        Of the random initial posterior means.
+    posterior_scale
+        Of each effect's posterior.
+    prior_scale
+        Of the prior.
+    """
+
+    loc_scale: float = 0.1
+    posterior_scale: float = 0.05
+    prior_scale: float = 0.25
+
+
+class EffectTable(nn.Module):
+    """One effect for every batch and unit: q(u) = N(loc, softplus(rho)^2), prior N(0, prior_scale^2).
+
+    Parameters
+    ----------
+    n_batches, n_units
+        B and H.
+    start
+        Where posterior and prior begin; the prior's scale is a buffer, so that
+        :meth:`update_prior` can learn it.
+    """
+
+    prior_scale: Tensor
+
+    def __init__(self, n_batches: int, n_units: int, start: EffectStart):
+        super().__init__()
+        self.loc_BH = nn.Parameter(torch.randn(n_batches, n_units) * start.loc_scale)
+        self.rho_BH = nn.Parameter(torch.full((n_batches, n_units), inverse_softplus(start.posterior_scale)))
+        self.register_buffer("prior_scale", torch.tensor(start.prior_scale))
+
+    def scale_BH(self) -> Tensor:
+        """Give the posterior standard deviations."""
+        return F.softplus(self.rho_BH)
+
+    def draw_BH(self) -> Tensor:
+        """Draw the whole table once from the posterior (reparametrised)."""
+        return self.loc_BH + self.scale_BH() * torch.randn_like(self.loc_BH)
+
+    def kl(self) -> Tensor:
+        """Give KL(q || prior) in nats, summed over the table.
+
+        Per entry: 1/2 [log(s0^2 / s^2) - 1 + (s^2 + m^2) / s0^2] for q = N(m, s^2), p = N(0, s0^2).
+        """
+        scale = self.scale_BH()
+        ratio = (scale.square() + self.loc_BH.square()) / self.prior_scale.square()
+        return (torch.log(self.prior_scale / scale) + 0.5 * (ratio - 1)).sum()
+
+    @torch.no_grad()
+    def update_prior(self, floor: float = 1e-3) -> None:
+        """Set the prior's variance to the mean of E_q[u^2]: the closed-form empirical-Bayes step.
+
+        Batches that do not differ leave a narrow prior behind, which shrinks them further to 0.
+        """
+        second_moment = (self.loc_BH.square() + self.scale_BH().square()).mean()
+        self.prior_scale.copy_(second_moment.sqrt().clamp_min(floor))
+
+
+class ScaleAndBias(nn.Module):
+    """h * (1 + gamma_b) + beta_b with one scale and one bias effect for every batch and unit."""
+
+    def __init__(self, n_batches: int, n_units: int, start: EffectStart):
+        super().__init__()
+        self.gamma = EffectTable(n_batches, n_units, start)
+        self.beta = EffectTable(n_batches, n_units, start)
+
+    def forward(self, h_NH: Tensor, b_NB: Tensor, draw: bool) -> Tensor:
+        """Apply the effects of each cell's batch.
+
+        ``b_NB`` holds one row a cell, one-hot; a row of zeros is the population mean (no effect).
+        ``draw`` takes one draw of each table for the whole minibatch, else the posterior means.
+        """
+        gamma_BH = self.gamma.draw_BH() if draw else self.gamma.loc_BH
+        beta_BH = self.beta.draw_BH() if draw else self.beta.loc_BH
+        return h_NH * (1 + b_NB @ gamma_BH) + b_NB @ beta_BH
+
+
+def one_hot(b_N: Tensor, n_batches: int) -> Tensor:
+    """Give b_NB (float32): one-hot rows, and a row of zeros, the population mean, for code -1."""
+    b_NB = F.one_hot(b_N.clamp_min(0), n_batches).float()
+    return b_NB * (b_N >= 0).unsqueeze(1)
+
+
+def tables(network: nn.Module) -> list[EffectTable]:
+    """List all effect tables of a network."""
+    return [module for module in network.modules() if isinstance(module, EffectTable)]
+
+
+def update_priors(network: nn.Module) -> None:
+    """Take the empirical-Bayes step in every effect table of a network."""
+    for table in tables(network):
+        table.update_prior()

@@ -1,0 +1,87 @@
+"""Encoder and decoders shared by the fixed-effects family (scMEDAL, section 1 of the preprint's methods).
+
+Shapes: N cells of a minibatch, G genes, H hidden units, P latent dimensions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from scmedley.nn.bayesian import ScaleAndBias
+
+BATCH_NORM_EPS = 1e-3
+
+
+def linear(n_in: int, n_out: int) -> nn.Linear:
+    """Make a dense layer with Glorot-uniform weights and zero biases."""
+    layer = nn.Linear(n_in, n_out)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def batch_norm(n_units: int, momentum: float) -> nn.BatchNorm1d:
+    """Make a BatchNorm layer; ``momentum`` is the weight of the new minibatch (PyTorch's sense)."""
+    return nn.BatchNorm1d(n_units, eps=BATCH_NORM_EPS, momentum=momentum)
+
+
+class Encoder(nn.Module):
+    """[Linear, BatchNorm, SELU] for each hidden size, then Linear and SELU to the latent.
+
+    ``forward`` maps x_NG to all its activations after SELU, ``[h_NH, ..., z_NP]``.
+    """
+
+    def __init__(self, n_genes: int, hidden: Sequence[int], n_latent: int, momentum: float):
+        super().__init__()
+        sizes = [n_genes, *hidden, n_latent]
+        self.linears = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
+
+    def forward(self, x_NG: Tensor) -> list[Tensor]:
+        activations = []
+        h = x_NG
+        for layer, norm in zip(self.linears, [*self.norms, nn.Identity()], strict=True):
+            h = F.selu(norm(layer(h)))
+            activations.append(h)
+        return activations
+
+
+class TiedDecoder(nn.Module):
+    """The encoder's kernels transposed, with biases of its own; SELU between, linear output.
+
+    The kernels stay the encoder's parameters alone: an optimiser sees each of them once. With
+    ``effects`` (one :class:`ScaleAndBias` a layer) every layer has scales and biases of the batch.
+    """
+
+    def __init__(self, encoder: Encoder, effects: Sequence[ScaleAndBias] = ()):
+        super().__init__()
+        sizes = [layer.in_features for layer in reversed(encoder.linears) if isinstance(layer, nn.Linear)]
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)
+        self.effects = nn.ModuleList(effects)
+
+    def forward(self, z_NP: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+        h = z_NP
+        last = len(self.biases) - 1
+        for i, (bias, layer) in enumerate(zip(self.biases, reversed(encoder.linears), strict=True)):
+            h = F.linear(h, layer.weight.t(), bias)
+            if self.effects:
+                h = self.effects[i](h, b_NB, draw)
+            h = h if i == last else F.selu(h)
+        return h
+
+
+class Classifier(nn.Module):
+    """[Linear, ReLU] for each hidden size, then Linear: logits_NK (softmax is in the loss)."""
+
+    def __init__(self, n_in: int, hidden: Sequence[int], n_classes: int):
+        super().__init__()
+        sizes = [n_in, *hidden, n_classes]
+        self.linears = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, h_NH: Tensor) -> Tensor:
+        for layer in self.linears[:-1]:
+            h_NH = F.relu(layer(h_NH))
+        logits: Tensor = self.linears[-1](h_NH)
+        return logits

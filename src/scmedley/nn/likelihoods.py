@@ -1,0 +1,20 @@
+"""Reconstruction losses, in float32 whatever the precision of the network.
+
+Shapes: N cells of a minibatch, G genes.
+"""
+
+from torch import Tensor
+
+
+def mse(x_NG: Tensor, xhat_NG: Tensor) -> Tensor:
+    """Give the squared error, averaged over cells and genes (scMEDAL, L_MSE)."""
+    return (x_NG.float() - xhat_NG.float()).square().mean()
+
+
+def nat(mse_value: Tensor, n_genes: int) -> Tensor:
+    """Give the worth of one nat per cell in units of the MSE: 2 MSE / G, without gradient.
+
+    A Gaussian with its variance at the current MSE has -log p(x) = G / (2 MSE) * error + constant, so
+    a KL in nats weighs 2 MSE / G as much as the error does.
+    """
+    return 2 * mse_value.detach() / n_genes

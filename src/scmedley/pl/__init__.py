@@ -1,0 +1,7 @@
+"""Plots: every function returns a matplotlib figure and touches no pyplot state."""
+
+from scmedley.pl.embedding import embedding
+from scmedley.pl.scores import scores
+from scmedley.pl.training import training
+
+__all__ = ["embedding", "scores", "training"]

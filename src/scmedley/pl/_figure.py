@@ -1,0 +1,54 @@
+"""A figure without pyplot. Imported only when something is drawn, because matplotlib is an extra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+from scmedley.errors import ScmedleyError
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:  # pragma: no cover - the tests have the extra
+    raise ScmedleyError("plots need matplotlib: pip install 'scmedley[report]'") from error
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows by itself, whether or not pyplot was ever imported."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self, dpi=100, tight=True)
+
+
+def png(figure: Figure, dpi: int, *, tight: bool = False) -> bytes:
+    """Give the figure as PNG bytes that depend on what is drawn and on nothing else."""
+    buffer = BytesIO()
+    figure.savefig(
+        buffer,
+        format="png",
+        dpi=dpi,
+        bbox_inches="tight" if tight else None,
+        metadata={"Software": None},  # matplotlib would write its version
+    )
+    return buffer.getvalue()
+
+
+def figure_of(ax: Axes) -> Figure:
+    """Give the figure that an axis belongs to, also through subfigures."""
+    figure = ax.figure
+    while not isinstance(figure, Figure):
+        figure = figure.figure
+    return figure
+
+
+def plain(text: object, longest: int = 32) -> str:
+    """Make a name from the data fit for a figure: one line, not too long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def write(setter: Callable[..., Any], text: object, **kwargs: Any) -> None:
+    """Call ``ax.set_title`` and the like with a name from the data, in which ``$`` is only a dollar."""
+    setter(plain(text), parse_math=False, **kwargs)

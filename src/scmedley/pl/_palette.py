@@ -1,0 +1,20 @@
+"""Colours that colour-blind readers can tell apart and that show on white and on near-black."""
+
+from __future__ import annotations
+
+# Okabe and Ito's set without black and with a darker yellow; then the same hues lighter and darker.
+BASE = ["#0079bf", "#e69f00", "#009e73", "#cc5fa0", "#d55e00", "#56b4e9", "#8c7ae6", "#a3a300"]
+MISSING = "#9a9a9a"
+
+
+def _mix(colour: str, other: int, share: float) -> str:
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part * (1 - share) + other * share):02x}" for part in parts)
+
+
+DISTINCT = BASE + [_mix(colour, 255, 0.45) for colour in BASE] + [_mix(colour, 0, 0.30) for colour in BASE]
+
+
+def colours(n: int) -> list[str]:
+    """Give a colour for each of ``n`` levels; after ``len(DISTINCT)`` of them the colours repeat."""
+    return [DISTINCT[i % len(DISTINCT)] for i in range(n)]

@@ -1,0 +1,172 @@
+"""Cells on a map, coloured by a column or a gene."""
+
+from __future__ import annotations
+
+import math
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+from scmedley.pl._palette import DISTINCT, MISSING, colours
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+ROWS_OF_LEGEND = 30  # names in one column of a legend
+
+
+def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) -> Figure:
+    """Draw cells in two dimensions.
+
+    Cells are drawn in a random order with a fixed seed, so that no batch hides another,
+    and as pixels also in vector files, so that 500,000 cells stay small.
+
+    Parameters
+    ----------
+    adata
+        Annotated cells.
+    basis
+        Key in ``obsm``, with or without ``X_``. If the embedding has a UMAP
+        (``keys.umap(basis)``) that is drawn, otherwise its first two columns.
+    color
+        Column of ``obs`` (text, categories or numbers) or name of a gene
+        (from ``layers["log1p_cp10k"]`` where present, in log1p CP10k, otherwise from ``X``).
+    ax
+        Where to draw; a new figure if not given.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ScmedleyError
+        If the basis is not in ``obsm`` or has fewer than two columns,
+        or the colour is neither a column nor a gene.
+    """
+    from scmedley.pl._figure import NotebookFigure, figure_of, write
+
+    key, xy_N2 = coordinates(adata, basis)
+    values = _values(adata, color)
+    codes, names = (None, []) if pd.api.types.is_float_dtype(values) else levels(values)
+    columns = math.ceil(len(names) / ROWS_OF_LEGEND)
+    if ax is None:
+        figure: Figure = NotebookFigure(figsize=(5.5 + 1.45 * columns, 4.6), layout="constrained")
+        ax = figure.add_subplot()
+    else:
+        figure = figure_of(ax)
+
+    if codes is None:
+        points = scatter(ax, xy_N2, values.to_numpy(dtype=float))
+        write(figure.colorbar(points, ax=ax, shrink=0.7).ax.set_title, color, fontsize=8)
+    else:
+        scatter(ax, xy_N2, codes, len(names))
+        _legend(ax, color, names, columns)
+    axis = key.removeprefix("X_")
+    write(ax.set_xlabel, f"{axis} 1", loc="left", fontsize=8)
+    write(ax.set_ylabel, f"{axis} 2", loc="bottom", fontsize=8)
+    return figure
+
+
+def coordinates(adata: AnnData, basis: str) -> tuple[str, NDArray[np.float32]]:
+    """Find the two columns to draw: ``(obsm key, cells x 2)``."""
+    found = next((key for key in (basis, f"X_{basis}") if key in adata.obsm), None)
+    if found is None:
+        raise ScmedleyError(f"obsm has no {basis!r}; it has: {', '.join(adata.obsm) or 'nothing'}")
+    key = keys.umap(found) if keys.umap(found) in adata.obsm else found
+    values = adata.obsm[key]
+    xy = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float32)
+    if xy.ndim != 2 or xy.shape[1] < 2:
+        raise ScmedleyError(f"obsm[{key!r}] has shape {xy.shape}; a map needs at least two columns")
+    return key, xy[:, :2]
+
+
+def levels(values: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
+    """Turn a column into codes (−1 where missing) and the names of the levels that occur."""
+    column = values.astype("category").cat.remove_unused_categories()
+    return np.asarray(column.cat.codes, dtype=np.int64), [str(name) for name in column.cat.categories]
+
+
+def scatter(
+    ax: Axes, xy_N2: NDArray[np.float32], values_N: NDArray[np.generic], n_levels: int | None = None
+) -> PathCollection:
+    """Draw the points alone: codes of ``n_levels`` levels, or numbers when ``n_levels`` is None."""
+    n = len(xy_N2)
+    order = np.random.default_rng(0).permutation(n)
+    size = min(max(30_000 / max(n, 1), 0.8), 14.0)
+    if n_levels is None:
+        style: dict[str, object] = {"c": values_N[order], "cmap": "viridis", "plotnonfinite": False}
+    else:
+        from matplotlib.colors import to_rgba_array
+
+        table = to_rgba_array([*colours(n_levels), MISSING])  # code −1 is the last: missing
+        style = {"c": table[values_N[order].astype(np.int64)]}
+    points = ax.scatter(
+        xy_N2[order, 0],
+        xy_N2[order, 1],
+        s=size,
+        linewidths=0,
+        alpha=0.9 if n < 50_000 else 0.75,
+        rasterized=True,
+        **style,  # type: ignore[arg-type]
+    )
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    return points
+
+
+def _values(adata: AnnData, color: str) -> pd.Series:
+    """Give the column or the gene as a series: floats if it is a quantity, otherwise levels."""
+    if color in adata.obs:
+        column = adata.obs[color]
+        numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+        return pd.Series(column.astype(float) if numeric else column)
+    if color in adata.var_names:
+        layer = keys.LOGNORM if keys.LOGNORM in adata.layers else None
+        return pd.Series(adata.obs_vector(color, layer=layer), adata.obs_names, dtype=float)
+    close = get_close_matches(color, [*adata.obs, *adata.var_names], n=1)
+    hint = (
+        f"; did you mean {close[0]!r}?"
+        if close
+        else f"; obs has: {', '.join(map(str, adata.obs)) or 'nothing'}"
+    )
+    raise ScmedleyError(f"{color!r} is neither a column of obs nor a gene{hint}")
+
+
+def _legend(ax: Axes, title: str, names: list[str], columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    from scmedley.pl._figure import plain
+
+    if not names:
+        return
+    dots = [Line2D([], [], marker="o", linestyle="", markersize=5, color=c) for c in colours(len(names))]
+    # The texts are set afterwards: legends drop names that start with "_" and read "$" as mathematics.
+    legend = ax.legend(
+        dots,
+        ["x"] * len(names),
+        title="x",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        ncols=max(columns, 1),
+        frameon=False,
+        fontsize=7 if columns > 1 else 8,
+        title_fontsize=8,
+        labelspacing=0.3,
+        columnspacing=1.0,
+        handletextpad=0.2,
+        alignment="left",
+    )
+    repeats = f" (colours repeat after {len(DISTINCT)})" if len(names) > len(DISTINCT) else ""
+    for text, name in zip([legend.get_title(), *legend.get_texts()], [title + repeats, *names], strict=True):
+        text.set_parse_math(False)
+        text.set_text(plain(name, 60 if text is legend.get_title() else 22))

@@ -1,0 +1,100 @@
+"""Scores beside their nulls."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd"]
+NAMES = {
+    keys.FIXED: "Fixed effects",
+    keys.RANDOM: "Random effects",
+    keys.NULL: "Random effects, permuted batches",
+    keys.PCA: "PCA",
+    keys.AUTOENCODER: "Plain autoencoder",
+}
+
+
+def scores(df: pd.DataFrame) -> Figure:
+    """Draw every score of every embedding beside its null.
+
+    Parameters
+    ----------
+    df
+        Tidy table with columns embedding (``obsm`` key), score, of ("batch" or "label"),
+        value, null, null_sd (NaN where there is no null).
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A row for batch and one for label, a column for each score. A dot is the value,
+        a grey bar the null ± 2 standard deviations.
+
+    Raises
+    ------
+    ScmedleyError
+        If a column is missing or the table is empty.
+    """
+    from scmedley.pl._figure import NotebookFigure, write
+
+    missing = [column for column in COLUMNS if column not in df]
+    if missing:
+        raise ScmedleyError(f"the table of scores lacks the column(s) {', '.join(missing)}")
+    if df.empty:
+        raise ScmedleyError("the table of scores is empty: nothing to draw")
+    kinds, names = list(df["of"].unique()), list(df["score"].unique())
+    height = 0.9 + 0.32 * df["embedding"].nunique()
+    figure: Figure = NotebookFigure(
+        figsize=(2.4 * len(names) + 1.6, height * len(kinds)), layout="constrained"
+    )
+    axes = figure.subplots(len(kinds), len(names), squeeze=False)
+    for row, of in zip(axes, kinds, strict=True):
+        for ax, name in zip(row, names, strict=True):
+            rows = df[(df["of"] == of) & (df["score"] == name)]
+            if rows.empty:
+                ax.set_axis_off()
+                continue
+            panel(ax, rows, list(df["embedding"].unique()), names=ax is row[0])
+            write(ax.set_title, f"{name} by {of}", fontsize=9)
+    return figure
+
+
+def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], *, names: bool = True) -> None:
+    """Draw one score of each embedding, the first at the top."""
+    from scmedley.pl._figure import plain
+
+    for place, key in enumerate(embeddings):
+        here = rows.loc[rows["embedding"] == key, ["value", "null", "null_sd"]].to_numpy(dtype=float)
+        for value, null, sd in here:
+            if not math.isnan(null):
+                spread = 0.0 if math.isnan(sd) else 2 * sd
+                ax.errorbar(
+                    null,
+                    place,
+                    xerr=spread,
+                    fmt="|",
+                    color="#8a8a8a",
+                    ms=9,
+                    mew=2,
+                    elinewidth=5,
+                    alpha=0.6,
+                )
+            ax.plot(value, place, "o", color="#2f86c9", ms=6, zorder=3)
+    ax.set_ylim(len(embeddings) - 0.5, -0.5)
+    ax.set_yticks(range(len(embeddings)), [])
+    if names:
+        ax.set_yticks(
+            range(len(embeddings)), [plain(NAMES.get(key, key)) for key in embeddings], parse_math=False
+        )
+    ax.margins(x=0.15)
+    ax.tick_params(labelsize=8, length=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.25)

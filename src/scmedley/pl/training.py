@@ -1,0 +1,93 @@
+"""Loss terms over epochs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from scmedley.errors import ScmedleyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PARTS = {"train": ("#e08214", (0, (4, 1.5))), "validation": ("#2f86c9", "solid")}
+COLUMNS = ["network", "epoch", "part", "term", "value"]
+
+
+def training(history: pd.DataFrame, ax: Axes | None = None) -> Figure:
+    """Draw every loss term of every network, train and validation, the best epoch marked.
+
+    Parameters
+    ----------
+    history
+        Tidy table with columns network, epoch, part ("train" or "validation"), term, value.
+    ax
+        Where to draw; then the history must hold one network and one term. A new figure if not given,
+        with a row for each network and a column for each term.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ScmedleyError
+        If a column is missing, the table is empty, or an axis is given for more than one curve.
+    """
+    from scmedley.pl._figure import NotebookFigure, figure_of, write
+
+    missing = [column for column in COLUMNS if column not in history]
+    if missing:
+        raise ScmedleyError(f"the history lacks the column(s) {', '.join(missing)}")
+    if history.empty:
+        raise ScmedleyError("the history is empty: nothing was trained")
+    terms = {str(name): list(rows["term"].unique()) for name, rows in history.groupby("network", sort=False)}
+    if ax is not None:
+        if sum(map(len, terms.values())) > 1:
+            raise ScmedleyError(
+                "one axis shows one network and one term; choose them first, for example "
+                'history.query(\'network == "fixed" and term == "total"\')'
+            )
+        curve(ax, history, best_epoch(history))
+        return figure_of(ax)
+
+    width = max(map(len, terms.values()))
+    figure: Figure = NotebookFigure(figsize=(3.2 * width, 2.5 * len(terms)), layout="constrained")
+    axes = figure.subplots(len(terms), width, squeeze=False)
+    for row, (network, names) in zip(axes, terms.items(), strict=True):
+        rows = history[history["network"] == network]
+        best = best_epoch(rows)
+        for panel in row[len(names) :]:
+            panel.set_axis_off()
+        for panel, term in zip(row, names, strict=False):
+            curve(panel, rows[rows["term"] == term], best)
+            write(panel.set_title, f"{network}: {term}", fontsize=9)
+    return figure
+
+
+def best_epoch(history: pd.DataFrame) -> int | None:
+    """Give the epoch with the lowest validation total of one network; None if it was not validated."""
+    total = history[(history["part"] == "validation") & (history["term"] == "total")].dropna(subset="value")
+    return None if total.empty else int(total["epoch"].iloc[int(total["value"].argmin())])
+
+
+def curve(ax: Axes, rows: pd.DataFrame, best: int | None) -> None:
+    """Draw one term of one network; ``best`` is marked with a dotted line."""
+    from matplotlib.ticker import MaxNLocator
+
+    for part, (colour, line) in PARTS.items():
+        one = rows[rows["part"] == part].sort_values("epoch")
+        if not one.empty:
+            marker = "o" if len(one) == 1 else ""
+            ax.plot(
+                one["epoch"], one["value"], color=colour, linestyle=line, marker=marker, label=part, lw=1.5
+            )
+    if best is not None:
+        ax.axvline(best, color="#8a8a8a", linestyle=":", lw=1.2, label=f"best epoch: {best}")
+    ax.set_xlabel("epoch", fontsize=8)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    ax.legend(fontsize=8, frameon=False)

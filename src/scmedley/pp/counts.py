@@ -1,0 +1,366 @@
+"""From counts to what the models read: filters, log1p CP10k, highly variable genes (scanpy's)."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix, issparse, vstack
+
+from scmedley import keys
+from scmedley.checks import FEW_CELLS, Checked, as_categories, check, check_unique, find_values, listed
+from scmedley.errors import ScmedleyError
+
+_NEGATIVE = (
+    "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X or "
+    "layers['counts']) or log1p-normalised values."
+)
+_BLOCK = 20_000_000  # values of a backed file that are read in one go
+
+
+def prepare(
+    adata: AnnData,
+    batch_key: str,
+    *,
+    label_key: str | None = None,
+    n_top_genes: int = 3000,
+    min_genes: int = 10,
+    min_cells: int = 3,
+    target_sum: float = 1e4,
+    train: np.ndarray | None = None,
+) -> Checked:
+    """Check, filter and normalise ``adata`` in place, and flag its highly variable genes.
+
+    ``X`` keeps its values. ``layers["counts"]`` holds a copy of the counts (float32; a copy, so that
+    ``scanpy.pp.log1p(adata)`` afterwards leaves it alone), ``layers["log1p_cp10k"]`` the normalised values. Data that are log-normalised already get no counts layer. A view becomes an AnnData of its own.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X`` or ``raw``.
+    batch_key, label_key
+        ``obs`` columns; they become categorical, without unused categories.
+    n_top_genes
+        Highly variable genes to flag in ``var["highly_variable"]``; all genes where there are not more.
+    min_genes
+        Cells with fewer genes found are removed.
+    min_cells
+        Genes found in fewer of the cells that stay are removed.
+    target_sum
+        Counts per cell after normalisation, before log1p.
+    train
+        Mask over the cells given: highly variable genes are chosen on these cells only.
+
+    Returns
+    -------
+    Checked
+        Which matrix was used, what it held, and the warnings for the report.
+
+    Raises
+    ------
+    ScmedleyError
+        As :func:`scmedley.checks.check` does; scaled or centred data; nothing left after the filters; fewer
+        than two batches left; all cells identical; a backed file; a setting out of range. What is found
+        only after the filters leaves ``adata`` filtered.
+    """
+    _check_settings(adata, n_top_genes, min_genes, min_cells, target_sum, train)
+    checked = check(adata, batch_key, label_key)
+    if checked.values == "other":
+        raise ScmedleyError(_NEGATIVE.format(where=checked.where))
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())
+    train = np.ones(adata.n_obs, dtype=bool) if train is None else np.asarray(train, dtype=bool)
+    adata.obs_names_make_unique()
+    for key in filter(None, (batch_key, label_key)):
+        adata.obs[key] = as_categories(adata.obs[key])
+    before = adata.shape
+    batches_before = adata.obs[batch_key].cat.categories
+
+    source = _bring(adata, checked)
+    cells, genes = _passing(source, min_genes, min_cells)
+    source = _subset(adata, source, checked.where, cells, genes)
+    for key in filter(None, (batch_key, label_key)):
+        adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
+    more = _check_filtered(adata, source, batch_key, batches_before, min_genes)
+
+    if checked.values == "counts":
+        adata.layers[keys.COUNTS] = source.copy() if checked.where == "X" else source
+        adata.layers[keys.LOGNORM] = _log1p(source, _totals(source), target_sum)
+    else:
+        if keys.COUNTS in adata.layers:  # left where X or raw.X was better: everyone would take it for counts
+            del adata.layers[keys.COUNTS]
+            more.append("layers['counts'] held no counts and was removed.")
+        adata.layers[keys.LOGNORM] = source
+    adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train[cells])
+    adata.uns[keys.UNS] = {
+        **adata.uns.get(keys.UNS, {}),
+        "prepare": {
+            "cells_before": before[0],
+            "cells_after": adata.n_obs,
+            "genes_before": before[1],
+            "genes_after": adata.n_vars,
+            "n_hvg": int(adata.var[keys.HVG].sum()),
+            "values": checked.values,
+            "target_sum": float(target_sum),
+        },
+    }
+    return replace(checked, warnings=checked.warnings + more)
+
+
+def log_normalised(
+    adata: AnnData, genes: Sequence[str], target_sum: float = 1e4
+) -> tuple[csr_matrix | np.ndarray, int]:
+    """Give the values a fitted model reads, aligned by gene name.
+
+    ``layers["log1p_cp10k"]`` where :func:`prepare` put it, else computed from counts, with all genes of the
+    file in the size factor. Views and backed files work; the latter are read in blocks. ``adata`` stays as it
+    is; the result may share its memory, so do not write to it.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes.
+    genes
+        Names of the model's G genes, in its order.
+    target_sum
+        Counts per cell after normalisation, before log1p.
+
+    Returns
+    -------
+    x_NG : csr_matrix or ndarray of float32
+        log1p of counts per ``target_sum``; genes that ``adata`` lacks are 0.
+    n_missing : int
+        How many genes it lacks.
+
+    Raises
+    ------
+    ScmedleyError
+        Gene names not unique; values that are not finite, or neither counts nor log-normalised.
+    """
+    check_unique(adata.var_names)
+    layer = adata.layers.get(keys.LOGNORM)
+    done = adata.uns.get(keys.UNS, {}).get("prepare", {}).get("target_sum", target_sum)
+    if layer is not None and done == target_sum:
+        return _aligned(_tidy(layer), adata.var_names, genes)
+    values, where, _ = find_values(adata)
+    if values == "other":
+        raise ScmedleyError(_NEGATIVE.format(where=where))
+    names = adata.raw.var_names if where == "raw.X" else adata.var_names
+    x = adata.raw.X if where == "raw.X" else adata.layers[keys.COUNTS] if where != "X" else adata.X
+    in_memory = issparse(x) or isinstance(x, np.ndarray)
+    step = adata.n_obs if in_memory else max(1, _BLOCK // adata.n_vars)
+    blocks, n_missing = [], 0
+    for start in range(0, adata.n_obs, max(step, 1)):
+        block = _tidy(x if in_memory else x[start : start + step])
+        total = _totals(block)
+        block, n_missing = _aligned(block, names, genes)
+        blocks.append(_log1p(block, total, target_sum) if values == "counts" else block)
+    if len(blocks) == 1:
+        return blocks[0], n_missing
+    return (vstack(blocks, format="csr") if issparse(blocks[0]) else np.vstack(blocks)), n_missing
+
+
+def _check_settings(
+    adata: AnnData,
+    n_top_genes: int,
+    min_genes: int,
+    min_cells: int,
+    target_sum: float,
+    train: np.ndarray | None,
+) -> None:
+    if adata.isbacked:
+        raise ScmedleyError(
+            f"{adata.filename} is open on disk. Read it with adata = adata.to_memory() first."
+        )
+    for name, value, least in (
+        ("n_top_genes", n_top_genes, 1),
+        ("min_genes", min_genes, 0),
+        ("min_cells", min_cells, 0),
+    ):
+        if value < least:
+            raise ScmedleyError(f"{name} is {value}; give {least} or more.")
+    if not 0 < target_sum < np.inf:
+        raise ScmedleyError(f"target_sum is {target_sum}; give a positive number of counts, such as 10000.")
+    if train is not None and np.shape(train) != (adata.n_obs,):
+        raise ScmedleyError(
+            f"The train mask has shape {np.shape(train)}; give one value for each of {adata.n_obs} cells."
+        )
+
+
+def _tidy(x: Any) -> csr_matrix | np.ndarray:
+    """Give canonical CSR or dense float32; the very same object where it is so already."""
+    # A value beyond float32 becomes infinite here; the checks have named it by then.
+    if not issparse(x):
+        return np.asarray(x, dtype=np.float32)
+    if not (type(x) is csr_matrix and x.dtype == np.float32):
+        x = csr_matrix(x, dtype=np.float32)
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    return x
+
+
+def _bring(adata: AnnData, checked: Checked) -> csr_matrix | np.ndarray:
+    """Give the matrix that was found usable, with the genes of ``adata``."""
+    if checked.where == "X":
+        return _tidy(adata.X)
+    if checked.where == "raw.X":
+        return _tidy(adata.raw[:, adata.var_names].X)
+    return _tidy(adata.layers[keys.COUNTS])
+
+
+def _passing(x: csr_matrix | np.ndarray, min_genes: int, min_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Give masks of the cells, then of the genes in these cells, that the filters keep."""
+    found = x != 0
+    cells = np.asarray(found.sum(axis=1)).ravel() >= min_genes
+    if not cells.any():
+        raise ScmedleyError(
+            f"No cell has {min_genes} genes or more: nothing is left. Lower min_genes, or look at the file."
+        )
+    genes = np.asarray((found if cells.all() else found[cells]).sum(axis=0)).ravel() >= min_cells
+    if not genes.any():
+        raise ScmedleyError(
+            f"No gene is found in {min_cells} cells or more: nothing is left. Lower min_cells, or look at "
+            "the file."
+        )
+    return cells, genes
+
+
+def _subset(
+    adata: AnnData, source: csr_matrix | np.ndarray, where: str, cells: np.ndarray, genes: np.ndarray
+) -> csr_matrix | np.ndarray:
+    """Keep these cells and genes in ``adata`` and in the source matrix, which is copied once at most."""
+    from_x = source is adata.X
+    if where == "layers['counts']":
+        del adata.layers[keys.COUNTS]  # put back by the caller: what is shared must not be copied twice
+    adata.layers.pop(keys.LOGNORM, None)  # an earlier run's
+    if not cells.all():
+        adata._inplace_subset_obs(cells)
+        source = source if from_x else source[cells]
+    source = adata.X if from_x else source
+    if not genes.all():
+        adata._inplace_subset_var(genes)
+        source = source if from_x else source[:, genes]
+    return adata.X if from_x else source
+
+
+def _check_filtered(
+    adata: AnnData, x: csr_matrix | np.ndarray, batch_key: str, batches_before: pd.Index, min_genes: int
+) -> list[str]:
+    batches = adata.obs[batch_key].cat.categories
+    lost = [str(name) for name in batches_before if name not in batches]
+    if len(batches) < 2:
+        raise ScmedleyError(
+            f"Only batch {batches[0]!r} has cells with {min_genes} genes or more; two batches are needed. "
+            f"Lower min_genes, or look at {listed(lost)}."
+        )
+    if _all_same(x):
+        raise ScmedleyError(
+            f"All {adata.n_obs:,} cells have the same values in every gene: there is nothing to learn. "
+            "Look at the step that wrote the file."
+        )
+    return [f"No cell of {listed(lost)} has {min_genes} genes or more, so they are gone."] if lost else []
+
+
+def _all_same(x: csr_matrix | np.ndarray) -> bool:
+    if isinstance(x, np.ndarray):
+        return bool((x[1:] == x[:1]).all())
+    lengths = np.diff(x.indptr)
+    if (lengths != lengths[0]).any():
+        return False
+    shape = (x.shape[0], int(lengths[0]))
+    return all(bool((a.reshape(shape) == a[: shape[1]]).all()) for a in (x.indices, x.data))
+
+
+def _totals(x: csr_matrix | np.ndarray) -> np.ndarray:
+    return np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def _log1p(x: csr_matrix | np.ndarray, total: np.ndarray, target_sum: float) -> csr_matrix | np.ndarray:
+    """Give ``log1p(target_sum * x / total)`` as a new matrix; empty cells stay 0."""
+    scale = np.where(total > 0, target_sum / np.where(total > 0, total, 1.0), 0.0)
+    if isinstance(x, np.ndarray):
+        dense = (x * scale[:, None]).astype(np.float32)
+        return np.log1p(dense, out=dense)
+    # In double precision: a huge count times 10,000 would leave float32's range before it is divided.
+    data = (x.data * np.repeat(scale, np.diff(x.indptr))).astype(np.float32)
+    np.log1p(data, out=data)
+    # Index arrays of its own: sharing them would let an in-place change of one layer spoil the other.
+    return csr_matrix((data, x.indices.copy(), x.indptr.copy()), shape=x.shape)
+
+
+def _aligned(
+    x: csr_matrix | np.ndarray, names: pd.Index, genes: Sequence[str]
+) -> tuple[csr_matrix | np.ndarray, int]:
+    """Give the columns called ``genes``, in that order; 0 for those that are missing."""
+    if len(names) == len(genes) and (names == pd.Index(genes)).all():
+        return x, 0
+    place = names.get_indexer(pd.Index(genes))
+    present = np.flatnonzero(place >= 0)
+    n_missing = len(genes) - len(present)
+    sub = x[:, place[present]]
+    if isinstance(sub, np.ndarray):
+        out = np.zeros((x.shape[0], len(genes)), dtype=np.float32)
+        out[:, present] = sub
+        return out, n_missing
+    sub.sort_indices()
+    shape = (x.shape[0], len(genes))
+    return csr_matrix(
+        (sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape
+    ), n_missing
+
+
+def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np.ndarray) -> np.ndarray:
+    """Flag ``n_top_genes`` genes with scanpy's "seurat" dispersions, batch by batch."""
+    if adata.n_vars <= n_top_genes:
+        return np.ones(adata.n_vars, dtype=bool)
+    if not train.any():
+        raise ScmedleyError("No training cell is left after the filters, so no genes can be chosen.")
+    x = adata.layers[keys.LOGNORM]
+    groups = _groups(adata.obs[batch_key][train])
+    cells = AnnData(
+        x if train.all() else x[train], obs=pd.DataFrame({"group": groups}, index=groups.index.astype(str))
+    )
+    for batch in ("group", None):
+        flags = _scanpy_flags(cells, n_top_genes, batch)
+        if flags is not None:
+            return flags
+    raise ScmedleyError(
+        "No gene varies between the training cells, so none can be chosen. Look at the input file."
+    )
+
+
+def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np.ndarray | None:
+    """Give scanpy's flags, or None where it cannot rank the genes: in a group, not one of them varies."""
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        # Said by scanpy when some genes are constant within a batch; the others are still ranked.
+        warnings.filterwarnings("ignore", message="`n_top_genes` > number of normalized dispersions")
+        # Its mean-variance code divides by n - 1, and logs variances of 0, in the smallest groups.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="scanpy")
+        try:
+            table = sc.pp.highly_variable_genes(
+                cells, n_top_genes=n_top_genes, flavor="seurat", batch_key=batch_key, inplace=False
+            )
+        except (ValueError, IndexError):  # pandas cannot bin, scanpy cannot rank, an empty set of dispersions
+            return None
+    return np.asarray(table[keys.HVG], dtype=bool)
+
+
+def _groups(batch: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Give the batches with those too small to rank genes in put together.
+
+    When even together they have too few cells, the smallest other batch joins them.
+    """
+    sizes = batch.value_counts(ascending=True)
+    sizes = sizes[sizes > 0]
+    n_pooled = int((sizes < FEW_CELLS).sum())
+    if n_pooled and sizes.iloc[:n_pooled].sum() < FEW_CELLS:
+        n_pooled += 1
+    pooled = set(sizes.index[:n_pooled])
+    codes = {name: 0 if name in pooled else i + 1 for i, name in enumerate(sizes.index)}
+    return batch.map(codes).astype(int).astype("category")

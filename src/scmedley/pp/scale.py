@@ -1,0 +1,42 @@
+"""Per-gene min-max scaling, learnt on the training cells and stored with the model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """x to (x - minimum) / span for each gene, so that training cells lie in [0, 1].
+
+    Other cells may fall outside: they are not clipped. Constant genes become 0.
+    ``minimum_G`` and ``span_G`` are float32, in the unit of the input (log1p CP10k).
+    """
+
+    minimum_G: np.ndarray
+    span_G: np.ndarray
+
+    @classmethod
+    def fit(cls, x_NG: sparse.csr_matrix | np.ndarray) -> "MinMax":
+        """Learn minimum and span of each gene on (training) cells."""
+        low, high = x_NG.min(axis=0), x_NG.max(axis=0)
+        if sparse.issparse(x_NG):
+            low, high = low.toarray().ravel(), high.toarray().ravel()
+        low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+        span = np.where(high > low, high - low, np.float32(1))
+        return cls(low, span.astype(np.float32))
+
+    def transform(self, x_NG: sparse.csr_matrix | np.ndarray) -> sparse.csr_matrix | np.ndarray:
+        """Scale cells; sparse stays sparse while every gene's minimum is 0."""
+        if sparse.issparse(x_NG):
+            if not self.minimum_G.any():
+                scaled = x_NG.tocsr(copy=True)
+                scaled.data /= self.span_G[scaled.indices]
+                return scaled
+            x_NG = x_NG.toarray()
+        return ((x_NG - self.minimum_G) / self.span_G).astype(np.float32)
+
+    def inverse(self, x_NG: np.ndarray) -> np.ndarray:
+        """Give back the unit of the input (log1p CP10k)."""
+        return x_NG * self.span_G + self.minimum_G

@@ -1,0 +1,112 @@
+"""Build ``report.html`` from a run folder. Heavy imports wait until a report is asked for."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scmedley.errors import ScmedleyError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def build(run_dir: str | Path) -> Path:
+    """Write ``run_dir/report.html`` from the other files of the run folder.
+
+    The same folder gives the same bytes: times come from ``run.json``. A file that is missing
+    is said to be missing in its section.
+
+    Parameters
+    ----------
+    run_dir
+        Folder with ``run.json`` and, as far as the run came, ``integrated.h5ad``, ``history.csv``,
+        ``scores.csv``, ``gene_shifts.csv`` and ``counterfactual_check.csv``.
+
+    Returns
+    -------
+    pathlib.Path
+        The report.
+
+    Raises
+    ------
+    ScmedleyError
+        If the folder or ``run.json`` is missing, a file cannot be read or lacks a column,
+        or the packages of the extra ``report`` are not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ScmedleyError("a report needs jinja2 and matplotlib: pip install 'scmedley[report]'") from error
+    from scmedley.io import replacing
+    from scmedley.report import figures, sections
+    from scmedley.report.read import read
+
+    run = read(Path(run_dir))
+    with figures.drawing():
+        context = {
+            "summary": sections.summary(run),
+            "data": sections.data(run),
+            "maps": figures.maps(run),
+            "scores": sections.scores(run),
+            "score_figures": figures.scores(run),
+            "shifts": sections.shifts(run),
+            "check": sections.check(run),
+            "training": figures.training(run),
+            "provenance": sections.provenance(run),
+        }
+    path = run.folder / "report.html"
+    # A lone surrogate in a name cannot be encoded; it must not cost the report.
+    page = render(context).encode("utf-8", errors="replace")
+    with replacing(path) as temporary:
+        temporary.write_bytes(page)
+    return path
+
+
+def render(context: dict[str, Any]) -> str:
+    """Fill the template. Everything is escaped except the style sheet, which is ours."""
+    from markupsafe import Markup
+
+    environment = _environment()
+    assert environment.loader is not None
+    style = environment.loader.get_source(environment, "style.css")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return environment.get_template("template.html.j2").render(
+        **context, style=Markup(style), style_hash=f"sha256-{digest}"
+    )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("scmedley", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, count=count, signed=signed)
+    return environment
+
+
+def number(value: float | None, decimals: int = 2) -> str:
+    """Show a number with ``decimals`` decimals, fewer where it is large; a dash where there is none."""
+    if value is None or value != value:
+        return "–"
+    text = f"{value:,.{max(decimals + 1 - len(str(int(abs(value)))), 0)}f}"
+    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
+
+
+def signed(value: float | None, decimals: int = 2) -> str:
+    """Show a difference, always with its sign."""
+    text = number(value, decimals)
+    return f"+{text}" if text[0].isdigit() else text
+
+
+def count(value: float | None) -> str:
+    """Show a whole number with commas."""
+    return number(value, 0)

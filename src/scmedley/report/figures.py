@@ -1,0 +1,160 @@
+"""Pictures of the report. Names from the data stay out of them: they stand in the page, as text."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context, rcParamsDefault
+from matplotlib.axes import Axes
+
+from scmedley import keys
+from scmedley.pl._figure import NotebookFigure, png
+from scmedley.pl._palette import DISTINCT, MISSING, colours
+from scmedley.pl.embedding import levels, scatter
+from scmedley.pl.scores import NAMES, panel
+from scmedley.pl.training import best_epoch, curve
+from scmedley.report.build import number
+from scmedley.report.read import MAPS, Run
+
+NUMBERED = 30  # up to so many labels carry their number on the map
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+BADGE = {"boxstyle": "round,pad=0.18", "facecolor": "white", "edgecolor": "#333", "linewidth": 0.6}
+THEMES = {"light": "#333a45", "dark": "#cdd3dd"}  # colour of texts and lines
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as data URIs for the light and the dark page, with its text alternative."""
+
+    light: str
+    dark: str
+    alt: str
+    title: str
+    note: str = ""
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw with matplotlib's own settings: the user's must not change the report."""
+    settings: Any = {key: value for key, value in rcParamsDefault.items() if key != "backend"}
+    with rc_context(settings):
+        yield
+
+
+def _picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str, title: str) -> Picture:
+    images = {}
+    for theme, colour in THEMES.items():
+        inked: Any = dict.fromkeys(INKED, colour)
+        with rc_context(inked):
+            figure = NotebookFigure(figsize=size, layout="constrained", facecolor="none")
+            ax = figure.add_subplot(facecolor="none")
+            draw(ax)
+            images[theme] = _uri(png(figure, dpi=180))
+    return Picture(images["light"], images["dark"], alt, title)
+
+
+def _uri(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def maps(run: Run) -> list[dict[str, Any]]:
+    """Draw the cells: a row for batch and one for label, a panel for each embedding."""
+    rows = []
+    for kind in ("batch", "label"):
+        column = run.column(kind)
+        row: dict[str, Any] = {"kind": kind, "key": run.config.get(kind), "panels": [], "legend": []}
+        if column is not None:
+            codes, names = levels(column)
+            numbered = kind == "label" and len(names) <= NUMBERED
+            for key in MAPS:
+                row["panels"].append(_map(run, key, codes, names, kind, numbered))
+            sizes = pd.Series(codes).value_counts()
+            row["legend"] = [
+                {"name": name, "colour": colour, "cells": int(sizes.get(code, 0)), "number": code + 1}
+                for code, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True))
+            ]
+            if -1 in sizes.index:
+                missing = {"name": "no value", "colour": MISSING, "cells": int(sizes[-1]), "number": None}
+                row["legend"].append(missing)
+            row |= {"numbered": numbered, "n": len(names), "repeats": len(names) > len(DISTINCT)}
+            row["n_colours"] = len(DISTINCT)
+        rows.append(row)
+    return rows
+
+
+def _map(
+    run: Run, key: str, codes: Any, names: list[str], kind: str, numbered: bool
+) -> Picture | dict[str, str]:
+    title = NAMES[key]
+    if key not in run.maps:
+        return {"title": title, "missing": f"No map: the run stored no {key}."}
+    found, xy = run.maps[key]
+    figure = NotebookFigure(figsize=(3.6, 3.6), facecolor="none")
+    ax = figure.add_axes((0.01, 0.01, 0.98, 0.98), facecolor="none")
+    scatter(ax, xy, codes, len(names))
+    if numbered and key != keys.RANDOM:  # where labels are meant to mix, the numbers would only pile up
+        for code in np.unique(codes[codes >= 0]):
+            x, y = np.median(xy[codes == code], axis=0)
+            ax.text(x, y, str(code + 1), fontsize=8, ha="center", va="center", color="#111", bbox=BADGE)
+    uri = _uri(png(figure, dpi=200))
+    what = "UMAP" if found == keys.umap(key) else "First two dimensions"
+    alt = f"{what}, {title}: {len(xy):,} cells coloured by {kind}, {len(names)} levels."
+    note = "" if what == "UMAP" else "first two dimensions, no UMAP in this run"
+    return Picture(uri, uri, alt, title, note)
+
+
+def training(run: Run) -> list[dict[str, Any]]:
+    """Draw the training curves: a group for each network, a panel for each term."""
+    if run.history is None:
+        return []
+    networks = run.settings.get("networks") or {}
+    groups = []
+    for name, rows in run.history.groupby("network", sort=False):
+        stated = networks.get(str(name)) or {}
+        best = stated.get("best_epoch")
+        best = best_epoch(rows) if best is None else int(best)
+        panels = []
+        for term, one in rows.groupby("term", sort=False):
+            alt = f"{term}: {_in_words(one, best)}"
+            draw = partial(curve, rows=one, best=best)
+            panels.append(_picture(draw, (3.6, 2.4), alt, str(term)))
+        epochs = stated.get("epochs", int(rows["epoch"].nunique()))
+        groups.append(
+            {
+                "name": str(name),
+                "epochs": epochs,
+                "best": best,
+                "stopped": stated.get("stopped"),
+                "panels": panels,
+            }
+        )
+    return groups
+
+
+def _in_words(rows: pd.DataFrame, best: int | None) -> str:
+    parts = []
+    for part, one in rows.sort_values("epoch").groupby("part", sort=False):
+        parts.append(f"{part} from {number(one['value'].iloc[0])} to {number(one['value'].iloc[-1])}")
+    return "; ".join(parts) + (f"; best epoch {best}." if best is not None else ".")
+
+
+def scores(run: Run) -> list[Picture]:
+    """Draw each score of every embedding beside its null."""
+    if run.scores is None:
+        return []
+    embeddings = list(dict.fromkeys(run.scores["embedding"]))
+    size = (4.6, 0.7 + 0.3 * len(embeddings))
+    pictures = []
+    for (of, score), rows in run.scores.groupby(["of", "score"], sort=False):
+        alt = f"{score} by {of}, as in the table above."
+        pictures.append(
+            _picture(partial(panel, rows=rows, embeddings=embeddings), size, alt, f"{score} by {of}")
+        )
+    return pictures

@@ -1,0 +1,286 @@
+"""What stands in each section: plain values for the template, no HTML and no pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scmedley import keys
+from scmedley.pl.scores import NAMES
+from scmedley.report.read import Run
+
+TOP = 10  # genes shown for each label and batch
+BARS_UP_TO = 300  # pairs of label and batch up to which intervals are also drawn
+TRUST = ("good", "some", "none", "too few cells")
+FEW = 20  # cells below which an average is not to be leant on
+SCORE_ORDER = ["ASW", "CH", "1/DB", "kNN accuracy", "kNN leak"]
+EMBEDDING_ORDER = [keys.FIXED, keys.RANDOM, keys.NULL, keys.PCA, keys.AUTOENCODER]
+# +1: the higher the better, −1: the lower the better. Every score is higher the better the groups separate.
+WANTED = {
+    **{(key, "batch"): -1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
+    **{(key, "label"): 1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
+    (keys.RANDOM, "batch"): 1,
+    (keys.RANDOM, "label"): -1,
+}
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Headline: what was run on what, and what came out."""
+    settings, config = run.settings, run.config
+    given = settings.get("input") or {}
+    prepare = settings.get("prepare") or {}
+    batch, label = run.column("batch"), run.column("label")
+    cells = len(run.obs) if run.obs is not None else prepare.get("cells_after", given.get("cells"))
+    genes = prepare.get("n_hvg", prepare.get("genes_after", given.get("genes")))
+    tiles = [
+        ("cells", cells),
+        ("genes used", genes),
+        ("batches", None if batch is None else batch.nunique()),
+        ("labels", None if label is None else label.nunique()),
+    ]
+    return {
+        "name": given.get("name", run.folder.name),
+        "batch": config.get("batch"),
+        "label": config.get("label"),
+        "status": settings.get("status", "unknown"),
+        "finished": settings.get("finished") or settings.get("started"),
+        "seconds": sum((settings.get("seconds") or {}).values()) or None,
+        "tiles": [(name, value) for name, value in tiles if value is not None],
+        "findings": list(settings.get("findings") or []),
+        "warnings": list(settings.get("warnings") or []),
+    }
+
+
+def data(run: Run) -> dict[str, Any]:
+    """Cells per label and batch, and whether batches can be compared at all."""
+    from scmedley.checks import overlap
+
+    batch, label = run.column("batch"), run.column("label")
+    out: dict[str, Any] = {
+        "prepare": run.settings.get("prepare") or {},
+        "has_cells": run.obs is not None,
+        "batch": run.config.get("batch"),
+        "label": run.config.get("label"),
+        "sizes": [],
+        "verdict": None,
+        "table": None,
+    }
+    if batch is None:
+        return out
+    sizes = batch.value_counts()
+    out["sizes"] = [(str(name), int(n)) for name, n in sizes[sizes > 0].items()]
+    if label is None:
+        return out
+    found = overlap(batch, label)
+    table = found.table
+    out |= {
+        "verdict": found.verdict,
+        "words": found.words,
+        "parts": found.parts,
+    }
+    # The longer side goes down the page, where there is room.
+    out["rows_are"] = "label" if table.shape[0] >= table.shape[1] else "batch"
+    if out["rows_are"] == "batch":
+        table = table.T
+    values = table.to_numpy()
+    out["table"] = {
+        "columns": [str(name) for name in table.columns],
+        "rows": [
+            (str(name), [(int(n), _shade(n, values.max())) for n in row], int(row.sum()))
+            for name, row in zip(table.index, values, strict=True)
+        ],
+        "totals": [int(n) for n in values.sum(axis=0)],
+        "total": int(values.sum()),
+        "empty": int((values == 0).sum()),
+        "pairs": int(values.size),
+    }
+    return out
+
+
+def _shade(n: int, most: int) -> int:
+    """Grade a count from 0 (none) to 4, by its square root: cell numbers have long tails."""
+    return math.ceil(4 * math.sqrt(n / most)) if n else 0
+
+
+def scores(run: Run) -> dict[str, Any] | None:
+    """Scores as a matrix: a row for each score, a column for each embedding."""
+    if run.scores is None or run.scores.empty:
+        return None
+    table = run.scores
+    embeddings = _ordered(table["embedding"], EMBEDDING_ORDER)
+    groups = []
+    for of in _ordered(table["of"], ["batch", "label"]):
+        rows = []
+        for score in _ordered(table.loc[table["of"] == of, "score"], SCORE_ORDER):
+            here = table[(table["of"] == of) & (table["score"] == score)].drop_duplicates("embedding")
+            by = {row["embedding"]: row for row in _records(here)}
+            rows.append((score, [_cell(by.get(key), by.get(keys.NULL)) for key in embeddings]))
+        groups.append((of, rows))
+    kinds = sorted({kind for kind in table["null_kind"] if kind})
+    return {
+        "embeddings": [(NAMES.get(key, key), key) for key in embeddings],
+        "groups": groups,
+        "null_kinds": kinds,
+        "retrained": keys.NULL in embeddings,
+    }
+
+
+def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[str, Any] | None:
+    """One score of one embedding, its null and how far apart they are."""
+    if row is None:
+        return None
+    gap = row["value"] - row["null"]
+    distinct = None if pd.isna(row["null_sd"]) or pd.isna(gap) else bool(abs(gap) > 2 * row["null_sd"])
+    against = None
+    if row["embedding"] == keys.RANDOM and row["of"] == "batch" and retrained is not None:
+        against = {"value": retrained["value"], "gap": row["value"] - retrained["value"]}
+    return {
+        "value": row["value"],
+        "null": row["null"],
+        "null_sd": row["null_sd"],
+        "gap": gap,
+        "distinct": distinct,
+        "wanted": WANTED.get((row["embedding"], row["of"]), 0),
+        "kind": row["null_kind"],
+        "n_cells": row["n_cells"],
+        "retrained": against,
+    }
+
+
+def shifts(run: Run) -> dict[str, Any] | None:
+    """Genes that each batch shifts most, for each label."""
+    if run.shifts is None or run.shifts.empty:
+        return None
+    table = run.shifts.assign(size=run.shifts["shift"].abs())
+    table = table.sort_values(["size", "gene"], ascending=[False, True], kind="stable")
+    table = table.groupby(["label", "batch"], sort=False).head(TOP)
+    pairs = table[["label", "batch"]].drop_duplicates()
+    bars = len(pairs) <= BARS_UP_TO
+    labels = []
+    for label in sorted(pairs["label"].unique()):
+        here = table[table["label"] == label]
+        reach = float(here[["shift", "q05", "q95"]].abs().max().max()) or 1.0
+        batches = []
+        for batch, rows in here.groupby("batch", sort=True):
+            genes = [_gene(row, reach) for row in _records(rows)]
+            first = rows.iloc[0]
+            batches.append(
+                {"name": batch, "n_cells": first["n_cells"], "seen": bool(first["seen"]), "genes": genes}
+            )
+        unseen = sum(not batch["seen"] for batch in batches)
+        labels.append({"name": label, "batches": batches, "unseen": unseen})
+    return {
+        "labels": labels,
+        "bars": bars,
+        "unseen": sum(label["unseen"] for label in labels),
+        "pairs": len(pairs),
+    }
+
+
+def _gene(row: dict[str, Any], reach: float) -> dict[str, Any]:
+    """One gene; ``low``, ``mid``, ``high`` place its interval on a bar from 0 to 100."""
+    low, mid, high = (
+        round(50 + 46 * row[name] / reach, 1) if pd.notna(row[name]) else 50.0
+        for name in ("q05", "shift", "q95")
+    )
+    sure = bool(row["q05"] > 0 or row["q95"] < 0)
+    return row | {"low": low, "mid": mid, "high": high, "sure": sure}
+
+
+def check(run: Run) -> dict[str, Any] | None:
+    """How well predicted shifts agree with shifts of cells that were held out."""
+    if run.check is None or run.check.empty:
+        return None
+    table = run.check.sort_values(["pearson", "batch", "label"], ascending=[False, True, True], kind="stable")
+    rows = [row | {"trust": _trust(row)} for row in _records(table)]
+    enough = [row for row in rows if row["trust"] != "too few cells"]
+    tally = {word: sum(row["trust"] == word for row in rows) for word in TRUST}
+    medians = {
+        name: float(np.nanmedian([row[name] for row in enough])) if _any(enough, name) else None
+        for name in ("pearson", "slope", "null_pearson")
+    }
+    return {"rows": rows, "median": medians, "words": _words(tally, medians["slope"])}
+
+
+def _any(rows: list[dict[str, Any]], name: str) -> bool:
+    return any(pd.notna(row[name]) for row in rows)
+
+
+def _trust(row: dict[str, Any]) -> str:
+    """Judge one pair of batch and label by the direction of the predicted shift."""
+    if min(row["n_source"], row["n_target"]) < FEW or pd.isna(row["pearson"]):
+        return "too few cells"
+    null = 0.0 if pd.isna(row["null_pearson"]) else row["null_pearson"]
+    if row["pearson"] >= 0.7 and row["pearson"] - null >= 0.2:
+        return "good"
+    return "some" if row["pearson"] >= 0.3 and row["pearson"] - null >= 0.1 else "none"
+
+
+def _words(tally: dict[str, int], slope: float | None) -> str:
+    """Say how far to trust counterfactuals, given how many pairs deserve it and the median slope."""
+    judged = sum(tally.values()) - tally["too few cells"]
+    if not judged:
+        return "No pair of batch and label had enough held-out cells: the counterfactuals were not checked."
+    text = (
+        f"Of {judged} pairs of batch and label with enough held-out cells, the predicted shift agreed well "
+        f"with the observed one in {tally['good']}, partly in {tally['some']}, "
+        f"and little or no better than chance in {tally['none']}."
+    )
+    if tally["good"] * 2 >= judged:
+        text += " Use those that agree well to rank genes; confirm single genes elsewhere."
+    elif (tally["good"] + tally["some"]) * 2 >= judged:
+        text += " Trust the direction of strong shifts, not their size and not single genes."
+    else:
+        text += " Do not draw conclusions from the counterfactuals of this run."
+    if slope is not None and not 0.7 <= slope <= 1.4:
+        text += f" The model predicts most shifts too {'small' if slope < 1 else 'large'}."
+    return text
+
+
+def provenance(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Everything needed to run it again, as titled lists of names and values."""
+    settings = run.settings
+    given = settings.get("input") or {}
+    named = {"file": given.get("name"), "sha256": given.get("sha256")}
+    named |= {"cells": given.get("cells"), "genes": given.get("genes")}
+    command = settings.get("command")
+    run_part = {
+        "command": " ".join(map(str, command)) if isinstance(command, list) else command,
+        "status": settings.get("status"),
+        "started": settings.get("started"),
+        "finished": settings.get("finished"),
+        "seed": run.config.get("seed"),
+    }
+    groups: list[tuple[str, dict[str, Any]]] = [
+        ("Run", run_part),
+        ("Input", named),
+        ("Settings", run.config),
+        ("Preparation", dict(settings.get("prepare") or {})),
+        ("Versions", dict(settings.get("versions") or {})),
+        ("Seconds", dict(settings.get("seconds") or {})),
+    ]
+    shown = [
+        (title, [(str(k), _text(v)) for k, v in items.items() if v is not None]) for title, items in groups
+    ]
+    return [(title, items) for title, items in shown if items]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _ordered(values: pd.Series, first: list[str]) -> list[str]:
+    """Distinct values: those of ``first`` in its order, then the others as they come."""
+    found = list(dict.fromkeys(values))
+    return [name for name in first if name in found] + [name for name in found if name not in first]

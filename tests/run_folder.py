@@ -1,0 +1,196 @@
+"""Write a run folder as a run would, from random numbers: no network is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from scmedley import keys
+
+SCORES = ("ASW", "CH", "1/DB", "kNN accuracy", "kNN leak")
+
+
+def write(
+    folder: Path,
+    *,
+    batches: Sequence[str] = ("10x", "CEL-seq2", "Drop-seq"),
+    labels: Sequence[str] = ("H1975", "H2228", "HCC827"),
+    genes: Sequence[str] = (),
+    n_cells: int = 600,
+    brief: bool = False,
+    without: Sequence[str] = (),
+    seed: int = 0,
+) -> Path:
+    """Write the folder.
+
+    ``without`` leaves out any of: labels, pca, null, umap, or a file by its name.
+    ``brief`` keeps one loss term and one score, so that a report is drawn quickly.
+    """
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    genes = list(genes) or [f"GENE{i}" for i in range(30)]
+    batch = rng.integers(len(batches), size=n_cells)
+    label = (batch + rng.integers(max(len(labels) - 1, 1), size=n_cells)) % len(
+        labels
+    )  # some pairs are empty
+    adata = _cells(batch, label, batches, labels, without, rng)
+    if "integrated.h5ad" not in without:
+        adata.write_h5ad(folder / "integrated.h5ad")
+    tables = {"history.csv": _history(rng), "scores.csv": _scores(without, rng)}
+    if "labels" not in without:
+        tables["gene_shifts.csv"] = _shifts(batch, label, batches, labels, genes, rng)
+        tables["counterfactual_check.csv"] = _check(batch, label, batches, labels, rng)
+    if brief:
+        tables["history.csv"] = tables["history.csv"].query("network == 'random' and term == 'kl'")
+        tables["scores.csv"] = tables["scores.csv"].query("score == 'ASW'")
+    for name, table in tables.items():
+        if name not in without:
+            table.to_csv(folder / name, index=False)
+    (folder / "run.json").write_text(json.dumps(_settings(n_cells, "labels" in without)), encoding="utf-8")
+    return folder
+
+
+def _cells(batch, label, batches, labels, without, rng) -> ad.AnnData:
+    n = len(batch)
+    obs = pd.DataFrame(
+        {
+            "protocol": pd.Categorical.from_codes(batch, list(batches)),
+            keys.SPLIT: rng.choice(["train", "validation", "test"], n),
+        },
+        index=[f"cell{i}" for i in range(n)],
+    )
+    if "labels" not in without:
+        obs["cell_type"] = pd.Categorical.from_codes(label, list(labels))
+    angle_b, angle_l = (2 * np.pi * codes / max(codes.max() + 1, 1) for codes in (batch, label))
+    by_batch = 6 * np.column_stack([np.cos(angle_b), np.sin(angle_b)])
+    by_label = 6 * np.column_stack([np.cos(angle_l), np.sin(angle_l)])
+    places = {keys.FIXED: by_label, keys.RANDOM: by_batch, keys.PCA: by_label + 0.6 * by_batch}
+    if "null" not in without:
+        places[keys.NULL] = 0.2 * by_batch
+    adata = ad.AnnData(np.zeros((n, 2), dtype=np.float32), obs)
+    for key, place in places.items():
+        if key == keys.PCA and "pca" in without:
+            continue
+        z = np.hstack([place, np.zeros((n, 3))]) + rng.normal(size=(n, 5))
+        adata.obsm[key] = z.astype(np.float32)
+        if key != keys.NULL and "umap" not in without:
+            adata.obsm[keys.umap(key)] = z[:, :2].astype(np.float32)
+    return adata
+
+
+def _history(rng) -> pd.DataFrame:
+    terms = {
+        "fixed": ("total", "reconstruction", "adversary"),
+        "random": ("total", "reconstruction", "kl"),
+        "random, permuted batches": ("total", "reconstruction", "kl"),
+    }
+    epochs = np.arange(1, 41)
+    rows = []
+    for network, names in terms.items():
+        for term in names:
+            for part, floor in (("train", 0.3), ("validation", 0.36)):
+                rise = 0.00012 * np.maximum(epochs - 25, 0) ** 2 * (part == "validation")
+                value = floor + np.exp(-epochs / 7) + rise + rng.normal(0, 0.006, len(epochs))
+                rows.append(
+                    pd.DataFrame(
+                        {"network": network, "epoch": epochs, "part": part, "term": term, "value": value}
+                    )
+                )
+    return pd.concat(rows)
+
+
+def _scores(without, rng) -> pd.DataFrame:
+    rows = []
+    for key in (keys.FIXED, keys.RANDOM, keys.PCA, keys.NULL):
+        if (key == keys.PCA and "pca" in without) or (key == keys.NULL and "null" in without):
+            continue
+        for of in ("batch",) if "labels" in without else ("batch", "label"):
+            apart = (key == keys.RANDOM) == (of == "batch") or key == keys.PCA
+            for score in SCORES:
+                scale = 240.0 if score == "CH" else 1.0
+                value = scale * ((0.6 if apart else 0.02) + rng.normal(0, 0.02))
+                kind = "batches permuted within label" if of == "batch" else ""
+                null, sd = (scale * 0.01, scale * 0.012) if kind else (np.nan, np.nan)
+                rows.append((key, score, of, value, null, sd, kind, 600))
+    return pd.DataFrame(
+        rows, columns=["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells"]
+    )
+
+
+def _shifts(batch, label, batches, labels, genes, rng) -> pd.DataFrame:
+    rows = []
+    for y, name in enumerate(labels):
+        for b, other in enumerate(batches):
+            seen = bool(((batch == b) & (label == y)).any())
+            shift = rng.normal(0, 0.5, len(genes))
+            half = rng.uniform(0.05, 0.4, len(genes)) * (1 if seen else 2)
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "label": name,
+                        "batch": other,
+                        "gene": genes,
+                        "shift": shift,
+                        "q05": shift - half,
+                        "q95": shift + half,
+                        "n_cells": int((label == y).sum()),
+                        "seen": seen,
+                    }
+                )
+            )
+    return pd.concat(rows)
+
+
+def _check(batch, label, batches, labels, rng) -> pd.DataFrame:
+    rows = []
+    for b, name in enumerate(batches):
+        for y, other in enumerate(labels):
+            n = int(((batch == b) & (label == y)).sum())
+            if n:
+                pearson = float(np.clip(rng.normal(0.65, 0.25), -1, 1))
+                rows.append((name, other, pearson, rng.normal(0.8, 0.2), 150, n // 5, rng.normal(0, 0.05)))
+    return pd.DataFrame(
+        rows, columns=["batch", "label", "pearson", "slope", "n_source", "n_target", "null_pearson"]
+    )
+
+
+def _settings(n_cells: int, unlabelled: bool) -> dict[str, object]:
+    return {
+        "status": "finished",
+        "finished": "2026-01-02T03:04:05+00:00",
+        "command": "scmedley run cells.h5ad --batch protocol --label cell_type --out run",
+        "config": {
+            "batch": "protocol",
+            "label": None if unlabelled else "cell_type",
+            "preset": "default",
+            "seed": 7,
+            "precision": "auto",
+            "hidden": [512, 132],
+        },
+        "versions": {"scmedley": "0.1.0", "torch": "2.13.0", "anndata": "0.12.19", "python": "3.11.9"},
+        "input": {"name": "cells.h5ad", "sha256": "9f" * 32, "cells": n_cells + 12, "genes": 16468},
+        "prepare": {
+            "cells_before": n_cells + 12,
+            "cells_after": n_cells,
+            "genes_before": 16468,
+            "genes_after": 12001,
+            "n_hvg": 3000,
+            "values": "counts",
+            "target_sum": 1e4,
+        },
+        "warnings": ["Only 3 batches: what holds for these may not hold for others."],
+        "findings": [
+            "The fixed-effects embedding hides the protocol: kNN leak 0.02 (null 0.01), PCA 0.60.",
+            "It keeps the cell types: neighbours name the type of 97 % of held-out cells (PCA: 96 %).",
+        ],
+        "seconds": {"prepare": 2.1, "fit": 61.8, "score": 9.3},
+        "networks": {
+            "fixed": {"epochs": 40, "best_epoch": 27, "stopped": "patience"},
+            "random": {"epochs": 40, "best_epoch": 26, "stopped": "patience"},
+        },
+    }

@@ -1,0 +1,170 @@
+"""check, overlap, kind_of_values: verdicts on designs made by hand."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csc_matrix, csr_matrix
+
+from corpus import cells, counts
+from scmedley import checks, datasets
+from scmedley.errors import ScmedleyError
+
+FORMS = [np.asarray, csr_matrix, csc_matrix]
+
+
+def series(*values: object) -> pd.Series:
+    return pd.Series(values)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_BLOCK", 100)  # a few cells at a time, so that offsets matter
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("form", FORMS)
+def test_kind_of_values(form) -> None:
+    x = counts()
+    totals = x.sum(1, keepdims=True)
+    assert checks.kind_of_values(form(x)) == "counts"
+    assert checks.kind_of_values(form(x.astype(np.int64))) == "counts"
+    assert checks.kind_of_values(form(x * 33.3)) == "counts"
+    assert checks.kind_of_values(form(1e4 * x / totals)) == "counts"  # CP10k before the logarithm
+    assert checks.kind_of_values(form(np.log1p(1e4 * x / totals))) == "log-normalised"
+    assert checks.kind_of_values(form(np.log2(1 + 1e6 * x / totals))) == "log-normalised"
+    assert checks.kind_of_values(form(x - 1)) == "other"
+    assert checks.kind_of_values(form(np.zeros((3, 4)))) == "counts"
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_the_bad_value_is_named(form, value: float) -> None:
+    x = counts().astype(np.float64)
+    x[41, 17] = value
+    with pytest.raises(ScmedleyError, match="cell number 41, gene number 17"):
+        checks.kind_of_values(form(x))
+
+
+def test_values_that_are_no_numbers() -> None:
+    with pytest.raises(ScmedleyError, match="not numbers"):
+        checks.kind_of_values(np.array([["a", "b"]]))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_kind_of_values_only_ever_holds_a_block() -> None:
+    import tracemalloc
+
+    x = csr_matrix(np.random.default_rng(0).poisson(1.0, (2000, 500)).astype(np.float32))
+    tracemalloc.start()
+    checks.kind_of_values(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.data.nbytes / 10
+
+
+def test_check_changes_nothing_and_reads_views_and_backed_files(tmp_path: Path) -> None:
+    adata = cells(batch=np.arange(60) % 3)
+    before = adata.obs.copy()
+    found = checks.check(adata, "batch", "cell_type")
+    assert found == checks.Checked("counts", "X", [])
+    pd.testing.assert_frame_equal(adata.obs, before)
+    assert checks.check(adata[:, :5], "batch") == found
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    assert checks.check(backed, "batch", "cell_type") == found
+    backed.file.close()
+
+
+def test_where_the_values_are() -> None:
+    adata = cells(-counts())
+    assert (checks.check(adata, "batch").values, checks.check(adata, "batch").where) == ("other", "X")
+    adata.raw = cells(counts())
+    assert checks.check(adata, "batch").where == "raw.X"
+    adata.layers["counts"] = csr_matrix(counts())
+    assert checks.check(adata, "batch").where == "layers['counts']"
+    del adata.layers["counts"]
+    adata.var_names = [f"other{i}" for i in range(30)]  # genes that raw does not have
+    adata.raw = cells(counts())
+    assert checks.check(adata, "batch").where == "X"
+
+
+def test_no_matrix_at_all() -> None:
+    adata = cells()
+    adata.X = None
+    with pytest.raises(ScmedleyError, match="no matrix"):
+        checks.check(adata, "batch")
+
+
+def test_missing_key_without_any_likeness_lists_the_columns() -> None:
+    with pytest.raises(
+        ScmedleyError, match=r"'sample' is not a column of obs\. Columns with categories: 'batch', 'c"
+    ):
+        checks.check(cells(), "sample")
+
+
+def test_as_categories() -> None:
+    found = checks.as_categories(series(10.0, 9.0, np.nan, 10.0))
+    assert list(found.categories) == ["9", "10"]
+    assert list(found.codes) == [1, 0, -1, 1]
+    assert list(checks.as_categories(series("a", " ", None, "", "a ")).codes) == [0, -1, -1, -1, 0]
+    kept = pd.Series(pd.Categorical(["x", "a"], categories=["x", "unused", "a"], ordered=True))
+    assert list(checks.as_categories(kept).categories) == ["x", "a"]
+    assert list(checks.as_categories(series(True, False)).categories) == ["False", "True"]
+    assert set(checks.as_categories(series(1, "1", "b")).categories) == {"1", "b"}
+
+
+def test_overlap_identifiable() -> None:
+    found = checks.overlap(series(*"aabbcc"), series(*"BTBTTB"))
+    assert found.verdict == "identifiable"
+    assert found.parts == [["a", "b", "c"]]
+    assert found.table.loc["B"].to_dict() == {"a": 1, "b": 1, "c": 1}
+
+
+def test_overlap_linked_through_another_batch() -> None:
+    found = checks.overlap(series(*"abbc"), series(*"BBTT"))
+    assert found.verdict == "partly identifiable"
+    assert found.parts == [["a", "b", "c"]]
+    assert "'a' with 'c'" in found.words
+    assert "'a' with 'b'" not in found.words
+
+
+def test_overlap_in_parts() -> None:
+    found = checks.overlap(series(*"abcd"), series(*"BBTT"))
+    assert found.verdict == "partly identifiable"
+    assert found.parts == [["a", "b"], ["c", "d"]]
+    assert "{'a', 'b'}; {'c', 'd'}" in found.words
+
+
+def test_overlap_none() -> None:
+    found = checks.overlap(series(*"aabc"), series(*"BBTN"))
+    assert found.verdict == "not identifiable"
+    assert found.parts == [["a"], ["b"], ["c"]]
+    assert found.table.to_numpy().sum() == 4
+
+
+def test_overlap_leaves_cells_without_a_label_out() -> None:
+    found = checks.overlap(series(*"aabb"), series("B", None, "T", None))
+    assert found.verdict == "not identifiable"
+    assert found.table.to_numpy().sum() == 2
+
+
+def test_overlap_does_not_list_hundreds_of_pairs() -> None:
+    batch = [f"donor{i}" for i in range(60)] * 2
+    label = [f"type{i // 2}" for i in range(60)] + [f"type{(i + 1) // 2}" for i in range(60)]
+    found = checks.overlap(pd.Series(batch), pd.Series(label))
+    assert found.verdict == "partly identifiable"
+    assert len(found.words) < 400
+    assert "more pairs" in found.words
+
+
+def test_real_sets_are_counts() -> None:
+    for load in (datasets.sc_mixology, datasets.pancreas, datasets.hashing):
+        found = checks.check(load(), "batch", "cell_type")
+        assert (found.values, found.where) == ("counts", "X")
+    assert (
+        checks.check(datasets.pancreas(), "batch").warnings[0].startswith("2 of 8 batches have fewer than 20")
+    )

@@ -1,0 +1,283 @@
+"""read in every format, and writes that are all or nothing."""
+
+import errno
+import gzip
+import json
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from numpy.testing import assert_array_equal
+from scipy.io import mmwrite
+from scipy.sparse import csc_matrix, csr_matrix, issparse
+
+from corpus import cells, counts
+from scmedley import formats, io
+from scmedley.errors import ScmedleyError
+
+CELLS = [f"cell{i}" for i in range(60)]
+GENES = [f"gene{i}" for i in range(30)]
+
+
+def same(adata: AnnData) -> None:
+    assert adata.X.dtype == np.float32
+    assert list(adata.obs_names) == CELLS
+    assert list(adata.var_names) == GENES
+    assert_array_equal(adata.X.toarray() if issparse(adata.X) else adata.X, counts())
+
+
+def write_zarr(adata: AnnData, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata announces its coming change of Zarr version
+        adata.write_zarr(path)
+
+
+@pytest.mark.parametrize("form", [np.asarray, csr_matrix, csc_matrix])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.uint16, np.bool_])
+def test_h5ad_and_zarr_of_any_matrix(form, kind: type, tmp_path: Path) -> None:
+    x = counts().astype(kind)
+    cells(form(x)).write_h5ad(tmp_path / "a.h5ad")
+    write_zarr(cells(form(x)), tmp_path / "a.zarr")
+    for name in ("a.h5ad", "a.zarr"):
+        found = io.read(tmp_path / name).X
+        assert type(found) is (np.ndarray if form is np.asarray else csr_matrix)
+        assert found.dtype == np.float32
+        assert_array_equal(found.toarray() if issparse(found) else found, x.astype(np.float32))
+
+
+def test_zarr_is_known_by_its_content(tmp_path: Path) -> None:
+    write_zarr(cells(), tmp_path / "store")
+    same(io.read(str(tmp_path / "store")))
+
+
+def write_mtx(folder: Path, zipped: bool, prefix: str = "") -> None:
+    folder.mkdir(exist_ok=True)
+    mmwrite(folder / "matrix.mtx", csr_matrix(counts().T.astype(int)))
+    features = [f"ENSG{i}\t{gene}\tGene Expression" for i, gene in enumerate(GENES)]
+    features[5] = "ENSG5\tNA\tGene Expression"
+    features[4] = "ENSG4\tCD4-antibody\tAntibody Capture"
+    files = {
+        "matrix.mtx": (folder / "matrix.mtx").read_text(),
+        "features.tsv": "\n".join(features),
+        "barcodes.tsv": "\n".join(CELLS),
+    }
+    (folder / "matrix.mtx").unlink()
+    for name, text in files.items():
+        if zipped:
+            (folder / f"{prefix}{name}.gz").write_bytes(gzip.compress(text.encode()))
+        else:
+            (folder / f"{prefix}{name}").write_text(text)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("prefix", ["", "GSM1_sample_"])
+def test_mtx_folder(zipped: bool, prefix: str, tmp_path: Path) -> None:
+    write_mtx(tmp_path / "10x", zipped, prefix)
+    adata = io.read(tmp_path / "10x")
+    assert list(adata.var_names) == [*GENES[:4], "NA", *GENES[6:]]
+    assert adata.var["gene_ids"].iloc[4] == "ENSG5"
+    assert_array_equal(adata.X.toarray(), np.delete(counts(), 4, axis=1))
+
+
+def write_10x_h5(path: Path, legacy: bool) -> None:
+    x = csr_matrix(counts().astype(np.int32))
+    with h5py.File(path, "w") as file:
+        group = file.create_group("GRCh38" if legacy else "matrix")
+        names = group if legacy else group.create_group("features")
+        for key, value in {
+            "data": x.data,
+            "indices": x.indices,
+            "indptr": x.indptr,
+            "shape": [30, 60],
+        }.items():
+            group[key] = value
+        group["barcodes"] = np.array(CELLS, dtype="S")
+        names["gene_names" if legacy else "name"] = np.array(["MT", "MT", *GENES[2:]], dtype="S")
+        names["genes" if legacy else "id"] = np.array([f"ENSG{i}" for i in range(30)], dtype="S")
+        if not legacy:
+            names["feature_type"] = np.array(["Gene Expression"] * 30, dtype="S")
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_10x_h5_and_its_repeated_symbols(legacy: bool, tmp_path: Path) -> None:
+    write_10x_h5(tmp_path / "a.h5", legacy)
+    adata = io.read(tmp_path / "a.h5")
+    assert list(adata.var_names[:3]) == ["MT_ENSG0", "MT_ENSG1", "gene2"]
+    assert_array_equal(adata.X.toarray(), counts())
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz", "a.txt.gz", "a.b.CSV"])
+def test_text(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_ROWS", 7)
+    table = pd.DataFrame(counts(), CELLS, GENES)
+    table.to_csv(tmp_path / name, sep="," if ".csv" in name.lower() else "\t")
+    same(io.read(tmp_path / name))
+
+
+def test_text_as_r_writes_it_and_repeated_genes_stay_visible(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("g1\tg1\n006\t1\t2\n007\t3\t\n")  # no corner, a gap
+    adata = io.read(tmp_path / "a.tsv")
+    assert list(adata.var_names) == ["g1", "g1"]
+    assert list(adata.obs_names) == ["006", "007"]
+    assert_array_equal(adata.X.toarray(), [[1, 2], [3, np.nan]])
+
+
+def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells().write_h5ad(tmp_path / "a.h5ad")
+
+    def refuse(*_: object) -> AnnData:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(formats, "_read_hdf5", refuse)
+    with pytest.raises(ScmedleyError, match="may not be read by you"):
+        io.read(tmp_path / "a.h5ad")
+
+
+def test_read_batches(tmp_path: Path) -> None:
+    cells().write_h5ad(tmp_path / "one.h5ad")
+    second = cells()[:10, ::-1].copy()
+    second.var_names = ["new", *second.var_names[1:]]
+    second.write_h5ad(tmp_path / "two.h5ad")
+    adata = io.read_batches([tmp_path / "one.h5ad", tmp_path / "two.h5ad"], batch_key="donor")
+    assert adata.obs["donor"].value_counts().to_dict() == {"one": 60, "two": 10}
+    assert set(adata.var_names) == set(GENES) - {"gene29"}
+    assert adata.obs_names[0] == "one_cell0"
+    assert_array_equal(adata["two_cell3"].to_df()[["gene5", "gene2"]], counts()[3:4, [5, 2]])
+    assert adata.X.dtype == np.float32
+
+
+def test_read_batches_that_do_not_fit(tmp_path: Path) -> None:
+    cells().write_h5ad(tmp_path / "one.h5ad")
+    other = cells()
+    other.var_names = [f"ENSG{i}" for i in range(30)]
+    other.write_h5ad(tmp_path / "two.h5ad")
+    (tmp_path / "sub").mkdir()
+    cells().write_h5ad(tmp_path / "sub" / "one.h5ad")
+    (tmp_path / "three.csv").write_text(",g,g\nc,1,2\n")
+    one = tmp_path / "one.h5ad"
+    with pytest.raises(ScmedleyError, match=r"shares no gene name .*'ENSG0'.*'gene0'"):
+        io.read_batches([one, tmp_path / "two.h5ad"])
+    with pytest.raises(ScmedleyError, match="several files are called 'one'"):
+        io.read_batches([one, tmp_path / "sub" / "one.h5ad"])
+    with pytest.raises(ScmedleyError, match="two or more batches"):
+        io.read_batches([one])
+    with pytest.raises(ScmedleyError, match="gene 'g' occurs more than once"):
+        io.read_batches([one, tmp_path / "three.csv"])
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("stop"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")]
+)
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_failed_write_leaves_the_old_one_and_nothing_else(
+    error: BaseException, folder: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "out"
+    write(path, "old", folder)
+    with pytest.raises(type(error)):
+        break_off(path, error, folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert content(path) == "old"
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_write_takes_the_old_ones_place(folder: bool, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.x"
+    for text in ("first", "second"):
+        with io.replacing(path) as temporary:
+            write(temporary, text, folder)
+            assert temporary.parent == path.parent
+            assert temporary.suffix == ".x"
+        assert content(path) == text
+    assert [p.name for p in path.parent.iterdir()] == ["out.x"]
+
+
+def break_off(path: Path, error: BaseException, folder: bool = False) -> None:
+    with io.replacing(path) as temporary:
+        write(temporary, "half", folder)
+        raise error
+
+
+def write(path: Path, text: str, folder: bool) -> None:
+    if folder:
+        path.mkdir(exist_ok=True)
+        path = path / "part"
+    path.write_text(text)
+
+
+def content(path: Path) -> str:
+    return (path / "part" if path.is_dir() else path).read_text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Can't write data (errno = 28, error message = 'No space left on device')"),
+    ],
+)
+def test_full_disk(error: Exception, tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("old")
+    with pytest.raises(ScmedleyError, match=r"disk is full: .*out\.csv was not written"):
+        break_off(path, error)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.csv"]
+    assert path.read_text() == "old"
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ScmedleyError, match="cannot be written"):
+        io.write_csv(pd.DataFrame({"a": [1]}), tmp_path / "file" / "a.csv")
+
+
+def test_write_h5ad(tmp_path: Path) -> None:
+    adata = cells()
+    io.write_h5ad(adata, tmp_path / "a.h5ad")
+    same(io.read(tmp_path / "a.h5ad"))
+    io.write_h5ad(adata[:5], tmp_path / "a.h5ad")
+    assert io.read(tmp_path / "a.h5ad").n_obs == 5
+    assert stat.S_IMODE(os.stat(tmp_path / "a.h5ad").st_mode) & stat.S_IRUSR
+    adata.uns["model"] = object()
+    with pytest.raises(ScmedleyError, match="cannot hold this"):
+        io.write_h5ad(adata, tmp_path / "a.h5ad")
+    assert io.read(tmp_path / "a.h5ad").n_obs == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["a.h5ad"]
+
+
+def test_write_csv_and_json(tmp_path: Path) -> None:
+    table = pd.DataFrame({"gene": ["a,b", "ü"], "shift": [0.1, np.nan]})
+    io.write_csv(table, tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv"), table)
+    obj = {
+        "n": np.int64(3),
+        4: np.float32(0.5),
+        "x": np.arange(2),
+        "nan": float("nan"),
+        "p": Path("a"),
+        "t": ("ü",),
+    }
+    io.write_json(obj, tmp_path / "t.json")
+    read = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
+    assert read == {"n": 3, "4": 0.5, "x": [0, 1], "nan": None, "p": "a", "t": ["ü"]}
+    with pytest.raises(TypeError):
+        io.write_json({"a": object()}, tmp_path / "t.json")
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8")) == read
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert io.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    folder = io.sha256(tmp_path)
+    (tmp_path / "abc").rename(tmp_path / "abd")
+    assert io.sha256(tmp_path) != folder
+    (tmp_path / "abd").rename(tmp_path / "abc")
+    assert io.sha256(tmp_path) == folder
+    (tmp_path / "abc").write_bytes(b"abd")
+    assert io.sha256(tmp_path) != folder

@@ -1,0 +1,172 @@
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from matplotlib.figure import Figure
+
+import run_folder
+from scmedley import keys, pl
+from scmedley.errors import ScmedleyError
+from scmedley.pl._palette import DISTINCT, colours
+
+
+def cells(n: int = 200, n_levels: int = 4, seed: int = 0) -> AnnData:
+    rng = np.random.default_rng(seed)
+    names = [f"level {i}" for i in range(n_levels)]
+    obs = pd.DataFrame(
+        {
+            "batch": pd.Categorical(rng.choice(names, n), categories=[*names, "unused"]),
+            "depth": rng.random(n),
+            "doublet": rng.random(n) > 0.5,
+        },
+        index=[f"c{i}" for i in range(n)],
+    )
+    adata = AnnData(rng.random((n, 2), dtype=np.float32), obs, pd.DataFrame(index=["ACTB", "$x"]))
+    adata.obsm[keys.FIXED] = rng.normal(size=(n, 5)).astype(np.float32)
+    return adata
+
+
+def drawn(figure: Figure) -> list[str]:
+    figure._repr_png_()  # texts are laid out, mathematics parsed, glyphs looked up: warnings are errors
+    legend = figure.axes[0].get_legend()
+    return [] if legend is None else [text.get_text() for text in legend.get_texts()]
+
+
+def test_embedding_draws_levels_that_occur_in_a_shuffled_order():
+    adata = cells()
+    figure = pl.embedding(adata, keys.FIXED, "batch")
+    assert drawn(figure) == [f"level {i}" for i in range(4)]
+    points = figure.axes[0].collections[0]
+    xy = np.asarray(points.get_offsets())
+    z = adata.obsm[keys.FIXED][:, :2]
+    assert not np.array_equal(xy, z)
+    order = np.lexsort(z.T)
+    np.testing.assert_array_equal(xy[np.lexsort(xy.T)], z[order])
+    assert points.get_rasterized()
+    # Each point keeps the colour of its own level.
+    from matplotlib.colors import to_rgb
+
+    expected = np.array([to_rgb(colours(4)[code]) for code in adata.obs["batch"].cat.codes])[order]
+    np.testing.assert_allclose(points.get_facecolors()[np.lexsort(xy.T), :3], expected)
+    first, second = (pl.embedding(adata, keys.FIXED, "batch")._repr_png_() for _ in range(2))
+    assert first == second
+
+
+def test_embedding_prefers_the_umap_and_takes_short_names():
+    adata = cells()
+    assert pl.embedding(adata, "scmedley_fixed", "batch").axes[0].get_xlabel() == "scmedley_fixed 1"
+    adata.obsm[keys.umap(keys.FIXED)] = adata.obsm[keys.FIXED][:, :2] + 100
+    figure = pl.embedding(adata, keys.FIXED, "batch")
+    assert figure.axes[0].get_xlabel() == "umap_scmedley_fixed 1"
+    assert np.asarray(figure.axes[0].collections[0].get_offsets()).min() > 50
+
+
+@pytest.mark.parametrize("color", ["depth", "ACTB", "$x"])
+def test_embedding_draws_quantities_with_a_colour_bar(color):
+    figure = pl.embedding(cells(), keys.FIXED, color)
+    drawn(figure)
+    assert figure.axes[1].get_title() == color
+
+
+def test_embedding_takes_odd_names_and_missing_values():
+    adata = cells()
+    names = ["_hidden", "$\\frac$", "a\nb", "x" * 300, np.nan]
+    adata.obs["odd"] = pd.Categorical([names[i % 5] for i in range(200)], categories=names[:4])
+    assert drawn(pl.embedding(adata, keys.FIXED, "odd")) == ["_hidden", "$\\frac$", "a b", "x" * 21 + "…"]
+    assert drawn(pl.embedding(adata, keys.FIXED, "doublet")) == ["False", "True"]
+
+
+def test_embedding_shows_150_levels_without_overlap():
+    figure = pl.embedding(cells(3000, 150), keys.FIXED, "batch")
+    assert len(drawn(figure)) == 150
+    boxes = [text.get_window_extent() for text in figure.axes[0].get_legend().get_texts()]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y0 >= 0
+
+
+def test_embedding_draws_into_a_given_axis_and_leaves_pyplot_alone():
+    before = "matplotlib.pyplot" in sys.modules
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert pl.embedding(cells(), keys.FIXED, "batch", ax=right) is figure
+    assert not left.collections
+    assert right.collections
+    assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_embedding_is_quick_for_many_cells():
+    rng = np.random.default_rng(0)
+    n = 500_000
+    batch = pd.Categorical.from_codes(rng.integers(9, size=n), list("abcdefghi"))
+    adata = AnnData(obs=pd.DataFrame({"b": batch}, index=np.arange(n).astype(str)))
+    adata.obsm[keys.PCA] = rng.normal(size=(n, 2)).astype(np.float32)
+    start = time.perf_counter()
+    pl.embedding(adata, keys.PCA, "b")._repr_png_()
+    assert time.perf_counter() - start < 20
+
+
+def test_embedding_says_what_is_wrong():
+    adata = cells()
+    with pytest.raises(ScmedleyError, match="obsm has no 'X_umap'; it has: X_scmedley_fixed"):
+        pl.embedding(adata, "X_umap", "batch")
+    with pytest.raises(ScmedleyError, match="neither a column of obs nor a gene; did you mean 'batch'"):
+        pl.embedding(adata, keys.FIXED, "bacth")
+    adata.obsm["X_one"] = np.zeros((200, 1), dtype=np.float32)
+    with pytest.raises(ScmedleyError, match=r"shape \(200, 1\)"):
+        pl.embedding(adata, "one", "batch")
+
+
+def test_colours_differ_until_they_repeat():
+    assert len(set(DISTINCT)) == len(DISTINCT) == 24
+    assert colours(30)[24:] == DISTINCT[:6]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return run_folder.write(tmp_path_factory.mktemp("run"))
+
+
+def test_training_marks_the_best_epoch(folder):
+    history = pd.read_csv(folder / "history.csv")
+    figure = pl.training(history)
+    drawn(figure)
+    assert len(figure.axes) == 9
+    assert figure.axes[0].get_title() == "fixed: total"
+    rows = history.query("network == 'fixed' and term == 'total' and part == 'validation'")
+    best = int(rows.loc[rows["value"].idxmin(), "epoch"])
+    assert figure.axes[1].get_lines()[2].get_xdata()[0] == best
+    one = history.query("network == 'fixed' and term == 'total'")
+    own = Figure()
+    assert pl.training(one, ax=own.add_subplot()) is own
+
+
+def test_training_takes_a_single_epoch_and_no_validation():
+    history = pd.DataFrame({"network": "$n$", "epoch": [1], "part": "train", "term": "total", "value": [1.0]})
+    drawn(pl.training(history))
+    with pytest.raises(ScmedleyError, match="empty"):
+        pl.training(history[:0])
+    with pytest.raises(ScmedleyError, match=r"column\(s\) part"):
+        pl.training(history.drop(columns="part"))
+    with pytest.raises(ScmedleyError, match="one axis shows one network"):
+        pl.training(pd.concat([history, history.assign(term="kl")]), ax=Figure().add_subplot())
+
+
+def test_scores_draw_value_and_null(folder):
+    table = pd.read_csv(folder / "scores.csv")
+    figure = pl.scores(table)
+    drawn(figure)
+    first = figure.axes[0]
+    assert first.get_title() == "ASW by batch"
+    shown = [line.get_xdata()[0] for line in first.get_lines() if line.get_marker() == "o"]
+    np.testing.assert_allclose(shown, table.query("of == 'batch' and score == 'ASW'")["value"])
+    assert [text.get_text() for text in first.get_yticklabels()][:2] == ["Fixed effects", "Random effects"]
+    with pytest.raises(ScmedleyError, match="null_sd"):
+        pl.scores(table.drop(columns="null_sd"))
+    with pytest.raises(ScmedleyError, match="empty"):
+        pl.scores(table[:0])

@@ -1,0 +1,162 @@
+"""Probes: nothing is read from noise, everything from the codes themselves, and the null tells which."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from scmedley.evaluate.probes import Leak, _balanced_accuracy, batch_leak, knn_accuracy, knn_probe
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def leak(z: np.ndarray, batch: np.ndarray, label: np.ndarray | None = None, seed: int = 0) -> Leak:
+    """Leak with the first two thirds of the cells as training cells."""
+    label = np.zeros_like(batch) if label is None else label
+    cut = len(z) * 2 // 3
+    return batch_leak(z[:cut], batch[:cut], label[:cut], z[cut:], batch[cut:], label[cut:], seed=seed)
+
+
+def test_knn_accuracy_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
+    codes = rng.integers(0, 2, 300)  # two classes and odd k: no ties
+    z = rng.normal(size=(300, 3)) + codes[:, None]
+    oracle = KNeighborsClassifier(15).fit(z[:200], codes[:200]).score(z[200:], codes[200:])
+    assert knn_accuracy(z[:200], codes[:200], z[200:], codes[200:]) == pytest.approx(oracle)
+
+
+def test_knn_accuracy_leaves_out_cells_without_a_label() -> None:
+    z = np.array([[0.0], [0.1], [5.0], [5.1]])
+    assert knn_accuracy(z, np.array([0, -1, 1, -1]), z, np.array([0, 0, 1, -1]), k=1) == 1
+    assert knn_accuracy(z, np.array([0, 0, 1, 1]), z, np.array([0, 0, 2, -1]), k=1) == pytest.approx(2 / 3)
+    assert np.isnan(knn_accuracy(z, np.full(4, -1), z, np.zeros(4, int)))
+    assert np.isnan(knn_accuracy(z, np.zeros(4, int), z, np.full(4, -1)))
+
+
+def test_a_tie_goes_to_the_nearest() -> None:
+    train, query = np.array([[0.0], [1.0]]), np.array([[0.9], [0.2]])
+    assert knn_accuracy(train, np.array([0, 1]), query, np.array([1, 0]), k=2) == 1
+
+
+def test_balanced_accuracy_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
+    true, predicted = rng.choice([0, 2, 3], 50), rng.integers(0, 4, 50)
+    with pytest.warns(UserWarning, match="y_pred"):
+        oracle = balanced_accuracy_score(true, predicted)
+    assert _balanced_accuracy(true, predicted) == pytest.approx(oracle)
+
+
+def test_probe_of_equal_batches_is_the_plain_majority(rng: np.random.Generator) -> None:
+    batch = np.arange(300) % 2
+    z = rng.normal(size=(300, 3)) + batch[:, None]
+    oracle = KNeighborsClassifier(15).fit(z[:200], batch[:200]).predict(z[200:])
+    np.testing.assert_array_equal(knn_probe(z[:200], z[200:])(batch[:200]), oracle)
+
+
+@pytest.mark.parametrize("n_batches", [2, 5, 40])
+def test_noise_leaks_nothing_and_codes_everything(rng: np.random.Generator, n_batches: int) -> None:
+    batch = rng.choice(n_batches, 3000, p=rng.dirichlet(np.full(n_batches, 3.0)))  # unequal batches
+    label = rng.integers(0, 3, 3000)
+    noise = leak(rng.normal(size=(3000, 5)), batch, label)
+    assert abs(noise.value) < 4 * noise.null_sd < 0.2
+    assert noise.null == pytest.approx(0, abs=1e-9)
+    assert leak(np.eye(n_batches)[batch], batch, label).value == pytest.approx(1)
+
+
+def test_batches_smaller_than_k_are_found() -> None:
+    batch = np.r_[np.zeros(300, int), 1, 1, 2, 2, np.zeros(100, int), 1, 2]
+    z = np.eye(3)[batch]
+    found = batch_leak(
+        z[:304], batch[:304], np.zeros(304, int), z[304:], batch[304:], np.zeros(102, int), seed=0
+    )
+    assert found.value == pytest.approx(1)
+
+
+def test_composition_is_no_leak_within_labels(rng: np.random.Generator) -> None:
+    label = rng.integers(0, 2, 2000)
+    batch = (rng.random(2000) < np.where(label == 1, 0.9, 0.1)).astype(int)
+    z = rng.normal(size=(2000, 4)) + 8 * label[:, None]  # knows the label and nothing of the batch
+    within = leak(z, batch, label)
+    assert abs(within.value) < 4 * within.null_sd
+    assert leak(z, batch).value > 0.7
+
+
+def test_value_is_the_mean_over_labels_by_held_out_cells(rng: np.random.Generator) -> None:
+    label = (np.arange(1500) % 3 == 0).astype(int)  # 333 and 167 held-out cells
+    batch = rng.integers(0, 2, 1500)
+    z = rng.normal(size=(1500, 2)) + 20 * label[:, None]
+    z[label == 1] += 10 * batch[label == 1, None]
+    found = leak(z, batch, label)
+    assert found.per_label[0] == pytest.approx(0, abs=0.2)
+    assert found.per_label[1] == pytest.approx(1)
+    n_ones = int((label[1000:] == 1).sum())
+    mean = (found.per_label[0] * (500 - n_ones) + found.per_label[1] * n_ones) / 500
+    assert found.value == pytest.approx(mean)
+    assert found.n_cells == 500
+
+
+def test_null_spread_is_that_of_values_under_permuted_batches(rng: np.random.Generator) -> None:
+    z, batch = rng.normal(size=(600, 4)), rng.integers(0, 3, 600)
+    values = [leak(z, rng.permutation(batch), seed=s).value for s in range(40)]
+    spread = np.mean([leak(z, batch, seed=s).null_sd for s in range(5)])
+    assert spread == pytest.approx(np.std(values), rel=0.4)
+
+
+def test_what_does_not_matter(rng: np.random.Generator) -> None:
+    batch, label = rng.integers(0, 3, 600), rng.integers(0, 2, 600)
+    z = rng.normal(size=(600, 4)) + 0.7 * batch[:, None]
+    found = leak(z, batch, label)
+    assert 0.1 < found.value < 0.95
+    assert found == leak(z, batch, label)
+    assert found.value == pytest.approx(leak(z * 3 + 5, batch, label).value)
+    assert found.value == pytest.approx(leak(z, batch * 10 + 4, label).value)
+    # cells without a label or a batch, and a label with one batch, change nothing
+    more = np.r_[z[:400], rng.normal(size=(90, 4)), z[400:], rng.normal(size=(45, 4))]
+    extra_batch = np.r_[batch[:400], [0] * 60, [-1] * 30, batch[400:], [0] * 30, [-1] * 15]
+    extra_label = np.r_[
+        label[:400], [-1] * 30, [7] * 30, [0] * 30, label[400:], [-1] * 15, [7] * 15, [0] * 15
+    ]
+    assert leak(more, extra_batch, extra_label) == found
+
+
+def test_held_out_batches_without_training_cells_are_left_out() -> None:
+    z, batch = np.eye(3)[[0, 1] * 20 + [0, 1, 2] * 5], np.array([0, 1] * 20 + [0, 1, 2] * 5)
+    ones = np.zeros_like(batch)
+    found = batch_leak(z[:40], batch[:40], ones[:40], z[40:], batch[40:], ones[40:], seed=0)
+    assert found.value == pytest.approx(1)
+    assert found.n_cells == 10
+
+
+@pytest.mark.parametrize(
+    ("batch_train", "batch_test", "label"),
+    [
+        ([0] * 8, [0, 1, 0, 1], 0),
+        ([0, 1] * 4, [1] * 4, 0),
+        ([0, 1] * 4, [0, 1] * 2, -1),
+        ([0, 1] * 4, [-1] * 4, 0),
+    ],
+    ids=["one batch to learn", "one batch to score", "no labels", "no batches"],
+)
+def test_nan_where_no_label_can_be_scored(
+    rng: np.random.Generator, batch_train: list[int], batch_test: list[int], label: int
+) -> None:
+    z = rng.normal(size=(12, 2))
+    found = batch_leak(
+        z[:8],
+        np.array(batch_train),
+        np.full(8, label),
+        z[8:],
+        np.array(batch_test),
+        np.full(4, label),
+        seed=0,
+    )
+    assert np.isnan([found.value, found.null, found.null_sd]).all()
+    assert found.per_label == {}
+    assert found.n_cells == 0
+
+
+def test_one_permutation_is_no_null() -> None:
+    z, codes = np.zeros((4, 1)), np.array([0, 1, 0, 1])
+    with pytest.raises(ValueError, match="n_permutations is 1"):
+        batch_leak(z, codes, codes, z, codes, codes, n_permutations=1, seed=0)

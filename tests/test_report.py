@@ -1,0 +1,280 @@
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import run_folder
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+from scmedley.report import build, sections
+from scmedley.report.build import count, number, signed
+from scmedley.report.read import read
+
+VOID = {"meta", "img", "br", "source", "circle", "rect", "line", "link", "input", "hr"}
+SECTIONS = ["findings", "warnings", "data", "maps", "scores", "shifts", "check", "training", "run"]
+SECTIONS.append("glossary")
+EVIL = "<script>alert(1)</script>\"'&$x_1$"
+
+
+class Page(HTMLParser):
+    """Reads a page and fails on tags that are not closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.texts, self.ids = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def page(folder) -> Page:
+    return Page(build(folder).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    return run_folder.write(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def full_page(full):
+    return page(full)
+
+
+def test_all_sections_stand_once_and_the_links_lead_to_them(full_page):
+    assert [i for i in full_page.ids if not i.endswith("-title")] == SECTIONS
+    assert len(set(full_page.ids)) == len(full_page.ids)
+    links = [attrs["href"] for tag, attrs in full_page.tags if tag == "a"]
+    assert {f"#{name}" for name in SECTIONS} == set(links)
+    for words in (
+        "kNN leak 0.02 (null 0.01",
+        "Only 3 batches",
+        "identifiable",
+        "never observed: extrapolation",
+    ):
+        assert words in full_page.text
+    assert "CEL-seq2" in full_page.text
+    assert "null 0.010 ± 0.012 · as the null" in full_page.text
+    assert "9f" * 32 in full_page.text
+
+
+def test_nothing_is_loaded_from_anywhere_and_no_script_may_run(full, full_page):
+    html = (full / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "<script" not in html
+    for _, attrs in full_page.tags:
+        for name in ("src", "srcset", "href", "data", "action", "style", "onload", "onclick"):
+            assert attrs.get(name, "#").startswith(("data:image/png;base64,", "#"))
+    policy = next(a["content"] for _, a in full_page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+def test_style_hash_fits_the_style_sheet(full):
+    import base64
+    import hashlib
+
+    html = (full / "report.html").read_text(encoding="utf-8")
+    style = re.search(r"<style>(.*?)</style>", html, re.S)[1]
+    stated = re.search(r"sha256-([A-Za-z0-9+/=&#;]+?)['&]", html)[1]
+    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() == stated.replace("&#43;", "+")
+
+
+def test_pictures_have_words_and_tables_have_scopes(full_page):
+    pictures = [attrs for tag, attrs in full_page.tags if tag == "img"]
+    assert len(pictures) == 6 + 9 + 10  # maps, training curves, scores
+    assert all(attrs["alt"] for attrs in pictures)
+    assert all("scope" in attrs for tag, attrs in full_page.tags if tag == "th")
+    alts = [attrs["alt"] for attrs in pictures]
+    assert "UMAP, Fixed effects: 600 cells coloured by batch, 3 levels." in alts
+    assert any(alt.endswith("best epoch 27.") for alt in alts)
+
+
+def test_names_from_the_data_are_escaped_everywhere(tmp_path):
+    folder = run_folder.write(
+        tmp_path,
+        brief=True,
+        batches=[EVIL, "b", "_c"],
+        labels=["x" + EVIL, "NA", "y"],
+        genes=[EVIL + str(i) for i in range(12)],
+    )
+    settings = folder / "run.json"
+    evil = EVIL.replace('"', '\\"')
+    text = (
+        settings.read_text()
+        .replace("cells.h5ad", evil)
+        .replace("Only 3 batches", evil)
+        .replace("2.13.0", evil)
+    )
+    settings.write_text(text)
+    history = pd.read_csv(folder / "history.csv").replace("kl", EVIL)
+    history.to_csv(folder / "history.csv", index=False)
+    shown = page(folder)
+    assert "<script" not in (folder / "report.html").read_text(encoding="utf-8")
+    assert shown.text.count(EVIL) > 30
+    assert "NA" in shown.text.split()  # a label called NA is not a missing value
+
+
+def test_same_folder_gives_same_bytes_whatever_the_users_matplotlib_settings(full, full_page):
+    import matplotlib
+
+    first = (full / "report.html").read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "figure.facecolor": "red", "lines.linewidth": 9}):
+        assert build(full).read_bytes() == first
+        assert matplotlib.rcParams["font.size"] == 30
+    assert [path.name for path in full.iterdir() if path.suffix == ".html"] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("without", "words"),
+    [
+        (["labels"], ["No map by label: the run had no labels", "was not judged", "The run had no labels"]),
+        (["gene_shifts.csv"], ["No gene shifts: gene_shifts.csv is not in the run folder"]),
+        (["counterfactual_check.csv"], ["were not checked on held-out cells"]),
+        (["pca"], ["No map: the run stored no X_pca"]),
+        (["umap"], ["first two dimensions, no UMAP in this run"]),
+        (["null"], ["was not trained again on permuted batches"]),
+        (["scores.csv", "history.csv"], ["No scores: ", "No training curves: "]),
+        (["integrated.h5ad"], ["integrated.h5ad is not in the run folder", "No map by batch: "]),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path, without, words):
+    shown = page(run_folder.write(tmp_path, brief=True, without=without))
+    assert [i for i in shown.ids if not i.endswith("-title")] == SECTIONS
+    for sentence in words:
+        assert sentence in shown.text
+
+
+def test_many_batches_stay_readable(tmp_path):
+    batches = [f"donor {i}" for i in range(150)]
+    shown = page(run_folder.write(tmp_path, batches=batches, n_cells=3000, brief=True))
+    assert "they repeat" in shown.text
+    legends = [attrs for tag, attrs in shown.tags if tag == "details" and attrs.get("class") == "legend"]
+    assert ["open" in attrs for attrs in legends] == [False, True]
+    assert all(name in shown.text for name in batches)
+
+
+def test_bad_folders_are_named(tmp_path):
+    with pytest.raises(ScmedleyError, match="is not a folder"):
+        build(tmp_path / "none")
+    with pytest.raises(ScmedleyError, match=r"run\.json is missing"):
+        build(tmp_path)
+    folder = run_folder.write(tmp_path / "run")
+    (folder / "scores.csv").write_text("embedding,score\nX_pca,ASW\n")
+    with pytest.raises(ScmedleyError, match=r"scores\.csv lacks the column\(s\) of, null_kind, value"):
+        build(folder)
+    run_folder.write(folder)
+    (folder / "history.csv").write_text(
+        "network,epoch,part,term,value\nfixed,1,train,total,0.1\nfixed,2,train,total,low\n"
+    )
+    with pytest.raises(ScmedleyError, match=r"history\.csv: column value, line 3: 'low' is not a number"):
+        build(folder)
+    run_folder.write(folder)
+    (folder / "integrated.h5ad").write_bytes(b"not HDF5")
+    with pytest.raises(ScmedleyError, match=r"integrated\.h5ad cannot be read"):
+        build(folder)
+    run_folder.write(folder)
+    (folder / "run.json").write_text("[1]")
+    with pytest.raises(ScmedleyError, match="must hold a JSON object"):
+        build(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_top_genes_are_the_largest_by_size(full):
+    table = pd.read_csv(full / "gene_shifts.csv")
+    label = sections.shifts(read(full))["labels"][0]
+    batch = label["batches"][0]
+    here = table[(table["label"] == label["name"]) & (table["batch"] == batch["name"])]
+    assert len(batch["genes"]) == sections.TOP
+    expected = here.loc[here["shift"].abs().nlargest(sections.TOP).index, "gene"]
+    assert [gene["gene"] for gene in batch["genes"]] == list(expected)
+    for gene in batch["genes"]:
+        assert 0 <= gene["low"] <= gene["mid"] <= gene["high"] <= 100
+        assert gene["sure"] == (gene["q05"] * gene["q95"] > 0)
+
+
+def test_arrows_point_where_each_embedding_should_go(full):
+    found = sections.scores(read(full))
+    wanted = {
+        (of, key): {cells[i]["wanted"] for _, cells in rows}
+        for of, rows in found["groups"]
+        for i, (_, key) in enumerate(found["embeddings"])
+    }
+    assert wanted["batch", keys.FIXED] == {-1}
+    assert wanted["label", keys.FIXED] == {1}
+    assert wanted["batch", keys.RANDOM] == {1}
+    assert wanted["batch", keys.NULL] == {0}
+    for _, rows in found["groups"]:
+        for _, cells in rows:
+            for cell in cells:
+                near = abs(cell["value"] - cell["null"]) <= 2 * cell["null_sd"]
+                assert cell["distinct"] == (None if np.isnan(cell["null"]) else not near)
+    random = [cells[1] for of, rows in found["groups"] if of == "batch" for _, cells in rows]
+    null = [cells[2] for of, rows in found["groups"] if of == "batch" for _, cells in rows]
+    for cell, other in zip(random, null, strict=True):
+        assert cell["retrained"]["gap"] == pytest.approx(cell["value"] - other["value"])
+
+
+@pytest.mark.parametrize(
+    ("pearson", "null", "n", "trust"),
+    [
+        (0.9, 0.0, 50, "good"),
+        (0.9, 0.75, 50, "some"),
+        (0.5, 0.0, 50, "some"),
+        (0.5, 0.45, 50, "none"),
+        (0.1, 0.0, 50, "none"),
+        (0.9, 0.0, 5, "too few cells"),
+        (float("nan"), 0.0, 50, "too few cells"),
+        (0.9, float("nan"), 50, "good"),
+    ],
+)
+def test_trust_needs_agreement_beyond_chance(pearson, null, n, trust):
+    row = {"pearson": pearson, "null_pearson": null, "n_source": 100, "n_target": n}
+    assert sections._trust(row) == trust
+
+
+def test_words_on_trust_follow_the_tally():
+    none = sections._words({"good": 0, "some": 1, "none": 5, "too few cells": 2}, 0.3)
+    assert "Of 6 pairs" in none
+    assert "Do not draw conclusions" in none
+    assert "too small" in none
+    assert "were not checked" in sections._words({"good": 0, "some": 0, "none": 0, "too few cells": 2}, None)
+
+
+def test_numbers_are_shown_plainly():
+    assert [number(x) for x in (0.126, -1.5, 12.34, 1234.5, -0.001, float("nan"), None)] == [
+        "0.13", "−1.50", "12.3", "1,234", "0.00", "–", "–",
+    ]  # fmt: skip
+    assert [signed(x) for x in (0.5, -0.5, float("nan"))] == ["+0.50", "−0.50", "–"]
+    assert count(1234567) == "1,234,567"
+
+
+def test_importing_costs_no_matplotlib_and_no_jinja():
+    code = "import sys, scmedley.report, scmedley.pl; print({'matplotlib', 'jinja2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

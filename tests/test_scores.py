@@ -1,0 +1,201 @@
+"""The table of scores on an AnnData: what it holds, and its errors."""
+
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.sparse import csr_array
+
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+from scmedley.evaluate import asw, batch_leak, calinski_harabasz, inverse_davies_bouldin, knn_accuracy, scores
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    """600 cells, 3 batches, 2 labels unequally in them; embeddings of label, batch and noise."""
+    rng = np.random.default_rng(0)
+    batch = rng.integers(0, 3, 600)
+    label = (rng.random(600) < 0.2 + 0.3 * batch).astype(int)
+    data = ad.AnnData(csr_array((600, 2), dtype=np.float32))
+    data.obs["donor"] = pd.Categorical([f"d{b}" for b in batch])
+    data.obs["type"] = pd.Categorical(np.array(["B", "T"])[label])
+    data.obs[keys.SPLIT] = rng.choice(["train", "validation", "test"], 600, p=[0.5, 0.1, 0.4])
+    noise = rng.normal(size=(600, 5))
+    data.obsm["X_label"] = noise + 6 * label[:, None] * np.eye(5)[0]
+    data.obsm["X_batch"] = (noise + 6 * np.eye(5)[batch]).astype(np.float32)
+    data.obsm["X_noise"] = noise
+    return data
+
+
+def cell(table: pd.DataFrame, embedding: str, score: str, of: str) -> pd.Series:
+    """The one row of a score."""
+    found = table[(table.embedding == embedding) & (table.score == score) & (table.of == of)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_values_are_those_of_the_functions_on_held_out_cells(adata: ad.AnnData) -> None:
+    table = scores(adata, ["X_batch"], "donor", "type", seed=3)
+    z = adata.obsm["X_batch"]
+    train, test = (adata.obs[keys.SPLIT] == part for part in ("train", "test"))
+    codes = {
+        "batch": adata.obs["donor"].cat.codes.to_numpy(),
+        "label": adata.obs["type"].cat.codes.to_numpy(),
+    }
+    for of, c in codes.items():
+        assert cell(table, "X_batch", "ASW", of).value == pytest.approx(asw(z[test], c[test], seed=3))
+        assert cell(table, "X_batch", "CH", of).value == pytest.approx(calinski_harabasz(z[test], c[test]))
+        assert cell(table, "X_batch", "1/DB", of).value == pytest.approx(
+            inverse_davies_bouldin(z[test], c[test])
+        )
+    accuracy = cell(table, "X_batch", "kNN accuracy", "label")
+    assert accuracy.value == knn_accuracy(z[train], codes["label"][train], z[test], codes["label"][test])
+    leak = batch_leak(
+        z[train], codes["batch"][train], codes["label"][train],
+        z[test], codes["batch"][test], codes["label"][test], seed=3,
+    )  # fmt: skip
+    row = cell(table, "X_batch", "kNN leak", "batch")
+    assert (row.value, row["null"], row.null_sd) == (leak.value, leak.null, leak.null_sd)
+    assert len(table) == 8
+    assert (table.n_cells == test.sum()).all()
+
+
+def test_every_score_tells_the_embeddings_apart_beside_its_null(adata: ad.AnnData) -> None:
+    table = scores(adata, ["X_label", "X_batch", "X_noise"], "donor", "type")
+    table["excess"] = (table.value - table["null"]) / table.null_sd
+    excess = table.set_index(["embedding", "score", "of"])["excess"]
+    for score in ("ASW", "CH", "1/DB", "kNN leak"):
+        assert excess["X_batch", score, "batch"] > 5
+        assert abs(excess["X_noise", score, "batch"]) < 6
+    for score in ("ASW", "CH", "1/DB", "kNN accuracy"):
+        assert excess["X_label", score, "label"] > 5
+    # Batches are permuted within labels, so an embedding that knows the label only is at its null.
+    assert abs(excess["X_label", "CH", "batch"]) < 6
+    assert set(table.null_kind) == {
+        "batches permuted within label", "labels permuted", "labels drawn by their shares",
+    }  # fmt: skip
+
+
+def test_without_labels_composition_counts(adata: ad.AnnData) -> None:
+    table = scores(adata, ["X_label"], "donor")
+    assert set(table.of) == {"batch"}
+    assert set(table.score) == {"ASW", "CH", "1/DB", "kNN leak"}
+    assert set(table.null_kind) == {"batches permuted"}
+    leak = cell(table, "X_label", "kNN leak", "batch")
+    assert leak.value > 3 * leak.null_sd
+
+
+def test_chance_of_accuracy_is_that_of_random_draws(adata: ad.AnnData) -> None:
+    row = cell(scores(adata, ["X_noise"], "donor", "type"), "X_noise", "kNN accuracy", "label")
+    rng = np.random.default_rng(1)
+    train, test = (adata.obs["type"][adata.obs[keys.SPLIT] == part].to_numpy() for part in ("train", "test"))
+    drawn = [np.mean(rng.choice(train, len(test)) == test) for _ in range(2000)]
+    assert row["null"] == pytest.approx(np.mean(drawn), abs=0.005)
+    assert row.null_sd == pytest.approx(np.std(drawn), rel=0.1)
+
+
+def test_cells_without_a_label_count_for_batches_only(adata: ad.AnnData) -> None:
+    test = np.flatnonzero(adata.obs[keys.SPLIT] == "test")
+    adata.obs.iloc[test[:50], adata.obs.columns.get_loc("type")] = np.nan
+    table = scores(adata, ["X_label"], "donor", "type")
+    assert cell(table, "X_label", "ASW", "batch").n_cells == len(test)
+    for score, of in (("ASW", "label"), ("CH", "label"), ("kNN accuracy", "label"), ("kNN leak", "batch")):
+        assert cell(table, "X_label", score, of).n_cells == len(test) - 50
+
+
+def test_same_seed_same_table(adata: ad.AnnData) -> None:
+    before = adata.copy()
+    first = scores(adata, ["X_batch", "X_noise"], "donor", "type", max_cells=100)
+    pd.testing.assert_frame_equal(
+        first, scores(adata, ["X_batch", "X_noise"], "donor", "type", max_cells=100)
+    )
+    alone = scores(adata, "X_noise", "donor", "type", max_cells=100)  # one key may stand alone
+    pd.testing.assert_frame_equal(first[first.embedding == "X_noise"].reset_index(drop=True), alone)
+    assert cell(first, "X_noise", "ASW", "batch").n_cells == 100
+    pd.testing.assert_frame_equal(before.obs, adata.obs)
+
+
+def test_a_split_is_drawn_where_there_is_none(adata: ad.AnnData) -> None:
+    del adata.obs[keys.SPLIT]
+    table = scores(adata, ["X_batch"], "donor", "type")
+    assert cell(table, "X_batch", "CH", "batch").n_cells == pytest.approx(120, abs=6)
+
+
+def test_what_is_stored_otherwise_gives_the_same(adata: ad.AnnData) -> None:
+    expected = scores(adata, ["X_batch"], "donor", "type")
+    z = adata.obsm["X_batch"]
+    adata.obsm["X_batch"] = csr_array(z)
+    pd.testing.assert_frame_equal(expected, scores(adata, ["X_batch"], "donor", "type"))
+    adata.obsm["X_batch"] = pd.DataFrame(z, index=adata.obs_names, columns=list("abcde"))
+    adata.obs["donor"] = adata.obs["donor"].astype(str).astype(object)
+    pd.testing.assert_frame_equal(expected, scores(adata, ["X_batch"], "donor", "type"))
+
+
+def test_one_batch_scores_nan(adata: ad.AnnData) -> None:
+    adata.obs["donor"] = "only"
+    table = scores(adata, ["X_label"], "donor", "type")
+    assert table[table.of == "batch"][["value", "null", "null_sd"]].isna().all(axis=None)
+    assert table[table.of == "label"]["value"].notna().all()
+
+
+def _break_embedding(adata: ad.AnnData) -> None:
+    adata.obsm["X_batch"][7, 2] = np.inf
+
+
+def _break_batch(adata: ad.AnnData) -> None:
+    adata.obs.iloc[7, adata.obs.columns.get_loc("donor")] = np.nan
+
+
+def _break_split(adata: ad.AnnData) -> None:
+    adata.obs[keys.SPLIT] = "train"
+
+
+def _break_shape(adata: ad.AnnData) -> None:
+    adata.obsm["X_batch"] = np.zeros((600, 0))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "arguments", "message"),
+    [
+        (None, (["X_umap"], "donor"), r"no embedding 'X_umap'; there are: X_label, X_batch, X_noise"),
+        (None, (["X_batch"], "batch"), r"obs has no column 'batch'; there are: donor, type"),
+        (None, (["X_batch"], "donor", "label"), r"obs has no column 'label'"),
+        (
+            _break_embedding,
+            (["X_batch"], "donor"),
+            r"obsm\['X_batch'\] holds inf for cell '7' \(dimension 2; 1",
+        ),
+        (
+            _break_batch,
+            (["X_batch"], "donor"),
+            r"1 cells have no batch in obs\['donor'\] \(the first is '7'\)",
+        ),
+        (_break_split, (["X_batch"], "donor"), r"marks no cell as 'test'"),
+        (_break_shape, (["X_batch"], "donor"), r"has shape \(600, 0\)"),
+    ],
+)
+def test_errors_say_what_and_where(adata: ad.AnnData, break_it, arguments, message: str) -> None:  # type: ignore[no-untyped-def]
+    if break_it:
+        break_it(adata)
+    with pytest.raises(ScmedleyError, match=message):
+        scores(adata, *arguments)
+
+
+def test_too_few_cells_to_hold_any_out(adata: ad.AnnData) -> None:
+    del adata.obs[keys.SPLIT]
+    with pytest.raises(ScmedleyError, match="the 2 cells are too few"):
+        scores(
+            adata[[0, np.flatnonzero(adata.obs["donor"] != adata.obs["donor"].iloc[0])[0]]],
+            ["X_batch"],
+            "donor",
+        )
+
+
+def test_import_is_light() -> None:
+    code = "import sys, scmedley.evaluate; print(*{'sklearn', 'torch', 'scanpy'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == ""
