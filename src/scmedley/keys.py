@@ -9,7 +9,7 @@ FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batche
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
 AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, of the plain autoencoder
 NULL = "X_scmedley_random_null"  # obsm: the same network trained on permuted batch labels
-PCA = "X_pca"  # obsm: scanpy's name
+PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cells
 
 UNS = "scmedley"  # uns: config, versions, seed, keys
 

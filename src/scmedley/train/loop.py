@@ -152,6 +152,8 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
     finally:
         bar.close()
     so_far.stopped = so_far.stopped or ("early stopping" if so_far.epoch < plan.max_epochs else "last epoch")
+    if plan.checkpoint is not None:
+        checkpoint.save(plan.checkpoint, network, best, optimisers, vars(so_far))
     network.load_state_dict(best)
     network.eval()
     return so_far

@@ -1,0 +1,248 @@
+"""The command line: parse, call, print. Heavy imports are inside the commands, so that --help is quick."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from scmedley import __version__
+from scmedley.errors import ScmedleyError
+from scmedley.pipeline.config import RunConfig
+
+app = App(
+    name="scmedley",
+    help="Mixed-effects deep learning for single cells.",
+    help_epilogue="Any command takes --debug: show the whole traceback of an error.",
+    version=__version__,
+)
+Settings = Annotated[RunConfig, Parameter(name="*")]
+NO_SETTINGS = RunConfig()
+
+
+@app.command
+def run(
+    inputs: Annotated[list[Path], Parameter(name="inputs")],
+    /,
+    *,
+    out: Path,
+    overwrite: bool = False,
+    quiet: bool = False,
+    config: Settings = NO_SETTINGS,
+) -> None:
+    """Do everything: prepare, fit, embed, score, report.
+
+    The folder gets integrated.h5ad, model/, report.html, history.csv, scores.csv, gene_shifts.csv,
+    counterfactual_check.csv, run.json and versions.json. The same command resumes a run that was cut short.
+
+    Parameters
+    ----------
+    inputs
+        h5ad, Zarr, 10x mtx folder, 10x h5, csv or tsv (also .gz); of several files each is one batch.
+    out
+        Folder for the results.
+    overwrite
+        Empty a run folder that is there already.
+    quiet
+        Print nothing but errors.
+    """
+    from scmedley.pipeline import stages
+
+    record = stages.run(inputs, out, config, overwrite=overwrite, say=_say(quiet), progress=not quiet)
+    _tell(record, out, quiet)
+
+
+@app.command
+def fit(
+    inputs: Annotated[list[Path], Parameter(name="inputs")],
+    /,
+    *,
+    out: Path,
+    overwrite: bool = False,
+    quiet: bool = False,
+    config: Settings = NO_SETTINGS,
+) -> None:
+    """Prepare and fit only: integrated.h5ad (prepared cells), model/, history.csv, run.json.
+
+    Parameters
+    ----------
+    inputs
+        As for run.
+    out
+        Folder for the results.
+    overwrite
+        Empty a run folder that is there already.
+    quiet
+        Print nothing but errors.
+    """
+    from scmedley.pipeline import stages
+
+    stages.run(inputs, out, config, overwrite=overwrite, say=_say(quiet), progress=not quiet, only_fit=True)
+    _say(quiet)(f"Model: {out / 'model'}. Next: scmedley evaluate {out}")
+
+
+@app.command
+def embed(folder: Path, /, *, cells: Path, out: Path, unknown: Literal["error", "mean"] = "error") -> None:
+    """Embed new cells with the model of a run folder; write them with both latents in obsm.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    cells
+        New cells, in any of the formats of run.
+    out
+        h5ad to write.
+    unknown
+        Batches that the model does not know: "error", or "mean" for the population mean.
+    """
+    from scmedley import io
+    from scmedley.pipeline import stages
+
+    _must_be_new(out, ".h5ad")
+    model, adata = stages.read_model(folder), io.read(cells)
+    model.embed(adata, unknown=unknown)
+    io.write_h5ad(adata, out)
+    print(f"{adata.n_obs} cells embedded: {out}")
+
+
+@app.command
+def project(
+    folder: Path,
+    /,
+    *,
+    to: Annotated[list[str], Parameter(consume_multiple=True)],
+    out: Path,
+    cells: Path | None = None,
+    draws: int = 0,
+    seed: int = 0,
+    unknown: Literal["error", "mean"] = "error",
+) -> None:
+    """Show cells as if they had come from other batches (counterfactuals).
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    to
+        Target batches; "mean" is the population mean.
+    out
+        .zarr (written chunk by chunk, any size) or .h5ad.
+    cells
+        Cells to project (default: those of the run).
+    draws
+        Posterior draws, for 5 % and 95 % quantiles.
+    seed
+        Seed of the draws.
+    unknown
+        Batches that the model does not know: "error", or "mean" for the population mean.
+    """
+    from scmedley import io
+    from scmedley.pipeline import stages
+
+    _must_be_new(out, ".h5ad", ".zarr")
+    model = stages.read_model(folder)
+    adata = stages.read_cells(folder) if cells is None else io.read(cells)
+    zarr = out if out.suffix == ".zarr" else None
+    result = model.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
+    if not isinstance(result, Path):
+        io.write_h5ad(result, out)
+    print(f"{adata.n_obs} cells shown in {', '.join(to)}: {out}")
+
+
+@app.command
+def evaluate(folder: Path, /) -> None:
+    """Score a run folder: scores.csv, gene_shifts.csv, counterfactual_check.csv.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    """
+    from scmedley.pipeline import stages
+
+    _tell(stages.evaluate(folder), folder, quiet=False, with_report=False)
+
+
+@app.command
+def report(folder: Path, /) -> None:
+    """Write report.html of a run folder.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    """
+    from scmedley.pipeline import stages
+
+    print(f"Report: {stages.report(folder)}")
+
+
+@app.command
+def demo(*, out: Path = Path("demo-run"), overwrite: bool = False) -> None:
+    """Run on data that come with the package: three cell lines measured with three protocols.
+
+    Parameters
+    ----------
+    out
+        Folder for the results.
+    overwrite
+        Empty a run folder that is there already.
+    """
+    from scmedley import datasets
+
+    config = RunConfig(batch="batch", label="cell_type")
+    run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, config=config)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit 0, or print one line and exit with another code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    try:
+        app(tokens, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
+    except CycloptsError as error:
+        _fail(f"{error} See scmedley --help.", 2, debug)
+    except ScmedleyError as error:
+        _fail(str(error), 1, debug)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        _fail(
+            f"something went wrong that scmedley did not expect ({reason}). --debug shows where.", 70, debug
+        )
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        raise
+    print("scmedley: error: " + " ".join(message.split()), file=sys.stderr)
+    sys.stderr.flush()
+    # h5py's destructors print tracebacks of their own after a full disk: the one line above says it all.
+    sys.unraisablehook = lambda _: None
+    raise SystemExit(code)
+
+
+def _say(quiet: bool):  # type: ignore[no-untyped-def]
+    return (lambda _: None) if quiet else print
+
+
+def _tell(record: dict, out: Path, quiet: bool, with_report: bool = True) -> None:  # type: ignore[type-arg]
+    if quiet:
+        return
+    print("\nWhat was found")
+    for sentence in record["findings"]:
+        print(f"  - {sentence}")
+    print(
+        f"\nReport: {(out / 'report.html').resolve()}" if with_report else f"\nScores: {out / 'scores.csv'}"
+    )
+
+
+def _must_be_new(out: Path, *suffixes: str) -> None:
+    if out.suffix not in suffixes:
+        raise ScmedleyError(f"--out {out} must end in {' or '.join(suffixes)}.")
+    if out.exists():
+        raise ScmedleyError(f"{out} exists already. Choose another --out.")

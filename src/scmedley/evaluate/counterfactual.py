@@ -1,0 +1,159 @@
+"""How far the counterfactuals can be trusted: what each batch shifts, and does it agree with what is seen."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.stats import pearsonr
+
+from scmedley import keys
+from scmedley.models.base import Model
+from scmedley.models.counterfactual import QUANTILES, mean_shift
+from scmedley.pp.counts import log_normalised
+
+ALL = "all cells"  # stands for the label where there is none
+LEAST = 10  # held-out cells on each side without which a shift is not compared
+
+
+def gene_shifts(
+    model: Model[Any],
+    adata: AnnData,
+    label_key: str | None = None,
+    *,
+    draws: int = 30,
+    n_top: int = 50,
+    max_cells: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """List the genes that each batch shifts most against the population mean, within each label.
+
+    Parameters
+    ----------
+    model
+        A network whose decoder has batch effects.
+    adata
+        Prepared cells with their batch.
+    draws
+        Posterior draws of the effects for the interval.
+    n_top
+        Genes kept for each label and batch, by the size of their shift.
+    max_cells
+        Cells of a label, of any batch, over which the shift is averaged.
+
+    Returns
+    -------
+    DataFrame
+        label, batch, gene, shift, q05, q95 (log1p CP10k; counterfactual in the batch minus population
+        mean, mean over cells), n_cells, seen (whether the label was observed in that batch).
+    """
+    label = _labels(adata, label_key)
+    batch = adata.obs[model.batch_key].astype(str)
+    seen = set(zip(label, batch, strict=True))
+    rng = np.random.default_rng(seed)
+    genes = np.asarray(model.genes)
+    tables = []
+    for name in _names(label):
+        rows = np.flatnonzero(label == name)
+        rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
+        cells = adata[rows]
+        for target in model.design.batches:
+            shift_DG = mean_shift(model, cells, target, reference="mean", draws=draws, seed=seed)
+            shift_G = shift_DG.mean(0)
+            low_G, high_G = np.quantile(shift_DG, QUANTILES, axis=0)
+            top = np.argsort(-np.abs(shift_G), kind="stable")[:n_top]
+            columns = {"gene": genes[top], "shift": shift_G[top], "q05": low_G[top], "q95": high_G[top]}
+            table = pd.DataFrame({"label": name, "batch": target, **columns})
+            tables.append(table.assign(n_cells=len(rows), seen=(name, target) in seen))
+    return pd.concat(tables, ignore_index=True)
+
+
+def counterfactual_check(
+    model: Model[Any],
+    adata: AnnData,
+    label_key: str | None = None,
+    *,
+    max_cells: int = 300,
+    max_others: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare the predicted with the observed shift of the mean, on held-out cells.
+
+    For each label and batch: held-out cells of the label from the other batches are shown in the
+    batch, and their mean predicted change is correlated, over genes, with the difference between the
+    held-out cells really from there and them.
+
+    Returns
+    -------
+    DataFrame
+        label, batch, pearson, slope (predicted regressed on observed: below 1, predicted too small),
+        null_pearson (the same with the prediction for other batches, mean over up to ``max_others``;
+        not a number with two batches), additive_pearson (baseline: the plain difference of means on the
+        training cells), n_source, n_target. Pairs with under 10 held-out cells on a side are left out.
+    """
+    label = _labels(adata, label_key)
+    batch = adata.obs[model.batch_key].astype(str).to_numpy()
+    part = adata.obs[keys.SPLIT].astype(str).to_numpy()
+    x_NG, _ = log_normalised(adata, model.genes)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name in _names(label):
+        for target in model.design.batches:
+            here, there = (label == name) & (batch != target), (label == name) & (batch == target)
+            source, goal = np.flatnonzero(here & (part == "test")), np.flatnonzero(there & (part == "test"))
+            if min(len(source), len(goal)) < LEAST:
+                continue
+            source = np.sort(rng.choice(source, min(max_cells, len(source)), replace=False))
+            observed_G = _mean(x_NG, goal) - _mean(x_NG, source)
+            cells = adata[source]
+
+            def predicted(to: str, cells: AnnData = cells) -> np.ndarray:
+                return mean_shift(model, cells, to, reference=None)[0]
+
+            others = [b for b in model.design.batches if b != target and (batch[source] != b).any()]
+            others = list(rng.permutation(others)[:max_others])
+            train = part == "train"
+            additive_G = _mean(x_NG, np.flatnonzero(there & train)) - _mean(x_NG, np.flatnonzero(here & train))
+            predicted_G = predicted(target)
+            rows.append(
+                {
+                    "label": name,
+                    "batch": target,
+                    "pearson": _correlation(predicted_G, observed_G),
+                    "slope": float(predicted_G @ observed_G / (observed_G @ observed_G)),
+                    "null_pearson": _average([_correlation(predicted(b), observed_G) for b in others]),
+                    "additive_pearson": _correlation(additive_G, observed_G),
+                    "n_source": len(source),
+                    "n_target": len(goal),
+                }
+            )
+    columns = ["label", "batch", "pearson", "slope", "null_pearson", "additive_pearson", "n_source", "n_target"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _labels(adata: AnnData, key: str | None) -> np.ndarray:
+    """Give each cell's label as text; missing ones, which no table counts, as an empty string."""
+    if key is None:
+        return np.full(adata.n_obs, ALL, dtype=object)
+    return adata.obs[key].astype(object).where(adata.obs[key].notna(), "").astype(str).to_numpy(dtype=object)
+
+
+def _names(label: np.ndarray) -> list[str]:
+    return sorted(set(label) - {""})
+
+
+def _mean(x_NG: Any, rows: np.ndarray) -> np.ndarray:
+    if not len(rows):
+        return np.full(x_NG.shape[1], np.nan)
+    return np.asarray(x_NG[rows].mean(axis=0), dtype=np.float64).ravel()
+
+
+def _correlation(a_G: np.ndarray, b_G: np.ndarray) -> float:
+    if not (np.isfinite(a_G).all() and np.ptp(a_G) > 0 and np.ptp(b_G) > 0):
+        return float("nan")
+    return float(pearsonr(a_G, b_G).statistic)
+
+
+def _average(values: list[float]) -> float:
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else float("nan")

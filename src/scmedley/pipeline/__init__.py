@@ -1,0 +1,1 @@
+"""A whole run, from a file to a folder of results."""

@@ -1,0 +1,61 @@
+"""Settings of a run, as the command line takes them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of a run.
+
+    Parameters
+    ----------
+    batch
+        obs column of the batches (donors, samples, protocols). With several input files, the name
+        to give the column that says which file a cell is from.
+    label
+        obs column of the cell types. The networks never see it: it is for the split, the scores and
+        the report.
+    preset
+        "default", or "paper" for the published networks and losses.
+    fixed
+        obsm key of an embedding to take as the fixed part (for example X_pca_harmony).
+    genes
+        Highly variable genes to model.
+    min_genes
+        Cells with fewer genes found are removed.
+    min_cells
+        Genes found in fewer cells are removed.
+    latent
+        Latent dimensions of both networks (preset's: 50).
+    epochs
+        Epochs at most (default: set by the number of cells).
+    null
+        Fit the random-effects network once more on permuted batch labels, as the null of its scores.
+    draws
+        Posterior draws behind each interval.
+    seed
+        Seed of everything random.
+    threads
+        CPU threads (default: all).
+    precision
+        Numbers in which networks are trained; "auto" takes bfloat16 where the hardware has it.
+    device
+        "auto", "cpu", "cuda", ...
+    """
+
+    batch: str = "batch"
+    label: str | None = None
+    preset: Literal["default", "paper"] = "default"
+    fixed: str | None = None
+    genes: int = 3000
+    min_genes: int = 10
+    min_cells: int = 3
+    latent: int | None = None
+    epochs: int | None = None
+    null: bool = True
+    draws: int = 30
+    seed: int = 0
+    threads: int | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"

@@ -1,0 +1,102 @@
+"""What a run found, in plain words, each number beside its null or baseline."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scmedley import keys
+
+LEAK_SEEN = 0.05  # a leak below this, or within two spreads of its null, is called nothing to find
+
+
+def findings(
+    scores: pd.DataFrame, shifts: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]
+) -> list[str]:
+    """Give the findings as sentences, the most important first."""
+    said = [
+        _fixed(scores),
+        _labels(scores),
+        _random(scores),
+        _most_different(shifts),
+        _trust(check),
+    ]
+    if record.get("verdict"):
+        said.append(record["verdict"])
+    return [sentence for sentence in said if sentence]
+
+
+def _row(scores: pd.DataFrame, embedding: str, score: str, of: str) -> pd.Series | None:
+    rows = scores[(scores.embedding == embedding) & (scores.score == score) & (scores.of == of)]
+    return None if rows.empty or not np.isfinite(rows.value.iloc[0]) else rows.iloc[0]
+
+
+def _fixed(scores: pd.DataFrame) -> str:
+    fixed, pca = (_row(scores, key, "kNN leak", "batch") for key in (keys.FIXED, keys.PCA))
+    if fixed is None or pca is None:
+        return "Whether the fixed-effects embedding leaks the batch could not be measured: too few held-out cells."
+    less = "less than" if fixed.value < pca.value else "no less than"
+    return (
+        f"Fixed effects: {less} the principal components, this embedding gives away a held-out cell's batch "
+        f"(leak {fixed.value:.2f} against {pca.value:.2f}; 0 is chance, ±{2 * fixed.null_sd:.2f} by luck, 1 is all)."
+    )
+
+
+def _labels(scores: pd.DataFrame) -> str:
+    fixed, pca = (_row(scores, key, "kNN accuracy", "label") for key in (keys.FIXED, keys.PCA))
+    if fixed is None or pca is None:
+        return ""
+    return (
+        f"Cell types: {fixed.value:.1%} of held-out cells have neighbours of their own label in the "
+        f"fixed-effects embedding ({pca.value:.1%} in the principal components, {fixed.null:.1%} by chance)."
+    )
+
+
+def _random(scores: pd.DataFrame) -> str:
+    random, null = (_row(scores, key, "kNN leak", "batch") for key in (keys.RANDOM, keys.NULL))
+    if random is None:
+        return ""
+    if null is None:
+        return (
+            f"Random effects: this embedding tells batches apart with a leak of {random.value:.2f}. No network was "
+            "trained on permuted batches, so how much of that is the label being read back is not known."
+        )
+    margin = random.value - null.value
+    luck = max(2 * float(np.hypot(random.null_sd, null.null_sd)), LEAK_SEEN)
+    verdict = "it finds real differences" if margin > luck else "it finds no more than chance would"
+    return (
+        f"Random effects: {verdict} between batches (leak {random.value:.2f}; {null.value:.2f} for the same "
+        "network trained and scored on batch labels permuted within cell types)."
+    )
+
+
+def _most_different(shifts: pd.DataFrame) -> str:
+    seen = shifts[shifts.seen]
+    if seen.empty:
+        return ""
+    size = seen.groupby("batch", sort=True)["shift"].apply(lambda s: float(np.sqrt((s**2).mean())))
+    batch = size.idxmax()
+    own = seen[seen.batch == batch]
+    sure = own[np.sign(own.q05) == np.sign(own.q95)]
+    by_gene = sure.groupby("gene")["shift"].mean()
+    genes = by_gene.abs().sort_values(ascending=False, kind="stable").index[:5]
+    named = ", ".join(f"{gene} ({by_gene[gene]:+.2f})" for gene in genes) or "none whose interval excludes 0"
+    return (
+        f"Batch {batch} differs most from the population mean (its most shifted genes by {size[batch]:.2f} "
+        f"log1p CP10k, root mean square; the smallest is {size.min():.2f}, {size.idxmin()}). Genes: {named}."
+    )
+
+
+def _trust(check: pd.DataFrame) -> str:
+    usable = check.dropna(subset=["pearson"])
+    if usable.empty:
+        return (
+            "Counterfactuals could not be checked: no label has 10 held-out cells on both sides of a batch."
+        )
+    null = usable.null_pearson.dropna()
+    beside = f", {null.median():.2f} for a wrong batch" if len(null) else ""
+    return (
+        f"Counterfactuals: predicted and observed shifts of held-out cells correlate with {usable.pearson.median():.2f} "
+        f"(median of {len(usable)} pairs of label and batch{beside}, {usable.additive_pearson.median():.2f} for the plain "
+        f"difference of training means); their size is {usable.slope.median():.0%} of what is seen."
+    )

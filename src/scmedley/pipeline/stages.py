@@ -1,0 +1,289 @@
+"""The stages of a run, each reading and writing a run folder.
+
+A run that was cut short is run again from the start: reading and preparing give the same cells, and each
+network goes on from its checkpoint, to the same bits.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData, read_h5ad
+
+from scmedley import io, keys
+from scmedley.checks import overlap
+from scmedley.errors import ScmedleyError
+from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
+from scmedley.evaluate.scores import scores
+from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
+from scmedley.models.base import Model, ensure_split
+from scmedley.pipeline import folder as run_folder
+from scmedley.pipeline.config import RunConfig
+from scmedley.pipeline.findings import findings
+from scmedley.pp import pca, prepare
+from scmedley.pp.umap import umap
+
+CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
+SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
+NULL_NAME = "random, permuted batches"
+PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, for the null
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """A run at work: its folder, settings and record (what ``run.json`` will hold)."""
+
+    folder: Path
+    config: RunConfig
+    record: dict[str, Any]
+    say: Say = print
+    progress: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 2)
+
+    def finish(self, **more: Any) -> None:
+        """Write the record, complete."""
+        self.record |= {"status": "done", "finished": _now(), "seconds": self.seconds, **more}
+        io.write_json(self.record, self.folder / run_folder.RECORD)
+        io.write_json(run_folder.versions(), self.folder / VERSIONS)
+        shutil.rmtree(self.folder / run_folder.CHECKPOINTS, ignore_errors=True)
+
+
+def run(
+    inputs: Sequence[Path],
+    out: Path,
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    say: Say = print,
+    progress: bool = True,
+    only_fit: bool = False,
+) -> dict[str, Any]:
+    """Prepare, fit, embed, score and report (or only prepare and fit); give the record of the run."""
+    check_config(config)
+    with run_folder.locked(out):
+        record = {
+            "command": "fit" if only_fit else "run",
+            "config": asdict(config),
+            "versions": run_folder.versions(),
+            "seed": config.seed,
+            "started": _now(),
+            "input": {"name": ", ".join(p.name for p in inputs), "sha256": _hash(inputs)},
+        }
+        run_folder.begin(out, record, overwrite)
+        this = Run(out, config, record, say, progress)
+        adata = _read_and_prepare(this, inputs)
+        model = _fit(this, adata)
+        if only_fit:
+            io.write_h5ad(adata, out / CELLS)
+            this.finish()
+            return this.record
+        with this.stage("embed"):
+            embed_all(adata, model, config)
+            io.write_h5ad(adata, out / CELLS)
+        _evaluate(this, adata, model)
+        this.finish()
+        _report(out, say)
+    return this.record
+
+
+def check_config(config: RunConfig) -> None:
+    """Say which setting makes no sense, before any work is done."""
+    for name in ("genes", "min_genes", "min_cells", "latent", "epochs", "threads"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ScmedleyError(f"--{name.replace('_', '-')} {value} must be at least 1.")
+    if config.draws < 2:
+        raise ScmedleyError(f"--draws {config.draws} must be at least 2, or there is no interval.")
+    if not 0 <= config.seed < 2**32:
+        raise ScmedleyError(f"--seed {config.seed} must lie between 0 and {2**32 - 1}.")
+
+
+def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
+    """Store both latents, the principal components and their UMAPs, and how they were made."""
+    model.embed(adata)
+    pca(adata, seed=config.seed)
+    for basis in (keys.FIXED, keys.RANDOM, keys.PCA):
+        umap(adata, basis, seed=config.seed)
+    adata.uns[keys.UNS] = {
+        **adata.uns.get(keys.UNS, {}),
+        "config": {k: v for k, v in asdict(config).items() if v is not None},
+        "versions": run_folder.versions(),
+        "batch_key": config.batch,
+        "label_key": config.label or "",
+    }
+
+
+def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
+    """Score the cells of a run folder anew: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
+    with run_folder.locked(out):
+        record = run_folder.read_record(out)
+        config = RunConfig(**record["config"])
+        adata, model = read_cells(out), read_model(out)
+        this = Run(out, config, record, say, seconds=dict(record.get("seconds", {})))
+        if keys.FIXED not in adata.obsm or keys.PCA not in adata.obsm:
+            embed_all(adata, model, config)
+            io.write_h5ad(adata, out / CELLS)
+        _evaluate(this, adata, model)
+        this.finish()
+    return this.record
+
+
+def report(out: Path, *, say: Say = print) -> Path:
+    """Write report.html of a run folder anew."""
+    with run_folder.locked(out):
+        run_folder.read_record(out)
+        return _report(out, say)
+
+
+def read_cells(out: Path) -> AnnData:
+    """Read integrated.h5ad of a run folder."""
+    path = out / CELLS
+    if not path.exists():
+        raise ScmedleyError(f"{path} is missing: the run is not finished. Repeat its command to resume it.")
+    try:
+        return read_h5ad(path)
+    except Exception as error:  # h5py and anndata raise many kinds
+        raise ScmedleyError(f"{path} cannot be read ({error}). Run again with --overwrite.") from error
+
+
+def read_model(out: Path) -> MixedEffects:
+    """Load the model of a run folder."""
+    run_folder.read_record(out)
+    model = load(out / MODEL)
+    if not isinstance(model, MixedEffects):
+        raise ScmedleyError(f"{out / MODEL} is a {type(model).__name__}, not the model of a run.")
+    return model
+
+
+def _read_and_prepare(this: Run, inputs: Sequence[Path]) -> AnnData:
+    config, record = this.config, this.record
+    with this.stage("read"):
+        this.say(f"Reading {record['input']['name']}")
+        adata = io.read(inputs[0]) if len(inputs) == 1 else io.read_batches(inputs, config.batch)
+        record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
+    if config.fixed is not None and config.fixed not in adata.obsm:
+        raise ScmedleyError(f"--fixed {config.fixed}: obsm has no such embedding, only {list(adata.obsm)}.")
+    with this.stage("prepare"):
+        checked = prepare(
+            adata,
+            config.batch,
+            label_key=config.label,
+            n_top_genes=config.genes,
+            min_genes=config.min_genes,
+            min_cells=config.min_cells,
+        )
+        if keys.SPLIT in adata.obs:
+            del adata.obs[keys.SPLIT]  # of an earlier run, with another seed or other cells
+        ensure_split(adata, config.batch, config.label, config.seed)
+    record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": list(checked.warnings)}
+    if config.label is not None:
+        record["verdict"] = overlap(adata.obs[config.batch], adata.obs[config.label]).words
+    for warning in checked.warnings:
+        this.say(f"Warning: {warning}")
+    io.write_json({**record, "status": "running"}, this.folder / run_folder.RECORD)
+    return adata
+
+
+def _fit(this: Run, adata: AnnData) -> MixedEffects:
+    """Fit both networks, and the null of the random one; write the model and the history."""
+    config, out = this.config, this.folder
+    changes = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
+    fixed = FixedEffects.preset(config.preset).replace(**changes)
+    random = RandomEffects.preset(config.preset).replace(**changes)
+    model = MixedEffects(
+        config.batch,
+        config.label,
+        preset=config.preset,
+        fixed=config.fixed,
+        fixed_settings=fixed,
+        random_settings=random,
+    )
+    how = {
+        "seed": config.seed,
+        "threads": config.threads,
+        "precision": config.precision,
+        "device": config.device,
+        "progress": this.progress,
+    }
+    this.say(f"Fitting {' and '.join(model.networks())} effects to {adata.n_obs} cells")
+    with this.stage("fit"):
+        model.fit(adata, checkpoint=out / run_folder.CHECKPOINTS, **how)
+        model.save(out / MODEL)
+    history, networks = model.history, {n: m.fitted for n, m in model.networks().items()}
+    if config.null:
+        with this.stage("fit null"):
+            null = _fit_null(adata, RandomEffects(PERMUTED, config.label, random), this, how)
+        history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
+        networks[NULL_NAME] = null.fitted
+    io.write_csv(history, out / HISTORY)
+    this.record["networks"] = networks
+    for name, fitted in networks.items():
+        if fitted["stopped"] == "interrupted":
+            this.record["warnings"].append(
+                f"Training of the {name} network was interrupted in epoch {fitted['epochs']}; its best epoch "
+                f"so far, {fitted['best_epoch']}, is used."
+            )
+    return model
+
+
+def _fit_null(adata: AnnData, null: RandomEffects, this: Run, how: dict[str, Any]) -> Model[Any]:
+    """Fit the random-effects network to batches permuted within labels; store labels and latent."""
+    rng = np.random.default_rng(this.config.seed)
+    batch = adata.obs[this.config.batch].astype(str).to_numpy(dtype=object)
+    label = np.zeros(adata.n_obs) if this.config.label is None else adata.obs[this.config.label].cat.codes
+    for code in np.unique(label):
+        rows = np.flatnonzero(label == code)
+        batch[rows] = batch[rng.permutation(rows)]
+    adata.obs[PERMUTED] = pd.Categorical(batch)
+    null.fit(adata, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
+    null.key = keys.NULL  # type: ignore[misc]
+    null.embed(adata)
+    return null
+
+
+def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
+    """Write the tables and put the findings into the record."""
+    config, out = this.config, this.folder
+    this.say("Scoring")
+    with this.stage("evaluate"):
+        shown = [keys.FIXED, keys.RANDOM, keys.PCA]
+        tables = [scores(adata, shown, config.batch, config.label, seed=config.seed)]
+        if keys.NULL in adata.obsm:
+            tables.append(scores(adata, [keys.NULL], PERMUTED, config.label, seed=config.seed))
+        table = pd.concat(tables, ignore_index=True)
+        io.write_csv(table, out / SCORES)
+        shifts = gene_shifts(model.decoder, adata, config.label, draws=config.draws, seed=config.seed)
+        io.write_csv(shifts, out / SHIFTS)
+        check = counterfactual_check(model.decoder, adata, config.label, seed=config.seed)
+        io.write_csv(check, out / CHECK)
+    this.record["findings"] = findings(table, shifts, check, this.record)
+
+
+def _report(out: Path, say: Say) -> Path:
+    from scmedley.report import build
+
+    say("Writing the report")
+    return build(out)
+
+
+def _hash(inputs: Sequence[Path]) -> str:
+    return "+".join(io.sha256(path) for path in inputs)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z")
