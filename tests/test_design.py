@@ -39,11 +39,6 @@ def test_numbers_as_batches_are_names() -> None:
     assert_array_equal(learnt.codes(obs("10", "2")), [1, 0])
 
 
-def test_batches_with_one_name_are_refused() -> None:
-    with pytest.raises(ScmedleyError, match=r"'1'.*more than one"):
-        Design.of(pd.DataFrame({"donor": pd.Categorical([1, "1"], categories=[1, "1"])}), "donor")
-
-
 def test_without_the_column_nothing_is_known(design: Design) -> None:
     assert_array_equal(design.codes(pd.DataFrame(index=["a", "b"])), [-1, -1])
     with pytest.raises(ScmedleyError, match=r"obs has no column 'donor'"):

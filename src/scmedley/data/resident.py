@@ -57,7 +57,7 @@ class Resident:
         counts = stop - start
         ends = counts.cumsum(0)
         # Position of every non-zero of these rows in the CSR arrays, row after row.
-        where = torch.arange(int(ends[-1]), device=self.device)
+        where = torch.arange(int(counts.sum()), device=self.device)
         where += torch.repeat_interleave(start - (ends - counts), counts)
         row = torch.repeat_interleave(torch.arange(len(rows_M), device=self.device), counts)
         x_MG = torch.zeros(len(rows_M), self.n_genes, device=self.device)

@@ -137,6 +137,7 @@ class Model(Generic[S]):
                 max_epochs=max_epochs,
                 patience=self.settings.patience,
                 learning_rate=self.settings.learning_rate,
+                decay=self.settings.decay,
                 precision=precision,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
                 label=type(self).__name__,

@@ -25,6 +25,8 @@ class Settings:
         Weight of the new minibatch in BatchNorm's running statistics (PyTorch's sense).
     learning_rate
         Of Adam, for every player.
+    decay
+        Whether the learning rate falls to nearly 0, along half a cosine, until the last of ``max_epochs``.
     batch_size
         Cells of a minibatch; ``None``: 128 below 8,192 training cells, else 512.
     max_epochs
@@ -37,6 +39,7 @@ class Settings:
     n_latent: int = 50
     batch_norm_momentum: float = 0.1
     learning_rate: float = 1e-3
+    decay: bool = True
     batch_size: int | None = None
     max_epochs: int | None = None
     patience: int = 30
@@ -63,6 +66,7 @@ class Settings:
         return {
             "batch_norm_momentum": 0.01,
             "learning_rate": 1e-4,
+            "decay": False,
             "batch_size": 512,
             "max_epochs": 500,
             "patience": 30,

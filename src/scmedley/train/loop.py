@@ -11,6 +11,7 @@ A network offers
 The last player's loss is the total that early stopping watches.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,12 +61,15 @@ class Plan:
     """How to train: sizes, stopping rule and where to keep the checkpoint.
 
     ``patience`` is the number of epochs without a better validation total after which training stops.
+    ``decay`` lowers the learning rate along half a cosine, from ``learning_rate`` to nearly 0 in the last
+    of ``max_epochs``: a game between players swings as long as they take long steps.
     """
 
     batch_size: int
     max_epochs: int
     patience: int
     learning_rate: float
+    decay: bool = False
     precision: str = "float32"
     checkpoint: Path | None = None
     label: str = "training"
@@ -127,6 +131,7 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
     try:
         while not (so_far.stopped or _finished(so_far, plan)):
             network.train()
+            _set_learning_rate(optimisers, so_far.epoch, plan)
             trained = _Mean()
             for minibatch in cells.minibatches(train, plan.batch_size, shuffle=True):
                 for move in _moves(network, minibatch, plan):
@@ -178,6 +183,13 @@ def _moves(network: Any, minibatch: Minibatch, plan: Plan) -> Iterator[Move]:
         if move is None:
             return
         yield move
+
+
+def _set_learning_rate(optimisers: checkpoint.Optimisers, epoch: int, plan: Plan) -> None:
+    share = (1 + math.cos(math.pi * epoch / plan.max_epochs)) / 2 if plan.decay else 1.0
+    for optimiser in optimisers.values():
+        for group in optimiser.param_groups:
+            group["lr"] = plan.learning_rate * share
 
 
 def _finished(so_far: Progress, plan: Plan) -> bool:
