@@ -371,7 +371,7 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_weights(model_name: str,
     at = pd.DataFrame({"exact": exact.history.value, "rough": rough.history.value})[
         exact.history.term.isin(["total", "reconstruction"])
     ]
-    assert at["rough"].tolist() == pytest.approx(at["exact"].tolist(), rel=0.02)
+    assert at["rough"].tolist() == pytest.approx(at["exact"].tolist(), rel=0.05)
     z, z_rough = (m.get_latent_representation(prepared) for m in (exact, rough))
     assert np.corrcoef(z.ravel(), z_rough.ravel())[0, 1] > 0.99
 

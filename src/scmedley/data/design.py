@@ -70,8 +70,8 @@ class Design:
             return -1
         if batch not in self.batches:
             raise ScmedleyError(
-                f"There is no batch {batch!r} in the model. Choose {POPULATION_MEAN!r} (no batch effect) or one "
-                f"of {list(self.batches[:20])}{' ...' if self.n_batches > 20 else ''}."
+                f"There is no batch {batch!r} in the model. Choose {POPULATION_MEAN!r} (no batch effect) or "
+                f"one of {list(self.batches[:20])}{' ...' if self.n_batches > 20 else ''}."
             )
         return self.batches.index(batch)
 

@@ -38,7 +38,7 @@ class Resident:
         self.device = device
         self.b_N = torch.as_tensor(np.asarray(b_N, dtype=np.int64), device=device)
         if sparse.issparse(x_NG):
-            x_NG = x_NG.tocsr()
+            x_NG = sparse.csr_matrix(x_NG)
             self.dense = None
             self.indptr = torch.as_tensor(x_NG.indptr.astype(np.int64), device=device)
             self.indices = torch.as_tensor(x_NG.indices.astype(np.int32, copy=False), device=device)

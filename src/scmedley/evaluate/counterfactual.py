@@ -108,12 +108,15 @@ def counterfactual_check(
             cells = adata[source]
 
             def predicted(to: str, cells: AnnData = cells) -> np.ndarray:
-                return mean_shift(model, cells, to, reference=None)[0]
+                shift_G: np.ndarray = mean_shift(model, cells, to, reference=None)[0]
+                return shift_G
 
             others = [b for b in model.design.batches if b != target and (batch[source] != b).any()]
             others = list(rng.permutation(others)[:max_others])
             train = part == "train"
-            additive_G = _mean(x_NG, np.flatnonzero(there & train)) - _mean(x_NG, np.flatnonzero(here & train))
+            additive_G = _mean(x_NG, np.flatnonzero(there & train)) - _mean(
+                x_NG, np.flatnonzero(here & train)
+            )
             predicted_G = predicted(target)
             rows.append(
                 {
@@ -127,7 +130,16 @@ def counterfactual_check(
                     "n_target": len(goal),
                 }
             )
-    columns = ["label", "batch", "pearson", "slope", "null_pearson", "additive_pearson", "n_source", "n_target"]
+    columns = [
+        "label",
+        "batch",
+        "pearson",
+        "slope",
+        "null_pearson",
+        "additive_pearson",
+        "n_source",
+        "n_target",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -135,7 +147,8 @@ def _labels(adata: AnnData, key: str | None) -> np.ndarray:
     """Give each cell's label as text; missing ones, which no table counts, as an empty string."""
     if key is None:
         return np.full(adata.n_obs, ALL, dtype=object)
-    return adata.obs[key].astype(object).where(adata.obs[key].notna(), "").astype(str).to_numpy(dtype=object)
+    named = adata.obs[key].astype(object).where(adata.obs[key].notna(), "")
+    return np.asarray(named.astype(str), dtype=object)
 
 
 def _names(label: np.ndarray) -> list[str]:

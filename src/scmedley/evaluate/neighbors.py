@@ -27,8 +27,8 @@ class Neighbors:
         Euclidean distances, in the units of the embedding.
     """
 
-    indices_NK: npt.NDArray[np.int64]  # noqa: N815
-    distances_NK: npt.NDArray[np.float64]  # noqa: N815
+    indices_NK: npt.NDArray[np.int64]
+    distances_NK: npt.NDArray[np.float64]
 
 
 def nearest(query_NP: Floats, reference_MP: Floats, k: int, *, exclude_self: bool = False) -> Neighbors:

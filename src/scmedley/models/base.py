@@ -119,6 +119,7 @@ class Model(Generic[S]):
             Data that are not prepared, a batch column that is missing, too few cells, a loss that is
             not finite, a device that is not there.
         """
+        self.network = None
         x_NG = self._learn_reading(adata, seed)
         on = resolve_device(device)
         precision = resolve_precision(precision, on)
@@ -143,7 +144,11 @@ class Model(Generic[S]):
                 label=type(self).__name__,
                 progress=progress,
             )
-            done = loop.fit(self.network, cells, train, validation, plan)
+            try:
+                done = loop.fit(self.network, cells, train, validation, plan)
+            except BaseException:
+                self.network = None  # half trained is not fitted
+                raise
         self.network.to("cpu")
         self.history = done.history()
         self.fitted = {

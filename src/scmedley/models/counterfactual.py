@@ -49,13 +49,16 @@ def counterfactual(
         raise ScmedleyError(f"Give at least one target batch and draws=0 or 2 and more (got {draws}).")
     codes = [model.design.code(target) for target in targets]
     cells = Resident(model.read(adata), model.design.known_codes(adata.obs, unknown), torch.device("cpu"))
-    layers = ["X", "difference"] + [f"{n}_q{q * 100:02.0f}" for n in ("X", "difference") for q in QUANTILES if draws]
+    layers = ["X", "difference"]
+    if draws:
+        layers += [f"{name}_{side}" for name in ("X", "difference") for side in ("q05", "q95")]
     shape = (cells.n_cells * len(targets), len(model.genes))
     size = 4 * shape[0] * shape[1] * len(layers)
     if out is None and size > LARGEST:
         raise ScmedleyError(
-            f"{adata.n_obs} cells x {len(targets)} targets x {len(model.genes)} genes take {size / 1e9:.1f} GB. "
-            "Ask for fewer cells or targets, or pass out='counterfactuals.zarr' to write them to disk."
+            f"{adata.n_obs} cells x {len(targets)} targets x {len(model.genes)} genes take "
+            f"{size / 1e9:.1f} GB. Ask for fewer cells or targets, or pass out='counterfactuals.zarr' to write "
+            "them to disk."
         )
     obs = _obs(adata.obs, targets)
     chunks = _chunks(model, cells, codes, draws, seed)
@@ -90,11 +93,11 @@ def mean_shift(
     cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
     target = model.design.code(to)
     base = None if reference is None else model.design.code(reference)
-    total_DG = 0.0
+    total_DG = np.zeros((max(draws, 1), len(model.genes)))
     for minibatch in cells.minibatches(torch.arange(cells.n_cells), CHUNK):
         base_N = minibatch.b_M if base is None else torch.full_like(minibatch.b_M, base)
         pairs = _decoded(model, minibatch, torch.full_like(base_N, target), base_N, draws, seed)
-        total_DG = total_DG + np.stack([(there - here).sum(0).numpy() for there, here in pairs])
+        total_DG += np.stack([(there - here).sum(0).numpy() for there, here in pairs])
     return np.asarray(total_DG / cells.n_cells * model.scale.span_G, dtype=np.float32)
 
 

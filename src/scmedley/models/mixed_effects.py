@@ -197,7 +197,7 @@ class MixedEffects:
         """Give the embedding that stands for the fixed part, or say that it is missing."""
         if self.fixed_key not in adata.obsm:
             raise ScmedleyError(
-                f"The fixed part is obsm[{self.fixed_key!r}], which is not there. obsm has {list(adata.obsm)}."
+                f"The fixed part is obsm[{self.fixed_key!r}], which is not there; obsm has {list(adata.obsm)}."
             )
         return np.asarray(adata.obsm[self.fixed_key], dtype=np.float32)
 

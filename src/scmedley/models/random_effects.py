@@ -5,6 +5,7 @@ Shapes: N cells of a minibatch, G genes, H hidden units, P latent dimensions, B 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -75,11 +76,11 @@ class RandomEffectsNetwork(nn.Module):
         s = self.settings = settings
         self.n_batches = n_batches
         sizes = [n_genes, *s.hidden, s.n_latent]
-        self.encoder = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.encoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.encoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in s.hidden)
         self.encoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in s.hidden)
         sizes = sizes[::-1]
-        self.decoder = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.decoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.decoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in sizes[1:])
         self.decoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in sizes[1:])
         self.batch_head = Classifier(s.n_latent, s.batch_head_hidden, n_batches)
@@ -160,6 +161,4 @@ class RandomEffects(Model[RandomEffectsSettings]):
     @classmethod
     def preset(cls, name: str) -> RandomEffectsSettings:
         """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
-        return cls.choose(
-            name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published()
-        )
+        return cls.choose(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())

@@ -81,7 +81,7 @@ def read(folder: Path) -> Model[Any]:
         model._build()
         model.network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items()})
     except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
-        raise ScmedleyError(f"The model in {folder} cannot be read ({error}). Fit and save it again.") from error
+        raise ScmedleyError(f"The model in {folder} is broken ({error}). Fit and save it again.") from error
     model.network.eval()
     model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
     return model

@@ -21,4 +21,5 @@ def bounded(logits_NB: Tensor, share_B: Tensor) -> Tensor:
     """
     log_q_NB = F.log_softmax(logits_NB.float(), dim=1)
     entropy = -torch.special.xlogy(share_B, share_B).sum()
-    return -(log_q_NB @ share_B).mean() - entropy
+    divergence: Tensor = -(log_q_NB @ share_B).mean() - entropy
+    return divergence

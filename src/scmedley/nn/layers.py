@@ -4,6 +4,7 @@ Shapes: N cells of a minibatch, G genes, H hidden units, P latent dimensions.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,11 @@ class Encoder(nn.Module):
     def __init__(self, n_genes: int, hidden: Sequence[int], n_latent: int, momentum: float):
         super().__init__()
         sizes = [n_genes, *hidden, n_latent]
-        self.linears = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
 
     def forward(self, x_NG: Tensor) -> list[Tensor]:
+        """Give all activations, the latent last."""
         activations = []
         h = x_NG
         for layer, norm in zip(self.linears, [*self.norms, nn.Identity()], strict=True):
@@ -62,12 +64,15 @@ class TiedDecoder(nn.Module):
         self.effects = nn.ModuleList(effects)
 
     def forward(self, z_NP: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+        """Give xhat_NG; ``draw`` takes one posterior draw of the effects, else their means."""
         h = z_NP
         last = len(self.biases) - 1
-        for i, (bias, layer) in enumerate(zip(self.biases, reversed(encoder.linears), strict=True)):
+        effects = list(self.effects) or [None] * len(self.biases)
+        layers = zip(self.biases, reversed(encoder.linears), effects, strict=True)
+        for i, (bias, layer, effect) in enumerate(layers):
             h = F.linear(h, layer.weight.t(), bias)
-            if self.effects:
-                h = self.effects[i](h, b_NB, draw)
+            if effect is not None:
+                h = effect(h, b_NB, draw)
             h = h if i == last else F.selu(h)
         return h
 
@@ -78,9 +83,10 @@ class Classifier(nn.Module):
     def __init__(self, n_in: int, hidden: Sequence[int], n_classes: int):
         super().__init__()
         sizes = [n_in, *hidden, n_classes]
-        self.linears = nn.ModuleList(linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, h_NH: Tensor) -> Tensor:
+        """Give the logits."""
         for layer in self.linears[:-1]:
             h_NH = F.relu(layer(h_NH))
         logits: Tensor = self.linears[-1](h_NH)

@@ -75,7 +75,7 @@ def _most_different(shifts: pd.DataFrame) -> str:
     if seen.empty:
         return ""
     size = seen.groupby("batch", sort=True)["shift"].apply(lambda s: float(np.sqrt((s**2).mean())))
-    batch = size.idxmax()
+    batch = str(size.idxmax())
     own = seen[seen.batch == batch]
     sure = own[np.sign(own.q05) == np.sign(own.q95)]
     by_gene = sure.groupby("gene")["shift"].mean()
@@ -96,7 +96,7 @@ def _trust(check: pd.DataFrame) -> str:
     null = usable.null_pearson.dropna()
     beside = f", {null.median():.2f} for a wrong batch" if len(null) else ""
     return (
-        f"Counterfactuals: predicted and observed shifts of held-out cells correlate with {usable.pearson.median():.2f} "
-        f"(median of {len(usable)} pairs of label and batch{beside}, {usable.additive_pearson.median():.2f} for the plain "
-        f"difference of training means); their size is {usable.slope.median():.0%} of what is seen."
+        "Counterfactuals: predicted and observed shifts of held-out cells correlate with "
+        f"{usable.pearson.median():.2f} (median of {len(usable)} pairs of label and batch{beside}, "
+        f"{usable.additive_pearson.median():.2f} for the plain difference of training means); their size is {usable.slope.median():.0%} of what is seen."
     )

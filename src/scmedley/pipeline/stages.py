@@ -213,7 +213,7 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
         fixed_settings=fixed,
         random_settings=random,
     )
-    how = {
+    how: dict[str, Any] = {
         "seed": config.seed,
         "threads": config.threads,
         "precision": config.precision,

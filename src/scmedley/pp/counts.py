@@ -35,7 +35,8 @@ def prepare(
     """Check, filter and normalise ``adata`` in place, and flag its highly variable genes.
 
     ``X`` keeps its values. ``layers["counts"]`` holds a copy of the counts (float32; a copy, so that
-    ``scanpy.pp.log1p(adata)`` afterwards leaves it alone), ``layers["log1p_cp10k"]`` the normalised values. Data that are log-normalised already get no counts layer. A view becomes an AnnData of its own.
+    ``scanpy.pp.log1p(adata)`` afterwards leaves it alone), ``layers["log1p_cp10k"]`` the normalised values.
+    Data that are log-normalised already get no counts layer. A view becomes an AnnData of its own.
 
     Parameters
     ----------

@@ -22,8 +22,8 @@ class MinMax:
         """Learn minimum and span of each gene on (training) cells."""
         low, high = x_NG.min(axis=0), x_NG.max(axis=0)
         if sparse.issparse(x_NG):
-            low, high = low.toarray().ravel(), high.toarray().ravel()
-        low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+            low, high = low.toarray(), high.toarray()
+        low, high = (np.asarray(side, np.float32).ravel() for side in (low, high))
         span = np.where(high > low, high - low, np.float32(1))
         return cls(low, span.astype(np.float32))
 
@@ -31,12 +31,12 @@ class MinMax:
         """Scale cells; sparse stays sparse while every gene's minimum is 0."""
         if sparse.issparse(x_NG):
             if not self.minimum_G.any():
-                scaled = x_NG.tocsr(copy=True)
+                scaled = sparse.csr_matrix(x_NG, copy=True)
                 scaled.data /= self.span_G[scaled.indices]
                 return scaled
-            x_NG = x_NG.toarray()
-        return ((x_NG - self.minimum_G) / self.span_G).astype(np.float32)
+            x_NG = sparse.csr_matrix(x_NG).toarray()
+        return np.asarray((x_NG - self.minimum_G) / self.span_G, dtype=np.float32)
 
     def inverse(self, x_NG: np.ndarray) -> np.ndarray:
         """Give back the unit of the input (log1p CP10k)."""
-        return x_NG * self.span_G + self.minimum_G
+        return np.asarray(x_NG * self.span_G + self.minimum_G, dtype=np.float32)

@@ -20,6 +20,8 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
     xy_N2 = np.full((adata.n_obs, 2), np.nan, dtype=np.float32)
     if len(rows) > 4:  # below that UMAP has no neighbourhoods to draw
         # n_jobs=1: with a seed UMAP runs on one thread, and says so unless it was asked to.
-        mapper = UMAP(n_neighbors=min(15, len(rows) - 1), min_dist=0.3, init="pca", random_state=seed, n_jobs=1)
+        mapper = UMAP(
+            n_neighbors=min(15, len(rows) - 1), min_dist=0.3, init="pca", random_state=seed, n_jobs=1
+        )
         xy_N2[rows] = mapper.fit_transform(z_NP[rows])
     adata.obsm[keys.umap(basis)] = xy_N2

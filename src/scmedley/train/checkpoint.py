@@ -36,11 +36,20 @@ def save(
 def load(path: Path, network: nn.Module, optimisers: Optimisers) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Restore network, optimisers and random state in place; give back (best weights, ``state``)."""
     try:
-        with safe_open(path, framework="pt") as file:
-            state = json.loads(file.metadata()["state"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ScmedleyError(f"The checkpoint {path} cannot be read ({error}). Delete it to start anew.") from error
+        return _restore(path, network, optimisers)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ScmedleyError(
+            f"The checkpoint {path} cannot be read, or is of another network ({reason}). Delete it to start anew."
+        ) from error
+
+
+def _restore(
+    path: Path, network: nn.Module, optimisers: Optimisers
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}}
     for player, optimiser in optimisers.items():
         moments: dict[int, dict[str, Tensor]] = {}

@@ -136,7 +136,7 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
             for minibatch in cells.minibatches(train, plan.batch_size, shuffle=True):
                 for move in _moves(network, minibatch, plan):
                     optimisers[move.player].zero_grad(set_to_none=True)
-                    move.loss.backward(inputs=players[move.player])
+                    torch.autograd.backward(move.loss, inputs=players[move.player])
                     optimisers[move.player].step()
                     trained.add(move, len(minibatch.b_M))
             network.after_epoch()
@@ -157,7 +157,8 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
     finally:
         bar.close()
     so_far.stopped = so_far.stopped or ("early stopping" if so_far.epoch < plan.max_epochs else "last epoch")
-    if plan.checkpoint is not None:
+    if plan.checkpoint is not None and so_far.stopped != "interrupted":
+        # After Ctrl-C the last checkpoint stays, at the end of an epoch, so that training can go on from it.
         checkpoint.save(plan.checkpoint, network, best, optimisers, vars(so_far))
     network.load_state_dict(best)
     network.eval()

@@ -19,7 +19,7 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise ScmedleyError(f"device={device!r} cannot be used here: {error}. Use 'auto' or 'cpu'.") from error
+        raise ScmedleyError(f"device={device!r} is not to be had here: {error}. Use 'cpu'.") from error
     return resolved
 
 

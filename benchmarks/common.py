@@ -1,0 +1,126 @@
+"""What every benchmark needs: real data sets, a record of the machine, results that survive a stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import scmedley as sm
+from scmedley.io import write_json
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+BATCH = "batch"
+LABEL = "label"  # of every data set once loaded, whatever its file calls it
+DATA_VARIABLE = "SCMEDLEY_DATA"
+PACKAGES = ("scmedley", "torch", "numpy", "scipy", "scikit-learn", "scanpy", "anndata", "harmonypy", "scvi-tools")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: shipped with the package (``file`` empty), or a file of the data folder."""
+
+    name: str
+    label: str = "cell_type"
+    file: str = ""
+
+
+DATA_SETS = {
+    data.name: data
+    for data in (
+        DataSet("sc_mixology"),
+        DataSet("onek1k"),
+        DataSet("pancreas"),
+        DataSet("hashing"),
+        DataSet("pbmc_8batches", "cell_type_broad", "pbmc_8batches_14k.h5ad"),
+    )
+}
+
+
+def find(name: str, folder: Path | None) -> AnnData | None:
+    """Read a data set; labels are copied to ``obs["label"]``.
+
+    Parameters
+    ----------
+    name
+        One of ``DATA_SETS``.
+    folder
+        Where files that are not shipped lie; ``None``: the folder that ``$SCMEDLEY_DATA`` names.
+
+    Returns
+    -------
+    AnnData or None
+        ``None``, and a printed line that says why, where the file is missing.
+    """
+    data = DATA_SETS[name]
+    if data.file:
+        folder = folder or Path(os.environ.get(DATA_VARIABLE, "."))
+        if not (folder / data.file).exists():
+            print(
+                f"{name}: skipped, {folder}/ has no {data.file}. Name its folder with --data or {DATA_VARIABLE}."
+            )
+            return None
+        adata = sm.read(folder / data.file)
+    else:
+        adata = getattr(sm.datasets, name)()
+    adata.obs[LABEL] = adata.obs[data.label]
+    return adata
+
+
+def record(threads: int) -> dict[str, Any]:
+    """Describe machine, versions and date of a run."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": threads,
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def cached(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Give what ``path`` holds, or compute and store it: a stopped benchmark goes on where it was."""
+    if path.exists():
+        stored: dict[str, Any] = json.loads(path.read_text())
+        return stored
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = compute()
+    write_json(result, path)
+    return result
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return sm.__version__ if package == "scmedley" else "not installed"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    done = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
