@@ -67,12 +67,10 @@ class TiedDecoder(nn.Module):
         """Give xhat_NG; ``draw`` takes one posterior draw of the effects, else their means."""
         h = z_NP
         last = len(self.biases) - 1
-        effects = list(self.effects) or [None] * len(self.biases)
-        layers = zip(self.biases, reversed(encoder.linears), effects, strict=True)
-        for i, (bias, layer, effect) in enumerate(layers):
-            h = F.linear(h, layer.weight.t(), bias)
-            if effect is not None:
-                h = effect(h, b_NB, draw)
+        for i, (bias, layer) in enumerate(zip(self.biases, reversed(encoder.linears), strict=True)):
+            h = F.linear(h, layer.get_parameter("weight").t(), bias)
+            if self.effects:
+                h = self.effects[i](h, b_NB, draw)
             h = h if i == last else F.selu(h)
         return h
 

@@ -98,5 +98,6 @@ def _trust(check: pd.DataFrame) -> str:
     return (
         "Counterfactuals: predicted and observed shifts of held-out cells correlate with "
         f"{usable.pearson.median():.2f} (median of {len(usable)} pairs of label and batch{beside}, "
-        f"{usable.additive_pearson.median():.2f} for the plain difference of training means); their size is {usable.slope.median():.0%} of what is seen."
+        f"{usable.additive_pearson.median():.2f} for the plain difference of training means); "
+        f"their size is {usable.slope.median():.0%} of what is seen."
     )
