@@ -1,14 +1,16 @@
 """The command line: parse, call, print. Heavy imports are inside the commands, so that --help is quick."""
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from scmedley import __version__
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.pipeline.config import RunConfig
 
 app = App(
@@ -102,7 +104,8 @@ def embed(folder: Path, /, *, cells: Path, out: Path, unknown: Literal["error", 
 
     _must_be_new(out, ".h5ad")
     model, adata = stages.read_model(folder), io.read(cells)
-    model.embed(adata, unknown=unknown)
+    with _warnings_as_lines():
+        model.embed(adata, unknown=unknown)
     io.write_h5ad(adata, out)
     print(f"{adata.n_obs} cells embedded: {out}")
 
@@ -145,7 +148,8 @@ def project(
     model = stages.read_model(folder)
     adata = stages.read_cells(folder) if cells is None else io.read(cells)
     zarr = out if out.suffix == ".zarr" else None
-    result = model.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
+    with _warnings_as_lines():
+        result = model.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
     if not isinstance(result, Path):
         io.write_h5ad(result, out)
     print(f"{adata.n_obs} cells shown in {', '.join(to)}: {out}")
@@ -224,6 +228,16 @@ def _fail(message: str, code: int, debug: bool) -> None:
     # h5py's destructors print tracebacks of their own after a full disk: the one line above says it all.
     sys.unraisablehook = lambda _: None
     raise SystemExit(code)
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print what a step warns the user of as one line each, without the place in the code."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ScmedleyWarning)
+        yield
+    for line in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ScmedleyWarning)):
+        print(f"scmedley: warning: {line}", file=sys.stderr)
 
 
 def _say(quiet: bool):  # type: ignore[no-untyped-def]

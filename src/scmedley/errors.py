@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user."""
+"""The one exception, and the one warning, that are meant for the user."""
 
 
 class ScmedleyError(ValueError):
@@ -7,3 +7,7 @@ class ScmedleyError(ValueError):
     The message says what is wrong, where (key, cell, gene, value) and what to do next.
     The command line prints it as one line and exits with a non-zero code.
     """
+
+
+class ScmedleyWarning(UserWarning):
+    """Something the user should know about a result that is given all the same."""

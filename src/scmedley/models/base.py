@@ -3,6 +3,7 @@
 Shapes: N cells, G genes of the model, P latent dimensions, B batches.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from scmedley import keys
 from scmedley.data.design import POPULATION_MEAN, Design
 from scmedley.data.resident import Resident
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models.settings import Settings, named
 from scmedley.pp.counts import log_normalised
 from scmedley.pp.scale import MinMax
@@ -227,6 +228,9 @@ class Model(Generic[S]):
                 f"{', '.join(absent)}); at most {MAX_MISSING:.0%} may be. Genes here are called like "
                 f"{', '.join(map(str, adata.var_names[:2]))}: check that both use the same kind of name."
             )
+        if n_missing:
+            message = f"{n_missing} of the model's {len(self.genes)} genes are missing here and taken as 0."
+            warnings.warn(message, ScmedleyWarning, stacklevel=2)
         return self.scale.transform(x_NG)
 
     def _learn_reading(self, adata: AnnData, seed: int) -> sparse.csr_matrix | np.ndarray:
