@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 BATCH = "batch"
 LABEL = "label"  # of every data set once loaded, whatever its file calls it
 DATA_VARIABLE = "SCMEDLEY_DATA"
-PACKAGES = ("scmedley", "torch", "numpy", "scipy", "scikit-learn", "scanpy", "anndata", "harmonypy", "scvi-tools")
+PACKAGES = (
+    "scmedley",
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scanpy",
+    "anndata",
+    "harmonypy",
+    "scvi-tools",
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,9 @@ def _processor() -> str:
 def _commit() -> str:
     here = Path(__file__).parent
     done = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(here), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() or "unknown"

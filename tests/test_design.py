@@ -48,7 +48,9 @@ def test_without_the_column_nothing_is_known(design: Design) -> None:
 
 
 def test_unknown_batches_are_named(design: Design) -> None:
-    with pytest.raises(ScmedleyError, match=r"2 cells are of batches \['new'\].*unknown='mean'.*'d1', 'd2', 'd3'"):
+    with pytest.raises(
+        ScmedleyError, match=r"2 cells are of batches \['new'\].*unknown='mean'.*'d1', 'd2', 'd3'"
+    ):
         design.known_codes(obs("d1", "new", "new"))
     assert_array_equal(design.known_codes(obs("d1", "new"), "mean"), [0, -1])
     assert_array_equal(design.known_codes(obs("d1", "d3")), [0, 2])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.train import loop
 from scmedley.train.loop import Move, Plan
 from scmedley.train.precision import engine, resolve_device, resolve_precision
-from tiny import FIT, MODELS, differing, small, unfitted, weights
+from tiny import FIT, differing, small, unfitted, weights
 
 TESTS = Path(__file__).parent
 
@@ -52,6 +53,16 @@ class Scripted(nn.Module):
             raise KeyboardInterrupt
 
 
+@contextmanager
+def register_step(look) -> Iterator[None]:
+    """Call ``look`` after every step of any optimiser."""
+    hook = register_optimizer_step_post_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def run(network: nn.Module, max_epochs: int = 10, patience: int = 3, **options) -> loop.Progress:
     cells = Resident(np.ones((8, 2), np.float32), np.zeros(8), torch.device("cpu"))
     plan = Plan(4, max_epochs, patience, 1e-3, progress=False, label="Scripted", **options)
@@ -73,6 +84,20 @@ def test_stops_after_patience_epochs_without_a_better_total() -> None:
     assert int(network.epoch) == 2
 
 
+def test_patience_is_not_counted_while_the_network_settles() -> None:
+    done = run(Scripted([2, 9, 9, 9, 9, 9, 1, 9]), max_epochs=8, patience=3, settling_steps=8)  # 2 an epoch
+    assert (done.epoch, done.best_epoch, done.stopped) == (8, 7, "last epoch")
+    done = run(Scripted([2] + [9] * 9), max_epochs=9, patience=3, settling_steps=8)
+    assert (done.epoch, done.best_epoch, done.stopped) == (7, 1, "early stopping")
+
+
+def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
+    where = {"checkpoint": tmp_path / "a.safetensors"}
+    run(Scripted([5, 3]), max_epochs=2, fingerprint="one", **where)
+    with pytest.raises(ScmedleyError, match="of another fit"):
+        run(Scripted([5, 3]), max_epochs=2, fingerprint="two", **where)
+
+
 def test_history_is_tidy_and_has_the_totals() -> None:
     table = run(Scripted([5, 3]), max_epochs=2).history()
     assert list(table) == ["epoch", "part", "term", "value"]
@@ -83,7 +108,9 @@ def test_history_is_tidy_and_has_the_totals() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_term_that_is_not_finite_stops_and_is_named(value: float) -> None:
-    with pytest.raises(ScmedleyError, match=r"Scripted: the validation term 'term' is -?(nan|inf) in epoch 2\."):
+    with pytest.raises(
+        ScmedleyError, match=r"Scripted: the validation term 'term' is -?(nan|inf) in epoch 2\."
+    ):
         run(Scripted([5, value, 1]))
 
 
@@ -100,7 +127,9 @@ def test_ctrl_c_before_the_first_epochs_end_is_not_caught() -> None:
         run(Scripted([1], interrupt_in=1))
 
 
-def test_after_ctrl_c_the_checkpoint_goes_on_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_ctrl_c_the_checkpoint_goes_on_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     totals = [4.0, 3.0, 2.0, 1.0]
     assert run(Scripted(totals, interrupt_in=3), 4, checkpoint=tmp_path / "c").stopped == "interrupted"
@@ -119,7 +148,9 @@ def test_means_are_over_cells_not_over_minibatches() -> None:
     table = run(Sized([]), max_epochs=1).history().set_index("part")
     assert table.loc["validation", "value"] == 2
     cells = Resident(np.ones((9, 2), np.float32), np.zeros(9), torch.device("cpu"))
-    done = loop.fit(Sized([]), cells, torch.arange(7), torch.arange(7, 9), Plan(4, 1, 1, 1e-3, progress=False))
+    done = loop.fit(
+        Sized([]), cells, torch.arange(7), torch.arange(7, 9), Plan(4, 1, 1, 1e-3, progress=False)
+    )
     assert done.history().set_index("part").loc["train", "value"] == pytest.approx((4 * 4 + 3 * 3) / 7)
 
 
@@ -135,17 +166,17 @@ def test_ctrl_c_in_a_model_leaves_it_fitted_to_the_best_epoch(
     epochs: list[int] = []
     after_epoch = FixedEffectsNetwork.after_epoch
     monkeypatch.setattr(FixedEffectsNetwork, "after_epoch", interrupting)
-    model = unfitted("fixed", max_epochs=5).fit(prepared, **FIT)
+    model = unfitted("fixed", max_epochs=5, decay=False).fit(prepared, **FIT)
     assert model.fitted["stopped"] == "interrupted"
     assert model.fitted["epochs"] == 2
     monkeypatch.setattr(FixedEffectsNetwork, "after_epoch", after_epoch)
-    until = unfitted("fixed", max_epochs=model.fitted["best_epoch"]).fit(prepared, **FIT)
+    until = unfitted("fixed", max_epochs=model.fitted["best_epoch"], decay=False).fit(prepared, **FIT)
     assert not differing(weights(model.network), weights(until.network))
 
 
 def test_a_failed_fit_is_no_fit(prepared: AnnData) -> None:
     model = unfitted("random", mse_weight=float("inf"))
-    with pytest.raises(ScmedleyError, match=r"RandomEffects: the train term 'total' is (inf|nan) in epoch 1"):
+    with pytest.raises(ScmedleyError, match=r"RandomEffects: the train term '\w+' is (inf|nan) in epoch 1"):
         model.fit(prepared, **FIT)
     with pytest.raises(ScmedleyError, match="not fitted"):
         model.embed(prepared)
@@ -155,7 +186,9 @@ def test_a_failed_fit_is_no_fit(prepared: AnnData) -> None:
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
-def test_each_step_changes_its_own_player_alone(prepared: AnnData, preset: str) -> None:
+def test_each_step_changes_its_own_player_alone(
+    prepared: AnnData, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through the real loop: after every optimiser step, which weights are others than before?"""
     model = unfitted("fixed", preset, max_epochs=1, batch_size=64)
     changes: list[set[str]] = []
@@ -172,13 +205,9 @@ def test_each_step_changes_its_own_player_alone(prepared: AnnData, preset: str) 
         begin(network, b_N)
         last.update({name: p.detach().clone() for name, p in network.named_parameters()})
 
-    hook = register_optimizer_step_post_hook(look)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(FixedEffectsNetwork, "begin", beginning)
-            model.fit(prepared, **FIT)
-    finally:
-        hook.remove()
+    monkeypatch.setattr(FixedEffectsNetwork, "begin", beginning)
+    with register_step(look):
+        model.fit(prepared, **FIT)
     steps = model.settings.adversary_steps
     names = dict(model.network.named_parameters())
     adversary = {name for name in names if name.startswith("adversary.")}
@@ -192,7 +221,9 @@ def test_each_step_changes_its_own_player_alone(prepared: AnnData, preset: str) 
             assert {"encoder.linears.0.weight", "decoder.biases.0"} <= changed
 
 
-def test_both_players_share_one_pass_of_the_encoder(prepared: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_players_share_one_pass_of_the_encoder(
+    prepared: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes: list[int] = []
     begin = FixedEffectsNetwork.begin
 
@@ -206,7 +237,9 @@ def test_both_players_share_one_pass_of_the_encoder(prepared: AnnData, monkeypat
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
-def test_every_parameter_has_one_player_and_tied_kernels_stand_once(model_name: str, preset: str, fitted) -> None:
+def test_every_parameter_has_one_player_and_tied_kernels_stand_once(
+    model_name: str, preset: str, fitted
+) -> None:
     network = fitted(model_name, preset).network
     played = [id(p) for parameters in network.players().values() for p in parameters]
     assert len(played) == len(set(played))
@@ -222,26 +255,31 @@ def test_same_seed_same_bits_other_seed_other_bits(model_name: str, prepared: An
     other = unfitted(model_name).fit(prepared, **{**FIT, "seed": 1})
     assert not differing(weights(first.network), weights(again.network))
     assert first.history.equals(again.history)
-    kernels = {name for name in weights(first.network) if name.startswith("encoder") and name.endswith("weight")}
+    kernels = {
+        name for name in weights(first.network) if name.startswith("encoder") and name.endswith("weight")
+    }
     assert kernels & differing(weights(first.network), weights(other.network))
 
 
 def test_the_callers_random_state_and_threads_are_untouched(prepared: AnnData, fitted) -> None:
-    mixed = fitted("mixed")
-    before, threads = torch.get_rng_state(), torch.get_num_threads()
-    numpys = np.random.get_state()[1].copy()  # noqa: NPY002
+    mixed, threads = fitted("mixed"), torch.get_num_threads()
+    torch.set_num_threads(3)
+    before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     tf32 = torch.backends.cuda.matmul.allow_tf32
-    model = unfitted("fixed").fit(prepared, **{**FIT, "threads": threads + 1})
-    mixed.counterfactual(prepared[:5], to="d1", draws=3)
+    used: list[int] = []
+    try:
+        with register_step(lambda *_: used.append(torch.get_num_threads())):
+            unfitted("fixed").fit(prepared, **FIT)
+        mixed.counterfactual(prepared[:5], to="d1", draws=3)
+        with pytest.raises(ScmedleyError):
+            unfitted("fixed", mse_weight=float("inf")).fit(prepared, **FIT)
+        assert set(used) == {FIT["threads"]}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.get_num_threads() == threads
-    assert torch.backends.cuda.matmul.allow_tf32 == tf32
     assert np.array_equal(np.random.get_state()[1], numpys)  # noqa: NPY002
-    model.settings = model.settings.replace(mse_weight=float("inf"))
-    with pytest.raises(ScmedleyError):
-        model.fit(prepared, **{**FIT, "threads": threads + 1})
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.get_num_threads() == threads
+    assert torch.backends.cuda.matmul.allow_tf32 == tf32
 
 
 def test_training_draws_do_not_depend_on_the_callers_random_state(prepared: AnnData, fitted) -> None:
@@ -289,9 +327,8 @@ def test_after_kill_9_training_goes_on_to_the_same_bits(name: str, prepared: Ann
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     steps: list[int] = []
-    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
-    resumed = unfitted(name, max_epochs=6).fit(prepared, **FIT, checkpoint=path)
-    hook.remove()
+    with register_step(lambda *_: steps.append(1)):
+        resumed = unfitted(name, max_epochs=6).fit(prepared, **FIT, checkpoint=path)
     per_minibatch = 4 if name == "fixed" else 1
     assert len(steps) == 3 * 4 * per_minibatch  # epochs 4 to 6: three were saved
     whole = unfitted(name, max_epochs=6).fit(prepared, **FIT)
@@ -306,9 +343,8 @@ def test_a_finished_fit_is_taken_from_its_checkpoint(prepared: AnnData, tmp_path
     first = unfitted("fixed").fit(prepared, **options)
     assert not differing(weights(first.network), weights(fitted("fixed").network))
     steps: list[int] = []
-    hook = register_optimizer_step_post_hook(lambda *_: steps.append(1))
-    again = unfitted("fixed").fit(prepared, **options)
-    hook.remove()
+    with register_step(lambda *_: steps.append(1)):
+        again = unfitted("fixed").fit(prepared, **options)
     assert not steps
     assert not differing(weights(first.network), weights(again.network))
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["c.safetensors"]
@@ -362,7 +398,9 @@ def test_devices_and_precisions_are_checked() -> None:
         pass
 
 
-def test_bfloat16_is_close_to_float32_and_keeps_float32_weights(model_name: str, prepared: AnnData, fitted) -> None:
+def test_bfloat16_is_close_to_float32_and_keeps_float32_weights(
+    model_name: str, prepared: AnnData, fitted
+) -> None:
     exact = fitted(model_name)
     rough = unfitted(model_name).fit(prepared, **{**FIT, "precision": "bfloat16"})
     assert rough.fitted["precision"] == "bfloat16"
@@ -399,5 +437,3 @@ def test_a_split_is_made_and_kept(prepared: AnnData) -> None:
     assert set(made) == {"train", "validation", "test"}
     FixedEffects("donor", None, small("fixed", max_epochs=1)).fit(prepared, **{**FIT, "seed": 7})
     assert prepared.obs[keys.SPLIT].equals(made)
-
-

@@ -55,7 +55,9 @@ def table() -> EffectTable:
 )
 def test_paper_networks_have_the_published_number_of_parameters(model, network, published: int) -> None:
     built = network(3000, 30, model.preset("paper"))
-    running = [b.numel() for name, b in built.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    running = [
+        b.numel() for name, b in built.named_buffers() if name.endswith(("running_mean", "running_var"))
+    ]
     assert sum(p.numel() for p in built.parameters()) + sum(running) == published
 
 
@@ -131,7 +133,9 @@ def test_one_draw_serves_the_whole_minibatch() -> None:
 
 
 def test_tables_and_priors_of_a_network() -> None:
-    network = nn.ModuleList([ScaleAndBias(2, 3, EffectStart()), nn.Linear(2, 2), ScaleAndBias(2, 4, EffectStart())])
+    network = nn.ModuleList(
+        [ScaleAndBias(2, 3, EffectStart()), nn.Linear(2, 2), ScaleAndBias(2, 4, EffectStart())]
+    )
     assert len(tables(network)) == 4
     update_priors(network)
     learnt = [t.prior_scale.item() for t in tables(network)]

@@ -13,7 +13,9 @@ from scmedley.data.resident import Resident
 CPU = torch.device("cpu")
 
 
-def resident(n: int = 20, g: int = 7, sparse: bool = True, density: float = 0.3) -> tuple[Resident, np.ndarray]:
+def resident(
+    n: int = 20, g: int = 7, sparse: bool = True, density: float = 0.3
+) -> tuple[Resident, np.ndarray]:
     rng = np.random.default_rng(n * g)
     x = (rng.normal(size=(n, g)) * (rng.random((n, g)) < density)).astype(np.float32)
     return Resident(csr_matrix(x) if sparse else x, np.arange(n) % 3 - 1, CPU), x
@@ -45,12 +47,14 @@ def test_other_layouts_are_read_the_same(convert) -> None:
 
 @given(n=st.integers(2, 300), batch_size=st.integers(3, 64), shuffle=st.booleans())
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_minibatches_hold_every_row_once_and_never_a_single_cell(n: int, batch_size: int, shuffle: bool) -> None:
+def test_minibatches_hold_every_row_once_and_never_a_single_cell(
+    n: int, batch_size: int, shuffle: bool
+) -> None:
     x = np.arange(2 * n, dtype=np.float32).reshape(-1, 1)  # the value names the row
     rows = torch.arange(0, 2 * n, 2)
     parts = [m.x_MG.ravel() for m in Resident(x, np.zeros(2 * n), CPU).minibatches(rows, batch_size, shuffle)]
     sizes = [len(part) for part in parts]
-    assert 1 < min(sizes)
+    assert min(sizes) > 1
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1
     together = torch.cat(parts)
@@ -65,7 +69,9 @@ def test_shuffling_follows_torchs_seed() -> None:
     def order(seed: int) -> list[int]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return [int(b) for m in cells.minibatches(torch.arange(50), 8, shuffle=True) for b in m.x_MG.argmax(1)]
+            return [
+                int(b) for m in cells.minibatches(torch.arange(50), 8, shuffle=True) for b in m.x_MG.argmax(1)
+            ]
 
     assert order(1) == order(1)
     assert order(1) != order(2)

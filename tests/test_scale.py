@@ -59,9 +59,11 @@ def test_models_scale_by_their_training_cells_alone(sparse: bool) -> None:
     x = adata.layers[keys.LOGNORM]
     x[held_out] = x[held_out] * 3  # would widen every gene's range
     model = unfitted("autoencoder", max_epochs=1).fit(adata, **FIT)
-    train = np.asarray(x[np.flatnonzero(adata.obs[keys.SPLIT] == "train")].todense() if sparse else x[
-        np.flatnonzero(adata.obs[keys.SPLIT] == "train")
-    ])
+    train = np.asarray(
+        x[np.flatnonzero(adata.obs[keys.SPLIT] == "train")].todense()
+        if sparse
+        else x[np.flatnonzero(adata.obs[keys.SPLIT] == "train")]
+    )
     assert_array_equal(model.scale.minimum_G, train.min(0))
     assert_array_equal(model.scale.minimum_G + model.scale.span_G, train.max(0))
     scaled = model.read(adata)

@@ -57,7 +57,9 @@ def nested_design(sparse: bool = True, seed: int = 0) -> AnnData:
         index=[f"cell{i}" for i in range(len(donor))],
     )
     x, obs = x[order], obs.iloc[order]
-    return AnnData(csr_matrix(x) if sparse else x, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(GENES)]))
+    return AnnData(
+        csr_matrix(x) if sparse else x, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(GENES)])
+    )
 
 
 def prepared_design(sparse: bool = True) -> AnnData:

@@ -4,8 +4,9 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -45,7 +46,7 @@ def run(
     out
         Folder for the results.
     overwrite
-        Empty a run folder that is there already.
+        Remove the results of an earlier run in that folder.
     quiet
         Print nothing but errors.
     """
@@ -74,7 +75,7 @@ def fit(
     out
         Folder for the results.
     overwrite
-        Empty a run folder that is there already.
+        Remove the results of an earlier run in that folder.
     quiet
         Print nothing but errors.
     """
@@ -192,7 +193,7 @@ def demo(*, out: Path = Path("demo-run"), overwrite: bool = False) -> None:
     out
         Folder for the results.
     overwrite
-        Empty a run folder that is there already.
+        Remove the results of an earlier run in that folder.
     """
     from scmedley import datasets
 
@@ -205,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not cost the run
+        cast(TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     try:
         app(tokens, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:

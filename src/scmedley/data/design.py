@@ -20,8 +20,12 @@ class Design:
     @classmethod
     def of(cls, obs: pd.DataFrame, batch_key: str) -> "Design":
         """Learn the batches from ``obs[batch_key]``: its used categories, in their order."""
-        column = _column(obs, batch_key)
-        batches = tuple(map(str, column.cat.remove_unused_categories().cat.categories))
+        values = column(obs, batch_key)
+        batches = tuple(map(str, values.cat.remove_unused_categories().cat.categories))
+        if values.isna().any():
+            raise ScmedleyError(
+                f"{int(values.isna().sum())} cells have no batch in obs[{batch_key!r}]. Fill it in, or remove them."
+            )
         if POPULATION_MEAN in batches:
             raise ScmedleyError(
                 f"obs[{batch_key!r}] has a batch named {POPULATION_MEAN!r}, which is kept for the population "
@@ -38,8 +42,8 @@ class Design:
         """Give the code of each cell's batch (int64), -1 for a batch that the model does not know."""
         if self.batch_key not in obs:
             return np.full(len(obs), -1, dtype=np.int64)
-        column = _column(obs, self.batch_key).astype(object).map(str, na_action="ignore")
-        return pd.Index(self.batches).get_indexer(pd.Index(column)).astype(np.int64)
+        values = column(obs, self.batch_key).astype(object).map(str, na_action="ignore")
+        return pd.Index(self.batches).get_indexer(pd.Index(values)).astype(np.int64)
 
     def known_codes(self, obs: pd.DataFrame, unknown: str = "error") -> np.ndarray:
         """Give the codes, or say which batches are not known.
@@ -76,7 +80,8 @@ class Design:
         return self.batches.index(batch)
 
 
-def _column(obs: pd.DataFrame, key: str) -> pd.Series:
+def column(obs: pd.DataFrame, key: str) -> pd.Series:
+    """Give a column of ``obs`` as categories, or say which columns there are."""
     if key not in obs:
         raise ScmedleyError(f"obs has no column {key!r}. It has {list(map(str, obs.columns))}.")
     return obs[key].astype("category")

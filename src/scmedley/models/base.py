@@ -3,6 +3,7 @@
 Shapes: N cells, G genes of the model, P latent dimensions, B batches.
 """
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -15,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from scmedley import keys
-from scmedley.data.design import POPULATION_MEAN, Design
+from scmedley.data.design import POPULATION_MEAN, Design, column
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models.settings import Settings, named
@@ -28,6 +29,7 @@ from scmedley.train.precision import engine, resolve_device, resolve_precision
 S = TypeVar("S", bound=Settings)
 
 CHUNK = 4096  # cells that go through a fitted network at one time
+SETTLING_STEPS = 1000  # minibatches before patience is counted: small data have few in an epoch
 MAX_MISSING = 0.2  # share of the model's genes that new data may lack
 
 
@@ -138,10 +140,12 @@ class Model(Generic[S]):
                 batch_size=batch_size,
                 max_epochs=max_epochs,
                 patience=self.settings.patience,
+                settling_steps=SETTLING_STEPS,
                 learning_rate=self.settings.learning_rate,
                 decay=self.settings.decay,
                 precision=precision,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
+                fingerprint=self._fingerprint(part, seed, precision),
                 label=type(self).__name__,
                 progress=progress,
             )
@@ -246,9 +250,17 @@ class Model(Generic[S]):
         settle(adata)
         ensure_split(adata, self.batch_key, self.label_key, seed)
         self.genes = list(map(str, adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]))
+        if not self.genes:
+            raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
         x_NG, _ = log_normalised(adata, self.genes)
         self.scale = MinMax.fit(x_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
         return self.scale.transform(x_NG)
+
+    def _fingerprint(self, part: np.ndarray, seed: int, precision: str) -> str:
+        """Say in short what is fitted to what; two fits that differ in it give different results."""
+        what = (type(self).__name__, self.settings, self.genes, self.design, list(part), seed, precision)
+        scale = self.scale.minimum_G.tobytes() + self.scale.span_G.tobytes()
+        return hashlib.sha256(repr(what).encode() + scale).hexdigest()
 
     def _build(self, device: torch.device | str = "cpu") -> None:
         self.network = self.network_type(len(self.genes), self.design.n_batches, self.settings).to(device)
@@ -278,8 +290,8 @@ def ensure_split(adata: AnnData, batch_key: str, label_key: str | None, seed: in
         A part that training needs has no cells.
     """
     if keys.SPLIT not in adata.obs:
-        label = None if label_key is None else adata.obs[label_key].astype("category").cat.codes.to_numpy()
-        batch = adata.obs[batch_key].astype("category").cat.codes.to_numpy()
+        label = None if label_key is None else column(adata.obs, label_key).cat.codes.to_numpy()
+        batch = column(adata.obs, batch_key).cat.codes.to_numpy()
         adata.obs[keys.SPLIT] = pd.Categorical(split(batch, label, seed=seed))
     counts = adata.obs[keys.SPLIT].value_counts()
     for part, least in (("train", 2), ("validation", 1)):

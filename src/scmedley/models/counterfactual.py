@@ -48,6 +48,9 @@ def counterfactual(
     if not targets or draws < 0 or draws == 1:
         raise ScmedleyError(f"Give at least one target batch and draws=0 or 2 and more (got {draws}).")
     codes = [model.design.code(target) for target in targets]
+    repeated = [target for target in targets if targets.count(target) > 1]
+    if repeated:
+        raise ScmedleyError(f"The target batch {repeated[0]!r} is named more than once. Name each once.")
     cells = Resident(model.read(adata), model.design.known_codes(adata.obs, unknown), torch.device("cpu"))
     layers = ["X", "difference"]
     if draws:
@@ -113,7 +116,7 @@ def _decoded(
         for i in range(max(draws, 1)):
             sides = []
             for b_N in (target_N, base_N):
-                torch.manual_seed(seed * 100_003 + i)
+                torch.default_generator.manual_seed(seed * 100_003 + i)
                 z_NP = network.encode(cells.x_MG, b_N if as_target else cells.b_M, draw=draws > 0)
                 sides.append(network.decode(z_NP, b_N, draw=draws > 0))
             yield sides[0], sides[1]

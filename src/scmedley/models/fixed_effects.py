@@ -6,7 +6,7 @@ B batches.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scmedley import keys
 from scmedley.data.resident import Minibatch
+from scmedley.errors import ScmedleyError
 from scmedley.models.autoencoder import AutoencoderNetwork, AutoencoderSettings
 from scmedley.models.base import Model
 from scmedley.nn import adversary
@@ -21,6 +22,8 @@ from scmedley.nn.bayesian import EffectStart, ScaleAndBias, tables, update_prior
 from scmedley.nn.layers import Classifier, TiedDecoder
 from scmedley.nn.likelihoods import mse, nat
 from scmedley.train.loop import Move
+
+Seen = Literal["activations", "latent"]
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,22 @@ class FixedEffectsSettings(AutoencoderSettings):
         Where those effects begin.
     """
 
-    adversary_weight: float = 0.2
+    adversary_weight: float = 1.0
     adversary_hidden: tuple[int, ...] = (512, 132)
-    adversary_sees: Literal["activations", "latent"] = "latent"
+    adversary_sees: Seen = "latent"
     adversary_steps: int = 3
     bounded: bool = True
-    gradient_penalty: float = 1.0
-    latent_noise: float = 0.3
+    gradient_penalty: float = 0.3
+    latent_noise: float = 0.1
     decoder_effects: bool = True
     effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adversary_sees not in get_args(Seen):
+            raise ScmedleyError(f"adversary_sees={self.adversary_sees!r} is none of {list(get_args(Seen))}.")
+        if self.adversary_steps < 1:
+            raise ScmedleyError(f"adversary_steps={self.adversary_steps} must be at least 1.")
 
     def as_published(self) -> "FixedEffectsSettings":
         """Give the preprint's form: unbounded adversary on all activations, one step each, no effects."""

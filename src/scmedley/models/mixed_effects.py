@@ -11,12 +11,11 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
-from scmedley.io import replacing
 from scmedley.models import counterfactual as cf
 from scmedley.models.base import Model, settle
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
-from scmedley.models.store import DESCRIPTION, read, read_description, write
+from scmedley.models.store import DESCRIPTION, read, read_description, replacing_model, write
 
 
 class MixedEffects:
@@ -179,8 +178,7 @@ class MixedEffects:
 
     def save(self, folder: str | Path) -> None:
         """Write both networks to ``folder``, all or nothing."""
-        with replacing(Path(folder)) as temporary:
-            temporary.mkdir(parents=True)
+        with replacing_model(folder) as temporary:
             for name, model in self.networks().items():
                 (temporary / name).mkdir()
                 write(model, temporary / name)
@@ -214,9 +212,17 @@ def load(folder: str | Path) -> MixedEffects | Model[Any]:
     about = read_description(folder)
     if about["class"] != MixedEffects.__name__:
         return read(folder)
-    model = MixedEffects(
-        about["batch_key"], about["label_key"], preset=about["preset"], fixed=about["fixed_key"]
-    )
-    for name in model.networks():
-        setattr(model, name, read(folder / name))
+    try:
+        batch_key, label_key = about["batch_key"], about["label_key"]
+        model = MixedEffects(batch_key, label_key, preset=about["preset"], fixed=about["fixed_key"])
+    except KeyError as error:
+        raise ScmedleyError(f"{folder / DESCRIPTION} lacks {error}. Fit and save the model again.") from error
+    for name, network in model.networks().items():
+        part = read(folder / name)
+        if type(part) is not type(network):
+            raise ScmedleyError(
+                f"{folder / name} holds a {type(part).__name__!r}, not a {type(network).__name__!r}. Fit and "
+                "save the model again."
+            )
+        setattr(model, name, part)
     return model

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from scmedley import keys
 from scmedley.data.resident import Minibatch
+from scmedley.errors import ScmedleyError
 from scmedley.models.base import Model
 from scmedley.models.settings import Settings
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
@@ -40,6 +41,9 @@ class RandomEffectsSettings(Settings):
         Whether the prior's width is learnt (empirical Bayes), one for each table.
     encode_as_target
         Whether a counterfactual encodes with the target's effects too (published), or with the cell's own.
+    output_scale
+        Where the scales of the output's BatchNorm begin. At 1, the published value, a fit spends its first
+        hundreds of steps on shrinking them to the spread of genes that lie in [0, 1].
     effects
         Where posterior and prior begin.
     """
@@ -51,7 +55,13 @@ class RandomEffectsSettings(Settings):
     hide_batch: float = 0.5
     learn_prior: bool = True
     encode_as_target: bool = False
-    effects: EffectStart = field(default_factory=EffectStart)
+    output_scale: float = 0.1
+    effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.hide_batch < 1:
+            raise ScmedleyError(f"hide_batch={self.hide_batch} must be a share, from 0 to below 1.")
 
     def as_published(self) -> "RandomEffectsSettings":
         """Give the preprint's form: a narrow posterior, a weak KL, the encoder told every batch."""
@@ -61,6 +71,7 @@ class RandomEffectsSettings(Settings):
             hide_batch=0.0,
             learn_prior=False,
             encode_as_target=True,
+            output_scale=1.0,
             effects=EffectStart(loc_scale=0.1, posterior_scale=1e-3, prior_scale=0.25),
             **self.published_training(),
         )
@@ -82,6 +93,7 @@ class RandomEffectsNetwork(nn.Module):
         sizes = sizes[::-1]
         self.decoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.decoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in sizes[1:])
+        nn.init.constant_(self.decoder_norms[-1].get_parameter("weight"), s.output_scale)
         self.decoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in sizes[1:])
         self.batch_head = Classifier(s.n_latent, s.batch_head_hidden, n_batches)
         self.register_buffer("n_cells", torch.tensor(1.0))

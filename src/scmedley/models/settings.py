@@ -49,6 +49,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ScmedleyError(f"{name}={value} must be above 0.")
+        if self.batch_size is not None and self.batch_size < 3:
+            raise ScmedleyError(
+                f"batch_size={self.batch_size} must be 3 or more: BatchNorm fails on a single cell."
+            )
         if not self.hidden or min(self.hidden) < 1:
             raise ScmedleyError(f"hidden={self.hidden} must name at least one layer, each of 1 unit or more.")
 

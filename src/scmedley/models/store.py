@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +25,40 @@ from scmedley.pp.scale import MinMax
 
 CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
+OWN = {DESCRIPTION, WEIGHTS, "fixed", "random"}  # all that a model's folder may hold
 
 
 def save(model: Model[Any], folder: str | Path) -> None:
     """Write a fitted model to ``folder``, all or nothing."""
-    if model.network is None:
-        raise ScmedleyError(f"This {type(model).__name__} is not fitted, so there is nothing to save.")
-    with replacing(Path(folder)) as temporary:
-        temporary.mkdir(parents=True)
+    with replacing_model(folder) as temporary:
         write(model, temporary)
+
+
+@contextmanager
+def replacing_model(folder: str | Path) -> Iterator[Path]:
+    """Give an empty folder that takes the place of ``folder`` if all goes well.
+
+    Raises
+    ------
+    ScmedleyError
+        ``folder`` holds anything but an earlier model: it would be lost.
+    """
+    folder = Path(folder)
+    others = sorted(p.name for p in folder.iterdir() if p.name not in OWN) if folder.is_dir() else []
+    if others:
+        raise ScmedleyError(
+            f"{folder} holds other files ({', '.join(others[:3])}), which a model would replace. Choose another "
+            "folder."
+        )
+    with replacing(folder) as temporary:
+        temporary.mkdir(parents=True)
+        yield temporary
 
 
 def write(model: Model[Any], folder: Path) -> None:
     """Write a fitted model's files into an existing folder."""
+    if model.network is None:
+        raise ScmedleyError(f"This {type(model).__name__} is not fitted, so there is nothing to save.")
     description = {
         "class": type(model).__name__,
         "batch_key": model.batch_key,
@@ -69,9 +92,11 @@ def read_description(folder: Path) -> dict[str, Any]:
 def read(folder: Path) -> Model[Any]:
     """Read one network's model from ``folder``."""
     about = read_description(folder)
-    if about["class"] not in CLASSES:
-        raise ScmedleyError(f"{folder} holds a {about['class']!r}, which this version does not know.")
-    cls = CLASSES[about["class"]]
+    cls = CLASSES.get(str(about["class"]))
+    if cls is None:
+        raise ScmedleyError(
+            f"{folder} holds a model of class {about['class']!r}, which this version does not know."
+        )
     try:
         tensors = load_file(folder / WEIGHTS)
         model = cls(about["batch_key"], about["label_key"], _settings(cls, about["settings"]))
@@ -80,10 +105,19 @@ def read(folder: Path) -> Model[Any]:
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         model._build()
         model.network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items()})
-    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
-        raise ScmedleyError(f"The model in {folder} is broken ({error}). Fit and save it again.") from error
+        model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ScmedleyError(f"The model in {folder} is broken ({reason}). Fit and save it again.") from error
     model.network.eval()
-    model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
     return model
 
 

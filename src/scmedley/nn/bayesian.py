@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scmedley.errors import ScmedleyError
+
 
 def inverse_softplus(value: float) -> float:
     """Give the rho for which softplus(rho) is ``value``."""
@@ -33,6 +35,12 @@ class EffectStart:
     loc_scale: float = 0.1
     posterior_scale: float = 0.05
     prior_scale: float = 0.25
+
+    def __post_init__(self) -> None:
+        if min(self.posterior_scale, self.prior_scale) <= 0 or self.loc_scale < 0:
+            raise ScmedleyError(
+                f"{self} must have posterior_scale and prior_scale above 0, loc_scale from 0."
+            )
 
 
 class EffectTable(nn.Module):

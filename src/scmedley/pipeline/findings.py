@@ -93,11 +93,16 @@ def _trust(check: pd.DataFrame) -> str:
         return (
             "Counterfactuals could not be checked: no label has 10 held-out cells on both sides of a batch."
         )
-    null = usable.null_pearson.dropna()
-    beside = f", {null.median():.2f} for a wrong batch" if len(null) else ""
+    beside = [
+        f"{usable[name].median():.2f} for {what}"
+        for name, what in (
+            ("null_pearson", "a wrong batch"),
+            ("additive_pearson", "the plain difference of training means"),
+        )
+        if usable[name].notna().any()
+    ]
     return (
-        "Counterfactuals: predicted and observed shifts of held-out cells correlate with "
-        f"{usable.pearson.median():.2f} (median of {len(usable)} pairs of label and batch{beside}, "
-        f"{usable.additive_pearson.median():.2f} for the plain difference of training means); "
+        f"Counterfactuals: predicted and observed shifts of held-out cells correlate with "
+        f"{usable.pearson.median():.2f} ({', '.join([f'median of {len(usable)} pairs of label and batch', *beside])}); "
         f"their size is {usable.slope.median():.0%} of what is seen."
     )

@@ -4,18 +4,20 @@ import fcntl
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from json import JSONDecodeError, loads
+from json import JSONDecodeError, dumps, loads
 from pathlib import Path
 from typing import Any
 
 from scmedley.errors import ScmedleyError
 from scmedley.io import write_json
 
-RECORD = "run.json"
-LOCK = ".lock"
-CHECKPOINTS = ".checkpoints"
+CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
+SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
+RECORD, REPORT, LOCK, CHECKPOINTS = "run.json", "report.html", ".lock", ".checkpoints"
+# All that a run writes, and so all that --overwrite removes; the record last, as it marks a run folder.
+FILES = (CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, SHIFTS, CHECK, VERSIONS, REPORT, RECORD)
 PACKAGES = (
     "scmedley",
     "anndata",
@@ -55,16 +57,24 @@ def read_record(folder: Path) -> dict[str, Any]:
         record: dict[str, Any] = loads(path.read_text())
     except (OSError, JSONDecodeError, UnicodeDecodeError) as error:
         raise ScmedleyError(f"{path} cannot be read ({error}). Run again with --overwrite.") from error
+    if not isinstance(record, dict) or "config" not in record:
+        raise ScmedleyError(f"{path} was not written by scmedley. Choose another folder.")
     return record
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process. The lock goes with the process, even if that is killed."""
+    """Hold the folder for one process. The lock goes with the process, even if that is killed.
+
+    A folder that is made here and gets nothing but the lock, because of an error, is removed again.
+    """
+    lock = folder / LOCK
+    made = [path for path in (lock, folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / LOCK).open("w")
+        handle = lock.open("w")
     except OSError as error:
+        _remove_empty(made)
         raise ScmedleyError(
             f"{folder} cannot be written to ({error.strerror}). Choose another --out."
         ) from error
@@ -75,44 +85,59 @@ def locked(folder: Path) -> Iterator[None]:
             raise ScmedleyError(
                 f"Another scmedley is at work in {folder}. Wait for it, or choose another --out."
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if not (folder / RECORD).exists():
+                _remove_empty(made)
 
 
-def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder ready for a run: empty, or the same run cut short earlier.
+def _remove_empty(paths: list[Path]) -> None:
+    """Remove a lock file and then the folders around it, up to one that holds something else."""
+    with suppress(OSError):
+        for path in paths:
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def check(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Say whether a run may begin here: in an empty folder, or in one with the same run cut short earlier.
 
     Raises
     ------
     ScmedleyError
         The folder holds a finished run, another run, or something that is no run.
     """
-    content = [p for p in folder.iterdir() if p.name != LOCK]
-    if content and overwrite:
-        if not (folder / RECORD).exists():
-            raise ScmedleyError(
-                f"{folder} is not a run folder; --overwrite empties run folders only. Choose another --out."
-            )
-        for path in content:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    elif content:
+    if all(path.name == LOCK for path in folder.iterdir()):
+        return
+    if not (folder / RECORD).exists():
+        also = "; --overwrite empties run folders only" if overwrite else " and not empty"
+        raise ScmedleyError(f"{folder} is not a run folder{also}. Choose another --out.")
+    if not overwrite:
         _check_resumable(folder, record)
+
+
+def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Remove what an earlier run left, all of it or only what it left half-written, and begin the record."""
+    for name in FILES:
+        for path in [*folder.glob(f".{name}.*"), *([folder / name] if overwrite else [])]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     write_json({**record, "status": "running"}, folder / RECORD)
 
 
+def is_finished(folder: Path, record: dict[str, Any]) -> bool:
+    """Say whether nothing is left to do: a run ends with its report, a fit with its record."""
+    return record.get("status") == "done" and (record.get("command") == "fit" or (folder / REPORT).exists())
+
+
 def _check_resumable(folder: Path, record: dict[str, Any]) -> None:
-    if not (folder / RECORD).exists():
-        raise ScmedleyError(f"{folder} is not empty and not a run folder. Choose another --out.")
     before = read_record(folder)
-    if before.get("status") != "running":
+    if is_finished(folder, before):
         raise ScmedleyError(f"{folder} holds a finished run. Choose another --out, or pass --overwrite.")
     old, new = before.get("config", {}), loads_like(record["config"])
-    changed = [k for k in new if old.get(k) != new[k]]
+    changed = [f"--{k.replace('_', '-')}" for k in new if old.get(k) != new[k]]
+    changed += [k for k in ("command", "versions") if before.get(k) != record[k]]
     if before.get("input", {}).get("sha256") != record["input"]["sha256"]:
         changed.append("input")
-    if before.get("command") != record["command"]:
-        changed.append("command")
-    if before.get("versions") != record["versions"]:
-        changed.append("versions")
     if changed:
         raise ScmedleyError(
             f"{folder} holds an unfinished run with another {', '.join(changed)}. Repeat its settings to resume "
@@ -122,7 +147,5 @@ def _check_resumable(folder: Path, record: dict[str, Any]) -> None:
 
 def loads_like(value: dict[str, Any]) -> dict[str, Any]:
     """Give ``value`` as it comes back from JSON."""
-    from json import dumps
-
     loaded: dict[str, Any] = loads(dumps(value, default=str))
     return loaded

@@ -9,28 +9,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
 from scmedley.checks import overlap
+from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
 from scmedley.evaluate.scores import scores
+from scmedley.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, ensure_split
 from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import findings
+from scmedley.pipeline.folder import CELLS, CHECK, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.pp import pca, prepare
 from scmedley.pp.umap import umap
+from scmedley.train.precision import engine, resolve_device
 
-CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
-SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
 NULL_NAME = "random, permuted batches"
 PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, for the null
 
@@ -58,9 +62,8 @@ class Run:
     def finish(self, **more: Any) -> None:
         """Write the record, complete."""
         self.record |= {"status": "done", "finished": _now(), "seconds": self.seconds, **more}
-        io.write_json(self.record, self.folder / run_folder.RECORD)
         io.write_json(run_folder.versions(), self.folder / VERSIONS)
-        shutil.rmtree(self.folder / run_folder.CHECKPOINTS, ignore_errors=True)
+        io.write_json(self.record, self.folder / run_folder.RECORD)
 
 
 def run(
@@ -75,7 +78,10 @@ def run(
 ) -> dict[str, Any]:
     """Prepare, fit, embed, score and report (or only prepare and fit); give the record of the run."""
     check_config(config)
-    with run_folder.locked(out):
+    if not only_fit:
+        _check_extra()
+    _check_inputs(inputs, out)
+    with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
         record = {
             "command": "fit" if only_fit else "run",
             "config": asdict(config),
@@ -84,20 +90,23 @@ def run(
             "started": _now(),
             "input": {"name": ", ".join(p.name for p in inputs), "sha256": _hash(inputs)},
         }
-        run_folder.begin(out, record, overwrite)
+        run_folder.check(out, record, overwrite)
         this = Run(out, config, record, say, progress)
-        adata = _read_and_prepare(this, inputs)
+        # Whatever is wrong with the input comes to light before the folder is touched.
+        adata = _read_and_prepare(this, inputs, held_out=not only_fit)
+        run_folder.begin(out, record, overwrite)
         model = _fit(this, adata)
         if only_fit:
             io.write_h5ad(adata, out / CELLS)
             this.finish()
-            return this.record
-        with this.stage("embed"):
-            embed_all(adata, model, config)
-            io.write_h5ad(adata, out / CELLS)
-        _evaluate(this, adata, model)
-        this.finish()
-        _report(out, say)
+        else:
+            with this.stage("embed"):
+                embed_all(adata, model, config)
+                io.write_h5ad(adata, out / CELLS)
+            _evaluate(this, adata, model)
+            this.finish()
+            _report(out, say)
+        shutil.rmtree(out / run_folder.CHECKPOINTS, ignore_errors=True)
     return this.record
 
 
@@ -111,6 +120,31 @@ def check_config(config: RunConfig) -> None:
         raise ScmedleyError(f"--draws {config.draws} must be at least 2, or there is no interval.")
     if not 0 <= config.seed < 2**32:
         raise ScmedleyError(f"--seed {config.seed} must lie between 0 and {2**32 - 1}.")
+    resolve_device(config.device)
+
+
+def _check_extra() -> None:
+    """Say what is not installed before hours of training, not after."""
+    missing = [name for name in ("jinja2", "matplotlib", "umap") if find_spec(name) is None]
+    if missing:
+        raise ScmedleyError(
+            f"{' and '.join(missing)} not found, for maps and report: pip install 'scmedley[report]'"
+        )
+
+
+def _check_inputs(inputs: Sequence[Path], out: Path) -> None:
+    """Look at the inputs from outside; the reader looks inside."""
+    for path in inputs:
+        if {path.resolve(), *path.resolve().parents} & {out.resolve()}:
+            raise ScmedleyError(
+                f"{path} lies in --out {out}, which is for results only. Choose another --out."
+            )
+        try:
+            reader_for(path)
+        except OSError as error:
+            raise ScmedleyError(
+                f"{path} cannot be read ({error.strerror}). Look at its permissions."
+            ) from error
 
 
 def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
@@ -130,12 +164,18 @@ def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
 
 def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
     """Score the cells of a run folder anew: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
-    with run_folder.locked(out):
-        record = run_folder.read_record(out)
+    record = run_folder.read_record(out)
+    try:
         config = RunConfig(**record["config"])
+    except TypeError as error:
+        raise ScmedleyError(
+            f"{out} is of another version of scmedley ({error}). Run anew with this one."
+        ) from error
+    with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
         adata, model = read_cells(out), read_model(out)
         this = Run(out, config, record, say, seconds=dict(record.get("seconds", {})))
-        if keys.FIXED not in adata.obsm or keys.PCA not in adata.obsm:
+        if not {keys.FIXED, keys.RANDOM, keys.PCA} <= set(adata.obsm):
+            _check_extra()
             embed_all(adata, model, config)
             io.write_h5ad(adata, out / CELLS)
         _evaluate(this, adata, model)
@@ -145,8 +185,8 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
 
 def report(out: Path, *, say: Say = print) -> Path:
     """Write report.html of a run folder anew."""
+    run_folder.read_record(out)
     with run_folder.locked(out):
-        run_folder.read_record(out)
         return _report(out, say)
 
 
@@ -170,14 +210,12 @@ def read_model(out: Path) -> MixedEffects:
     return model
 
 
-def _read_and_prepare(this: Run, inputs: Sequence[Path]) -> AnnData:
+def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnData:
     config, record = this.config, this.record
     with this.stage("read"):
         this.say(f"Reading {record['input']['name']}")
         adata = io.read(inputs[0]) if len(inputs) == 1 else io.read_batches(inputs, config.batch)
         record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
-    if config.fixed is not None and config.fixed not in adata.obsm:
-        raise ScmedleyError(f"--fixed {config.fixed}: obsm has no such embedding, only {list(adata.obsm)}.")
     with this.stage("prepare"):
         checked = prepare(
             adata,
@@ -190,13 +228,30 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path]) -> AnnData:
         if keys.SPLIT in adata.obs:
             del adata.obs[keys.SPLIT]  # of an earlier run, with another seed or other cells
         ensure_split(adata, config.batch, config.label, config.seed)
+        if held_out and "test" not in set(adata.obs[keys.SPLIT]):
+            raise ScmedleyError(
+                f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
+            )
+        Design.of(adata.obs, config.batch)
+        if config.fixed is not None:
+            _check_given(adata, config.fixed)
     record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": list(checked.warnings)}
     if config.label is not None:
         record["verdict"] = overlap(adata.obs[config.batch], adata.obs[config.label]).words
     for warning in checked.warnings:
         this.say(f"Warning: {warning}")
-    io.write_json({**record, "status": "running"}, this.folder / run_folder.RECORD)
     return adata
+
+
+def _check_given(adata: AnnData, key: str) -> None:
+    """Say whether ``obsm[key]`` can stand for the fixed part."""
+    if key not in adata.obsm:
+        raise ScmedleyError(f"--fixed {key}: obsm has no such embedding, only {list(adata.obsm)}.")
+    z_NP = np.asarray(adata.obsm[key])
+    if z_NP.dtype.kind not in "iuf" or z_NP.ndim != 2 or not np.isfinite(z_NP).all():
+        raise ScmedleyError(
+            f"--fixed {key}: obsm[{key!r}] is no dense matrix of finite numbers. Mend it, or remove those cells."
+        )
 
 
 def _fit(this: Run, adata: AnnData) -> MixedEffects:

@@ -60,7 +60,9 @@ class Network(Protocol):
 class Plan:
     """How to train: sizes, stopping rule and where to keep the checkpoint.
 
-    ``patience`` is the number of epochs without a better validation total after which training stops.
+    ``patience`` is the number of epochs without a better validation total after which training stops; it
+    is not counted in the first ``settling_steps`` minibatches, while BatchNorm's running statistics settle.
+    ``fingerprint`` says what is fitted to what, so that a checkpoint of something else is not taken up.
     ``decay`` lowers the learning rate along half a cosine, from ``learning_rate`` to nearly 0 in the last
     of ``max_epochs``: a game between players swings as long as they take long steps.
     """
@@ -70,8 +72,10 @@ class Plan:
     patience: int
     learning_rate: float
     decay: bool = False
+    settling_steps: int = 0
     precision: str = "float32"
     checkpoint: Path | None = None
+    fingerprint: str = ""
     label: str = "training"
     progress: bool = True
 
@@ -80,6 +84,7 @@ class Plan:
 class Progress:
     """What has happened so far; ``rows`` become the history table."""
 
+    fingerprint: str = ""
     epoch: int = 0
     best_epoch: int = 0
     best_total: float = float("inf")
@@ -115,10 +120,15 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
         name: torch.optim.Adam(parameters, lr=plan.learning_rate, fused=True)
         for name, parameters in players.items()
     }
-    so_far, best = Progress(), _copy(network)
+    so_far, best = Progress(plan.fingerprint), _copy(network)
     if plan.checkpoint is not None and plan.checkpoint.exists():
         best, state = checkpoint.load(plan.checkpoint, network, optimisers)
         so_far = Progress(**state)
+        if so_far.fingerprint != plan.fingerprint:
+            raise ScmedleyError(
+                f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Repeat those, or "
+                "delete it to start anew."
+            )
     bar = tqdm(
         total=plan.max_epochs,
         initial=so_far.epoch,
@@ -129,7 +139,7 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
     )
     saved_at = time.monotonic()
     try:
-        while not (so_far.stopped or _finished(so_far, plan)):
+        while not (so_far.stopped or _finished(so_far, plan, len(train))):
             network.train()
             _set_learning_rate(optimisers, so_far.epoch, plan)
             trained = _Mean()
@@ -193,8 +203,10 @@ def _set_learning_rate(optimisers: checkpoint.Optimisers, epoch: int, plan: Plan
             group["lr"] = plan.learning_rate * share
 
 
-def _finished(so_far: Progress, plan: Plan) -> bool:
-    return so_far.epoch >= plan.max_epochs or so_far.epoch - so_far.best_epoch >= plan.patience
+def _finished(so_far: Progress, plan: Plan, n_train: int) -> bool:
+    settled = -(-plan.settling_steps // -(-n_train // plan.batch_size))
+    waited = so_far.epoch - max(so_far.best_epoch, settled)
+    return so_far.epoch >= plan.max_epochs or waited >= plan.patience
 
 
 def _record(so_far: Progress, parts: dict[str, "_Mean"], last_player: str, plan: Plan) -> float:

@@ -1,0 +1,281 @@
+"""How good are the two latents? Real data sets, several seeds, every number beside its rivals and its null.
+
+    python benchmarks/quality.py --data FOLDER --out FOLDER
+
+Each (data set, seed, method) is fitted once and kept as JSON under ``--out``, so that a stopped run goes
+on. A method is scored on held-out test cells (20 %, stratified by batch and label); highly variable genes,
+scaling, PCA and the networks see the training and validation cells only. Harmony and scVI, which have no
+way to embed new cells in what is compared here, are fitted on all cells, labels unseen.
+
+Shapes: N cells, G genes, P latent dimensions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import sys
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+import scmedley as sm
+from common import BATCH, DATA_SETS, LABEL, cached, find, record
+from scmedley import keys
+from scmedley.evaluate import asw, batch_leak, knn_accuracy
+from scmedley.io import write_json
+from scmedley.models.counterfactual import mean_shift
+from scmedley.pp.counts import log_normalised
+from scmedley.pp.split import split
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scmedley.models.base import Model
+
+N_COMPONENTS = 50  # of the PCA, and of every latent
+LEAST = 10  # held-out cells on either side of a counterfactual that is compared with what was observed
+PERMUTED = "permuted batch"  # obs: batches permuted within label
+SCORES = ("accuracy", "leak", "asw_batch", "asw_label", "shift", "seconds")
+SEPARATION = 0.02  # margins of the random latent over its null below this are called none
+ACCURACY_LOSS = 0.02
+
+# name: (what makes the latent, obs column that it is told and scored by)
+NETWORKS: dict[str, tuple[str, str, str]] = {
+    "AE": ("Autoencoder", "default", BATCH),
+    "FE": ("FixedEffects", "default", BATCH),
+    "RE": ("RandomEffects", "default", BATCH),
+    "RE, permuted batches": ("RandomEffects", "default", PERMUTED),
+    "FE, paper": ("FixedEffects", "paper", BATCH),
+    "RE, paper": ("RandomEffects", "paper", BATCH),
+    "RE, paper, permuted batches": ("RandomEffects", "paper", PERMUTED),
+}
+PEERS = {"Harmony": "harmonypy", "scVI": "scvi"}
+
+
+def main() -> None:
+    """Run what is not there yet, print the tables and the acceptance lines, store the summary."""
+    options = _options()
+    methods = ["PCA"] + [m for m in NETWORKS if options.paper or "paper" not in m]
+    if options.peers:
+        for peer, package in PEERS.items():
+            if importlib.util.find_spec(package):
+                methods.append(peer)
+            else:
+                print(f"{peer}: not installed (pip install {package})")
+    runs = []
+    for name in options.sets:
+        raw = find(name, options.data)
+        if raw is None:
+            continue
+        for seed in range(options.seeds):
+            prepare = cache(partial(prepared, raw, seed))  # only when a method is not there yet
+            for method in methods:
+                fitted = partial(lambda p, m, s: run(p(), m, s, options.threads), prepare, method, seed)
+                file = re.sub(r"\W+", "-", method) + ".json"
+                scores = cached(options.out / name / f"seed{seed}" / file, fitted)
+                runs.append({"set": name, "seed": seed, "method": method} | scores)
+                print(_line(runs[-1]), file=sys.stderr, flush=True)
+    table = pd.DataFrame(runs)
+    if table.empty:
+        sys.exit("No data set was found.")
+    summary = summarise(table)
+    print(as_text(summary))
+    lines = accept(table)
+    print("\n".join(lines))
+    about = record(options.threads) | {"seeds": options.seeds, "acceptance": lines}
+    write_json(about | {"summary": summary.to_dict("records"), "runs": runs}, options.results)
+
+
+def prepared(raw: AnnData, seed: int) -> AnnData:
+    """Split, then prepare by the training cells alone; add the null's batches."""
+    adata = raw.copy()
+    batch, label = (adata.obs[k].astype("category").cat.codes.to_numpy() for k in (BATCH, LABEL))
+    part = split(batch, label, seed=seed)
+    adata.obs[keys.SPLIT] = pd.Categorical(part)
+    sm.pp.prepare(adata, BATCH, label_key=LABEL, train=part == "train")
+    rng = np.random.default_rng([seed, 1])
+    permuted = adata.obs[BATCH].astype(str)
+    for cells in adata.obs.groupby(LABEL, observed=True).indices.values():
+        permuted.iloc[cells] = rng.permutation(permuted.iloc[cells].to_numpy())
+    adata.obs[PERMUTED] = permuted.astype("category")
+    return adata
+
+
+def run(adata: AnnData, method: str, seed: int, threads: int) -> dict[str, Any]:
+    """Fit one method and score its latent on the held-out cells."""
+    started = time.perf_counter()
+    model: Model[Any] | None = None
+    key = BATCH
+    if method in NETWORKS:
+        kind, preset, key = NETWORKS[method]
+        model = getattr(sm, kind)(key, LABEL, preset)
+        model.fit(adata, seed=seed, threads=threads, progress=sys.stderr.isatty())
+        z_NP = model.get_latent_representation(adata)
+    else:
+        makers: dict[str, Callable[[AnnData, int, int], np.ndarray]] = {
+            "PCA": pca,
+            "Harmony": harmony,
+            "scVI": scvi,
+        }
+        z_NP = makers[method](adata, seed, threads)
+    seconds = time.perf_counter() - started
+    extra: dict[str, Any] = {}
+    if model is not None:
+        extra = {k: model.fitted[k] for k in ("epochs", "best_epoch", "stopped")}
+        if model.has_effects:
+            extra |= shift_agreement(model, adata, key)
+    return score(adata, z_NP, key, seed) | extra | {"seconds": seconds}
+
+
+def score(adata: AnnData, z_NP: np.ndarray, key: str, seed: int) -> dict[str, float]:
+    """Score a latent on the test cells: label accuracy, batch leak given label with its null, ASW."""
+    part = adata.obs[keys.SPLIT].to_numpy()
+    train, test = part == "train", part == "test"
+    batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (key, LABEL))
+    leak = batch_leak(
+        z_NP[train], batch[train], label[train], z_NP[test], batch[test], label[test], seed=seed
+    )
+    return {
+        "accuracy": knn_accuracy(z_NP[train], label[train], z_NP[test], label[test]),
+        "leak": leak.value,
+        "leak_null_sd": leak.null_sd,
+        "asw_batch": asw(z_NP[test], batch[test], seed),
+        "asw_label": asw(z_NP[test], label[test], seed),
+        "n_test": int(test.sum()),
+    }
+
+
+def shift_agreement(model: Model[Any], adata: AnnData, key: str) -> dict[str, float]:
+    """Compare predicted with observed batch shifts of the test cells.
+
+    For each label and batch with enough test cells: the test cells of the label from all other batches
+    are shown as if from this one; the predicted change of their mean is held against the difference of
+    the observed means. ``shift``: Pearson correlation over genes, ``slope``: regression through 0 of
+    predicted on observed, both averaged over pairs of label and batch.
+    """
+    test = adata[adata.obs[keys.SPLIT] == "test"].copy()
+    x_NG, _ = log_normalised(test, model.genes)
+    pearson, slope = [], []
+    for label in test.obs[LABEL].cat.categories:
+        for batch in model.design.batches:
+            of_label, of_batch = (test.obs[LABEL] == label).to_numpy(), (test.obs[key] == batch).to_numpy()
+            source, target = of_label & ~of_batch, of_label & of_batch
+            if min(source.sum(), target.sum()) < LEAST:
+                continue
+            seen_G = np.asarray(x_NG[target].mean(axis=0) - x_NG[source].mean(axis=0)).ravel()
+            told_G = mean_shift(model, test[source], batch, reference=None)[0]
+            pearson.append(np.corrcoef(told_G, seen_G)[0, 1] if told_G.std() > 0 else 0.0)
+            slope.append(told_G @ seen_G / (seen_G @ seen_G))
+    if not pearson:
+        return {}
+    return {"shift": float(np.mean(pearson)), "slope": float(np.mean(slope)), "n_shifts": len(pearson)}
+
+
+def pca(adata: AnnData, seed: int, threads: int) -> np.ndarray:
+    """Principal components of log1p CP10k, fitted on the training cells."""
+    from sklearn.decomposition import PCA
+
+    x_NG, _ = log_normalised(adata, adata.var_names[adata.var[keys.HVG]])
+    x_NG = x_NG if isinstance(x_NG, np.ndarray) else x_NG.toarray()
+    fit = PCA(N_COMPONENTS, random_state=seed).fit(x_NG[adata.obs[keys.SPLIT] == "train"])
+    return np.asarray(fit.transform(x_NG))
+
+
+def harmony(adata: AnnData, seed: int, threads: int) -> np.ndarray:
+    """Harmony (Korsunsky et al. 2019) on the PCA of all cells. GPL: imported here, where it is used."""
+    import harmonypy
+
+    z_NP = pca(adata, seed, threads)
+    done = harmonypy.run_harmony(z_NP, adata.obs, BATCH, random_state=seed, verbose=False, ncores=threads)
+    corrected = np.asarray(done.Z_corr)
+    return corrected if corrected.shape == z_NP.shape else corrected.T
+
+
+def scvi(adata: AnnData, seed: int, threads: int) -> np.ndarray:
+    """Make the latent of scVI (Lopez et al. 2018), its defaults with 50 latent dimensions, on counts of all cells."""
+    import scvi as package
+    import torch
+
+    torch.set_num_threads(threads)
+    package.settings.seed = seed
+    genes = adata[:, adata.var[keys.HVG]].copy()
+    package.model.SCVI.setup_anndata(genes, layer=keys.COUNTS, batch_key=BATCH)
+    model = package.model.SCVI(genes, n_latent=N_COMPONENTS)
+    model.train(accelerator="cpu", enable_progress_bar=False)
+    return np.asarray(model.get_latent_representation())
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Give mean and standard deviation over seeds of every score."""
+    scores = [s for s in SCORES if s in table]
+    grouped = table.groupby(["set", "method"], sort=False)[scores].agg(["mean", "std"])
+    grouped.columns = [c[0] if c[1] == "mean" else f"{c[0]}_sd" for c in grouped.columns.to_list()]
+    return grouped.reset_index()
+
+
+def as_text(summary: pd.DataFrame) -> str:
+    """Lay the summary out as one Markdown table."""
+    rows = ["| set | method | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 2) + "|"]
+    for _, row in summary.iterrows():
+        cells = [_cell(row.get(s), row.get(f"{s}_sd"), 0 if s == "seconds" else 3) for s in SCORES]
+        rows.append(f"| {row['set']} | {row['method']} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def accept(table: pd.DataFrame) -> list[str]:
+    """Say for each data set which of the claims hold (means over seeds)."""
+    lines = []
+    for name, rows in table.groupby("set", sort=False):
+        mean = rows.groupby("method")[["accuracy", "leak", "asw_batch"]].mean()
+        leak, accuracy, width = mean.leak.to_dict(), mean.accuracy.to_dict(), mean.asw_batch.to_dict()
+        null = "RE, permuted batches"
+        more_leak, more_width = leak["RE"] - leak[null], width["RE"] - width[null]
+        kept = accuracy["FE"] >= accuracy["PCA"] - ACCURACY_LOSS
+        for claim, holds in (
+            (f"FE leak {leak['FE']:.3f} < PCA leak {leak['PCA']:.3f}", leak["FE"] < leak["PCA"]),
+            (f"FE leak {leak['FE']:.3f} < AE leak {leak['AE']:.3f}", leak["FE"] < leak["AE"]),
+            (f"FE accuracy {accuracy['FE']:.3f} >= PCA {accuracy['PCA']:.3f} - {ACCURACY_LOSS}", kept),
+            (f"RE leak less its null's: {more_leak:+.3f} > {SEPARATION}", more_leak > SEPARATION),
+            (f"RE batch ASW less its null's: {more_width:+.3f} > {SEPARATION}", more_width > SEPARATION),
+        ):
+            lines.append(f"{'PASS' if holds else 'FAIL'}  {name}: {claim}")
+    return lines
+
+
+def _cell(mean: float | None, sd: float | None, digits: int) -> str:
+    if mean is None or not np.isfinite(mean):
+        return ""
+    spread = f" ± {sd:.{digits}f}" if sd is not None and np.isfinite(sd) else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def _line(run: dict[str, Any]) -> str:
+    values = [f"{s} {run[s]:.3f}" for s in SCORES if run.get(s) is not None]
+    return f"{run['set']} seed {run['seed']} {run['method']}: " + ", ".join(values)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    default = ["sc_mixology", "onek1k", "pbmc_8batches"]
+    parser.add_argument("--sets", nargs="+", default=default, choices=DATA_SETS, help=f"default: {default}")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, help="folder of the data sets that are not shipped")
+    parser.add_argument("--paper", action="store_true", help="also the published form of FE and RE")
+    parser.add_argument("--peers", action="store_true", help="also Harmony and scVI, where installed")
+    parser.add_argument(
+        "--out", type=Path, default=Path("quality-runs"), help="one JSON a fit; goes on there"
+    )
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "quality.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

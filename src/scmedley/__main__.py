@@ -1,0 +1,5 @@
+"""``python -m scmedley``."""
+
+from scmedley.cli import main
+
+main()

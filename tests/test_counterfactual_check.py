@@ -1,0 +1,190 @@
+"""The decoder here is x + effect of the batch, and so is the world: what the tables must say is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+
+from scmedley import keys
+from scmedley.data.design import Design
+from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
+from scmedley.models.counterfactual import mean_shift
+from scmedley.pp.scale import MinMax
+
+BATCHES, GENES = ("a", "b", "c"), 20
+SPAN_G = np.linspace(0.5, 2.0, GENES, dtype=np.float32)
+EFFECT_BG = np.random.default_rng(1).normal(0, 0.5, (3, GENES)).astype(np.float32)
+BASE_KG = np.random.default_rng(2).uniform(3, 6, (2, GENES)).astype(np.float32)
+
+
+class Additive:
+    """Encodes to x without the batch, adds ``strength`` times its effects; draws scatter by a tenth."""
+
+    def __init__(self, effect_BG, strength=1.0):
+        zero = np.zeros((1, GENES), np.float32)  # code -1: the population mean
+        self.effect_BG = torch.as_tensor(np.concatenate([effect_BG, zero]) * strength)
+
+    def encode(self, x_NG, b_N, draw=False):
+        return x_NG
+
+    def decode(self, z_NP, b_N, draw=False):
+        scatter = 1 + 0.1 * torch.randn(()) if draw else 1.0
+        return z_NP + self.effect_BG[b_N] * scatter
+
+
+def model(effect_BG=EFFECT_BG, strength=1.0):
+    scale = MinMax(np.zeros(GENES, np.float32), SPAN_G)
+    return SimpleNamespace(
+        batch_key="batch",
+        design=Design("batch", BATCHES),
+        genes=[f"g{i}" for i in range(GENES)],
+        scale=scale,
+        settings=None,
+        network=Additive(effect_BG / SPAN_G, strength),
+        read=lambda adata: scale.transform(adata.layers[keys.LOGNORM]),
+    )
+
+
+def cells(label_of=("T", "B"), n=240, unseen=None):
+    """Both labels in every batch, but for a pair in ``unseen``; a third of the cells held out."""
+    batch_N, label_N = np.arange(n) % 3, np.arange(n) // 3 % 2
+    x_NG = BASE_KG[label_N] + EFFECT_BG[batch_N]
+    obs = pd.DataFrame(
+        {
+            "batch": pd.Categorical(np.array(BATCHES)[batch_N]),
+            "kind": pd.Categorical.from_codes(label_N, list(label_of)),
+            keys.SPLIT: pd.Categorical(np.array(["train", "test"])[(np.arange(n) // 6 % 3 == 2) * 1]),
+        },
+        index=[f"cell{i}" for i in range(n)],
+    )
+    adata = AnnData(
+        x_NG, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(GENES)]), layers={keys.LOGNORM: x_NG}
+    )
+    if unseen is not None:
+        adata = adata[~((obs["batch"] == unseen[0]) & (obs["kind"] == unseen[1]))].copy()
+    return adata
+
+
+def test_shift_is_the_effect_in_log1p_units():
+    table = gene_shifts(model(), cells(), "kind", draws=2, n_top=GENES)
+    assert list(table.columns) == ["label", "batch", "gene", "shift", "q05", "q95", "n_cells", "seen"]
+    assert len(table) == 2 * 3 * GENES
+    expected = [
+        EFFECT_BG[BATCHES.index(b), int(g[1:])] for b, g in zip(table["batch"], table["gene"], strict=True)
+    ]
+    drawn = table["shift"] / np.array(expected)  # two draws scatter, alike for every gene
+    np.testing.assert_allclose(drawn, drawn.iloc[0], rtol=1e-3)
+    assert abs(drawn.iloc[0] - 1) < 0.3
+    assert table["seen"].all()
+    assert (table["n_cells"] == 120).all()
+
+
+def test_shift_interval_spans_the_draws():
+    table = gene_shifts(model(), cells(), "kind", draws=200, max_cells=5, n_top=GENES)
+    width = (table["q95"] - table["q05"]) / table["shift"].abs()
+    np.testing.assert_allclose(width, 2 * 1.645 * 0.1, rtol=0.2)
+    assert ((table["q05"] <= table["shift"]) & (table["shift"] <= table["q95"])).all()
+    assert (table["n_cells"] == 5).all()
+
+
+def test_the_largest_shifts_are_kept_for_each_label_and_batch():
+    table = gene_shifts(model(), cells(), "kind", draws=2, n_top=3)
+    for i, batch in enumerate(BATCHES):
+        for label in ("T", "B"):
+            kept = table[(table["batch"] == batch) & (table["label"] == label)]
+            assert [int(g[1:]) for g in kept["gene"]] == list(np.argsort(-np.abs(EFFECT_BG[i]))[:3])
+
+
+def test_pairs_never_seen_are_flagged_and_not_checked():
+    adata = cells(unseen=("b", "T"))
+    shifts = gene_shifts(model(), adata, "kind", draws=2, n_top=1)
+    assert list(zip(*shifts.loc[~shifts["seen"], ["label", "batch"]].to_numpy(), strict=True)) == [
+        ("T",),
+        ("b",),
+    ]
+    check = counterfactual_check(model(), adata, "kind")
+    assert ("T", "b") not in set(zip(check["label"], check["batch"], strict=True))
+    assert len(check) == 5
+
+
+def test_missing_labels_are_left_out():
+    adata = cells()
+    adata.obs["kind"] = adata.obs["kind"].cat.remove_categories("B")
+    for table in (gene_shifts(model(), adata, "kind", draws=2), counterfactual_check(model(), adata, "kind")):
+        assert set(table["label"]) == {"T"}
+
+
+def test_without_a_label_all_cells_are_one_group():
+    for table in (gene_shifts(model(), cells(), draws=2), counterfactual_check(model(), cells())):
+        assert set(table["label"]) == {"all cells"}
+
+
+def test_right_predictions_agree_with_held_out_cells():
+    check = counterfactual_check(model(), cells(), "kind")
+    assert len(check) == 6
+    np.testing.assert_allclose(check["pearson"], 1, atol=1e-5)
+    np.testing.assert_allclose(check["slope"], 1, atol=1e-4)
+    np.testing.assert_allclose(check["additive_pearson"], 1, atol=1e-5)
+    assert (check["null_pearson"] < 0.9).all()
+    assert (check["n_target"] * 2 == check["n_source"]).all()
+
+
+def test_slope_tells_predictions_that_are_too_small():
+    check = counterfactual_check(model(strength=0.3), cells(), "kind")
+    np.testing.assert_allclose(check["pearson"], 1, atol=1e-5)
+    np.testing.assert_allclose(check["slope"], 0.3, atol=1e-4)
+
+
+def test_effects_of_the_wrong_batches_agree_less_than_their_null():
+    check = counterfactual_check(model(EFFECT_BG[[1, 2, 0]]), cells(), "kind")
+    assert (check["pearson"] < 0.9).all()
+    assert (check["null_pearson"] > check["pearson"]).mean() > 0.5
+
+
+def test_a_model_without_effects_has_no_correlation():
+    check = counterfactual_check(model(strength=0.0), cells(), "kind")
+    assert check[["pearson", "null_pearson"]].isna().all(axis=None)
+    assert (check["slope"] == 0).all()
+
+
+def test_cells_without_a_difference_have_no_slope():
+    adata = cells()
+    adata.layers[keys.LOGNORM] = np.ones(adata.shape, np.float32)
+    check = counterfactual_check(model(), adata, "kind")
+    assert check[["pearson", "slope"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(("least", "rows"), [(10, 6), (9, 0)])
+def test_ten_held_out_cells_are_needed_on_each_side(least, rows):
+    adata = cells()
+    adata.obs[keys.SPLIT] = "train"
+    for batch in BATCHES:
+        for kind in ("T", "B"):
+            mine = adata.obs_names[(adata.obs["batch"] == batch) & (adata.obs["kind"] == kind)]
+            adata.obs.loc[mine[:least], keys.SPLIT] = "test"
+    check = counterfactual_check(model(), adata, "kind")
+    assert len(check) == rows
+    assert list(check.columns[:4]) == ["label", "batch", "pearson", "slope"]
+
+
+def test_same_seed_same_tables():
+    one, two = (gene_shifts(model(), cells(), "kind", draws=3, max_cells=7, seed=4) for _ in range(2))
+    pd.testing.assert_frame_equal(one, two)
+    one, two = (counterfactual_check(model(), cells(), "kind", max_cells=15, seed=4) for _ in range(2))
+    pd.testing.assert_frame_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"), [("fixed", "default"), ("random", "default"), ("random", "paper")]
+)
+def test_shifts_of_all_targets_are_those_of_one(fitted, prepared, name, preset):
+    model = fitted(name, preset)
+    table = gene_shifts(model, prepared, "cell_type", draws=3, n_top=40, seed=5)
+    mine = prepared[prepared.obs["cell_type"] == "NK"]
+    for batch in model.design.batches:
+        shift_G = mean_shift(model, mine, batch, reference="mean", draws=3, seed=5).mean(0)
+        rows = table[(table["batch"] == batch) & (table["label"] == "NK")].set_index("gene")
+        np.testing.assert_allclose(rows["shift"][model.genes], shift_G, atol=1e-5)

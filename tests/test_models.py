@@ -1,0 +1,525 @@
+"""Models: losses by hand, reading of other data, embeddings of the user's own, golden loss curves."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_matrix
+
+from scmedley import keys
+from scmedley.data.resident import Minibatch
+from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.models import Autoencoder, FixedEffects, MixedEffects, RandomEffects
+from scmedley.models.autoencoder import AutoencoderNetwork
+from scmedley.models.fixed_effects import FixedEffectsNetwork
+from scmedley.models.random_effects import RandomEffectsNetwork
+from scmedley.nn.bayesian import tables
+from scmedley.pp import prepare
+from tiny import FIT, differing, nested_design, small, unfitted, weights
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# --- losses by hand: numpy alone, from the weights' names and the equations -------------------------
+
+N, G, B = 7, 10, 3
+
+
+def numbers(network: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Give all weights random values, BatchNorm's statistics too, and return them in double precision."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and name not in ("share_B", "n_cells"):
+                value = torch.randn_like(tensor) * (0.6 if tensor.ndim == 2 else 0.3)
+                positive = name.endswith(("running_var", "prior_scale")) or (
+                    "norms" in name and "weight" in name
+                )
+                tensor.copy_(value.abs() + 0.2 if positive else value)
+    return {name: tensor.numpy().astype(np.float64) for name, tensor in network.state_dict().items()}
+
+
+@pytest.fixture
+def cells() -> tuple[Minibatch, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x, b = rng.random((N, G)).astype(np.float32), np.array([0, 1, 2, 0, 2, 2, 1])
+    return Minibatch(torch.as_tensor(x), torch.as_tensor(b)), x.astype(np.float64), b
+
+
+def selu(h: np.ndarray) -> np.ndarray:
+    return 1.0507009873554805 * np.where(h > 0, h, 1.6732632423543772 * (np.exp(np.minimum(h, 0)) - 1))
+
+
+def norm(w: dict[str, np.ndarray], at: str, h: np.ndarray) -> np.ndarray:
+    """BatchNorm in evaluation mode, eps 1e-3."""
+    scaled = (h - w[f"{at}.running_mean"]) / np.sqrt(w[f"{at}.running_var"] + 1e-3)
+    return scaled * w[f"{at}.weight"] + w[f"{at}.bias"]
+
+
+def dense(w: dict[str, np.ndarray], at: str, h: np.ndarray) -> np.ndarray:
+    return h @ w[f"{at}.weight"].T + w[f"{at}.bias"]
+
+
+def encoded(w: dict[str, np.ndarray], x: np.ndarray) -> list[np.ndarray]:
+    h1 = selu(norm(w, "encoder.norms.0", dense(w, "encoder.linears.0", x)))
+    h2 = selu(norm(w, "encoder.norms.1", dense(w, "encoder.linears.1", h1)))
+    return [h1, h2, selu(dense(w, "encoder.linears.2", h2))]
+
+
+def affected(w: dict[str, np.ndarray], at: str, h: np.ndarray, b: np.ndarray | None) -> np.ndarray:
+    """h * (1 + gamma_b) + beta_b; without a batch, h."""
+    return h if b is None else h * (1 + w[f"{at}.gamma.loc_BH"][b]) + w[f"{at}.beta.loc_BH"][b]
+
+
+def tied(w: dict[str, np.ndarray], z: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
+    h = z
+    for i, layer in enumerate((2, 1, 0)):
+        h = h @ w[f"encoder.linears.{layer}.weight"] + w[f"decoder.biases.{i}"]
+        h = affected(w, f"decoder.effects.{i}", h, b)
+        h = h if layer == 0 else selu(h)
+    return h
+
+
+def log_softmax(h: np.ndarray) -> np.ndarray:
+    return h - np.log(np.exp(h).sum(1, keepdims=True))
+
+
+def mlp(w: dict[str, np.ndarray], at: str, h: np.ndarray, n_layers: int) -> np.ndarray:
+    """[Linear, ReLU] ..., Linear, log of the softmax."""
+    for i in range(n_layers - 1):
+        h = np.maximum(dense(w, f"{at}.linears.{i}", h), 0)
+    return log_softmax(dense(w, f"{at}.linears.{n_layers - 1}", h))
+
+
+def ce(log_p: np.ndarray, b: np.ndarray) -> float:
+    return -log_p[np.arange(len(b)), b].mean()
+
+
+def kls(w: dict[str, np.ndarray]) -> list[float]:
+    """KL(q || p) in nats of each table, summed over its entries."""
+    found = []
+    for at in [name.removesuffix(".loc_BH") for name in w if name.endswith(".loc_BH")]:
+        mean, scale, prior = w[f"{at}.loc_BH"], np.log1p(np.exp(w[f"{at}.rho_BH"])), w[f"{at}.prior_scale"]
+        found.append(0.5 * (np.log(prior**2 / scale**2) - 1 + (scale**2 + mean**2) / prior**2).sum())
+    return found
+
+
+def moves(network: torch.nn.Module, cells: Minibatch) -> list[tuple[str, float, dict[str, float]]]:
+    network.eval()
+    with torch.no_grad():
+        played = list(network.play(cells))
+    return [(m.player, m.loss.item(), {k: v.item() for k, v in m.terms.items()}) for m in played]
+
+
+def nearly(value: float) -> object:
+    return pytest.approx(value, rel=2e-5)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_autoencoder_loss_by_hand(preset: str, cells) -> None:
+    minibatch, x, _ = cells
+    settings = small("autoencoder", preset, hidden=(6, 5), n_latent=3, mse_weight=12.0)
+    network = AutoencoderNetwork(G, B, settings)
+    w = numbers(network)
+    mse = ((x - tied(w, encoded(w, x)[-1])) ** 2).mean()
+    ((player, loss, terms),) = moves(network, minibatch)
+    assert player == "autoencoder"
+    assert terms == {"reconstruction": nearly(mse)}
+    assert loss == nearly(12 * mse)
+
+
+def test_published_fixed_effects_losses_by_hand(cells) -> None:
+    """Adversary on all activations; L_FE = lambda_MSE * MSE - lambda_A * CE."""
+    minibatch, x, b = cells
+    settings = small("fixed", "paper", hidden=(6, 5), n_latent=3, adversary_hidden=(8, 4))
+    network = FixedEffectsNetwork(G, B, settings.replace(mse_weight=30.0, adversary_weight=0.7))
+    w = numbers(network)
+    activations = encoded(w, x)
+    assert w["adversary.linears.0.weight"].shape == (8, 6 + 5 + 3)
+    guess = ce(mlp(w, "adversary", np.hstack(activations), 3), b)
+    mse = ((x - tied(w, activations[-1])) ** 2).mean()
+    first, second = moves(network, minibatch)
+    assert first == ("adversary", nearly(guess), {"adversary": nearly(guess)})
+    assert second[0] == "autoencoder"
+    assert second[1] == nearly(30 * mse - 0.7 * guess)
+    assert second[2] == {"reconstruction": nearly(mse), "batch left": nearly(-guess)}
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_default_fixed_effects_losses_by_hand(bounded: bool, cells) -> None:
+    """Adversary on the standardised latent; a bounded reward; the effects' KL in the unit of the MSE."""
+    minibatch, x, b = cells
+    settings = small("fixed", hidden=(6, 5), n_latent=3, adversary_hidden=(8, 4), bounded=bounded)
+    network = FixedEffectsNetwork(G, B, settings)
+    network.begin(torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]))
+    w = numbers(network)
+    z = encoded(w, x)[-1]
+    seen = (z - w["standardise.running_mean"]) / np.sqrt(w["standardise.running_var"] + 1e-5)
+    log_q = mlp(w, "adversary", seen, 3)
+    share = np.array([0.3, 0.2, 0.5])
+    reward = (share * (np.log(share) - log_q)).sum(1).mean() if bounded else -ce(log_q, b)
+    mse = ((x - tied(w, z, b)) ** 2).mean()
+    kl = sum(kls(w)) / 10
+    assert len(kls(w)) == 6
+    *firsts, (player, loss, terms) = moves(network, minibatch)
+    assert firsts == [("adversary", nearly(ce(log_q, b)), {"adversary": nearly(ce(log_q, b))})] * 3
+    assert player == "autoencoder"
+    assert terms == {"reconstruction": nearly(mse), "batch left": nearly(reward), "kl": nearly(kl)}
+    assert loss == nearly(100 * mse + 0.2 * reward + 100 * (2 * mse / G) * kl)
+
+
+def test_gradient_penalty_by_hand() -> None:
+    """0.5 * weight * mean over cells of |d log p(b) / d seen|^2, through two ReLU layers."""
+    settings = small("fixed", n_latent=3, adversary_hidden=(8, 4), gradient_penalty=0.8)
+    network = FixedEffectsNetwork(G, B, settings).train()
+    w = numbers(network)
+    seen, b = np.random.default_rng(0).normal(size=(N, 3)), np.array([0, 1, 2, 0, 2, 2, 1])
+    kernels = [w[f"adversary.linears.{i}.weight"] for i in range(3)]
+    squares = []
+    for cell, code in zip(seen, b, strict=True):
+        h1 = dense(w, "adversary.linears.0", cell)
+        h2 = dense(w, "adversary.linears.1", np.maximum(h1, 0))
+        p = np.exp(log_softmax(dense(w, "adversary.linears.2", np.maximum(h2, 0))[None]))[0]
+        slope = ((np.eye(B)[code] - p) @ kernels[2] * (h2 > 0)) @ kernels[1] * (h1 > 0) @ kernels[0]
+        squares.append((slope**2).sum())
+    move = network._adversary_move(torch.as_tensor(seen, dtype=torch.float32), torch.as_tensor(b))
+    assert move.terms["adversary"].item() == nearly(ce(mlp(w, "adversary", seen, 3), b))
+    assert move.loss.item() - move.terms["adversary"].item() == pytest.approx(
+        0.4 * np.mean(squares), rel=1e-4
+    )
+
+
+def random_encoded(w: dict[str, np.ndarray], x: np.ndarray, b: np.ndarray | None) -> np.ndarray:
+    h = x
+    for i in range(2):
+        h = norm(w, f"encoder_norms.{i}", dense(w, f"encoder.{i}", h))
+        h = selu(affected(w, f"encoder_effects.{i}", h, b))
+    return selu(dense(w, "encoder.2", h))
+
+
+def random_decoded(w: dict[str, np.ndarray], z: np.ndarray, b: np.ndarray) -> np.ndarray:
+    h = z
+    for i in range(3):
+        h = dense(w, f"decoder.{i}", h)
+        h = affected(w, f"decoder_effects.{i}", norm(w, f"decoder_norms.{i}", h if i == 2 else selu(h)), b)
+    return h
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_random_effects_loss_by_hand(preset: str, cells) -> None:
+    minibatch, x, b = cells
+    settings = small("random", preset, hidden=(6, 5), n_latent=3, mse_weight=11.0, batch_weight=0.4)
+    network = RandomEffectsNetwork(G, B, settings)
+    network.begin(torch.zeros(20, dtype=torch.int64))
+    w = numbers(network)
+    assert len(kls(w)) == 10
+    z = random_encoded(w, x, b)
+    mse = ((x - random_decoded(w, z, b)) ** 2).mean()
+    if preset == "paper":  # the batch head answers for cells whose batch the encoder was told
+        told, kl = ce(mlp(w, "batch_head", z, 2), b), np.mean(kls(w))
+        total = 11 * mse + 0.4 * told + 1e-5 * kl
+    else:
+        told, kl = ce(mlp(w, "batch_head", random_encoded(w, x, None), 2), b), sum(kls(w)) / 20
+        total = 11 * mse + 0.4 * told + 11 * (2 * mse / G) * kl
+    ((player, loss, terms),) = moves(network, minibatch)
+    assert player == "autoencoder"
+    assert terms == {"reconstruction": nearly(mse), "batch": nearly(told), "kl": nearly(kl)}
+    assert loss == nearly(total)
+
+
+def test_the_batch_head_hears_only_of_cells_whose_batch_was_hidden(cells) -> None:
+    """With all hidden in training the batch codes cannot change the head's loss but through the target."""
+    minibatch, _, _ = cells
+    network = RandomEffectsNetwork(G, B, small("random", hidden=(6, 5), n_latent=3, hide_batch=1.0)).train()
+    heard: list[torch.Tensor] = []
+    network.batch_head.register_forward_hook(lambda _, given, __: heard.append(given[0]))
+    flipped = Minibatch(minibatch.x_MG, 2 - minibatch.b_M)
+    for one in (minibatch, flipped):
+        next(network.play(one))
+    assert torch.equal(heard[0], heard[1])
+    part = RandomEffectsNetwork(G, B, small("random", hidden=(6, 5), n_latent=3, hide_batch=0.5)).train()
+    part.batch_head.register_forward_hook(lambda _, given, __: heard.append(given[0]))
+    many = Minibatch(torch.rand(400, G), torch.zeros(400, dtype=torch.int64))
+    next(part.play(many))
+    assert 150 < len(heard[-1]) < 250
+
+
+def test_the_fixed_encoder_never_sees_the_batch(fitted, prepared: AnnData) -> None:
+    z = fitted("fixed").get_latent_representation(prepared)
+    prepared.obs["donor"] = "somebody new"
+    assert_array_equal(fitted("fixed").get_latent_representation(prepared), z)
+    del prepared.obs["donor"]
+    assert_array_equal(fitted("fixed").get_latent_representation(prepared), z)
+
+
+# --- golden loss curves -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_golden_loss_curves(
+    model_name: str, preset: str, prepared: AnnData, request: pytest.FixtureRequest
+) -> None:
+    """A refactor gives the same losses. ``pytest tests/test_models.py --write-golden`` writes them anew.
+
+    Another CPU's vector units round otherwise, and Adam makes the most of it where gradients are all but
+    zero: the files name the vector units that they were made with, and others are given more room.
+    """
+    history = unfitted(model_name, preset, max_epochs=5).fit(prepared, **FIT).history
+    curves = {
+        f"{part} {term}": table.value.tolist() for (part, term), table in history.groupby(["part", "term"])
+    }
+    units = torch.backends.cpu.get_cpu_capability()
+    path = GOLDEN / f"{model_name}_{preset}.json"
+    if request.config.getoption("--write-golden"):
+        path.write_text(json.dumps({"units": units, "curves": curves}, indent=1) + "\n")
+        pytest.fail(f"{path.name} was written; run again without --write-golden")
+    golden = json.loads(path.read_text())
+    room = {"rel": 1e-5} if units == golden["units"] else {"rel": 3e-3, "abs": 1e-4}
+    assert golden["curves"].keys() == curves.keys()
+    for name, values in golden["curves"].items():
+        assert curves[name] == pytest.approx(values, **room), name
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_training_learns(model_name: str, preset: str, prepared: AnnData) -> None:
+    model = unfitted(model_name, preset, max_epochs=40, learning_rate=5e-3).fit(prepared, **FIT)
+    error = model.history[model.history.term == "reconstruction"].pivot(index="epoch", columns="part")[
+        "value"
+    ]
+    assert error["train"].iloc[-1] < 0.5 * error["train"].iloc[0]
+    given = model.read(prepared).toarray()
+    spread = given.var(axis=0).mean()  # the error of a network that knows but the genes' means
+    assert error["validation"][model.fitted["best_epoch"]] < 1.3 * spread
+
+
+# --- reading ----------------------------------------------------------------------------------------
+
+
+def test_genes_are_aligned_by_name(model_name: str, fitted, prepared: AnnData) -> None:
+    model = fitted(model_name)
+    z = model.get_latent_representation(prepared)
+    rng = np.random.default_rng(0)
+    reordered = prepared[:, rng.permutation(prepared.n_vars)].copy()
+    assert_array_equal(model.get_latent_representation(reordered), z)
+    more = AnnData(
+        csr_matrix((prepared.n_obs, prepared.n_vars + 3)),
+        obs=prepared.obs,
+        var=prepared.var.reindex([*reordered.var_names, "x", "y", "z"])[[]],
+        layers={
+            keys.LOGNORM: csr_matrix(np.hstack([reordered.layers[keys.LOGNORM].toarray(), np.ones((180, 3))]))
+        },
+        uns=prepared.uns,
+    )
+    assert_array_equal(model.get_latent_representation(more), z)
+
+
+def test_missing_genes_are_zero_up_to_a_limit(fitted, prepared: AnnData) -> None:
+    model = fitted("fixed")
+    allowed = int(0.2 * len(model.genes))
+    zeroed = prepared.copy()
+    zeroed.layers[keys.LOGNORM] = csr_matrix(
+        zeroed.layers[keys.LOGNORM].toarray() * (np.arange(prepared.n_vars) >= allowed)
+    )
+    z = model.get_latent_representation(zeroed)
+    with pytest.warns(
+        ScmedleyWarning, match=rf"{allowed} of the model's {len(model.genes)} genes are missing"
+    ):
+        assert_array_equal(model.get_latent_representation(prepared[:, allowed:]), z)
+    lost = [model.genes[i] for i in range(3)]
+    with pytest.raises(
+        ScmedleyError, match=rf"{allowed + 1} of the model's {len(model.genes)} genes.*{lost[0]}"
+    ):
+        model.embed(prepared[:, allowed + 1 :].copy())
+
+
+def test_raw_counts_are_normalised_on_the_way(fitted, prepared: AnnData) -> None:
+    raw = nested_design()[:, prepared.var_names].copy()
+    for name in ("autoencoder", "fixed", "random"):
+        assert_allclose(
+            fitted(name).get_latent_representation(raw),
+            fitted(name).get_latent_representation(prepared),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+def test_unknown_batches(fitted, prepared: AnnData) -> None:
+    cells = prepared.copy()
+    cells.obs["donor"] = np.where(np.arange(180) < 4, "d9", cells.obs["donor"].astype(str))
+    fitted("fixed").embed(cells)
+    random, mixed = fitted("random"), fitted("mixed")
+    with pytest.raises(ScmedleyError, match=r"4 cells are of batches \['d9'\].*unknown='mean'"):
+        random.embed(cells)
+    with pytest.raises(ScmedleyError, match="d9"):
+        mixed.embed(cells)
+    assert keys.RANDOM not in cells.obsm
+    without = copy.deepcopy(random)
+    with torch.no_grad():
+        for table in tables(without.network):
+            table.loc_BH.zero_()
+    z = random.get_latent_representation(cells, unknown="mean")
+    assert_allclose(z[:4], without.get_latent_representation(prepared)[:4], rtol=1e-5, atol=1e-6)
+    assert_allclose(z[4:], random.get_latent_representation(prepared)[4:], rtol=1e-5, atol=1e-6)
+    mixed.embed(cells, unknown="mean")
+    assert cells.obsm[keys.RANDOM].shape == (180, 4)
+
+
+def test_no_cells_give_no_rows(model_name: str, fitted, prepared: AnnData) -> None:
+    assert fitted(model_name).get_latent_representation(prepared[:0]).shape == (0, 4)
+
+
+def test_reconstruction_is_in_the_unit_of_the_input(prepared: AnnData) -> None:
+    model = unfitted("autoencoder", max_epochs=60, learning_rate=3e-3).fit(prepared, **FIT)
+    shown = model.reconstruct(prepared)
+    given = prepared.layers[keys.LOGNORM].toarray()
+    assert list(shown.var_names) == list(prepared.var_names)
+    assert_allclose(shown.X.mean(0), given.mean(0), atol=0.5)
+    assert np.corrcoef(shown.X.ravel(), given.ravel())[0, 1] > 0.6
+
+
+def test_only_highly_variable_genes_are_used(prepared: AnnData) -> None:
+    prepared.var[keys.HVG] = np.arange(prepared.n_vars) % 2 == 0
+    model = unfitted("autoencoder", max_epochs=1).fit(prepared, **FIT)
+    assert model.genes == list(prepared.var_names[::2])
+    assert model.reconstruct(prepared).n_vars == len(model.genes)
+    prepared.var[keys.HVG] = False
+    with pytest.raises(ScmedleyError, match="highly_variable"):
+        unfitted("autoencoder").fit(prepared, **FIT)
+
+
+@pytest.mark.parametrize("part", ["layer", "flag"])
+def test_data_must_be_prepared(part: str, prepared: AnnData) -> None:
+    if part == "layer":
+        del prepared.layers[keys.LOGNORM]
+    else:
+        del prepared.var[keys.HVG]
+    with pytest.raises(ScmedleyError, match=r"not prepared.*sm\.pp\.prepare\(adata, batch_key='donor'\)"):
+        unfitted("fixed").fit(prepared, **FIT)
+
+
+def test_columns_must_be_there(prepared: AnnData) -> None:
+    with pytest.raises(ScmedleyError, match="obs has no column 'patient'"):
+        Autoencoder("patient", None, small("autoencoder")).fit(prepared, **FIT)
+    del prepared.obs[keys.SPLIT]
+    with pytest.raises(ScmedleyError, match="obs has no column 'kind'"):
+        Autoencoder("donor", "kind", small("autoencoder")).fit(prepared, **FIT)
+    prepared.obs["donor"] = "d1"
+    with pytest.raises(ScmedleyError, match="has one batch"):
+        unfitted("autoencoder").fit(prepared, **FIT)
+
+
+def test_cells_without_a_batch_are_said(model_name: str, prepared: AnnData) -> None:
+    prepared.obs.loc[prepared.obs_names[:3], "donor"] = np.nan
+    with pytest.raises(ScmedleyError, match="3 cells have no batch"):
+        unfitted(model_name).fit(prepared, **FIT)
+
+
+def test_what_is_not_fitted_cannot_embed(model_name: str, prepared: AnnData) -> None:
+    with pytest.raises(ScmedleyError, match="not fitted"):
+        unfitted(model_name).embed(prepared)
+
+
+def test_the_whole_way_from_counts(design: AnnData) -> None:
+    before = design.to_df()
+    prepare(design, "donor", label_key="cell_type")
+    mixed = MixedEffects("donor", "cell_type", fixed_settings=small("fixed"), random_settings=small("random"))
+    assert mixed.fit(design, **FIT) is mixed
+    mixed.embed(design)
+    assert design.obsm[keys.FIXED].dtype == design.obsm[keys.RANDOM].dtype == np.float32
+    assert design.obsm[keys.FIXED].shape == design.obsm[keys.RANDOM].shape == (design.n_obs, 4)
+    assert design.to_df().equals(before[design.var_names])
+    shown = mixed.reconstruct(design)
+    assert shown.X.shape == shown.layers["random"].shape == design.shape
+    assert set(mixed.history.network) == {"fixed", "random"}
+
+
+# --- an embedding of the user's own, views, settings ------------------------------------------------
+
+
+def test_an_embedding_of_ones_own(prepared: AnnData) -> None:
+    mixed = MixedEffects("donor", fixed="X_pca", random_settings=small("random"))
+    prepared.obsm["X_other"] = np.zeros((180, 2))
+    with pytest.raises(ScmedleyError, match=r"obsm\['X_pca'\], which is not there; obsm has \['X_other'\]"):
+        mixed.fit(prepared, **FIT)
+    prepared.obsm["X_pca"] = np.random.default_rng(0).normal(size=(180, 3))
+    mixed.fit(prepared, **FIT)
+    mixed.embed(prepared)
+    assert_array_equal(prepared.obsm[keys.FIXED], prepared.obsm["X_pca"].astype(np.float32))
+    assert prepared.obsm[keys.RANDOM].shape == (180, 4)
+    assert mixed.decoder is mixed.random
+    assert mixed.counterfactual(prepared[:5], to="d1").shape == (5, prepared.n_vars)
+    assert set(mixed.history.network) == {"random"}
+    del prepared.obsm["X_pca"]
+    with pytest.raises(ScmedleyError, match="X_pca"):
+        mixed.embed(prepared)
+
+
+def test_views_become_data_of_their_own_when_something_is_stored(fitted, prepared: AnnData) -> None:
+    view = prepared[20:60]
+    fitted("mixed").embed(view)
+    assert not view.is_view
+    assert view.obsm[keys.FIXED].shape == (40, 4)
+    assert keys.FIXED not in prepared.obsm
+    whole = fitted("mixed").get_latent_representation(prepared)
+    assert_allclose(view.obsm[keys.FIXED], whole[20:60], rtol=1e-5, atol=1e-6)
+
+
+def test_a_view_can_be_fitted(prepared: AnnData) -> None:
+    del prepared.obs[keys.SPLIT]
+    view = prepared[prepared.obs["donor"] != "d3"]
+    model = unfitted("random").fit(view, **FIT)
+    assert model.design.batches == ("d1", "d2")
+    assert keys.SPLIT in view.obs
+    assert keys.SPLIT not in prepared.obs
+
+
+def test_train_is_fit(prepared: AnnData, fitted) -> None:
+    model = unfitted("fixed").train(prepared, **FIT)
+    assert not differing(weights(model.network), weights(fitted("fixed").network))
+
+
+def test_settings_are_checked() -> None:
+    settings = FixedEffects.preset("default")
+    for changes, words in (
+        ({"n_latent": 0}, "n_latent=0"),
+        ({"hidden": ()}, "at least one layer"),
+        ({"patience": -1}, "patience=-1"),
+        ({"batch_size": 2}, "batch_size=2 must be"),
+        ({"latent": 3}, "settings are .*n_latent"),
+    ):
+        with pytest.raises(ScmedleyError, match=words):
+            settings.replace(**changes)
+    with pytest.raises(ScmedleyError, match=r"no preset 'best'.*default"):
+        FixedEffects("donor", settings="best")
+    with pytest.raises(
+        ScmedleyError, match="RandomEffects takes RandomEffectsSettings, not FixedEffectsSettings"
+    ):
+        RandomEffects("donor", settings=settings)
+
+
+def test_published_settings() -> None:
+    for cls, weight in ((Autoencoder, 1), (FixedEffects, 1000), (RandomEffects, 110)):
+        s = cls.preset("paper")
+        assert (s.hidden, s.n_latent, s.mse_weight) == ((512, 132), 50, weight)
+        assert (s.learning_rate, s.decay, s.batch_norm_momentum) == (1e-4, False, 0.01)
+        assert s.sizes(10**5) == (512, 500)
+    assert not FixedEffects.preset("paper").bounded
+    assert RandomEffects.preset("paper").encode_as_target
+
+
+def test_sizes_follow_the_number_of_cells() -> None:
+    settings = Autoencoder.preset("default")
+    assert settings.sizes(1280) == (128, 200)
+    assert settings.sizes(100) == (128, 300)
+    assert settings.sizes(10**6) == (512, 30)
+
+
+def test_progress_bar_is_asked_for(prepared: AnnData, capsys: pytest.CaptureFixture[str]) -> None:
+    unfitted("autoencoder", max_epochs=1).fit(prepared, **FIT)
+    assert capsys.readouterr().err == ""
+    unfitted("autoencoder", max_epochs=1).fit(prepared, **{**FIT, "progress": True})
+    assert "Autoencoder" in capsys.readouterr().err
