@@ -13,6 +13,7 @@ Shapes: N cells, G genes, P latent dimensions.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import re
 import sys
@@ -28,11 +29,8 @@ import pandas as pd
 import scmedley as sm
 from common import BATCH, DATA_SETS, LABEL, cached, find, record
 from scmedley import keys
-from scmedley.evaluate import asw, batch_leak, knn_accuracy
+from scmedley.evaluate import asw, batch_leak, counterfactual_check, knn_accuracy
 from scmedley.io import write_json
-from scmedley.models.counterfactual import mean_shift
-from scmedley.pp.counts import log_normalised
-from scmedley.pp.split import split
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
     from scmedley.models.base import Model
 
 N_COMPONENTS = 50  # of the PCA, and of every latent
-LEAST = 10  # held-out cells on either side of a counterfactual that is compared with what was observed
-PERMUTED = "permuted batch"  # obs: batches permuted within label
 SCORES = ("accuracy", "leak", "asw_batch", "asw_label", "shift", "seconds")
 SEPARATION = 0.02  # margins of the random latent over its null below this are called none
 ACCURACY_LOSS = 0.02
@@ -51,10 +47,10 @@ NETWORKS: dict[str, tuple[str, str, str]] = {
     "AE": ("Autoencoder", "default", BATCH),
     "FE": ("FixedEffects", "default", BATCH),
     "RE": ("RandomEffects", "default", BATCH),
-    "RE, permuted batches": ("RandomEffects", "default", PERMUTED),
+    "RE, permuted batches": ("RandomEffects", "default", keys.PERMUTED),
     "FE, paper": ("FixedEffects", "paper", BATCH),
     "RE, paper": ("RandomEffects", "paper", BATCH),
-    "RE, paper, permuted batches": ("RandomEffects", "paper", PERMUTED),
+    "RE, paper, permuted batches": ("RandomEffects", "paper", keys.PERMUTED),
 }
 PEERS = {"Harmony": "harmonypy", "scVI": "scvi"}
 
@@ -78,7 +74,7 @@ def main() -> None:
             prepare = cache(partial(prepared, raw, seed))  # only when a method is not there yet
             for method in methods:
                 fitted = partial(lambda p, m, s: run(p(), m, s, options.threads), prepare, method, seed)
-                file = re.sub(r"\W+", "-", method) + ".json"
+                file = re.sub(r"\W+", "-", method) + f"-{_settings_hash(method)}.json"
                 scores = cached(options.out / name / f"seed{seed}" / file, fitted)
                 runs.append({"set": name, "seed": seed, "method": method} | scores)
                 print(_line(runs[-1]), file=sys.stderr, flush=True)
@@ -94,17 +90,11 @@ def main() -> None:
 
 
 def prepared(raw: AnnData, seed: int) -> AnnData:
-    """Split, then prepare by the training cells alone; add the null's batches."""
+    """Prepare, with genes chosen on the training cells; add principal components and the null's batches."""
     adata = raw.copy()
-    batch, label = (adata.obs[k].astype("category").cat.codes.to_numpy() for k in (BATCH, LABEL))
-    part = split(batch, label, seed=seed)
-    adata.obs[keys.SPLIT] = pd.Categorical(part)
-    sm.pp.prepare(adata, BATCH, label_key=LABEL, train=part == "train")
-    rng = np.random.default_rng([seed, 1])
-    permuted = adata.obs[BATCH].astype(str)
-    for cells in adata.obs.groupby(LABEL, observed=True).indices.values():
-        permuted.iloc[cells] = rng.permutation(permuted.iloc[cells].to_numpy())
-    adata.obs[PERMUTED] = permuted.astype("category")
+    sm.pp.prepare(adata, BATCH, label_key=LABEL, seed=seed)
+    sm.pp.pca(adata, N_COMPONENTS, seed)
+    sm.evaluate.permute_batches(adata, BATCH, LABEL, seed=seed)
     return adata
 
 
@@ -130,7 +120,7 @@ def run(adata: AnnData, method: str, seed: int, threads: int) -> dict[str, Any]:
     if model is not None:
         extra = {k: model.fitted[k] for k in ("epochs", "best_epoch", "stopped")}
         if model.has_effects:
-            extra |= shift_agreement(model, adata, key)
+            extra |= shift_agreement(model, adata, seed)
     return score(adata, z_NP, key, seed) | extra | {"seconds": seconds}
 
 
@@ -152,40 +142,16 @@ def score(adata: AnnData, z_NP: np.ndarray, key: str, seed: int) -> dict[str, fl
     }
 
 
-def shift_agreement(model: Model[Any], adata: AnnData, key: str) -> dict[str, float]:
-    """Compare predicted with observed batch shifts of the test cells.
-
-    For each label and batch with enough test cells: the test cells of the label from all other batches
-    are shown as if from this one; the predicted change of their mean is held against the difference of
-    the observed means. ``shift``: Pearson correlation over genes, ``slope``: regression through 0 of
-    predicted on observed, both averaged over pairs of label and batch.
-    """
-    test = adata[adata.obs[keys.SPLIT] == "test"].copy()
-    x_NG, _ = log_normalised(test, model.genes)
-    pearson, slope = [], []
-    for label in test.obs[LABEL].cat.categories:
-        for batch in model.design.batches:
-            of_label, of_batch = (test.obs[LABEL] == label).to_numpy(), (test.obs[key] == batch).to_numpy()
-            source, target = of_label & ~of_batch, of_label & of_batch
-            if min(source.sum(), target.sum()) < LEAST:
-                continue
-            seen_G = np.asarray(x_NG[target].mean(axis=0) - x_NG[source].mean(axis=0)).ravel()
-            told_G = mean_shift(model, test[source], batch, reference=None)[0]
-            pearson.append(np.corrcoef(told_G, seen_G)[0, 1] if told_G.std() > 0 else 0.0)
-            slope.append(told_G @ seen_G / (seen_G @ seen_G))
-    if not pearson:
-        return {}
-    return {"shift": float(np.mean(pearson)), "slope": float(np.mean(slope)), "n_shifts": len(pearson)}
+def shift_agreement(model: Model[Any], adata: AnnData, seed: int) -> dict[str, float]:
+    """Give the median agreement of predicted with observed batch shifts, beside ceiling and baseline."""
+    check = counterfactual_check(model, adata, LABEL, seed=seed)
+    columns = {"shift": "pearson", "shift_ceiling": "ceiling_pearson", "shift_baseline": "additive_pearson"}
+    return {ours: float(check[theirs].median()) for ours, theirs in columns.items()}
 
 
 def pca(adata: AnnData, seed: int, threads: int) -> np.ndarray:
-    """Principal components of log1p CP10k, fitted on the training cells."""
-    from sklearn.decomposition import PCA
-
-    x_NG, _ = log_normalised(adata, adata.var_names[adata.var[keys.HVG]])
-    x_NG = x_NG if isinstance(x_NG, np.ndarray) else x_NG.toarray()
-    fit = PCA(N_COMPONENTS, random_state=seed).fit(x_NG[adata.obs[keys.SPLIT] == "train"])
-    return np.asarray(fit.transform(x_NG))
+    """Give the principal components, fitted on the training cells."""
+    return np.asarray(adata.obsm[keys.PCA])
 
 
 def harmony(adata: AnnData, seed: int, threads: int) -> np.ndarray:
@@ -254,6 +220,14 @@ def _cell(mean: float | None, sd: float | None, digits: int) -> str:
         return ""
     spread = f" ± {sd:.{digits}f}" if sd is not None and np.isfinite(sd) else ""
     return f"{mean:.{digits}f}{spread}"
+
+
+def _settings_hash(method: str) -> str:
+    """Name a method's settings in short, so that results of other settings are not taken for it."""
+    if method not in NETWORKS:
+        return sm.__version__
+    kind, preset, _ = NETWORKS[method]
+    return hashlib.sha256(repr(getattr(sm, kind).preset(preset)).encode()).hexdigest()[:8]
 
 
 def _line(run: dict[str, Any]) -> str:

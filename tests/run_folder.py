@@ -24,12 +24,15 @@ def write(
     n_cells: int = 600,
     brief: bool = False,
     without: Sequence[str] = (),
+    drawn: int | None = None,
+    fixed: str | None = None,
     seed: int = 0,
 ) -> Path:
     """Write the folder.
 
     ``without`` leaves out any of: labels, pca, null, umap, or a file by its name.
     ``brief`` keeps one loss term and one score, so that a report is drawn quickly.
+    ``drawn`` is how many cells have a place in the UMAPs, ``fixed`` the obsm key of a given fixed part.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,19 +42,24 @@ def write(
         labels
     )  # some pairs are empty
     adata = _cells(batch, label, batches, labels, without, rng)
+    for key in [key for key in adata.obsm if key.startswith("X_umap_")]:
+        adata.obsm[key][drawn or n_cells :] = np.nan
     if "integrated.h5ad" not in without:
         adata.write_h5ad(folder / "integrated.h5ad")
     tables = {"history.csv": _history(rng), "scores.csv": _scores(without, rng)}
-    if "labels" not in without:
-        tables["gene_shifts.csv"] = _shifts(batch, label, batches, labels, genes, rng)
-        tables["counterfactual_check.csv"] = _check(batch, label, batches, labels, rng)
+    if "labels" in without:
+        label, labels = np.zeros_like(batch), ["all cells"]
+    tables["gene_shifts.csv"] = _shifts(batch, label, batches, labels, genes, rng)
+    tables["counterfactual_check.csv"] = _check(batch, label, batches, labels, rng)
     if brief:
         tables["history.csv"] = tables["history.csv"].query("network == 'random' and term == 'kl'")
         tables["scores.csv"] = tables["scores.csv"].query("score == 'ASW'")
     for name, table in tables.items():
         if name not in without:
             table.to_csv(folder / name, index=False)
-    (folder / "run.json").write_text(json.dumps(_settings(n_cells, "labels" in without)), encoding="utf-8")
+    (folder / "run.json").write_text(
+        json.dumps(_settings(n_cells, "labels" in without, fixed)), encoding="utf-8"
+    )
     return folder
 
 
@@ -114,7 +122,8 @@ def _scores(without, rng) -> pd.DataFrame:
             for score in SCORES:
                 scale = 240.0 if score == "CH" else 1.0
                 value = scale * ((0.6 if apart else 0.02) + rng.normal(0, 0.02))
-                kind = "batches permuted within label" if of == "batch" else ""
+                kind = "batches permuted" + (" within label" if "labels" not in without else "")
+                kind = kind if of == "batch" else ""
                 null, sd = (scale * 0.01, scale * 0.012) if kind else (np.nan, np.nan)
                 rows.append((key, score, of, value, null, sd, kind, 600))
     return pd.DataFrame(
@@ -153,13 +162,13 @@ def _check(batch, label, batches, labels, rng) -> pd.DataFrame:
             n = int(((batch == b) & (label == y)).sum())
             if n:
                 pearson = float(np.clip(rng.normal(0.65, 0.25), -1, 1))
-                rows.append((name, other, pearson, rng.normal(0.8, 0.2), 150, n // 5, rng.normal(0, 0.05)))
-    return pd.DataFrame(
-        rows, columns=["batch", "label", "pearson", "slope", "n_source", "n_target", "null_pearson"]
-    )
+                ceiling, wrong, additive = rng.uniform((0.2, -0.3, 0.5), (1.0, 0.4, 0.9))
+                rows.append((other, name, pearson, rng.normal(1, 0.2), ceiling, wrong, additive, 150, n // 5))
+    columns = ["label", "batch", "pearson", "slope", "ceiling_pearson", "wrong_batch_pearson"]
+    return pd.DataFrame(rows, columns=[*columns, "additive_pearson", "n_source", "n_target"])
 
 
-def _settings(n_cells: int, unlabelled: bool) -> dict[str, object]:
+def _settings(n_cells: int, unlabelled: bool, fixed: str | None) -> dict[str, object]:
     return {
         "status": "finished",
         "finished": "2026-01-02T03:04:05+00:00",
@@ -168,6 +177,7 @@ def _settings(n_cells: int, unlabelled: bool) -> dict[str, object]:
             "batch": "protocol",
             "label": None if unlabelled else "cell_type",
             "preset": "default",
+            "fixed": fixed,
             "seed": 7,
             "precision": "auto",
             "hidden": [512, 132],

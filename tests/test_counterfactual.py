@@ -144,7 +144,7 @@ def test_several_targets_stand_below_each_other(model, prepared: AnnData) -> Non
     before = cells.copy()
     both = counterfactual(model, cells, ["d3", "mean"])
     assert both.shape == (14, prepared.n_vars)
-    assert both.obs[cf.TARGET].tolist() == ["d3"] * 7 + ["mean"] * 7
+    assert both.obs[keys.TARGET].tolist() == ["d3"] * 7 + ["mean"] * 7
     assert both.obs_names[7] == f"{cells.obs_names[0]} as mean"
     assert both.obs_names.is_unique
     assert both.obs["donor"].tolist() == cells.obs["donor"].tolist() * 2

@@ -76,10 +76,10 @@ def test_shift_is_the_effect_in_log1p_units():
         EFFECT_BG[BATCHES.index(b), int(g[1:])] for b, g in zip(table["batch"], table["gene"], strict=True)
     ]
     drawn = table["shift"] / np.array(expected)  # two draws scatter, alike for every gene
-    np.testing.assert_allclose(drawn, drawn.iloc[0], rtol=1e-3)
+    np.testing.assert_allclose(drawn, drawn.iloc[0], rtol=1e-2)  # float32: a mean of 100 cells, less another
     assert abs(drawn.iloc[0] - 1) < 0.3
     assert table["seen"].all()
-    assert (table["n_cells"] == 120).all()
+    assert (table["n_cells"] == 100).all()
 
 
 def test_shift_interval_spans_the_draws():
@@ -128,33 +128,34 @@ def test_right_predictions_agree_with_held_out_cells():
     np.testing.assert_allclose(check["pearson"], 1, atol=1e-5)
     np.testing.assert_allclose(check["slope"], 1, atol=1e-4)
     np.testing.assert_allclose(check["additive_pearson"], 1, atol=1e-5)
-    assert (check["null_pearson"] < 0.9).all()
+    assert (check["wrong_batch_pearson"] < 0.9).all()
     assert (check["n_target"] * 2 == check["n_source"]).all()
 
 
 def test_slope_tells_predictions_that_are_too_small():
     check = counterfactual_check(model(strength=0.3), cells(), "kind")
     np.testing.assert_allclose(check["pearson"], 1, atol=1e-5)
-    np.testing.assert_allclose(check["slope"], 0.3, atol=1e-4)
+    np.testing.assert_allclose(check["slope"], 1 / 0.3, rtol=1e-3)
 
 
 def test_effects_of_the_wrong_batches_agree_less_than_their_null():
     check = counterfactual_check(model(EFFECT_BG[[1, 2, 0]]), cells(), "kind")
     assert (check["pearson"] < 0.9).all()
-    assert (check["null_pearson"] > check["pearson"]).mean() > 0.5
+    assert (check["wrong_batch_pearson"] > check["pearson"]).mean() > 0.5
 
 
 def test_a_model_without_effects_has_no_correlation():
     check = counterfactual_check(model(strength=0.0), cells(), "kind")
-    assert check[["pearson", "null_pearson"]].isna().all(axis=None)
-    assert (check["slope"] == 0).all()
+    assert check[["pearson", "wrong_batch_pearson"]].isna().all(axis=None)
+    assert check["slope"].isna().all()
 
 
-def test_cells_without_a_difference_have_no_slope():
+def test_cells_without_a_difference_have_no_correlation():
     adata = cells()
     adata.layers[keys.LOGNORM] = np.ones(adata.shape, np.float32)
     check = counterfactual_check(model(), adata, "kind")
-    assert check[["pearson", "slope"]].isna().all(axis=None)
+    assert check["pearson"].isna().all()
+    assert (check["slope"] == 0).all()
 
 
 @pytest.mark.parametrize(("least", "rows"), [(10, 6), (9, 0)])

@@ -169,7 +169,7 @@ def test_default_fixed_effects_losses_by_hand(bounded: bool, cells) -> None:
     assert firsts == [("adversary", nearly(ce(log_q, b)), {"adversary": nearly(ce(log_q, b))})] * 3
     assert player == "autoencoder"
     assert terms == {"reconstruction": nearly(mse), "batch left": nearly(reward), "kl": nearly(kl)}
-    assert loss == nearly(100 * mse + 0.2 * reward + 100 * (2 * mse / G) * kl)
+    assert loss == nearly(100 * mse + settings.adversary_weight * reward + 100 * (2 * mse / G) * kl)
 
 
 def test_gradient_penalty_by_hand() -> None:
@@ -205,8 +205,9 @@ def random_decoded(w: dict[str, np.ndarray], z: np.ndarray, b: np.ndarray) -> np
     h = z
     for i in range(3):
         h = dense(w, f"decoder.{i}", h)
-        h = affected(w, f"decoder_effects.{i}", norm(w, f"decoder_norms.{i}", h if i == 2 else selu(h)), b)
-    return h
+        if i == 2:
+            return affected(w, "decoder_effects.2", norm(w, "decoder_norms.2", h), b)
+        h = selu(affected(w, f"decoder_effects.{i}", norm(w, f"decoder_norms.{i}", selu(h)), b))
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])

@@ -64,6 +64,27 @@ def test_embedding_prefers_the_umap_and_takes_short_names():
     assert np.asarray(figure.axes[0].collections[0].get_offsets()).min() > 50
 
 
+def test_embedding_leaves_out_cells_without_coordinates_and_says_so():
+    adata = cells()
+    xy = adata.obsm[keys.FIXED][:, :2].copy()
+    xy[50:] = np.nan
+    adata.obsm[keys.umap(keys.FIXED)] = xy
+    for color in ("batch", "depth"):
+        figure = pl.embedding(adata, keys.FIXED, color)
+        drawn(figure)
+        assert figure.axes[0].get_title("right") == "drawn: 50 of 200 cells"
+        points = figure.axes[0].collections[0]
+        shown = np.asarray(points.get_offsets())
+        np.testing.assert_array_equal(shown[np.lexsort(shown.T)], xy[:50][np.lexsort(xy[:50].T)])
+    order = np.random.default_rng(0).permutation(50)
+    np.testing.assert_array_equal(points.get_array(), adata.obs["depth"].to_numpy()[:50][order])
+    assert pl.embedding(cells(), keys.FIXED, "batch").axes[0].get_title("right") == ""
+    xy[:] = np.nan
+    adata.obsm[keys.umap(keys.FIXED)] = xy
+    with pytest.raises(ScmedleyError, match=r"X_umap_scmedley_fixed.* has no cell with coordinates"):
+        pl.embedding(adata, keys.FIXED, "batch")
+
+
 @pytest.mark.parametrize("color", ["depth", "ACTB", "$x"])
 def test_embedding_draws_quantities_with_a_colour_bar(color):
     figure = pl.embedding(cells(), keys.FIXED, color)

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ import run_folder
 from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.report import build, sections
-from scmedley.report.build import count, number, signed
+from scmedley.report.numbers import count, number, signed
 from scmedley.report.read import read
 
 VOID = {"meta", "img", "br", "source", "circle", "rect", "line", "link", "input", "hr"}
@@ -153,10 +154,12 @@ def test_same_folder_gives_same_bytes_whatever_the_users_matplotlib_settings(ful
 @pytest.mark.parametrize(
     ("without", "words"),
     [
-        (["labels"], ["No map by label: the run had no labels", "was not judged", "The run had no labels"]),
+        (["labels"], ["No map by label: the run had no labels", "was not judged"]),
+        (["labels"], ["kNN leak is not measured within labels: it then includes differences in composition"]),
+        (["labels"], ["the observed shifts include differences in composition"]),
         (["gene_shifts.csv"], ["No gene shifts: gene_shifts.csv is not in the run folder"]),
         (["counterfactual_check.csv"], ["were not checked on held-out cells"]),
-        (["pca"], ["No map: the run stored no X_pca"]),
+        (["pca"], ["No map: the run stored no X_scmedley_pca"]),
         (["umap"], ["first two dimensions, no UMAP in this run"]),
         (["null"], ["was not trained again on permuted batches"]),
         (["scores.csv", "history.csv"], ["No scores: ", "No training curves: "]),
@@ -240,30 +243,116 @@ def test_arrows_point_where_each_embedding_should_go(full):
         assert cell["retrained"]["gap"] == pytest.approx(cell["value"] - other["value"])
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
-    ("pearson", "null", "n", "trust"),
+    ("pearson", "ceiling", "wrong", "trust"),
     [
-        (0.9, 0.0, 50, "good"),
-        (0.9, 0.75, 50, "some"),
-        (0.5, 0.0, 50, "some"),
-        (0.5, 0.45, 50, "none"),
-        (0.1, 0.0, 50, "none"),
-        (0.9, 0.0, 5, "too few cells"),
-        (float("nan"), 0.0, 50, "too few cells"),
-        (0.9, float("nan"), 50, "good"),
+        (0.9, 1.0, 0.0, "good"),
+        (0.9, 1.0, 0.75, "some"),  # no more this batch's shift than another's
+        (0.9, 1.0, NAN, "good"),  # two batches: there is no wrong one
+        (0.5, 1.0, 0.0, "some"),
+        (0.5, 0.6, 0.0, "good"),  # nearly all that the cells allow
+        (0.5, 0.6, 0.35, "good"),
+        (0.5, 0.6, 0.45, "some"),
+        (0.2, 1.0, 0.0, "none"),
+        (-0.9, 1.0, -1.0, "none"),
+        (0.9, 0.29, 0.0, "too few cells to judge"),
+        (0.9, NAN, 0.0, "too few cells to judge"),
+        (NAN, 1.0, 0.0, "too few cells to judge"),
     ],
 )
-def test_trust_needs_agreement_beyond_chance(pearson, null, n, trust):
-    row = {"pearson": pearson, "null_pearson": null, "n_source": 100, "n_target": n}
-    assert sections._trust(row) == trust
+def test_trust_is_judged_by_what_the_cells_allow(pearson, ceiling, wrong, trust):
+    # The number of cells is in the ceiling: it is no rule of its own.
+    row = {"pearson": pearson, "ceiling_pearson": ceiling, "wrong_batch_pearson": wrong}
+    assert sections._trust(row | {"n_source": 10, "n_target": 10}) == trust
+
+
+def words(good=0, some=0, none=0, too_few=0, pearson=0.8, additive=0.5, slope=1.0):
+    tally = {"good": good, "some": some, "none": none, "too few cells to judge": too_few}
+    return sections._words(tally, {"pearson": pearson, "additive": additive, "slope": slope})
 
 
 def test_words_on_trust_follow_the_tally():
-    none = sections._words({"good": 0, "some": 1, "none": 5, "too few cells": 2}, 0.3)
-    assert "Of 6 pairs" in none
-    assert "Do not draw conclusions" in none
-    assert "too small" in none
-    assert "were not checked" in sections._words({"good": 0, "some": 0, "none": 0, "too few cells": 2}, None)
+    bad = words(some=1, none=5, too_few=2, slope=0.3)
+    assert "Of 6 pairs" in bad
+    assert "Another 2 could not be judged" in bad
+    assert "Do not draw conclusions" in bad
+    assert "chance" not in bad
+    assert "too few held-out cells" in words(too_few=2)
+    assert "which needs no model" not in words(good=3)
+    assert "(median Pearson 0.85, the model 0.80)" in words(good=3, additive=0.85)
+
+
+def test_words_on_size_only_where_the_direction_is_right():
+    assert "predicted too small: the observed ones are 1.80 times as large" in words(good=3, slope=1.8)
+    assert "predicted too large: the observed ones are 0.50 times as large" in words(good=3, slope=0.5)
+    for text in (words(good=3, slope=0.9), words(none=3, slope=0.1), words(good=3, slope=None)):
+        assert "predicted too" not in text
+
+
+def test_medians_are_those_of_all_pairs_with_a_pearson(tmp_path):
+    folder = run_folder.write(tmp_path, brief=True)
+    table = pd.read_csv(folder / "counterfactual_check.csv")
+    table.loc[0, "pearson"] = np.nan
+    table.loc[1, ["ceiling_pearson", "n_source", "n_target"]] = [np.nan, 10, 10]
+    table.to_csv(folder / "counterfactual_check.csv", index=False)
+    found = sections.check(read(folder))
+    pairs = table.dropna(subset="pearson")
+    assert found["n"] == len(pairs) == len(table) - 1
+    for name, column in (
+        ("pearson", "pearson"),
+        ("slope", "slope"),
+        ("ceiling", "ceiling_pearson"),
+        ("wrong_batch", "wrong_batch_pearson"),
+        ("additive", "additive_pearson"),
+    ):
+        assert found["median"][name] == pytest.approx(pairs[column].median())
+    table["wrong_batch_pearson"] = np.nan  # two batches
+    table.to_csv(folder / "counterfactual_check.csv", index=False)
+    shown = page(folder).text
+    assert f"Medians of {len(pairs)} pairs" in shown
+    assert "no wrong batch to compare with" in shown
+
+
+def test_a_given_fixed_part_goes_by_its_key(tmp_path, full_page):
+    shown = page(run_folder.write(tmp_path, brief=True, fixed="X_mine<b>"))
+    assert "Given fixed part X_mine<b>" in shown.text  # table of scores
+    assert "Given fixed part: X_mine<b>" in shown.text  # map
+    assert "may have seen the held-out cells" in shown.text
+    assert "adversary" not in shown.text
+    assert "Fixed effects" not in shown.text
+    assert "Given fixed part" not in full_page.text
+    assert "an adversary cannot guess the batch" in full_page.text
+
+
+def test_maps_leave_out_cells_without_coordinates_and_say_so(tmp_path, full_page):
+    shown = page(run_folder.write(tmp_path, brief=True, drawn=450))
+    assert shown.text.count("(drawn: 450 of 600 cells)") == 6
+    alts = [attrs["alt"] for tag, attrs in shown.tags if tag == "img"]
+    assert "UMAP, PCA: 450 cells coloured by label, 3 levels." in alts
+    assert "(drawn:" not in full_page.text
+
+
+def test_no_cell_with_coordinates_is_no_map(tmp_path):
+    folder = run_folder.write(tmp_path, brief=True)
+    with h5py.File(folder / "integrated.h5ad", "r+") as file:
+        file["obsm"][keys.umap(keys.PCA)][:] = np.nan
+    assert page(folder).text.count("No map: X_umap_scmedley_pca has no cell with coordinates.") == 2
+
+
+def test_what_is_easily_misread_is_said(full_page):
+    for sentence in (
+        "the decoder with all batch effects set to zero (not the average of all batches)",
+        "chosen from all 3,000 modelled genes because they are the largest",
+        "their intervals flatter",
+        "over one fit on permuted labels",
+        "is one fit on permuted labels of the batches: how much its scores vary",
+    ):
+        assert sentence in full_page.text
+    for wrong in ("the average batch.", "by chance", "kNN leak is not measured within labels"):
+        assert wrong not in full_page.text
 
 
 def test_numbers_are_shown_plainly():

@@ -19,6 +19,7 @@ app = App(
     help="Mixed-effects deep learning for single cells.",
     help_epilogue="Any command takes --debug: show the whole traceback of an error.",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # or it ends without a word
 )
 Settings = Annotated[RunConfig, Parameter(name="*")]
 NO_SETTINGS = RunConfig()

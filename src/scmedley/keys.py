@@ -9,6 +9,9 @@ FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batche
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
 AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, of the plain autoencoder
 NULL = "X_scmedley_random_null"  # obsm: the same network trained on permuted batch labels
+TARGET = "counterfactual_batch"  # obs of a counterfactual: the batch that the row is shown in
+PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, those of the null
+
 PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cells
 
 UNS = "scmedley"  # uns: config, versions, seed, keys

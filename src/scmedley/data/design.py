@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from scmedley.checks import as_categories
 from scmedley.errors import ScmedleyError
 
 POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effects at zero
@@ -20,8 +21,8 @@ class Design:
     @classmethod
     def of(cls, obs: pd.DataFrame, batch_key: str) -> "Design":
         """Learn the batches from ``obs[batch_key]``: its used categories, in their order."""
-        values = column(obs, batch_key)
-        batches = tuple(map(str, values.cat.remove_unused_categories().cat.categories))
+        values = _batches(obs, batch_key)
+        batches = tuple(values.categories)
         if values.isna().any():
             raise ScmedleyError(
                 f"{int(values.isna().sum())} cells have no batch in obs[{batch_key!r}]. Fill it in, or remove them."
@@ -42,8 +43,8 @@ class Design:
         """Give the code of each cell's batch (int64), -1 for a batch that the model does not know."""
         if self.batch_key not in obs:
             return np.full(len(obs), -1, dtype=np.int64)
-        values = column(obs, self.batch_key).astype(object).map(str, na_action="ignore")
-        return pd.Index(self.batches).get_indexer(pd.Index(values)).astype(np.int64)
+        values = _batches(obs, self.batch_key)
+        return np.asarray(values.set_categories(self.batches).codes, dtype=np.int64)
 
     def known_codes(self, obs: pd.DataFrame, unknown: str = "error") -> np.ndarray:
         """Give the codes, or say which batches are not known.
@@ -63,8 +64,8 @@ class Design:
             names = sorted({str(v) for v in obs[self.batch_key][codes < 0].unique()})
             where = f"{int((codes < 0).sum())} cells are of batches {names[:5]}"
         raise ScmedleyError(
-            f"The random-effects network needs a batch that it was trained on, and {where}. Pass "
-            f"unknown='mean' to use the population mean (no batch effect) for them; the network knows "
+            f"This needs batches that the model was trained on, and {where}. Pass "
+            f"unknown='mean' to use the population mean (no batch effect) for them; the model knows "
             f"{list(self.batches[:8])}{' ...' if self.n_batches > 8 else ''}."
         )
 
@@ -80,8 +81,7 @@ class Design:
         return self.batches.index(batch)
 
 
-def column(obs: pd.DataFrame, key: str) -> pd.Series:
-    """Give a column of ``obs`` as categories, or say which columns there are."""
+def _batches(obs: pd.DataFrame, key: str) -> pd.Categorical:
     if key not in obs:
         raise ScmedleyError(f"obs has no column {key!r}. It has {list(map(str, obs.columns))}.")
-    return obs[key].astype("category")
+    return as_categories(obs[key])

@@ -11,6 +11,7 @@ from scipy.stats import pearsonr
 
 from scmedley import keys
 from scmedley.data.resident import Resident
+from scmedley.models import MixedEffects
 from scmedley.models.base import Model
 from scmedley.models.counterfactual import QUANTILES, mean_shift
 from scmedley.pp.counts import log_normalised
@@ -18,10 +19,14 @@ from scmedley.pp.counts import log_normalised
 ALL = "all cells"  # stands for the label where there is none
 ROWS = 2048  # cells x targets that are decoded at one time
 LEAST = 10  # held-out cells on each side without which a shift is not compared
+CHECK_COLUMNS = [
+    *("label", "batch", "pearson", "slope", "ceiling_pearson", "wrong_batch_pearson", "additive_pearson"),
+    *("n_source", "n_target"),
+]
 
 
 def gene_shifts(
-    model: Model[Any],
+    model: MixedEffects | Model[Any],
     adata: AnnData,
     label_key: str | None = None,
     *,
@@ -35,7 +40,7 @@ def gene_shifts(
     Parameters
     ----------
     model
-        A network whose decoder has batch effects.
+        A fitted model with batch effects in its decoder.
     adata
         Prepared cells with their batch.
     draws
@@ -51,17 +56,18 @@ def gene_shifts(
         label, batch, gene, shift, q05, q95 (log1p CP10k; counterfactual in the batch minus population
         mean, mean over cells), n_cells, seen (whether the label was observed in that batch).
     """
+    network = decoder(model)
     label = _labels(adata, label_key)
-    batch = adata.obs[model.batch_key].astype(str)
+    batch = adata.obs[network.batch_key].astype(str)
     seen = set(zip(label, batch, strict=True))
     rng = np.random.default_rng(seed)
-    genes = np.asarray(model.genes)
+    genes = np.asarray(network.genes)
     tables = []
     for name in _names(label):
         rows = np.flatnonzero(label == name)
         rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
-        mean_TDG = _decoded_means(model, adata[rows], draws, seed)
-        for target, mean_DG in zip(model.design.batches, mean_TDG[:-1], strict=True):
+        mean_TDG = _decoded_means(network, adata[rows], draws, seed)
+        for target, mean_DG in zip(network.design.batches, mean_TDG[:-1], strict=True):
             shift_DG = mean_DG - mean_TDG[-1]
             shift_G = shift_DG.mean(0)
             low_G, high_G = np.quantile(shift_DG, QUANTILES, axis=0)
@@ -73,7 +79,7 @@ def gene_shifts(
 
 
 def counterfactual_check(
-    model: Model[Any],
+    model: MixedEffects | Model[Any],
     adata: AnnData,
     label_key: str | None = None,
     *,
@@ -87,64 +93,70 @@ def counterfactual_check(
     batch, and their mean predicted change is correlated, over genes, with the difference between the
     held-out cells really from there and them.
 
+    Parameters
+    ----------
+    model
+        A fitted model with batch effects in its decoder.
+    adata
+        The cells of the fit, with ``obs["scmedley_split"]``.
+    max_cells
+        Source cells drawn for a pair, at most.
+    max_others
+        Wrong batches for ``wrong_batch_pearson``, at most.
+
     Returns
     -------
     DataFrame
-        label, batch, pearson, slope (predicted regressed on observed: below 1, predicted too small),
-        null_pearson (the same with the prediction for other batches, mean over up to ``max_others``;
-        not a number with two batches), additive_pearson (baseline: the plain difference of means on the
-        training cells), n_source, n_target. Pairs with under 10 held-out cells on a side are left out.
+        A row for each label and batch with at least 10 held-out cells on both sides: label, batch,
+
+        - pearson: predicted with observed shift, over genes;
+        - slope: observed regressed on predicted, a.b / a.a with a predicted; above 1, predicted too small;
+        - ceiling_pearson: what a perfect prediction could reach with so few cells (observed shifts of random
+          halves, stepped up by Spearman and Brown, square root);
+        - wrong_batch_pearson: the prediction for other batches instead (not a number with two batches);
+        - additive_pearson: the baseline, the plain difference of means on the training cells;
+        - n_source, n_target: held-out cells.
     """
+    network = decoder(model)
     label = _labels(adata, label_key)
-    batch = adata.obs[model.batch_key].astype(str).to_numpy()
+    batch = adata.obs[network.batch_key].astype(str).to_numpy()
     part = adata.obs[keys.SPLIT].astype(str).to_numpy()
-    x_NG, _ = log_normalised(adata, model.genes)
+    x_NG, _ = log_normalised(adata, network.genes)
     rng = np.random.default_rng(seed)
     rows = []
-    for name in _names(label):
-        for target in model.design.batches:
-            here, there = (label == name) & (batch != target), (label == name) & (batch == target)
-            source, goal = np.flatnonzero(here & (part == "test")), np.flatnonzero(there & (part == "test"))
-            if min(len(source), len(goal)) < LEAST:
-                continue
-            source = np.sort(rng.choice(source, min(max_cells, len(source)), replace=False))
-            observed_G = _mean(x_NG, goal) - _mean(x_NG, source)
-            cells = adata[source]
+    for name, target in product(_names(label), network.design.batches):
+        here, there = (label == name) & (batch != target), (label == name) & (batch == target)
+        source, goal = np.flatnonzero(here & (part == "test")), np.flatnonzero(there & (part == "test"))
+        if min(len(source), len(goal)) < LEAST:
+            continue
+        source = np.sort(rng.choice(source, min(max_cells, len(source)), replace=False))
+        others = [b for b in network.design.batches if b != target and (batch[source] != b).any()]
+        predicted_G, *wrong_BG = (
+            mean_shift(network, adata[source], to, reference=None)[0]
+            for to in (target, *rng.permutation(others)[:max_others])
+        )
+        observed_G = _difference(x_NG, goal, source)
+        train = part == "train"
+        additive_G = _difference(x_NG, np.flatnonzero(there & train), np.flatnonzero(here & train))
+        rows.append(
+            {
+                "label": name,
+                "batch": target,
+                "pearson": _correlation(predicted_G, observed_G),
+                "slope": _slope(predicted_G, observed_G),
+                "ceiling_pearson": _ceiling(x_NG, goal, source, rng),
+                "wrong_batch_pearson": _average([_correlation(w_G, observed_G) for w_G in wrong_BG]),
+                "additive_pearson": _correlation(additive_G, observed_G),
+                "n_source": len(source),
+                "n_target": len(goal),
+            }
+        )
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
 
-            def predicted(to: str, cells: AnnData = cells) -> np.ndarray:
-                shift_G: np.ndarray = mean_shift(model, cells, to, reference=None)[0]
-                return shift_G
 
-            others = [b for b in model.design.batches if b != target and (batch[source] != b).any()]
-            others = list(rng.permutation(others)[:max_others])
-            train = part == "train"
-            additive_G = _mean(x_NG, np.flatnonzero(there & train)) - _mean(
-                x_NG, np.flatnonzero(here & train)
-            )
-            predicted_G = predicted(target)
-            rows.append(
-                {
-                    "label": name,
-                    "batch": target,
-                    "pearson": _correlation(predicted_G, observed_G),
-                    "slope": _slope(predicted_G, observed_G),
-                    "null_pearson": _average([_correlation(predicted(b), observed_G) for b in others]),
-                    "additive_pearson": _correlation(additive_G, observed_G),
-                    "n_source": len(source),
-                    "n_target": len(goal),
-                }
-            )
-    columns = [
-        "label",
-        "batch",
-        "pearson",
-        "slope",
-        "null_pearson",
-        "additive_pearson",
-        "n_source",
-        "n_target",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
+    """Give the network of ``model`` that counterfactuals come from."""
+    return model.decoder if isinstance(model, MixedEffects) else model
 
 
 @torch.no_grad()
@@ -158,10 +170,10 @@ def _decoded_means(model: Model[Any], adata: AnnData, draws: int, seed: int) -> 
     as_target = getattr(model.settings, "encode_as_target", False)
     codes_T = torch.tensor([*range(model.design.n_batches), -1])
     mean_TDG = np.empty((len(codes_T), draws, len(model.genes)), dtype=np.float32)
-    blocks = torch.arange(len(codes_T)).split(max(1, ROWS // adata.n_obs))
+    blocks = torch.split(torch.arange(len(codes_T)), max(1, ROWS // adata.n_obs))
     with torch.random.fork_rng(devices=[]):
         for draw, block in product(range(draws), blocks):
-            torch.manual_seed(seed * 100_003 + draw)
+            torch.default_generator.manual_seed(seed * 100_003 + draw)
             n = len(block)
             target_N = codes_T[block].repeat_interleave(adata.n_obs)
             if as_target:
@@ -185,10 +197,25 @@ def _names(label: np.ndarray) -> list[str]:
     return sorted(set(label) - {""})
 
 
-def _mean(x_NG: Any, rows: np.ndarray) -> np.ndarray:
-    if not len(rows):
+def _difference(x_NG: Any, goal: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Give the difference of the means of two sets of cells; not a number where one is empty."""
+    if not len(goal) or not len(source):
         return np.full(x_NG.shape[1], np.nan)
-    return np.asarray(x_NG[rows].mean(axis=0), dtype=np.float64).ravel()
+    goal_G, source_G = (np.asarray(x_NG[rows].mean(axis=0), dtype=np.float64) for rows in (goal, source))
+    return (goal_G - source_G).ravel()
+
+
+def _ceiling(
+    x_NG: Any, goal: np.ndarray, source: np.ndarray, rng: np.random.Generator, n_splits: int = 5
+) -> float:
+    """Give the correlation of the true shift with the observed one, estimated from random halves."""
+    halves = []
+    for _ in range(n_splits):
+        g, s = rng.permutation(goal), rng.permutation(source)
+        first = _difference(x_NG, g[::2], s[::2])
+        halves.append(_correlation(first, _difference(x_NG, g[1::2], s[1::2])))
+    r = max(_average(halves), 0.0)
+    return float(np.sqrt(2 * r / (1 + r)))
 
 
 def _correlation(a_G: np.ndarray, b_G: np.ndarray) -> float:
@@ -197,8 +224,9 @@ def _correlation(a_G: np.ndarray, b_G: np.ndarray) -> float:
     return float(pearsonr(a_G, b_G).statistic)
 
 
-def _slope(a_G: np.ndarray, b_G: np.ndarray) -> float:
-    return float(a_G @ b_G / (b_G @ b_G)) if b_G.any() else float("nan")
+def _slope(predicted_G: np.ndarray, observed_G: np.ndarray) -> float:
+    size = float(predicted_G @ predicted_G)
+    return float(predicted_G @ observed_G) / size if size > 0 else float("nan")
 
 
 def _average(values: list[float]) -> float:

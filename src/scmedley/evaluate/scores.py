@@ -149,6 +149,21 @@ def scores(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def permute_batches(adata: AnnData, batch_key: str, label_key: str | None = None, *, seed: int = 0) -> None:
+    """Store batches permuted within labels in ``obs["scmedley_permuted_batch"]``.
+
+    A network fitted to those, and scored with them, is the null of a random-effects network: composition is
+    kept, and there is no batch effect to find.
+    """
+    rng = np.random.default_rng(seed)
+    batch = adata.obs[batch_key].astype(str).to_numpy(dtype=object)
+    label = np.zeros(adata.n_obs) if label_key is None else _codes(adata, label_key)
+    for code in np.unique(label):
+        rows = np.flatnonzero(label == code)
+        batch[rows] = batch[rng.permutation(rows)]
+    adata.obs[keys.PERMUTED] = pd.Categorical(batch)
+
+
 def _codes(adata: AnnData, key: str) -> Codes:
     """Integer codes of a column of obs, -1 where missing."""
     if key not in adata.obs:

@@ -16,20 +16,19 @@ from scipy import sparse
 from torch import Tensor
 
 from scmedley import keys
-from scmedley.data.design import POPULATION_MEAN, Design, column
+from scmedley.data.design import POPULATION_MEAN, Design
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models.settings import Settings, named
 from scmedley.pp.counts import log_normalised
 from scmedley.pp.scale import MinMax
-from scmedley.pp.split import split
+from scmedley.pp.split import store_split
 from scmedley.train import loop
 from scmedley.train.precision import engine, resolve_device, resolve_precision
 
 S = TypeVar("S", bound=Settings)
 
 CHUNK = 4096  # cells that go through a fitted network at one time
-SETTLING_STEPS = 1000  # minibatches before patience is counted: small data have few in an epoch
 MAX_MISSING = 0.2  # share of the model's genes that new data may lack
 
 
@@ -140,7 +139,7 @@ class Model(Generic[S]):
                 batch_size=batch_size,
                 max_epochs=max_epochs,
                 patience=self.settings.patience,
-                settling_steps=SETTLING_STEPS,
+                settling_steps=self.settings.settling_steps,
                 learning_rate=self.settings.learning_rate,
                 decay=self.settings.decay,
                 precision=precision,
@@ -248,7 +247,8 @@ class Model(Generic[S]):
         if self.design.n_batches < 2:
             raise ScmedleyError(f"obs[{self.batch_key!r}] has one batch; there is nothing to tell apart.")
         settle(adata)
-        ensure_split(adata, self.batch_key, self.label_key, seed)
+        store_split(adata, self.batch_key, self.label_key, seed)
+        check_split(adata)
         self.genes = list(map(str, adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]))
         if not self.genes:
             raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
@@ -281,18 +281,8 @@ def settle(adata: AnnData) -> None:
         adata._init_as_actual(adata.copy())
 
 
-def ensure_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int) -> None:
-    """Store a stratified split in ``obs`` unless a usable one is there.
-
-    Raises
-    ------
-    ScmedleyError
-        A part that training needs has no cells.
-    """
-    if keys.SPLIT not in adata.obs:
-        label = None if label_key is None else column(adata.obs, label_key).cat.codes.to_numpy()
-        batch = column(adata.obs, batch_key).cat.codes.to_numpy()
-        adata.obs[keys.SPLIT] = pd.Categorical(split(batch, label, seed=seed))
+def check_split(adata: AnnData) -> None:
+    """Say so if a part that training needs has no cells."""
     counts = adata.obs[keys.SPLIT].value_counts()
     for part, least in (("train", 2), ("validation", 1)):
         if counts.get(part, 0) < least:

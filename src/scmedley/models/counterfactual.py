@@ -17,14 +17,14 @@ from anndata import AnnData
 from anndata.io import write_elem
 from torch import Tensor
 
+from scmedley import keys
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.models.base import Model
 
-TARGET = "counterfactual_batch"  # obs: the batch that a row is shown in
 QUANTILES = (0.05, 0.95)
-CHUNK = 512  # cells that go through the network at one time, with all their draws
+CHUNK = 512  # cells that go through the network at one time; fewer with draws, which are held together
 LARGEST = 2 * 1024**3  # bytes that a result may take in memory
 
 
@@ -129,7 +129,7 @@ def _chunks(
     """Yield (rows of the result, its layers) for one chunk of cells and one target after another."""
     for t, code in enumerate(codes):
         start = t * cells.n_cells
-        for minibatch in cells.minibatches(torch.arange(cells.n_cells), CHUNK):
+        for minibatch in cells.minibatches(torch.arange(cells.n_cells), max(8, CHUNK // (1 + draws // 8))):
             target_N = torch.full_like(minibatch.b_M, code)
             pairs = list(_decoded(model, minibatch, target_N, minibatch.b_M, draws, seed))
             x_DNG = np.stack([model.scale.inverse(there.numpy()) for there, _ in pairs])
@@ -146,7 +146,7 @@ def _chunks(
 
 def _obs(obs: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
     repeated = pd.concat([obs.set_index(obs.index.astype(str) + f" as {target}") for target in targets])
-    return repeated.assign(**{TARGET: pd.Categorical(np.repeat(targets, len(obs)), categories=targets)})
+    return repeated.assign(**{keys.TARGET: pd.Categorical(np.repeat(targets, len(obs)), categories=targets)})
 
 
 def _to_zarr(

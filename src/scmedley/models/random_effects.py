@@ -32,7 +32,8 @@ class RandomEffectsSettings(Settings):
     mse_weight, batch_weight
         lambda_MSE, lambda_b.
     kl_weight
-        lambda_KL on the KL of a table in nats, averaged over the ten tables (published), or ``None``:
+        lambda_KL on the KL of a table in nats, averaged over all ten tables (the preprint leaves open whether
+        encoder and decoder are averaged apart, which would double it), or ``None``:
         the evidence lower bound's own weight, the sum over all tables / N, in the unit of the MSE.
     hide_batch
         Share of training cells whose batch the encoder is not told. Only those answer to the batch
@@ -49,7 +50,7 @@ class RandomEffectsSettings(Settings):
     """
 
     mse_weight: float = 110.0
-    batch_weight: float = 0.1
+    batch_weight: float = 1.0
     batch_head_hidden: tuple[int, ...] = (64,)
     kl_weight: float | None = None
     hide_batch: float = 0.5
@@ -60,12 +61,13 @@ class RandomEffectsSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.hide_batch < 1:
-            raise ScmedleyError(f"hide_batch={self.hide_batch} must be a share, from 0 to below 1.")
+        if not 0 <= self.hide_batch <= 1:
+            raise ScmedleyError(f"hide_batch={self.hide_batch} must be a share, from 0 to 1.")
 
     def as_published(self) -> "RandomEffectsSettings":
         """Give the preprint's form: a narrow posterior, a weak KL, the encoder told every batch."""
         return self.replace(
+            batch_weight=0.1,
             batch_head_hidden=(5,),
             kl_weight=1e-5,
             hide_batch=0.0,
@@ -128,7 +130,10 @@ class RandomEffectsNetwork(nn.Module):
         last = len(self.decoder) - 1
         for i, (layer, norm, effects) in enumerate(blocks):
             h = layer(h)
-            h = effects(norm(h if i == last else F.selu(h)), b_NB, draw)
+            if i < last:
+                h = F.selu(effects(norm(F.selu(h)), b_NB, draw))
+            else:
+                h = effects(norm(h), b_NB, draw)
         return h
 
     def play(self, cells: Minibatch) -> Iterator[Move]:

@@ -33,6 +33,9 @@ class Settings:
         ``None``: as many as make about 2,000 minibatches, between 30 and 300.
     patience
         Epochs without a better validation total after which training stops.
+    settling_steps
+        Minibatches before patience is counted. Small data have few of them in an epoch, and BatchNorm's running
+        statistics would otherwise decide that the untrained network was best.
     """
 
     hidden: tuple[int, ...] = (512, 132)
@@ -43,6 +46,7 @@ class Settings:
     batch_size: int | None = None
     max_epochs: int | None = None
     patience: int = 30
+    settling_steps: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("n_latent", "learning_rate", "batch_size", "max_epochs", "patience"):

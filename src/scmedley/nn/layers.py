@@ -11,13 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scmedley.nn.bayesian import ScaleAndBias
+from scmedley.nn.matmul import affine
 
 BATCH_NORM_EPS = 1e-3
 
 
+class Linear(nn.Linear):
+    """``nn.Linear`` by :func:`affine`."""
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Give x @ weight.T + bias."""
+        return affine(x_NI, self.weight, self.bias)
+
+
 def linear(n_in: int, n_out: int) -> nn.Linear:
     """Make a dense layer with Glorot-uniform weights and zero biases."""
-    layer = nn.Linear(n_in, n_out)
+    layer = Linear(n_in, n_out)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -68,7 +77,7 @@ class TiedDecoder(nn.Module):
         h = z_NP
         last = len(self.biases) - 1
         for i, (bias, layer) in enumerate(zip(self.biases, reversed(encoder.linears), strict=True)):
-            h = F.linear(h, layer.get_parameter("weight").t(), bias)
+            h = affine(h, layer.get_parameter("weight").t(), bias)
             if self.effects:
                 h = self.effects[i](h, b_NB, draw)
             h = h if i == last else F.selu(h)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 def mse(x_NG: Tensor, xhat_NG: Tensor) -> Tensor:
     """Give the squared error, averaged over cells and genes (scMEDAL, L_MSE)."""
-    return (x_NG.float() - xhat_NG.float()).square().mean()
+    error_NG = xhat_NG.float() - x_NG.float()
+    # sum / n and this order of the difference each save backward a walk through all of N x G.
+    return error_NG.square().sum() / error_NG.numel()
 
 
 def nat(mse_value: Tensor, n_genes: int) -> Tensor:

@@ -23,10 +23,10 @@ from scmedley.checks import overlap
 from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
-from scmedley.evaluate.scores import scores
+from scmedley.evaluate.scores import permute_batches, scores
 from scmedley.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
-from scmedley.models.base import Model, ensure_split
+from scmedley.models.base import Model, check_split
 from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import findings
@@ -36,7 +36,6 @@ from scmedley.pp.umap import umap
 from scmedley.train.precision import engine, resolve_device
 
 NULL_NAME = "random, permuted batches"
-PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, for the null
 
 Say = Callable[[str], None]
 
@@ -81,7 +80,9 @@ def run(
     if not only_fit:
         _check_extra()
     _check_inputs(inputs, out)
-    with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
+    # numba, of scanpy and UMAP, sets OpenMP's threads for the whole process when it first runs.
+    threads = config.threads or torch.get_num_threads()
+    with run_folder.locked(out):
         record = {
             "command": "fit" if only_fit else "run",
             "config": asdict(config),
@@ -95,19 +96,23 @@ def run(
         # Whatever is wrong with the input comes to light before the folder is touched.
         adata = _read_and_prepare(this, inputs, held_out=not only_fit)
         run_folder.begin(out, record, overwrite)
-        model = _fit(this, adata)
-        if only_fit:
-            io.write_h5ad(adata, out / CELLS)
-            this.finish()
-        else:
-            with this.stage("embed"):
-                embed_all(adata, model, config)
-                io.write_h5ad(adata, out / CELLS)
-            _evaluate(this, adata, model)
-            this.finish()
-            _report(out, say)
+        with engine(threads, torch.device("cpu")):
+            _after_preparing(this, adata, only_fit)
         shutil.rmtree(out / run_folder.CHECKPOINTS, ignore_errors=True)
     return this.record
+
+
+def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
+    model = _fit(this, adata)
+    if not only_fit:
+        with this.stage("embed"):
+            embed_all(adata, model, this.config)
+    io.write_h5ad(adata, this.folder / CELLS)
+    if not only_fit:
+        _evaluate(this, adata, model)
+    this.finish()
+    if not only_fit:
+        _report(this.folder, this.say)
 
 
 def check_config(config: RunConfig) -> None:
@@ -180,6 +185,8 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
             io.write_h5ad(adata, out / CELLS)
         _evaluate(this, adata, model)
         this.finish()
+        if (out / run_folder.REPORT).exists():
+            _report(out, say)  # the old page would tell of the old scores
     return this.record
 
 
@@ -217,6 +224,8 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
         adata = io.read(inputs[0]) if len(inputs) == 1 else io.read_batches(inputs, config.batch)
         record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
     with this.stage("prepare"):
+        if keys.SPLIT in adata.obs:
+            del adata.obs[keys.SPLIT]  # of an earlier run, with another seed or other cells
         checked = prepare(
             adata,
             config.batch,
@@ -224,10 +233,9 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
             n_top_genes=config.genes,
             min_genes=config.min_genes,
             min_cells=config.min_cells,
+            seed=config.seed,
         )
-        if keys.SPLIT in adata.obs:
-            del adata.obs[keys.SPLIT]  # of an earlier run, with another seed or other cells
-        ensure_split(adata, config.batch, config.label, config.seed)
+        check_split(adata)
         if held_out and "test" not in set(adata.obs[keys.SPLIT]):
             raise ScmedleyError(
                 f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
@@ -235,9 +243,14 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
         Design.of(adata.obs, config.batch)
         if config.fixed is not None:
             _check_given(adata, config.fixed)
+            checked.warnings.append(
+                f"The fixed part is your embedding {config.fixed}. If it was made of all cells, its scores are not on "
+                "held-out cells."
+            )
     record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": list(checked.warnings)}
     if config.label is not None:
-        record["verdict"] = overlap(adata.obs[config.batch], adata.obs[config.label]).words
+        found = overlap(adata.obs[config.batch], adata.obs[config.label])
+        record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
     for warning in checked.warnings:
         this.say(f"Warning: {warning}")
     return adata
@@ -282,7 +295,7 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
     history, networks = model.history, {n: m.fitted for n, m in model.networks().items()}
     if config.null:
         with this.stage("fit null"):
-            null = _fit_null(adata, RandomEffects(PERMUTED, config.label, random), this, how)
+            null = _fit_null(adata, RandomEffects(keys.PERMUTED, config.label, random), this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)
@@ -298,16 +311,9 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
 
 def _fit_null(adata: AnnData, null: RandomEffects, this: Run, how: dict[str, Any]) -> Model[Any]:
     """Fit the random-effects network to batches permuted within labels; store labels and latent."""
-    rng = np.random.default_rng(this.config.seed)
-    batch = adata.obs[this.config.batch].astype(str).to_numpy(dtype=object)
-    label = np.zeros(adata.n_obs) if this.config.label is None else adata.obs[this.config.label].cat.codes
-    for code in np.unique(label):
-        rows = np.flatnonzero(label == code)
-        batch[rows] = batch[rng.permutation(rows)]
-    adata.obs[PERMUTED] = pd.Categorical(batch)
+    permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
     null.fit(adata, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
-    null.key = keys.NULL  # type: ignore[misc]
-    null.embed(adata)
+    adata.obsm[keys.NULL] = null.get_latent_representation(adata)
     return null
 
 
@@ -319,12 +325,12 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
         shown = [keys.FIXED, keys.RANDOM, keys.PCA]
         tables = [scores(adata, shown, config.batch, config.label, seed=config.seed)]
         if keys.NULL in adata.obsm:
-            tables.append(scores(adata, [keys.NULL], PERMUTED, config.label, seed=config.seed))
+            tables.append(scores(adata, [keys.NULL], keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
-        shifts = gene_shifts(model.decoder, adata, config.label, draws=config.draws, seed=config.seed)
+        shifts = gene_shifts(model, adata, config.label, draws=config.draws, seed=config.seed)
         io.write_csv(shifts, out / SHIFTS)
-        check = counterfactual_check(model.decoder, adata, config.label, seed=config.seed)
+        check = counterfactual_check(model, adata, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
     this.record["findings"] = findings(table, shifts, check, this.record)
 

@@ -35,7 +35,8 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
         Annotated cells.
     basis
         Key in ``obsm``, with or without ``X_``. If the embedding has a UMAP
-        (``keys.umap(basis)``) that is drawn, otherwise its first two columns.
+        (``keys.umap(basis)``) that is drawn, otherwise its first two columns. Cells without
+        coordinates, as the UMAP of many cells has them, are left out, and the figure says how many.
     color
         Column of ``obs`` (text, categories or numbers) or name of a gene
         (from ``layers["log1p_cp10k"]`` where present, in log1p CP10k, otherwise from ``X``).
@@ -49,7 +50,7 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
     Raises
     ------
     ScmedleyError
-        If the basis is not in ``obsm`` or has fewer than two columns,
+        If the basis is not in ``obsm``, has fewer than two columns or no cell with coordinates,
         or the colour is neither a column nor a gene.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, write
@@ -64,11 +65,16 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
     else:
         figure = figure_of(ax)
 
+    drawn = np.asarray(np.isfinite(xy_N2).all(axis=1))
+    if not drawn.any():
+        raise ScmedleyError(f"obsm[{key!r}] has no cell with coordinates: nothing to draw")
+    if not drawn.all():
+        ax.set_title(f"drawn: {drawn.sum():,} of {len(xy_N2):,} cells", loc="right", fontsize=8)
     if codes is None:
-        points = scatter(ax, xy_N2, values.to_numpy(dtype=float))
+        points = scatter(ax, xy_N2[drawn], values.to_numpy(dtype=float)[drawn])
         write(figure.colorbar(points, ax=ax, shrink=0.7).ax.set_title, color, fontsize=8)
     else:
-        scatter(ax, xy_N2, codes, len(names))
+        scatter(ax, xy_N2[drawn], codes[drawn], len(names))
         _legend(ax, color, names, columns)
     axis = key.removeprefix("X_")
     write(ax.set_xlabel, f"{axis} 1", loc="left", fontsize=8)

@@ -9,6 +9,8 @@ from scmedley import keys
 from scmedley.errors import ScmedleyError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -62,13 +64,13 @@ def scores(df: pd.DataFrame) -> Figure:
             if rows.empty:
                 ax.set_axis_off()
                 continue
-            panel(ax, rows, list(df["embedding"].unique()), names=ax is row[0])
+            panel(ax, rows, list(df["embedding"].unique()), NAMES if ax is row[0] else None)
             write(ax.set_title, f"{name} by {of}", fontsize=9)
     return figure
 
 
-def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], *, names: bool = True) -> None:
-    """Draw one score of each embedding, the first at the top."""
+def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[str, str] | None) -> None:
+    """Draw one score of each embedding, the first at the top, named where ``names`` are given."""
     from scmedley.pl._figure import plain
 
     for place, key in enumerate(embeddings):
@@ -90,9 +92,9 @@ def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], *, names: bool = 
             ax.plot(value, place, "o", color="#2f86c9", ms=6, zorder=3)
     ax.set_ylim(len(embeddings) - 0.5, -0.5)
     ax.set_yticks(range(len(embeddings)), [])
-    if names:
+    if names is not None:
         ax.set_yticks(
-            range(len(embeddings)), [plain(NAMES.get(key, key)) for key in embeddings], parse_math=False
+            range(len(embeddings)), [plain(names.get(key, key)) for key in embeddings], parse_math=False
         )
     ax.margins(x=0.15)
     ax.tick_params(labelsize=8, length=2)

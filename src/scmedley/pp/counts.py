@@ -13,11 +13,13 @@ from scipy.sparse import csr_matrix, issparse, vstack
 from scmedley import keys
 from scmedley.checks import FEW_CELLS, Checked, as_categories, check, check_unique, find_values, listed
 from scmedley.errors import ScmedleyError
+from scmedley.pp.split import store_split
 
 _NEGATIVE = (
     "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X or "
     "layers['counts']) or log1p-normalised values."
 )
+TARGET_SUM = 1e4  # counts per cell after normalisation, before log1p
 _BLOCK = 20_000_000  # values of a backed file that are read in one go
 
 
@@ -29,14 +31,15 @@ def prepare(
     n_top_genes: int = 3000,
     min_genes: int = 10,
     min_cells: int = 3,
-    target_sum: float = 1e4,
-    train: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Checked:
-    """Check, filter and normalise ``adata`` in place, and flag its highly variable genes.
+    """Check, filter, normalise and split ``adata`` in place, and flag its highly variable genes.
 
     ``X`` keeps its values. ``layers["counts"]`` holds a copy of the counts (float32; a copy, so that
     ``scanpy.pp.log1p(adata)`` afterwards leaves it alone), ``layers["log1p_cp10k"]`` the normalised values.
-    Data that are log-normalised already get no counts layer. A view becomes an AnnData of its own.
+    Data that are log-normalised already get no counts layer. ``obs["scmedley_split"]`` says which cells
+    train, validate and test (a column of that name is kept); the highly variable genes are chosen on the
+    training cells. A view becomes an AnnData of its own.
 
     Parameters
     ----------
@@ -50,10 +53,8 @@ def prepare(
         Cells with fewer genes found are removed.
     min_cells
         Genes found in fewer of the cells that stay are removed.
-    target_sum
-        Counts per cell after normalisation, before log1p.
-    train
-        Mask over the cells given: highly variable genes are chosen on these cells only.
+    seed
+        Seed of the split.
 
     Returns
     -------
@@ -67,13 +68,12 @@ def prepare(
         than two batches left; all cells identical; a backed file; a setting out of range. What is found
         only after the filters leaves ``adata`` filtered.
     """
-    _check_settings(adata, n_top_genes, min_genes, min_cells, target_sum, train)
+    _check_settings(adata, n_top_genes, min_genes, min_cells)
     checked = check(adata, batch_key, label_key)
     if checked.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=checked.where))
     if adata.is_view:
         adata._init_as_actual(adata.copy())
-    train = np.ones(adata.n_obs, dtype=bool) if train is None else np.asarray(train, dtype=bool)
     adata.obs_names_make_unique()
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = as_categories(adata.obs[key])
@@ -82,6 +82,7 @@ def prepare(
 
     source = _bring(adata, checked)
     cells, genes = _passing(source, min_genes, min_cells)
+    total = _totals(source)[cells]  # of all genes, as in cells that come to the fitted model later
     source = _subset(adata, source, checked.where, cells, genes)
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
@@ -89,13 +90,15 @@ def prepare(
 
     if checked.values == "counts":
         adata.layers[keys.COUNTS] = source.copy() if checked.where == "X" else source
-        adata.layers[keys.LOGNORM] = _log1p(source, _totals(source), target_sum)
+        adata.layers[keys.LOGNORM] = _log1p(source, total)
     else:
         if keys.COUNTS in adata.layers:  # left where X or raw.X was better: everyone would take it for counts
             del adata.layers[keys.COUNTS]
             more.append("layers['counts'] held no counts and was removed.")
         adata.layers[keys.LOGNORM] = source
-    adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train[cells])
+    store_split(adata, batch_key, label_key, seed)
+    train = (adata.obs[keys.SPLIT] == "train").to_numpy()
+    adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train)
     adata.uns[keys.UNS] = {
         **adata.uns.get(keys.UNS, {}),
         "prepare": {
@@ -105,15 +108,13 @@ def prepare(
             "genes_after": adata.n_vars,
             "n_hvg": int(adata.var[keys.HVG].sum()),
             "values": checked.values,
-            "target_sum": float(target_sum),
+            "target_sum": TARGET_SUM,
         },
     }
     return replace(checked, warnings=checked.warnings + more)
 
 
-def log_normalised(
-    adata: AnnData, genes: Sequence[str], target_sum: float = 1e4
-) -> tuple[csr_matrix | np.ndarray, int]:
+def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | np.ndarray, int]:
     """Give the values a fitted model reads, aligned by gene name.
 
     ``layers["log1p_cp10k"]`` where :func:`prepare` put it, else computed from counts, with all genes of the
@@ -126,13 +127,11 @@ def log_normalised(
         Cells x genes.
     genes
         Names of the model's G genes, in its order.
-    target_sum
-        Counts per cell after normalisation, before log1p.
 
     Returns
     -------
     x_NG : csr_matrix or ndarray of float32
-        log1p of counts per ``target_sum``; genes that ``adata`` lacks are 0.
+        log1p of counts per 10,000; genes that ``adata`` lacks are 0.
     n_missing : int
         How many genes it lacks.
 
@@ -143,8 +142,7 @@ def log_normalised(
     """
     check_unique(adata.var_names)
     layer = adata.layers.get(keys.LOGNORM)
-    done = adata.uns.get(keys.UNS, {}).get("prepare", {}).get("target_sum", target_sum)
-    if layer is not None and done == target_sum:
+    if layer is not None:
         return _aligned(_tidy(layer), adata.var_names, genes)
     values, where, _ = find_values(adata)
     if values == "other":
@@ -158,7 +156,7 @@ def log_normalised(
         block = _tidy(x if in_memory else x[start : start + step])
         total = _totals(block)
         block, n_missing = _aligned(block, names, genes)
-        blocks.append(_log1p(block, total, target_sum) if values == "counts" else block)
+        blocks.append(_log1p(block, total) if values == "counts" else block)
     if len(blocks) == 1:
         return blocks[0], n_missing
     return (vstack(blocks, format="csr") if issparse(blocks[0]) else np.vstack(blocks)), n_missing
@@ -169,8 +167,6 @@ def _check_settings(
     n_top_genes: int,
     min_genes: int,
     min_cells: int,
-    target_sum: float,
-    train: np.ndarray | None,
 ) -> None:
     if adata.isbacked:
         raise ScmedleyError(
@@ -183,12 +179,6 @@ def _check_settings(
     ):
         if value < least:
             raise ScmedleyError(f"{name} is {value}; give {least} or more.")
-    if not 0 < target_sum < np.inf:
-        raise ScmedleyError(f"target_sum is {target_sum}; give a positive number of counts, such as 10000.")
-    if train is not None and np.shape(train) != (adata.n_obs,):
-        raise ScmedleyError(
-            f"The train mask has shape {np.shape(train)}; give one value for each of {adata.n_obs} cells."
-        )
 
 
 def _tidy(x: Any) -> csr_matrix | np.ndarray:
@@ -280,9 +270,9 @@ def _totals(x: csr_matrix | np.ndarray) -> np.ndarray:
     return np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
 
 
-def _log1p(x: csr_matrix | np.ndarray, total: np.ndarray, target_sum: float) -> csr_matrix | np.ndarray:
-    """Give ``log1p(target_sum * x / total)`` as a new matrix; empty cells stay 0."""
-    scale = np.where(total > 0, target_sum / np.where(total > 0, total, 1.0), 0.0)
+def _log1p(x: csr_matrix | np.ndarray, total: np.ndarray) -> csr_matrix | np.ndarray:
+    """Give ``log1p(TARGET_SUM * x / total)`` as a new matrix; empty cells stay 0."""
+    scale = np.where(total > 0, TARGET_SUM / np.where(total > 0, total, 1.0), 0.0)
     if isinstance(x, np.ndarray):
         dense = (x * scale[:, None]).astype(np.float32)
         return np.log1p(dense, out=dense)
@@ -319,7 +309,9 @@ def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np
     if adata.n_vars <= n_top_genes:
         return np.ones(adata.n_vars, dtype=bool)
     if not train.any():
-        raise ScmedleyError("No training cell is left after the filters, so no genes can be chosen.")
+        raise ScmedleyError(
+            f"obs[{keys.SPLIT!r}] has no training cell left, so no genes can be chosen. Remove that column."
+        )
     x = adata.layers[keys.LOGNORM]
     groups = _groups(adata.obs[batch_key][train])
     cells = AnnData(

@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
 
+from scmedley import keys
+from scmedley.checks import as_categories, column
 from scmedley.errors import ScmedleyError
 
 PARTS = ("train", "validation", "test")
@@ -84,6 +88,15 @@ def split(
             counts = np.array([kept, *_shares(len(cells) - kept, np.array(fractions[1:]))])
         part_N[cells] = np.repeat(PARTS, counts)
     return part_N
+
+
+def store_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int) -> None:
+    """Store a split of the cells in ``obs["scmedley_split"]``, unless that column is there."""
+    if keys.SPLIT in adata.obs:
+        return
+    batch = as_categories(column(adata, batch_key, "batch")).codes
+    label = None if label_key is None else as_categories(column(adata, label_key, "label")).codes
+    adata.obs[keys.SPLIT] = pd.Categorical(split(batch, label, seed=seed), categories=PARTS)
 
 
 def _strata(batch_N: Codes, label_N: Codes) -> npt.NDArray[np.int64]:

@@ -57,6 +57,8 @@ def build(run_dir: str | Path) -> Path:
             "check": sections.check(run),
             "training": figures.training(run),
             "provenance": sections.provenance(run),
+            "given": run.given,
+            "limits": sections.LIMITS,
         }
     path = run.folder / "report.html"
     # A lone surrogate in a name cannot be encoded; it must not cost the report.
@@ -82,6 +84,8 @@ def render(context: dict[str, Any]) -> str:
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
+    from scmedley.report.numbers import count, number, signed
+
     environment = Environment(
         loader=PackageLoader("scmedley", "report"),
         autoescape=True,
@@ -91,22 +95,3 @@ def _environment() -> Environment:
     )
     environment.filters.update(number=number, count=count, signed=signed)
     return environment
-
-
-def number(value: float | None, decimals: int = 2) -> str:
-    """Show a number with ``decimals`` decimals, fewer where it is large; a dash where there is none."""
-    if value is None or value != value:
-        return "–"
-    text = f"{value:,.{max(decimals + 1 - len(str(int(abs(value)))), 0)}f}"
-    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
-
-
-def signed(value: float | None, decimals: int = 2) -> str:
-    """Show a difference, always with its sign."""
-    text = number(value, decimals)
-    return f"+{text}" if text[0].isdigit() else text
-
-
-def count(value: float | None) -> str:
-    """Show a whole number with commas."""
-    return number(value, 0)

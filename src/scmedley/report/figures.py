@@ -18,9 +18,9 @@ from scmedley import keys
 from scmedley.pl._figure import NotebookFigure, png
 from scmedley.pl._palette import DISTINCT, MISSING, colours
 from scmedley.pl.embedding import levels, scatter
-from scmedley.pl.scores import NAMES, panel
+from scmedley.pl.scores import panel
 from scmedley.pl.training import best_epoch, curve
-from scmedley.report.build import number
+from scmedley.report.numbers import number
 from scmedley.report.read import MAPS, Run
 
 NUMBERED = 30  # up to so many labels carry their number on the map
@@ -92,10 +92,16 @@ def maps(run: Run) -> list[dict[str, Any]]:
 def _map(
     run: Run, key: str, codes: Any, names: list[str], kind: str, numbered: bool
 ) -> Picture | dict[str, str]:
-    title = NAMES[key]
+    title = run.name(key)
+    if run.key(key) != key:
+        title += f": {run.key(key)}"
     if key not in run.maps:
         return {"title": title, "missing": f"No map: the run stored no {key}."}
     found, xy = run.maps[key]
+    drawn = np.isfinite(xy).all(axis=1)  # of many cells the UMAP holds a random draw
+    if not drawn.any():
+        return {"title": title, "missing": f"No map: {found} has no cell with coordinates."}
+    n_cells, xy, codes = len(xy), xy[drawn], codes[drawn]
     figure = NotebookFigure(figsize=(3.6, 3.6), facecolor="none")
     ax = figure.add_axes((0.01, 0.01, 0.98, 0.98), facecolor="none")
     scatter(ax, xy, codes, len(names))
@@ -106,8 +112,10 @@ def _map(
     uri = _uri(png(figure, dpi=200))
     what = "UMAP" if found == keys.umap(key) else "First two dimensions"
     alt = f"{what}, {title}: {len(xy):,} cells coloured by {kind}, {len(names)} levels."
-    note = "" if what == "UMAP" else "first two dimensions, no UMAP in this run"
-    return Picture(uri, uri, alt, title, note)
+    notes = [] if what == "UMAP" else ["first two dimensions, no UMAP in this run"]
+    if len(xy) < n_cells:
+        notes.append(f"drawn: {len(xy):,} of {n_cells:,} cells")
+    return Picture(uri, uri, alt, title, "; ".join(notes))
 
 
 def training(run: Run) -> list[dict[str, Any]]:
@@ -150,11 +158,11 @@ def scores(run: Run) -> list[Picture]:
     if run.scores is None:
         return []
     embeddings = list(dict.fromkeys(run.scores["embedding"]))
+    names = {key: run.name(key) for key in embeddings}
     size = (4.6, 0.7 + 0.3 * len(embeddings))
     pictures = []
     for (of, score), rows in run.scores.groupby(["of", "score"], sort=False):
         alt = f"{score} by {of}, as in the table above."
-        pictures.append(
-            _picture(partial(panel, rows=rows, embeddings=embeddings), size, alt, f"{score} by {of}")
-        )
+        draw = partial(panel, rows=rows, embeddings=embeddings, names=names)
+        pictures.append(_picture(draw, size, alt, f"{score} by {of}"))
     return pictures

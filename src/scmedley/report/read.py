@@ -13,17 +13,27 @@ from numpy.typing import NDArray
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.pl.scores import NAMES
 
 TABLES = {  # text columns, number columns
     "history.csv": (["network", "part", "term"], ["epoch", "value"]),
     "scores.csv": (["embedding", "score", "of", "null_kind"], ["value", "null", "null_sd", "n_cells"]),
     "gene_shifts.csv": (["label", "batch", "gene", "seen"], ["shift", "q05", "q95", "n_cells"]),
     "counterfactual_check.csv": (
-        ["batch", "label"],
-        ["pearson", "slope", "n_source", "n_target", "null_pearson"],
+        ["label", "batch"],
+        [
+            "pearson",
+            "slope",
+            "ceiling_pearson",
+            "wrong_batch_pearson",
+            "additive_pearson",
+            "n_source",
+            "n_target",
+        ],
     ),
 }
 MAPS = (keys.FIXED, keys.RANDOM, keys.PCA)
+GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained then
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,19 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Settings of the run."""
         return dict(self.settings.get("config") or {})
+
+    @property
+    def given(self) -> str | None:
+        """The obsm key of the user's embedding that stands for the fixed part, if one was given."""
+        return self.config.get("fixed") or None
+
+    def key(self, embedding: str) -> str:
+        """Give the obsm key by which the user knows an embedding: a given one keeps its own."""
+        return self.given if self.given and embedding == keys.FIXED else embedding
+
+    def name(self, embedding: str) -> str:
+        """Name an embedding; a given one without its key, which is for the page and not for pictures."""
+        return GIVEN if self.key(embedding) != embedding else NAMES.get(embedding, embedding)
 
     def column(self, kind: str) -> pd.Series | None:
         """Give the ``"batch"`` or ``"label"`` column of the cells, if there is one."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from scmedley import keys
-from scmedley.pl.scores import NAMES
+from scmedley.report.numbers import number
 from scmedley.report.read import Run
 
 TOP = 10  # genes shown for each label and batch
 BARS_UP_TO = 300  # pairs of label and batch up to which intervals are also drawn
-TRUST = ("good", "some", "none", "too few cells")
-FEW = 20  # cells below which an average is not to be leant on
+TOO_FEW = "too few cells to judge"
+TRUST = ("good", "some", "none", TOO_FEW)
+# Of a pair's ceiling: what is good, what is some agreement, and by how much it must exceed the prediction
+# for a wrong batch to be good. A ceiling (a Pearson) below the last leaves nothing to judge by.
+LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.2, "ceiling": 0.3}
 SCORE_ORDER = ["ASW", "CH", "1/DB", "kNN accuracy", "kNN leak"]
 EMBEDDING_ORDER = [keys.FIXED, keys.RANDOM, keys.NULL, keys.PCA, keys.AUTOENCODER]
 # +1: the higher the better, −1: the lower the better. Every score is higher the better the groups separate.
@@ -121,7 +123,7 @@ def scores(run: Run) -> dict[str, Any] | None:
         groups.append((of, rows))
     kinds = sorted({kind for kind in table["null_kind"] if kind})
     return {
-        "embeddings": [(NAMES.get(key, key), key) for key in embeddings],
+        "embeddings": [(run.name(key), run.key(key)) for key in embeddings],
         "groups": groups,
         "null_kinds": kinds,
         "retrained": keys.NULL in embeddings,
@@ -175,6 +177,7 @@ def shifts(run: Run) -> dict[str, Any] | None:
     return {
         "labels": labels,
         "bars": bars,
+        "modelled": (run.settings.get("prepare") or {}).get("n_hvg"),
         "unseen": sum(label["unseen"] for label in labels),
         "pairs": len(pairs),
     }
@@ -194,49 +197,65 @@ def check(run: Run) -> dict[str, Any] | None:
     """How well predicted shifts agree with shifts of cells that were held out."""
     if run.check is None or run.check.empty:
         return None
-    table = run.check.sort_values(["pearson", "batch", "label"], ascending=[False, True, True], kind="stable")
+    reached = run.check["pearson"] / run.check["ceiling_pearson"]
+    table = run.check.assign(reached=reached.where(run.check["ceiling_pearson"] >= LIMITS["ceiling"]))
+    table = table.sort_values(
+        ["reached", "pearson", "batch", "label"], ascending=[False, False, True, True], kind="stable"
+    )
     rows = [row | {"trust": _trust(row)} for row in _records(table)]
-    enough = [row for row in rows if row["trust"] != "too few cells"]
     tally = {word: sum(row["trust"] == word for row in rows) for word in TRUST}
-    medians = {
-        name: float(np.nanmedian([row[name] for row in enough])) if _any(enough, name) else None
-        for name in ("pearson", "slope", "null_pearson")
-    }
-    return {"rows": rows, "median": medians, "words": _words(tally, medians["slope"])}
+    compared = table.dropna(subset=["pearson"])  # the pairs behind the medians of the findings
+    median = {name: _median(compared[f"{name}_pearson"]) for name in ("ceiling", "wrong_batch", "additive")}
+    median |= {name: _median(compared[name]) for name in ("pearson", "slope")}
+    return {"rows": rows, "n": len(compared), "median": median, "words": _words(tally, median)}
 
 
-def _any(rows: list[dict[str, Any]], name: str) -> bool:
-    return any(pd.notna(row[name]) for row in rows)
+def _median(values: pd.Series) -> float | None:
+    return None if values.isna().all() else float(values.median())
 
 
 def _trust(row: dict[str, Any]) -> str:
-    """Judge one pair of batch and label by the direction of the predicted shift."""
-    if min(row["n_source"], row["n_target"]) < FEW or pd.isna(row["pearson"]):
-        return "too few cells"
-    null = 0.0 if pd.isna(row["null_pearson"]) else row["null_pearson"]
-    if row["pearson"] >= 0.7 and row["pearson"] - null >= 0.2:
+    """Judge one pair of batch and label by how much of what its held-out cells allow is reached."""
+    if not row["ceiling_pearson"] >= LIMITS["ceiling"] or pd.isna(row["pearson"]):
+        return TOO_FEW
+    reached = row["pearson"] / row["ceiling_pearson"]
+    wrong = row["wrong_batch_pearson"] / row["ceiling_pearson"]  # not a number where there is no third batch
+    if reached >= LIMITS["good"] and not reached - wrong < LIMITS["margin"]:
         return "good"
-    return "some" if row["pearson"] >= 0.3 and row["pearson"] - null >= 0.1 else "none"
+    return "some" if reached >= LIMITS["some"] else "none"
 
 
-def _words(tally: dict[str, int], slope: float | None) -> str:
-    """Say how far to trust counterfactuals, given how many pairs deserve it and the median slope."""
-    judged = sum(tally.values()) - tally["too few cells"]
+def _words(tally: dict[str, int], median: dict[str, float | None]) -> str:
+    """Say how far to trust counterfactuals, given how many pairs deserve it and the medians."""
+    judged = sum(tally.values()) - tally[TOO_FEW]
     if not judged:
-        return "No pair of batch and label had enough held-out cells: the counterfactuals were not checked."
+        return "Every pair of batch and label has too few held-out cells to judge the counterfactuals by."
     text = (
-        f"Of {judged} pairs of batch and label with enough held-out cells, the predicted shift agreed well "
-        f"with the observed one in {tally['good']}, partly in {tally['some']}, "
-        f"and little or no better than chance in {tally['none']}."
+        f"Of {judged} pairs of batch and label with enough held-out cells to judge, the predicted shift "
+        f"agreed well with the observed one in {tally['good']}, partly in {tally['some']}, "
+        f"and little or not in {tally['none']}."
     )
-    if tally["good"] * 2 >= judged:
+    if tally[TOO_FEW]:
+        text += f" Another {tally[TOO_FEW]} could not be judged."
+    mostly_good = tally["good"] * 2 >= judged
+    if mostly_good:
         text += " Use those that agree well to rank genes; confirm single genes elsewhere."
     elif (tally["good"] + tally["some"]) * 2 >= judged:
         text += " Trust the direction of strong shifts, not their size and not single genes."
     else:
         text += " Do not draw conclusions from the counterfactuals of this run."
-    if slope is not None and not 0.7 <= slope <= 1.4:
-        text += f" The model predicts most shifts too {'small' if slope < 1 else 'large'}."
+    pearson, additive, slope = (median[name] for name in ("pearson", "additive", "slope"))
+    if pearson is not None and additive is not None and additive >= pearson:
+        text += (
+            " The difference of training means, which needs no model, agrees as well or better "
+            f"(median Pearson {number(additive)}, the model {number(pearson)})."
+        )
+    # Where the direction is wrong the slope is low whatever the size, so it says nothing of the size.
+    if mostly_good and slope is not None and not 0.7 <= slope <= 1.4:
+        text += (
+            f" Most shifts are predicted too {'small' if slope > 1 else 'large'}: "
+            f"the observed ones are {number(slope)} times as large."
+        )
     return text
 
 

@@ -26,8 +26,9 @@ def save(
         for i, moments in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{player}/{i}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     tensors["rng/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    device = next(network.parameters()).device
+    if device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"state": json.dumps(state)})
@@ -64,6 +65,7 @@ def _restore(
             parts[part][rest] = tensor
     network.load_state_dict(parts["network"])
     torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
+    device = next(network.parameters()).device
+    if "rng/cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
     return parts["best"], state

@@ -1,0 +1,22 @@
+"""Numbers as the report shows them."""
+
+from __future__ import annotations
+
+
+def number(value: float | None, decimals: int = 2) -> str:
+    """Show a number with ``decimals`` decimals, fewer where it is large; a dash where there is none."""
+    if value is None or value != value:
+        return "–"
+    text = f"{value:,.{max(decimals + 1 - len(str(int(abs(value)))), 0)}f}"
+    return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
+
+
+def signed(value: float | None, decimals: int = 2) -> str:
+    """Show a difference, always with its sign."""
+    text = number(value, decimals)
+    return f"+{text}" if text[0].isdigit() else text
+
+
+def count(value: float | None) -> str:
+    """Show a whole number with commas."""
+    return number(value, 0)

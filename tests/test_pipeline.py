@@ -1,0 +1,335 @@
+"""A run that is cut short, by whatever: nothing half-written, and the same bits when it goes on."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from running import SMALL, Shell, some_cells, tree, without_drawing
+from scmedley import io, keys
+from scmedley.pipeline import folder as run_folder
+from scmedley.pipeline import stages
+from scmedley.train import loop
+from test_report import page
+
+LABEL = ("--label", "cell_type")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+TABLES = ("scores.csv", "gene_shifts.csv", "counterfactual_check.csv", "history.csv")
+
+
+@pytest.fixture
+def shell(capsys, monkeypatch):
+    without_drawing(monkeypatch)
+    return Shell(capsys)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "cells.h5ad"
+    some_cells().write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def _kept() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def whole(shell, data, _kept, tmp_path_factory) -> Path:
+    """A run without any interruption, made once: look, do not change."""
+    if "run" not in _kept:
+        out = tmp_path_factory.mktemp("whole") / "run"
+        shell.well("run", data, *LABEL, "--out", out, "--quiet", *SMALL)
+        _kept["run"] = out
+    return _kept["run"]
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    """The same bits in latents, scores, tables and weights."""
+    for name in TABLES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for part in ("fixed", "random"):
+        weights = Path("model") / part / "weights.safetensors"
+        assert (one / weights).read_bytes() == (other / weights).read_bytes(), weights
+    a, b = (ad.read_h5ad(folder / "integrated.h5ad") for folder in (one, other))
+    for key in (keys.FIXED, keys.RANDOM, keys.NULL, keys.PCA):
+        np.testing.assert_array_equal(a.obsm[key], b.obsm[key])
+
+
+def half_written(folder: Path) -> list[str]:
+    """Temporary files that replacing() should have removed."""
+    hidden = (".lock", ".checkpoints")
+    return [p.name for p in folder.rglob(".*") if p.name not in hidden]
+
+
+def test_same_seed_same_bytes(shell, data, whole, tmp_path):
+    shell.well("run", data, *LABEL, "--out", tmp_path / "run", "--quiet", *SMALL)
+    assert_same_results(whole, tmp_path / "run")
+
+
+def test_another_seed_other_latents(shell, data, whole, tmp_path):
+    shell.well("fit", data, *LABEL, "--out", tmp_path / "run", "--quiet", *SMALL, "--seed", "1")
+    weights = "model/fixed/weights.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() != (whole / weights).read_bytes()
+
+
+# --- killed -------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from scmedley import cli
+from scmedley.train import checkpoint, loop
+
+loop.CHECKPOINT_SECONDS = 0.0
+save = checkpoint.save
+
+def save_and_die(path, network, best, optimisers, state):
+    save(path, network, best, optimisers, state)
+    if path.name == "random.safetensors" and state["epoch"] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoint.save = save_and_die
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(data, tmp_path_factory) -> Path:
+    """What kill -9 leaves in the second epoch of the second network. Copy it."""
+    out = tmp_path_factory.mktemp("killed") / "run"
+    command = [sys.executable, "-c", KILLED, "run", data, *LABEL, "--out", out, "--quiet", *SMALL]
+    ran = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    return out
+
+
+@pytest.fixture
+def unfinished(killed, tmp_path) -> Path:
+    """A copy of the killed run, with the half of a file that was being written."""
+    shutil.copytree(killed, tmp_path / "run")
+    (tmp_path / "run" / ".integrated.h5ad.0123abcd.h5ad").write_text("half")
+    return tmp_path / "run"
+
+
+def test_killed_run_resumes_to_the_same_bits(shell, data, whole, unfinished, monkeypatch):
+    loaded = []
+    load = loop.checkpoint.load
+    monkeypatch.setattr(
+        loop.checkpoint, "load", lambda path, *rest: (loaded.append(path.name), load(path, *rest))[1]
+    )
+    assert {p.name for p in (unfinished / ".checkpoints").iterdir()} == {
+        "fixed.safetensors",
+        "random.safetensors",
+    }
+    shell.well("run", data, *LABEL, "--out", unfinished, "--quiet", *SMALL)
+    assert loaded == ["fixed.safetensors", "random.safetensors"]
+    assert_same_results(whole, unfinished)
+    assert {p.name for p in unfinished.iterdir()} == {p.name for p in whole.iterdir()}
+
+
+def test_unfinished_run_with_other_settings_is_refused(shell, data, unfinished, tmp_path):
+    before = tree(unfinished)
+    run = ("run", data, *LABEL, "--out", unfinished, *SMALL)
+    assert "another --seed." in shell(*run, "--seed", "7").error
+    assert "another --min-cells." in shell(*run, "--min-cells", "4").error
+    assert "another command." in shell("fit", *run[1:]).error
+    some_cells(100).write_h5ad(tmp_path / "cells.h5ad")
+    assert "another input." in shell("run", tmp_path / "cells.h5ad", *run[2:]).error
+    assert "does not exist" in shell("run", tmp_path / "nowhere.h5ad", *run[2:]).error
+    assert "not finished" in shell("evaluate", unfinished).error
+    assert tree(unfinished) == before
+    shell.well(*run, "--seed", "7", "--overwrite", "--quiet")
+    assert json.loads((unfinished / "run.json").read_text())["config"]["seed"] == 7
+
+
+def test_finished_run_is_refused_and_overwrite_takes_only_what_a_run_wrote(shell, data, whole, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    (out / "notes.txt").write_text("mine")
+    before = tree(out)
+    run = ("run", data, *LABEL, "--out", out, *SMALL)
+    assert "finished run" in shell(*run).error
+    assert "not a column" in shell(*run, "--overwrite", "--batch", "nothing").error
+    assert tree(out) == before
+    shell.well("fit", data, "--out", out, "--overwrite", "--quiet", *SMALL)
+    assert {p.name for p in out.iterdir()} == {
+        *("notes.txt", ".lock", "integrated.h5ad", "model", "history.csv", "run.json", "versions.json")
+    }
+
+
+def test_two_at_once_the_second_is_refused(shell, data, whole, tmp_path):
+    with run_folder.locked(whole):
+        for command in (["run", data, "--out", whole], ["report", whole], ["evaluate", whole]):
+            assert "Another scmedley is at work" in shell(*command).error
+    with run_folder.locked(tmp_path / "new"):
+        assert "Another scmedley is at work" in shell("run", data, "--out", tmp_path / "new").error
+        assert (tmp_path / "new" / ".lock").exists()
+    assert tree(tmp_path) == {}
+
+
+# --- Ctrl-C -------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_in_training_keeps_the_best_epoch_and_goes_on(shell, data, monkeypatch, tmp_path):
+    evaluate, calls = loop.evaluate, []
+
+    def press(*arguments):
+        calls.append(1)
+        if len(calls) == 2:  # the second epoch of the first network
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", press)
+    out = tmp_path / "run"
+    said = shell.well("run", data, *LABEL, "--out", out, "--quiet", *SMALL)
+    assert said == ""
+    record = json.loads((out / "run.json").read_text())
+    assert {n: f["stopped"] for n, f in record["networks"].items()} == {
+        "fixed": "interrupted",
+        "random": "last epoch",
+        "random, permuted batches": "last epoch",
+    }
+    (told,) = [w for w in record["warnings"] if "interrupted" in w]
+    assert "fixed network was interrupted in epoch 1" in told
+    assert told in page(out).text
+
+
+def test_ctrl_c_in_the_first_epoch_ends_and_the_same_command_resumes(
+    shell, data, whole, monkeypatch, tmp_path
+):
+    run = ("run", data, *LABEL, "--out", tmp_path / "run", "--quiet", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", lambda *_: signal.raise_signal(signal.SIGINT))
+        said = shell(*run)
+    assert said.code == 130
+    assert "same command resumes" in said.error
+    shell.well(*run)
+    assert_same_results(whole, tmp_path / "run")
+
+
+def test_ctrl_c_before_training_leaves_nothing(shell, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "prepare", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    said = shell("run", data, "--out", tmp_path / "run")
+    assert said.code == 130
+    assert "interrupted" in said.error
+    assert tree(tmp_path) == {}
+
+
+# --- full disk ----------------------------------------------------------------------------------------------
+
+WRITTEN = (
+    "run.json",
+    "fixed.safetensors",
+    "model",
+    "null.safetensors",
+    "history.csv",
+    "integrated.h5ad",
+    "scores.csv",
+    "counterfactual_check.csv",
+    "versions.json",
+    "report.html",
+)
+
+
+def test_disk_full_at_every_file_in_turn(shell, data, whole, monkeypatch, tmp_path):
+    """Each time one file cannot be written; the same command goes on from there, at last to the same bits."""
+    take_place = io._take_place
+    out = tmp_path / "run"
+    run = ("run", data, *LABEL, "--out", out, "--quiet", *SMALL)
+    for name in WRITTEN:
+
+        def full(new, path, name=name):
+            if path.name == name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            take_place(new, path)
+
+        monkeypatch.setattr(io, "_take_place", full)
+        error = shell(*run).error
+        assert "The disk is full" in error
+        assert f"{name} was not written" in error
+        assert not (out / name).exists()
+        assert half_written(tmp_path) == []
+        if name == "run.json":
+            assert tree(tmp_path) == {}
+    monkeypatch.setattr(io, "_take_place", take_place)
+    shell.well(*run)
+    assert_same_results(whole, out)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 64 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting is not permitted")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_really_full_disk(shell, data, whole, tiny_disk):
+    """The checkpoint, h5ad and Zarr, by the libraries that write them; h5py prints to stderr of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "scmedley",
+        "embed",
+        whole,
+        "--cells",
+        data,
+        "--out",
+        tiny_disk / "e.h5ad",
+    ]
+    ran = subprocess.run(
+        list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1, ran.stderr
+    assert "The disk is full" in ran.stderr
+    assert tree(tiny_disk) == {}
+    assert "The disk is full" in shell("project", whole, "--to", "mean", "--out", tiny_disk / "p.zarr").error
+    assert tree(tiny_disk) == {}
+    assert "The disk is full" in shell("run", data, "--out", tiny_disk / "run", *SMALL, "--quiet").error
+    assert half_written(tiny_disk) == []
+    assert set(tree(tiny_disk / "run")) <= {"run.json", ".lock", ".checkpoints"}
+
+
+# --- the folder ---------------------------------------------------------------------------------------------
+
+
+def test_threads_hold_for_the_whole_run(shell, data, monkeypatch, tmp_path):
+    import torch
+
+    seen, before = [], torch.get_num_threads()
+    prepare = stages.prepare
+
+    def prepare_as_numba_does(*arguments, **options):
+        torch.set_num_threads(before + 1)
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(stages, "prepare", prepare_as_numba_does)
+    monkeypatch.setattr(stages, "_after_preparing", lambda *_: seen.append(torch.get_num_threads()))
+    try:
+        for i, threads in enumerate(([], ["--threads", str(before + 2)])):
+            shell("fit", data, "--out", tmp_path / f"run{i}", "--quiet", *threads)
+            torch.set_num_threads(before)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [before, before + 2]
+
+
+def test_what_is_not_installed_is_said_before_any_work(shell, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "find_spec", lambda name: None if name == "umap" else name)
+    assert "pip install 'scmedley[report]'" in shell("run", data, "--out", tmp_path / "run").error
+    assert tree(tmp_path) == {}
+    shell.well("fit", data, "--out", tmp_path / "run", "--quiet", *SMALL)
