@@ -40,12 +40,12 @@ from scmedley.models import Autoencoder, FixedEffects, RandomEffects
 from scmedley.models import autoencoder as ae_module
 from scmedley.models import fixed_effects as fe_module
 from scmedley.models import random_effects as re_module
-from scmedley.nn import bayesian, layers
+from scmedley.nn import bayesian, layers, matmul
 from scmedley.train import loop
 from scmedley.train.precision import resolve_precision
 
 CPU = torch.device("cpu")
-MODELS = {"AE": Autoencoder, "FE": FixedEffects, "RE": RandomEffects}
+MODELS: dict[str, Any] = {"AE": Autoencoder, "FE": FixedEffects, "RE": RandomEffects}
 # Cells per second of the authors' TensorFlow networks on 2 cores with avx512_bf16: slowest, fastest.
 TENSORFLOW = {"AE": (12_800, 12_800), "FE": (9_700, 9_700), "RE": (5_400, 8_300)}
 GOAL = 2.5  # times TensorFlow, with precision="auto"
@@ -72,7 +72,7 @@ class Bench:
         """Train for ``epochs`` on ``share`` of the cells; give the seconds for each training cell."""
         rows = self.rows[: int(share * len(self.rows))]
         validation, train = rows[: len(rows) // 10], rows[len(rows) // 10 :]
-        settings = MODELS[name].preset(preset)  # type: ignore[attr-defined]
+        settings = MODELS[name].preset(preset)
         torch.manual_seed(0)
         network: Any = MODELS[name].network_type(self.cells.n_genes, self.n_batches, settings)
         network.begin(self.cells.b_N[train])
@@ -125,7 +125,12 @@ def speed(bench: Bench, auto: str, rounds: int, epochs: int) -> list[dict[str, A
     for name, preset, precision in cases:
         rates = sorted(1 / s for s in taken[name, preset, precision])
         rate, plain = median(rates), median(1 / s for s in taken[name, preset, "float32"])
-        row = {"network": name, "preset": preset, "precision": precision, "cells_per_s": round(rate)}
+        row: dict[str, Any] = {
+            "network": name,
+            "preset": preset,
+            "precision": precision,
+            "cells_per_s": round(rate),
+        }
         row |= {"rounds": [round(r) for r in rates], "ratio_to_float32": round(rate / plain, 2)}
         if preset == "paper":
             factor = GOAL if precision == auto and auto != "float32" else 1.0
@@ -152,7 +157,7 @@ def tricks(bench: Bench, auto: str, rounds: int, threads: int) -> list[dict[str,
     """Time the published networks with and without each trick in turn, a few steps at a time."""
     plans: list[tuple[str, str, str, Variant]] = [
         ("bf16 autocast, not float32", "AE FE RE", auto, nullcontext),  # the variant is float32, see below
-        ("float32: oneDNN, not MKL", "AE FE RE", "float32", partial(_set, layers, "ONEDNN", False)),
+        ("float32: oneDNN, not MKL", "AE FE RE", "float32", partial(_set, matmul, "ONEDNN", False)),
         ("float32: oneDNN, not CSR first layer", "AE RE", "float32", partial(csr_first_layer, bench)),
         ("fused Adam, not a loop over parameters", "AE FE RE", auto, unfused_adam),
         ("one encoder pass for both players, not two", "FE", auto, two_encoder_passes),
@@ -341,25 +346,25 @@ class _CSRProduct(torch.autograd.Function):
 
 
 def _torch_csr(x: Any) -> Tensor:
-    return torch.sparse_csr_tensor(*(torch.as_tensor(a) for a in (x.indptr, x.indices, x.data)), size=x.shape)
+    indptr, indices, values = (torch.as_tensor(a) for a in (x.indptr, x.indices, x.data))
+    return torch.sparse_csr_tensor(indptr, indices, values, size=x.shape)
 
 
 @contextmanager
 def csr_first_layer(bench: Bench) -> Iterator[None]:
     """Multiply the cells by the first layer without making them dense for it."""
     seen: list[Any] = [None, None]  # the minibatch as CSR, and its dense form
-    affine = layers.affine
 
     def rows(rows_M: Tensor) -> Tensor:
         seen[0] = bench.x_NG[rows_M.numpy()]
         seen[1] = torch.from_numpy(seen[0].toarray())
-        return seen[1]
+        return torch.as_tensor(seen[1])
 
     def maybe_csr(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
         if x_NI is seen[1]:
             y_NO: Tensor = _CSRProduct.apply(seen[0], weight_OI, bias_O)  # type: ignore[no-untyped-call]
             return y_NO
-        return affine(x_NI, weight_OI, bias_O)
+        return matmul.affine(x_NI, weight_OI, bias_O)
 
     with _cells(bench, rows), _set(layers, "affine", maybe_csr):
         yield

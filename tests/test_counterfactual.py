@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
 
+from scmedley import keys
 from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError
 from scmedley.models import MixedEffects

@@ -140,7 +140,7 @@ class FixedEffectsNetwork(AutoencoderNetwork):
             activations[-1] = activations[-1] + s.latent_noise * torch.randn_like(activations[-1])
         seen_NA = torch.cat(activations, dim=1) if s.adversary_sees == "activations" else activations[-1]
         seen_NA = self.standardise(seen_NA.float())
-        for _ in range(s.adversary_steps):
+        for _ in range(s.adversary_steps if self.training else 1):
             yield self._adversary_move(seen_NA.detach(), cells.b_M)
         logits_NB = self.adversary(seen_NA)
         if s.bounded:
