@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                 # speed, then what each trick gave
     python benchmarks/train_step.py --no-tricks     # speed alone
+    python benchmarks/train_step.py --no-tricks --plain-malloc --results FILE    # what keeping freed memory gave
 
 Simulated cells: 20,000 x 3,000 genes x 30 batches, 10 % of the values above 0; 18,000 of the cells train,
 2,000 validate; minibatches of 512. What is timed is ``train.loop.fit`` for whole epochs: making the optimisers,
@@ -42,7 +43,7 @@ from scmedley.models import fixed_effects as fe_module
 from scmedley.models import random_effects as re_module
 from scmedley.nn import bayesian, layers, matmul
 from scmedley.train import loop
-from scmedley.train.precision import resolve_precision
+from scmedley.train.precision import keep_freed_memory, resolve_precision
 
 CPU = torch.device("cpu")
 MODELS: dict[str, Any] = {"AE": Autoencoder, "FE": FixedEffects, "RE": RandomEffects}
@@ -93,6 +94,8 @@ def main() -> None:
     """Time the networks, then each trick's absence; print both tables and store them."""
     options = _options()
     torch.set_num_threads(options.threads)
+    if not options.plain_malloc:
+        keep_freed_memory()
     bench = Bench(options.cells, options.genes, options.batches, options.batch_size)
     auto = resolve_precision("auto", CPU)
     print(f"{options.threads} threads; precision='auto' is {auto} here\n", flush=True)
@@ -379,6 +382,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns that each configuration takes")
     parser.add_argument("--epochs", type=int, default=2, help="epochs of a turn")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plain-malloc", action="store_true", help="freed memory goes back to the system")
     parser.add_argument("--no-tricks", action="store_true", help="leave out what each trick gave")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "train_step.json")
     return parser.parse_args()

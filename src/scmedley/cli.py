@@ -2,11 +2,11 @@
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -244,11 +244,15 @@ def _warnings_as_lines() -> Iterator[None]:
         print(f"scmedley: warning: {line}", file=sys.stderr)
 
 
-def _say(quiet: bool):  # type: ignore[no-untyped-def]
-    return (lambda _: None) if quiet else print
+def _say(quiet: bool) -> Callable[[str], None]:
+    return _nothing if quiet else print
 
 
-def _tell(record: dict, out: Path, quiet: bool, with_report: bool = True) -> None:  # type: ignore[type-arg]
+def _nothing(_: str) -> None:
+    pass
+
+
+def _tell(record: dict[str, Any], out: Path, quiet: bool, with_report: bool = True) -> None:
     if quiet:
         return
     print("\nWhat was found")

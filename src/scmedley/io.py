@@ -218,6 +218,10 @@ def _sync(path: Path) -> None:
 
 
 def _take_place(new: Path, path: Path) -> None:
+    """Put ``new`` where ``path`` is: a file in one step, a folder in two.
+
+    A process killed between the two steps of a folder leaves the old one beside it, under a hidden name.
+    """
     if not (path.is_dir() and new.is_dir()):
         os.replace(new, path)
         return

@@ -5,7 +5,8 @@ Shapes: N cells, P latent dimensions, R sets of codes (the real one first, then 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,51 +103,60 @@ def scores(
         )
     label_N = None if label_key is None else _codes(adata, label_key)
     train, test = _parts(adata, batch_N, label_N, split_key, seed)
-    batch_null = "batches permuted" if label_N is None else "batches permuted within label"
-
-    # All codes, permutations included, are drawn once, so that embeddings are compared on the same terms.
-    rng = np.random.default_rng(seed)
-    groupings = [
-        ("batch", np.arange(len(test)), _with_nulls(batch_N[test], _take(label_N, test), rng), batch_null)
-    ]
-    if label_N is not None:
-        known = np.flatnonzero(label_N[test] >= 0)
-        groupings.append(("label", known, _with_nulls(label_N[test][known], None, rng), "labels permuted"))
-
+    groupings = _groupings(batch_N, label_N, test, np.random.default_rng(seed))
+    leak_null = groupings[0].null_kind
     rows: list[tuple[object, ...]] = []
     for name in embeddings:
         z_NP = _embedding(adata, name)
-        for of, cells, codes_RN, null_kind in groupings:
-            drawn = draw(len(cells), max_cells, seed)
-            asw_R = silhouettes(z_NP[test][cells[drawn]], codes_RN[:, drawn])
-            rows.append((name, "ASW", of, *_against_null(asw_R), null_kind, len(drawn)))
-            metrics: dict[str, Callable[[Floats, Codes], float]] = {
-                "CH": calinski_harabasz,
-                "1/DB": inverse_davies_bouldin,
-            }
-            for score, metric in metrics.items():
-                value_R = np.array([metric(z_NP[test][cells], codes_N) for codes_N in codes_RN])
-                rows.append((name, score, of, *_against_null(value_R), null_kind, len(cells)))
+        for grouping in groupings:
+            rows += [(name, *row) for row in _separation(z_NP[test], grouping, max_cells, seed)]
         if label_N is not None:
             accuracy = knn_accuracy(z_NP[train], label_N[train], z_NP[test], label_N[test])
-            chance, spread = _chance(label_N[train], label_N[test])
+            chance = _chance(label_N[train], label_N[test])
             n_labelled = int((label_N[test] >= 0).sum())
             kind = "labels drawn by their shares"
-            rows.append((name, "kNN accuracy", "label", accuracy, chance, spread, kind, n_labelled))
+            rows.append((name, "kNN accuracy", "label", accuracy, *chance, kind, n_labelled))
         one_label = np.zeros_like(batch_N) if label_N is None else label_N
-        leak = batch_leak(
-            z_NP[train],
-            batch_N[train],
-            one_label[train],
-            z_NP[test],
-            batch_N[test],
-            one_label[test],
-            seed=seed,
-        )
-        rows.append(
-            (name, "kNN leak", "batch", leak.value, leak.null, leak.null_sd, batch_null, leak.n_cells)
-        )
+        known, held_out = ((batch_N[part], one_label[part]) for part in (train, test))
+        leak = batch_leak(z_NP[train], *known, z_NP[test], *held_out, seed=seed)
+        rows.append((name, "kNN leak", "batch", leak.value, leak.null, leak.null_sd, leak_null, leak.n_cells))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+@dataclass(frozen=True)
+class _Grouping:
+    """Held-out cells that have a batch or label, with their codes and permutations of them."""
+
+    of: str
+    cells: npt.NDArray[np.int64]
+    codes_RN: Codes
+    null_kind: str
+
+
+def _groupings(
+    batch_N: Codes, label_N: Codes | None, test: npt.NDArray[np.int64], rng: np.random.Generator
+) -> list[_Grouping]:
+    """Draw all codes, permutations included, once, so that embeddings are compared on the same terms."""
+    within = None if label_N is None else label_N[test]
+    kind = "batches permuted" if label_N is None else "batches permuted within label"
+    found = [_Grouping("batch", np.arange(len(test)), _with_nulls(batch_N[test], within, rng), kind)]
+    if within is not None:
+        known = np.flatnonzero(within >= 0)
+        found.append(_Grouping("label", known, _with_nulls(within[known], None, rng), "labels permuted"))
+    return found
+
+
+def _separation(z_NP: Floats, grouping: _Grouping, max_cells: int, seed: int) -> list[tuple[object, ...]]:
+    """Give the rows of ASW, CH and 1/DB; the latter two are quick enough to take all cells."""
+    cells, codes_RN = grouping.cells, grouping.codes_RN
+    drawn = draw(len(cells), max_cells, seed)
+    values = {"ASW": (silhouettes(z_NP[cells[drawn]], codes_RN[:, drawn]), len(drawn))}
+    for score, metric in (("CH", calinski_harabasz), ("1/DB", inverse_davies_bouldin)):
+        values[score] = np.array([metric(z_NP[cells], codes_N) for codes_N in codes_RN]), len(cells)
+    return [
+        (score, grouping.of, *_against_null(value_R), grouping.null_kind, n)
+        for score, (value_R, n) in values.items()
+    ]
 
 
 def permute_batches(adata: AnnData, batch_key: str, label_key: str | None = None, *, seed: int = 0) -> None:
@@ -203,10 +213,6 @@ def _parts(
         if not (part_N == part).any():
             raise ScmedleyError(f"{where} {part!r}: scores need cells to learn from and cells held out")
     return np.flatnonzero(part_N == "train"), np.flatnonzero(part_N == "test")
-
-
-def _take(codes_N: Codes | None, cells: npt.NDArray[np.int64]) -> Codes | None:
-    return None if codes_N is None else codes_N[cells]
 
 
 def _with_nulls(codes_N: Codes, within_N: Codes | None, rng: np.random.Generator) -> Codes:

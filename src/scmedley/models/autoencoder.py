@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.models.base import Model
-from scmedley.models.settings import Settings
+from scmedley.models.settings import Settings, named
 from scmedley.nn.bayesian import one_hot
 from scmedley.nn.layers import Encoder, TiedDecoder
 from scmedley.nn.likelihoods import mse
@@ -74,6 +74,6 @@ class Autoencoder(Model[AutoencoderSettings]):
     @classmethod
     def preset(cls, name: str) -> AutoencoderSettings:
         """Give the settings named ``"default"`` or ``"paper"``."""
-        return cls.choose(
+        return named(
             name, default=AutoencoderSettings(), paper=AutoencoderSettings(mse_weight=1.0).as_published()
         )

@@ -19,7 +19,7 @@ from scmedley import keys
 from scmedley.data.design import POPULATION_MEAN, Design
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
-from scmedley.models.settings import Settings, named
+from scmedley.models.settings import Settings
 from scmedley.pp.counts import log_normalised
 from scmedley.pp.scale import MinMax
 from scmedley.pp.split import store_split
@@ -79,8 +79,6 @@ class Model(Generic[S]):
     def preset(cls, name: str) -> S:
         """Give the settings of a preset."""
         raise NotImplementedError
-
-    choose = staticmethod(named)
 
     def fit(
         self,

@@ -17,6 +17,7 @@ from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models.autoencoder import AutoencoderNetwork, AutoencoderSettings
 from scmedley.models.base import Model
+from scmedley.models.settings import named
 from scmedley.nn import adversary
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, tables, update_priors
 from scmedley.nn.layers import Classifier, TiedDecoder
@@ -184,7 +185,7 @@ class FixedEffects(Model[FixedEffectsSettings]):
     @classmethod
     def preset(cls, name: str) -> FixedEffectsSettings:
         """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
-        return cls.choose(
+        return named(
             name,
             default=FixedEffectsSettings(),
             paper=FixedEffectsSettings(mse_weight=1000.0).as_published(),

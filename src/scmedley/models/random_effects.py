@@ -16,7 +16,7 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models.base import Model
-from scmedley.models.settings import Settings
+from scmedley.models.settings import Settings, named
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
 from scmedley.nn.likelihoods import mse, nat
@@ -178,4 +178,4 @@ class RandomEffects(Model[RandomEffectsSettings]):
     @classmethod
     def preset(cls, name: str) -> RandomEffectsSettings:
         """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
-        return cls.choose(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())
+        return named(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())

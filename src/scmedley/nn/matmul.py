@@ -35,11 +35,23 @@ class _OneDNN(torch.autograd.Function):
         x_NI, weight_OI = ctx.saved_tensors
         grad_NO = grads[0].contiguous()
         for_x, for_weight, for_bias = ctx.needs_input_grad
+        grad_OI = None
+        if for_weight and weight_OI.is_contiguous():
+            grad_OI = _onednn(grad_NO.t(), x_NI.t())
+        elif (
+            for_weight
+        ):  # a tied layer's weight, transposed; its gradient has to be so too, to be added quickly
+            grad_OI = _onednn(x_NI.t(), grad_NO.t()).t()
         return (
-            _OneDNN.apply(grad_NO, weight_OI.t(), None) if for_x else None,  # type: ignore[no-untyped-call]
-            _OneDNN.apply(grad_NO.t(), x_NI.t(), None) if for_weight else None,  # type: ignore[no-untyped-call]
+            _onednn(grad_NO, weight_OI.t()) if for_x else None,
+            grad_OI,
             grad_NO.sum(0) if for_bias else None,
         )
+
+
+def _onednn(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    y_NO: Tensor = _OneDNN.apply(x_NI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
+    return y_NO
 
 
 def affine(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
@@ -50,6 +62,5 @@ def affine(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """
     onednn = ONEDNN and x_NI.is_cpu and x_NI.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if onednn and len(x_NI) * weight_OI.numel() >= ONEDNN_WORTH:
-        y_NO: Tensor = _OneDNN.apply(x_NI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
-        return y_NO
+        return _onednn(x_NI, weight_OI, bias_O)
     return F.linear(x_NI, weight_OI, bias_O)

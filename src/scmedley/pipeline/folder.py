@@ -1,6 +1,7 @@
 """The run folder: who may write to it, what it was made with, and whether it is finished."""
 
 import fcntl
+import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -81,10 +82,14 @@ def locked(folder: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            # One that failed may have removed this file since it was opened: then the lock is on nothing.
+            held = os.path.samestat(os.fstat(handle.fileno()), lock.stat())
+        except OSError:
+            held = False
+        if not held:
             raise ScmedleyError(
                 f"Another scmedley is at work in {folder}. Wait for it, or choose another --out."
-            ) from error
+            )
         try:
             yield
         finally:
