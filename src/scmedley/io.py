@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -129,9 +130,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         _take_place(temporary, path)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):  # it is a folder and gone, or was never there
-            temporary.unlink()
+        _remove(temporary)
         if _disk_full(error):
             raise ScmedleyError(
                 f"The disk is full: {path} was not written, and what was there before is unchanged. "
@@ -205,6 +204,19 @@ def _plain(obj: Any) -> Any:
     if isinstance(obj, float) and not math.isfinite(obj):
         return None
     return str(obj) if isinstance(obj, Path) else obj
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_file():
+        with suppress(OSError):
+            path.unlink()
+    for _ in range(10):
+        if not path.is_dir():
+            return
+        # Zarr writes in threads of its own: when one fails, the others may make the folder once more.
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.2)
 
 
 def _sync(path: Path) -> None:

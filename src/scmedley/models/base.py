@@ -143,7 +143,7 @@ class Model(Generic[S]):
                 precision=precision,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
                 fingerprint=self._fingerprint(part, seed, precision),
-                label=type(self).__name__,
+                label=f"{type(self).__name__} by {self.batch_key}",
                 progress=progress,
             )
             try:

@@ -294,6 +294,7 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
         model.save(out / MODEL)
     history, networks = model.history, {n: m.fitted for n, m in model.networks().items()}
     if config.null:
+        this.say("Fitting random effects to permuted batches, for comparison")
         with this.stage("fit null"):
             null = _fit_null(adata, RandomEffects(keys.PERMUTED, config.label, random), this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)

@@ -107,7 +107,9 @@ def _map(
     scatter(ax, xy, codes, len(names))
     if numbered and key != keys.RANDOM:  # where labels are meant to mix, the numbers would only pile up
         for code in np.unique(codes[codes >= 0]):
-            x, y = np.median(xy[codes == code], axis=0)
+            own = xy[codes == code]
+            from_middle = ((own - np.median(own, axis=0)) ** 2).sum(axis=1)
+            x, y = own[from_middle.argmin()]  # a cell: between two clumps there may be none
             ax.text(x, y, str(code + 1), fontsize=8, ha="center", va="center", color="#111", bbox=BADGE)
     uri = _uri(png(figure, dpi=200))
     what = "UMAP" if found == keys.umap(key) else "First two dimensions"
