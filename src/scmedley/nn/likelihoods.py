@@ -4,13 +4,12 @@ Shapes: N cells of a minibatch, G genes.
 """
 
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 
 def mse(x_NG: Tensor, xhat_NG: Tensor) -> Tensor:
     """Give the squared error, averaged over cells and genes (scMEDAL, L_MSE)."""
-    error_NG = xhat_NG.float() - x_NG.float()
-    # sum / n and this order of the difference each save backward a walk through all of N x G.
-    return error_NG.square().sum() / error_NG.numel()
+    return F.mse_loss(xhat_NG.float(), x_NG.float())
 
 
 def nat(mse_value: Tensor, n_genes: int) -> Tensor:
