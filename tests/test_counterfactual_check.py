@@ -10,13 +10,14 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.data.design import Design
-from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
+from scmedley.evaluate.counterfactual import TOO_FEW, agreement, counterfactual_check, gene_shifts
 from scmedley.models.counterfactual import mean_shift
 from scmedley.pp.scale import MinMax
 
 BATCHES, GENES = ("a", "b", "c"), 20
 SPAN_G = np.linspace(0.5, 2.0, GENES, dtype=np.float32)
-EFFECT_BG = np.random.default_rng(1).normal(0, 0.5, (3, GENES)).astype(np.float32)
+EFFECT_BG = np.random.default_rng(1).normal(0.3, 0.5, (3, GENES)).astype(np.float32)
+CENTRED_BG = EFFECT_BG - EFFECT_BG.mean(0)
 BASE_KG = np.random.default_rng(2).uniform(3, 6, (2, GENES)).astype(np.float32)
 
 
@@ -70,11 +71,16 @@ def cells(label_of=("T", "B"), n=240, unseen=None):
 
 def test_shift_is_the_effect_in_log1p_units():
     table = gene_shifts(model(), cells(), "kind", draws=2, n_top=GENES)
-    assert list(table.columns) == ["label", "batch", "gene", "shift", "q05", "q95", "n_cells", "seen"]
+    columns = ["label", "batch", "gene", "shift", "q05", "q95", "observed", "size", "n_cells", "seen"]
+    assert list(table.columns) == columns
     assert len(table) == 2 * 3 * GENES
     expected = [
-        EFFECT_BG[BATCHES.index(b), int(g[1:])] for b, g in zip(table["batch"], table["gene"], strict=True)
+        CENTRED_BG[BATCHES.index(b), int(g[1:])] for b, g in zip(table["batch"], table["gene"], strict=True)
     ]
+    np.testing.assert_allclose(table["observed"], expected, atol=1e-5)
+    assert table.groupby(["label", "gene"])["shift"].sum().abs().max() < 1e-4
+    rms = np.sqrt((table["shift"] ** 2).groupby([table["label"], table["batch"]]).mean())
+    np.testing.assert_allclose(table.groupby(["label", "batch"])["size"].first(), rms, rtol=1e-5)
     drawn = table["shift"] / np.array(expected)  # two draws scatter, alike for every gene
     np.testing.assert_allclose(drawn, drawn.iloc[0], rtol=1e-2)  # float32: a mean of 100 cells, less another
     assert abs(drawn.iloc[0] - 1) < 0.3
@@ -95,11 +101,19 @@ def test_the_largest_shifts_are_kept_for_each_label_and_batch():
     for i, batch in enumerate(BATCHES):
         for label in ("T", "B"):
             kept = table[(table["batch"] == batch) & (table["label"] == label)]
-            assert [int(g[1:]) for g in kept["gene"]] == list(np.argsort(-np.abs(EFFECT_BG[i]))[:3])
+            assert [int(g[1:]) for g in kept["gene"]] == list(np.argsort(-np.abs(CENTRED_BG[i]))[:3])
 
 
 def test_pairs_never_seen_are_flagged_and_not_checked():
     adata = cells(unseen=("b", "T"))
+    shifts = gene_shifts(model(), adata, "kind", draws=1, n_top=GENES)
+    of_t = shifts[shifts["label"] == "T"].set_index(["batch", "gene"])
+    assert of_t.loc["b", "observed"].isna().all()
+    # "b" has no part in the average of this label, and is measured from it all the same.
+    average_G = (EFFECT_BG[0] + EFFECT_BG[2]) / 2
+    for i, batch in enumerate(BATCHES):
+        ratio = of_t.loc[batch, "shift"][[f"g{j}" for j in range(GENES)]] / (EFFECT_BG[i] - average_G)
+        np.testing.assert_allclose(ratio, ratio.iloc[0], rtol=1e-2)
     shifts = gene_shifts(model(), adata, "kind", draws=2, n_top=1)
     assert list(zip(*shifts.loc[~shifts["seen"], ["label", "batch"]].to_numpy(), strict=True)) == [
         ("T",),
@@ -108,6 +122,31 @@ def test_pairs_never_seen_are_flagged_and_not_checked():
     check = counterfactual_check(model(), adata, "kind")
     assert ("T", "b") not in set(zip(check["label"], check["batch"], strict=True))
     assert len(check) == 5
+
+
+def test_a_label_of_one_batch_is_measured_from_all_batches():
+    adata = cells()
+    adata = adata[(adata.obs["kind"] == "B") | (adata.obs["batch"] == "a")].copy()
+    of_t = gene_shifts(model(), adata, "kind", draws=1, n_top=GENES).query("label == 'T'")
+    assert of_t["observed"].isna().all()
+    assert of_t.groupby("gene")["shift"].sum().abs().max() < 1e-4
+    assert (of_t.groupby("batch")["size"].first() > 0).all()
+
+
+def test_agreement_is_judged_against_its_ceiling():
+    columns = ["pearson", "ceiling_pearson", "wrong_batch_pearson"]
+    nan = np.nan
+    rows = {
+        (0.72, 1.0, 0.3): "good",
+        (0.36, 0.5, nan): "good",
+        (0.72, 1.0, 0.6): "some",
+        (0.4, 1.0, 0.0): "some",
+        (0.2, 1.0, 0.0): "none",
+        (0.2, 0.29, 0.0): TOO_FEW,
+        (nan, 1.0, 0.0): TOO_FEW,
+        (0.5, nan, 0.0): TOO_FEW,
+    }
+    assert agreement(pd.DataFrame(list(rows), columns=columns)).tolist() == list(rows.values())
 
 
 def test_missing_labels_are_left_out():
@@ -185,7 +224,8 @@ def test_shifts_of_all_targets_are_those_of_one(fitted, prepared, name, preset):
     model = fitted(name, preset)
     table = gene_shifts(model, prepared, "cell_type", draws=3, n_top=40, seed=5)
     mine = prepared[prepared.obs["cell_type"] == "NK"]
-    for batch in model.design.batches:
-        shift_G = mean_shift(model, mine, batch, reference="mean", draws=3, seed=5).mean(0)
+    shift_BG = [mean_shift(model, mine, b, reference="mean", draws=3, seed=5).mean(0) for b in model.design.batches]
+    assert table["seen"].all()
+    for batch, shift_G in zip(model.design.batches, shift_BG - np.mean(shift_BG, axis=0), strict=True):
         rows = table[(table["batch"] == batch) & (table["label"] == "NK")].set_index("gene")
         np.testing.assert_allclose(rows["shift"][model.genes], shift_G, atol=1e-5)

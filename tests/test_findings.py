@@ -24,13 +24,19 @@ def table_of_scores(fixed=0.05, pca=0.7, random=0.6, null=0.1, accuracy=0.95, sd
 
 def table_of_shifts(seen=True):
     rows = [
-        ("T", "a", "CD4", 0.9, 0.5, 1.2),
-        ("T", "a", "IL7R", -0.5, -0.9, -0.1),
-        ("T", "a", "ACTB", 0.7, -0.2, 1.5),  # its interval holds 0
-        ("T", "b", "CD4", 0.1, 0.05, 0.2),
+        ("T", "a", "CD4", 0.9, 0.5, 1.2, 0.8, 0.6),
+        ("T", "a", "IL7R", -0.5, -0.9, -0.1, -0.4, 0.6),
+        ("T", "a", "ACTB", 0.7, -0.2, 1.5, 0.7, 0.6),  # its interval holds 0
+        ("T", "a", "MALAT1", 0.6, 0.2, 1.0, -0.1, 0.6),  # went the other way
+        ("T", "b", "CD4", 0.1, 0.05, 0.2, 0.1, 0.2),
+        ("T", "c", "CD4", -1.0, -1.5, -0.5, -0.9, 0.3),
+        ("B", "a", "CD4", 0.7, 0.5, 1.2, 0.8, 0.4),
+        ("B", "b", "CD4", 0.1, 0.05, 0.2, 0.1, 0.2),
+        ("B", "c", "CD4", -1.0, -1.5, -0.5, -0.9, 0.3),
+        ("NK", "c", "CD4", -9.0, -9.5, -8.5, -9.9, 3.0),  # a label that is in no other batch
     ]
-    table = pd.DataFrame(rows, columns=["label", "batch", "gene", "shift", "q05", "q95"])
-    return table.assign(n_cells=50, seen=seen)
+    columns = ["label", "batch", "gene", "shift", "q05", "q95", "observed", "size"]
+    return pd.DataFrame(rows, columns=columns).assign(n_cells=50, seen=seen)
 
 
 def table_of_check(pearson=0.8, slope=2.0, null=0.1, additive=0.9, ceiling=0.95, n=2):
@@ -55,31 +61,34 @@ def say(scores=None, shifts=None, check=None, **record):
 
 
 def test_good_numbers():
-    fixed, labels, random, different, trust, verdict = say(verdict="All can be compared.")
+    fixed, labels, random, trust, different, verdict = say(verdict="All can be compared.")
     assert "gives away a held-out cell's batch less than the principal components do" in fixed
-    assert "leak 0.05 against 0.70; 0 is chance, ±0.04 by luck" in fixed
+    assert "leak 0.05 against 0.70, a difference of ±0.06 by luck; 0 is chance, 1 is all" in fixed
     assert "95.0% of held-out cells" in labels
     assert "30.0% by chance" in labels
-    assert "it finds real differences" in random
+    assert "tells batches apart beyond its null" in random
     assert "leak 0.60; 0.10 for the same network" in random
-    assert different.startswith("Batch a lies farthest")
-    assert different.endswith("Genes: CD4 (+0.90), IL7R (-0.50).")
-    assert "its most shifted genes by 0.72 log1p CP10k" in different
-    assert "the nearest is b, by 0.10" in different
-    assert "correlate with 0.80 (median of 2 pairs of label and batch, 0.95 for a perfect" in trust
-    assert ", 0.10 for a wrong batch, 0.90 for the plain difference" in trust
+    assert different.startswith(
+        "Batch a lies farthest from the average batch, by 0.50 log1p CP10k, before c with 0.30 (root"
+    )
+    assert "seen to: CD4 (+0.90 in T; observed +0.80), IL7R (-0.50 in T; observed -0.40). " in different
+    assert different.endswith("of 2 labels in a: good for 1.")
+    assert "correlate with 0.80 (2 of 2 pairs of label and batch good, 0 some; 0.95 for a perfect" in trust
+    assert "; 0.10 for a wrong batch; 0.90 for the plain difference" in trust
     assert trust.endswith("the observed ones are 2.00 times the size of the predicted.")
     assert verdict == "All can be compared."
 
 
 def test_bad_numbers_are_not_praised():
-    fixed, _, random, _, trust = say(
+    fixed, _, random, trust, *more = say(
         table_of_scores(fixed=0.8, random=0.12), check=table_of_check(pearson=-0.1, slope=-0.05)
     )
     assert "more than the principal components do" in fixed
-    assert "it finds no more than chance would" in random
+    assert "finds no more than its null does" in random
+    assert trust.startswith("Do not use the counterfactuals and gene shifts of this run: ")
     assert "correlate with -0.10" in trust
     assert "-0.05 times the size" in trust
+    assert more == []  # and so no gene is named
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,7 @@ def test_bad_numbers_are_not_praised():
 )
 def test_a_leak_counts_beyond_luck_and_beyond_the_least(random, spread, real):
     said = say(table_of_scores(random=random, null=0.1, sd=spread))[2]
-    assert ("it finds real differences" in said) is real
+    assert ("beyond its null" in said) is real
 
 
 def test_what_is_missing_is_said_or_left_out():
@@ -96,24 +105,38 @@ def test_what_is_missing_is_said_or_left_out():
     assert said == [
         "Whether the fixed-effects embedding gives away the batch could not be measured: no label has "
         "enough cells, held out and not, in two batches.",
-        "Counterfactuals could not be checked: no label has 10 held-out cells on both sides of a batch.",
+        "Counterfactuals could not be checked: no label has enough held-out cells on both sides of a batch. "
+        "Take gene shifts as guesses.",
         "Without labels, a leak includes differences in composition: batches with other cell types.",
     ]
     assert "is not known" in say(table_of_scores(null=None))[2]
-    assert "could not be checked" in say(check=table_of_check(pearson=NAN))[-1]
+    *_, trust, different = say(check=table_of_check(pearson=NAN))
+    assert "could not be checked" in trust
+    assert different.endswith("of 2 labels in a: none could be checked.")
 
 
 def test_baselines_that_do_not_exist_are_not_named():
-    trust = say(check=table_of_check(null=NAN, additive=NAN, ceiling=NAN))[-1]
-    assert "(median of 2 pairs of label and batch); the observed" in trust
-    mixed = table_of_check(null=[NAN, 0.3])
-    assert "0.30 for a wrong batch" in say(check=mixed)[-1]
+    trust = say(check=table_of_check(null=NAN, additive=NAN))[3]
+    assert "0 some; 0.95 for a perfect prediction, given how few the cells are); the observed" in trust
+    assert "0.30 for a wrong batch" in say(check=table_of_check(null=[NAN, 0.3]))[3]
 
 
 def test_no_gene_is_sure():
     shifts = table_of_shifts().assign(q05=-1.0, q95=1.0)
-    assert say(shifts=shifts)[3].endswith("Genes: none whose interval excludes 0.")
-    assert np.isfinite(shifts["shift"]).all()
+    assert "seen to: none for sure. " in say(shifts=shifts)[4]
+
+
+def test_two_batches_lie_apart_and_one_alone_nowhere():
+    shifts = table_of_shifts()
+    two = say(shifts=shifts[shifts.batch != "c"].assign(size=0.25))[4]
+    assert two.startswith("Batches a and b lie 0.50 log1p CP10k apart (")
+    assert len(say(shifts=shifts[shifts.batch == "a"])) == 4
+
+
+def test_without_labels_none_is_named():
+    shifts = table_of_shifts()
+    said = say(shifts=shifts[shifts.label == "T"].assign(label="all cells"))[4]
+    assert "CD4 (+0.90; observed +0.80)" in said
 
 
 def test_a_difference_within_luck_is_none():

@@ -180,7 +180,12 @@ def column(adata: AnnData, key: str, what: str) -> "pd.Series[Any]":
     usable = [str(n) for n in adata.obs.columns if not pd.api.types.is_float_dtype(adata.obs[n])]
     raise ScmedleyError(
         f"The {what} key {key!r} is not a column of obs.{hint} "
-        f"Columns with categories: {listed(usable, 20) if usable else 'none'}."
+        + (
+            f"Columns with categories: {listed(usable, 20)}."
+            if usable
+            else "obs has no column with categories. Files without annotation (csv, 10x): give several, one for each "
+            "batch, or add the columns in Python and save as h5ad."
+        )
     )
 
 

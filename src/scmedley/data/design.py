@@ -65,7 +65,7 @@ class Design:
             where = f"{int((codes < 0).sum())} cells are of batches {names[:5]}"
         raise ScmedleyError(
             f"This needs batches that the model was trained on, and {where}. Pass "
-            f"unknown='mean' to use the population mean (no batch effect) for them; the model knows "
+            f"unknown='mean' (--unknown mean) to use the population mean (no batch effect) for them; the model knows "
             f"{list(self.batches[:8])}{' ...' if self.n_batches > 8 else ''}."
         )
 

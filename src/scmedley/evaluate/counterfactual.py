@@ -19,6 +19,11 @@ from scmedley.pp.counts import log_normalised
 ALL = "all cells"  # stands for the label where there is none
 ROWS = 2048  # cells x targets that are decoded at one time
 LEAST = 10  # held-out cells on each side without which a shift is not compared
+TOO_FEW = "too few cells to judge"
+AGREEMENT = ("good", "some", "none", TOO_FEW)
+# Of a pair's ceiling: what is good, what is some agreement, and by how much it must exceed the prediction
+# for a wrong batch to be good. A ceiling (a Pearson) below the last leaves nothing to judge by.
+LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.2, "ceiling": 0.3}
 CHECK_COLUMNS = [
     *("label", "batch", "pearson", "slope", "ceiling_pearson", "wrong_batch_pearson", "additive_pearson"),
     *("n_source", "n_target"),
@@ -35,7 +40,12 @@ def gene_shifts(
     max_cells: int = 100,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """List the genes that each batch shifts most against the population mean, within each label.
+    """List the genes that each batch shifts most against the average batch, within each label.
+
+    Cells of a label are shown in each batch. The shift is their mean there, less the average of those means
+    over the batches in which the label was observed, each batch counted once (over all batches, where that is
+    fewer than two). The population mean, all effects at zero, is no such average: a decoder's biases may
+    lie off the middle of its batches.
 
     Parameters
     ----------
@@ -53,28 +63,43 @@ def gene_shifts(
     Returns
     -------
     DataFrame
-        label, batch, gene, shift, q05, q95 (log1p CP10k; counterfactual in the batch minus population
-        mean, mean over cells), n_cells, seen (whether the label was observed in that batch).
+        label, batch, gene, and in log1p CP10k: shift, its q05 and q95, observed (the same difference
+        between the means of the label's cells that are from each batch; not a number where there are none),
+        size (root mean square of the shift over all genes); n_cells (shown), seen (whether the label was
+        observed in that batch).
     """
     network = decoder(model)
     label = _labels(adata, label_key)
     batch = adata.obs[network.batch_key].astype(str)
     seen = set(zip(label, batch, strict=True))
     rng = np.random.default_rng(seed)
-    genes = np.asarray(network.genes)
+    genes, batches = np.asarray(network.genes), network.design.batches
+    x_NG, _ = log_normalised(adata, network.genes)
     tables = []
     for name in _names(label):
         rows = np.flatnonzero(label == name)
+        seen_T = np.array([(name, target) in seen for target in batches])
+        observed_TG = np.full((len(batches), len(genes)), np.nan)
+        if seen_T.sum() < 2:
+            compared_T = np.ones_like(seen_T)
+        else:
+            compared_T = seen_T
+            own = [rows[batch.iloc[rows] == target] for target in np.array(batches)[seen_T]]
+            observed_TG[seen_T] = [np.asarray(x_NG[cells].mean(axis=0)).ravel() for cells in own]
+            observed_TG -= observed_TG[seen_T].mean(axis=0)
         rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
         mean_TDG = _decoded_means(network, adata[rows], draws, seed)
-        for target, mean_DG in zip(network.design.batches, mean_TDG[:-1], strict=True):
-            shift_DG = mean_DG - mean_TDG[-1]
+        mean_TDG -= mean_TDG[compared_T].mean(axis=0)
+        for target, shift_DG, observed_G in zip(batches, mean_TDG, observed_TG, strict=True):
             shift_G = shift_DG.mean(0)
             low_G, high_G = np.quantile(shift_DG, QUANTILES, axis=0)
             top = np.argsort(-np.abs(shift_G), kind="stable")[:n_top]
-            columns = {"gene": genes[top], "shift": shift_G[top], "q05": low_G[top], "q95": high_G[top]}
-            table = pd.DataFrame({"label": name, "batch": target, **columns})
-            tables.append(table.assign(n_cells=len(rows), seen=(name, target) in seen))
+            columns = {"gene": genes, "shift": shift_G, "q05": low_G, "q95": high_G, "observed": observed_G}
+            table = pd.DataFrame(columns).iloc[top]
+            table.insert(0, "label", name)
+            table.insert(1, "batch", target)
+            size = float(np.sqrt((shift_G**2).mean()))
+            tables.append(table.assign(size=size, n_cells=len(rows), seen=(name, target) in seen))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -154,6 +179,19 @@ def counterfactual_check(
     return pd.DataFrame(rows, columns=CHECK_COLUMNS)
 
 
+def agreement(check: pd.DataFrame) -> "pd.Series[str]":
+    """Judge each row of :func:`counterfactual_check`: how much of what its cells allow does it reach?
+
+    "good", "some" or "none" by ``LIMITS``, or "too few cells to judge".
+    """
+    reached = check["pearson"] / check["ceiling_pearson"]
+    wrong = check["wrong_batch_pearson"] / check["ceiling_pearson"]  # not a number: there is no third batch
+    particular = ~(reached - wrong < LIMITS["margin"])
+    judged = (check["ceiling_pearson"] >= LIMITS["ceiling"]) & check["pearson"].notna()
+    choices = [~judged, (reached >= LIMITS["good"]) & particular, reached >= LIMITS["some"]]
+    return pd.Series(np.select(choices, [TOO_FEW, "good", "some"], "none"), check.index, dtype=object)
+
+
 def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
     """Give the network of ``model`` that counterfactuals come from."""
     return model.decoder if isinstance(model, MixedEffects) else model
@@ -161,14 +199,14 @@ def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
 
 @torch.no_grad()
 def _decoded_means(model: Model[Any], adata: AnnData, draws: int, seed: int) -> np.ndarray:
-    """Give the cells' mean as decoded in each batch, and last in the population mean: T x D x G, log1p CP10k.
+    """Give the cells' mean as decoded in each batch: T x D x G, log1p CP10k.
 
     :func:`mean_shift` gives the differences of these, one pair at a time; here all targets share the draws.
     """
     own_N = model.design.codes(adata.obs)
     cells = Resident(model.read(adata), own_N, torch.device("cpu")).take(torch.arange(adata.n_obs))
     as_target = getattr(model.settings, "encode_as_target", False)
-    codes_T = torch.tensor([*range(model.design.n_batches), -1])
+    codes_T = torch.arange(model.design.n_batches)
     mean_TDG = np.empty((len(codes_T), draws, len(model.genes)), dtype=np.float32)
     blocks = torch.split(torch.arange(len(codes_T)), max(1, ROWS // adata.n_obs))
     with torch.random.fork_rng(devices=[]):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley import keys
+from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement
 
 LEAK_SEEN = 0.05  # a leak below this, or within two spreads of its null, is called nothing to find
 
@@ -19,8 +20,8 @@ def findings(
         _fixed(scores),
         _labels(scores),
         _random(scores, has_labels),
-        _most_different(shifts),
         _trust(check),
+        _most_different(shifts, check),
     ]
     if not has_labels:
         said.append(
@@ -43,12 +44,13 @@ def _fixed(scores: pd.DataFrame) -> str:
             "Whether the fixed-effects embedding gives away the batch could not be measured: no label has "
             "enough cells, held out and not, in two batches."
         )
-    luck = 2 * float(np.hypot(fixed.null_sd, pca.null_sd))
+    luck = 2 * float(np.hypot(fixed.null_sd, pca.null_sd))  # of the difference
     gap = fixed.value - pca.value
     much = "about as much as" if abs(gap) <= luck else "less than" if gap < 0 else "more than"
     return (
         f"Fixed effects: this embedding gives away a held-out cell's batch {much} the principal components do "
-        f"(leak {fixed.value:z.2f} against {pca.value:z.2f}; 0 is chance, ±{2 * fixed.null_sd:.2f} by luck, 1 is all)."
+        f"(leak {fixed.value:z.2f} against {pca.value:z.2f}, a difference of ±{luck:.2f} by luck; 0 is chance, "
+        "1 is all)."
     )
 
 
@@ -74,38 +76,72 @@ def _random(scores: pd.DataFrame, has_labels: bool) -> str:
     margin = random.value - null.value
     within = " within cell types" if has_labels else ""
     luck = max(2 * float(np.hypot(random.null_sd, null.null_sd)), LEAK_SEEN)
-    verdict = "it finds real differences" if margin > luck else "it finds no more than chance would"
+    verdict = "tells batches apart beyond its null" if margin > luck else "finds no more than its null does"
     return (
-        f"Random effects: {verdict} between batches (leak {random.value:z.2f}; {null.value:z.2f} for the same "
-        f"network, fitted once, on batch labels permuted{within})."
+        f"Random effects: this embedding {verdict} (leak {random.value:z.2f}; {null.value:z.2f} for the same "
+        f"network, fitted once, to batch labels permuted{within})."
     )
 
 
-def _most_different(shifts: pd.DataFrame) -> str:
+def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
+    """Name the batch farthest from the average and its genes, unless the check speaks against them."""
     seen = shifts[shifts.seen]
-    if seen.empty:
+    if seen.empty or _believed(agreement(check)) is False:
         return ""
-    size = seen.groupby("batch", sort=True)["shift"].apply(lambda s: float(np.sqrt((s**2).mean())))
-    batch = str(size.idxmax())
+    size = seen.groupby(["batch", "label"], sort=True)["size"].first().unstack()
+    shared = size.dropna(axis=1)  # batches are compared on the labels that all of them have, if there are any
+    distance = (size if shared.empty else shared).mean(axis=1).sort_values(ascending=False, kind="stable")
+    if len(distance) < 2:
+        return ""
+    batch, second = distance.index[:2]
+    if len(distance) == 2:
+        said = f"Batches {batch} and {second} lie {2 * distance.iloc[0]:.2f} log1p CP10k apart"
+    else:
+        said = (
+            f"Batch {batch} lies farthest from the average batch, by {distance.iloc[0]:.2f} log1p CP10k, before "
+            f"{second} with {distance.iloc[1]:.2f}"
+        )
     own = seen[seen.batch == batch]
-    sure = own[(own.q05 > 0) | (own.q95 < 0)]
-    by_gene = sure.groupby("gene")["shift"].mean()
-    genes = by_gene.abs().sort_values(ascending=False, kind="stable").index[:5]
-    named = ", ".join(f"{gene} ({by_gene[gene]:+.2f})" for gene in genes) or "none whose interval excludes 0"
+    judged = agreement(check)[(check.batch == batch).to_numpy()]
+    checked = ", ".join(f"{word} for {n}" for word, n in judged[judged != TOO_FEW].value_counts().items())
     return (
-        f"Batch {batch} lies farthest from the population mean, all batch effects at zero (its most shifted "
-        f"genes by {size[batch]:.2f} log1p CP10k, root mean square; the nearest is {size.idxmin()}, by "
-        f"{size.min():.2f}). Genes: {named}."
+        f"{said} (root mean square over genes). Genes that shift most there, and were seen to: "
+        f"{_genes(own)}. Agreement with held-out cells, of {own.label.nunique()} labels in {batch}: "
+        f"{checked or 'none could be checked'}."
     )
+
+
+def _genes(own: pd.DataFrame) -> str:
+    """List the largest shifts whose interval excludes 0 and whose sign is the observed one."""
+    sure = own[((own.q05 > 0) | (own.q95 < 0)) & (np.sign(own.observed) == np.sign(own["shift"]))]
+    order = sure["shift"].abs().sort_values(ascending=False, kind="stable").index
+    top = sure.loc[order].drop_duplicates("gene").head(5)
+    where = "" if set(own.label) == {ALL} else " in {label}"
+    named = [
+        f"{row.gene} ({row.shift:+.2f}{where.format(label=row.label)}; observed {row.observed:+.2f})"
+        for row in top.itertuples()
+    ]
+    return ", ".join(named) or "none for sure"
+
+
+def _believed(judged: "pd.Series[str]") -> bool | None:
+    """Whether at least half of the pairs that could be judged agree somewhat; None if none could."""
+    judged = judged[judged != TOO_FEW]
+    return None if judged.empty else bool((judged != "none").mean() >= 0.5)
 
 
 def _trust(check: pd.DataFrame) -> str:
-    usable = check.dropna(subset=["pearson"])
-    if usable.empty:
+    judged = agreement(check)
+    believed, n = _believed(judged), int((judged != TOO_FEW).sum())
+    if believed is None:
         return (
-            "Counterfactuals could not be checked: no label has 10 held-out cells on both sides of a batch."
+            "Counterfactuals could not be checked: no label has enough held-out cells on both sides of a batch. "
+            "Take gene shifts as guesses."
         )
-    beside = [f"median of {len(usable)} pairs of label and batch"]
+    usable = check[(judged != TOO_FEW).to_numpy()]
+    beside = [
+        f"{(judged == 'good').sum()} of {n} pairs of label and batch good, {(judged == 'some').sum()} some"
+    ]
     beside += [
         f"{usable[name].median():z.2f} for {what}"
         for name, what in (
@@ -115,8 +151,9 @@ def _trust(check: pd.DataFrame) -> str:
         )
         if usable[name].notna().any()
     ]
+    verdict = "Counterfactuals" if believed else "Do not use the counterfactuals and gene shifts of this run"
     return (
-        "Counterfactuals: predicted and observed shifts of held-out cells correlate with "
-        f"{usable.pearson.median():z.2f} ({', '.join(beside)}); "
+        f"{verdict}: predicted and observed shifts of held-out cells correlate with "
+        f"{usable.pearson.median():z.2f} ({'; '.join(beside)}); "
         f"the observed ones are {usable.slope.median():z.2f} times the size of the predicted."
     )

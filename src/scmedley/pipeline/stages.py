@@ -307,6 +307,10 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
                 f"Training of the {name} network was interrupted in epoch {fitted['epochs']}; its best epoch "
                 f"so far, {fitted['best_epoch']}, is used."
             )
+        elif config.epochs and fitted["stopped"] == "last epoch" and fitted["best_epoch"] == fitted["epochs"]:
+            this.record["warnings"].append(
+                f"Training of the {name} network was still improving when --epochs {config.epochs} ended it."
+            )
     return model
 
 

@@ -41,6 +41,7 @@ def build(run_dir: str | Path) -> Path:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ScmedleyError("a report needs jinja2 and matplotlib: pip install 'scmedley[report]'") from error
+    from scmedley.evaluate.counterfactual import LIMITS
     from scmedley.io import replacing
     from scmedley.report import figures, sections
     from scmedley.report.read import read
@@ -58,7 +59,7 @@ def build(run_dir: str | Path) -> Path:
             "training": figures.training(run),
             "provenance": sections.provenance(run),
             "given": run.given,
-            "limits": sections.LIMITS,
+            "limits": LIMITS,
         }
     path = run.folder / "report.html"
     # A lone surrogate in a name cannot be encoded; it must not cost the report.

@@ -105,7 +105,7 @@ def _map(
     figure = NotebookFigure(figsize=(3.6, 3.6), facecolor="none")
     ax = figure.add_axes((0.01, 0.01, 0.98, 0.98), facecolor="none")
     scatter(ax, xy, codes, len(names))
-    if numbered and key != keys.RANDOM:  # where labels are meant to mix, the numbers would only pile up
+    if numbered:
         for code in np.unique(codes[codes >= 0]):
             own = xy[codes == code]
             from_middle = ((own - np.median(own, axis=0)) ** 2).sum(axis=1)
