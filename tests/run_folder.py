@@ -147,6 +147,8 @@ def _shifts(batch, label, batches, labels, genes, rng) -> pd.DataFrame:
                         "shift": shift,
                         "q05": shift - half,
                         "q95": shift + half,
+                        "observed": shift if seen else np.nan,
+                        "size": float(np.sqrt((shift**2).mean())),
                         "n_cells": int((label == y).sum()),
                         "seen": seen,
                     }

@@ -1,6 +1,5 @@
 """Run the command line in process, on a small part of a real data set and without what only draws."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +41,11 @@ class Shell:
 
     def __call__(self, *arguments: object) -> Said:
         self.capsys.readouterr()
-        hook = sys.unraisablehook
         try:
             cli.main([str(a) for a in arguments])
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
-        finally:
-            sys.unraisablehook = hook  # a failed command silences it for the rest of its process
         return Said(code, *self.capsys.readouterr())
 
     def well(self, *arguments: object) -> str:

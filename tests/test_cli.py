@@ -262,9 +262,9 @@ BAD_SETTINGS = {
     "no threads": (["--threads", "0"], "--threads 0 must be at least 1"),
     "no device": (["--device", "abacus"], "device='abacus'"),
     "one draw": (["--draws", "1"], "--draws 1 must be at least 2"),
-    "negative seed": (["--seed", "-1"], "--seed -1 must lie between"),
+    "negative seed": (["--seed", "-1"], "seed -1 must lie between"),
     "unknown option": (["--colour", "red"], "--colour"),
-    "no such embedding": (["--fixed", "X_none"], "only ['X_broken', 'X_mine']"),
+    "no such embedding": (["--fixed", "X_none"], "obsm has ['X_broken', 'X_mine']"),
     "embedding with NaN": (["--fixed", "X_broken"], "no dense matrix of finite numbers"),
     "too strict filters": (["--min-genes", "5000"], "Lower min_genes"),
 }

@@ -213,8 +213,8 @@ def test_unknown_targets_name_the_batches(model, prepared: AnnData) -> None:
     ("to", "options", "words"),
     [
         ([], {}, "at least one target"),
-        ("d1", {"draws": 1}, "got 1"),
-        ("d1", {"draws": -2}, "got -2"),
+        ("d1", {"draws": 1}, "draws is 1"),
+        ("d1", {"draws": -2}, "draws is -2"),
         (["d1", "d2", "d1"], {}, "'d1' is named more than once"),
     ],
 )

@@ -224,7 +224,9 @@ def test_shifts_of_all_targets_are_those_of_one(fitted, prepared, name, preset):
     model = fitted(name, preset)
     table = gene_shifts(model, prepared, "cell_type", draws=3, n_top=40, seed=5)
     mine = prepared[prepared.obs["cell_type"] == "NK"]
-    shift_BG = [mean_shift(model, mine, b, reference="mean", draws=3, seed=5).mean(0) for b in model.design.batches]
+    shift_BG = [
+        mean_shift(model, mine, b, reference="mean", draws=3, seed=5).mean(0) for b in model.design.batches
+    ]
     assert table["seen"].all()
     for batch, shift_G in zip(model.design.batches, shift_BG - np.mean(shift_BG, axis=0), strict=True):
         rows = table[(table["batch"] == batch) & (table["label"] == "NK")].set_index("gene")

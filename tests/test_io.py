@@ -162,13 +162,15 @@ def test_read_batches_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "three.csv").write_text(",g,g\nc,1,2\n")
     one = tmp_path / "one.h5ad"
     with pytest.raises(ScmedleyError, match=r"shares no gene name .*'ENSG0'.*'gene0'"):
+        io.read_batches([one, tmp_path / "two.h5ad"], "file")
+    with pytest.raises(ScmedleyError, match=r"one\.h5ad has an obs column 'batch' already"):
         io.read_batches([one, tmp_path / "two.h5ad"])
     with pytest.raises(ScmedleyError, match="several files are called 'one'"):
         io.read_batches([one, tmp_path / "sub" / "one.h5ad"])
     with pytest.raises(ScmedleyError, match="two or more batches"):
         io.read_batches([one])
     with pytest.raises(ScmedleyError, match="gene 'g' occurs more than once"):
-        io.read_batches([one, tmp_path / "three.csv"])
+        io.read_batches([one, tmp_path / "three.csv"], "file")
 
 
 @pytest.mark.parametrize(

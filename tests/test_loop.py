@@ -176,7 +176,9 @@ def test_ctrl_c_in_a_model_leaves_it_fitted_to_the_best_epoch(
 
 def test_a_failed_fit_is_no_fit(prepared: AnnData) -> None:
     model = unfitted("random", mse_weight=float("inf"))
-    with pytest.raises(ScmedleyError, match=r"RandomEffects by donor: the train term '\w+' is (inf|nan) in epoch 1"):
+    with pytest.raises(
+        ScmedleyError, match=r"RandomEffects by donor: the train term '\w+' is (inf|nan) in epoch 1"
+    ):
         model.fit(prepared, **FIT)
     with pytest.raises(ScmedleyError, match="not fitted"):
         model.embed(prepared)

@@ -371,8 +371,36 @@ def test_unknown_batches(fitted, prepared: AnnData) -> None:
     assert cells.obsm[keys.RANDOM].shape == (180, 4)
 
 
-def test_no_cells_give_no_rows(model_name: str, fitted, prepared: AnnData) -> None:
-    assert fitted(model_name).get_latent_representation(prepared[:0]).shape == (0, 4)
+def test_no_cells_are_said(model_name: str, fitted, prepared: AnnData) -> None:
+    with pytest.raises(ScmedleyError, match="no cells here"):
+        fitted(model_name).get_latent_representation(prepared[:0])
+
+
+def test_empty_cells_are_said(fitted, prepared: AnnData) -> None:
+    prepared.layers[keys.LOGNORM] = prepared.layers[keys.LOGNORM].copy()
+    prepared.layers[keys.LOGNORM][:3] *= 0
+    with pytest.warns(ScmedleyWarning, match="3 cells have no value above 0"):
+        fitted("fixed").get_latent_representation(prepared)
+
+
+def test_a_spoilt_layer_is_said(fitted, prepared: AnnData) -> None:
+    prepared.layers[keys.LOGNORM] = prepared.layers[keys.LOGNORM].toarray()
+    prepared.layers[keys.LOGNORM][2, 5] = np.nan
+    with pytest.raises(ScmedleyError, match=f"{prepared.obs_names[2]}.*{prepared.var_names[5]}"):
+        fitted("fixed").get_latent_representation(prepared)
+
+
+def test_a_batch_without_training_cells_is_said(prepared: AnnData) -> None:
+    prepared.obs[keys.SPLIT] = np.where(prepared.obs["donor"] == "d2", "test", "train")
+    prepared.obs.iloc[:5, prepared.obs.columns.get_loc(keys.SPLIT)] = "validation"
+    with pytest.raises(ScmedleyError, match="Batch 'd2' has no training cell"):
+        unfitted("fixed").fit(prepared, **FIT)
+
+
+@pytest.mark.parametrize("change", [{"n_latent": 2.5}, {"learning_rate": float("nan")}, {"n_latent": "5"}])
+def test_settings_are_numbers(change: dict) -> None:
+    with pytest.raises(ScmedleyError, match=next(iter(change))):
+        FixedEffects.preset("default").replace(**change)
 
 
 def test_reconstruction_is_in_the_unit_of_the_input(prepared: AnnData) -> None:

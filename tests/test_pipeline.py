@@ -279,24 +279,21 @@ def tiny_disk(tmp_path):
 
 def test_really_full_disk(shell, data, whole, tiny_disk):
     """The checkpoint, h5ad and Zarr, by the libraries that write them; h5py prints to stderr of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "scmedley",
-        "embed",
-        whole,
-        "--cells",
-        data,
-        "--out",
-        tiny_disk / "e.h5ad",
-    ]
-    ran = subprocess.run(
-        list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=120
-    )
-    assert ran.returncode == 1
-    assert ran.stderr.count("\n") == 1, ran.stderr
-    assert "The disk is full" in ran.stderr
-    assert tree(tiny_disk) == {}
+    for command in (
+        ("embed", whole, "--cells", data, "--out", tiny_disk / "e.h5ad"),
+        ("project", whole, "--to", "mean", "--draws", "3", "--out", tiny_disk / "p.h5ad"),
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-m", "scmedley", *map(str, command)],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ran.returncode == 1
+        assert ran.stderr.count("\n") == 1, ran.stderr
+        assert "The disk is full" in ran.stderr
+        assert tree(tiny_disk) == {}
     assert "The disk is full" in shell("project", whole, "--to", "mean", "--out", tiny_disk / "p.zarr").error
     assert tree(tiny_disk) == {}
     assert "The disk is full" in shell("run", data, "--out", tiny_disk / "run", *SMALL, "--quiet").error

@@ -1,5 +1,5 @@
 """``python -m scmedley``."""
 
-from scmedley.cli import main
+from scmedley.cli import entry
 
-main()
+entry()

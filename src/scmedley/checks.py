@@ -189,6 +189,12 @@ def column(adata: AnnData, key: str, what: str) -> "pd.Series[Any]":
     )
 
 
+def check_seed(seed: int) -> None:
+    """Say which seeds there are."""
+    if not 0 <= seed < 2**32:
+        raise ScmedleyError(f"seed {seed} must lie between 0 and {2**32 - 1}.")
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Write names as ``'a', 'b' and 3 more``."""
     shown = ", ".join(repr(name) for name in names[:most])

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Heavy imports are inside the commands, so that --help is quick."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -168,7 +169,9 @@ def evaluate(folder: Path, /) -> None:
     """
     from scmedley.pipeline import stages
 
-    _tell(stages.evaluate(folder), folder, quiet=False, with_report=False)
+    with _warnings_as_lines():
+        record = stages.evaluate(folder)
+    _tell(record, folder, quiet=False, with_report=False)
 
 
 @app.command
@@ -202,6 +205,24 @@ def demo(*, out: Path = Path("demo-run"), overwrite: bool = False) -> None:
     run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, config=config)
 
 
+def entry() -> None:
+    """Be the process: as ``main``, but nothing after the last line, whatever libraries leave behind.
+
+    After a full disk h5py's destructors print tracebacks, and may crash, while Python tidies up.
+    """
+    if "--debug" in sys.argv:
+        main()
+        return
+    sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None  # Cython's destructors take this one too
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 0, or print one line and exit with another code."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
@@ -228,9 +249,6 @@ def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
     print("scmedley: error: " + " ".join(message.split()), file=sys.stderr)
-    sys.stderr.flush()
-    # h5py's destructors print tracebacks of their own after a full disk: the one line above says it all.
-    sys.unraisablehook = lambda _: None
     raise SystemExit(code)
 
 

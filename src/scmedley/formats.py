@@ -162,7 +162,13 @@ def _read_text(path: Path) -> AnnData:
             blocks.append(csr_matrix(piece.to_numpy(dtype=np.float32)))
     if not blocks or not blocks[0].shape[1]:
         raise ScmedleyError(
-            f"{path} has no cells or no genes. Give one row per cell, its name first, and a header."
+            f"{path} has no cells or no genes. Give one row per cell, its name first, and a header, with commas "
+            "between the columns of a .csv and tabs in a .tsv."
+        )
+    if len(set(cells)) < len(cells) and not any(np.isnan(pd.to_numeric(cells[:_ROWS], errors="coerce"))):
+        raise ScmedleyError(
+            f"{path}: the first column holds numbers that repeat, so it is a gene and not the cells' names. Put "
+            "names there, one for each cell."
         )
     return AnnData(
         vstack(blocks, format="csr"),

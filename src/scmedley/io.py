@@ -98,13 +98,19 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
             raise ScmedleyError(
                 f"{path}: gene {twice!r} occurs more than once, so files cannot be put together."
             )
+        if batch_key in part.obs:
+            raise ScmedleyError(
+                f"{path} has an obs column {batch_key!r} already, and of several files each is one batch. Choose "
+                "another --batch for the files, or put them together first to use that column."
+            )
         part.obs_names = [f"{name}_{cell}" for cell in part.obs_names]
         shared = part.var_names if shared is None else shared.intersection(part.var_names)
         if not len(shared):
             raise ScmedleyError(
                 f"{path} shares no gene name with the files before it. Its genes are called like "
                 f"{listed(part.var_names[:2])}, those of {names[0]} like "
-                f"{listed(parts[names[0]].var_names[:2])}: use symbols in all files, or ids in all."
+                f"{listed(parts[names[0]].var_names[:2])}: use symbols in all files, or ids in all; if those are "
+                "names of cells, swap rows and columns."
             )
         parts[name] = part
     return concat(parts, join="inner", label=batch_key, merge="same")
@@ -136,10 +142,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 f"The disk is full: {path} was not written, and what was there before is unchanged. "
                 "Make room, or choose another folder."
             ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError):
-            reason = error.strerror
+        if isinstance(error, OSError) and type(error) in _PLACES:
+            reason = os.strerror(error.errno) if error.errno else error
             raise ScmedleyError(f"{path} cannot be written ({reason}). Choose another folder.") from error
         raise
+
+
+# What a place that cannot be written to raises; FileNotFoundError where not even a folder can be made.
+_PLACES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
 
 
 def write_h5ad(adata: AnnData, path: str | Path) -> None:
@@ -260,9 +270,14 @@ def _disk_full(error: BaseException) -> bool:
 
 def _tidied(adata: AnnData, path: Path) -> AnnData:
     if adata.X is None:
-        if keys.COUNTS not in adata.layers:
-            raise ScmedleyError(f"{path} has no X and no layers['counts']: there are no values to work on.")
-        adata.X = adata.layers[keys.COUNTS]
+        if keys.COUNTS in adata.layers:
+            adata.X = adata.layers[keys.COUNTS]
+        elif adata.raw is not None and set(adata.var_names) <= set(adata.raw.var_names):
+            adata.X = adata.raw[:, adata.var_names].X
+        else:
+            raise ScmedleyError(
+                f"{path} has no X, no layers['counts'] and no raw: there are no values to work on."
+            )
     x = adata.X
     if type(x) not in (csr_matrix, np.ndarray) or x.dtype != np.float32:
         with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the checks name it

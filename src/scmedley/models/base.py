@@ -16,6 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 from scmedley import keys
+from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN, Design
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
@@ -120,6 +121,7 @@ class Model(Generic[S]):
             not finite, a device that is not there.
         """
         self.network = None
+        check_seed(seed)
         x_NG = self._learn_reading(adata, seed)
         on = resolve_device(device)
         precision = resolve_precision(precision, on)
@@ -219,8 +221,9 @@ class Model(Generic[S]):
         ScmedleyError
             The model is not fitted, or more than a fifth of its genes are missing.
         """
-        if self.network is None:
-            raise ScmedleyError(f"This {type(self).__name__} is not fitted. Call fit(adata) or load one.")
+        self.check_fitted()
+        if adata.n_obs == 0:
+            raise ScmedleyError("There are no cells here. Look at the step that chose them.")
         x_NG, n_missing = log_normalised(adata, self.genes)
         if n_missing > MAX_MISSING * len(self.genes):
             absent = [g for g in self.genes if g not in set(adata.var_names)][:3]
@@ -232,7 +235,16 @@ class Model(Generic[S]):
         if n_missing:
             message = f"{n_missing} of the model's {len(self.genes)} genes are missing here and taken as 0."
             warnings.warn(message, ScmedleyWarning, stacklevel=2)
+        n_empty = adata.n_obs - len(np.unique(x_NG.nonzero()[0]))
+        if n_empty:
+            message = f"{n_empty} cells have no value above 0 in any of the model's genes."
+            warnings.warn(message, ScmedleyWarning, stacklevel=2)
         return self.scale.transform(x_NG)
+
+    def check_fitted(self) -> None:
+        """Say so if there is nothing to use yet."""
+        if self.network is None:
+            raise ScmedleyError(f"This {type(self).__name__} is not fitted. Call fit(adata) or load one.")
 
     def _learn_reading(self, adata: AnnData, seed: int) -> sparse.csr_matrix | np.ndarray:
         """Learn genes, batches and scaling from prepared data; give the scaled input."""
@@ -247,6 +259,12 @@ class Model(Generic[S]):
         settle(adata)
         store_split(adata, self.batch_key, self.label_key, seed)
         check_split(adata)
+        trained = set(self.design.codes(adata.obs)[(adata.obs[keys.SPLIT] == "train").to_numpy()])
+        for code, name in enumerate(self.design.batches):
+            if code not in trained:
+                raise ScmedleyError(
+                    f"Batch {name!r} has no training cell in obs[{keys.SPLIT!r}]. Give it one, or remove the batch."
+                )
         self.genes = list(map(str, adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]))
         if not self.genes:
             raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
@@ -286,5 +304,6 @@ def check_split(adata: AnnData) -> None:
         if counts.get(part, 0) < least:
             raise ScmedleyError(
                 f"obs[{keys.SPLIT!r}] has {counts.get(part, 0)} {part!r} cells of {adata.n_obs}; at least "
-                f"{least} are needed. Give more cells, or a split of your own in that column."
+                f"{least} are needed. Give more cells or batches of more cells (each batch trains on its first), or a "
+                "split of your own in that column."
             )

@@ -18,6 +18,7 @@ from anndata.io import write_elem
 from torch import Tensor
 
 from scmedley import keys
+from scmedley.checks import check_seed
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
@@ -45,8 +46,12 @@ def counterfactual(
             f"This {type(model).__name__} has no batch effects in its decoder, so it has no counterfactuals. "
             "Use RandomEffects, or FixedEffects with decoder_effects=True."
         )
-    if not targets or draws < 0 or draws == 1:
-        raise ScmedleyError(f"Give at least one target batch and draws=0 or 2 and more (got {draws}).")
+    model.check_fitted()
+    check_seed(seed)
+    if not targets:
+        raise ScmedleyError('Name at least one target batch, or "mean" for the population mean.')
+    if draws < 0 or draws == 1:
+        raise ScmedleyError(f"draws is {draws}; give 0 for none, or 2 and more.")
     codes = [model.design.code(target) for target in targets]
     repeated = [target for target in targets if targets.count(target) > 1]
     if repeated:

@@ -70,7 +70,7 @@ class MixedEffects:
     ) -> Self:
         """Fit both networks to prepared data; ``checkpoint`` is a folder, the rest as in ``Model.fit``."""
         if self.fixed_key is not None:
-            self._given(adata)
+            self.given(adata)
         for name, network in self.networks().items():
             network.fit(
                 adata,
@@ -110,7 +110,7 @@ class MixedEffects:
 
     def get_latent_representation(self, adata: AnnData) -> np.ndarray:
         """Give the fixed-effects latent, N x P float32, and store nothing."""
-        return self._given(adata) if self.fixed is None else self.fixed.get_latent_representation(adata)
+        return self.given(adata) if self.fixed is None else self.fixed.get_latent_representation(adata)
 
     def reconstruct(self, adata: AnnData, *, unknown: str = "error") -> AnnData:
         """Give each cell's reconstruction with its own batch's effects, as a new AnnData (log1p CP10k).
@@ -191,13 +191,22 @@ class MixedEffects:
             }
             (temporary / DESCRIPTION).write_text(json.dumps(about, indent=1))
 
-    def _given(self, adata: AnnData) -> np.ndarray:
+    def given(self, adata: AnnData) -> np.ndarray:
         """Give the embedding that stands for the fixed part, or say that it is missing."""
         if self.fixed_key not in adata.obsm:
             raise ScmedleyError(
                 f"The fixed part is obsm[{self.fixed_key!r}], which is not there; obsm has {list(adata.obsm)}."
             )
-        return np.asarray(adata.obsm[self.fixed_key], dtype=np.float32)
+        z_NP = np.asarray(adata.obsm[self.fixed_key])
+        if z_NP.ndim == 2 and z_NP.dtype.kind in "iuf":
+            with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and is told of
+                z_NP = z_NP.astype(np.float32)
+            if np.isfinite(z_NP).all():
+                return z_NP
+        raise ScmedleyError(
+            f"obsm[{self.fixed_key!r}], the fixed part, is no dense matrix of finite numbers. Mend it, or remove "
+            "those cells."
+        )
 
 
 def load(folder: str | Path) -> MixedEffects | Model[Any]:

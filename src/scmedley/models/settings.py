@@ -51,8 +51,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("n_latent", "learning_rate", "batch_size", "max_epochs", "patience"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ScmedleyError(f"{name}={value} must be above 0.")
+            whole = name != "learning_rate"
+            if value is not None and not (isinstance(value, int if whole else int | float) and value > 0):
+                raise ScmedleyError(f"{name}={value!r} must be a {'whole ' if whole else ''}number above 0.")
         if self.batch_size is not None and self.batch_size < 3:
             raise ScmedleyError(
                 f"batch_size={self.batch_size} must be 3 or more: BatchNorm fails on a single cell."

@@ -13,13 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
-from scmedley.checks import overlap
+from scmedley.checks import check_seed, overlap
 from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
@@ -123,8 +122,7 @@ def check_config(config: RunConfig) -> None:
             raise ScmedleyError(f"--{name.replace('_', '-')} {value} must be at least 1.")
     if config.draws < 2:
         raise ScmedleyError(f"--draws {config.draws} must be at least 2, or there is no interval.")
-    if not 0 <= config.seed < 2**32:
-        raise ScmedleyError(f"--seed {config.seed} must lie between 0 and {2**32 - 1}.")
+    check_seed(config.seed)
     resolve_device(config.device)
 
 
@@ -159,7 +157,7 @@ def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
     for basis in (keys.FIXED, keys.RANDOM, keys.PCA):
         umap(adata, basis, seed=config.seed)
     adata.uns[keys.UNS] = {
-        **adata.uns.get(keys.UNS, {}),
+        **adata.uns[keys.UNS],
         "config": {k: v for k, v in asdict(config).items() if v is not None},
         "versions": run_folder.versions(),
         "batch_key": config.batch,
@@ -201,7 +199,11 @@ def read_cells(out: Path) -> AnnData:
     """Read integrated.h5ad of a run folder."""
     path = out / CELLS
     if not path.exists():
-        raise ScmedleyError(f"{path} is missing: the run is not finished. Repeat its command to resume it.")
+        finished = run_folder.read_record(out).get("status") == "done"
+        raise ScmedleyError(
+            f"{path} is missing. "
+            + ("Run again with --overwrite." if finished else "The run is not finished: repeat its command.")
+        )
     try:
         return read_h5ad(path)
     except Exception as error:  # h5py and anndata raise many kinds
@@ -211,6 +213,10 @@ def read_cells(out: Path) -> AnnData:
 def read_model(out: Path) -> MixedEffects:
     """Load the model of a run folder."""
     run_folder.read_record(out)
+    if not (out / MODEL).exists():
+        raise ScmedleyError(
+            f"{out / MODEL} is missing. Repeat the command of the run, with --overwrite if it is done."
+        )
     model = load(out / MODEL)
     if not isinstance(model, MixedEffects):
         raise ScmedleyError(f"{out / MODEL} is a {type(model).__name__}, not the model of a run.")
@@ -242,7 +248,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
             )
         Design.of(adata.obs, config.batch)
         if config.fixed is not None:
-            _check_given(adata, config.fixed)
+            MixedEffects(config.batch, fixed=config.fixed).given(adata)
             checked.warnings.append(
                 f"The fixed part is your embedding {config.fixed}. If it was made of all cells, its scores are not on "
                 "held-out cells."
@@ -254,17 +260,6 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     for warning in checked.warnings:
         this.say(f"Warning: {warning}")
     return adata
-
-
-def _check_given(adata: AnnData, key: str) -> None:
-    """Say whether ``obsm[key]`` can stand for the fixed part."""
-    if key not in adata.obsm:
-        raise ScmedleyError(f"--fixed {key}: obsm has no such embedding, only {list(adata.obsm)}.")
-    z_NP = np.asarray(adata.obsm[key])
-    if z_NP.dtype.kind not in "iuf" or z_NP.ndim != 2 or not np.isfinite(z_NP).all():
-        raise ScmedleyError(
-            f"--fixed {key}: obsm[{key!r}] is no dense matrix of finite numbers. Mend it, or remove those cells."
-        )
 
 
 def _fit(this: Run, adata: AnnData) -> MixedEffects:

@@ -11,7 +11,17 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
-from scmedley.checks import FEW_CELLS, Checked, as_categories, check, check_unique, find_values, listed
+from scmedley.checks import (
+    FEW_CELLS,
+    Checked,
+    as_categories,
+    check,
+    check_seed,
+    check_unique,
+    find_values,
+    kind_of_values,
+    listed,
+)
 from scmedley.errors import ScmedleyError
 from scmedley.pp.split import store_split
 
@@ -69,6 +79,7 @@ def prepare(
         only after the filters leaves ``adata`` filtered.
     """
     _check_settings(adata, n_top_genes, min_genes, min_cells)
+    check_seed(seed)
     checked = check(adata, batch_key, label_key)
     if checked.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=checked.where))
@@ -100,7 +111,7 @@ def prepare(
     train = (adata.obs[keys.SPLIT] == "train").to_numpy()
     adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train)
     adata.uns[keys.UNS] = {
-        **adata.uns.get(keys.UNS, {}),
+        **_ours(adata),
         "prepare": {
             "cells_before": before[0],
             "cells_after": adata.n_obs,
@@ -143,6 +154,8 @@ def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | n
     check_unique(adata.var_names)
     layer = adata.layers.get(keys.LOGNORM)
     if layer is not None:
+        if kind_of_values(layer, adata.obs_names, adata.var_names) == "other":
+            raise ScmedleyError(_NEGATIVE.format(where=f"layers[{keys.LOGNORM!r}]"))
         return _aligned(_tidy(layer), adata.var_names, genes)
     values, where, _ = find_values(adata)
     if values == "other":
@@ -160,6 +173,12 @@ def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | n
     if len(blocks) == 1:
         return blocks[0], n_missing
     return (vstack(blocks, format="csr") if issparse(blocks[0]) else np.vstack(blocks)), n_missing
+
+
+def _ours(adata: AnnData) -> dict[str, Any]:
+    """Give what an earlier step kept in ``uns``, unless that key is somebody else's."""
+    kept = adata.uns.get(keys.UNS)
+    return dict(kept) if isinstance(kept, dict) else {}
 
 
 def _check_settings(

@@ -19,9 +19,10 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.empty(1, device=resolved)
-    except (RuntimeError, AssertionError) as error:
-        raise ScmedleyError(f"device={device!r} is not to be had here: {error}. Use 'cpu'.") from error
+        torch.empty(1, device=resolved).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")[:150]
+        raise ScmedleyError(f"device={device!r} is not to be had here: {reason}. Use 'cpu'.") from error
     return resolved
 
 
