@@ -168,3 +168,10 @@ def test_real_sets_are_counts() -> None:
     assert (
         checks.check(datasets.pancreas(), "batch").warnings[0].startswith("2 of 8 batches have fewer than 20")
     )
+
+
+def test_labels_that_are_measurements_are_refused():
+    adata = cells()
+    adata.obs["depth"] = np.linspace(0, 1, adata.n_obs)
+    with pytest.raises(ScmedleyError, match="label column 'depth' holds measurements"):
+        checks.check(adata, "batch", "depth")

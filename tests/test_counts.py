@@ -257,3 +257,18 @@ def test_log_normalised_refuses_what_it_cannot_use(adata: AnnData) -> None:
     adata.var_names = ["gene1", *adata.var_names[1:]]
     with pytest.raises(ScmedleyError, match="'gene1'"):
         log_normalised(adata, GENES)
+
+
+def test_uns_of_somebody_else_is_no_hindrance(adata: AnnData) -> None:
+    adata.uns[keys.UNS] = "x"
+    prepare(adata, "batch")
+    assert adata.uns[keys.UNS]["prepare"]["cells_after"] == adata.n_obs
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0])
+def test_log_normalised_does_not_trust_its_layer(adata: AnnData, bad: float) -> None:
+    prepare(adata, "batch")
+    adata.layers[keys.LOGNORM] = dense(adata.layers[keys.LOGNORM])
+    adata.layers[keys.LOGNORM][4, 3] = bad
+    with pytest.raises(ScmedleyError, match="cell" if np.isnan(bad) else "negative"):
+        log_normalised(adata, list(adata.var_names))

@@ -283,3 +283,26 @@ def test_sha256(tmp_path: Path) -> None:
     assert io.sha256(tmp_path) == folder
     (tmp_path / "abc").write_bytes(b"abd")
     assert io.sha256(tmp_path) != folder
+
+
+def test_a_table_without_cell_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("g1,g2,g3\n0,1,2\n3,0,1\n0,2,2\n")
+    with pytest.raises(ScmedleyError, match="the first column holds numbers that repeat"):
+        io.read(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text(",g2,g3\n0,1,2\n1,0,1\n2,2,2\n")  # pandas' own row numbers are names
+    assert list(io.read(tmp_path / "b.csv").obs_names) == ["0", "1", "2"]
+
+
+def test_counts_in_raw_alone_are_found(tmp_path: Path) -> None:
+    adata = cells()
+    adata.raw = adata.copy()
+    adata.X = None
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    found = io.read(tmp_path / "a.h5ad").X
+    assert (found != cells().X).nnz == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="of Linux")
+def test_a_place_that_cannot_be_is_said() -> None:
+    with pytest.raises(ScmedleyError, match=r"x\.csv cannot be written \(.*\)\. Choose another folder"):
+        io.write_csv(pd.DataFrame({"a": [1]}), "/proc/nowhere/x.csv")

@@ -220,13 +220,7 @@ def check_unique(
 
 
 def _batches(adata: AnnData, key: str) -> pd.Categorical:
-    raw = column(adata, key, "batch")
-    if pd.api.types.is_float_dtype(raw) and not (raw.dropna() % 1 == 0).all():
-        raise ScmedleyError(
-            f"The batch column {key!r} holds measurements (such as {raw.dropna().iloc[0]!s}), not batches. "
-            "Name the column that says which batch, donor or sample a cell comes from."
-        )
-    batch = as_categories(raw)
+    batch = as_categories(_no_measurements(column(adata, key, "batch"), "batch", "batch, donor or sample"))
     missing = np.flatnonzero(batch.codes < 0)
     if len(missing):
         raise ScmedleyError(
@@ -263,9 +257,18 @@ def _batch_warnings(batch: pd.Categorical, key: str) -> list[str]:
     return warnings
 
 
+def _no_measurements(values: "pd.Series[Any]", what: str, meant: str) -> "pd.Series[Any]":
+    if pd.api.types.is_float_dtype(values) and not (values.dropna() % 1 == 0).all():
+        raise ScmedleyError(
+            f"The {what} column {values.name!r} holds measurements (such as {values.dropna().iloc[0]!s}). "
+            f"Name the column that says which {meant} a cell is from or of."
+        )
+    return values
+
+
 def _label_warnings(adata: AnnData, batch: pd.Categorical, key: str) -> list[str]:
     warnings = []
-    label = as_categories(column(adata, key, "label"))
+    label = as_categories(_no_measurements(column(adata, key, "label"), "label", "type"))
     n_missing = int((label.codes < 0).sum())
     if n_missing == len(label):
         raise ScmedleyError(

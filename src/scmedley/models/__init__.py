@@ -4,6 +4,7 @@ from scmedley.models.autoencoder import Autoencoder, AutoencoderSettings
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.mixed_effects import MixedEffects, load
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
+from scmedley.models.settings import Settings
 
 __all__ = [
     "Autoencoder",
@@ -13,5 +14,6 @@ __all__ = [
     "MixedEffects",
     "RandomEffects",
     "RandomEffectsSettings",
+    "Settings",
     "load",
 ]
