@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from corpus import cells, counts
-from scmedley import checks, datasets
+from scmedley import checks, datasets, overlap
 from scmedley.errors import ScmedleyError
 
 FORMS = [np.asarray, csr_matrix, csc_matrix]
@@ -107,25 +107,25 @@ def test_missing_key_without_any_likeness_lists_the_columns() -> None:
 
 
 def test_as_categories() -> None:
-    found = checks.as_categories(series(10.0, 9.0, np.nan, 10.0))
+    found = overlap.as_categories(series(10.0, 9.0, np.nan, 10.0))
     assert list(found.categories) == ["9", "10"]
     assert list(found.codes) == [1, 0, -1, 1]
-    assert list(checks.as_categories(series("a", " ", None, "", "a ")).codes) == [0, -1, -1, -1, 0]
+    assert list(overlap.as_categories(series("a", " ", None, "", "a ")).codes) == [0, -1, -1, -1, 0]
     kept = pd.Series(pd.Categorical(["x", "a"], categories=["x", "unused", "a"], ordered=True))
-    assert list(checks.as_categories(kept).categories) == ["x", "a"]
-    assert list(checks.as_categories(series(True, False)).categories) == ["False", "True"]
-    assert set(checks.as_categories(series(1, "1", "b")).categories) == {"1", "b"}
+    assert list(overlap.as_categories(kept).categories) == ["x", "a"]
+    assert list(overlap.as_categories(series(True, False)).categories) == ["False", "True"]
+    assert set(overlap.as_categories(series(1, "1", "b")).categories) == {"1", "b"}
 
 
 def test_overlap_identifiable() -> None:
-    found = checks.overlap(series(*"aabbcc"), series(*"BTBTTB"))
+    found = overlap.overlap(series(*"aabbcc"), series(*"BTBTTB"))
     assert found.verdict == "identifiable"
     assert found.parts == [["a", "b", "c"]]
     assert found.table.loc["B"].to_dict() == {"a": 1, "b": 1, "c": 1}
 
 
 def test_overlap_linked_through_another_batch() -> None:
-    found = checks.overlap(series(*"abbc"), series(*"BBTT"))
+    found = overlap.overlap(series(*"abbc"), series(*"BBTT"))
     assert found.verdict == "partly identifiable"
     assert found.parts == [["a", "b", "c"]]
     assert "'a' with 'c'" in found.words
@@ -133,21 +133,21 @@ def test_overlap_linked_through_another_batch() -> None:
 
 
 def test_overlap_in_parts() -> None:
-    found = checks.overlap(series(*"abcd"), series(*"BBTT"))
+    found = overlap.overlap(series(*"abcd"), series(*"BBTT"))
     assert found.verdict == "partly identifiable"
     assert found.parts == [["a", "b"], ["c", "d"]]
     assert "{'a', 'b'}; {'c', 'd'}" in found.words
 
 
 def test_overlap_none() -> None:
-    found = checks.overlap(series(*"aabc"), series(*"BBTN"))
+    found = overlap.overlap(series(*"aabc"), series(*"BBTN"))
     assert found.verdict == "not identifiable"
     assert found.parts == [["a"], ["b"], ["c"]]
     assert found.table.to_numpy().sum() == 4
 
 
 def test_overlap_leaves_cells_without_a_label_out() -> None:
-    found = checks.overlap(series(*"aabb"), series("B", None, "T", None))
+    found = overlap.overlap(series(*"aabb"), series("B", None, "T", None))
     assert found.verdict == "not identifiable"
     assert found.table.to_numpy().sum() == 2
 
@@ -155,7 +155,7 @@ def test_overlap_leaves_cells_without_a_label_out() -> None:
 def test_overlap_does_not_list_hundreds_of_pairs() -> None:
     batch = [f"donor{i}" for i in range(60)] * 2
     label = [f"type{i // 2}" for i in range(60)] + [f"type{(i + 1) // 2}" for i in range(60)]
-    found = checks.overlap(pd.Series(batch), pd.Series(label))
+    found = overlap.overlap(pd.Series(batch), pd.Series(label))
     assert found.verdict == "partly identifiable"
     assert len(found.words) < 400
     assert "more pairs" in found.words

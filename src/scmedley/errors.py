@@ -1,5 +1,7 @@
 """The one exception, and the one warning, that are meant for the user."""
 
+from collections.abc import Sequence
+
 
 class ScmedleyError(ValueError):
     """Something in the data, the settings or the run folder that the user can mend.
@@ -11,3 +13,9 @@ class ScmedleyError(ValueError):
 
 class ScmedleyWarning(UserWarning):
     """Something the user should know about a result that is given all the same."""
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Write names as ``'a', 'b' and 3 more``."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -20,8 +20,7 @@ from anndata import AnnData, concat
 from scipy.sparse import csr_matrix, issparse
 
 from scmedley import keys
-from scmedley.checks import listed
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 from scmedley.formats import reader_for
 
 

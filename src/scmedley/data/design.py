@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scmedley.checks import as_categories
 from scmedley.errors import ScmedleyError
+from scmedley.overlap import as_categories
 
 POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effects at zero
 

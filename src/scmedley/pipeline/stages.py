@@ -18,7 +18,7 @@ import torch
 from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
-from scmedley.checks import check_seed, overlap
+from scmedley.checks import check_seed
 from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
@@ -26,6 +26,7 @@ from scmedley.evaluate.scores import permute_batches, scores
 from scmedley.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split
+from scmedley.overlap import overlap
 from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import findings

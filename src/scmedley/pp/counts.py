@@ -14,15 +14,14 @@ from scmedley import keys
 from scmedley.checks import (
     FEW_CELLS,
     Checked,
-    as_categories,
     check,
     check_seed,
     check_unique,
     find_values,
     kind_of_values,
-    listed,
 )
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
+from scmedley.overlap import as_categories
 from scmedley.pp.split import store_split
 
 _NEGATIVE = (

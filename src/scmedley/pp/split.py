@@ -11,8 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.checks import as_categories, column
+from scmedley.checks import column
 from scmedley.errors import ScmedleyError
+from scmedley.overlap import as_categories
 
 PARTS = ("train", "validation", "test")
 

@@ -52,7 +52,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 def data(run: Run) -> dict[str, Any]:
     """Cells per label and batch, and whether batches can be compared at all."""
-    from scmedley.checks import overlap
+    from scmedley.overlap import overlap
 
     batch, label = run.column("batch"), run.column("label")
     out: dict[str, Any] = {
