@@ -4,6 +4,7 @@
 Codes are integers per cell, -1 where the value is missing.
 """
 
+from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
 from scmedley.evaluate.metrics import asw, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Neighbors, nearest
@@ -11,12 +12,16 @@ from scmedley.evaluate.probes import Leak, batch_leak, knn_accuracy, knn_probe
 from scmedley.evaluate.scores import permute_batches, scores
 
 __all__ = [
+    "Classified",
     "Leak",
     "Neighbors",
     "asw",
     "batch_leak",
     "calinski_harabasz",
+    "classify",
+    "composition",
     "counterfactual_check",
+    "donor_accuracy",
     "gene_shifts",
     "inverse_davies_bouldin",
     "knn_accuracy",
@@ -25,4 +30,5 @@ __all__ = [
     "permute_batches",
     "scores",
     "silhouettes",
+    "target_table",
 ]
