@@ -34,7 +34,8 @@ from scmedley.pp.split import split
 if TYPE_CHECKING:
     from anndata import AnnData
 
-EPOCHS = 24  # about 1,000 minibatches: half of what the default takes
+EPOCHS = {"default": 24, "published": 100}  # about 1,000 minibatches of 128 and of 512
+PRESETS = {"default": "default", "published": "paper"}
 N_FOLDS = 3
 N_COMPONENTS = 50
 SEED = 0
@@ -48,15 +49,15 @@ def main() -> None:
     simulated = pd.concat([simulate(seed) for seed in range(options.seeds)])
     adata = find("onek1k", None)
     assert adata is not None  # it is shipped
-    folds = donor_folds(adata)
+    folds = [("cells", 0, held_out_cells(adata))]
+    folds += [("donors", i, fold) for i, fold in enumerate(donor_folds(adata))]
     runs: list[dict[str, Any]] = []
-    for held_out, test_N in [("cells", held_out_cells(adata)), *(("donors", fold) for fold in folds)]:
-        number = sum(run["held_out"] == held_out for run in runs)
-        done = cached(
-            options.out / f"{held_out}-{number}.json", partial(fold_tables, adata, test_N, options.threads)
-        )
-        runs.append({"held_out": held_out, "fold": number} | done)
-        print(f"{held_out}, fold {number}: done", file=sys.stderr, flush=True)
+    for form in EPOCHS:
+        for held_out, i, test_N in folds:
+            file = options.out / f"{held_out}-{i}-{form}.json"
+            done = cached(file, partial(fold_tables, adata, test_N, form, options.threads))
+            runs.append({"form": form, "held_out": held_out, "fold": i} | done)
+            print(f"{form}, {held_out}, fold {i}: done", file=sys.stderr, flush=True)
     rows = pd.concat([pd.DataFrame(run["rows"]) for run in runs])
     means = simulated.groupby("held_out")[VALUES].mean().reset_index()
     summary = summarise(rows)
@@ -104,59 +105,73 @@ def donor_folds(adata: AnnData) -> list[np.ndarray]:
     ]
 
 
-def fold_tables(adata: AnnData, test_N: np.ndarray, threads: int) -> dict[str, Any]:
+def fold_tables(adata: AnnData, test_N: np.ndarray, form: str, threads: int) -> dict[str, Any]:
     """Fit everything without the cells of ``test_N`` and score sex and the coin on them."""
-    fixed, random = latents(adata, test_N, threads)
-    donor_N, label_N, sex_N = (
-        adata.obs[k].astype("category").cat.codes.to_numpy() for k in (BATCH, LABEL, "sex")
-    )
-    coin_D = np.random.default_rng(SEED).integers(2, size=donor_N.max() + 1)
-    part_N = np.where(test_N, "test", "train")
-    rows = []
-    for target, target_N in (("sex", sex_N), ("coin", coin_D[donor_N])):
-        table = target_table(fixed, random, target_N, donor_N, label_N, part_N, seed=SEED)
-        rows += table.assign(target=target).to_dict("records")
-    return {"rows": rows}
-
-
-def latents(
-    adata: AnnData, test_N: np.ndarray, threads: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Give the fixed and the random latents of all cells, from what is fitted without the held-out ones."""
-    cells = adata.copy()
-    new_donors = not set(cells.obs[BATCH][test_N]) & set(cells.obs[BATCH][~test_N])
-    if new_donors:  # then the null's batches of the two parts are two sets as well
-        permuted = pd.Series("", index=cells.obs_names)
-        for part_N in (test_N, ~test_N):
-            part = cells[part_N].copy()
-            sm.evaluate.permute_batches(part, BATCH, LABEL, seed=SEED)
-            permuted[part_N] = part.obs[keys.PERMUTED].astype(str).to_numpy()
-        cells.obs[keys.PERMUTED] = pd.Categorical(permuted)
-    else:
-        sm.evaluate.permute_batches(cells, BATCH, LABEL, seed=SEED)
+    cells = with_null(adata, test_N)
     learnt = cells[~test_N].copy()
     codes = (learnt.obs[key].cat.codes.to_numpy() for key in (BATCH, LABEL))
     learnt.obs[keys.SPLIT] = split(*codes, fractions=(0.9, 0.1, 0.0), seed=SEED)
     sm.pp.prepare(learnt, BATCH, label_key=LABEL)
+    if form == "default":
+        fixed = fixed_latents(cells, learnt, test_N, threads)
+        random = random_latents(cells, learnt, test_N, "RE", BATCH, form, threads)
+        random |= random_latents(cells, learnt, test_N, NULL, keys.PERMUTED, form, threads)
+    else:  # a comparison for the row "RE" alone
+        fixed, random = {}, random_latents(cells, learnt, test_N, "RE, published", BATCH, form, threads)
+    obs = cells.obs[[BATCH, LABEL, "sex"]].astype("category")
+    donor_N, label_N, sex_N = (obs[key].cat.codes.to_numpy() for key in obs)
+    coin_D = np.random.default_rng(SEED).integers(2, size=donor_N.max() + 1)
+    part_N = np.where(test_N, "test", "train")
+    types_N = label_N if form == "default" else None
+    tables = [
+        target_table(fixed, random, target_N, donor_N, types_N, part_N, seed=SEED).assign(target=target)
+        for target, target_N in (("sex", sex_N), ("coin", coin_D[donor_N]))
+    ]
+    return {"rows": pd.concat(tables).to_dict("records")}
 
-    fe = sm.FixedEffects(BATCH, LABEL, sm.FixedEffects.preset("default").replace(max_epochs=EPOCHS))
-    fe.fit(learnt, seed=SEED, threads=threads, progress=False)
+
+def new_donors(cells: AnnData, test_N: np.ndarray) -> bool:
+    """Say whether the held-out cells are of donors of their own."""
+    return not set(cells.obs[BATCH][test_N]) & set(cells.obs[BATCH][~test_N])
+
+
+def with_null(adata: AnnData, test_N: np.ndarray) -> AnnData:
+    """Add batches permuted within labels, apart for held-out donors, whose batches stay unknown."""
+    cells = adata.copy()
+    if not new_donors(cells, test_N):
+        sm.evaluate.permute_batches(cells, BATCH, LABEL, seed=SEED)
+        return cells
+    permuted = pd.Series("", index=cells.obs_names)
+    for part_N in (test_N, ~test_N):
+        part = cells[part_N].copy()
+        sm.evaluate.permute_batches(part, BATCH, LABEL, seed=SEED)
+        permuted[part_N] = part.obs[keys.PERMUTED].astype(str).to_numpy()
+    cells.obs[keys.PERMUTED] = pd.Categorical(permuted)
+    return cells
+
+
+def fixed_latents(cells: AnnData, learnt: AnnData, test_N: np.ndarray, threads: int) -> dict[str, np.ndarray]:
+    """Give PCA and FE of all cells."""
+    settings = sm.FixedEffects.preset("default").replace(max_epochs=EPOCHS["default"])
+    fe = sm.FixedEffects(BATCH, LABEL, settings).fit(learnt, seed=SEED, threads=threads, progress=False)
     x_NG = sm.pp.log_normalised(cells, fe.genes)[0]
     pca = PCA(N_COMPONENTS, svd_solver="arpack", random_state=SEED).fit(x_NG[np.flatnonzero(~test_N)])
-    fixed = {"PCA": pca.transform(x_NG), "FE": fe.get_latent_representation(cells)}
+    return {"PCA": pca.transform(x_NG), "FE": fe.get_latent_representation(cells)}
 
-    random = {}
-    for name, key in (("RE", BATCH), (NULL, keys.PERMUTED)):
-        re = sm.RandomEffects(key, LABEL, sm.RandomEffects.preset("default").replace(max_epochs=EPOCHS))
-        re.fit(learnt, seed=SEED, threads=threads, progress=False)
-        if not new_donors:
-            random[name] = re.get_latent_representation(cells)
-            continue
-        if name == "RE":
-            random["RE (mean)"] = re.get_latent_representation(cells, unknown="mean")
-        adapted = re.adapt(cells[test_N].copy(), seed=SEED, threads=threads)
-        random[f"{name} (adapt)"] = adapted.get_latent_representation(cells)
-    return fixed, random
+
+def random_latents(
+    cells: AnnData, learnt: AnnData, test_N: np.ndarray, name: str, key: str, form: str, threads: int
+) -> dict[str, np.ndarray]:
+    """Give RE of all cells; of held-out donors with the population mean (not the null) and by ``adapt``."""
+    settings = sm.RandomEffects.preset(PRESETS[form]).replace(max_epochs=EPOCHS[form])
+    re = sm.RandomEffects(key, LABEL, settings).fit(learnt, seed=SEED, threads=threads, progress=False)
+    if not new_donors(cells, test_N):
+        return {name: re.get_latent_representation(cells)}
+    adapted = re.adapt(cells[test_N].copy(), seed=SEED, threads=threads)
+    found = {f"{name} (adapt)": adapted.get_latent_representation(cells)}
+    if name != NULL:
+        found = {f"{name} (mean)": re.get_latent_representation(cells, unknown="mean")} | found
+    return found
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
