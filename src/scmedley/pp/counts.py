@@ -1,6 +1,5 @@
-"""From counts to what the models read: filters, log1p CP10k, highly variable genes (scanpy's)."""
+"""From counts to what the models read: filters, log1p CP10k."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,6 @@ from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
 from scmedley.checks import (
-    FEW_CELLS,
     Checked,
     check,
     check_seed,
@@ -22,6 +20,7 @@ from scmedley.checks import (
 )
 from scmedley.errors import ScmedleyError, listed
 from scmedley.overlap import as_categories
+from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
 
 _NEGATIVE = (
@@ -107,8 +106,7 @@ def prepare(
             more.append("layers['counts'] held no counts and was removed.")
         adata.layers[keys.LOGNORM] = source
     store_split(adata, batch_key, label_key, seed)
-    train = (adata.obs[keys.SPLIT] == "train").to_numpy()
-    adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train)
+    select_genes(adata, batch_key, n_top_genes)
     adata.uns[keys.UNS] = {
         **_ours(adata),
         "prepare": {
@@ -320,58 +318,3 @@ def _aligned(
     return csr_matrix(
         (sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape
     ), n_missing
-
-
-def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np.ndarray) -> np.ndarray:
-    """Flag ``n_top_genes`` genes with scanpy's "seurat" dispersions, batch by batch."""
-    if adata.n_vars <= n_top_genes:
-        return np.ones(adata.n_vars, dtype=bool)
-    if not train.any():
-        raise ScmedleyError(
-            f"obs[{keys.SPLIT!r}] has no training cell left, so no genes can be chosen. Remove that column."
-        )
-    x = adata.layers[keys.LOGNORM]
-    groups = _groups(adata.obs[batch_key][train])
-    cells = AnnData(
-        x if train.all() else x[train], obs=pd.DataFrame({"group": groups}, index=groups.index.astype(str))
-    )
-    for batch in ("group", None):
-        flags = _scanpy_flags(cells, n_top_genes, batch)
-        if flags is not None:
-            return flags
-    raise ScmedleyError(
-        "No gene varies between the training cells, so none can be chosen. Look at the input file."
-    )
-
-
-def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np.ndarray | None:
-    """Give scanpy's flags, or None where it cannot rank the genes: in a group, not one of them varies."""
-    import scanpy as sc
-
-    with warnings.catch_warnings():
-        # Said by scanpy when some genes are constant within a batch; the others are still ranked.
-        warnings.filterwarnings("ignore", message="`n_top_genes` > number of normalized dispersions")
-        # Its mean-variance code divides by n - 1, and logs variances of 0, in the smallest groups.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module="scanpy")
-        try:
-            table = sc.pp.highly_variable_genes(
-                cells, n_top_genes=n_top_genes, flavor="seurat", batch_key=batch_key, inplace=False
-            )
-        except (ValueError, IndexError):  # pandas cannot bin, scanpy cannot rank, an empty set of dispersions
-            return None
-    return np.asarray(table[keys.HVG], dtype=bool)
-
-
-def _groups(batch: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Give the batches with those too small to rank genes in put together.
-
-    When even together they have too few cells, the smallest other batch joins them.
-    """
-    sizes = batch.value_counts(ascending=True)
-    sizes = sizes[sizes > 0]
-    n_pooled = int((sizes < FEW_CELLS).sum())
-    if n_pooled and sizes.iloc[:n_pooled].sum() < FEW_CELLS:
-        n_pooled += 1
-    pooled = set(sizes.index[:n_pooled])
-    codes = {name: 0 if name in pooled else i + 1 for i, name in enumerate(sizes.index)}
-    return batch.map(codes).astype(int).astype("category")
