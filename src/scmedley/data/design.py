@@ -13,10 +13,14 @@ POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effect
 
 @dataclass(frozen=True)
 class Design:
-    """The batches that a model was trained on; code i is ``batches[i]``."""
+    """The batches that a model knows; code i is ``batches[i]``.
+
+    The last ``n_adapted`` of them were added to the fitted model (:meth:`RandomEffects.adapt`), the others trained it.
+    """
 
     batch_key: str
     batches: tuple[str, ...]
+    n_adapted: int = 0
 
     @classmethod
     def of(cls, obs: pd.DataFrame, batch_key: str) -> "Design":

@@ -279,7 +279,8 @@ class Model(Generic[S]):
         return hashlib.sha256(repr(what).encode() + scale).hexdigest()
 
     def _build(self, device: torch.device | str = "cpu") -> None:
-        self.network = self.network_type(len(self.genes), self.design.n_batches, self.settings).to(device)
+        n_trained = self.design.n_batches - self.design.n_adapted
+        self.network = self.network_type(len(self.genes), n_trained, self.settings).to(device)
 
     @torch.no_grad()
     def _through(self, adata: AnnData, unknown: str, step: Any) -> np.ndarray:
