@@ -120,7 +120,8 @@ def _fit_and_score(out: Path, experiment: Experiment, task: Task, folder: Path) 
     for variant, z_NP in latents.items():
         adata.obsm["X_latent"] = z_NP
         for part, cells in _scored(adata, task):
-            table = _scores(cells, batch_key, experiment.label_key, task.seed)
+            thorough = part != "validation"  # which is for choosing settings
+            table = _scores(cells, batch_key, experiment.label_key, task.seed, thorough)
             tables.append(table.assign(method=task.method + variant, part=part))
     pd.concat(tables, ignore_index=True).to_csv(folder / SCORES, index=False)
     np.savez(folder / LATENT, **{variant.strip(", ") or "latent": z for variant, z in latents.items()})
@@ -150,10 +151,11 @@ def _scored(adata: AnnData, task: Task) -> Iterator[tuple[str, AnnData]]:
         yield name, cells
 
 
-def _scores(cells: AnnData, batch_key: str, label_key: str, seed: int) -> pd.DataFrame:
+def _scores(cells: AnnData, batch_key: str, label_key: str, seed: int, thorough: bool) -> pd.DataFrame:
     from scmedley.evaluate.scores import scores
 
-    return scores(cells, "X_latent", batch_key, label_key, seed=seed, thorough=True).drop(columns="embedding")
+    table = scores(cells, ["X_latent"], batch_key, label_key, seed=seed, thorough=thorough)
+    return table.drop(columns="embedding")
 
 
 def _embed(
