@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from scmedley.data.design import Design
+from scmedley.data.design import Design, Labels
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.models.autoencoder import Autoencoder
@@ -64,6 +64,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "batch_key": model.batch_key,
         "label_key": model.label_key,
         "batches": model.design.batches,
+        "labels": None if model.labels is None else model.labels.names,
         "settings": dataclasses.asdict(model.settings),
         "genes": model.genes,
         "fitted": model.fitted,
@@ -101,6 +102,8 @@ def read(folder: Path) -> Model[Any]:
         tensors = load_file(folder / WEIGHTS)
         model = cls(about["batch_key"], about["label_key"], _settings(cls, about["settings"]))
         model.design = Design(about["batch_key"], tuple(about["batches"]))
+        labels = about["labels"]
+        model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         model.genes = about["genes"]
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         model._build()
