@@ -175,11 +175,12 @@ class RandomEffects(Model[RandomEffectsSettings]):
 
     key: ClassVar[str] = keys.RANDOM
     needs_batch: ClassVar[bool] = True
+    has_label_head: ClassVar[bool] = False
     settings_type = RandomEffectsSettings
     network_type = RandomEffectsNetwork
 
     @classmethod
-    def preset(cls, name: str) -> RandomEffectsSettings:
+    def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:
         """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
         return named(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())
 
