@@ -144,7 +144,7 @@ class Model(Generic[S]):
                 decay=self.settings.decay,
                 precision=precision,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
-                fingerprint=self._fingerprint(part, seed, precision),
+                fingerprint=self._fingerprint(x_NG, cells.b_N.cpu().numpy(), part, seed, precision),
                 label=f"{type(self).__name__} by {self.batch_key}",
                 progress=progress,
             )
@@ -272,11 +272,21 @@ class Model(Generic[S]):
         self.scale = MinMax.fit(x_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
         return self.scale.transform(x_NG)
 
-    def _fingerprint(self, part: np.ndarray, seed: int, precision: str) -> str:
+    def _fingerprint(
+        self,
+        x_NG: sparse.csr_matrix | np.ndarray,
+        b_N: np.ndarray,
+        part: np.ndarray,
+        seed: int,
+        precision: str,
+    ) -> str:
         """Say in short what is fitted to what; two fits that differ in it give different results."""
         what = (type(self).__name__, self.settings, self.genes, self.design, list(part), seed, precision)
-        scale = self.scale.minimum_G.tobytes() + self.scale.span_G.tobytes()
-        return hashlib.sha256(repr(what).encode() + scale).hexdigest()
+        digest = hashlib.sha256(repr(what).encode())
+        x_arrays = (x_NG,) if isinstance(x_NG, np.ndarray) else (x_NG.data, x_NG.indices, x_NG.indptr)
+        for array in (b_N, *x_arrays, self.scale.minimum_G, self.scale.span_G):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _build(self, device: torch.device | str = "cpu") -> None:
         self.network = self.network_type(len(self.genes), self.design.n_batches, self.settings).to(device)
