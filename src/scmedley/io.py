@@ -22,6 +22,7 @@ from scipy.sparse import csr_matrix, issparse
 from scmedley import keys
 from scmedley.errors import ScmedleyError, listed
 from scmedley.formats import reader_for
+from scmedley.values import TARGET_SUM, Checked, find_values, matrix, rescaled
 
 
 def read(path: str | Path) -> AnnData:
@@ -68,6 +69,9 @@ def read(path: str | Path) -> AnnData:
 def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnData:
     """Read several files, one batch each, and keep the genes that all of them have.
 
+    Where the usable values do not lie in the same place in all files, or are log-normalised to different totals,
+    ``X`` holds them: counts, or log1p CP10k.
+
     Parameters
     ----------
     paths
@@ -78,7 +82,8 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
     Raises
     ------
     ScmedleyError
-        As :func:`read` does; fewer than two files, two of the same name, no gene in common, repeated genes.
+        As :func:`read` does; fewer than two files, two of the same name, no gene in common, repeated genes,
+        counts in one file and log-normalised values in another.
     """
     if len(paths) < 2:
         raise ScmedleyError(f"{len(paths)} file given; one file for each of two or more batches is needed.")
@@ -112,7 +117,38 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
                 "names of cells, swap rows and columns."
             )
         parts[name] = part
+    _bring_together(parts, paths)
     return concat(parts, join="inner", label=batch_key, merge="same")
+
+
+def _bring_together(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> None:
+    """Put the usable values of all parts in ``X``, unless they are alike as they are."""
+    found: list[Checked] = []
+    for path, part in zip(paths, parts.values(), strict=True):
+        try:
+            found.append(find_values(part))
+        except ScmedleyError as error:
+            raise ScmedleyError(f"{path}: {error}") from error
+    kinds = {this.values: path for this, path in zip(found, paths, strict=True)}
+    if len(kinds) > 1:
+        said = ", ".join(f"{path} holds {_KINDS[kind]}" for kind, path in kinds.items())
+        raise ScmedleyError(
+            f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
+        )
+    if len({(this.where, this.total) for this in found}) == 1:
+        return
+    for part, this in zip(parts.values(), found, strict=True):
+        x = matrix(part, this.where)
+        part.X = x if this.total in (None, TARGET_SUM) else rescaled(x, this.total)
+        part.layers.pop(keys.COUNTS, None)
+        del part.raw
+
+
+_KINDS = {
+    "counts": "counts",
+    "log-normalised": "log-normalised values",
+    "other": "scaled or centred values",
+}
 
 
 @contextmanager
@@ -270,7 +306,7 @@ def _disk_full(error: BaseException) -> bool:
 def _tidied(adata: AnnData, path: Path) -> AnnData:
     if adata.X is None:
         if keys.COUNTS in adata.layers:
-            adata.X = adata.layers[keys.COUNTS]
+            adata.X = adata.layers[keys.COUNTS].copy()
         elif adata.raw is not None and set(adata.var_names) <= set(adata.raw.var_names):
             adata.X = adata.raw[:, adata.var_names].X
         else:

@@ -155,7 +155,7 @@ class Model(Generic[S]):
                 decay=self.settings.decay,
                 precision=precision,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
-                fingerprint=self._fingerprint(part, y_N, seed, precision),
+                fingerprint=self._fingerprint(x_NG, cells.b_N.cpu().numpy(), y_N, part, seed, precision),
                 label=f"{type(self).__name__} by {self.batch_key}",
                 progress=progress,
             )
@@ -317,21 +317,32 @@ class Model(Generic[S]):
         seen = obs[keys.SPLIT].isin(["train", "validation"])
         return np.where(seen, self.labels.codes(obs), -1)
 
-    def _fingerprint(self, part: np.ndarray, y_N: np.ndarray | None, seed: int, precision: str) -> str:
+    def _fingerprint(
+        self,
+        x_NG: sparse.csr_matrix | np.ndarray,
+        b_N: np.ndarray,
+        y_N: np.ndarray | None,
+        part: np.ndarray,
+        seed: int,
+        precision: str,
+    ) -> str:
         """Say in short what is fitted to what; two fits that differ in it give different results."""
-        labels = (self.labels, None if y_N is None else y_N.tolist())
         what = (
             type(self).__name__,
             self.settings,
             self.genes,
             self.design,
-            labels,
+            self.labels,
             list(part),
             seed,
             precision,
         )
-        scale = self.scale.minimum_G.tobytes() + self.scale.span_G.tobytes()
-        return hashlib.sha256(repr(what).encode() + scale).hexdigest()
+        digest = hashlib.sha256(repr(what).encode())
+        x_arrays = (x_NG,) if isinstance(x_NG, np.ndarray) else (x_NG.data, x_NG.indices, x_NG.indptr)
+        y_arrays = () if y_N is None else (y_N,)
+        for array in (b_N, *y_arrays, *x_arrays, self.scale.minimum_G, self.scale.span_G):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _build(self, device: torch.device | str = "cpu") -> None:
         n_trained = self.design.n_batches - self.design.n_adapted
