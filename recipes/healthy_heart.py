@@ -2,7 +2,7 @@
 
     scmedley experiment recipes/healthy_heart.py --data FOLDER --out healthy_heart-experiment
 
-The folder holds the h5ad, which are not shipped. Weights are those of the authors' release.
+The folder holds the h5ad, which is not shipped. Weights are those of the authors' release.
 """
 
 from scmedley.experiment import BASIC, Experiment
@@ -18,12 +18,13 @@ SETTINGS = {
 def config() -> Experiment:
     """Compare the published networks: latents (1), classifiers on them (2), label heads (3).
 
-    What the paper has not is beside it: the null of permuted batches, and donors held out.
+    What the paper has not is beside it: the null of permuted batches, and whole samples held out, as each has
+    one tissue. Samples of one donor may still be on both sides.
     """
     return Experiment(
         name="Heart",
         data="healthy_heart",
-        batch_key="donor",
+        batch_key="sample",
         targets=("tissue",),
         methods=BASIC,
         preset="paper",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData, concat
 
 from scmedley.cli import main
 from scmedley.errors import ScmedleyError
@@ -28,13 +29,23 @@ SMALL = {"hidden": (16, 8), "max_epochs": 2, "batch_size": 32}
 TABLES = ("scores.csv", "summary.csv", "history.csv", "classified.csv", "classified_summary.csv")
 
 
+def six_donors() -> AnnData:
+    """The tiny design twice, 3 donors healthy and 3 ill; a label with a name that must be escaped."""
+    halves = [nested_design(seed=seed) for seed in (0, 1)]
+    halves[1].obs["donor"] = halves[1].obs["donor"].cat.rename_categories(["d4", "d5", "d6"])
+    adata = concat(halves, index_unique="-")
+    adata.obs["condition"] = pd.Categorical(
+        np.where(adata.obs["donor"].isin(["d1", "d2", "d4"]), "ill", "healthy")
+    )
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"T": "<script>T"})
+    return adata
+
+
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of the tiny design, with a name that must be escaped."""
-    adata = nested_design()
-    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"T": "<script>T"})
+    """Write them."""
     path = tmp_path_factory.mktemp("data") / "cells.h5ad"
-    adata.write_h5ad(path)
+    six_donors().write_h5ad(path)
     return path
 
 
@@ -81,10 +92,10 @@ def test_tables_hold_every_fit_with_nulls_and_both_kinds_of_holding_out(done: Pa
     assert {"RE", "RE, adapted"} <= set(scores[scores.split == "donors"].method)
     read = pd.read_csv(done / "classified.csv")
     assert set(read.target) == {"cell_type", "condition"}
-    assert {"PCA", "FE + RE", "RE", "composition only"} <= set(read[read.target == "condition"].features)
-    leaking = read[(read.target == "condition") & (read.split == "cells")]
+    assert {"PCA", "FE + RE", "RE", "composition only"} <= set(read[read.target == "condition"].embedding)
+    leaking = read[(read.target == "condition") & (read.held_out == "cells")]
     assert leaking.caution.str.contains("leaks").all()
-    assert not read[read.split == "donors"].caution.fillna("").str.contains("leaks").any()
+    assert not read[read.held_out == "donors"].caution.fillna("").str.contains("leaks").any()
     history = pd.read_csv(done / "history.csv")
     whole = history[history.term == "total"].set_index(["split", "fold", "method", "part", "epoch"]).value
     terms = history[(history.term != "total") & history.weighted.notna()]
@@ -93,7 +104,7 @@ def test_tables_hold_every_fit_with_nulls_and_both_kinds_of_holding_out(done: Pa
 
 
 def test_held_out_donors_are_in_no_fit(done: Path, cells: Path) -> None:
-    obs = nested_design().obs
+    obs = six_donors().obs
     for fold in range(3):
         part = parts(obs, small(cells), "donors", fold, 0)
         held_out = set(obs.donor[part == "test"])

@@ -13,10 +13,10 @@ from anndata import AnnData, concat
 from scipy.sparse import csr_matrix
 
 from scmedley import io
-from scmedley.checks import find_values
 from scmedley.datasets.text import read_genes, read_table
 from scmedley.errors import ScmedleyError, listed
 from scmedley.overlap import as_categories
+from scmedley.values import find_values, matrix
 
 AML_AMBIGUOUS = ("AML314", "AML371", "AML722B", "AML997")
 """Donors whose cell types Dai et al. 2021 found ambiguous; the papers leave them out."""
@@ -187,24 +187,19 @@ def read_healthy_heart(path: str | Path) -> AnnData:
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(path.glob("*.h5ad"))
-        if len(found) != 1:
+        files = sorted(path.glob("*.h5ad"))
+        if len(files) != 1:
             raise ScmedleyError(
-                f"{path} has {len(found)} .h5ad files, not one. Give the file of figshare 20499630 itself "
+                f"{path} has {len(files)} .h5ad files, not one. Give the file of figshare 20499630 itself "
                 "(Healthy_human_heart_adata.h5ad)."
             )
-        path = found[0]
+        path = files[0]
     adata = io.read(path)
-    values, where, _ = find_values(adata)
-    if values != "counts":
+    found = find_values(adata)
+    if found.values != "counts":
         raise ScmedleyError(
-            f"{path} has no counts: {where} holds {values} values. Give the file as published."
+            f"{path} has no counts: {found.where} holds {found.values} values. Give the file as published."
         )
-    by_name = {
-        "X": lambda: adata.X,
-        "layers['counts']": lambda: adata.layers["counts"],
-        "raw.X": lambda: adata.raw[:, adata.var_names].X,
-    }
     columns = {str(name).lower(): name for name in reversed(list(adata.obs.columns))}
     obs = pd.DataFrame(index=adata.obs_names)
     for name, known in _HEART_COLUMNS.items():
@@ -216,7 +211,7 @@ def read_healthy_heart(path: str | Path) -> AnnData:
                 f"{path} has no obs column {listed(known)}; its columns are {listed(list(adata.obs.columns), 20)}. "
                 f"Rename the one with each cell's {name.replace('_', ' ')}."
             )
-    heart = AnnData(csr_matrix(by_name[where](), dtype=np.float32), obs=obs, var=adata.var[[]])
+    heart = AnnData(csr_matrix(matrix(adata, found.where), dtype=np.float32), obs=obs, var=adata.var[[]])
     heart.uns["source"] = "figshare 20499630 (Yu et al. 2023; Litvinukova et al. 2020, Nature)"
     return heart
 

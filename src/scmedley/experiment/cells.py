@@ -99,8 +99,8 @@ def parts(obs: pd.DataFrame, experiment: Experiment, split: Split, fold: int, se
     if split == "cells":
         folds = rotating_folds(batch, label, n_folds=experiment.folds, seed=seed)
         return np.asarray(folds[fold])
-    target = obs[experiment.targets[0]].cat.codes.to_numpy() if experiment.targets else None
-    donor = obs[experiment.donors].cat.codes.to_numpy()
+    target = obs[experiment.targets[0]].to_numpy() if experiment.targets else None
+    donor = obs[experiment.donors].to_numpy()
     held_out = donor_folds(donor, target, n_folds=experiment.folds, seed=seed)[fold] == "test"
     part = np.full(len(obs), "test", dtype="<U10")
     part[~held_out] = split_cells(batch[~held_out], label[~held_out], fractions=STOPPING, seed=seed)

@@ -7,24 +7,37 @@ import pandas as pd
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.evaluate.classify import target_table
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import read_cells
-from scmedley.experiment.config import NULL, Experiment
+from scmedley.experiment.config import Experiment
 from scmedley.experiment.task import Task
 
 
 def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
-    """Read each target from each latent alone and joined with the random-effects latent.
+    """Read the cell type and each target from each latent, alone and joined with the random-effects latents.
+
+    Forests have no early stopping, so that they learn from training and validation cells alike.
 
     Returns
     -------
     DataFrame
-        target, features, accuracy, ... as :func:`scmedley.evaluate.classify.target_table` gives them.
+        ``target``, then the columns of :func:`scmedley.evaluate.classify.target_table`.
     """
-    adata = read_cells(out / work.DATA, experiment, task.split, task.fold, task.seed)
+    obs = read_cells(out / work.DATA, experiment, task.split, task.fold, task.seed).obs
     latents = _latents(out, experiment, task)
-    blocks = _blocks(latents)
-    raise NotImplementedError(blocks, adata, keys, np)
+    fixed = {name: z_NP for name, z_NP in latents.items() if not name.startswith("RE")}
+    random = {name: z_NP for name, z_NP in latents.items() if name not in fixed}
+    part_N = np.where(obs[keys.SPLIT] == "test", "test", "train")
+    donor_N, label_N = (obs[key].cat.codes.to_numpy() for key in (experiment.donors, experiment.label_key))
+    tables = []
+    for target in (experiment.label_key, *experiment.targets):
+        target_N = obs[target].cat.codes.to_numpy()
+        composed = label_N if target != experiment.label_key else None
+        table = target_table(fixed, random, target_N, donor_N, composed, part_N, seed=task.seed)
+        table.insert(0, "target", target)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _latents(out: Path, experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
@@ -40,11 +53,3 @@ def _latents(out: Path, experiment: Experiment, task: Task) -> dict[str, np.ndar
     if not found:
         raise ScmedleyError(f"No fit of {task.name} came to an end, so there is nothing to classify.")
     return found
-
-
-def _blocks(latents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Join each other latent with each random one."""
-    random = {name: z for name, z in latents.items() if name.startswith("RE") and not name.startswith(NULL)}
-    others = {name: z for name, z in latents.items() if not name.startswith("RE")}
-    joined = {f"{a} + {b}": np.hstack([x, y]) for a, x in others.items() for b, y in random.items()}
-    return latents | joined

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm.auto import tqdm
 
@@ -181,11 +181,11 @@ def _executor(jobs: int | None, scheduler: str | None) -> Iterator[Executor | No
             pool.shutdown(cancel_futures=True)
         return
     try:
-        from dask.distributed import Client
+        from distributed import Client
     except ImportError as error:
         raise ScmedleyError("--scheduler needs Dask: pip install 'scmedley[dask]'") from error
     try:
-        client = Client(scheduler, timeout="20s")
+        client: Any = cast(Any, Client)(scheduler, timeout="20s")
     except (OSError, ValueError) as error:
         raise ScmedleyError(
             f"No Dask scheduler answers at {scheduler} ({error}). Start one, or correct it."

@@ -1,11 +1,13 @@
 """The results of all fits side by side: tidy tables, means with intervals over folds, what they say in words."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scmedley import io
+from scmedley.evaluate.classify import COMPOSITION
 from scmedley.evaluate.intervals import t_interval
 from scmedley.experiment import task as work
 from scmedley.experiment.config import NETWORKS, NULL, Experiment
@@ -13,6 +15,7 @@ from scmedley.experiment.task import Task, tasks
 
 SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv", "fits.csv"
 SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
+HEADLINE = ("FE + RE", "FE + RE, adapted", "FE", "PCA", COMPOSITION)  # what findings tell of the classifiers
 PLACE = ["split", "fold", "seed"]
 WEIGHTS = {
     "reconstruction": "mse_weight",
@@ -37,8 +40,10 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
     read = pd.DataFrame()
     if len(classified):
         io.write_csv(classified, out / CLASSIFIED)
-        values = ["accuracy", "balanced_accuracy", "donor_accuracy", "chance", "chance_balanced"]
-        read = summarise(classified, ["target", "split", "caution", "features"], values)
+        classified["caution"] = classified["caution"].fillna("")
+        values = ["accuracy", "balanced_accuracy", "donor_accuracy"]
+        values += ["chance", "chance_balanced", "donor_chance"]
+        read = summarise(classified, ["target", "held_out", "caution", "embedding"], values)
         io.write_csv(read, out / CLASSIFIED_SUMMARY)
     return findings(summary, read, experiment)
 
@@ -53,8 +58,7 @@ def summarise(table: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataF
     for place, group in per_fold.groupby(by, sort=False, dropna=False):
         row = dict(zip(by, place, strict=True))
         for name in values:
-            known = group[name].dropna().to_numpy()
-            mean, low, high = t_interval(known) if len(known) else (np.nan,) * 3
+            mean, low, high = t_interval(group[name].tolist())
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row | {"n_folds": len(group)})
     return pd.DataFrame(rows)
@@ -67,7 +71,7 @@ def _collect(out: Path, todo: list[Task], file: str) -> pd.DataFrame:
         path = out / work.TASKS / task.name / file
         if path.exists() and work.about(out, task).get("status") == "done":
             table = pd.read_csv(path, float_precision="round_trip", keep_default_na=True)
-            place = {"split": task.split, "fold": task.fold, "seed": task.seed}
+            place: dict[str, Any] = {"split": task.split, "fold": task.fold, "seed": task.seed}
             if "method" not in table and task.method != work.CLASSIFIERS:
                 place["method"] = task.method
             tables.append(table.assign(**place))
@@ -123,15 +127,11 @@ def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataF
     if not experiment.published:
         return summary
     known = published()
-    known = known[known["data_set"] == experiment.published]
-    value = {
-        (r.method, r.score, r.of): r.value for r in known.itertuples() if r.dimension == experiment.n_latent
-    }
+    known = known[(known["data_set"] == experiment.published) & (known["source"] == "release")]
+    known = known[known["dimension"] == experiment.n_latent][["method", "score", "of", "value"]]
     is_theirs = (summary["split"] == "cells") & (summary["part"] == "test")
-    summary.loc[is_theirs, "published"] = [
-        value.get((r.method, r.score, r.of), np.nan) for r in summary[is_theirs].itertuples()
-    ]
-    return summary
+    beside = summary[["method", "score", "of"]].merge(known, how="left", on=["method", "score", "of"])
+    return summary.assign(published=beside["value"].where(is_theirs))
 
 
 def findings(summary: pd.DataFrame, read: pd.DataFrame, experiment: Experiment) -> list[str]:
@@ -139,16 +139,18 @@ def findings(summary: pd.DataFrame, read: pd.DataFrame, experiment: Experiment) 
     said = []
     rows = summary[(summary["split"] == "cells") & (summary["part"] == "test")]
     for score in ("kNN leak", "ASW"):
-        here = rows[(rows["score"] == score) & (rows["of"] == "batch")].set_index("method")
-        if {"RE", NULL} <= set(here.index):
-            ours, null = here.loc["RE"], here.loc[NULL]
-            verdict = "more than" if ours.value_low > null.value_high else "no more, for sure, than"
+        of_batch = rows[(rows["score"] == score) & (rows["of"] == "batch")]
+        here = {str(row["method"]): row for row in of_batch.to_dict("records")}
+        if {"RE", NULL} <= set(here):
+            ours, null = here["RE"], here[NULL]
+            apart = ours["value_low"] > null["value_high"]
+            verdict = "more than" if apart else "no more, for sure, than"
             said.append(
                 f"RE separates batches of held-out cells {verdict} its permuted null: {score} {_with(ours)}, null "
                 f"{_with(null)}."
             )
-        if score == "kNN leak" and {"PCA", "FE"} <= set(here.index):
-            said.append(f"Batch leak given label: FE {_with(here.loc['FE'])}, PCA {_with(here.loc['PCA'])}.")
+        if score == "kNN leak" and {"PCA", "FE"} <= set(here):
+            said.append(f"Batch leak given label: FE {_with(here['FE'])}, PCA {_with(here['PCA'])}.")
     return said + _read_findings(read, experiment)
 
 
@@ -158,17 +160,18 @@ def _read_findings(read: pd.DataFrame, experiment: Experiment) -> list[str]:
     for target in experiment.targets if len(read) else ():
         words = []
         for split, how in (("cells", "cells split, which leaks"), ("donors", "donors held out")):
-            rows = read[(read["target"] == target) & (read["split"] == split)].set_index("features")
+            rows = read[(read["target"] == target) & (read["held_out"] == split)]
             if len(rows):
-                named = [name for name in ("FE + RE", "FE", "PCA", "composition only") if name in rows.index]
-                values = ", ".join(f"{name} {rows.loc[name, 'balanced_accuracy']:.2f}" for name in named)
+                accuracy = dict(zip(rows["embedding"], rows["balanced_accuracy"], strict=True))
+                named = [name for name in HEADLINE if name in accuracy]
+                values = ", ".join(f"{name} {accuracy[name]:.2f}" for name in named)
                 words.append(f"{values} with {how} (chance {rows['chance_balanced'].iloc[0]:.2f})")
         if words:
             said.append(f"{target}, balanced accuracy: {'; '.join(words)}.")
     return said
 
 
-def _with(row: "pd.Series[float]") -> str:
-    if np.isnan(row.value_low):
-        return f"{row.value:z.2f}"
-    return f"{row.value:z.2f} [{row.value_low:z.2f}, {row.value_high:z.2f}]"
+def _with(row: dict[Any, Any]) -> str:
+    if np.isnan(row["value_low"]):
+        return f"{row['value']:z.2f}"
+    return f"{row['value']:z.2f} [{row['value_low']:z.2f}, {row['value_high']:z.2f}]"

@@ -124,7 +124,8 @@ def _fit_and_score(out: Path, experiment: Experiment, task: Task, folder: Path) 
             table = _scores(cells, batch_key, experiment.label_key, task.seed, thorough)
             tables.append(table.assign(method=task.method + variant, part=part))
     pd.concat(tables, ignore_index=True).to_csv(folder / SCORES, index=False)
-    np.savez(folder / LATENT, **{variant.strip(", ") or "latent": z for variant, z in latents.items()})
+    stored: dict[str, Any] = {variant.strip(", ") or "latent": z_NP for variant, z_NP in latents.items()}
+    np.savez(folder / LATENT, **stored)
     if task.split == "cells":
         held_out = adata[adata.obs[keys.SPLIT] == "test"].copy()
         umap(held_out, "X_latent", max_cells=MAP_CELLS, seed=task.seed)
@@ -200,7 +201,6 @@ def _embed_by_network(
     out: Path, adata: AnnData, experiment: Experiment, task: Task
 ) -> tuple[dict[str, np.ndarray], "Model[Any]"]:
     from scmedley import models
-    from scmedley.models import RandomEffects
 
     kind, supervised = NETWORKS[task.method]
     batch_key = experiment.batch_key
@@ -222,7 +222,7 @@ def _embed_by_network(
         progress=False,
     )
     latents = {"": model.get_latent_representation(adata, unknown="mean")}
-    if isinstance(model, RandomEffects) and (model.design.codes(adata.obs) < 0).any():
+    if task.method == "RE" and (model.design.codes(adata.obs) < 0).any():
         new = adata[model.design.codes(adata.obs) < 0].copy()
         adapted = model.adapt(new, seed=task.seed)
         latents[", adapted"] = adapted.get_latent_representation(adata)

@@ -171,7 +171,9 @@ def _try(trial: "Trial", experiment: Experiment, out: Path) -> float:
     import optuna
 
     method = experiment.methods[0]
-    params = {name: trial.suggest_float(name, *WEIGHT_RANGE, log=True) for name in _weights(method)}
+    params: dict[str, Any] = {
+        name: trial.suggest_float(name, *WEIGHT_RANGE, log=True) for name in _weights(method)
+    }
     params["n_latent"] = trial.suggest_categorical("n_latent", LATENTS)
     params["layers"] = trial.suggest_categorical("layers", tuple(LAYERS))
     values = []

@@ -25,11 +25,11 @@ def comparison(ax: Axes, rows: pd.DataFrame, methods: list[str]) -> None:
     """
     from scmedley.pl._figure import plain
 
-    by_method = rows.drop_duplicates("method").set_index("method")
+    by_method = {str(row["method"]): row for row in rows.to_dict("records")}
     for place, name in enumerate(methods):
-        if name not in by_method.index:
+        row = by_method.get(name)
+        if row is None:
             continue
-        row = by_method.loc[name]
         if not math.isnan(row["null"]):
             ax.plot(row["null"], place, "|", color="#8a8a8a", ms=13, mew=3, alpha=0.7)
         if not math.isnan(row["value_low"]):

@@ -30,7 +30,9 @@ def build(folder: Path) -> Path:
 
     check_extra()
     record = json.loads((folder / "experiment.json").read_text())
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["experiment"].items()}
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in record["experiment"].items()
+    }
     experiment = Experiment(**fields)
     summary = pd.read_csv(folder / SUMMARY)
     fits = pd.read_csv(folder / FITS)
@@ -41,7 +43,7 @@ def build(folder: Path) -> Path:
         context = {
             "record": record,
             "experiment": experiment,
-            "tables": [_table(part, rows) for part, rows in summary.groupby("part", sort=False)],
+            "tables": [_table(str(part), rows) for part, rows in summary.groupby("part", sort=False)],
             "pictures": _comparisons(summary, experiment),
             "classified": _classified(read),
             "confounding": _confounding(obs, experiment),
@@ -94,11 +96,11 @@ def _classified(read: pd.DataFrame) -> list[dict[str, Any]]:
         return []
     groups = []
     for target, rows in read.groupby("target", sort=False):
-        features = list(dict.fromkeys(rows["features"]))
-        splits = list(dict.fromkeys(rows["split"]))
-        cells = {(r["features"], r["split"]): r for r in rows.to_dict("records")}
-        cautions = rows.drop_duplicates("split").set_index("split")["caution"].fillna("").to_dict()
-        lines = [(name, [cells.get((name, split)) for split in splits]) for name in features]
+        names = list(dict.fromkeys(rows["embedding"]))
+        splits = list(dict.fromkeys(rows["held_out"]))
+        cells = {(r["embedding"], r["held_out"]): r for r in rows.to_dict("records")}
+        cautions = dict(zip(rows["held_out"], rows["caution"].fillna(""), strict=True))
+        lines = [(name, [cells.get((name, split)) for split in splits]) for name in names]
         groups.append({"target": target, "splits": splits, "cautions": cautions, "lines": lines})
     return groups
 
