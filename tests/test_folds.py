@@ -129,7 +129,7 @@ def test_a_design_too_small() -> None:
         rotating_folds(np.array([0, 1, -1]), None, seed=0)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(donors, n_folds, seeds)
 def test_donors_are_whole_and_tested_once(levels: list[list[int]], n: int, seed: int) -> None:
     donor, target = cells_of(levels)
@@ -212,7 +212,7 @@ def test_the_way_out_with_few_donors() -> None:
     assert donor_folds(np.arange(4), None, n_folds=4, seed=0).shape == (4, 4)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(crossed, st.integers(1, 20), seeds)
 def test_a_pair_held_out_is_known_from_elsewhere(
     design: dict[tuple[int, int], int], least: int, seed: int

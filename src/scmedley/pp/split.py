@@ -87,8 +87,8 @@ def split(
 
 def checked(batch_N: Codes, label_N: Codes | None) -> tuple[Codes, Codes]:
     """Give the codes as arrays, one label for all cells where ``label_N`` is None; each cell has a batch."""
-    batch_N = np.asarray(batch_N)
-    label_N = np.zeros_like(batch_N) if label_N is None else np.asarray(label_N)
+    batch_N = np.asarray(batch_N).astype(np.int64)  # pandas' codes are 8 bits, too few to number strata with
+    label_N = np.zeros_like(batch_N) if label_N is None else np.asarray(label_N).astype(np.int64)
     if (batch_N < 0).any():
         cell = int(np.argmax(batch_N < 0))
         raise ScmedleyError(
