@@ -23,9 +23,10 @@ EVERY: list[ProbeName] = ["kNN", "logistic", "network"]
 
 
 @pytest.fixture
-def few_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three for the network, which is slow, where their number does not matter."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer permutations and steps for the network, which is slow."""
     monkeypatch.setitem(probes.PERMUTATIONS, "network", 3)
+    monkeypatch.setattr(probes, "_STEPS", 100)
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_a_plane_does_not_read_what_a_curve_does(rng: np.random.Generator) -> No
     assert min(network, knn) > 0.8
 
 
-@pytest.mark.usefixtures("few_permutations")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("probe", ["logistic", "network"])
 def test_fitted_probes_do_not_mind_units_and_keep_to_the_seed(
     rng: np.random.Generator, probe: ProbeName
@@ -167,7 +168,7 @@ def test_stratified_draw_keeps_shares_and_every_class(rng: np.random.Generator) 
     assert (drawn != _stratified(codes, 100, [1])).any()
 
 
-@pytest.mark.usefixtures("few_permutations")
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("probe", EVERY)
 def test_label_leak_is_the_mirror(rng: np.random.Generator, probe: ProbeName) -> None:
     batch, label = rng.integers(0, 2, 750), rng.integers(0, 3, 750)
