@@ -56,6 +56,8 @@ class Experiment:
         Number of folds; seeds of folds and fits.
     classify
         Whether random forests read the cell type and the targets from the latents.
+    thorough
+        Whether test cells get the long table of scores (``evaluate.scores(thorough=True)``).
     published
         Name under which the papers' numbers for these data are found, if there are any.
     n_latent, n_top_genes, min_genes, min_cells
@@ -79,6 +81,7 @@ class Experiment:
     folds: int = 5
     seeds: tuple[int, ...] = (0,)
     classify: bool = True
+    thorough: bool = True
     published: str = ""
     n_latent: int = 50
     n_top_genes: int = 3000

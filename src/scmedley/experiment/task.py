@@ -120,7 +120,7 @@ def _fit_and_score(out: Path, experiment: Experiment, task: Task, folder: Path) 
     for variant, z_NP in latents.items():
         adata.obsm["X_latent"] = z_NP
         for part, cells in _scored(adata, task):
-            thorough = part != "validation"  # which is for choosing settings
+            thorough = experiment.thorough and part != "validation"  # that is for choosing settings
             table = _scores(cells, batch_key, experiment.label_key, task.seed, thorough)
             tables.append(table.assign(method=task.method + variant, part=part))
     pd.concat(tables, ignore_index=True).to_csv(folder / SCORES, index=False)
