@@ -20,6 +20,7 @@ from anndata import AnnData, concat
 from scipy.sparse import csr_matrix, issparse
 
 from scmedley import keys
+from scmedley.checks import check_unique
 from scmedley.errors import ScmedleyError, listed
 from scmedley.formats import reader_for
 from scmedley.values import TARGET_SUM, Checked, find_values, matrix, rescaled
@@ -149,6 +150,63 @@ _KINDS = {
     "log-normalised": "log-normalised values",
     "other": "scaled or centred values",
 }
+
+
+def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
+    """Read an embedding that another program made, in the order of these cells.
+
+    Parameters
+    ----------
+    path
+        csv or tsv (also .gz): a row for each cell, its name first, then one number for each dimension. The first
+        row is a header unless it starts with the name of a cell.
+    obs_names
+        Cell names, each once; those of other cells in the file are passed over.
+
+    Returns
+    -------
+    ndarray
+        N x P float32, as it goes into ``obsm``.
+
+    Raises
+    ------
+    ScmedleyError
+        Unreadable; no dimensions; a cell that is missing or there twice; a value that is no finite number.
+    """
+    path, cells = Path(path), pd.Index(obs_names)
+    # All text at first: a name such as 007 is kept, and a wrong value can be shown.
+    text: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
+    text["sep"] = "," if ".csv" in path.name.lower() else "\t"
+    try:
+        # The second row says how many columns there are: R leaves out the corner of the header.
+        n_columns = pd.read_csv(path, skiprows=1, nrows=1, **text).shape[1]
+        table = pd.read_csv(path, names=range(n_columns), index_col=False if n_columns > 1 else None, **text)
+    except Exception as error:  # OSError, zlib.error, pandas' own ...
+        raise ScmedleyError(f"{path} cannot be read as a table: {_one_line(error)}.") from error
+    table = table.set_index(table.columns[0])
+    if len(table) and table.index[0] not in cells:
+        table = table.iloc[1:]
+    if table.empty:
+        raise ScmedleyError(
+            f"{path} has no cells or no dimensions. Put commas between the columns of a .csv, tabs in a .tsv."
+        )
+    missing = cells[~cells.isin(table.index)]
+    if len(missing):
+        raise ScmedleyError(
+            f"{path} lacks {len(missing):,} of {len(cells):,} cells: {listed(list(missing))}. Its own are called like "
+            f"{listed([str(name) for name in table.index[:2]])}: give these the same names, and embed the rest."
+        )
+    table = table[table.index.isin(cells)]
+    check_unique(table.index, "cell", f"Leave one row for each in {path}.")
+    values: np.ndarray = table.loc[cells].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float32)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        cell, dimension = bad[0]
+        raise ScmedleyError(
+            f"{path}: cell {cells[cell]!r}, dimension {dimension + 1} holds "
+            f"{str(table.loc[cells[cell]].iloc[dimension])[:40]!r}, which is no finite number."
+        )
+    return values
 
 
 @contextmanager

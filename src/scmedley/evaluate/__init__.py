@@ -10,6 +10,7 @@ from scmedley.evaluate.intervals import t_interval
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Neighbors, nearest
+from scmedley.evaluate.peers import PEERS, embed_peer
 from scmedley.evaluate.probes import (
     Leak,
     batch_leak,
@@ -22,6 +23,7 @@ from scmedley.evaluate.probes import (
 from scmedley.evaluate.scores import permute_batches, scores
 
 __all__ = [
+    "PEERS",
     "Leak",
     "Neighbors",
     "ari",
@@ -30,6 +32,7 @@ __all__ = [
     "bras",
     "calinski_harabasz",
     "counterfactual_check",
+    "embed_peer",
     "gene_shifts",
     "inverse_davies_bouldin",
     "kmeans_clusters",

@@ -33,7 +33,7 @@ def kmeans_clusters(z_NP: Floats, n_clusters: int, seed: int) -> npt.NDArray[np.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     kmeans = KMeans(n_clusters, n_init=10, random_state=seed)
     with warnings.catch_warnings(), threadpool_limits(1):  # threads would sum in any order

@@ -11,7 +11,6 @@ import importlib.util
 import io
 import logging
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -55,15 +54,15 @@ class Task:
     @property
     def batch_N(self) -> pd.Categorical:
         """Batch of each cell."""
-        return pd.Categorical(self.adata.obs[self.batch_key].astype(str))
+        return as_categories(column(self.adata, self.batch_key, "batch"))
 
-    def labels_N(self, package: str) -> pd.Categorical:
+    def labels_N(self, package: str) -> npt.NDArray[np.object_]:
         """Label of each training cell; of the others, and where it is missing, ``UNKNOWN``."""
         if self.label_key is None:
             raise ScmedleyError(f"{package} learns from labels: name their column of obs as label_key.")
         label_N = column(self.adata, self.label_key, "label").astype(object)
         seen_N = (self.adata.obs[keys.SPLIT] == "train") & label_N.notna()
-        return pd.Categorical(label_N.where(seen_N, UNKNOWN).astype(str))
+        return label_N.where(seen_N, UNKNOWN).astype(str).to_numpy(dtype=object)
 
     def of_genes(self, layer: str, genes_G: npt.NDArray[np.bool_]) -> AnnData:
         """Give these genes of a layer as ``X`` of a new AnnData, its obs with the batch and nothing else."""
@@ -76,7 +75,7 @@ class Task:
     @property
     def hvg_G(self) -> npt.NDArray[np.bool_]:
         """Highly variable genes, chosen on the training cells."""
-        return self.adata.var[keys.HVG].to_numpy(dtype=bool)
+        return np.asarray(self.adata.var[keys.HVG], dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -166,19 +165,14 @@ def embed_peer(
             f"{name} failed: it models counts, and these data have none (layers[{keys.COUNTS!r}])."
         )
     task = Task(adata, batch_key, label_key, n_latent, seed, threads)
-    said = io.StringIO()
     try:
-        with _apart(seed, threads, said):
+        with _apart(seed, threads):
             z_NP = np.asarray(peer.embed(task), dtype=np.float32)
     except ScmedleyError:
         raise
-    except (Exception, SystemExit) as error:  # what others raise; some print their reason and exit
-        words = said.getvalue() if isinstance(error, SystemExit) else str(error)
-        last = " ".join((words.strip().splitlines() or [""])[-1].split()) if words else ""
-        first = " ".join(words.split())[:300]
-        raise ScmedleyError(
-            f"{name} failed: {(last if isinstance(error, SystemExit) else first) or type(error).__name__}"
-        ) from error
+    except Exception as error:  # what others raise
+        words = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ScmedleyError(f"{name} failed: {words}") from error
     if z_NP.ndim != 2 or len(z_NP) != adata.n_obs or not np.isfinite(z_NP).all():
         raise ScmedleyError(
             f"{name} failed: it gave an embedding of shape {z_NP.shape} with {(~np.isfinite(z_NP)).sum():,} "
@@ -202,17 +196,17 @@ def harmony(task: Task) -> Any:
 
 
 def scvi(task: Task) -> Any:
-    """ScVI (Lopez et al. 2018, Nature Methods): a variational autoencoder of counts, told the batch."""
+    """Embed with scVI (Lopez et al. 2018, Nature Methods), a variational autoencoder of counts, told the batch."""
     cells = task.of_genes(keys.COUNTS, task.hvg_G)
     return _scvi_fitted(task, _not_test(task, cells)).get_latent_representation(cells)
 
 
 def scanvi(task: Task) -> Any:
-    """ScANVI (Xu et al. 2021, Molecular Systems Biology): scVI, fitted further with the labels."""
+    """Embed with scANVI (Xu et al. 2021, Molecular Systems Biology), scVI fitted further with the labels."""
     from scvi.model import SCANVI
 
     cells = task.of_genes(keys.COUNTS, task.hvg_G)
-    cells.obs["label"] = task.labels_N("scANVI")
+    cells.obs["label"] = pd.Categorical(task.labels_N("scANVI"))
     fit = _not_test(task, cells)
     model = SCANVI.from_scvi_model(_scvi_fitted(task, fit), UNKNOWN, labels_key="label", adata=fit)
     model.train(accelerator="cpu", enable_progress_bar=False)
@@ -330,29 +324,26 @@ def _check_prepared(adata: AnnData, batch_key: str) -> None:
 
 
 @contextmanager
-def _apart(seed: int, threads: int, said: io.StringIO) -> Iterator[None]:
+def _apart(seed: int, threads: int) -> Iterator[None]:
     """Let a package print, log, warn, seed and set threads as it likes; the caller does not notice."""
     import torch
     from threadpoolctl import threadpool_limits
 
     from scmedley.train.precision import engine
 
-    numpy_state, python_state, silenced = (
-        np.random.get_state(),
-        random.getstate(),
-        logging.root.manager.disable,
-    )
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the state that older packages draw from
+    python_state, silenced = random.getstate(), logging.root.manager.disable
     try:
         with (
             engine(threads, torch.device("cpu")),
             threadpool_limits(threads),
             warnings.catch_warnings(),
-            redirect_stdout(said),
-            redirect_stderr(said),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("ignore")  # those of its insides, which nobody here can mend
             logging.disable(logging.WARNING)
-            np.random.seed(seed)  # noqa: NPY002 - the state that older packages draw from
+            np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
             torch.manual_seed(seed)
             yield
@@ -360,4 +351,3 @@ def _apart(seed: int, threads: int, said: io.StringIO) -> Iterator[None]:
         logging.disable(silenced)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
-        sys.stdout.flush()

@@ -23,6 +23,7 @@ from scmedley.experiment.task import DATA, Task, tasks
 from scmedley.pipeline import folder as run_folder
 
 RECORD = "experiment.json"
+OURS = (*BASIC, work.CLASSIFIERS)  # what of these fails is an error; a rival's failure is a result
 
 
 def run(
@@ -70,11 +71,13 @@ def run(
         with _executor(jobs, scheduler) as executor:
             _run(fits, experiment, out, record, executor, "fits", progress)
             _run(classifications, experiment, out, record, executor, "classifiers", progress)
+        if all(work.about(out, task).get("status") != "done" for task in fits):
+            _tell_failures(out, fits)
         say("Writing tables and page")
         record |= {"findings": write_tables(experiment, out), "status": "done"}
         io.write_json(record, out / RECORD)
         build(out)
-    _tell_failures(out, experiment, fits + classifications)
+    _tell_failures(out, [task for task in fits + classifications if task.method in OURS])
     return record
 
 
@@ -148,13 +151,12 @@ def _is_done(out: Path, task: Task, mark: str) -> bool:
     return about.get("fingerprint") == mark and about.get("status") == "done"
 
 
-def _tell_failures(out: Path, experiment: Experiment, all_tasks: Sequence[Task]) -> None:
-    failed = [task for task in all_tasks if work.about(out, task).get("status") != "done"]
-    ours = [task for task in failed if task.method in (*BASIC, work.CLASSIFIERS)]
-    if ours:
-        reason = work.about(out, ours[0]).get("reason", "no record of it")
+def _tell_failures(out: Path, todo: Sequence[Task]) -> None:
+    failed = [task for task in todo if work.about(out, task).get("status") != "done"]
+    if failed:
+        reason = work.about(out, failed[0]).get("reason", "no record of it")
         raise ScmedleyError(
-            f"{len(ours)} of {len(all_tasks)} tasks failed, the first, {ours[0].name}: {reason}"
+            f"{len(failed)} of {len(todo)} fits failed, the first, {failed[0].name}: {reason}"
         )
 
 
