@@ -20,10 +20,9 @@ from anndata import AnnData, concat
 from scipy.sparse import csr_matrix, issparse
 
 from scmedley import keys
-from scmedley.checks import check_unique
 from scmedley.errors import ScmedleyError, listed
 from scmedley.formats import reader_for
-from scmedley.values import TARGET_SUM, Checked, find_values, matrix, rescaled
+from scmedley.values import TARGET_SUM, Checked, check_unique, find_values, matrix, rescaled
 
 
 def read(path: str | Path) -> AnnData:
