@@ -4,6 +4,7 @@
 Codes are integers per cell, -1 where the value is missing.
 """
 
+from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
 from scmedley.evaluate.intervals import t_interval
@@ -24,6 +25,7 @@ from scmedley.evaluate.scores import permute_batches, scores
 
 __all__ = [
     "PEERS",
+    "Classified",
     "Leak",
     "Neighbors",
     "ari",
@@ -31,7 +33,10 @@ __all__ = [
     "batch_leak",
     "bras",
     "calinski_harabasz",
+    "classify",
+    "composition",
     "counterfactual_check",
+    "donor_accuracy",
     "embed_peer",
     "gene_shifts",
     "inverse_davies_bouldin",
@@ -50,4 +55,5 @@ __all__ = [
     "scores",
     "silhouettes",
     "t_interval",
+    "target_table",
 ]
