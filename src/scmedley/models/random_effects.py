@@ -17,6 +17,7 @@ from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models.base import Model
 from scmedley.models.settings import Settings, named
+from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
 from scmedley.nn.likelihoods import mse, nat
@@ -98,6 +99,7 @@ class RandomEffectsNetwork(nn.Module):
         nn.init.constant_(self.decoder_norms[-1].get_parameter("weight"), s.output_scale)
         self.decoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in sizes[1:])
         self.batch_head = Classifier(s.n_latent, s.batch_head_hidden, n_batches)
+        self.balance = Balance({"batch": s.batch_weight}, s.weights)
         self.register_buffer("n_cells", torch.tensor(1.0))
 
     def begin(self, b_N: Tensor) -> None:
@@ -106,6 +108,7 @@ class RandomEffectsNetwork(nn.Module):
 
     def after_epoch(self) -> None:
         """Learn the width of each effect table's prior (empirical Bayes), if asked for."""
+        self.balance.after_epoch()
         if self.settings.learn_prior:
             update_priors(self)
 
@@ -144,14 +147,15 @@ class RandomEffectsNetwork(nn.Module):
         logits_NB = self.batch_head(z_answering).float()
         told = F.cross_entropy(logits_NB, b_answering, reduction="sum") / max(len(b_answering), 1)
         kl_T = torch.stack([table.kl() for table in tables(self)])
-        total = s.mse_weight * error + s.batch_weight * told
+        terms = {"reconstruction": error, "batch": told}
+        total = self.balance(z_NP, s.mse_weight * error, terms)
         if s.kl_weight is None:
             kl = kl_T.sum() / self.n_cells
             total = total + s.mse_weight * nat(error, cells.x_MG.shape[1]) * kl
         else:
             kl = kl_T.mean()
             total = total + s.kl_weight * kl
-        yield Move("autoencoder", total, {"reconstruction": error, "batch": told, "kl": kl})
+        yield Move("autoencoder", total, terms | {"kl": kl})
 
     def _encode_batch(self, cells: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
         """Encode a minibatch; give z_NP, and latent and batch of the cells that answer to the batch head."""
