@@ -13,6 +13,7 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.models.base import Model
 from scmedley.models.settings import Settings, named
+from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import one_hot
 from scmedley.nn.layers import Classifier, Encoder, TiedDecoder
 from scmedley.nn.likelihoods import cross_entropy, mse
@@ -56,6 +57,7 @@ class AutoencoderNetwork(nn.Module):
         self.label_head: nn.Module = (
             Classifier(settings.n_latent, settings.label_head_hidden, n_labels) if n_labels else nn.Identity()
         )
+        self.balance = Balance({"label": settings.label_weight} if n_labels else {}, settings.weights)
 
     def players(self) -> dict[str, Sequence[nn.Parameter]]:
         """Give the parameters of each player, in playing order."""
@@ -63,20 +65,19 @@ class AutoencoderNetwork(nn.Module):
 
     def play(self, cells: Minibatch) -> Iterator[Move]:
         """Yield L_AE = lambda_MSE * MSE(x, xhat), and with labels L_AEC = L_AE + lambda_y * CE(y)."""
-        s = self.settings
         z_NP = self.encode(cells.x_MG, cells.b_M)
         error = mse(cells.x_MG, self.decode(z_NP, cells.b_M))
-        total, terms = s.mse_weight * error, {"reconstruction": error}
+        terms = {"reconstruction": error}
         if cells.y_M is not None:
             terms["label"] = cross_entropy(self.label_head(z_NP), cells.y_M)
-            total = total + s.label_weight * terms["label"]
-        yield Move("autoencoder", total, terms)
+        yield Move("autoencoder", self.balance(z_NP, self.settings.mse_weight * error, terms), terms)
 
     def begin(self, b_N: Tensor) -> None:
         """Learn what does not change in training from the batch codes of the training cells: nothing."""
 
     def after_epoch(self) -> None:
-        """Do nothing between epochs."""
+        """Count the minibatches of the next epoch from 0."""
+        self.balance.after_epoch()
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Give z_NP; the batch is not looked at."""

@@ -19,6 +19,7 @@ from scmedley.models.autoencoder import AutoencoderNetwork, AutoencoderSettings
 from scmedley.models.base import Model
 from scmedley.models.settings import named
 from scmedley.nn import adversary
+from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, tables, update_priors
 from scmedley.nn.layers import Classifier, TiedDecoder
 from scmedley.nn.likelihoods import cross_entropy, mse, nat
@@ -104,6 +105,9 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         self.settings: FixedEffectsSettings = settings
         n_seen = settings.n_latent + (sum(settings.hidden) if settings.adversary_sees == "activations" else 0)
         self.adversary = Classifier(n_seen, settings.adversary_hidden, n_batches)
+        self.balance = Balance(
+            {"batch left": settings.adversary_weight} | self.balance.given, settings.weights
+        )
         if settings.adversary_sees == "latent":
             # Standardised, or the autoencoder could escape by shrinking the latent.
             self.standardise: nn.Module = nn.BatchNorm1d(settings.n_latent, affine=False)
@@ -124,6 +128,7 @@ class FixedEffectsNetwork(AutoencoderNetwork):
 
     def after_epoch(self) -> None:
         """Learn the width of each effect table's prior (empirical Bayes)."""
+        super().after_epoch()
         update_priors(self)
 
     def players(self) -> dict[str, Sequence[nn.Parameter]]:
@@ -159,11 +164,11 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         else:
             reward = adversary.unbounded(logits_NB, cells.b_M)
         error = mse(cells.x_MG, self._decode_batch(activations[-1], cells.b_M))
-        total = s.mse_weight * error + s.adversary_weight * reward
         terms = {"reconstruction": error, "batch left": reward}
         if cells.y_M is not None:
             terms["label"] = cross_entropy(self.label_head(activations[-1]), cells.y_M)
-            total = total + s.label_weight * terms["label"]
+        shared = activations[0] if s.adversary_sees == "activations" else activations[-1]
+        total = self.balance(shared, s.mse_weight * error, terms)
         if s.decoder_effects:
             terms["kl"] = torch.stack([table.kl() for table in tables(self)]).sum() / self.n_cells
             total = total + s.mse_weight * nat(error, cells.x_MG.shape[1]) * terms["kl"]

@@ -19,6 +19,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.models.adapt import adapted
 from scmedley.models.base import Model
 from scmedley.models.settings import Settings, named
+from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
 from scmedley.nn.likelihoods import mse, nat
@@ -100,6 +101,7 @@ class RandomEffectsNetwork(nn.Module):
         nn.init.constant_(self.decoder_norms[-1].get_parameter("weight"), s.output_scale)
         self.decoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in sizes[1:])
         self.batch_head = Classifier(s.n_latent, s.batch_head_hidden, n_batches)
+        self.balance = Balance({"batch": s.batch_weight}, s.weights)
         self.register_buffer("n_cells", torch.tensor(1.0))
 
     def begin(self, b_N: Tensor) -> None:
@@ -108,6 +110,7 @@ class RandomEffectsNetwork(nn.Module):
 
     def after_epoch(self) -> None:
         """Learn the width of each effect table's prior (empirical Bayes), if asked for."""
+        self.balance.after_epoch()
         if self.settings.learn_prior:
             update_priors(self)
 
@@ -145,9 +148,10 @@ class RandomEffectsNetwork(nn.Module):
         error = mse(cells.x_MG, self.decode(z_NP, cells.b_M, draw=self.training))
         logits_NB = self.batch_head(z_answering).float()
         told = F.cross_entropy(logits_NB, b_answering, reduction="sum") / max(len(b_answering), 1)
+        terms = {"reconstruction": error, "batch": told}
+        total = self.balance(z_NP, s.mse_weight * error, terms)
         kl, weight = self.kl(error, cells.x_MG.shape[1])
-        total = s.mse_weight * error + s.batch_weight * told + weight * kl
-        yield Move("autoencoder", total, {"reconstruction": error, "batch": told, "kl": kl})
+        yield Move("autoencoder", total + weight * kl, terms | {"kl": kl})
 
     def kl(self, error: Tensor, n_genes: int) -> tuple[Tensor, Tensor | float]:
         """Give KL(q(U) || p(U)) of all tables and its weight in the total beside the MSE ``error``."""

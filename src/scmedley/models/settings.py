@@ -4,9 +4,10 @@ import dataclasses
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from scmedley.errors import ScmedleyError
+from scmedley.nn.balance import Weights
 
 PRESETS = ("default", "paper")
 
@@ -38,6 +39,10 @@ class Settings:
     settling_steps
         Minibatches before patience is counted. Small data have few of them in an epoch, and BatchNorm's running
         statistics would otherwise decide that the untrained network was best.
+    weights
+        ``"fixed"``: the losses' weights are the numbers given for them. ``"auto"``: those of adversary, label
+        head and batch head are not used; these terms are kept at a share of the reconstruction's pull
+        on the encoder (:mod:`scmedley.nn.balance`), whatever the data set.
     """
 
     hidden: tuple[int, ...] = (512, 132)
@@ -49,6 +54,7 @@ class Settings:
     max_epochs: int | None = None
     patience: int = 30
     settling_steps: int = 1000
+    weights: Weights = "fixed"
 
     def __post_init__(self) -> None:
         for name in ("n_latent", "learning_rate", "batch_size", "max_epochs", "patience"):
@@ -60,6 +66,8 @@ class Settings:
             raise ScmedleyError(
                 f"batch_size={self.batch_size} must be 3 or more: BatchNorm fails on a single cell."
             )
+        if self.weights not in get_args(Weights):
+            raise ScmedleyError(f"weights={self.weights!r} is none of {list(get_args(Weights))}.")
         if not self.hidden or min(self.hidden) < 1:
             raise ScmedleyError(f"hidden={self.hidden} must name at least one layer, each of 1 unit or more.")
 

@@ -8,7 +8,8 @@ A network offers
   players as they are after their step, while activations computed before are shared;
 - ``after_epoch()``: closed-form updates between epochs.
 
-The last player's loss is the total that early stopping watches.
+The last player's loss is the total that early stopping watches. Terms named "weight: ..." are the weights of other
+terms in it, where these change while training.
 """
 
 import math
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
+from scmedley.nn.balance import ROW
 from scmedley.train import checkpoint
 from scmedley.train.precision import autocast
 
@@ -153,7 +155,7 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
             validated = evaluate(network, cells, validation, plan)
             so_far.epoch += 1
             total = _record(so_far, {"train": trained, "validation": validated}, list(players)[-1], plan)
-            if total < so_far.best_total:
+            if total < _best_total(so_far):
                 so_far.best_total, so_far.best_epoch, best = total, so_far.epoch, _copy(network)
             bar.set_postfix(validation=f"{total:.4g}", best=so_far.best_epoch, refresh=False)
             bar.update()
@@ -223,6 +225,20 @@ def _record(so_far: Progress, parts: dict[str, "_Mean"], last_player: str, plan:
                 "precision='float32'."
             )
     return values["total"]
+
+
+def _best_total(so_far: Progress) -> float:
+    """Give the best epoch's validation total, by today's weights where a network's weights change."""
+    best, today = (
+        {
+            str(r["term"]): float(r["value"])
+            for r in so_far.rows
+            if r["epoch"] == epoch and r["part"] == "validation"
+        }
+        for epoch in (so_far.best_epoch, so_far.epoch)
+    )
+    names = [row.removeprefix(ROW) for row in best if row.startswith(ROW)]
+    return so_far.best_total + sum((today[ROW + name] - best[ROW + name]) * best[name] for name in names)
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:
