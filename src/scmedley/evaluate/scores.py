@@ -18,6 +18,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.evaluate.metrics import calinski_harabasz, draw, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Codes, Floats
 from scmedley.evaluate.probes import batch_leak, knn_accuracy
+from scmedley.overlap import as_categories
 from scmedley.pp.split import split
 
 if TYPE_CHECKING:
@@ -163,15 +164,17 @@ def permute_batches(adata: AnnData, batch_key: str, label_key: str | None = None
     """Store batches permuted within labels in ``obs["scmedley_permuted_batch"]``.
 
     A network fitted to those, and scored with them, is the null of a random-effects network: composition is
-    kept, and there is no batch effect to find.
+    kept, and there is no batch effect to find. Where the cells are split, batches are permuted within label and
+    part: each part keeps its numbers of cells, so that a batch of a few cells keeps those that it trains on.
     """
     rng = np.random.default_rng(seed)
-    batch = adata.obs[batch_key].astype(str).to_numpy(dtype=object)
+    batch = as_categories(adata.obs[batch_key])
     label = np.zeros(adata.n_obs) if label_key is None else _codes(adata, label_key)
-    for code in np.unique(label):
-        rows = np.flatnonzero(label == code)
-        batch[rows] = batch[rng.permutation(rows)]
-    adata.obs[keys.PERMUTED] = pd.Categorical(batch)
+    part = adata.obs[keys.SPLIT].astype(str).to_numpy() if keys.SPLIT in adata.obs else np.zeros(adata.n_obs)
+    codes = np.array(batch.codes)
+    for rows in pd.DataFrame({"label": label, "part": part}).groupby(["label", "part"]).indices.values():
+        codes[rows] = codes[rng.permutation(rows)]
+    adata.obs[keys.PERMUTED] = pd.Categorical.from_codes(codes, dtype=batch.dtype)
 
 
 def _codes(adata: AnnData, key: str) -> Codes:
@@ -180,7 +183,7 @@ def _codes(adata: AnnData, key: str) -> Codes:
         raise ScmedleyError(
             f"obs has no column {key!r}; there are: {', '.join(map(str, adata.obs.columns)) or 'none'}"
         )
-    return np.asarray(pd.Categorical(adata.obs[key]).codes, dtype=np.int64)
+    return np.asarray(as_categories(adata.obs[key]).codes, dtype=np.int64)
 
 
 def _embedding(adata: AnnData, name: str) -> Floats:
