@@ -236,6 +236,9 @@ def test_arrows_point_where_each_embedding_should_go(full):
             for cell in cells:
                 near = abs(cell["value"] - cell["null"]) <= 2 * cell["null_sd"]
                 assert cell["distinct"] == (None if np.isnan(cell["null"]) else not near)
+    errors = {score: cells[0]["se"] for of, rows in found["groups"] if of == "batch" for score, cells in rows}
+    assert errors["kNN leak"] == 0.013
+    assert np.isnan(errors["ASW"])
     random = [cells[2] for of, rows in found["groups"] if of == "batch" for _, cells in rows]
     null = [cells[3] for of, rows in found["groups"] if of == "batch" for _, cells in rows]
     for cell, other in zip(random, null, strict=True):
@@ -266,6 +269,11 @@ def test_words_on_size_only_where_the_direction_is_right():
     assert "predicted too large: the observed ones are 0.50 times as large" in words(good=3, slope=0.5)
     for text in (words(good=3, slope=0.9), words(none=3, slope=0.1), words(good=3, slope=None)):
         assert "predicted too" not in text
+
+
+def test_a_leak_stands_beside_its_standard_error(full_page):
+    assert re.search(r"kNN leak 0\.\d+ ± 0\.013 . null", full_page.text)
+    assert not re.search(r"ASW 0\.\d+ ± ", full_page.text)
 
 
 def test_medians_are_those_of_all_pairs_with_a_pearson(tmp_path):

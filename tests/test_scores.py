@@ -67,7 +67,8 @@ def test_values_are_those_of_the_functions_on_held_out_cells(adata: ad.AnnData) 
         z[test], codes["batch"][test], codes["label"][test], seed=3,
     )  # fmt: skip
     row = cell(table, "X_batch", "kNN leak", "batch")
-    assert (row.value, row["null"], row.null_sd) == (leak.value, leak.null, leak.null_sd)
+    assert (row.value, row["null"], row.null_sd, row.se) == (leak.value, leak.null, leak.null_sd, leak.se)
+    assert table[table.score != "kNN leak"]["se"].isna().all()
     assert len(table) == 8
     assert (table.n_cells == test.sum()).all()
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 N_PERMUTATIONS = 5  # behind the nulls of ASW, CH and 1/DB; their spread over permutations is small
 
-COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells"]
+COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells", "se"]
 
 
 def scores(
@@ -79,8 +79,8 @@ def scores(
     -------
     pandas.DataFrame
         One row per embedding, score and ``of`` ("batch" or "label"), with ``value``, ``null``, ``null_sd``,
-        ``null_kind`` (in words) and ``n_cells`` (held-out cells behind the value). nan where a score is
-        not defined, for example with one batch.
+        ``null_kind`` (in words), ``n_cells`` (held-out cells behind the value) and ``se`` (standard error of a
+        leak over held-out cells). nan where a score is not defined, for example with one batch.
 
     Raises
     ------
@@ -110,17 +110,18 @@ def scores(
     for name in embeddings:
         z_NP = _embedding(adata, name)
         for grouping in groupings:
-            rows += [(name, *row) for row in _separation(z_NP[test], grouping, max_cells, seed)]
+            rows += [(name, *row, np.nan) for row in _separation(z_NP[test], grouping, max_cells, seed)]
         if label_N is not None:
             accuracy = knn_accuracy(z_NP[train], label_N[train], z_NP[test], label_N[test])
             chance = _chance(label_N[train], label_N[test])
             n_labelled = int((label_N[test] >= 0).sum())
             kind = "labels drawn by their shares"
-            rows.append((name, "kNN accuracy", "label", accuracy, *chance, kind, n_labelled))
+            rows.append((name, "kNN accuracy", "label", accuracy, *chance, kind, n_labelled, np.nan))
         one_label = np.zeros_like(batch_N) if label_N is None else label_N
         known, held_out = ((batch_N[part], one_label[part]) for part in (train, test))
         leak = batch_leak(z_NP[train], *known, z_NP[test], *held_out, seed=seed)
-        rows.append((name, "kNN leak", "batch", leak.value, leak.null, leak.null_sd, leak_null, leak.n_cells))
+        against = (leak.null, leak.null_sd, leak_null)
+        rows.append((name, "kNN leak", "batch", leak.value, *against, leak.n_cells, leak.se))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -135,6 +135,7 @@ def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[
         against = {"value": retrained["value"], "gap": row["value"] - retrained["value"]}
     return {
         "value": row["value"],
+        "se": row["se"],
         "null": row["null"],
         "null_sd": row["null_sd"],
         "gap": gap,
