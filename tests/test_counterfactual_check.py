@@ -11,7 +11,7 @@ from anndata import AnnData
 from scmedley import keys
 from scmedley.data.design import Design
 from scmedley.evaluate.counterfactual import TOO_FEW, agreement, counterfactual_check, gene_shifts
-from scmedley.models.counterfactual import mean_shift
+from scmedley.models.counterfactual import counterfactual
 from scmedley.pp.scale import MinMax
 
 BATCHES, GENES = ("a", "b", "c"), 20
@@ -220,14 +220,30 @@ def test_same_seed_same_tables():
 @pytest.mark.parametrize(
     ("name", "preset"), [("fixed", "default"), ("random", "default"), ("random", "paper")]
 )
-def test_shifts_of_all_targets_are_those_of_one(fitted, prepared, name, preset):
+def test_shifts_are_those_of_the_counterfactuals(fitted, prepared, name, preset):
     model = fitted(name, preset)
     table = gene_shifts(model, prepared, "cell_type", draws=3, n_top=40, seed=5)
     mine = prepared[prepared.obs["cell_type"] == "NK"]
-    shift_BG = [
-        mean_shift(model, mine, b, reference="mean", draws=3, seed=5).mean(0) for b in model.design.batches
-    ]
+    batches = model.design.batches
+    shown = counterfactual(model, mine, list(batches), draws=3, seed=5)
+    mean_BG = np.stack([shown[shown.obs[keys.TARGET] == b].X.mean(0) for b in batches])
     assert table["seen"].all()
-    for batch, shift_G in zip(model.design.batches, shift_BG - np.mean(shift_BG, axis=0), strict=True):
+    for batch, shift_G in zip(batches, mean_BG - mean_BG.mean(0), strict=True):
         rows = table[(table["batch"] == batch) & (table["label"] == "NK")].set_index("gene")
         np.testing.assert_allclose(rows["shift"][model.genes], shift_G, atol=1e-5)
+
+
+def test_batches_and_labels_of_any_type_are_found():
+    adata, plain = cells(label_of=(" T ", "B")), cells()
+    numbered = model()
+    numbered.design = Design("batch", ("1", "2", "3"))
+    adata.obs["batch"] = adata.obs["batch"].cat.codes + 1.0
+    adata.obs["kind"] = adata.obs["kind"].astype(object).replace("B", " ")
+    for one, other in (
+        (gene_shifts(numbered, adata, "kind", draws=2), gene_shifts(model(), plain, "kind", draws=2)),
+        (counterfactual_check(numbered, adata, "kind"), counterfactual_check(model(), plain, "kind")),
+    ):
+        assert set(one["label"]) == {"T"}
+        assert set(one["batch"]) == {"1", "2", "3"}
+        assert one.notna().all(axis=None)
+        assert len(one) * 2 == len(other)
