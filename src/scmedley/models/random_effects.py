@@ -31,6 +31,8 @@ class RandomEffectsSettings(Settings):
     ----------
     mse_weight, batch_weight
         lambda_MSE, lambda_b.
+    batch_head_hidden
+        Sizes of the hidden layers of the batch head, which reads the batch from the latent.
     kl_weight
         lambda_KL on the KL of a table in nats, averaged over all ten tables (the preprint leaves open whether
         encoder and decoder are averaged apart, which would double it), or ``None``:
@@ -145,12 +147,11 @@ class RandomEffectsNetwork(nn.Module):
         told = F.cross_entropy(logits_NB, b_answering, reduction="sum") / max(len(b_answering), 1)
         kl_T = torch.stack([table.kl() for table in tables(self)])
         total = s.mse_weight * error + s.batch_weight * told
+        kl = kl_T.sum() / self.n_cells  # nats per cell, whatever its weight
         if s.kl_weight is None:
-            kl = kl_T.sum() / self.n_cells
             total = total + s.mse_weight * nat(error, cells.x_MG.shape[1]) * kl
         else:
-            kl = kl_T.mean()
-            total = total + s.kl_weight * kl
+            total = total + s.kl_weight * kl_T.mean()
         yield Move("autoencoder", total, {"reconstruction": error, "batch": told, "kl": kl})
 
     def _encode_batch(self, cells: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
