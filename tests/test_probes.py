@@ -12,6 +12,7 @@ from scmedley.evaluate.probes import (
     ProbeName,
     _balanced_accuracy,
     _stratified,
+    _variance,
     batch_leak,
     knn_accuracy,
     knn_probe,
@@ -227,6 +228,32 @@ def test_null_spread_is_that_of_values_under_permuted_batches(rng: np.random.Gen
     assert spread == pytest.approx(np.std(values), rel=0.4)
 
 
+@pytest.mark.parametrize(("n_batches", "n_labels", "step"), [(2, 1, 0.5), (40, 1, 0.6), (8, 4, 0.7)], ids=str)
+def test_se_is_the_spread_over_cells(n_batches: int, n_labels: int, step: float) -> None:
+    rng = np.random.default_rng(1)
+    centre = rng.normal(size=(n_batches, 10)) * step
+    found = []
+    for _ in range(60):  # with training cells drawn anew as well, which adds little
+        batch, label = rng.integers(0, n_batches, 1200), rng.integers(0, n_labels, 1200)
+        found.append(leak(centre[batch] + rng.normal(size=(1200, 10)), batch, label))
+    values, errors = ([getattr(f, name) for f in found] for name in ("value", "se"))
+    assert 0.1 < np.mean(values) < 0.9
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.3)
+
+
+def test_variance_is_that_of_the_bootstrap(rng: np.random.Generator) -> None:
+    true = np.r_[np.zeros(40, int), np.ones(15, int), np.full(8, 4)]
+    right = rng.random(63) < 0.6
+    predicted = np.where(right, true, 2)
+    drawn = []
+    for _ in range(4000):
+        cells = np.concatenate([rng.choice(np.flatnonzero(true == c), (true == c).sum()) for c in (0, 1, 4)])
+        drawn.append(_balanced_accuracy(true[cells], predicted[cells]))
+    assert _variance(true, predicted) == pytest.approx(np.var(drawn), rel=0.12)  # less n / (n - 1)
+    # a class of one cell: neither certain nor more than a coin
+    assert 0 < _variance(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])) < 0.25
+
+
 def test_what_does_not_matter(rng: np.random.Generator) -> None:
     batch, label = rng.integers(0, 3, 600), rng.integers(0, 2, 600)
     z = rng.normal(size=(600, 4)) + 0.7 * batch[:, None]
@@ -275,7 +302,7 @@ def test_nan_where_no_label_can_be_scored(
         np.full(4, label),
         seed=0,
     )
-    assert np.isnan([found.value, found.null, found.null_sd]).all()
+    assert np.isnan([found.value, found.null, found.null_sd, found.se]).all()
     assert found.per_label == {}
     assert found.n_cells == 0
 

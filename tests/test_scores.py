@@ -24,6 +24,7 @@ from scmedley.evaluate import (
     lisi,
     nearest,
     nmi,
+    permute_batches,
     probes,
     scores,
 )
@@ -74,7 +75,8 @@ def test_values_are_those_of_the_functions_on_held_out_cells(adata: ad.AnnData) 
         z[test], codes["batch"][test], codes["label"][test], seed=3,
     )  # fmt: skip
     row = cell(table, "X_batch", "kNN leak", "batch")
-    assert (row.value, row["null"], row.null_sd) == (leak.value, leak.null, leak.null_sd)
+    assert (row.value, row["null"], row.null_sd, row.se) == (leak.value, leak.null, leak.null_sd, leak.se)
+    assert table[table.score != "kNN leak"]["se"].isna().all()
     assert len(table) == 8
     assert (table.n_cells == test.sum()).all()
 
@@ -312,3 +314,41 @@ def test_import_is_light() -> None:
     code = "import sys, scmedley.evaluate; print(*{'sklearn', 'umap', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == ""
+
+
+@pytest.mark.parametrize("label_key", ["type", None])
+def test_permuted_batches_keep_labels_and_parts(adata: ad.AnnData, label_key: str | None) -> None:
+    adata.obs["donor"] = adata.obs["donor"].cat.add_categories("tiny")
+    adata.obs.loc[adata.obs_names[adata.obs[keys.SPLIT] == "train"][:1], "donor"] = "tiny"
+    within = [adata.obs[k].astype(str) for k in (label_key, keys.SPLIT) if k]
+    before = adata.obs.groupby([*within, "donor"], observed=True).size()
+    changed = []
+    for seed in range(5):
+        permute_batches(adata, "donor", label_key, seed=seed)
+        after = adata.obs.groupby([*within, keys.PERMUTED], observed=True).size()
+        assert after.to_dict() == before.to_dict()
+        changed.append(float((adata.obs[keys.PERMUTED].astype(str) != adata.obs["donor"].astype(str)).mean()))
+    assert min(changed) > 0.4
+    # Nothing is left to read, however large the effect of the real batches.
+    null = cell(scores(adata, ["X_batch"], keys.PERMUTED, label_key), "X_batch", "kNN leak", "batch")
+    if label_key:
+        assert abs(null.value) < 4 * null.null_sd
+
+
+def test_permuted_batches_without_a_split(adata: ad.AnnData) -> None:
+    del adata.obs[keys.SPLIT]
+    permute_batches(adata, "donor", "type")
+    tables = [pd.crosstab(adata.obs["type"], adata.obs[k]).to_numpy() for k in ("donor", keys.PERMUTED)]
+    np.testing.assert_array_equal(*tables)
+
+
+def test_blank_labels_and_batches_are_missing(adata: ad.AnnData) -> None:
+    adata.obs["type"] = adata.obs["type"].astype(object)
+    adata.obs.loc[adata.obs_names[::10], "type"] = " "
+    table = scores(adata, ["X_noise"], "donor", "type")
+    held_out = (adata.obs[keys.SPLIT] == "test") & (adata.obs["type"] != " ")
+    assert cell(table, "X_noise", "ASW", "label").n_cells == held_out.sum()
+    adata.obs["donor"] = adata.obs["donor"].astype(object)
+    adata.obs.loc["7", "donor"] = ""
+    with pytest.raises(ScmedleyError, match=r"1 cells have no batch .*'7'"):
+        scores(adata, ["X_noise"], "donor")

@@ -49,6 +49,9 @@ class Leak:
         Value of each label (in a label leak, of each batch) that could be scored, by its code.
     n_cells
         Held-out cells scored.
+    se
+        Standard error of ``value``: how much it would vary with other held-out cells of the same batches and
+        labels. How much it would vary with another fit of the embedding is not in it.
     """
 
     value: float
@@ -56,6 +59,7 @@ class Leak:
     null_sd: float
     per_label: dict[int, float]
     n_cells: int
+    se: float
 
 
 def knn_accuracy(
@@ -232,6 +236,7 @@ def _leak(
     (z_train, batch_train, label_train), (z_test, batch_test, label_test) = train_cells, test_cells
     per_label: dict[int, float] = {}
     nulls: list[npt.NDArray[np.float64]] = []  # per label, R
+    variances: list[float] = []
     weights: list[int] = []
     for label in np.unique(label_train[label_train >= 0]).tolist():
         train = np.flatnonzero((label_train == label) & (batch_train >= 0))
@@ -244,7 +249,8 @@ def _leak(
             continue
         predict = probe(z_train[train], z_test[test])
         rng = np.random.default_rng([seed, label])  # a label's chance does not hang on the other labels
-        accuracy = _balanced_accuracy(codes_test, predict(codes_train))
+        predicted = predict(codes_train)
+        accuracy = _balanced_accuracy(codes_test, predicted)
         chance_R = np.array(
             [
                 _balanced_accuracy(codes_test, predict(rng.permutation(codes_train)))
@@ -256,9 +262,10 @@ def _leak(
             continue
         per_label[label] = (accuracy - chance) / (1 - chance)
         nulls.append((chance_R - chance) / (1 - chance))
+        variances.append(_variance(codes_test, predicted) / (1 - chance) ** 2)
         weights.append(len(codes_test))
     if not per_label:
-        return Leak(float("nan"), float("nan"), float("nan"), {}, 0)
+        return Leak(float("nan"), float("nan"), float("nan"), {}, 0, float("nan"))
     null_R = np.average(nulls, axis=0, weights=weights)
     return Leak(
         value=float(np.average(list(per_label.values()), weights=weights)),
@@ -266,6 +273,7 @@ def _leak(
         null_sd=float(null_R.std(ddof=1)),
         per_label=per_label,
         n_cells=sum(weights),
+        se=float(np.sqrt(np.square(weights) @ np.array(variances)) / sum(weights)),
     )
 
 
@@ -316,3 +324,18 @@ def _balanced_accuracy(true_N: Codes, predicted_N: Codes) -> float:
     size_C = np.bincount(true_N)
     hits_C = np.bincount(true_N, weights=true_N == predicted_N)
     return float(np.mean(hits_C[size_C > 0] / size_C[size_C > 0]))
+
+
+def _variance(true_N: Codes, predicted_N: Codes) -> float:
+    """Give the sampling variance of the balanced accuracy: p (1 - p) / (n - 1), summed over C classes, / C².
+
+    It is that of a bootstrap of the cells within each class, in closed form and unbiased. The one cell of a
+    class says nothing of its spread: it gets that of a cell that is right as often as the average.
+    """
+    size_C = np.bincount(true_N)
+    hits_C = np.bincount(true_N, weights=true_N == predicted_N)[size_C > 0]
+    size_C = size_C[size_C > 0]
+    right_C = hits_C / size_C
+    mean = right_C.mean()
+    var_C = np.where(size_C > 1, right_C * (1 - right_C) / np.maximum(size_C - 1, 1), mean * (1 - mean))
+    return float(var_C.sum()) / len(size_C) ** 2

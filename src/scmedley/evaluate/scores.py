@@ -16,12 +16,13 @@ from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.neighbors import Codes, Floats
 from scmedley.evaluate.rows import Row, default_rows, draw_cells, thorough_rows
+from scmedley.overlap import as_categories
 from scmedley.pp.split import split
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells"]
+COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells", "se"]
 
 
 def scores(
@@ -97,8 +98,8 @@ def scores(
     -------
     pandas.DataFrame
         One row per embedding, score and ``of`` ("batch" or "label"), with ``value``, ``null``, ``null_sd``,
-        ``null_kind`` (in words) and ``n_cells`` (held-out cells behind the value). nan where a score is
-        not defined, for example with one batch.
+        ``null_kind`` (in words), ``n_cells`` (held-out cells behind the value) and ``se`` (standard error of a
+        leak over held-out cells). nan where a score is not defined, for example with one batch.
 
     Raises
     ------
@@ -137,15 +138,17 @@ def permute_batches(adata: AnnData, batch_key: str, label_key: str | None = None
     """Store batches permuted within labels in ``obs["scmedley_permuted_batch"]``.
 
     A network fitted to those, and scored with them, is the null of a random-effects network: composition is
-    kept, and there is no batch effect to find.
+    kept, and there is no batch effect to find. Where the cells are split, batches are permuted within label and
+    part: each part keeps its numbers of cells, so that a batch of a few cells keeps those that it trains on.
     """
     rng = np.random.default_rng(seed)
-    batch = adata.obs[batch_key].astype(str).to_numpy(dtype=object)
+    batch = as_categories(adata.obs[batch_key])
     label = np.zeros(adata.n_obs) if label_key is None else _codes(adata, label_key)
-    for code in np.unique(label):
-        rows = np.flatnonzero(label == code)
-        batch[rows] = batch[rng.permutation(rows)]
-    adata.obs[keys.PERMUTED] = pd.Categorical(batch)
+    part = adata.obs[keys.SPLIT].astype(str).to_numpy() if keys.SPLIT in adata.obs else np.zeros(adata.n_obs)
+    codes = np.array(batch.codes)
+    for rows in pd.DataFrame({"label": label, "part": part}).groupby(["label", "part"]).indices.values():
+        codes[rows] = codes[rng.permutation(rows)]
+    adata.obs[keys.PERMUTED] = pd.Categorical.from_codes(codes, dtype=batch.dtype)
 
 
 def _codes(adata: AnnData, key: str) -> Codes:
@@ -154,7 +157,7 @@ def _codes(adata: AnnData, key: str) -> Codes:
         raise ScmedleyError(
             f"obs has no column {key!r}; there are: {', '.join(map(str, adata.obs.columns)) or 'none'}"
         )
-    return np.asarray(pd.Categorical(adata.obs[key]).codes, dtype=np.int64)
+    return np.asarray(as_categories(adata.obs[key]).codes, dtype=np.int64)
 
 
 def _embedding(adata: AnnData, name: str) -> Floats:

@@ -34,6 +34,8 @@ class RandomEffectsSettings(Settings):
     ----------
     mse_weight, batch_weight
         lambda_MSE, lambda_b.
+    batch_head_hidden
+        Sizes of the hidden layers of the batch head, which reads the batch from the latent.
     kl_weight
         lambda_KL on the KL of a table in nats, averaged over all ten tables (the preprint leaves open whether
         encoder and decoder are averaged apart, which would double it), or ``None``:
@@ -150,15 +152,16 @@ class RandomEffectsNetwork(nn.Module):
         told = F.cross_entropy(logits_NB, b_answering, reduction="sum") / max(len(b_answering), 1)
         terms = {"reconstruction": error, "batch": told}
         total = self.balance(z_NP, s.mse_weight * error, terms)
-        kl, weight = self.kl(error, cells.x_MG.shape[1])
-        yield Move("autoencoder", total + weight * kl, terms | {"kl": kl})
+        kl, weighted = self.kl(error, cells.x_MG.shape[1])
+        yield Move("autoencoder", total + weighted, terms | {"kl": kl})
 
-    def kl(self, error: Tensor, n_genes: int) -> tuple[Tensor, Tensor | float]:
-        """Give KL(q(U) || p(U)) of all tables and its weight in the total beside the MSE ``error``."""
+    def kl(self, error: Tensor, n_genes: int) -> tuple[Tensor, Tensor]:
+        """Give KL(q(U) || p(U)) of all tables in nats per cell, and what it adds to the total beside ``error``."""
         kl_T = torch.stack([table.kl() for table in tables(self)])
+        kl = kl_T.sum() / self.n_cells
         if self.settings.kl_weight is None:
-            return kl_T.sum() / self.n_cells, self.settings.mse_weight * nat(error, n_genes)
-        return kl_T.mean(), self.settings.kl_weight
+            return kl, self.settings.mse_weight * nat(error, n_genes) * kl
+        return kl, self.settings.kl_weight * kl_T.mean()
 
     def _encode_batch(self, cells: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
         """Encode a minibatch; give z_NP, and latent and batch of the cells that answer to the batch head."""

@@ -1,6 +1,6 @@
 """The one training loop, for every network.
 
-A network offers
+A network is an ``nn.Module`` that offers
 
 - ``players()``: the parameters of each player, in playing order;
 - ``play(cells)``: a generator that yields, for one minibatch, one :class:`Move` after another. The
@@ -14,10 +14,10 @@ terms in it, where these change while training.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -40,22 +40,6 @@ class Move:
     player: str
     loss: Tensor
     terms: dict[str, Tensor]
-
-
-class Network(Protocol):
-    """What the loop asks of a network, beyond being an ``nn.Module``."""
-
-    def players(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """Give the parameters of each player, in playing order."""
-        ...
-
-    def play(self, cells: Minibatch) -> Iterator[Move]:
-        """Yield each player's move for one minibatch."""
-        ...
-
-    def after_epoch(self) -> None:
-        """Do the closed-form updates, if there are any."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +88,7 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
     Parameters
     ----------
     network
-        An ``nn.Module`` that is a :class:`Network`, on the device of ``cells``.
+        An ``nn.Module`` with ``players``, ``play`` and ``after_epoch`` (above), on the device of ``cells``.
     cells
         All cells, resident.
     train, validation
