@@ -32,6 +32,9 @@ PACKAGES = (
     "anndata",
     "harmonypy",
     "scvi-tools",
+    "scanorama",
+    "pyliger",
+    "bbknn",
 )
 
 

@@ -4,8 +4,8 @@
 
 Each (data set, seed, method) is fitted once and kept as JSON under ``--out``, so that a stopped run goes
 on. A method is scored on held-out test cells (20 %, stratified by batch and label); highly variable genes,
-scaling, PCA and the networks see the training and validation cells only. Harmony and scVI, which have no
-way to embed new cells in what is compared here, are fitted on all cells, labels unseen.
+scaling, PCA and the networks see the training and validation cells only, and so do the rivals that can embed
+new cells (scVI, scANVI). The others are fitted on all cells, labels unseen: ``scmedley.evaluate.PEERS``.
 
 Shapes: N cells, G genes, P latent dimensions.
 """
@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import re
 import sys
 import time
-from collections.abc import Callable
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ import pandas as pd
 import scmedley as sm
 from common import BATCH, DATA_SETS, LABEL, cached, find, record
 from scmedley import keys
-from scmedley.evaluate import asw, batch_leak, counterfactual_check, knn_accuracy
+from scmedley.evaluate import PEERS, asw, batch_leak, counterfactual_check, embed_peer, knn_accuracy
 from scmedley.io import write_json
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ NETWORKS: dict[str, tuple[str, str, str]] = {
     "RE, paper": ("RandomEffects", "paper", BATCH),
     "RE, paper, permuted batches": ("RandomEffects", "paper", keys.PERMUTED),
 }
-PEERS = {"Harmony": "harmonypy", "scVI": "scvi"}
 
 
 def main() -> None:
@@ -60,11 +58,11 @@ def main() -> None:
     options = _options()
     methods = ["PCA"] + [m for m in NETWORKS if options.paper or "paper" not in m]
     if options.peers:
-        for peer, package in PEERS.items():
-            if importlib.util.find_spec(package):
-                methods.append(peer)
+        for name, peer in PEERS.items():
+            if peer.installed:
+                methods.append(name)
             else:
-                print(f"{peer}: not installed (pip install {package})")
+                print(f"{name}: not installed (pip install {peer.package})")
     runs = []
     for name in options.sets:
         raw = find(name, options.data)
@@ -75,7 +73,13 @@ def main() -> None:
             for method in methods:
                 fitted = partial(lambda p, m, s: run(p(), m, s, options.threads), prepare, method, seed)
                 file = re.sub(r"\W+", "-", method) + f"-{_settings_hash(method)}.json"
-                scores = cached(options.out / name / f"seed{seed}" / file, fitted)
+                try:
+                    scores = cached(options.out / name / f"seed{seed}" / file, fitted)
+                except sm.ScmedleyError as error:
+                    if method not in PEERS:
+                        raise
+                    print(f"{name} seed {seed} {error}")  # a rival that cannot do this data set
+                    continue
                 runs.append({"set": name, "seed": seed, "method": method} | scores)
                 print(_line(runs[-1]), file=sys.stderr, flush=True)
     table = pd.DataFrame(runs)
@@ -105,16 +109,13 @@ def run(adata: AnnData, method: str, seed: int, threads: int) -> dict[str, Any]:
     key = BATCH
     if method in NETWORKS:
         kind, preset, key = NETWORKS[method]
-        model = getattr(sm, kind)(key, LABEL, preset)
+        model = getattr(sm, kind)(key, settings=preset)
         model.fit(adata, seed=seed, threads=threads, progress=sys.stderr.isatty())
         z_NP = model.get_latent_representation(adata)
+    elif method in PEERS:
+        z_NP = embed_peer(method, adata, BATCH, LABEL, n_latent=N_COMPONENTS, seed=seed, threads=threads)
     else:
-        makers: dict[str, Callable[[AnnData, int, int], np.ndarray]] = {
-            "PCA": pca,
-            "Harmony": harmony,
-            "scVI": scvi,
-        }
-        z_NP = makers[method](adata, seed, threads)
+        z_NP = np.asarray(adata.obsm[keys.PCA])
     seconds = time.perf_counter() - started
     extra: dict[str, Any] = {}
     if model is not None:
@@ -147,35 +148,6 @@ def shift_agreement(model: Model[Any], adata: AnnData, seed: int) -> dict[str, f
     check = counterfactual_check(model, adata, LABEL, seed=seed)
     columns = {"shift": "pearson", "shift_ceiling": "ceiling_pearson", "shift_baseline": "additive_pearson"}
     return {ours: float(check[theirs].median()) for ours, theirs in columns.items()}
-
-
-def pca(adata: AnnData, seed: int, threads: int) -> np.ndarray:
-    """Give the principal components, fitted on the training cells."""
-    return np.asarray(adata.obsm[keys.PCA])
-
-
-def harmony(adata: AnnData, seed: int, threads: int) -> np.ndarray:
-    """Harmony (Korsunsky et al. 2019) on the PCA of all cells. GPL: imported here, where it is used."""
-    import harmonypy
-
-    z_NP = pca(adata, seed, threads)
-    done = harmonypy.run_harmony(z_NP, adata.obs, BATCH, random_state=seed, verbose=False, ncores=threads)
-    corrected = np.asarray(done.Z_corr)
-    return corrected if corrected.shape == z_NP.shape else corrected.T
-
-
-def scvi(adata: AnnData, seed: int, threads: int) -> np.ndarray:
-    """Make the latent of scVI (Lopez et al. 2018), its defaults with 50 latent dimensions, on counts of all cells."""
-    import scvi as package
-    import torch
-
-    torch.set_num_threads(threads)
-    package.settings.seed = seed
-    genes = adata[:, adata.var[keys.HVG]].copy()
-    package.model.SCVI.setup_anndata(genes, layer=keys.COUNTS, batch_key=BATCH)
-    model = package.model.SCVI(genes, n_latent=N_COMPONENTS)
-    model.train(accelerator="cpu", enable_progress_bar=False)
-    return np.asarray(model.get_latent_representation())
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -224,6 +196,8 @@ def _cell(mean: float | None, sd: float | None, digits: int) -> str:
 
 def _settings_hash(method: str) -> str:
     """Name a method's settings in short, so that results of other settings are not taken for it."""
+    if method in PEERS:
+        return version(PEERS[method].package)
     if method not in NETWORKS:
         return sm.__version__
     kind, preset, _ = NETWORKS[method]
@@ -243,7 +217,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, help="folder of the data sets that are not shipped")
     parser.add_argument("--paper", action="store_true", help="also the published form of FE and RE")
-    parser.add_argument("--peers", action="store_true", help="also Harmony and scVI, where installed")
+    parser.add_argument("--peers", action="store_true", help="also the rivals, where installed")
     parser.add_argument(
         "--out", type=Path, default=Path("quality-runs"), help="one JSON a fit; goes on there"
     )

@@ -125,9 +125,10 @@ def _scores(without, rng) -> pd.DataFrame:
                 kind = "batches permuted" + (" within label" if "labels" not in without else "")
                 kind = kind if of == "batch" else ""
                 null, sd = (scale * 0.01, scale * 0.012) if kind else (np.nan, np.nan)
-                rows.append((key, score, of, value, null, sd, kind, 600))
+                se = 0.013 if score == "kNN leak" else np.nan
+                rows.append((key, score, of, value, null, sd, kind, 600, se))
     return pd.DataFrame(
-        rows, columns=["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells"]
+        rows, columns=["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells", "se"]
     )
 
 

@@ -8,10 +8,20 @@ import pytest
 import torch
 from anndata import AnnData
 
-from scmedley import keys
+from scmedley import datasets, keys
 from scmedley.data.design import Design
-from scmedley.evaluate.counterfactual import TOO_FEW, agreement, counterfactual_check, gene_shifts
-from scmedley.models.counterfactual import mean_shift
+from scmedley.evaluate.counterfactual import (
+    LIMITS,
+    TOO_FEW,
+    _ceiling,
+    agreement,
+    counterfactual_check,
+    gene_shifts,
+    summarise,
+)
+from scmedley.evaluate.scores import permute_batches
+from scmedley.models.counterfactual import counterfactual
+from scmedley.pp import log_normalised, prepare
 from scmedley.pp.scale import MinMax
 
 BATCHES, GENES = ("a", "b", "c"), 20
@@ -139,14 +149,78 @@ def test_agreement_is_judged_against_its_ceiling():
     rows = {
         (0.72, 1.0, 0.3): "good",
         (0.36, 0.5, nan): "good",
-        (0.72, 1.0, 0.6): "some",
+        (0.72, 1.0, 0.6): "none",  # as good for a wrong batch
+        (0.4, 1.0, 0.25): "none",
         (0.4, 1.0, 0.0): "some",
         (0.2, 1.0, 0.0): "none",
-        (0.2, 0.29, 0.0): TOO_FEW,
+        (0.49, 0.49, 0.0): TOO_FEW,  # what data without a shift may reach
         (nan, 1.0, 0.0): TOO_FEW,
         (0.5, nan, 0.0): TOO_FEW,
     }
     assert agreement(pd.DataFrame(list(rows), columns=columns)).tolist() == list(rows.values())
+
+
+def _check(*words: str) -> pd.DataFrame:
+    rows = {
+        "good": (0.8, 0.9, 0.0),
+        "some": (0.4, 0.9, 0.0),
+        "none": (0.1, 0.9, 0.0),
+        TOO_FEW: (0.9, 0.1, 0.8),
+    }
+    table = pd.DataFrame(
+        [rows[w] for w in words], columns=["pearson", "ceiling_pearson", "wrong_batch_pearson"]
+    )
+    return table.assign(slope=2.0, additive_pearson=np.nan)
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        (["good", "good", "some", "none"], "good"),
+        (["good", "some", "none", "none"], "some"),
+        (["good", "none", "none"], "none"),
+        (["good", "good"], "good"),  # there are no more
+        (["good", "good", TOO_FEW], TOO_FEW),
+        (["good"] * 3 + [TOO_FEW] * 9, "good"),
+        (["good"] * 3 + [TOO_FEW] * 10, TOO_FEW),
+        ([TOO_FEW], TOO_FEW),
+        ([], TOO_FEW),
+    ],
+)
+def test_the_verdict_on_a_run(words, verdict):
+    found = summarise(_check(*words))
+    assert found.verdict == verdict
+    assert found.tally == {word: words.count(word) for word in ("good", "some", "none", TOO_FEW)}
+    assert found.n_judged == len(words) - words.count(TOO_FEW)
+
+
+def test_medians_are_those_of_the_judged_pairs():
+    found = summarise(_check("good", "some", TOO_FEW)).median
+    assert found["pearson"] == pytest.approx(0.6)
+    assert found["additive_pearson"] is None
+    assert summarise(_check(TOO_FEW)).median["pearson"] is None
+
+
+def test_without_a_shift_hardly_a_pair_is_judged():
+    """Halves of real cells agree by luck, as genes go together: a ceiling must exceed that."""
+    adata = datasets.hashing()
+    prepare(adata, "batch", label_key="cell_type")
+    x_NG, _ = log_normalised(adata, list(adata.var_names[adata.var[keys.HVG]]))
+    held_out = (adata.obs[keys.SPLIT] == "test").to_numpy()
+    ceilings = []
+    for seed in range(4):
+        permute_batches(adata, "batch", "cell_type", seed=seed)
+        rng = np.random.default_rng(seed)
+        for (_, batch), rows in adata.obs.groupby(
+            ["cell_type", keys.PERMUTED], observed=True
+        ).indices.items():
+            same = (adata.obs["cell_type"] == adata.obs["cell_type"].iloc[rows[0]]).to_numpy()
+            there = (adata.obs[keys.PERMUTED] == batch).to_numpy()
+            goal, source = np.flatnonzero(same & there & held_out), np.flatnonzero(same & ~there & held_out)
+            ceilings.append(_ceiling(x_NG, goal, source, rng))
+    assert len(ceilings) == 48
+    assert np.mean(np.array(ceilings) >= LIMITS["ceiling"]) < 0.05
+    assert np.mean(np.array(ceilings) >= 0.3) > 0.05  # so that the limit matters
 
 
 def test_missing_labels_are_left_out():
@@ -220,14 +294,30 @@ def test_same_seed_same_tables():
 @pytest.mark.parametrize(
     ("name", "preset"), [("fixed", "default"), ("random", "default"), ("random", "paper")]
 )
-def test_shifts_of_all_targets_are_those_of_one(fitted, prepared, name, preset):
+def test_shifts_are_those_of_the_counterfactuals(fitted, prepared, name, preset):
     model = fitted(name, preset)
     table = gene_shifts(model, prepared, "cell_type", draws=3, n_top=40, seed=5)
     mine = prepared[prepared.obs["cell_type"] == "NK"]
-    shift_BG = [
-        mean_shift(model, mine, b, reference="mean", draws=3, seed=5).mean(0) for b in model.design.batches
-    ]
+    batches = model.design.batches
+    shown = counterfactual(model, mine, list(batches), draws=3, seed=5)
+    mean_BG = np.stack([shown[shown.obs[keys.TARGET] == b].X.mean(0) for b in batches])
     assert table["seen"].all()
-    for batch, shift_G in zip(model.design.batches, shift_BG - np.mean(shift_BG, axis=0), strict=True):
+    for batch, shift_G in zip(batches, mean_BG - mean_BG.mean(0), strict=True):
         rows = table[(table["batch"] == batch) & (table["label"] == "NK")].set_index("gene")
         np.testing.assert_allclose(rows["shift"][model.genes], shift_G, atol=1e-5)
+
+
+def test_batches_and_labels_of_any_type_are_found():
+    adata, plain = cells(label_of=(" T ", "B")), cells()
+    numbered = model()
+    numbered.design = Design("batch", ("1", "2", "3"))
+    adata.obs["batch"] = adata.obs["batch"].cat.codes + 1.0
+    adata.obs["kind"] = adata.obs["kind"].astype(object).replace("B", " ")
+    for one, other in (
+        (gene_shifts(numbered, adata, "kind", draws=2), gene_shifts(model(), plain, "kind", draws=2)),
+        (counterfactual_check(numbered, adata, "kind"), counterfactual_check(model(), plain, "kind")),
+    ):
+        assert set(one["label"]) == {"T"}
+        assert set(one["batch"]) == {"1", "2", "3"}
+        assert one.notna().all(axis=None)
+        assert len(one) * 2 == len(other)

@@ -205,6 +205,59 @@ def test_misnamed_counts_layer_is_moved() -> None:
     assert_array_equal(dense(adata.layers[keys.LOGNORM]), dense(prepared.layers[keys.LOGNORM]))
 
 
+def _log(total: float, sparse: bool = True) -> np.ndarray | csr_matrix:
+    x = counts().astype(np.float64)
+    full = np.log1p(total * x / x.sum(1, keepdims=True)).astype(np.float32)
+    return csr_matrix(full) if sparse else full
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_log_normalised_values_of_another_total_are_brought_to_10000(sparse: bool) -> None:
+    import scanpy as sc
+
+    counted, given = cells(), cells(csr_matrix(counts()) if sparse else counts())
+    sc.pp.normalize_total(given)  # to the median
+    sc.pp.log1p(given)
+    fresh = given.copy()
+    checked = prepare(given, "batch", min_cells=0, min_genes=0)
+    prepare(counted, "batch", min_cells=0, min_genes=0)
+    assert_allclose(dense(given.layers[keys.LOGNORM]), dense(counted.layers[keys.LOGNORM]), rtol=1e-5)
+    assert_array_equal(dense(given.X), dense(fresh.X))
+    median = float(np.median(counts().sum(1)))
+    assert checked.total == pytest.approx(median)
+    assert checked.warnings == [
+        f"X is log-normalised to {checked.total:,.6g} counts per cell; "
+        "layers['log1p_cp10k'] holds it brought to 10,000."
+    ]
+    said = given.uns[keys.UNS]["prepare"]
+    assert (said["target_sum"], said["target_sum_given"]) == (1e4, checked.total)
+    x, _ = log_normalised(fresh, GENES)  # unprepared cells that come to the fitted model
+    expected, _ = log_normalised(cells(), GENES)
+    assert issparse(x) == sparse
+    assert_allclose(dense(x), dense(expected), rtol=1e-5)
+
+
+def test_totals_that_say_nothing_are_left_alone() -> None:
+    one = cells(_log(700.0))[:1]
+    assert_array_equal(dense(log_normalised(one, GENES)[0])[:, 0], dense(one.X)[:, 9])
+    some = cells(_log(1e4)[:, :15])
+    checked = prepare(some, "batch")
+    assert "totals differ" in checked.warnings[0]
+    assert np.isnan(some.uns[keys.UNS]["prepare"]["target_sum"])
+    assert_array_equal(dense(some.layers[keys.LOGNORM]), dense(some.X))
+    few_lost = cells(_log(1e4)[:, counts().sum(0) > counts().sum(0).min()])
+    assert prepare(few_lost, "batch").warnings == []
+    assert few_lost.uns[keys.UNS]["prepare"]["target_sum"] == 1e4
+
+
+def test_log_normalised_layer_is_a_copy_of_x() -> None:
+    adata = cells(_log(1e4))
+    prepare(adata, "batch")
+    before = dense(adata.layers[keys.LOGNORM])
+    adata.X.data *= 2
+    assert_array_equal(dense(adata.layers[keys.LOGNORM]), before)
+
+
 GENES = ["gene9", "absent", "gene2", "gene4", "missing"]
 
 

@@ -18,7 +18,7 @@ def table_of_scores(fixed=0.05, pca=0.7, random=0.6, null=0.1, accuracy=0.95, sd
         for key in (keys.FIXED, keys.PCA)
         if accuracy is not None
     ]
-    return pd.DataFrame(rows, columns=["embedding", "score", "of", "value", "null", "null_sd"])
+    return pd.DataFrame(rows, columns=["embedding", "score", "of", "value", "null", "se"]).assign(null_sd=9.0)
 
 
 def table_of_shifts(seen=True):
@@ -62,7 +62,7 @@ def say(scores=None, shifts=None, check=None, **record):
 def test_good_numbers():
     fixed, labels, random, trust, different, verdict = say(verdict="All can be compared.")
     assert "gives away a held-out cell's batch less than the principal components do" in fixed
-    assert "leak 0.05 against 0.70, a difference of ±0.06 by luck; 0 is chance, 1 is all" in fixed
+    assert "leak 0.05 against 0.70, a difference known to ±0.06 with so many held-out cells, and" in fixed
     assert "95.0% of held-out cells" in labels
     assert "30.0% by chance" in labels
     assert "tells batches apart beyond its null" in random
@@ -74,7 +74,7 @@ def test_good_numbers():
     assert different.endswith("of 2 labels in a: good for 1.")
     assert "correlate with 0.80 (2 of 2 pairs of label and batch good, 0 some; 0.95 for a perfect" in trust
     assert "; 0.10 for a wrong batch; 0.90 for the plain difference" in trust
-    assert trust.endswith("the observed ones are 2.00 times the size of the predicted.")
+    assert trust.endswith("; the slope of observed on predicted is 2.00 (1: the right size).")
     assert verdict == "All can be compared."
 
 
@@ -86,7 +86,7 @@ def test_bad_numbers_are_not_praised():
     assert "finds no more than its null does" in random
     assert trust.startswith("Do not use the counterfactuals and gene shifts of this run: ")
     assert "correlate with -0.10" in trust
-    assert "-0.05 times the size" in trust
+    assert "slope" not in trust  # where the direction is wrong it says nothing of the size
     assert more == []  # and so no gene is named
 
 
@@ -116,8 +116,17 @@ def test_what_is_missing_is_said_or_left_out():
 
 def test_baselines_that_do_not_exist_are_not_named():
     trust = say(check=table_of_check(null=NAN, additive=NAN))[3]
-    assert "0 some; 0.95 for a perfect prediction, given how few the cells are); the observed" in trust
+    assert "0 some; 0.95 for a perfect prediction, given how few the cells are); the slope" in trust
     assert "0.30 for a wrong batch" in say(check=table_of_check(null=[NAN, 0.3]))[3]
+
+
+def test_one_judged_pair_of_many_is_no_proof():
+    check = pd.concat([table_of_check(n=1), *[table_of_check(ceiling=0.1, n=2)] * 5], ignore_index=True)
+    trust = say(check=check)[3]
+    assert trust.startswith(
+        "Counterfactuals could not be checked well, so take gene shifts as guesses. Only 1 of 11 "
+    )
+    assert "there: predicted and observed shifts of held-out cells correlate with 0.80 (1 of 1 pairs" in trust
 
 
 def test_no_gene_is_sure():

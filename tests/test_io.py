@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.io import mmwrite
 from scipy.sparse import csc_matrix, csr_matrix, issparse
 
 from corpus import cells, counts
 from scmedley import formats, io
 from scmedley.errors import ScmedleyError
+from scmedley.values import find_values
 
 CELLS = [f"cell{i}" for i in range(60)]
 GENES = [f"gene{i}" for i in range(30)]
@@ -171,6 +172,64 @@ def test_read_batches_that_do_not_fit(tmp_path: Path) -> None:
         io.read_batches([one])
     with pytest.raises(ScmedleyError, match="gene 'g' occurs more than once"):
         io.read_batches([one, tmp_path / "three.csv"], "file")
+
+
+def _log_normalised(total: float) -> AnnData:
+    x = counts().astype(np.float64)
+    adata = cells(csr_matrix(np.log1p(total * x / x.sum(1, keepdims=True)).astype(np.float32)))
+    del adata.obs["batch"]
+    return adata
+
+
+def _written(folder: Path, **files: AnnData) -> list[Path]:
+    for name, adata in files.items():
+        adata.write_h5ad(folder / f"{name}.h5ad")
+    return [folder / f"{name}.h5ad" for name in files]
+
+
+def test_read_batches_brings_counts_together(tmp_path: Path) -> None:
+    logged, plain, raw = _log_normalised(1e4), cells(), _log_normalised(1e4)
+    logged.layers["counts"] = csr_matrix(counts())
+    raw.raw = cells()
+    paths = _written(tmp_path, logged=logged, plain=plain, raw=raw)
+    adata = io.read_batches(paths, "file")
+    assert find_values(adata).values == "counts"
+    for name in ("logged", "plain", "raw"):
+        assert_array_equal(adata[adata.obs["file"] == name].X.toarray(), counts())
+    # Where all files are alike, X stays as it is.
+    adata = io.read_batches(_written(tmp_path, logged=logged, again=logged), "file")
+    assert_array_equal(adata["again_cell4"].X.toarray(), logged["cell4"].X.toarray())
+    assert find_values(adata).where == "layers['counts']"
+
+
+def test_read_batches_brings_log_normalised_values_to_one_total(tmp_path: Path) -> None:
+    adata = io.read_batches(_written(tmp_path, a=_log_normalised(812.0), b=_log_normalised(1e4)))
+    assert_allclose(adata["a_cell3"].X.toarray(), adata["b_cell3"].X.toarray(), rtol=1e-5)
+    assert find_values(adata).total == 1e4
+
+
+def test_read_batches_does_not_mix_kinds(tmp_path: Path) -> None:
+    paths = _written(tmp_path, a=_log_normalised(1e4), b=cells())
+    with pytest.raises(
+        ScmedleyError, match=r"a\.h5ad holds log-normalised values, .*b\.h5ad holds counts: these"
+    ):
+        io.read_batches(paths, "file")
+    bad = cells()
+    bad.X[3, 4] = np.nan
+    with pytest.raises(ScmedleyError, match=r"bad\.h5ad: X has a value that is missing"):
+        io.read_batches([paths[1], *_written(tmp_path, bad=bad)], "file")
+
+
+def test_counts_that_stand_in_for_x_are_a_copy(tmp_path: Path) -> None:
+    layer, raw = cells(), cells()
+    layer.layers["counts"] = layer.X
+    raw.raw = cells()
+    layer.X = raw.X = None
+    for path in _written(tmp_path, layer=layer, raw=raw):
+        adata = io.read(path)
+        adata.X.data += 1
+        kept = adata.raw.X if adata.raw is not None else adata.layers["counts"]
+        assert_array_equal(kept.toarray(), counts())
 
 
 @pytest.mark.parametrize(

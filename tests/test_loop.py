@@ -26,7 +26,7 @@ from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.train import loop
 from scmedley.train.loop import Move, Plan
 from scmedley.train.precision import engine, resolve_device, resolve_precision
-from tiny import FIT, differing, small, unfitted, weights
+from tiny import FIT, differing, prepared_design, small, unfitted, weights
 
 TESTS = Path(__file__).parent
 
@@ -96,6 +96,25 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
     run(Scripted([5, 3]), max_epochs=2, fingerprint="one", **where)
     with pytest.raises(ScmedleyError, match="of another fit"):
         run(Scripted([5, 3]), max_epochs=2, fingerprint="two", **where)
+
+
+@pytest.mark.parametrize("what", ["batches", "values"])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_checkpoint_of_other_cells_is_refused(what: str, sparse: bool, tmp_path: Path) -> None:
+    adata = prepared_design(sparse)
+    where = {**FIT, "checkpoint": tmp_path / "a.safetensors"}
+    unfitted("random", max_epochs=1).fit(adata, **where)
+    unfitted("random", max_epochs=1).fit(adata.copy(), **where)
+    if what == "batches":  # the same number of cells of each, in every part
+        for part in ("train", "validation", "test"):
+            mine = adata.obs_names[adata.obs[keys.SPLIT] == part]
+            adata.obs.loc[mine, "donor"] = adata.obs.loc[mine, "donor"].to_numpy()[::-1]
+    else:  # within the range of its gene, so that the scaling is the same
+        x = adata.layers[keys.LOGNORM]
+        values = x.data if sparse else x.ravel()
+        values[np.argsort(values)[len(values) // 2]] += 1e-3
+    with pytest.raises(ScmedleyError, match="of another fit"):
+        unfitted("random", max_epochs=1).fit(adata, **where)
 
 
 def test_history_is_tidy_and_has_the_totals() -> None:

@@ -11,6 +11,8 @@ import pytest
 import run_folder
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.evaluate.counterfactual import TOO_FEW, agreement, summarise
+from scmedley.pipeline.findings import _trust
 from scmedley.report import build, sections
 from scmedley.report.numbers import count, number, signed
 from scmedley.report.read import read
@@ -236,6 +238,9 @@ def test_arrows_point_where_each_embedding_should_go(full):
             for cell in cells:
                 near = abs(cell["value"] - cell["null"]) <= 2 * cell["null_sd"]
                 assert cell["distinct"] == (None if np.isnan(cell["null"]) else not near)
+    errors = {score: cells[0]["se"] for of, rows in found["groups"] if of == "batch" for score, cells in rows}
+    assert errors["kNN leak"] == 0.013
+    assert np.isnan(errors["ASW"])
     random = [cells[2] for of, rows in found["groups"] if of == "batch" for _, cells in rows]
     null = [cells[3] for of, rows in found["groups"] if of == "batch" for _, cells in rows]
     for cell, other in zip(random, null, strict=True):
@@ -245,9 +250,14 @@ def test_arrows_point_where_each_embedding_should_go(full):
 NAN = float("nan")
 
 
-def words(good=0, some=0, none=0, too_few=0, pearson=0.8, additive=0.5, slope=1.0):
-    tally = {"good": good, "some": some, "none": none, "too few cells to judge": too_few}
-    return sections._words(tally, {"pearson": pearson, "additive": additive, "slope": slope})
+def words(good=0, some=0, none=0, too_few=0, wrong=0.0, additive=0.5, slope=1.0):
+    pearson = [0.8] * good + [0.4] * some + [wrong] * none + [0.9] * too_few
+    check = pd.DataFrame(
+        {"pearson": pearson, "ceiling_pearson": [1.0] * (good + some + none) + [0.1] * too_few}
+    )
+    return sections._words(
+        summarise(check.assign(wrong_batch_pearson=wrong, additive_pearson=additive, slope=slope))
+    )
 
 
 def test_words_on_trust_follow_the_tally():
@@ -257,38 +267,45 @@ def test_words_on_trust_follow_the_tally():
     assert "Do not draw conclusions" in bad
     assert "chance" not in bad
     assert "too few held-out cells" in words(too_few=2)
+    assert "too few to speak for the others" in words(good=2, too_few=9)
     assert "which needs no model" not in words(good=3)
     assert "(median Pearson 0.85, the model 0.80)" in words(good=3, additive=0.85)
 
 
 def test_words_on_size_only_where_the_direction_is_right():
-    assert "predicted too small: the observed ones are 1.80 times as large" in words(good=3, slope=1.8)
-    assert "predicted too large: the observed ones are 0.50 times as large" in words(good=3, slope=0.5)
-    for text in (words(good=3, slope=0.9), words(none=3, slope=0.1), words(good=3, slope=None)):
+    assert "predicted too small: the slope of the observed on the predicted is 1.80" in words(
+        good=3, slope=1.8
+    )
+    assert "predicted too large: the slope of the observed on the predicted is 0.50" in words(
+        good=3, slope=0.5
+    )
+    for text in (words(good=3, slope=0.9), words(none=3, slope=0.1), words(good=3, slope=NAN)):
         assert "predicted too" not in text
 
 
-def test_medians_are_those_of_all_pairs_with_a_pearson(tmp_path):
+def test_a_leak_stands_beside_its_standard_error(full_page):
+    assert re.search(r"kNN leak 0\.\d+ ± 0\.013 . null", full_page.text)
+    assert not re.search(r"ASW 0\.\d+ ± ", full_page.text)
+
+
+def test_medians_are_those_of_the_findings(tmp_path):
     folder = run_folder.write(tmp_path, brief=True)
     table = pd.read_csv(folder / "counterfactual_check.csv")
     table.loc[0, "pearson"] = np.nan
     table.loc[1, ["ceiling_pearson", "n_source", "n_target"]] = [np.nan, 10, 10]
     table.to_csv(folder / "counterfactual_check.csv", index=False)
     found = sections.check(read(folder))
-    pairs = table.dropna(subset="pearson")
-    assert found["n"] == len(pairs) == len(table) - 1
-    for name, column in (
-        ("pearson", "pearson"),
-        ("slope", "slope"),
-        ("ceiling", "ceiling_pearson"),
-        ("wrong_batch", "wrong_batch_pearson"),
-        ("additive", "additive_pearson"),
-    ):
-        assert found["median"][name] == pytest.approx(pairs[column].median())
+    pairs = table[agreement(table) != TOO_FEW]
+    assert 0 < found["n"] == len(pairs) < len(table) - 1
+    for name, value in found["median"].items():
+        assert value == pytest.approx(pairs[name].median())
+    trust = _trust(table)
+    assert f"correlate with {found['median']['pearson']:.2f}" in trust
+    assert f"{found['median']['ceiling_pearson']:.2f} for a perfect prediction" in trust
     table["wrong_batch_pearson"] = np.nan  # two batches
     table.to_csv(folder / "counterfactual_check.csv", index=False)
     shown = page(folder).text
-    assert f"Medians of {len(pairs)} pairs" in shown
+    assert f"Medians of the {len(agreement(table)[agreement(table) != TOO_FEW])} pairs" in shown
     assert "no wrong batch to compare with" in shown
 
 

@@ -11,7 +11,23 @@ from scipy.sparse import csr_array
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate import asw, batch_leak, calinski_harabasz, inverse_davies_bouldin, knn_accuracy, scores
+from scmedley.evaluate import (
+    ari,
+    asw,
+    batch_leak,
+    bras,
+    calinski_harabasz,
+    inverse_davies_bouldin,
+    kmeans_clusters,
+    knn_accuracy,
+    label_leak,
+    lisi,
+    nearest,
+    nmi,
+    permute_batches,
+    probes,
+    scores,
+)
 
 
 @pytest.fixture
@@ -59,7 +75,8 @@ def test_values_are_those_of_the_functions_on_held_out_cells(adata: ad.AnnData) 
         z[test], codes["batch"][test], codes["label"][test], seed=3,
     )  # fmt: skip
     row = cell(table, "X_batch", "kNN leak", "batch")
-    assert (row.value, row["null"], row.null_sd) == (leak.value, leak.null, leak.null_sd)
+    assert (row.value, row["null"], row.null_sd, row.se) == (leak.value, leak.null, leak.null_sd, leak.se)
+    assert table[table.score != "kNN leak"]["se"].isna().all()
     assert len(table) == 8
     assert (table.n_cells == test.sum()).all()
 
@@ -78,6 +95,104 @@ def test_every_score_tells_the_embeddings_apart_beside_its_null(adata: ad.AnnDat
     assert set(table.null_kind) == {
         "batches permuted within label", "labels permuted", "labels drawn by their shares",
     }  # fmt: skip
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer permutations and steps for the network, which is slow."""
+    monkeypatch.setitem(probes.PERMUTATIONS, "network", 2)
+    monkeypatch.setattr(probes, "_STEPS", 100)
+
+
+MORE = {
+    "batch": ["iLISI", "iLISI scaled", "BRAS", "logistic leak", "network leak"],
+    "label": ["cLISI", "cLISI scaled", "ARI", "NMI", "NMI max", "kNN leak"],
+}
+
+
+@pytest.mark.usefixtures("quick")
+def test_thorough_adds_rows_and_changes_none(adata: ad.AnnData) -> None:
+    adata.obs.iloc[::40, adata.obs.columns.get_loc("type")] = np.nan
+    default, table = (scores(adata, ["X_batch"], "donor", "type", thorough=t) for t in (False, True))
+    pd.testing.assert_frame_equal(default, table.head(len(default)), check_exact=True)
+    added = table.iloc[len(default) :]
+    assert {of: list(rows.score) for of, rows in added.groupby("of")} == {
+        of: sorted(names, key=list(added.score).index) for of, names in MORE.items()
+    }
+    assert added[["value", "null", "null_sd"]].notna().all(axis=None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_thorough_values_are_those_of_the_functions(adata: ad.AnnData) -> None:
+    adata.obs.iloc[::40, adata.obs.columns.get_loc("type")] = np.nan
+    table = scores(adata, ["X_batch"], "donor", "type", seed=3, thorough=True)
+    z, batch, label = adata.obsm["X_batch"], *(adata.obs[k].cat.codes.to_numpy() for k in ("donor", "type"))
+    train, test = ((adata.obs[keys.SPLIT] == part).to_numpy() for part in ("train", "test"))
+    parts = z[train], batch[train], label[train], z[test], batch[test], label[test]
+    near = nearest(z[test], z[test], 90, exclude_self=True)
+    labelled = test & (label >= 0)
+    clusters = kmeans_clusters(z[labelled], 2, seed=3)
+    i_median, c_median = (np.nanmedian(lisi(near, c[test])) for c in (batch, label))
+    expected = {
+        "iLISI": i_median,
+        "iLISI scaled": (i_median - 1) / 2,
+        "cLISI": c_median,
+        "cLISI scaled": 2 - c_median,
+        "BRAS": bras(z[test], batch[test], label[test]),
+        "ARI": ari(clusters, label[labelled]),
+        "NMI": nmi(clusters, label[labelled]),
+        "NMI max": nmi(clusters, label[labelled], "max"),
+        "logistic leak": batch_leak(*parts, probe="logistic", seed=3).value,
+        "network leak": batch_leak(*parts, probe="network", seed=3).value,
+        "kNN leak": label_leak(*parts, seed=3).value,
+    }
+    n_cells = {"iLISI": test.sum(), "iLISI scaled": test.sum()}
+    for of, names in MORE.items():
+        for name in names:
+            row = cell(table, "X_batch", name, of)
+            assert row.value == pytest.approx(expected[name], rel=1e-9, abs=1e-9), name
+            assert row.n_cells == n_cells.get(name, labelled.sum()), name
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_thorough_score_points_the_way_that_is_told(adata: ad.AnnData) -> None:
+    table = scores(adata, ["X_label", "X_batch", "X_noise"], "donor", "type", thorough=True)
+    value = table.set_index(["embedding", "score", "of"])[["value", "null"]].sort_index()
+    for score in ("iLISI", "iLISI scaled", "BRAS"):  # high where batches are mixed, as the null is
+        for embedding in ("X_label", "X_noise"):
+            found = value.loc[(embedding, score, "batch")]
+            assert found["value"] == pytest.approx(found["null"], rel=0.1)
+        assert value.loc[("X_batch", score, "batch"), "value"] < 0.7 * found["null"]
+    for score in ("logistic leak", "network leak"):
+        assert value.loc[("X_batch", score, "batch"), "value"] > 0.9
+        assert abs(value.loc[("X_label", score, "batch"), "value"]) < 0.2
+    for score in ("cLISI scaled", "ARI", "NMI", "NMI max", "kNN leak"):
+        assert value.loc[("X_label", score, "label"), "value"] > 0.9
+        assert value.loc[("X_noise", score, "label"), "value"] < 0.4
+    assert value.loc[("X_label", "cLISI", "label"), "value"] < 1.1
+    assert set(table[table.of == "label"].null_kind) >= {"labels permuted", "labels permuted within batch"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_thorough_without_labels_or_batches(adata: ad.AnnData) -> None:
+    table = scores(adata, ["X_batch"], "donor", thorough=True)
+    assert list(table.score) == ["ASW", "CH", "1/DB", "kNN leak", *MORE["batch"]]
+    assert set(table.null_kind) == {"batches permuted"}
+    assert table[["value", "null", "null_sd"]].notna().all(axis=None)
+    adata.obs["donor"] = "only"
+    table = scores(adata, ["X_label"], "donor", "type", thorough=True)
+    assert table[table.of == "batch"][["value", "null", "null_sd"]].isna().all(axis=None)
+    assert table[table.of == "label"]["value"].notna().all()
+    adata.obs["type"] = pd.Categorical([np.nan] * 600, categories=["B"])
+    table = scores(adata, ["X_label"], "donor", "type", thorough=True)
+    assert table["value"].isna().all()
+
+
+@pytest.mark.usefixtures("quick")
+def test_thorough_on_one_held_out_cell(adata: ad.AnnData) -> None:
+    adata.obs[keys.SPLIT] = ["test"] + ["train"] * 599
+    table = scores(adata, ["X_label"], "donor", "type", thorough=True)
+    assert table[table.score != "kNN accuracy"]["value"].isna().all()
 
 
 def test_without_labels_composition_counts(adata: ad.AnnData) -> None:
@@ -199,3 +314,41 @@ def test_import_is_light() -> None:
     code = "import sys, scmedley.evaluate; print(*{'sklearn', 'umap', 'matplotlib'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == ""
+
+
+@pytest.mark.parametrize("label_key", ["type", None])
+def test_permuted_batches_keep_labels_and_parts(adata: ad.AnnData, label_key: str | None) -> None:
+    adata.obs["donor"] = adata.obs["donor"].cat.add_categories("tiny")
+    adata.obs.loc[adata.obs_names[adata.obs[keys.SPLIT] == "train"][:1], "donor"] = "tiny"
+    within = [adata.obs[k].astype(str) for k in (label_key, keys.SPLIT) if k]
+    before = adata.obs.groupby([*within, "donor"], observed=True).size()
+    changed = []
+    for seed in range(5):
+        permute_batches(adata, "donor", label_key, seed=seed)
+        after = adata.obs.groupby([*within, keys.PERMUTED], observed=True).size()
+        assert after.to_dict() == before.to_dict()
+        changed.append(float((adata.obs[keys.PERMUTED].astype(str) != adata.obs["donor"].astype(str)).mean()))
+    assert min(changed) > 0.4
+    # Nothing is left to read, however large the effect of the real batches.
+    null = cell(scores(adata, ["X_batch"], keys.PERMUTED, label_key), "X_batch", "kNN leak", "batch")
+    if label_key:
+        assert abs(null.value) < 4 * null.null_sd
+
+
+def test_permuted_batches_without_a_split(adata: ad.AnnData) -> None:
+    del adata.obs[keys.SPLIT]
+    permute_batches(adata, "donor", "type")
+    tables = [pd.crosstab(adata.obs["type"], adata.obs[k]).to_numpy() for k in ("donor", keys.PERMUTED)]
+    np.testing.assert_array_equal(*tables)
+
+
+def test_blank_labels_and_batches_are_missing(adata: ad.AnnData) -> None:
+    adata.obs["type"] = adata.obs["type"].astype(object)
+    adata.obs.loc[adata.obs_names[::10], "type"] = " "
+    table = scores(adata, ["X_noise"], "donor", "type")
+    held_out = (adata.obs[keys.SPLIT] == "test") & (adata.obs["type"] != " ")
+    assert cell(table, "X_noise", "ASW", "label").n_cells == held_out.sum()
+    adata.obs["donor"] = adata.obs["donor"].astype(object)
+    adata.obs.loc["7", "donor"] = ""
+    with pytest.raises(ScmedleyError, match=r"1 cells have no batch .*'7'"):
+        scores(adata, ["X_noise"], "donor")

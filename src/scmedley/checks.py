@@ -1,43 +1,18 @@
 """Is this AnnData usable? Errors that say what is wrong, where, and what to do next."""
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.sparse import issparse
 
-from scmedley import keys
 from scmedley.errors import ScmedleyError, listed
 from scmedley.overlap import as_categories, overlap
-
-Values = Literal["counts", "log-normalised", "other"]
+from scmedley.values import Checked, check_unique, find_values
 
 FEW_CELLS = 20  # a batch below this gets a warning, and its genes are not ranked on their own
-_LARGEST_LOG = 20.0  # no logarithm of a count, in base e or 2, is larger (2^20 reads of one gene in a cell)
-_BLOCK = 500_000  # values looked at in one go: about 20 MB of scratch memory
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What :func:`check` found.
-
-    Attributes
-    ----------
-    values
-        What the usable matrix holds.
-    where
-        Which matrix that is: ``"X"``, ``"layers['counts']"`` or ``"raw.X"``.
-    warnings
-        Whole sentences for the report.
-    """
-
-    values: Values
-    where: str
-    warnings: list[str]
 
 
 def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Checked:
@@ -65,7 +40,8 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
         )
     check_unique(adata.var_names)
     batch = _batches(adata, batch_key)
-    values, where, warnings = find_values(adata)
+    found = find_values(adata)
+    warnings = list(found.warnings)
     n_duplicate = int(adata.obs_names.duplicated().sum())
     if n_duplicate:
         first = adata.obs_names[adata.obs_names.duplicated()][0]
@@ -76,29 +52,7 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
     warnings += _batch_warnings(batch, batch_key)
     if label_key is not None:
         warnings += _label_warnings(adata, batch, label_key)
-    return Checked(values, where, warnings)
-
-
-def kind_of_values(x: Any, cells: Sequence[str] | None = None, genes: Sequence[str] | None = None) -> Values:
-    """Say whether a matrix holds counts, log-normalised values or something else.
-
-    The whole matrix is read once, in blocks, and never made dense. Whole numbers are counts. Other values
-    are log-normalised when none exceeds 20 (no logarithm of a count does), non-integer counts when some do.
-    Negative values make it ``"other"``: scaled or centred data.
-
-    Parameters
-    ----------
-    x
-        Cells x genes: dense, CSR or CSC, in memory or on disk.
-    cells, genes
-        Names for the error message; numbers are used without them.
-
-    Raises
-    ------
-    ScmedleyError
-        A value is not a number or infinite; the first such cell and gene are named.
-    """
-    return _examine(x, "The matrix", cells, genes)[0]
+    return replace(found, warnings=warnings)
 
 
 def column(adata: AnnData, key: str, what: str) -> "pd.Series[Any]":
@@ -126,18 +80,6 @@ def check_seed(seed: int) -> None:
     """Say which seeds there are."""
     if not 0 <= seed < 2**32:
         raise ScmedleyError(f"seed {seed} must lie between 0 and {2**32 - 1}.")
-
-
-def check_unique(
-    names: pd.Index, what: str = "gene", way_out: str = "Make them unique with adata.var_names_make_unique()."
-) -> None:
-    """Raise :class:`ScmedleyError` where a name occurs more than once."""
-    duplicated = names[names.duplicated()].unique()
-    if len(duplicated):
-        raise ScmedleyError(
-            f"{len(duplicated):,} {what} names occur more than once: {listed([str(n) for n in duplicated])}. "
-            + way_out
-        )
 
 
 def _batches(adata: AnnData, key: str) -> pd.Categorical:
@@ -206,107 +148,3 @@ def _label_warnings(adata: AnnData, batch: pd.Categorical, key: str) -> list[str
     if found.verdict != "identifiable":
         warnings.append(f"Batches and labels are {found.verdict}. {found.words}")
     return warnings
-
-
-def find_values(adata: AnnData) -> tuple[Values, str, list[str]]:
-    """Find the first matrix of counts, else of log-normalised values, in layers['counts'], X, raw.X.
-
-    Returns
-    -------
-    values, where, warnings
-        As in :class:`Checked`. ``"other"`` only where all of them have negative values.
-    """
-    seen: list[tuple[Values, str, list[str]]] = []
-    for where in ("layers['counts']", "X", "raw.X"):
-        x, genes = _matrix(adata, where)
-        if x is None:
-            continue
-        values, warning = _examine(x, where, adata.obs_names, genes)
-        found = (values, where, [warning] if warning else [])
-        if values == "counts":
-            return found
-        seen.append(found)
-    if not seen:
-        raise ScmedleyError("The data has no matrix: X is empty and there is no layers['counts'].")
-    return next((found for found in seen if found[0] == "log-normalised"), seen[0])
-
-
-def _matrix(adata: AnnData, where: str) -> tuple[Any, pd.Index]:
-    if where == "layers['counts']":
-        return adata.layers.get(keys.COUNTS), adata.var_names
-    if where == "X":
-        return adata.X, adata.var_names
-    raw = adata.raw
-    if raw is None or not adata.var_names.isin(raw.var_names).all():
-        return None, adata.var_names  # raw cannot stand in for genes that it does not have
-    check_unique(
-        raw.var_names, "gene", "These are in raw: remove it with `del adata.raw`, or make them unique."
-    )
-    return raw.X, raw.var_names
-
-
-def _examine(
-    x: Any, where: str, cells: Sequence[str] | pd.Index | None, genes: Sequence[str] | pd.Index | None
-) -> tuple[Values, str | None]:
-    if x.dtype.kind not in "biuf":
-        raise ScmedleyError(
-            f"{where} holds values of type {x.dtype}, not numbers. Mend the step that wrote it."
-        )
-    largest, lowest, whole = 0.0, 0.0, True
-    totals_N = np.zeros(x.shape[0])
-    for values, rows, cols in _blocks(x):
-        if not len(values):
-            continue
-        bad = ~(np.abs(values) <= np.finfo(np.float32).max)  # NaN fails every comparison
-        if bad.any():
-            i = int(bad.argmax())
-            cell, gene = _called(cells, rows[i], "cell"), _called(genes, cols[i], "gene")
-            what = (
-                "missing (NaN)" if np.isnan(values[i]) else f"infinite or beyond 32-bit floats ({values[i]})"
-            )
-            raise ScmedleyError(
-                f"{where} has a value that is {what} in {cell}, {gene}. "
-                "Mend the step that wrote it, or drop those cells or genes."
-            )
-        largest, lowest = max(largest, float(values.max())), min(lowest, float(values.min()))
-        if lowest < 0:
-            return "other", None
-        whole = whole and bool((values == np.rint(values)).all())
-        if not whole and largest <= _LARGEST_LOG:
-            totals_N += np.bincount(rows, weights=np.expm1(values), minlength=len(totals_N))
-    if whole:
-        return "counts", None
-    if largest > _LARGEST_LOG:
-        return "counts", (
-            f"{where} holds non-integer counts (the largest value is {largest:.6g}); they are used as counts."
-        )
-    totals = totals_N[totals_N > 0]
-    if totals.std() <= 0.05 * totals.mean():
-        return "log-normalised", None
-    return "log-normalised", (
-        f"{where} is taken to be log-normalised, as no value exceeds {_LARGEST_LOG:g}, but the cells' totals "
-        "differ after undoing the logarithm: a part of the genes, another logarithm than log1p, or corrected "
-        "counts. Give raw counts where you have them."
-    )
-
-
-def _blocks(x: Any) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the stored values with their rows and columns, some millions at a time."""
-    by_column = getattr(x, "format", "") == "csc"
-    n = x.shape[1] if by_column else x.shape[0]
-    n_values = x.nnz if issparse(x) else x.shape[0] * x.shape[1]
-    step = max(1, int(_BLOCK * n / max(n_values, 1)))
-    for start in range(0, n, step):
-        block = x[:, start : start + step] if by_column else x[start : start + step]
-        if issparse(block):
-            block = block.tocoo()
-            values, rows, cols = block.data, block.row, block.col
-        else:
-            block = np.asarray(block)
-            values = block.ravel()
-            rows, cols = (grid.ravel() for grid in np.indices(block.shape))
-        yield values, rows + (0 if by_column else start), cols + (start if by_column else 0)
-
-
-def _called(names: Sequence[str] | pd.Index | None, i: int, what: str) -> str:
-    return f"{what} {names[i]!r}" if names is not None else f"{what} number {i}"

@@ -22,6 +22,7 @@ from scipy.sparse import csr_matrix, issparse
 from scmedley import keys
 from scmedley.errors import ScmedleyError, listed
 from scmedley.formats import reader_for
+from scmedley.values import TARGET_SUM, Checked, check_unique, find_values, matrix, rescaled
 
 
 def read(path: str | Path) -> AnnData:
@@ -68,6 +69,9 @@ def read(path: str | Path) -> AnnData:
 def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnData:
     """Read several files, one batch each, and keep the genes that all of them have.
 
+    Where the usable values do not lie in the same place in all files, or are log-normalised to different totals,
+    ``X`` holds them: counts, or log1p CP10k.
+
     Parameters
     ----------
     paths
@@ -78,7 +82,8 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
     Raises
     ------
     ScmedleyError
-        As :func:`read` does; fewer than two files, two of the same name, no gene in common, repeated genes.
+        As :func:`read` does; fewer than two files, two of the same name, no gene in common, repeated genes,
+        counts in one file and log-normalised values in another.
     """
     if len(paths) < 2:
         raise ScmedleyError(f"{len(paths)} file given; one file for each of two or more batches is needed.")
@@ -112,7 +117,95 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
                 "names of cells, swap rows and columns."
             )
         parts[name] = part
+    _bring_together(parts, paths)
     return concat(parts, join="inner", label=batch_key, merge="same")
+
+
+def _bring_together(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> None:
+    """Put the usable values of all parts in ``X``, unless they are alike as they are."""
+    found: list[Checked] = []
+    for path, part in zip(paths, parts.values(), strict=True):
+        try:
+            found.append(find_values(part))
+        except ScmedleyError as error:
+            raise ScmedleyError(f"{path}: {error}") from error
+    kinds = {this.values: path for this, path in zip(found, paths, strict=True)}
+    if len(kinds) > 1:
+        said = ", ".join(f"{path} holds {_KINDS[kind]}" for kind, path in kinds.items())
+        raise ScmedleyError(
+            f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
+        )
+    if len({(this.where, this.total) for this in found}) == 1:
+        return
+    for part, this in zip(parts.values(), found, strict=True):
+        x = matrix(part, this.where)
+        part.X = x if this.total in (None, TARGET_SUM) else rescaled(x, this.total)
+        part.layers.pop(keys.COUNTS, None)
+        del part.raw
+
+
+_KINDS = {
+    "counts": "counts",
+    "log-normalised": "log-normalised values",
+    "other": "scaled or centred values",
+}
+
+
+def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
+    """Read an embedding that another program made, in the order of these cells.
+
+    Parameters
+    ----------
+    path
+        csv or tsv (also .gz): a row for each cell, its name first, then one number for each dimension. The first
+        row is a header unless it starts with the name of a cell.
+    obs_names
+        Cell names, each once; those of other cells in the file are passed over.
+
+    Returns
+    -------
+    ndarray
+        N x P float32, as it goes into ``obsm``.
+
+    Raises
+    ------
+    ScmedleyError
+        Unreadable; no dimensions; a cell that is missing or there twice; a value that is no finite number.
+    """
+    path, cells = Path(path), pd.Index(obs_names)
+    # All text at first: a name such as 007 is kept, and a wrong value can be shown.
+    text: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
+    text["sep"] = "," if ".csv" in path.name.lower() else "\t"
+    try:
+        # The second row says how many columns there are: R leaves out the corner of the header.
+        n_columns = pd.read_csv(path, skiprows=1, nrows=1, **text).shape[1]
+        table = pd.read_csv(path, names=range(n_columns), index_col=False if n_columns > 1 else None, **text)
+    except Exception as error:  # OSError, zlib.error, pandas' own ...
+        raise ScmedleyError(f"{path} cannot be read as a table: {_one_line(error)}.") from error
+    table = table.set_index(table.columns[0])
+    if len(table) and table.index[0] not in cells:
+        table = table.iloc[1:]
+    if table.empty:
+        raise ScmedleyError(
+            f"{path} has no cells or no dimensions. Put commas between the columns of a .csv, tabs in a .tsv."
+        )
+    missing = cells[~cells.isin(table.index)]
+    if len(missing):
+        raise ScmedleyError(
+            f"{path} lacks {len(missing):,} of {len(cells):,} cells: {listed(list(missing))}. Its own are called like "
+            f"{listed([str(name) for name in table.index[:2]])}: give these the same names, and embed the rest."
+        )
+    table = table[table.index.isin(cells)]
+    check_unique(table.index, "cell", f"Leave one row for each in {path}.")
+    values: np.ndarray = table.loc[cells].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float32)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        cell, dimension = bad[0]
+        raise ScmedleyError(
+            f"{path}: cell {cells[cell]!r}, dimension {dimension + 1} holds "
+            f"{str(table.loc[cells[cell]].iloc[dimension])[:40]!r}, which is no finite number."
+        )
+    return values
 
 
 @contextmanager
@@ -270,7 +363,7 @@ def _disk_full(error: BaseException) -> bool:
 def _tidied(adata: AnnData, path: Path) -> AnnData:
     if adata.X is None:
         if keys.COUNTS in adata.layers:
-            adata.X = adata.layers[keys.COUNTS]
+            adata.X = adata.layers[keys.COUNTS].copy()
         elif adata.raw is not None and set(adata.var_names) <= set(adata.raw.var_names):
             adata.X = adata.raw[:, adata.var_names].X
         else:

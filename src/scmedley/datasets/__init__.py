@@ -1,6 +1,7 @@
 """Small real data sets that come with the package: raw counts, ``obs["batch"]`` and ``obs["cell_type"]``.
 
-Where they come from, under which licence, and their SHA-256: README.md in this folder.
+Where they come from, under which licence, and their SHA-256: README.md in this folder. Readers of larger
+published sets, which are not shipped: :mod:`scmedley.datasets.papers`.
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from anndata import AnnData
 
 from scmedley.errors import ScmedleyError
 
-_FILES = {
+NAMES = {
     "sc_mixology": "cellmix_3protocols_3lines.h5ad",
     "onek1k": "onek1k_40donors.h5ad",
     "pancreas": "pancreas_8datasets_500x2000.h5ad",
@@ -25,9 +26,9 @@ def path(name: str) -> Path:
     ScmedleyError
         There is no data set of that name.
     """
-    if name not in _FILES:
-        raise ScmedleyError(f"There is no data set {name!r}; there are {', '.join(_FILES)}.")
-    return Path(__file__).with_name(_FILES[name])
+    if name not in NAMES:
+        raise ScmedleyError(f"There is no data set {name!r}; there are {', '.join(NAMES)}.")
+    return Path(__file__).with_name(NAMES[name])
 
 
 def sc_mixology() -> AnnData:

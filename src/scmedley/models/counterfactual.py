@@ -6,6 +6,7 @@ target is the reconstruction. Shapes: N cells, G genes, T targets, D posterior d
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from scmedley.models.base import Model
 
 QUANTILES = (0.05, 0.95)
 CHUNK = 512  # cells that go through the network at one time; fewer with draws, which are held together
+ROWS = 2048  # cells x targets that are decoded at one time for the means of draws
 LARGEST = 2 * 1024**3  # bytes that a result may take in memory
 
 
@@ -81,50 +83,50 @@ def counterfactual(
 
 
 @torch.no_grad()
-def mean_shift(
-    model: Model[Any], adata: AnnData, to: str, *, reference: str | None, draws: int = 0, seed: int = 0
-) -> np.ndarray:
-    """Give the shift of the cells' mean from ``reference`` to batch ``to``, in log1p CP10k.
-
-    Parameters
-    ----------
-    reference
-        A batch, ``"mean"``, or ``None`` for each cell's own batch.
-    draws
-        0 for the posterior mean.
-
-    Returns
-    -------
-    ndarray of shape 1 x G or D x G
-        One row a posterior draw.
-    """
+def mean_shift(model: Model[Any], adata: AnnData, to: str) -> np.ndarray:
+    """Give the change of the cells' mean from their own batches to batch ``to``: G, log1p CP10k."""
     cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
     target = model.design.code(to)
-    base = None if reference is None else model.design.code(reference)
-    total_DG = np.zeros((max(draws, 1), len(model.genes)))
+    total_G = np.zeros(len(model.genes))
     for minibatch in cells.minibatches(torch.arange(cells.n_cells), CHUNK):
-        base_N = minibatch.b_M if base is None else torch.full_like(minibatch.b_M, base)
-        pairs = _decoded(model, minibatch, torch.full_like(base_N, target), base_N, draws, seed)
-        total_DG += np.stack([(there - here).sum(0).numpy() for there, here in pairs])
-    return np.asarray(total_DG / cells.n_cells * model.scale.span_G, dtype=np.float32)
+        target_N = torch.full_like(minibatch.b_M, target)
+        there, here = (_decoded(model, minibatch, b_N) for b_N in (target_N, minibatch.b_M))
+        total_G += (there - here).sum(0).numpy()
+    return np.asarray(total_G / cells.n_cells * model.scale.span_G, dtype=np.float32)
+
+
+@torch.no_grad()
+def drawn_means(model: Model[Any], adata: AnnData, draws: int, seed: int) -> np.ndarray:
+    """Give the cells' mean in each batch of the model, for each posterior draw: T x D x G, log1p CP10k."""
+    cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
+    chunk = cells.take(torch.arange(cells.n_cells))
+    codes_T = torch.arange(model.design.n_batches)
+    mean_TDG = np.empty((len(codes_T), draws, len(model.genes)), dtype=np.float32)
+    blocks = torch.split(codes_T, max(1, ROWS // cells.n_cells))
+    for draw, block in product(range(draws), blocks):
+        target_N = block.repeat_interleave(cells.n_cells)
+        xhat_NG = _decoded(model, chunk, target_N, draw, seed)
+        mean_TDG[block.numpy(), draw] = xhat_NG.view(len(block), cells.n_cells, -1).mean(1).numpy()
+    return model.scale.inverse(mean_TDG)
 
 
 def _decoded(
-    model: Model[Any], cells: Minibatch, target_N: Tensor, base_N: Tensor, draws: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (xhat with target, xhat with base) for the posterior mean or for each draw.
+    model: Model[Any], cells: Minibatch, target_N: Tensor, draw: int | None = None, seed: int = 0
+) -> Tensor:
+    """Give xhat of the cells with the effects of ``target_N``: a target for each cell, once or several times over.
 
-    A draw's tables depend on ``seed`` and the draw's number alone, so both sides and all chunks share them.
+    Without ``draw`` effects are at their posterior mean. A draw's tables depend on ``seed`` and its number alone,
+    so that all targets and chunks of cells share them.
     """
-    network, as_target = model.network, getattr(model.settings, "encode_as_target", False)
+    network, drawn, times = model.network, draw is not None, len(target_N) // len(cells.b_M)
     with torch.random.fork_rng(devices=[]):
-        for i in range(max(draws, 1)):
-            sides = []
-            for b_N in (target_N, base_N):
-                torch.default_generator.manual_seed(seed * 100_003 + i)
-                z_NP = network.encode(cells.x_MG, b_N if as_target else cells.b_M, draw=draws > 0)
-                sides.append(network.decode(z_NP, b_N, draw=draws > 0))
-            yield sides[0], sides[1]
+        torch.default_generator.manual_seed(seed * 100_003 + (draw or 0))
+        if getattr(model.settings, "encode_as_target", False):
+            z_NP = network.encode(cells.x_MG.repeat(times, 1), target_N, draw=drawn)
+        else:
+            z_NP = network.encode(cells.x_MG, cells.b_M, draw=drawn).repeat(times, 1)
+        xhat_NG: Tensor = network.decode(z_NP, target_N, draw=drawn)
+    return xhat_NG
 
 
 @torch.no_grad()
@@ -136,7 +138,13 @@ def _chunks(
         start = t * cells.n_cells
         for minibatch in cells.minibatches(torch.arange(cells.n_cells), max(8, CHUNK // (1 + draws // 8))):
             target_N = torch.full_like(minibatch.b_M, code)
-            pairs = list(_decoded(model, minibatch, target_N, minibatch.b_M, draws, seed))
+            pairs = [
+                (
+                    _decoded(model, minibatch, target_N, i, seed),
+                    _decoded(model, minibatch, minibatch.b_M, i, seed),
+                )
+                for i in (range(draws) if draws else (None,))
+            ]
             x_DNG = np.stack([model.scale.inverse(there.numpy()) for there, _ in pairs])
             d_DNG = np.stack([(there - here).numpy() * model.scale.span_G for there, here in pairs])
             parts = {"X": x_DNG.mean(0), "difference": d_DNG.mean(0)}

@@ -19,6 +19,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.models.adapt import adapted
 from scmedley.models.base import Model
 from scmedley.models.settings import Settings, named
+from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
 from scmedley.nn.likelihoods import mse, nat
@@ -33,6 +34,8 @@ class RandomEffectsSettings(Settings):
     ----------
     mse_weight, batch_weight
         lambda_MSE, lambda_b.
+    batch_head_hidden
+        Sizes of the hidden layers of the batch head, which reads the batch from the latent.
     kl_weight
         lambda_KL on the KL of a table in nats, averaged over all ten tables (the preprint leaves open whether
         encoder and decoder are averaged apart, which would double it), or ``None``:
@@ -100,6 +103,7 @@ class RandomEffectsNetwork(nn.Module):
         nn.init.constant_(self.decoder_norms[-1].get_parameter("weight"), s.output_scale)
         self.decoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in sizes[1:])
         self.batch_head = Classifier(s.n_latent, s.batch_head_hidden, n_batches)
+        self.balance = Balance({"batch": s.batch_weight}, s.weights)
         self.register_buffer("n_cells", torch.tensor(1.0))
 
     def begin(self, b_N: Tensor) -> None:
@@ -108,6 +112,7 @@ class RandomEffectsNetwork(nn.Module):
 
     def after_epoch(self) -> None:
         """Learn the width of each effect table's prior (empirical Bayes), if asked for."""
+        self.balance.after_epoch()
         if self.settings.learn_prior:
             update_priors(self)
 
@@ -145,16 +150,18 @@ class RandomEffectsNetwork(nn.Module):
         error = mse(cells.x_MG, self.decode(z_NP, cells.b_M, draw=self.training))
         logits_NB = self.batch_head(z_answering).float()
         told = F.cross_entropy(logits_NB, b_answering, reduction="sum") / max(len(b_answering), 1)
-        kl, weight = self.kl(error, cells.x_MG.shape[1])
-        total = s.mse_weight * error + s.batch_weight * told + weight * kl
-        yield Move("autoencoder", total, {"reconstruction": error, "batch": told, "kl": kl})
+        terms = {"reconstruction": error, "batch": told}
+        total = self.balance(z_NP, s.mse_weight * error, terms)
+        kl, weighted = self.kl(error, cells.x_MG.shape[1])
+        yield Move("autoencoder", total + weighted, terms | {"kl": kl})
 
-    def kl(self, error: Tensor, n_genes: int) -> tuple[Tensor, Tensor | float]:
-        """Give KL(q(U) || p(U)) of all tables and its weight in the total beside the MSE ``error``."""
+    def kl(self, error: Tensor, n_genes: int) -> tuple[Tensor, Tensor]:
+        """Give KL(q(U) || p(U)) of all tables in nats per cell, and what it adds to the total beside ``error``."""
         kl_T = torch.stack([table.kl() for table in tables(self)])
+        kl = kl_T.sum() / self.n_cells
         if self.settings.kl_weight is None:
-            return kl_T.sum() / self.n_cells, self.settings.mse_weight * nat(error, n_genes)
-        return kl_T.mean(), self.settings.kl_weight
+            return kl, self.settings.mse_weight * nat(error, n_genes) * kl
+        return kl, self.settings.kl_weight * kl_T.mean()
 
     def _encode_batch(self, cells: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
         """Encode a minibatch; give z_NP, and latent and batch of the cells that answer to the batch head."""
@@ -175,11 +182,12 @@ class RandomEffects(Model[RandomEffectsSettings]):
 
     key: ClassVar[str] = keys.RANDOM
     needs_batch: ClassVar[bool] = True
+    has_label_head: ClassVar[bool] = False
     settings_type = RandomEffectsSettings
     network_type = RandomEffectsNetwork
 
     @classmethod
-    def preset(cls, name: str) -> RandomEffectsSettings:
+    def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:
         """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
         return named(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())
 

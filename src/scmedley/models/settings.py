@@ -1,10 +1,13 @@
 """Settings that all networks share, and how presets are named."""
 
 import dataclasses
+import tomllib
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
 
 from scmedley.errors import ScmedleyError
+from scmedley.nn.balance import Weights
 
 PRESETS = ("default", "paper")
 
@@ -36,6 +39,10 @@ class Settings:
     settling_steps
         Minibatches before patience is counted. Small data have few of them in an epoch, and BatchNorm's running
         statistics would otherwise decide that the untrained network was best.
+    weights
+        ``"fixed"``: the losses' weights are the numbers given for them. ``"auto"``: those of adversary, label
+        head and batch head are not used; these terms are kept at a share of the reconstruction's pull
+        on the encoder (:mod:`scmedley.nn.balance`), whatever the data set.
     """
 
     hidden: tuple[int, ...] = (512, 132)
@@ -47,6 +54,7 @@ class Settings:
     max_epochs: int | None = None
     patience: int = 30
     settling_steps: int = 1000
+    weights: Weights = "fixed"
 
     def __post_init__(self) -> None:
         for name in ("n_latent", "learning_rate", "batch_size", "max_epochs", "patience"):
@@ -58,6 +66,8 @@ class Settings:
             raise ScmedleyError(
                 f"batch_size={self.batch_size} must be 3 or more: BatchNorm fails on a single cell."
             )
+        if self.weights not in get_args(Weights):
+            raise ScmedleyError(f"weights={self.weights!r} is none of {list(get_args(Weights))}.")
         if not self.hidden or min(self.hidden) < 1:
             raise ScmedleyError(f"hidden={self.hidden} must name at least one layer, each of 1 unit or more.")
 
@@ -97,3 +107,28 @@ def named(name: str, default: S, paper: S) -> S:
     if name not in PRESETS:
         raise ScmedleyError(f"There is no preset {name!r}. Choose one of {list(PRESETS)}.")
     return default if name == "default" else paper
+
+
+def read_changes(path: Path) -> dict[str, dict[str, Any]]:
+    """Read changes to a preset, by network, from the tables ``[settings.FE]``, ``[settings.RE]`` ... of a TOML file.
+
+    Raises
+    ------
+    ScmedleyError
+        No such file, not TOML, or no such tables.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get("settings")
+    except (OSError, ValueError) as error:
+        raise ScmedleyError(f"{path} cannot be read as TOML ({error}).") from error
+    return as_changes(found, path)
+
+
+def as_changes(found: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """Give tables of settings with tuples for TOML's arrays."""
+    if not (isinstance(found, dict) and all(isinstance(table, dict) for table in found.values())):
+        raise ScmedleyError(f"{path} has no tables such as [settings.FE] with settings of a network.")
+    return {
+        name: {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        for name, table in found.items()
+    }

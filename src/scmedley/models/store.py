@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from scmedley.data.design import Design
+from scmedley.data.design import Design, Labels
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.models.adapt import add_batches
@@ -66,6 +66,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "label_key": model.label_key,
         "batches": model.design.batches,
         "n_adapted": model.design.n_adapted,
+        "labels": None if model.labels is None else model.labels.names,
         "settings": dataclasses.asdict(model.settings),
         "genes": model.genes,
         "fitted": model.fitted,
@@ -104,6 +105,8 @@ def read(folder: Path) -> Model[Any]:
         model = cls(about["batch_key"], about["label_key"], _settings(cls, about["settings"]))
         n_adapted = int(about.get("n_adapted", 0))
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
+        labels = about["labels"]
+        model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         model.genes = about["genes"]
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         model._build()

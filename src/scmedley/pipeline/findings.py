@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement
+from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, summarise
 
-LEAK_SEEN = 0.05  # a leak below this, or within two spreads of its null, is called nothing to find
+LEAK_SEEN = 0.05  # a leak that exceeds its null by less, or by less than its error, is called nothing to find
 
 
 def findings(
@@ -44,14 +44,21 @@ def _fixed(scores: pd.DataFrame) -> str:
             "Whether the fixed-effects embedding gives away the batch could not be measured: no label has "
             "enough cells, held out and not, in two batches."
         )
-    luck = 2 * float(np.hypot(fixed.null_sd, pca.null_sd))  # of the difference
-    gap = fixed.value - pca.value
-    much = "about as much as" if abs(gap) <= luck else "less than" if gap < 0 else "more than"
+    gap, error = fixed.value - pca.value, _error(fixed, pca)
+    much = "about as much as" if abs(gap) <= error else "less than" if gap < 0 else "more than"
     return (
         f"Fixed effects: this embedding gives away a held-out cell's batch {much} the principal components do "
-        f"(leak {fixed.value:z.2f} against {pca.value:z.2f}, a difference of ±{luck:.2f} by luck; 0 is chance, "
-        "1 is all)."
+        f"(leak {fixed.value:z.2f} against {pca.value:z.2f}, a difference known to ±{error:.2f} with so many "
+        "held-out cells, and less well with one fit alone; 0 is chance, 1 is all)."
     )
+
+
+def _error(one: pd.Series, other: pd.Series) -> float:
+    """Give two standard errors of the difference of two leaks.
+
+    As if they were measured on different cells: the same cells make it smaller, so that this is on the safe side.
+    """
+    return 2 * float(np.hypot(one.se, other.se))
 
 
 def _labels(scores: pd.DataFrame) -> str:
@@ -75,8 +82,8 @@ def _random(scores: pd.DataFrame, has_labels: bool) -> str:
         )
     margin = random.value - null.value
     within = " within cell types" if has_labels else ""
-    luck = max(2 * float(np.hypot(random.null_sd, null.null_sd)), LEAK_SEEN)
-    verdict = "tells batches apart beyond its null" if margin > luck else "finds no more than its null does"
+    least = max(_error(random, null), LEAK_SEEN)
+    verdict = "tells batches apart beyond its null" if margin > least else "finds no more than its null does"
     return (
         f"Random effects: this embedding {verdict} (leak {random.value:z.2f}; {null.value:z.2f} for the same "
         f"network, fitted once, to batch labels permuted{within})."
@@ -86,7 +93,7 @@ def _random(scores: pd.DataFrame, has_labels: bool) -> str:
 def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
     """Name the batch farthest from the average and its genes, unless the check speaks against them."""
     seen = shifts[shifts.seen]
-    if seen.empty or _believed(agreement(check)) is False:
+    if seen.empty or summarise(check).verdict == "none":
         return ""
     size = seen.groupby(["batch", "label"], sort=True)["size"].first().unstack()
     shared = size.dropna(axis=1)  # batches are compared on the labels that all of them have, if there are any
@@ -124,36 +131,36 @@ def _genes(own: pd.DataFrame) -> str:
     return ", ".join(named) or "none for sure"
 
 
-def _believed(judged: "pd.Series[str]") -> bool | None:
-    """Whether at least half of the pairs that could be judged agree somewhat; None if none could."""
-    judged = judged[judged != TOO_FEW]
-    return None if judged.empty else bool((judged != "none").mean() >= 0.5)
-
-
 def _trust(check: pd.DataFrame) -> str:
-    judged = agreement(check)
-    believed, n = _believed(judged), int((judged != TOO_FEW).sum())
-    if believed is None:
+    found = summarise(check)
+    if not found.n_judged:
         return (
             "Counterfactuals could not be checked: no label has enough held-out cells on both sides of a batch. "
             "Take gene shifts as guesses."
         )
-    usable = check[(judged != TOO_FEW).to_numpy()]
     beside = [
-        f"{(judged == 'good').sum()} of {n} pairs of label and batch good, {(judged == 'some').sum()} some"
+        f"{found.tally['good']} of {found.n_judged} pairs of label and batch good, {found.tally['some']} some",
+        *(
+            f"{found.median[name]:z.2f} for {what}"
+            for name, what in (
+                ("ceiling_pearson", "a perfect prediction, given how few the cells are"),
+                ("wrong_batch_pearson", "a wrong batch"),
+                ("additive_pearson", "the plain difference of training means"),
+            )
+            if found.median[name] is not None
+        ),
     ]
-    beside += [
-        f"{usable[name].median():z.2f} for {what}"
-        for name, what in (
-            ("ceiling_pearson", "a perfect prediction, given how few the cells are"),
-            ("wrong_batch_pearson", "a wrong batch"),
-            ("additive_pearson", "the plain difference of training means"),
+    verdict, size = "Counterfactuals", ""
+    if found.verdict == TOO_FEW:
+        verdict = (
+            "Counterfactuals could not be checked well, so take gene shifts as guesses. Only "
+            f"{found.n_judged} of {len(check)} pairs of label and batch have enough held-out cells to judge by; there"
         )
-        if usable[name].notna().any()
-    ]
-    verdict = "Counterfactuals" if believed else "Do not use the counterfactuals and gene shifts of this run"
+    elif found.verdict == "none":
+        verdict = "Do not use the counterfactuals and gene shifts of this run"
+    else:
+        size = f"; the slope of observed on predicted is {found.median['slope']:z.2f} (1: the right size)"
     return (
         f"{verdict}: predicted and observed shifts of held-out cells correlate with "
-        f"{usable.pearson.median():z.2f} ({'; '.join(beside)}); "
-        f"the observed ones are {usable.slope.median():z.2f} times the size of the predicted."
+        f"{found.median['pearson']:z.2f} ({'; '.join(beside)}){size}."
     )

@@ -1,6 +1,5 @@
-"""From counts to what the models read: filters, log1p CP10k, highly variable genes (scanpy's)."""
+"""From counts to what the models read: filters, log1p CP10k."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,24 +10,28 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
-from scmedley.checks import (
-    FEW_CELLS,
+from scmedley.checks import check, check_seed
+from scmedley.errors import ScmedleyError, listed
+from scmedley.overlap import as_categories
+from scmedley.pp.genes import select_genes
+from scmedley.pp.split import store_split
+from scmedley.values import (
+    TARGET_SUM,
     Checked,
-    check,
-    check_seed,
     check_unique,
     find_values,
     kind_of_values,
+    log1p_cp10k,
+    matrix,
+    rescaled,
+    tidy,
+    totals,
 )
-from scmedley.errors import ScmedleyError, listed
-from scmedley.overlap import as_categories
-from scmedley.pp.split import store_split
 
 _NEGATIVE = (
     "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X or "
     "layers['counts']) or log1p-normalised values."
 )
-TARGET_SUM = 1e4  # counts per cell after normalisation, before log1p
 _BLOCK = 20_000_000  # values of a backed file that are read in one go
 
 
@@ -46,9 +49,10 @@ def prepare(
 
     ``X`` keeps its values. ``layers["counts"]`` holds a copy of the counts (float32; a copy, so that
     ``scanpy.pp.log1p(adata)`` afterwards leaves it alone), ``layers["log1p_cp10k"]`` the normalised values.
-    Data that are log-normalised already get no counts layer. ``obs["scmedley_split"]`` says which cells
-    train, validate and test (a column of that name is kept); the highly variable genes are chosen on the
-    training cells. A view becomes an AnnData of its own.
+    Data that are log-normalised already get no counts layer; where every cell has the same total, but not 10,000
+    (scanpy's default is the median of the cells' totals), they are brought to 10,000.
+    ``obs["scmedley_split"]`` says which cells train, validate and test (a column of that name is kept); the
+    highly variable genes are chosen on the training cells. A view becomes an AnnData of its own.
 
     Parameters
     ----------
@@ -90,9 +94,9 @@ def prepare(
     before = adata.shape
     batches_before = adata.obs[batch_key].cat.categories
 
-    source = _bring(adata, checked)
+    source = matrix(adata, checked.where)
     cells, genes = _passing(source, min_genes, min_cells)
-    total = _totals(source)[cells]  # of all genes, as in cells that come to the fitted model later
+    total_N = totals(source)[cells]  # of all genes, as in cells that come to the fitted model later
     source = _subset(adata, source, checked.where, cells, genes)
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
@@ -100,15 +104,21 @@ def prepare(
 
     if checked.values == "counts":
         adata.layers[keys.COUNTS] = source.copy() if checked.where == "X" else source
-        adata.layers[keys.LOGNORM] = _log1p(source, total)
+        adata.layers[keys.LOGNORM] = log1p_cp10k(source, total_N)
     else:
         if keys.COUNTS in adata.layers:  # left where X or raw.X was better: everyone would take it for counts
             del adata.layers[keys.COUNTS]
             more.append("layers['counts'] held no counts and was removed.")
-        adata.layers[keys.LOGNORM] = source
+        if checked.total not in (None, TARGET_SUM):
+            adata.layers[keys.LOGNORM] = rescaled(source, checked.total)
+            more.append(
+                f"{checked.where} is log-normalised to {checked.total:,.6g} counts per cell; "
+                f"layers[{keys.LOGNORM!r}] holds it brought to {TARGET_SUM:,.0f}."
+            )
+        else:
+            adata.layers[keys.LOGNORM] = source.copy() if checked.where == "X" else source
     store_split(adata, batch_key, label_key, seed)
-    train = (adata.obs[keys.SPLIT] == "train").to_numpy()
-    adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train)
+    select_genes(adata, batch_key, n_top_genes)
     adata.uns[keys.UNS] = {
         **_ours(adata),
         "prepare": {
@@ -118,7 +128,7 @@ def prepare(
             "genes_after": adata.n_vars,
             "n_hvg": int(adata.var[keys.HVG].sum()),
             "values": checked.values,
-            "target_sum": TARGET_SUM,
+            **_target_sums(checked),
         },
     }
     return replace(checked, warnings=checked.warnings + more)
@@ -128,8 +138,9 @@ def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | n
     """Give the values a fitted model reads, aligned by gene name.
 
     ``layers["log1p_cp10k"]`` where :func:`prepare` put it, else computed from counts, with all genes of the
-    file in the size factor. Views and backed files work; the latter are read in blocks. ``adata`` stays as it
-    is; the result may share its memory, so do not write to it.
+    file in the size factor, or from log-normalised values, brought to 10,000 where all cells have one other
+    total. Views and backed files work; the latter are read in blocks. ``adata`` stays as it is; the result may
+    share its memory, so do not write to it.
 
     Parameters
     ----------
@@ -155,23 +166,42 @@ def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | n
     if layer is not None:
         if kind_of_values(layer, adata.obs_names, adata.var_names) == "other":
             raise ScmedleyError(_NEGATIVE.format(where=f"layers[{keys.LOGNORM!r}]"))
-        return _aligned(_tidy(layer), adata.var_names, genes)
-    values, where, _ = find_values(adata)
-    if values == "other":
-        raise ScmedleyError(_NEGATIVE.format(where=where))
-    names = adata.raw.var_names if where == "raw.X" else adata.var_names
-    x = adata.raw.X if where == "raw.X" else adata.layers[keys.COUNTS] if where != "X" else adata.X
+        return _aligned(tidy(layer), adata.var_names, genes)
+    found = find_values(adata)
+    if found.values == "other":
+        raise ScmedleyError(_NEGATIVE.format(where=found.where))
+    names = adata.raw.var_names if found.where == "raw.X" else adata.var_names
+    x = (
+        adata.raw.X
+        if found.where == "raw.X"
+        else adata.layers[keys.COUNTS]
+        if found.where != "X"
+        else adata.X
+    )
     in_memory = issparse(x) or isinstance(x, np.ndarray)
     step = adata.n_obs if in_memory else max(1, _BLOCK // adata.n_vars)
     blocks, n_missing = [], 0
     for start in range(0, adata.n_obs, max(step, 1)):
-        block = _tidy(x if in_memory else x[start : start + step])
-        total = _totals(block)
+        block = tidy(x if in_memory else x[start : start + step])
+        total_N = totals(block)
         block, n_missing = _aligned(block, names, genes)
-        blocks.append(_log1p(block, total) if values == "counts" else block)
+        if found.values == "counts":
+            block = log1p_cp10k(block, total_N)
+        elif found.total not in (None, TARGET_SUM):
+            block = rescaled(block, found.total)
+        blocks.append(block)
     if len(blocks) == 1:
         return blocks[0], n_missing
     return (vstack(blocks, format="csr") if issparse(blocks[0]) else np.vstack(blocks)), n_missing
+
+
+def _target_sums(checked: Checked) -> dict[str, float]:
+    """Give the counts per cell in ``layers["log1p_cp10k"]``, not a number where not known, and those given."""
+    if checked.values == "counts":
+        return {"target_sum": TARGET_SUM}
+    if checked.total is None:
+        return {"target_sum": float("nan"), "target_sum_given": float("nan")}
+    return {"target_sum": TARGET_SUM, "target_sum_given": checked.total}
 
 
 def _ours(adata: AnnData) -> dict[str, Any]:
@@ -197,28 +227,6 @@ def _check_settings(
     ):
         if value < least:
             raise ScmedleyError(f"{name} is {value}; give {least} or more.")
-
-
-def _tidy(x: Any) -> csr_matrix | np.ndarray:
-    """Give canonical CSR or dense float32; the very same object where it is so already."""
-    # A value beyond float32 becomes infinite here; the checks have named it by then.
-    if not issparse(x):
-        return np.asarray(x, dtype=np.float32)
-    if not (type(x) is csr_matrix and x.dtype == np.float32):
-        x = csr_matrix(x, dtype=np.float32)
-    if not x.has_canonical_format:
-        x = x.copy()
-        x.sum_duplicates()
-    return x
-
-
-def _bring(adata: AnnData, checked: Checked) -> csr_matrix | np.ndarray:
-    """Give the matrix that was found usable, with the genes of ``adata``."""
-    if checked.where == "X":
-        return _tidy(adata.X)
-    if checked.where == "raw.X":
-        return _tidy(adata.raw[:, adata.var_names].X)
-    return _tidy(adata.layers[keys.COUNTS])
 
 
 def _passing(x: csr_matrix | np.ndarray, min_genes: int, min_cells: int) -> tuple[np.ndarray, np.ndarray]:
@@ -284,23 +292,6 @@ def _all_same(x: csr_matrix | np.ndarray) -> bool:
     return all(bool((a.reshape(shape) == a[: shape[1]]).all()) for a in (x.indices, x.data))
 
 
-def _totals(x: csr_matrix | np.ndarray) -> np.ndarray:
-    return np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
-
-
-def _log1p(x: csr_matrix | np.ndarray, total: np.ndarray) -> csr_matrix | np.ndarray:
-    """Give ``log1p(TARGET_SUM * x / total)`` as a new matrix; empty cells stay 0."""
-    scale = np.where(total > 0, TARGET_SUM / np.where(total > 0, total, 1.0), 0.0)
-    if isinstance(x, np.ndarray):
-        dense = (x * scale[:, None]).astype(np.float32)
-        return np.log1p(dense, out=dense)
-    # In double precision: a huge count times 10,000 would leave float32's range before it is divided.
-    data = (x.data * np.repeat(scale, np.diff(x.indptr))).astype(np.float32)
-    np.log1p(data, out=data)
-    # Index arrays of its own: sharing them would let an in-place change of one layer spoil the other.
-    return csr_matrix((data, x.indices.copy(), x.indptr.copy()), shape=x.shape)
-
-
 def _aligned(
     x: csr_matrix | np.ndarray, names: pd.Index, genes: Sequence[str]
 ) -> tuple[csr_matrix | np.ndarray, int]:
@@ -320,58 +311,3 @@ def _aligned(
     return csr_matrix(
         (sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape
     ), n_missing
-
-
-def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np.ndarray) -> np.ndarray:
-    """Flag ``n_top_genes`` genes with scanpy's "seurat" dispersions, batch by batch."""
-    if adata.n_vars <= n_top_genes:
-        return np.ones(adata.n_vars, dtype=bool)
-    if not train.any():
-        raise ScmedleyError(
-            f"obs[{keys.SPLIT!r}] has no training cell left, so no genes can be chosen. Remove that column."
-        )
-    x = adata.layers[keys.LOGNORM]
-    groups = _groups(adata.obs[batch_key][train])
-    cells = AnnData(
-        x if train.all() else x[train], obs=pd.DataFrame({"group": groups}, index=groups.index.astype(str))
-    )
-    for batch in ("group", None):
-        flags = _scanpy_flags(cells, n_top_genes, batch)
-        if flags is not None:
-            return flags
-    raise ScmedleyError(
-        "No gene varies between the training cells, so none can be chosen. Look at the input file."
-    )
-
-
-def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np.ndarray | None:
-    """Give scanpy's flags, or None where it cannot rank the genes: in a group, not one of them varies."""
-    import scanpy as sc
-
-    with warnings.catch_warnings():
-        # Said by scanpy when some genes are constant within a batch; the others are still ranked.
-        warnings.filterwarnings("ignore", message="`n_top_genes` > number of normalized dispersions")
-        # Its mean-variance code divides by n - 1, and logs variances of 0, in the smallest groups.
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module="scanpy")
-        try:
-            table = sc.pp.highly_variable_genes(
-                cells, n_top_genes=n_top_genes, flavor="seurat", batch_key=batch_key, inplace=False
-            )
-        except (ValueError, IndexError):  # pandas cannot bin, scanpy cannot rank, an empty set of dispersions
-            return None
-    return np.asarray(table[keys.HVG], dtype=bool)
-
-
-def _groups(batch: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Give the batches with those too small to rank genes in put together.
-
-    When even together they have too few cells, the smallest other batch joins them.
-    """
-    sizes = batch.value_counts(ascending=True)
-    sizes = sizes[sizes > 0]
-    n_pooled = int((sizes < FEW_CELLS).sum())
-    if n_pooled and sizes.iloc[:n_pooled].sum() < FEW_CELLS:
-        n_pooled += 1
-    pooled = set(sizes.index[:n_pooled])
-    codes = {name: 0 if name in pooled else i + 1 for i, name in enumerate(sizes.index)}
-    return batch.map(codes).astype(int).astype("category")

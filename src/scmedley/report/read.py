@@ -17,7 +17,7 @@ from scmedley.pl.scores import NAMES
 
 TABLES = {  # text columns, number columns
     "history.csv": (["network", "part", "term"], ["epoch", "value"]),
-    "scores.csv": (["embedding", "score", "of", "null_kind"], ["value", "null", "null_sd", "n_cells"]),
+    "scores.csv": (["embedding", "score", "of", "null_kind"], ["value", "null", "null_sd", "n_cells", "se"]),
     "gene_shifts.csv": (
         ["label", "batch", "gene", "seen"],
         ["shift", "q05", "q95", "observed", "size", "n_cells"],

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import AGREEMENT, LIMITS, TOO_FEW, agreement
+from scmedley.evaluate.counterfactual import LIMITS, TOO_FEW, Summary, agreement, summarise
 from scmedley.report.numbers import number
 from scmedley.report.read import Run
 
@@ -135,6 +135,7 @@ def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[
         against = {"value": retrained["value"], "gap": row["value"] - retrained["value"]}
     return {
         "value": row["value"],
+        "se": row["se"],
         "null": row["null"],
         "null_sd": row["null_sd"],
         "gap": gap,
@@ -185,21 +186,13 @@ def check(run: Run) -> dict[str, Any] | None:
         ["reached", "pearson", "batch", "label"], ascending=[False, False, True, True], kind="stable"
     )
     table["trust"] = agreement(table)
-    rows = _records(table)
-    tally = {word: int((table["trust"] == word).sum()) for word in AGREEMENT}
-    compared = table.dropna(subset=["pearson"])  # the pairs behind the medians of the findings
-    median = {name: _median(compared[f"{name}_pearson"]) for name in ("ceiling", "wrong_batch", "additive")}
-    median |= {name: _median(compared[name]) for name in ("pearson", "slope")}
-    return {"rows": rows, "n": len(compared), "median": median, "words": _words(tally, median)}
+    found = summarise(table)
+    return {"rows": _records(table), "n": found.n_judged, "median": found.median, "words": _words(found)}
 
 
-def _median(values: pd.Series) -> float | None:
-    return None if values.isna().all() else float(values.median())
-
-
-def _words(tally: dict[str, int], median: dict[str, float | None]) -> str:
+def _words(found: Summary) -> str:
     """Say how far to trust counterfactuals, given how many pairs deserve it and the medians."""
-    judged = sum(tally.values()) - tally[TOO_FEW]
+    tally, judged = found.tally, found.n_judged
     if not judged:
         return "Every pair of batch and label has too few held-out cells to judge the counterfactuals by."
     pairs = "the one pair" if judged == 1 else f"{judged} pairs"
@@ -209,24 +202,23 @@ def _words(tally: dict[str, int], median: dict[str, float | None]) -> str:
     )
     if tally[TOO_FEW]:
         text += f" Another {tally[TOO_FEW]} could not be judged."
-    mostly_good = tally["good"] * 2 >= judged
-    if mostly_good:
-        text += " Use those that agree well to rank genes; confirm single genes elsewhere."
-    elif (tally["good"] + tally["some"]) * 2 >= judged:
-        text += " Trust the direction of strong shifts, not their size and not single genes."
-    else:
-        text += " Do not draw conclusions from the counterfactuals of this run."
-    pearson, additive, slope = (median[name] for name in ("pearson", "additive", "slope"))
+    text += {
+        "good": " Use those that agree well to rank genes; confirm single genes elsewhere.",
+        "some": " Trust the direction of strong shifts, not their size and not single genes.",
+        "none": " Do not draw conclusions from the counterfactuals of this run.",
+        TOO_FEW: " These are too few to speak for the others: take the counterfactuals of this run as guesses.",
+    }[found.verdict]
+    pearson, additive, slope = (found.median[name] for name in ("pearson", "additive_pearson", "slope"))
     if pearson is not None and additive is not None and additive >= pearson - 0.02:
         text += (
             " The difference of training means, which needs no model, agrees as well or better "
             f"(median Pearson {number(additive)}, the model {number(pearson)})."
         )
     # Where the direction is wrong the slope is low whatever the size, so it says nothing of the size.
-    if mostly_good and slope is not None and not 0.7 <= slope <= 1.4:
+    if found.verdict == "good" and slope is not None and not 0.7 <= slope <= 1.4:
         text += (
             f" Most shifts are predicted too {'small' if slope > 1 else 'large'}: "
-            f"the observed ones are {number(slope)} times as large."
+            f"the slope of the observed on the predicted is {number(slope)}."
         )
     return text
 

@@ -1,6 +1,6 @@
 """The one training loop, for every network.
 
-A network offers
+A network is an ``nn.Module`` that offers
 
 - ``players()``: the parameters of each player, in playing order;
 - ``play(cells)``: a generator that yields, for one minibatch, one :class:`Move` after another. The
@@ -8,15 +8,16 @@ A network offers
   players as they are after their step, while activations computed before are shared;
 - ``after_epoch()``: closed-form updates between epochs.
 
-The last player's loss is the total that early stopping watches.
+The last player's loss is the total that early stopping watches. Terms named "weight: ..." are the weights of other
+terms in it, where these change while training.
 """
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
+from scmedley.nn.balance import ROW
 from scmedley.train import checkpoint
 from scmedley.train.precision import autocast
 
@@ -38,22 +40,6 @@ class Move:
     player: str
     loss: Tensor
     terms: dict[str, Tensor]
-
-
-class Network(Protocol):
-    """What the loop asks of a network, beyond being an ``nn.Module``."""
-
-    def players(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """Give the parameters of each player, in playing order."""
-        ...
-
-    def play(self, cells: Minibatch) -> Iterator[Move]:
-        """Yield each player's move for one minibatch."""
-        ...
-
-    def after_epoch(self) -> None:
-        """Do the closed-form updates, if there are any."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +88,7 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
     Parameters
     ----------
     network
-        An ``nn.Module`` that is a :class:`Network`, on the device of ``cells``.
+        An ``nn.Module`` with ``players``, ``play`` and ``after_epoch`` (above), on the device of ``cells``.
     cells
         All cells, resident.
     train, validation
@@ -153,7 +139,7 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
             validated = evaluate(network, cells, validation, plan)
             so_far.epoch += 1
             total = _record(so_far, {"train": trained, "validation": validated}, list(players)[-1], plan)
-            if total < so_far.best_total:
+            if total < _best_total(so_far):
                 so_far.best_total, so_far.best_epoch, best = total, so_far.epoch, _copy(network)
             bar.set_postfix(validation=f"{total:.4g}", best=so_far.best_epoch, refresh=False)
             bar.update()
@@ -223,6 +209,20 @@ def _record(so_far: Progress, parts: dict[str, "_Mean"], last_player: str, plan:
                 "precision='float32'."
             )
     return values["total"]
+
+
+def _best_total(so_far: Progress) -> float:
+    """Give the best epoch's validation total, by today's weights where a network's weights change."""
+    best, today = (
+        {
+            str(r["term"]): float(r["value"])
+            for r in so_far.rows
+            if r["epoch"] == epoch and r["part"] == "validation"
+        }
+        for epoch in (so_far.best_epoch, so_far.epoch)
+    )
+    names = [row.removeprefix(ROW) for row in best if row.startswith(ROW)]
+    return so_far.best_total + sum((today[ROW + name] - best[ROW + name]) * best[name] for name in names)
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,88 @@
+"""Highly variable genes (scanpy's), chosen on the training cells."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scmedley import keys
+from scmedley.checks import FEW_CELLS
+from scmedley.errors import ScmedleyError
+
+
+def select_genes(adata: AnnData, batch_key: str, n_top_genes: int) -> None:
+    """Flag in ``var["highly_variable"]`` the genes that vary most in the training cells, batch by batch.
+
+    Parameters
+    ----------
+    adata
+        Prepared cells: ``layers["log1p_cp10k"]``, ``obs["scmedley_split"]``.
+    batch_key
+        ``obs`` column of the batches; a gene is ranked within each (scanpy's "seurat" dispersions), and batches
+        of a few cells together.
+    n_top_genes
+        Genes to flag; all, where there are not more.
+
+    Raises
+    ------
+    ScmedleyError
+        No training cell, or no gene that varies between them.
+    """
+    train = (adata.obs[keys.SPLIT] == "train").to_numpy()
+    adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train)
+
+
+def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np.ndarray) -> np.ndarray:
+    if adata.n_vars <= n_top_genes:
+        return np.ones(adata.n_vars, dtype=bool)
+    if not train.any():
+        raise ScmedleyError(
+            f"obs[{keys.SPLIT!r}] has no training cell left, so no genes can be chosen. Remove that column."
+        )
+    x = adata.layers[keys.LOGNORM]
+    groups = _groups(adata.obs[batch_key][train])
+    cells = AnnData(
+        x if train.all() else x[train], obs=pd.DataFrame({"group": groups}, index=groups.index.astype(str))
+    )
+    for batch in ("group", None):
+        flags = _scanpy_flags(cells, n_top_genes, batch)
+        if flags is not None:
+            return flags
+    raise ScmedleyError(
+        "No gene varies between the training cells, so none can be chosen. Look at the input file."
+    )
+
+
+def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np.ndarray | None:
+    """Give scanpy's flags, or None where it cannot rank the genes: in a group, not one of them varies."""
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        # Said by scanpy when some genes are constant within a batch; the others are still ranked.
+        warnings.filterwarnings("ignore", message="`n_top_genes` > number of normalized dispersions")
+        # Its mean-variance code divides by n - 1, and logs variances of 0, in the smallest groups.
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="scanpy")
+        try:
+            table = sc.pp.highly_variable_genes(
+                cells, n_top_genes=n_top_genes, flavor="seurat", batch_key=batch_key, inplace=False
+            )
+        except (ValueError, IndexError):  # pandas cannot bin, scanpy cannot rank, an empty set of dispersions
+            return None
+    return np.asarray(table[keys.HVG], dtype=bool)
+
+
+def _groups(batch: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Give the batches with those too small to rank genes in put together.
+
+    When even together they have too few cells, the smallest other batch joins them.
+    """
+    sizes = batch.value_counts(ascending=True)
+    sizes = sizes[sizes > 0]
+    n_pooled = int((sizes < FEW_CELLS).sum())
+    if n_pooled and sizes.iloc[:n_pooled].sum() < FEW_CELLS:
+        n_pooled += 1
+    pooled = set(sizes.index[:n_pooled])
+    codes = {name: 0 if name in pooled else i + 1 for i, name in enumerate(sizes.index)}
+    return batch.map(codes).astype(int).astype("category")
