@@ -105,7 +105,7 @@ def run(adata: AnnData, method: str, seed: int, threads: int) -> dict[str, Any]:
     key = BATCH
     if method in NETWORKS:
         kind, preset, key = NETWORKS[method]
-        model = getattr(sm, kind)(key, LABEL, preset)
+        model = getattr(sm, kind)(key, settings=preset)
         model.fit(adata, seed=seed, threads=threads, progress=sys.stderr.isatty())
         z_NP = model.get_latent_representation(adata)
     else:

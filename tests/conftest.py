@@ -43,7 +43,6 @@ def fitted(_prepared: AnnData) -> Callable[..., Any]:
             if name == "mixed":
                 model: Any = MixedEffects(
                     "donor",
-                    "cell_type",
                     preset=preset,
                     fixed_settings=small("fixed", preset),
                     random_settings=small("random", preset),

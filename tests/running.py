@@ -63,7 +63,7 @@ def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stages, "umap", first_two)
     monkeypatch.setattr(
-        figures, "_picture", lambda draw, size, alt, title: figures.Picture("", "", alt, title)
+        figures, "picture", lambda draw, size, alt, title: figures.Picture("", "", alt, title)
     )
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
-from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.metrics.pairwise import cosine_distances, euclidean_distances
 
 from scmedley.evaluate import metrics
-from scmedley.evaluate.metrics import asw, calinski_harabasz, inverse_davies_bouldin, silhouettes
+from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import nearest
 
 Z = np.random.default_rng(1).normal(size=(60, 4)).astype(np.float32)
@@ -88,6 +88,75 @@ def test_asw_draws_cells_with_the_seed(rng: np.random.Generator) -> None:
     assert first == asw(z, codes, seed=1, max_cells=100)
     assert first != asw(z, codes, seed=2, max_cells=100)
     assert first == pytest.approx(asw(z, codes, seed=0), abs=0.1)
+
+
+def plain_bras(z: np.ndarray, batch: np.ndarray, label: np.ndarray) -> float:
+    """Cell by cell, from all pairs of cells."""
+    per_label = []
+    for one in np.unique(label):
+        z_, batch_ = z[label == one], batch[label == one]
+        if not 2 <= len(np.unique(batch_)) < len(batch_):
+            continue
+        scored = []
+        for distance, own in zip(cosine_distances(z_), batch_[:, None] == batch_, strict=True):
+            a, b = distance[own].sum() / max(own.sum() - 1, 1), distance[~own].mean()
+            scored.append(1 - abs(b - a) / max(a, b) if own.sum() > 1 else 1.0)
+        per_label.append(np.mean(scored))
+    return float(np.mean(per_label))
+
+
+# Unequal batches and labels; label 3 has one batch; label 4 a batch of one cell.
+BATCH = np.r_[np.random.default_rng(3).choice(3, 45, p=[0.6, 0.25, 0.15]), [1] * 5, [0] * 9, 2]
+LABEL = np.r_[np.random.default_rng(4).choice(3, 45, p=[0.5, 0.3, 0.2]), [3] * 5, [4] * 10]
+
+
+def test_bras_is_that_of_plain_loops() -> None:
+    z = Z.astype(float) + np.eye(4)[BATCH]
+    assert bras(z, BATCH, LABEL) == pytest.approx(plain_bras(z, BATCH, LABEL), abs=1e-12)
+    assert bras(z, BATCH, LABEL) < bras(Z, BATCH, LABEL) - 0.05
+
+
+def test_bras_is_that_of_scib_metrics() -> None:
+    scib = pytest.importorskip("scib_metrics")
+    z = Z.astype(float) + np.eye(4)[BATCH]
+    assert bras(z, BATCH, LABEL) == pytest.approx(scib.bras(z, LABEL, BATCH), abs=1e-5)
+
+
+def test_bras_by_hand() -> None:
+    z = np.array([[1, 0], [1, 0], [0, 2], [0, 2]])  # distance 0 or 1
+    one = np.zeros(4, int)
+    assert bras(z, np.array([0, 0, 1, 1]), one) == pytest.approx(0)  # a = 0, b = 1
+    assert bras(z, np.array([0, 1, 0, 1]), one) == pytest.approx(1 / 2)  # a = 1, b = 1 / 2
+    z = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    assert bras(z, np.array([0, 0, 1, 1]), one) == pytest.approx(1 / 2)  # a = 2, b = 1
+
+
+def test_bras_sees_nested_batches_which_the_silhouette_does_not(rng: np.random.Generator) -> None:
+    batch, one = np.repeat(np.arange(4), 100), np.zeros(400, int)
+    z = 0.3 * rng.normal(size=(400, 3)) + np.eye(3)[batch // 2]  # batches apart, but two by two
+    assert abs(asw(z, batch, seed=0)) < 0.05
+    assert bras(z, batch, one) < 0.6
+    assert bras(z, rng.permutation(batch), one) > 0.8
+
+
+def test_bras_what_does_not_matter(rng: np.random.Generator) -> None:
+    z = Z.astype(float)
+    value, order = bras(z, BATCH, LABEL), rng.permutation(60)
+    rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    assert bras(z[order], BATCH[order], LABEL[order]) == pytest.approx(value)
+    assert bras(5 * z @ rotation, 7 - BATCH, 9 - 2 * LABEL) == pytest.approx(value)
+    more = np.r_[z, rng.normal(size=(4, 4))]
+    with_missing = bras(more, np.r_[BATCH, [-1, -1, 0, 1]], np.r_[LABEL, [0, 1, -1, -1]])
+    assert with_missing == pytest.approx(value)
+
+
+def test_bras_of_what_cannot_be_scored() -> None:
+    one = np.zeros(60, int)
+    assert np.isnan(bras(Z, one, one))
+    assert np.isnan(bras(Z, np.arange(60), one))
+    assert np.isnan(bras(Z, CODES, np.full(60, -1)))
+    assert bras(np.full((60, 4), 0.1), CODES, one) == 1  # all in one direction
+    assert bras(np.zeros((60, 4)), CODES, one) == 1
 
 
 def test_nearest_against_all_distances() -> None:

@@ -457,7 +457,7 @@ def test_what_is_not_fitted_cannot_embed(model_name: str, prepared: AnnData) -> 
 def test_the_whole_way_from_counts(design: AnnData) -> None:
     before = design.to_df()
     prepare(design, "donor", label_key="cell_type")
-    mixed = MixedEffects("donor", "cell_type", fixed_settings=small("fixed"), random_settings=small("random"))
+    mixed = MixedEffects("donor", fixed_settings=small("fixed"), random_settings=small("random"))
     assert mixed.fit(design, **FIT) is mixed
     mixed.embed(design)
     assert design.obsm[keys.FIXED].dtype == design.obsm[keys.RANDOM].dtype == np.float32

@@ -82,6 +82,23 @@ def test_another_seed_other_latents(shell, data, whole, tmp_path):
     assert (tmp_path / "run" / weights).read_bytes() != (whole / weights).read_bytes()
 
 
+def test_labels_are_learnt_when_asked_for(shell, data, whole, tmp_path):
+    out = tmp_path / "run"
+    shell.well("fit", data, *LABEL, "--learn-labels", "--out", out, "--quiet", *SMALL)
+    record = json.loads((out / "run.json").read_text())
+    assert any("trained on the labels of the training cells" in warning for warning in record["warnings"])
+    assert "label" in (out / "history.csv").read_text()
+    model, cells = stages.read_model(out), ad.read_h5ad(out / "integrated.h5ad")
+    assert set(model.predict(cells).columns) == set(cells.obs["cell_type"])
+    without = json.loads((whole / "run.json").read_text())
+    assert not any("trained on the labels" in warning for warning in without["warnings"])
+    assert stages.read_model(whole).label_key is None
+    for options, why in (([], "needs --label"), ([*LABEL, "--fixed", "X_mine"], "no network to train")):
+        said = shell("fit", data, *options, "--learn-labels", "--out", tmp_path / "other", *SMALL)
+        assert why in said.error
+    assert not (tmp_path / "other").exists()
+
+
 # --- killed -------------------------------------------------------------------------------------------------
 
 KILLED = """

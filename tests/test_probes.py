@@ -2,10 +2,32 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from scmedley.evaluate.probes import Leak, _balanced_accuracy, _variance, batch_leak, knn_accuracy, knn_probe
+from scmedley.evaluate import probes
+from scmedley.evaluate.probes import (
+    Leak,
+    ProbeName,
+    _balanced_accuracy,
+    _stratified,
+    _variance,
+    batch_leak,
+    knn_accuracy,
+    knn_probe,
+    label_leak,
+    logistic_probe,
+)
+
+EVERY: list[ProbeName] = ["kNN", "logistic", "network"]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer permutations and steps for the network, which is slow."""
+    monkeypatch.setitem(probes.PERMUTATIONS, "network", 3)
+    monkeypatch.setattr(probes, "_STEPS", 100)
 
 
 @pytest.fixture
@@ -13,11 +35,19 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def leak(z: np.ndarray, batch: np.ndarray, label: np.ndarray | None = None, seed: int = 0) -> Leak:
+def leak(
+    z: np.ndarray,
+    batch: np.ndarray,
+    label: np.ndarray | None = None,
+    seed: int = 0,
+    probe: ProbeName = "kNN",
+) -> Leak:
     """Leak with the first two thirds of the cells as training cells."""
     label = np.zeros_like(batch) if label is None else label
     cut = len(z) * 2 // 3
-    return batch_leak(z[:cut], batch[:cut], label[:cut], z[cut:], batch[cut:], label[cut:], seed=seed)
+    return batch_leak(
+        z[:cut], batch[:cut], label[:cut], z[cut:], batch[cut:], label[cut:], probe=probe, seed=seed
+    )
 
 
 def test_knn_accuracy_is_that_of_scikit_learn(rng: np.random.Generator) -> None:
@@ -62,6 +92,101 @@ def test_noise_leaks_nothing_and_codes_everything(rng: np.random.Generator, n_ba
     assert abs(noise.value) < 4 * noise.null_sd < 0.2
     assert noise.null == pytest.approx(0, abs=1e-9)
     assert leak(np.eye(n_batches)[batch], batch, label).value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("probe", EVERY)
+@pytest.mark.parametrize("n_batches", [2, 12])
+def test_every_probe_reads_codes_and_not_noise(
+    rng: np.random.Generator, n_batches: int, probe: ProbeName
+) -> None:
+    batch, label = rng.choice(n_batches, 2400, p=rng.dirichlet(np.full(n_batches, 3.0))), np.arange(2400) % 2
+    noise = leak(rng.normal(size=(2400, 5)), batch, label, probe=probe)
+    assert abs(noise.value) < 0.12
+    assert noise.null == pytest.approx(0, abs=1e-9)
+    assert leak(np.eye(n_batches)[batch], batch, label, probe=probe).value == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("probe", ["logistic", "network"])
+def test_batches_of_few_cells_are_found_by_fitted_probes(probe: ProbeName) -> None:
+    batch = np.r_[np.zeros(300, int), 1, 1, 2, 2, np.zeros(146, int), [1, 2] * 3]
+    assert leak(np.eye(3)[batch], batch, probe=probe).value == pytest.approx(1)
+
+
+def test_a_plane_does_not_read_what_a_curve_does(rng: np.random.Generator) -> None:
+    z = rng.normal(size=(1500, 2))
+    batch = (z[:, 0] * z[:, 1] > 0).astype(int)
+    logistic, network, knn = (leak(z, batch, probe=probe).value for probe in ("logistic", "network", "kNN"))
+    assert abs(logistic) < 0.15
+    assert min(network, knn) > 0.8
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("probe", ["logistic", "network"])
+def test_fitted_probes_do_not_mind_units_and_keep_to_the_seed(
+    rng: np.random.Generator, probe: ProbeName
+) -> None:
+    batch = rng.integers(0, 3, 600)
+    z = rng.normal(size=(600, 4)) + 0.7 * batch[:, None]
+    found = leak(z, batch, probe=probe)
+    assert 0.1 < found.value < 0.95
+    assert found == leak(z, batch, probe=probe)
+    assert found.value == pytest.approx(leak(z * 1024 + 5, batch, probe=probe).value, abs=0.02)
+    assert found.null_sd != leak(z, batch, probe=probe, seed=1).null_sd
+
+
+def test_logistic_probe_of_equal_batches_is_plain_logistic_regression(rng: np.random.Generator) -> None:
+    batch = np.arange(300) % 3
+    z = rng.normal(size=(300, 3)) + batch[:, None]
+    mean, sd = z[:210].mean(axis=0), z[:210].std(axis=0)
+    oracle = LogisticRegression(max_iter=100).fit((z[:210] - mean) / sd, batch[:210])
+    found = logistic_probe(z[:210], z[210:])(batch[:210])
+    np.testing.assert_array_equal(found, oracle.predict((z[210:] - mean) / sd))
+
+
+def test_fitted_probes_learn_from_a_draw(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = rng.integers(0, 2, 900)
+    z = rng.normal(size=(900, 3)) + 0.5 * batch[:, None]
+    seen: list[int] = []
+
+    def spy(z_train: np.ndarray, z_test: np.ndarray) -> probes.Predict:
+        seen.append(len(z_train))
+        return logistic_probe(z_train, z_test)
+
+    monkeypatch.setattr(probes, "logistic_probe", spy)
+    monkeypatch.setattr(probes, "MAX_TRAIN", 200)
+    drawn = leak(z, batch, np.arange(900) % 2, probe="logistic")
+    assert seen == [200, 200]
+    assert drawn.n_cells == 300
+
+
+def test_stratified_draw_keeps_shares_and_every_class(rng: np.random.Generator) -> None:
+    codes = rng.permutation(np.repeat([0, 1, 4, 7], [700, 290, 8, 2]))
+    drawn = _stratified(codes, 100, [0])
+    assert len(np.unique(drawn)) == 100
+    assert (np.diff(drawn) > 0).all()
+    assert np.abs(np.bincount(codes[drawn], minlength=8)[[0, 1, 4, 7]] - [70, 29, 1, 1]).max() <= 1
+    np.testing.assert_array_equal(drawn, _stratified(codes, 100, [0]))
+    assert (drawn != _stratified(codes, 100, [1])).any()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("probe", EVERY)
+def test_label_leak_is_the_mirror(rng: np.random.Generator, probe: ProbeName) -> None:
+    batch, label = rng.integers(0, 2, 750), rng.integers(0, 3, 750)
+    z = rng.normal(size=(750, 3)) + 8 * batch[:, None] * np.eye(3)[0]  # tells the batch and not the label
+    parts = (z[:400], batch[:400], label[:400], z[400:], batch[400:], label[400:])
+    assert label_leak(*parts, probe=probe, seed=0).value == pytest.approx(0, abs=0.15)
+    assert batch_leak(*parts, probe=probe, seed=0).value == pytest.approx(1, abs=0.01)
+    known = z + 8 * np.eye(3)[label]
+    found = label_leak(known[:400], *parts[1:3], known[400:], *parts[4:], probe=probe, seed=0)
+    assert found.value == pytest.approx(1, abs=0.01)
+    assert set(found.per_label) == {0, 1}  # by batch
+
+
+def test_a_probe_that_is_not_there() -> None:
+    z, codes = np.zeros((4, 1)), np.array([0, 1, 0, 1])
+    with pytest.raises(ValueError, match="no probe 'svm'; choose one of: kNN, logistic, network"):
+        batch_leak(z, codes, codes, z, codes, codes, probe="svm", seed=0)  # type: ignore[arg-type]
 
 
 def test_batches_smaller_than_k_are_found() -> None:

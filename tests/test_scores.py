@@ -12,12 +12,20 @@ from scipy.sparse import csr_array
 from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate import (
+    ari,
     asw,
     batch_leak,
+    bras,
     calinski_harabasz,
     inverse_davies_bouldin,
+    kmeans_clusters,
     knn_accuracy,
+    label_leak,
+    lisi,
+    nearest,
+    nmi,
     permute_batches,
+    probes,
     scores,
 )
 
@@ -87,6 +95,104 @@ def test_every_score_tells_the_embeddings_apart_beside_its_null(adata: ad.AnnDat
     assert set(table.null_kind) == {
         "batches permuted within label", "labels permuted", "labels drawn by their shares",
     }  # fmt: skip
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer permutations and steps for the network, which is slow."""
+    monkeypatch.setitem(probes.PERMUTATIONS, "network", 2)
+    monkeypatch.setattr(probes, "_STEPS", 100)
+
+
+MORE = {
+    "batch": ["iLISI", "iLISI scaled", "BRAS", "logistic leak", "network leak"],
+    "label": ["cLISI", "cLISI scaled", "ARI", "NMI", "NMI max", "kNN leak"],
+}
+
+
+@pytest.mark.usefixtures("quick")
+def test_thorough_adds_rows_and_changes_none(adata: ad.AnnData) -> None:
+    adata.obs.iloc[::40, adata.obs.columns.get_loc("type")] = np.nan
+    default, table = (scores(adata, ["X_batch"], "donor", "type", thorough=t) for t in (False, True))
+    pd.testing.assert_frame_equal(default, table.head(len(default)), check_exact=True)
+    added = table.iloc[len(default) :]
+    assert {of: list(rows.score) for of, rows in added.groupby("of")} == {
+        of: sorted(names, key=list(added.score).index) for of, names in MORE.items()
+    }
+    assert added[["value", "null", "null_sd"]].notna().all(axis=None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_thorough_values_are_those_of_the_functions(adata: ad.AnnData) -> None:
+    adata.obs.iloc[::40, adata.obs.columns.get_loc("type")] = np.nan
+    table = scores(adata, ["X_batch"], "donor", "type", seed=3, thorough=True)
+    z, batch, label = adata.obsm["X_batch"], *(adata.obs[k].cat.codes.to_numpy() for k in ("donor", "type"))
+    train, test = ((adata.obs[keys.SPLIT] == part).to_numpy() for part in ("train", "test"))
+    parts = z[train], batch[train], label[train], z[test], batch[test], label[test]
+    near = nearest(z[test], z[test], 90, exclude_self=True)
+    labelled = test & (label >= 0)
+    clusters = kmeans_clusters(z[labelled], 2, seed=3)
+    i_median, c_median = (np.nanmedian(lisi(near, c[test])) for c in (batch, label))
+    expected = {
+        "iLISI": i_median,
+        "iLISI scaled": (i_median - 1) / 2,
+        "cLISI": c_median,
+        "cLISI scaled": 2 - c_median,
+        "BRAS": bras(z[test], batch[test], label[test]),
+        "ARI": ari(clusters, label[labelled]),
+        "NMI": nmi(clusters, label[labelled]),
+        "NMI max": nmi(clusters, label[labelled], "max"),
+        "logistic leak": batch_leak(*parts, probe="logistic", seed=3).value,
+        "network leak": batch_leak(*parts, probe="network", seed=3).value,
+        "kNN leak": label_leak(*parts, seed=3).value,
+    }
+    n_cells = {"iLISI": test.sum(), "iLISI scaled": test.sum()}
+    for of, names in MORE.items():
+        for name in names:
+            row = cell(table, "X_batch", name, of)
+            assert row.value == pytest.approx(expected[name], rel=1e-9, abs=1e-9), name
+            assert row.n_cells == n_cells.get(name, labelled.sum()), name
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_thorough_score_points_the_way_that_is_told(adata: ad.AnnData) -> None:
+    table = scores(adata, ["X_label", "X_batch", "X_noise"], "donor", "type", thorough=True)
+    value = table.set_index(["embedding", "score", "of"])[["value", "null"]].sort_index()
+    for score in ("iLISI", "iLISI scaled", "BRAS"):  # high where batches are mixed, as the null is
+        for embedding in ("X_label", "X_noise"):
+            found = value.loc[(embedding, score, "batch")]
+            assert found["value"] == pytest.approx(found["null"], rel=0.1)
+        assert value.loc[("X_batch", score, "batch"), "value"] < 0.7 * found["null"]
+    for score in ("logistic leak", "network leak"):
+        assert value.loc[("X_batch", score, "batch"), "value"] > 0.9
+        assert abs(value.loc[("X_label", score, "batch"), "value"]) < 0.2
+    for score in ("cLISI scaled", "ARI", "NMI", "NMI max", "kNN leak"):
+        assert value.loc[("X_label", score, "label"), "value"] > 0.9
+        assert value.loc[("X_noise", score, "label"), "value"] < 0.4
+    assert value.loc[("X_label", "cLISI", "label"), "value"] < 1.1
+    assert set(table[table.of == "label"].null_kind) >= {"labels permuted", "labels permuted within batch"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_thorough_without_labels_or_batches(adata: ad.AnnData) -> None:
+    table = scores(adata, ["X_batch"], "donor", thorough=True)
+    assert list(table.score) == ["ASW", "CH", "1/DB", "kNN leak", *MORE["batch"]]
+    assert set(table.null_kind) == {"batches permuted"}
+    assert table[["value", "null", "null_sd"]].notna().all(axis=None)
+    adata.obs["donor"] = "only"
+    table = scores(adata, ["X_label"], "donor", "type", thorough=True)
+    assert table[table.of == "batch"][["value", "null", "null_sd"]].isna().all(axis=None)
+    assert table[table.of == "label"]["value"].notna().all()
+    adata.obs["type"] = pd.Categorical([np.nan] * 600, categories=["B"])
+    table = scores(adata, ["X_label"], "donor", "type", thorough=True)
+    assert table["value"].isna().all()
+
+
+@pytest.mark.usefixtures("quick")
+def test_thorough_on_one_held_out_cell(adata: ad.AnnData) -> None:
+    adata.obs[keys.SPLIT] = ["test"] + ["train"] * 599
+    table = scores(adata, ["X_label"], "donor", "type", thorough=True)
+    assert table[table.score != "kNN accuracy"]["value"].isna().all()
 
 
 def test_without_labels_composition_counts(adata: ad.AnnData) -> None:

@@ -92,6 +92,14 @@ def test_leftovers_of_a_large_batch_are_held_out_too() -> None:
     assert Counter(parts[label == 1]) == {"train": 21, "validation": 3, "test": 6}
 
 
+def test_small_codes_do_not_overflow() -> None:
+    """60 batches x 10 labels, as pandas' 8-bit codes: as many strata as with large ones."""
+    batch, label = (codes.ravel() for codes in np.indices((60, 10)).repeat(10, axis=2))
+    parts = split(batch.astype(np.int8), label.astype(np.int8), seed=0)
+    np.testing.assert_array_equal(parts, split(batch, label, seed=0))
+    assert Counter(parts[(batch == 40) & (label == 7)]) == {"train": 7, "validation": 1, "test": 2}
+
+
 def test_the_largest_remainders_are_rounded_up() -> None:
     parts = split(np.zeros(14, int), None, seed=0)  # 9.8, 1.4 and 2.8 cells
     assert Counter(parts) == {"train": 10, "validation": 1, "test": 3}

@@ -39,7 +39,7 @@ def test_the_same_bits_come_back(
     assert loaded.settings == model.settings
     assert loaded.design == model.design
     assert (loaded.genes, loaded.fitted) == (model.genes, model.fitted)
-    assert (loaded.batch_key, loaded.label_key) == ("donor", "cell_type")
+    assert (loaded.batch_key, loaded.label_key) == ("donor", None)
     assert loaded.history.equals(model.history)
     assert_array_equal(loaded.get_latent_representation(prepared), model.get_latent_representation(prepared))
     assert_array_equal(loaded.reconstruct(prepared).X, model.reconstruct(prepared).X)
@@ -129,7 +129,7 @@ def test_a_broken_description_is_said(content: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["class", "batch_key", "label_key", "batches", "settings", "genes", "fitted", "history"]
+    "key", ["class", "batch_key", "label_key", "batches", "labels", "settings", "genes", "fitted", "history"]
 )
 def test_a_missing_entry_is_said(key: str, folder: Path) -> None:
     about = json.loads((folder / DESCRIPTION).read_text())

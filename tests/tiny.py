@@ -34,7 +34,7 @@ def small(name: str, preset: str = "default", **changes):
 
 def unfitted(name: str, preset: str = "default", **changes):
     """Give a model with small settings."""
-    return MODELS[name]("donor", "cell_type", small(name, preset, **changes))
+    return MODELS[name]("donor", settings=small(name, preset, **changes))
 
 
 def nested_design(sparse: bool = True, seed: int = 0) -> AnnData:

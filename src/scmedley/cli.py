@@ -189,6 +189,106 @@ def report(folder: Path, /) -> None:
 
 
 @app.command
+def experiment(
+    recipe: Path,
+    /,
+    *,
+    out: Path,
+    data: Path | None = None,
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    quiet: bool = False,
+) -> None:
+    """Compare methods over folds: the papers' tables, on their data or yours, beside nulls and held-out donors.
+
+    The same command goes on where a stopped experiment was; what is finished is not made again.
+
+    Parameters
+    ----------
+    recipe
+        A Python file with a function config() that gives an Experiment (see recipes/), or a TOML file.
+    out
+        Folder for the results: report.html, summary.csv, scores.csv, classified.csv, history.csv, fits.csv.
+    data
+        Folder of the data, where they are not shipped with scmedley.
+    jobs
+        Fits at one time (default: one a core).
+    scheduler
+        Address of a Dask scheduler (tcp://...), whose workers then do the fits.
+    quiet
+        Print nothing but errors.
+    """
+    from scmedley.experiment.config import read_config
+    from scmedley.experiment.grid import run as run_grid
+
+    say = _say(quiet)
+    config = read_config(recipe)
+    record = run_grid(config, out, data=data, jobs=jobs, scheduler=scheduler, say=say, progress=not quiet)
+    say("\nWhat was found")
+    for sentence in record["findings"]:
+        say(f"  - {sentence}")
+    say(f"\nReport: {(out / 'report.html').resolve()}")
+
+
+@app.command
+def tune(
+    cells: Path,
+    /,
+    *,
+    batch: str,
+    label: str,
+    out: Path,
+    method: Literal["FE", "FEC"] = "FE",
+    trials: int = 30,
+    folds: int = 3,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Search settings of the fixed-effects network: label accuracy up, batch leak down, on validation cells.
+
+    Writes trials.csv and best.toml (for run --settings). The same command goes on with a stopped search.
+
+    Parameters
+    ----------
+    cells
+        In any of the formats of run.
+    batch
+        obs column of the batches.
+    label
+        obs column of the cell types.
+    out
+        Folder for the results.
+    method
+        "FE", or "FEC", whose network learns the labels.
+    trials
+        Settings to try.
+    folds
+        Fits of each; a trial that falls behind is not carried on.
+    seed
+        Seed of everything random.
+    threads
+        CPU threads (default: all).
+    """
+    from scmedley.experiment.tune import tune as search
+
+    record = search(
+        cells,
+        out,
+        batch_key=batch,
+        label_key=label,
+        method=method,
+        trials=trials,
+        folds=folds,
+        seed=seed,
+        threads=threads,
+    )
+    print("\nOn test cells, which chose nothing (mean over folds)")
+    for name, found in record["test"].items():
+        print(f"  - {name}: label accuracy {found['accuracy']:.3f}, batch leak {found['leak']:.3f}")
+    print(f"\nSettings: {out / 'best.toml'}. Next: scmedley run {cells} --settings {out / 'best.toml'} ...")
+
+
+@app.command
 def demo(*, out: Path = Path("demo-run"), overwrite: bool = False) -> None:
     """Run on data that come with the package: three cell lines measured with three protocols.
 

@@ -1,4 +1,4 @@
-"""Batch names and their integer codes, stored with the model."""
+"""Names of batches and labels and their integer codes, stored with the model."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,19 @@ POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effect
 
 @dataclass(frozen=True)
 class Design:
-    """The batches that a model was trained on; code i is ``batches[i]``."""
+    """The batches that a model knows; code i is ``batches[i]``.
+
+    The last ``n_adapted`` of them were added to the fitted model (:meth:`RandomEffects.adapt`), the others trained it.
+    """
 
     batch_key: str
     batches: tuple[str, ...]
+    n_adapted: int = 0
 
     @classmethod
     def of(cls, obs: pd.DataFrame, batch_key: str) -> "Design":
         """Learn the batches from ``obs[batch_key]``: its used categories, in their order."""
-        values = _batches(obs, batch_key)
+        values = _categories(obs, batch_key)
         batches = tuple(values.categories)
         if values.isna().any():
             raise ScmedleyError(
@@ -43,7 +47,7 @@ class Design:
         """Give the code of each cell's batch (int64), -1 for a batch that the model does not know."""
         if self.batch_key not in obs:
             return np.full(len(obs), -1, dtype=np.int64)
-        values = _batches(obs, self.batch_key)
+        values = _categories(obs, self.batch_key)
         return np.asarray(values.set_categories(self.batches).codes, dtype=np.int64)
 
     def known_codes(self, obs: pd.DataFrame, unknown: str = "error") -> np.ndarray:
@@ -81,7 +85,37 @@ class Design:
         return self.batches.index(batch)
 
 
-def _batches(obs: pd.DataFrame, key: str) -> pd.Categorical:
+@dataclass(frozen=True)
+class Labels:
+    """The labels that a model's label head was trained on; code k is ``names[k]``."""
+
+    label_key: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, obs: pd.DataFrame, label_key: str) -> "Labels":
+        """Learn the labels from ``obs[label_key]`` of the training cells; missing ones are left out.
+
+        Raises
+        ------
+        ScmedleyError
+            No such column, or fewer than two labels.
+        """
+        names = tuple(_categories(obs, label_key).categories)
+        if len(names) < 2:
+            raise ScmedleyError(
+                f"The training cells have {len(names)} label{'' if len(names) == 1 else 's'} in "
+                f"obs[{label_key!r}]; a label head needs two or more. Leave label_key out to train without labels."
+            )
+        return cls(label_key, names)
+
+    def codes(self, obs: pd.DataFrame) -> np.ndarray:
+        """Give the code of each cell's label (int64), -1 for a missing or unknown one."""
+        values = _categories(obs, self.label_key)
+        return np.asarray(values.set_categories(self.names).codes, dtype=np.int64)
+
+
+def _categories(obs: pd.DataFrame, key: str) -> pd.Categorical:
     if key not in obs:
         raise ScmedleyError(f"obs has no column {key!r}. It has {list(map(str, obs.columns))}.")
     return as_categories(obs[key])

@@ -1,6 +1,6 @@
 """Cells that stay on the device for the whole of training, read by row index.
 
-Shapes: N cells, G genes, B batches; M cells of a minibatch.
+Shapes: N cells, G genes, B batches, K labels; M cells of a minibatch.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Cells of one step: scaled expression x_MG (float32) and batch codes b_M (int64)."""
+    """Cells of one step: scaled expression x_MG (float32), batch codes b_M and label codes y_M (int64).
+
+    Without labels to learn ``y_M`` is ``None``; code -1 is a cell without a label.
+    """
 
     x_MG: Tensor
     b_M: Tensor
+    y_M: Tensor | None = None
 
 
 class Resident:
-    """Scaled expression (CSR or dense) and batch codes of all cells on one device.
+    """Scaled expression (CSR or dense), batch and label codes of all cells on one device.
 
     Sparse input stays sparse (a tenth of the memory) and only the rows of a minibatch are made dense.
 
@@ -31,12 +35,21 @@ class Resident:
         float32, CSR or dense.
     b_N
         Batch codes 0..B-1; -1 where the batch is not known.
+    y_N
+        Label codes 0..K-1, -1 where missing; ``None`` if there are none to learn.
     """
 
-    def __init__(self, x_NG: sparse.csr_matrix | np.ndarray, b_N: np.ndarray, device: torch.device):
+    def __init__(
+        self,
+        x_NG: sparse.csr_matrix | np.ndarray,
+        b_N: np.ndarray,
+        device: torch.device,
+        y_N: np.ndarray | None = None,
+    ):
         self.n_cells, self.n_genes = x_NG.shape
         self.device = device
         self.b_N = torch.as_tensor(np.asarray(b_N, dtype=np.int64), device=device)
+        self.y_N = None if y_N is None else torch.as_tensor(np.asarray(y_N, dtype=np.int64), device=device)
         self.csr: sparse.csr_matrix | None = None
         self.dense: Tensor | None = None
         if sparse.issparse(x_NG) and device.type == "cpu":
@@ -51,7 +64,8 @@ class Resident:
 
     def take(self, rows_M: Tensor) -> Minibatch:
         """Give the named cells, in that order, dense."""
-        return Minibatch(self._rows(rows_M), self.b_N[rows_M])
+        y_M = None if self.y_N is None else self.y_N[rows_M]
+        return Minibatch(self._rows(rows_M), self.b_N[rows_M], y_M)
 
     def _rows(self, rows_M: Tensor) -> Tensor:
         if self.dense is not None:

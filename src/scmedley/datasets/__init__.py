@@ -1,6 +1,7 @@
 """Small real data sets that come with the package: raw counts, ``obs["batch"]`` and ``obs["cell_type"]``.
 
-Where they come from, under which licence, and their SHA-256: README.md in this folder.
+Where they come from, under which licence, and their SHA-256: README.md in this folder. Readers of larger
+published sets, which are not shipped: :mod:`scmedley.datasets.papers`.
 """
 
 from pathlib import Path

@@ -4,25 +4,47 @@
 Codes are integers per cell, -1 where the value is missing.
 """
 
+from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
-from scmedley.evaluate.metrics import asw, calinski_harabasz, inverse_davies_bouldin, silhouettes
+from scmedley.evaluate.intervals import t_interval
+from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
+from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Neighbors, nearest
-from scmedley.evaluate.probes import Leak, batch_leak, knn_accuracy, knn_probe
+from scmedley.evaluate.probes import (
+    Leak,
+    batch_leak,
+    knn_accuracy,
+    knn_probe,
+    label_leak,
+    logistic_probe,
+    network_probe,
+)
 from scmedley.evaluate.scores import permute_batches, scores
 
 __all__ = [
     "Leak",
     "Neighbors",
+    "ari",
     "asw",
     "batch_leak",
+    "bras",
     "calinski_harabasz",
     "counterfactual_check",
     "gene_shifts",
     "inverse_davies_bouldin",
+    "kmeans_clusters",
     "knn_accuracy",
     "knn_probe",
+    "label_leak",
+    "lisi",
+    "logistic_probe",
     "nearest",
+    "network_probe",
+    "nmi",
     "permute_batches",
+    "scaled_clisi",
+    "scaled_ilisi",
     "scores",
     "silhouettes",
+    "t_interval",
 ]

@@ -90,6 +90,54 @@ def silhouettes(z_NP: Floats, codes_RN: Codes) -> npt.NDArray[np.float64]:
     return np.where((n_groups_R >= 2) & (n_groups_R < N), total_R / N, np.nan)
 
 
+def bras(z_NP: Floats, batch_N: Codes, label_N: Codes) -> float:
+    """Batch-removal-adapted silhouette (Rautenstrauch & Ohler 2025): 1, batches are mixed; 0, they lie apart.
+
+    Within each label, s = (b - a) / max(a, b) of each cell: a its mean cosine distance to the other cells
+    of its batch, b to the cells of all other batches. 1 - abs(s) is averaged over the cells of a label,
+    then over labels. The silhouette takes the nearest batch for b, so that it is blind to a batch that
+    has one like it, however far both are from the rest. The only cell of a batch counts s = 0.
+
+    The cosine is that of the angle at the origin of the embedding. The mean cosine distance from a cell to
+    a group is 1 - u · mean(u of the group), u of length 1, so no pairs of cells are needed.
+
+    Parameters
+    ----------
+    z_NP
+        Embedding, finite. A cell at the origin has distance 1 to all others.
+    batch_N, label_N
+        Codes; cells with -1 in either are left out. Labels of one batch, or with as many batches as
+        cells, are skipped; nan if none is left.
+    """
+    z_NP = np.asarray(z_NP, dtype=np.float64)
+    norm_N1 = np.linalg.norm(z_NP, axis=1, keepdims=True)
+    unit_NP = z_NP / np.where(norm_N1 > 0, norm_N1, 1)
+    per_label = []
+    for label in np.unique(label_N[label_N >= 0]):
+        cells = (label_N == label) & (batch_N >= 0)
+        codes_N = np.unique(batch_N[cells], return_inverse=True)[1]
+        if _comparable(codes_N):
+            per_label.append(float((1 - np.abs(_cosine_silhouettes(unit_NP[cells], codes_N))).mean()))
+    return float(np.mean(per_label)) if per_label else float("nan")
+
+
+def _cosine_silhouettes(unit_NP: Floats, codes_N: Codes) -> npt.NDArray[np.float64]:
+    """Silhouette of each cell by cosine distance, against all cells of other groups together."""
+    N = len(codes_N)
+    member_CN = np.arange(codes_N.max() + 1)[:, None] == codes_N
+    own_NP = (member_CN.astype(np.float64) @ unit_NP)[codes_N]
+    n_own_N = member_CN.sum(axis=1)[codes_N]
+    to_own_N = np.einsum("np,np->n", unit_NP, own_NP - unit_NP)
+    to_others_N = np.einsum("np,np->n", unit_NP, unit_NP.sum(axis=0) - own_NP)
+    a_N = 1 - to_own_N / np.maximum(n_own_N - 1, 1)
+    b_N = 1 - to_others_N / (N - n_own_N)
+    widest_N = np.maximum(a_N, b_N)
+    scored = (n_own_N > 1) & (widest_N > 1e-12)  # less is rounding noise: all cells in one direction
+    silhouette_N = np.zeros(N)
+    silhouette_N[scored] = (b_N - a_N)[scored] / widest_N[scored]
+    return silhouette_N
+
+
 def calinski_harabasz(z_NP: Floats, codes_N: Codes) -> float:
     """Calinski-Harabasz index: between-group over within-group variance, each per degree of freedom.
 

@@ -1,17 +1,21 @@
 """Fresh classifiers that try to read a label or the batch from an embedding, and what they read by chance.
 
 A probe is a function ``(z_train, z_test) -> (codes_train -> predicted codes of the test cells)``: what does
-not depend on the codes (here, the neighbours) is done in the first step, so that the permutations that
-give the chance repeat the second step only. Another classifier is another such function.
+not depend on the codes (the neighbours, the standardising) is done in the first step, so that the
+permutations that give the chance repeat the second step only. Another classifier is another such function.
+All answer with the class that is most probable for its size, which is what balanced accuracy rewards: a
+batch of few cells can still be found, and a large batch does not win everywhere.
 
 Shapes: N cells, M training cells, P latent dimensions, K neighbours, C classes, R permutations.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +24,19 @@ from scmedley.evaluate.neighbors import Codes, Floats, nearest
 
 Predict = Callable[[Codes], npt.NDArray[np.int64]]
 Probe = Callable[[Floats, Floats], Predict]
+ProbeName = Literal["kNN", "logistic", "network"]
+
+# Behind chance; the latter two probes are fitted anew for each.
+PERMUTATIONS = {"kNN": 20, "logistic": 5, "network": 5}
+MAX_TRAIN = 2_000  # training cells of a label for the probes that are fitted
+_STEPS = 300  # of the network, about
 
 
 @dataclass(frozen=True)
 class Leak:
     """How much of the batch can be read from an embedding, within labels.
+
+    In a label leak, "batch" and "label" below trade places.
 
     Attributes
     ----------
@@ -34,7 +46,7 @@ class Leak:
         Mean and standard deviation of the same statistic with the training batches permuted.
         The mean is 0 by construction; the spread says how far from 0 chance alone can take ``value``.
     per_label
-        Value of each label that could be scored, by its code.
+        Value of each label (in a label leak, of each batch) that could be scored, by its code.
     n_cells
         Held-out cells scored.
     se
@@ -80,12 +92,35 @@ def knn_accuracy(
 
 
 def knn_probe(z_train: Floats, z_test: Floats, k: int = 15) -> Predict:
-    """Predict by the ``k`` nearest training cells, each vote divided by the size of its class.
-
-    The division makes the vote one of densities, which is what balanced accuracy rewards: a batch with
-    fewer training cells than votes can still be found, and a large batch does not win everywhere.
-    """
+    """Predict by the ``k`` nearest training cells, each vote divided by the size of its class."""
     return partial(_vote, nearest(z_test, z_train, k).indices_NK, by_size=True)
+
+
+def logistic_probe(z_train: Floats, z_test: Floats) -> Predict:
+    """Predict by logistic regression on standardised inputs: what can be read by a plane.
+
+    Penalised (scikit-learn's C = 1). Probabilities are divided by the classes' shares of the training cells.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(max_iter=100)
+    return partial(_fitted, model, *_standardised(z_train, z_test))
+
+
+def network_probe(z_train: Floats, z_test: Floats, *, seed: int) -> Predict:
+    """Predict by a network of one hidden layer of 64 on standardised inputs: what can be read by a curve.
+
+    Adam, about 300 steps of up to 200 cells. Probabilities are divided by the classes' shares of the
+    training cells.
+    """
+    from sklearn.neural_network import MLPClassifier
+
+    batch_size = min(200, len(z_train))
+    epochs = -(-_STEPS // -(-len(z_train) // batch_size))
+    model = MLPClassifier(
+        64, batch_size=batch_size, learning_rate_init=0.01, max_iter=epochs, random_state=seed
+    )
+    return partial(_fitted, model, *_standardised(z_train, z_test))
 
 
 def batch_leak(
@@ -96,16 +131,17 @@ def batch_leak(
     batch_test: Codes,
     label_test: Codes,
     *,
+    probe: ProbeName = "kNN",
     k: int = 15,
-    n_permutations: int = 20,
+    n_permutations: int | None = None,
     seed: int,
 ) -> Leak:
-    """Measure how well the batch of held-out cells is read from their neighbours, within each label.
+    """Measure how well the batch of held-out cells is read from their embedding, within each label.
 
-    For each label, a ``k``-neighbour classifier (``knn_probe``) learns the batch from the training cells of
-    that label; its balanced accuracy on the held-out cells is compared with the mean over permutations
-    of the training batches within the label: leak = (accuracy - chance) / (1 - chance). The leaks of the
-    labels are averaged by their numbers of held-out cells.
+    For each label, a fresh probe learns the batch from the training cells of that label; its balanced
+    accuracy on the held-out cells is compared with the mean over permutations of the training batches
+    within the label: leak = (accuracy - chance) / (1 - chance). The leaks of the labels are averaged by
+    their numbers of held-out cells.
 
     Within a label, held-out cells of a batch that has no training cell there cannot be predicted and are
     left out. Labels with fewer than two batches left are skipped.
@@ -117,28 +153,35 @@ def batch_leak(
     batch_train, batch_test, label_train, label_test
         Codes; cells with -1 in either are left out. Give one constant label to score all cells
         together: a difference in composition between the batches then counts as leak.
+    probe
+        "kNN" (``knn_probe``), "logistic" (``logistic_probe``) or "network" (``network_probe``). The latter
+        two learn from at most 2,000 cells of a label, drawn with the seed in proportion to its batches.
     k
-        Neighbours, clipped to the number of training cells of the label.
+        Neighbours of the kNN probe, clipped to the number of training cells of the label.
     n_permutations
-        Permutations behind chance and its spread, at least 2.
+        Permutations behind chance and its spread, at least 2; without it 20, or 5 for the probes that are
+        fitted anew for each.
     seed
-        Seed of the permutations.
+        Seed of the permutations, the draw and the network.
     """
+    probes: dict[str, Probe] = {
+        "kNN": partial(knn_probe, k=k),
+        "logistic": logistic_probe,
+        "network": partial(network_probe, seed=seed),
+    }
+    if probe not in probes:
+        raise ValueError(f"there is no probe {probe!r}; choose one of: {', '.join(probes)}")
     return _leak(
-        partial(knn_probe, k=k),
-        z_train,
-        batch_train,
-        label_train,
-        z_test,
-        batch_test,
-        label_test,
-        n_permutations=n_permutations,
+        probes[probe],
+        (z_train, batch_train, label_train),
+        (z_test, batch_test, label_test),
+        n_permutations=PERMUTATIONS[probe] if n_permutations is None else n_permutations,
+        max_train=None if probe == "kNN" else MAX_TRAIN,
         seed=seed,
     )
 
 
-def _leak(
-    probe: Probe,
+def label_leak(
     z_train: Floats,
     batch_train: Codes,
     label_train: Codes,
@@ -146,18 +189,59 @@ def _leak(
     batch_test: Codes,
     label_test: Codes,
     *,
+    probe: ProbeName = "kNN",
+    k: int = 15,
+    n_permutations: int | None = None,
+    seed: int,
+) -> Leak:
+    """Measure how well the label of held-out cells is read from their embedding, within each batch.
+
+    The mirror of :func:`batch_leak`, with batch and label in each other's place: a random-effects embedding
+    should tell the batch, and within a batch not the label.
+
+    Parameters
+    ----------
+    z_train, batch_train, label_train, z_test, batch_test, label_test, probe, k, n_permutations, seed
+        As in :func:`batch_leak`, in the same order.
+    """
+    return batch_leak(
+        z_train,
+        label_train,
+        batch_train,
+        z_test,
+        label_test,
+        batch_test,
+        probe=probe,
+        k=k,
+        n_permutations=n_permutations,
+        seed=seed,
+    )
+
+
+Cells = tuple[Floats, Codes, Codes]  # embedding, batch and label of the same cells
+
+
+def _leak(
+    probe: Probe,
+    train_cells: Cells,
+    test_cells: Cells,
+    *,
     n_permutations: int,
+    max_train: int | None,
     seed: int,
 ) -> Leak:
     """``batch_leak`` for any probe."""
     if n_permutations < 2:
         raise ValueError(f"n_permutations is {n_permutations}; chance and its spread need at least 2")
+    (z_train, batch_train, label_train), (z_test, batch_test, label_test) = train_cells, test_cells
     per_label: dict[int, float] = {}
     nulls: list[npt.NDArray[np.float64]] = []  # per label, R
     variances: list[float] = []
     weights: list[int] = []
     for label in np.unique(label_train[label_train >= 0]).tolist():
-        train = (label_train == label) & (batch_train >= 0)
+        train = np.flatnonzero((label_train == label) & (batch_train >= 0))
+        if max_train is not None and len(train) > max_train:
+            train = train[_stratified(batch_train[train], max_train, [seed, label, 1])]
         batches, codes_train = np.unique(batch_train[train], return_inverse=True)
         test = (label_test == label) & np.isin(batch_test, batches)
         codes_test = np.searchsorted(batches, batch_test[test])
@@ -191,6 +275,34 @@ def _leak(
         n_cells=sum(weights),
         se=float(np.sqrt(np.square(weights) @ np.array(variances)) / sum(weights)),
     )
+
+
+def _stratified(codes_N: Codes, n: int, seed: list[int]) -> npt.NDArray[np.int64]:
+    """Draw ``n`` cells, of each class its share, but one at least while there are no more than ``n`` classes."""
+    shuffled = np.random.default_rng(seed).permutation(len(codes_N))
+    shuffled = shuffled[np.argsort(codes_N[shuffled], kind="stable")]
+    _, first, size = np.unique(codes_N[shuffled], return_index=True, return_counts=True)
+    place = (np.arange(len(codes_N)) - np.repeat(first, size)) / np.repeat(size, size)  # 0 to 1 in each class
+    return np.sort(shuffled[np.argsort(place, kind="stable")[:n]])
+
+
+def _standardised(z_train: Floats, z_test: Floats) -> tuple[Floats, Floats]:
+    """Bring both to the training cells' mean 0 and variance 1."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(np.asarray(z_train, dtype=np.float64))
+    return scaler.transform(z_train), scaler.transform(z_test)
+
+
+def _fitted(model: Any, z_train: Floats, z_test: Floats, codes_train: Codes) -> npt.NDArray[np.int64]:
+    """Fit a classifier of scikit-learn and give the class that is most probable for its size."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed, small effort is what is wanted
+        model.fit(z_train, codes_train)
+    share_C = np.bincount(codes_train) / len(codes_train)
+    return np.asarray((model.predict_proba(z_test) / share_C).argmax(axis=1))
 
 
 def _vote(indices_NK: npt.NDArray[np.int64], codes_M: Codes, *, by_size: bool) -> npt.NDArray[np.int64]:

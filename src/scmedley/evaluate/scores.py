@@ -1,12 +1,11 @@
 """The table of scores: every embedding, by batch and by label, each beside its chance.
 
-Shapes: N cells, P latent dimensions, R sets of codes (the real one first, then its permutations).
+Shapes: N cells, P latent dimensions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,18 +14,15 @@ import pandas as pd
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate.metrics import calinski_harabasz, draw, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Codes, Floats
-from scmedley.evaluate.probes import batch_leak, knn_accuracy
+from scmedley.evaluate.rows import Row, default_rows, draw_cells, thorough_rows
 from scmedley.overlap import as_categories
 from scmedley.pp.split import split
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-N_PERMUTATIONS = 5  # behind the nulls of ASW, CH and 1/DB; their spread over permutations is small
-
-COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells", "se"]
+COLUMNS = ["embedding", *Row._fields]
 
 
 def scores(
@@ -38,6 +34,7 @@ def scores(
     split_key: str = keys.SPLIT,
     seed: int = 0,
     max_cells: int = 10_000,
+    thorough: bool = False,
 ) -> pd.DataFrame:
     """Score embeddings on held-out cells, each score beside its value under chance.
 
@@ -51,9 +48,29 @@ def scores(
     kNN leak     batch        batch read within labels (``probes.batch_leak``)  batches permuted (20)
     ============ ============ ================================================= ==========================
 
+    With ``thorough``, which takes some minutes on many cells, also:
+
+    ============= ===== ============================================= ============================ =========
+    score         of    definition                                    null                         good (*)
+    ============= ===== ============================================= ============================ =========
+    iLISI         batch median of ``lisi.lisi``: batches nearby       batches permuted (mean of 5) high
+    iLISI scaled  batch ``lisi.scaled_ilisi``, 0 to 1                 batches permuted (mean of 5) high
+    BRAS          batch ``metrics.bras``: batches mixed within labels batches permuted (mean of 5) high
+    logistic leak batch leak as above, to a logistic regression       batches permuted (5)         low
+    network leak  batch leak as above, to a network                   batches permuted (5)         low
+    cLISI         label median of ``lisi.lisi``: labels nearby        labels permuted (mean of 5)  low
+    cLISI scaled  label ``lisi.scaled_clisi``, 0 to 1                 labels permuted (mean of 5)  high
+    ARI           label ``clusters.ari`` of k-means clusters          labels permuted (mean of 5)  high
+    NMI, NMI max  label ``clusters.nmi`` of the same                  labels permuted (mean of 5)  high
+    kNN leak      label label read within batches (``label_leak``)    labels permuted in batch (20) see (*)
+    ============= ===== ============================================= ============================ =========
+
+    (*) For a fixed-effects embedding. A random-effects embedding should tell the batch and not the label, so
+    that all is the other way round; the label leak is meant for it, and is good where low.
+
     Batches are permuted within labels where labels are given: a null that keeps the composition of the
-    batches. Without ``label_key`` there are no scores of labels, and the leak takes all cells as one label,
-    so that a difference in composition between the batches counts as leak.
+    batches. Without ``label_key`` there are no scores of labels, and the leaks and BRAS take all cells as one
+    label, so that a difference in composition between the batches counts as leak.
 
     The held-out cells are those with "test" in ``obs[split_key]`` and the probes learn from those with
     "train"; other cells are not used. Without that column a split of 80 % and 20 %, stratified by
@@ -74,6 +91,8 @@ def scores(
         Seed of every draw and permutation. The same cells and permutations serve all embeddings.
     max_cells
         Held-out cells used at most for ASW.
+    thorough
+        Add the rows of the second table.
 
     Returns
     -------
@@ -104,61 +123,15 @@ def scores(
         )
     label_N = None if label_key is None else _codes(adata, label_key)
     train, test = _parts(adata, batch_N, label_N, split_key, seed)
-    groupings = _groupings(batch_N, label_N, test, np.random.default_rng(seed))
-    leak_null = groupings[0].null_kind
+    cells = draw_cells(batch_N, label_N, train, test, seed)
     rows: list[tuple[object, ...]] = []
     for name in embeddings:
         z_NP = _embedding(adata, name)
-        for grouping in groupings:
-            rows += [(name, *row, np.nan) for row in _separation(z_NP[test], grouping, max_cells, seed)]
-        if label_N is not None:
-            accuracy = knn_accuracy(z_NP[train], label_N[train], z_NP[test], label_N[test])
-            chance = _chance(label_N[train], label_N[test])
-            n_labelled = int((label_N[test] >= 0).sum())
-            kind = "labels drawn by their shares"
-            rows.append((name, "kNN accuracy", "label", accuracy, *chance, kind, n_labelled, np.nan))
-        one_label = np.zeros_like(batch_N) if label_N is None else label_N
-        known, held_out = ((batch_N[part], one_label[part]) for part in (train, test))
-        leak = batch_leak(z_NP[train], *known, z_NP[test], *held_out, seed=seed)
-        against = (leak.null, leak.null_sd, leak_null)
-        rows.append((name, "kNN leak", "batch", leak.value, *against, leak.n_cells, leak.se))
+        found = default_rows(z_NP, cells, max_cells, seed)
+        if thorough:
+            found += thorough_rows(z_NP, cells, seed)
+        rows += [(name, *row) for row in found]
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-@dataclass(frozen=True)
-class _Grouping:
-    """Held-out cells that have a batch or label, with their codes and permutations of them."""
-
-    of: str
-    cells: npt.NDArray[np.int64]
-    codes_RN: Codes
-    null_kind: str
-
-
-def _groupings(
-    batch_N: Codes, label_N: Codes | None, test: npt.NDArray[np.int64], rng: np.random.Generator
-) -> list[_Grouping]:
-    """Draw all codes, permutations included, once, so that embeddings are compared on the same terms."""
-    within = None if label_N is None else label_N[test]
-    kind = "batches permuted" if label_N is None else "batches permuted within label"
-    found = [_Grouping("batch", np.arange(len(test)), _with_nulls(batch_N[test], within, rng), kind)]
-    if within is not None:
-        known = np.flatnonzero(within >= 0)
-        found.append(_Grouping("label", known, _with_nulls(within[known], None, rng), "labels permuted"))
-    return found
-
-
-def _separation(z_NP: Floats, grouping: _Grouping, max_cells: int, seed: int) -> list[tuple[object, ...]]:
-    """Give the rows of ASW, CH and 1/DB; the latter two are quick enough to take all cells."""
-    cells, codes_RN = grouping.cells, grouping.codes_RN
-    drawn = draw(len(cells), max_cells, seed)
-    values = {"ASW": (silhouettes(z_NP[cells[drawn]], codes_RN[:, drawn]), len(drawn))}
-    for score, metric in (("CH", calinski_harabasz), ("1/DB", inverse_davies_bouldin)):
-        values[score] = np.array([metric(z_NP[cells], codes_N) for codes_N in codes_RN]), len(cells)
-    return [
-        (score, grouping.of, *_against_null(value_R), grouping.null_kind, n)
-        for score, (value_R, n) in values.items()
-    ]
 
 
 def permute_batches(adata: AnnData, batch_key: str, label_key: str | None = None, *, seed: int = 0) -> None:
@@ -217,28 +190,3 @@ def _parts(
         if not (part_N == part).any():
             raise ScmedleyError(f"{where} {part!r}: scores need cells to learn from and cells held out")
     return np.flatnonzero(part_N == "train"), np.flatnonzero(part_N == "test")
-
-
-def _with_nulls(codes_N: Codes, within_N: Codes | None, rng: np.random.Generator) -> Codes:
-    """Stack the codes and their permutations (within the groups of ``within_N``), R × N."""
-    within_N = np.zeros_like(codes_N) if within_N is None else within_N
-    grouped = np.argsort(within_N, kind="stable")
-    codes_RN = np.tile(codes_N, (1 + N_PERMUTATIONS, 1))
-    for permuted_N in codes_RN[1:]:
-        permuted_N[grouped] = codes_N[np.lexsort((rng.random(len(codes_N)), within_N))]
-    return codes_RN
-
-
-def _against_null(value_R: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Value, mean and standard deviation under permutation."""
-    return float(value_R[0]), float(value_R[1:].mean()), float(value_R[1:].std(ddof=1))
-
-
-def _chance(codes_train: Codes, codes_test: Codes) -> tuple[float, float]:
-    """Compute the accuracy to expect of labels drawn by their training shares, and its standard deviation."""
-    codes_train, codes_test = codes_train[codes_train >= 0], codes_test[codes_test >= 0]
-    if not (len(codes_train) and len(codes_test)):
-        return float("nan"), float("nan")
-    n_classes = int(max(codes_train.max(), codes_test.max())) + 1
-    hit_N = (np.bincount(codes_train, minlength=n_classes) / len(codes_train))[codes_test]
-    return float(hit_N.mean()), float(np.sqrt((hit_N * (1 - hit_N)).sum()) / len(hit_N))

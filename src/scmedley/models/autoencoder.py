@@ -1,11 +1,11 @@
-"""The plain autoencoder (AE): tied decoder, reconstruction alone.
+"""The autoencoder without (AE) and with a label head (AEC): tied decoder, no batches.
 
-Shapes: N cells of a minibatch, G genes, P latent dimensions.
+Shapes: N cells of a minibatch, G genes, P latent dimensions, K labels.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -14,38 +14,63 @@ from scmedley.data.resident import Minibatch
 from scmedley.models.base import Model
 from scmedley.models.settings import Settings, named
 from scmedley.nn.bayesian import one_hot
-from scmedley.nn.layers import Encoder, TiedDecoder
-from scmedley.nn.likelihoods import mse
+from scmedley.nn.layers import Classifier, Encoder, TiedDecoder
+from scmedley.nn.likelihoods import cross_entropy, mse
 from scmedley.train.loop import Move
 
 
 @dataclass(frozen=True)
 class AutoencoderSettings(Settings):
-    """Settings of :class:`Autoencoder`; ``mse_weight`` is lambda_MSE."""
+    """Settings of :class:`Autoencoder`.
+
+    Attributes
+    ----------
+    mse_weight
+        lambda_MSE.
+    label_weight
+        lambda_y; of no consequence without a label head.
+    label_head_hidden
+        Sizes of the label head's hidden layers. The published one, of 2 units, is too narrow for many labels.
+    """
 
     mse_weight: float = 100.0
+    label_weight: float = 1.0
+    label_head_hidden: tuple[int, ...] = (64,)
+
+    def as_published(self) -> Self:
+        """Give the preprint's form: training, and a label head with a hidden layer of 2."""
+        return self.replace(label_head_hidden=(2,), **self.published_training())
 
 
 class AutoencoderNetwork(nn.Module):
-    """Encoder and tied decoder: x_NG to z_NP to xhat_NG."""
+    """Encoder and tied decoder: x_NG to z_NP to xhat_NG; with ``n_labels`` a label head on z_NP."""
 
     decoder: TiedDecoder
 
-    def __init__(self, n_genes: int, n_batches: int, settings: AutoencoderSettings):
+    def __init__(self, n_genes: int, n_batches: int, settings: AutoencoderSettings, n_labels: int = 0):
         super().__init__()
         self.settings = settings
         self.n_batches = n_batches
         self.encoder = Encoder(n_genes, settings.hidden, settings.n_latent, settings.batch_norm_momentum)
         self.decoder = TiedDecoder(self.encoder)
+        self.label_head: nn.Module = (
+            Classifier(settings.n_latent, settings.label_head_hidden, n_labels) if n_labels else nn.Identity()
+        )
 
     def players(self) -> dict[str, Sequence[nn.Parameter]]:
         """Give the parameters of each player, in playing order."""
         return {"autoencoder": list(self.parameters())}
 
     def play(self, cells: Minibatch) -> Iterator[Move]:
-        """Yield L_AE = lambda_MSE * MSE(x, xhat)."""
-        error = mse(cells.x_MG, self.decode(self.encode(cells.x_MG, cells.b_M), cells.b_M))
-        yield Move("autoencoder", self.settings.mse_weight * error, {"reconstruction": error})
+        """Yield L_AE = lambda_MSE * MSE(x, xhat), and with labels L_AEC = L_AE + lambda_y * CE(y)."""
+        s = self.settings
+        z_NP = self.encode(cells.x_MG, cells.b_M)
+        error = mse(cells.x_MG, self.decode(z_NP, cells.b_M))
+        total, terms = s.mse_weight * error, {"reconstruction": error}
+        if cells.y_M is not None:
+            terms["label"] = cross_entropy(self.label_head(z_NP), cells.y_M)
+            total = total + s.label_weight * terms["label"]
+        yield Move("autoencoder", total, terms)
 
     def begin(self, b_N: Tensor) -> None:
         """Learn what does not change in training from the batch codes of the training cells: nothing."""
@@ -65,15 +90,16 @@ class AutoencoderNetwork(nn.Module):
 
 
 class Autoencoder(Model[AutoencoderSettings]):
-    """Plain autoencoder of all cells: the baseline that knows nothing of batches (scMEDAL's AE)."""
+    """Autoencoder of all cells, which knows nothing of batches (scMEDAL's AE; AEC with ``label_key``)."""
 
     key: ClassVar[str] = keys.AUTOENCODER
     settings_type = AutoencoderSettings
     network_type = AutoencoderNetwork
 
     @classmethod
-    def preset(cls, name: str) -> AutoencoderSettings:
-        """Give the settings named ``"default"`` or ``"paper"``."""
-        return named(
-            name, default=AutoencoderSettings(), paper=AutoencoderSettings(mse_weight=1.0).as_published()
-        )
+    def preset(cls, name: str, labelled: bool = False) -> AutoencoderSettings:
+        """Give the settings named ``"default"`` or ``"paper"``; ``labelled``: AEC's (of the AML experiment)."""
+        paper = AutoencoderSettings(mse_weight=1.0)
+        if labelled:
+            paper = AutoencoderSettings(mse_weight=100.0, label_weight=0.6)
+        return named(name, default=AutoencoderSettings(), paper=paper.as_published())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.checks import check_seed
-from scmedley.data.design import POPULATION_MEAN, Design
+from scmedley.data.design import POPULATION_MEAN, Design, Labels
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models.settings import Settings
@@ -41,7 +41,9 @@ class Model(Generic[S]):
     batch_key
         ``obs`` column of the batches.
     label_key
-        ``obs`` column by which the split is stratified, next to the batch. The network never sees it.
+        ``obs`` column of labels to learn (:class:`Autoencoder`, :class:`FixedEffects`): a label head on the
+        latent is trained with those of the training cells. Cells without a label train the rest. ``None``:
+        the network sees no label.
     settings
         A preset's name, ``"default"`` or ``"paper"``, or settings
         (``FixedEffects.preset("default").replace(n_latent=10)``).
@@ -56,11 +58,13 @@ class Model(Generic[S]):
 
     key: ClassVar[str]
     needs_batch: ClassVar[bool] = False
+    has_label_head: ClassVar[bool] = True  # can have
     settings_type: ClassVar[type]
     network_type: ClassVar[type]
 
     network: Any
     design: Design
+    labels: Labels | None
     genes: list[str]
     scale: MinMax
     history: pd.DataFrame
@@ -69,7 +73,13 @@ class Model(Generic[S]):
     def __init__(self, batch_key: str, label_key: str | None = None, settings: str | S = "default"):
         self.batch_key = batch_key
         self.label_key = label_key
-        self.settings: S = self.preset(settings) if isinstance(settings, str) else settings
+        if label_key is not None and not self.has_label_head:
+            raise ScmedleyError(
+                f"{type(self).__name__} learns no labels, so it takes no label_key. Give it to FixedEffects, "
+                "MixedEffects or Autoencoder; a split by label is made by sm.pp.prepare(adata, label_key=...)."
+            )
+        labelled = label_key is not None
+        self.settings: S = self.preset(settings, labelled) if isinstance(settings, str) else settings
         if not isinstance(self.settings, self.settings_type):
             raise ScmedleyError(
                 f"{type(self).__name__} takes {self.settings_type.__name__}, not {type(settings).__name__}."
@@ -77,8 +87,8 @@ class Model(Generic[S]):
         self.network = None
 
     @classmethod
-    def preset(cls, name: str) -> S:
-        """Give the settings of a preset."""
+    def preset(cls, name: str, labelled: bool = False) -> S:
+        """Give the settings of a preset; ``labelled`` for a network with a label head."""
         raise NotImplementedError
 
     def fit(
@@ -128,7 +138,8 @@ class Model(Generic[S]):
         part = adata.obs[keys.SPLIT].to_numpy()
         with engine(threads, on):
             torch.manual_seed(seed)
-            cells = Resident(x_NG, self.design.codes(adata.obs), on)
+            y_N = self._label_codes(adata.obs)
+            cells = Resident(x_NG, self.design.codes(adata.obs), on, y_N)
             train, validation = (
                 torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
             )
@@ -144,7 +155,7 @@ class Model(Generic[S]):
                 decay=self.settings.decay,
                 precision=precision,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
-                fingerprint=self._fingerprint(x_NG, cells.b_N.cpu().numpy(), part, seed, precision),
+                fingerprint=self._fingerprint(x_NG, cells.b_N.cpu().numpy(), y_N, part, seed, precision),
                 label=f"{type(self).__name__} by {self.batch_key}",
                 progress=progress,
             )
@@ -187,6 +198,29 @@ class Model(Generic[S]):
     def get_latent_representation(self, adata: AnnData, *, unknown: str = "error") -> np.ndarray:
         """Give the latent of every cell, N x P float32, and store nothing."""
         return self._through(adata, unknown, lambda x, b: self.network.encode(x, b))
+
+    def predict(self, adata: AnnData) -> pd.DataFrame:
+        """Give the probability of every label for every cell, N x K: rows are cells, columns labels.
+
+        Raises
+        ------
+        ScmedleyError
+            The model has no label head, as it was made without ``label_key``.
+        """
+        self.check_fitted()
+        if self.labels is None:
+            can = "was made without label_key" if self.has_label_head else "learns no labels"
+            raise ScmedleyError(
+                f"This {type(self).__name__} {can}, so it predicts none. Fit FixedEffects, MixedEffects or "
+                "Autoencoder with label_key=..."
+            )
+
+        def predict(x: Tensor, b: Tensor) -> Tensor:
+            logits: Tensor = self.network.label_head(self.network.encode(x, b))
+            return logits.softmax(dim=1)
+
+        p_NK = self._through(adata, POPULATION_MEAN, predict)
+        return pd.DataFrame(p_NK, index=adata.obs_names, columns=list(self.labels.names))
 
     def reconstruct(self, adata: AnnData, *, unknown: str = "error") -> AnnData:
         """Give the reconstruction of every cell with its own batch's effects, as a new AnnData.
@@ -265,6 +299,10 @@ class Model(Generic[S]):
                 raise ScmedleyError(
                     f"Batch {name!r} has no training cell in obs[{keys.SPLIT!r}]. Give it one, or remove the batch."
                 )
+        if self.label_key is None:
+            self.labels = None
+        else:
+            self.labels = Labels.of(adata.obs[adata.obs[keys.SPLIT] == "train"], self.label_key)
         self.genes = list(map(str, adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]))
         if not self.genes:
             raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
@@ -272,24 +310,45 @@ class Model(Generic[S]):
         self.scale = MinMax.fit(x_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
         return self.scale.transform(x_NG)
 
+    def _label_codes(self, obs: pd.DataFrame) -> np.ndarray | None:
+        """Give the codes of the labels that training and validation may see, -1 for all others."""
+        if self.labels is None:
+            return None
+        seen = obs[keys.SPLIT].isin(["train", "validation"])
+        return np.where(seen, self.labels.codes(obs), -1)
+
     def _fingerprint(
         self,
         x_NG: sparse.csr_matrix | np.ndarray,
         b_N: np.ndarray,
+        y_N: np.ndarray | None,
         part: np.ndarray,
         seed: int,
         precision: str,
     ) -> str:
         """Say in short what is fitted to what; two fits that differ in it give different results."""
-        what = (type(self).__name__, self.settings, self.genes, self.design, list(part), seed, precision)
+        what = (
+            type(self).__name__,
+            self.settings,
+            self.genes,
+            self.design,
+            self.labels,
+            list(part),
+            seed,
+            precision,
+        )
         digest = hashlib.sha256(repr(what).encode())
         x_arrays = (x_NG,) if isinstance(x_NG, np.ndarray) else (x_NG.data, x_NG.indices, x_NG.indptr)
-        for array in (b_N, *x_arrays, self.scale.minimum_G, self.scale.span_G):
+        y_arrays = () if y_N is None else (y_N,)
+        for array in (b_N, *y_arrays, *x_arrays, self.scale.minimum_G, self.scale.span_G):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def _build(self, device: torch.device | str = "cpu") -> None:
-        self.network = self.network_type(len(self.genes), self.design.n_batches, self.settings).to(device)
+        n_trained = self.design.n_batches - self.design.n_adapted
+        sizes = {"n_labels": len(self.labels.names)} if self.labels else {}
+        network = self.network_type(len(self.genes), n_trained, self.settings, **sizes)
+        self.network = network.to(device)
 
     @torch.no_grad()
     def _through(self, adata: AnnData, unknown: str, step: Any) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""Fixed effects (FE): an autoencoder whose latent tells an adversary nothing of the batch.
+"""Fixed effects (FE; FEC with a label head): an autoencoder whose latent tells an adversary nothing of the batch.
 
 Shapes: N cells of a minibatch, G genes, A activations that the adversary sees, P latent dimensions,
-B batches.
+B batches, K labels.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from scmedley.models.settings import named
 from scmedley.nn import adversary
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, tables, update_priors
 from scmedley.nn.layers import Classifier, TiedDecoder
-from scmedley.nn.likelihoods import mse, nat
+from scmedley.nn.likelihoods import cross_entropy, mse, nat
 from scmedley.train.loop import Move
 
 Seen = Literal["activations", "latent"]
@@ -74,28 +74,33 @@ class FixedEffectsSettings(AutoencoderSettings):
         if self.adversary_steps < 1:
             raise ScmedleyError(f"adversary_steps={self.adversary_steps} must be at least 1.")
 
-    def as_published(self) -> "FixedEffectsSettings":
+    def as_published(self) -> Self:
         """Give the preprint's form: unbounded adversary on all activations, one step each, no effects."""
-        return self.replace(
-            adversary_weight=1.0,
-            adversary_sees="activations",
-            adversary_steps=1,
-            bounded=False,
-            gradient_penalty=0.0,
-            latent_noise=0.0,
-            decoder_effects=False,
-            **self.published_training(),
+        return (
+            super()
+            .as_published()
+            .replace(
+                adversary_sees="activations",
+                adversary_steps=1,
+                bounded=False,
+                gradient_penalty=0.0,
+                latent_noise=0.0,
+                decoder_effects=False,
+            )
         )
 
 
 class FixedEffectsNetwork(AutoencoderNetwork):
-    """The autoencoder, its adversary and, by default, random effects of the batch in the decoder."""
+    """The autoencoder, its adversary and, by default, random effects of the batch in the decoder.
+
+    With ``n_labels`` it has the autoencoder's label head too, which plays on the autoencoder's side.
+    """
 
     share_B: Tensor
     n_cells: Tensor
 
-    def __init__(self, n_genes: int, n_batches: int, settings: FixedEffectsSettings):
-        super().__init__(n_genes, n_batches, settings)
+    def __init__(self, n_genes: int, n_batches: int, settings: FixedEffectsSettings, n_labels: int = 0):
+        super().__init__(n_genes, n_batches, settings, n_labels)
         self.settings: FixedEffectsSettings = settings
         n_seen = settings.n_latent + (sum(settings.hidden) if settings.adversary_sees == "activations" else 0)
         self.adversary = Classifier(n_seen, settings.adversary_hidden, n_batches)
@@ -125,14 +130,19 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         """Give the adversary's parameters, then the autoencoder's."""
         return {
             "adversary": list(self.adversary.parameters()),
-            "autoencoder": [*self.encoder.parameters(), *self.decoder.parameters()],
+            "autoencoder": [
+                *self.encoder.parameters(),
+                *self.decoder.parameters(),
+                *self.label_head.parameters(),
+            ],
         }
 
     def play(self, cells: Minibatch) -> Iterator[Move]:
         """Yield the adversary's CE(b, adversary) on detached activations, then the autoencoder's total.
 
-        Published: L_FE = lambda_MSE * MSE - lambda_A * CE(b, adversary). By default the last term is
-        bounded, and KL(q(U) || p(U)) / N of the decoder's effects is added, in the unit of the MSE.
+        Published: L_FE = lambda_MSE * MSE - lambda_A * CE(b, adversary), and L_FEC = L_FE + lambda_y * CE(y).
+        By default the adversary's term is bounded, and KL(q(U) || p(U)) / N of the decoder's effects is
+        added, in the unit of the MSE.
         Both players share one pass of the encoder.
         """
         s = self.settings
@@ -151,6 +161,9 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         error = mse(cells.x_MG, self._decode_batch(activations[-1], cells.b_M))
         total = s.mse_weight * error + s.adversary_weight * reward
         terms = {"reconstruction": error, "batch left": reward}
+        if cells.y_M is not None:
+            terms["label"] = cross_entropy(self.label_head(activations[-1]), cells.y_M)
+            total = total + s.label_weight * terms["label"]
         if s.decoder_effects:
             terms["kl"] = torch.stack([table.kl() for table in tables(self)]).sum() / self.n_cells
             total = total + s.mse_weight * nat(error, cells.x_MG.shape[1]) * terms["kl"]
@@ -173,9 +186,10 @@ class FixedEffectsNetwork(AutoencoderNetwork):
 
 
 class FixedEffects(Model[FixedEffectsSettings]):
-    """What is common to all batches (scMEDAL's FE). The encoder never sees the batch of a cell.
+    """What is common to all batches (scMEDAL's FE; FEC with ``label_key``).
 
-    Cells of batches that the model was not trained on embed like any others.
+    The encoder never sees the batch of a cell, so cells of batches that the model was not trained on embed
+    like any others.
     """
 
     key: ClassVar[str] = keys.FIXED
@@ -183,10 +197,9 @@ class FixedEffects(Model[FixedEffectsSettings]):
     network_type = FixedEffectsNetwork
 
     @classmethod
-    def preset(cls, name: str) -> FixedEffectsSettings:
-        """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
-        return named(
-            name,
-            default=FixedEffectsSettings(),
-            paper=FixedEffectsSettings(mse_weight=1000.0).as_published(),
-        )
+    def preset(cls, name: str, labelled: bool = False) -> FixedEffectsSettings:
+        """Give the settings named ``"default"`` or ``"paper"`` (of the AML experiment); ``labelled``: FEC's."""
+        paper = FixedEffectsSettings(mse_weight=1000.0, adversary_weight=1.0)
+        if labelled:
+            paper = FixedEffectsSettings(mse_weight=2000.0, adversary_weight=0.5, label_weight=3.0)
+        return named(name, default=FixedEffectsSettings(), paper=paper.as_published())

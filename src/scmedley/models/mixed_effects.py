@@ -26,7 +26,8 @@ class MixedEffects:
     batch_key
         ``obs`` column of the batches.
     label_key
-        ``obs`` column by which the split is stratified, next to the batch. The networks never see it.
+        ``obs`` column of labels that the fixed-effects network learns next to its other losses. ``None``:
+        the networks see no label.
     preset
         ``"default"``, or ``"paper"`` for the published networks and losses.
     fixed
@@ -54,8 +55,13 @@ class MixedEffects:
         random_settings: RandomEffectsSettings | None = None,
     ):
         self.batch_key, self.label_key, self.preset, self.fixed_key = batch_key, label_key, preset, fixed
+        if fixed and label_key is not None:
+            raise ScmedleyError(
+                f"The fixed part is your embedding {fixed!r}, so there is no network to learn "
+                f"label_key={label_key!r}. Leave one of the two out."
+            )
         self.fixed = None if fixed else FixedEffects(batch_key, label_key, fixed_settings or preset)
-        self.random = RandomEffects(batch_key, label_key, random_settings or preset)
+        self.random = RandomEffects(batch_key, settings=random_settings or preset)
 
     def fit(
         self,
@@ -111,6 +117,16 @@ class MixedEffects:
     def get_latent_representation(self, adata: AnnData) -> np.ndarray:
         """Give the fixed-effects latent, N x P float32, and store nothing."""
         return self.given(adata) if self.fixed is None else self.fixed.get_latent_representation(adata)
+
+    def predict(self, adata: AnnData) -> pd.DataFrame:
+        """Give the probability of every label for every cell, N x K, as the fixed-effects network has it.
+
+        Raises
+        ------
+        ScmedleyError
+            There is no label head: the model was made without ``label_key``.
+        """
+        return (self.random if self.fixed is None else self.fixed).predict(adata)
 
     def reconstruct(self, adata: AnnData, *, unknown: str = "error") -> AnnData:
         """Give each cell's reconstruction with its own batch's effects, as a new AnnData (log1p CP10k).

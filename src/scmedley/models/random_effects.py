@@ -9,12 +9,14 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
+from anndata import AnnData
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
+from scmedley.models.adapt import adapted
 from scmedley.models.base import Model
 from scmedley.models.settings import Settings, named
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
@@ -145,14 +147,17 @@ class RandomEffectsNetwork(nn.Module):
         error = mse(cells.x_MG, self.decode(z_NP, cells.b_M, draw=self.training))
         logits_NB = self.batch_head(z_answering).float()
         told = F.cross_entropy(logits_NB, b_answering, reduction="sum") / max(len(b_answering), 1)
-        kl_T = torch.stack([table.kl() for table in tables(self)])
-        total = s.mse_weight * error + s.batch_weight * told
-        kl = kl_T.sum() / self.n_cells  # nats per cell, whatever its weight
-        if s.kl_weight is None:
-            total = total + s.mse_weight * nat(error, cells.x_MG.shape[1]) * kl
-        else:
-            total = total + s.kl_weight * kl_T.mean()
+        kl, penalty = self.kl(error, cells.x_MG.shape[1])
+        total = s.mse_weight * error + s.batch_weight * told + penalty
         yield Move("autoencoder", total, {"reconstruction": error, "batch": told, "kl": kl})
+
+    def kl(self, error: Tensor, n_genes: int) -> tuple[Tensor, Tensor]:
+        """Give KL(q(U) || p(U)) of all tables, in nats per cell, and its part in the total beside the MSE ``error``."""
+        kl_T = torch.stack([table.kl() for table in tables(self)])
+        per_cell = kl_T.sum() / self.n_cells
+        if self.settings.kl_weight is None:
+            return per_cell, self.settings.mse_weight * nat(error, n_genes) * per_cell
+        return per_cell, self.settings.kl_weight * kl_T.mean()
 
     def _encode_batch(self, cells: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
         """Encode a minibatch; give z_NP, and latent and batch of the cells that answer to the batch head."""
@@ -173,10 +178,50 @@ class RandomEffects(Model[RandomEffectsSettings]):
 
     key: ClassVar[str] = keys.RANDOM
     needs_batch: ClassVar[bool] = True
+    has_label_head: ClassVar[bool] = False
     settings_type = RandomEffectsSettings
     network_type = RandomEffectsNetwork
 
     @classmethod
-    def preset(cls, name: str) -> RandomEffectsSettings:
+    def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:
         """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
         return named(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())
+
+    def adapt(
+        self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None
+    ) -> "RandomEffects":
+        """Learn the effects of batches that the model does not know, and nothing else.
+
+        Every effect table gets a row for each new batch, which starts at the prior, around no effect: the
+        population mean. ``steps`` minibatches move these rows alone, towards less lambda_MSE * MSE + lambda_KL *
+        KL(q(U) || p(U)), weighed as in training. Weights, BatchNorm, priors and the rows of known batches stay
+        as they are, bit for bit. Only expression and batch of the new cells are read, never a label.
+
+        The batch head is not extended: it answers in training only.
+
+        Parameters
+        ----------
+        adata
+            Cells of new batches; cells of known batches may be among them and are left out.
+        steps
+            Minibatches to learn from.
+        seed
+            Of minibatches and posterior draws: the same seed, threads and CPU give the same bits.
+        threads
+            CPU threads; ``None`` leaves torch's setting.
+
+        Returns
+        -------
+        RandomEffects
+            A new fitted model that knows the old and the new batches. This one is not changed.
+
+        Raises
+        ------
+        ScmedleyError
+            The model is not fitted, ``obs`` lacks the batch, or there is no new batch.
+
+        See Also
+        --------
+        get_latent_representation : ``unknown="mean"`` embeds such cells with the population mean instead.
+        """
+        return adapted(self, adata, steps=steps, seed=seed, threads=threads)

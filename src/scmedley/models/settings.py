@@ -1,7 +1,9 @@
 """Settings that all networks share, and how presets are named."""
 
 import dataclasses
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from scmedley.errors import ScmedleyError
@@ -97,3 +99,28 @@ def named(name: str, default: S, paper: S) -> S:
     if name not in PRESETS:
         raise ScmedleyError(f"There is no preset {name!r}. Choose one of {list(PRESETS)}.")
     return default if name == "default" else paper
+
+
+def read_changes(path: Path) -> dict[str, dict[str, Any]]:
+    """Read changes to a preset, by network, from the tables ``[settings.FE]``, ``[settings.RE]`` ... of a TOML file.
+
+    Raises
+    ------
+    ScmedleyError
+        No such file, not TOML, or no such tables.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8")).get("settings")
+    except (OSError, ValueError) as error:
+        raise ScmedleyError(f"{path} cannot be read as TOML ({error}).") from error
+    return as_changes(found, path)
+
+
+def as_changes(found: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """Give tables of settings with tuples for TOML's arrays."""
+    if not (isinstance(found, dict) and all(isinstance(table, dict) for table in found.values())):
+        raise ScmedleyError(f"{path} has no tables such as [settings.FE] with settings of a network.")
+    return {
+        name: {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        for name, table in found.items()
+    }

@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from scmedley.data.design import Design
+from scmedley.data.design import Design, Labels
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
+from scmedley.models.adapt import add_batches
 from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model
 from scmedley.models.fixed_effects import FixedEffects
@@ -64,6 +65,8 @@ def write(model: Model[Any], folder: Path) -> None:
         "batch_key": model.batch_key,
         "label_key": model.label_key,
         "batches": model.design.batches,
+        "n_adapted": model.design.n_adapted,
+        "labels": None if model.labels is None else model.labels.names,
         "settings": dataclasses.asdict(model.settings),
         "genes": model.genes,
         "fitted": model.fitted,
@@ -100,10 +103,14 @@ def read(folder: Path) -> Model[Any]:
     try:
         tensors = load_file(folder / WEIGHTS)
         model = cls(about["batch_key"], about["label_key"], _settings(cls, about["settings"]))
-        model.design = Design(about["batch_key"], tuple(about["batches"]))
+        n_adapted = int(about.get("n_adapted", 0))
+        model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
+        labels = about["labels"]
+        model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         model.genes = about["genes"]
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         model._build()
+        add_batches(model.network, n_adapted)
         model.network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items()})
         model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
     except (

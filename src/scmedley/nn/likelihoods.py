@@ -1,6 +1,6 @@
-"""Reconstruction losses, in float32 whatever the precision of the network.
+"""Losses, in float32 whatever the precision of the network.
 
-Shapes: N cells of a minibatch, G genes.
+Shapes: N cells of a minibatch, G genes, K labels.
 """
 
 from torch import Tensor
@@ -10,6 +10,12 @@ from torch.nn import functional as F  # noqa: N812
 def mse(x_NG: Tensor, xhat_NG: Tensor) -> Tensor:
     """Give the squared error, averaged over cells and genes (scMEDAL, L_MSE)."""
     return F.mse_loss(xhat_NG.float(), x_NG.float())
+
+
+def cross_entropy(logits_NK: Tensor, y_N: Tensor) -> Tensor:
+    """Give CE(y) in nats, averaged over the cells that have a label; 0 if none has (code -1)."""
+    total = F.cross_entropy(logits_NK.float(), y_N, ignore_index=-1, reduction="sum")
+    return total / (y_N >= 0).sum().clamp_min(1)
 
 
 def nat(mse_value: Tensor, n_genes: int) -> Tensor:

@@ -14,8 +14,10 @@ class RunConfig:
         obs column of the batches (donors, samples, protocols). With several input files, the name
         to give the column that says which file a cell is from.
     label
-        obs column of the cell types. The networks never see it: it is for the split, the scores and
-        the report.
+        obs column of the cell types. It is for the split, the scores and the report; the networks see
+        it only with --learn-labels.
+    learn_labels
+        Train the fixed-effects network on the labels of the training cells too.
     preset
         "default", or "paper" for the published networks and losses.
     fixed
@@ -46,6 +48,7 @@ class RunConfig:
 
     batch: str = "batch"
     label: str | None = None
+    learn_labels: bool = False
     preset: Literal["default", "paper"] = "default"
     fixed: str | None = None
     genes: int = 3000

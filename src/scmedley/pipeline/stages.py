@@ -123,6 +123,9 @@ def check_config(config: RunConfig) -> None:
             raise ScmedleyError(f"--{name.replace('_', '-')} {value} must be at least 1.")
     if config.draws < 2:
         raise ScmedleyError(f"--draws {config.draws} must be at least 2, or there is no interval.")
+    if config.learn_labels and (config.label is None or config.fixed is not None):
+        why = "needs --label" if config.label is None else "has no network to train beside --fixed"
+        raise ScmedleyError(f"--learn-labels {why}. Leave it out, or change that.")
     check_seed(config.seed)
     resolve_device(config.device)
 
@@ -254,6 +257,11 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
                 f"The fixed part is your embedding {config.fixed}. If it was made of all cells, its scores are not on "
                 "held-out cells."
             )
+        if config.learn_labels:
+            checked.warnings.append(
+                "The fixed-effects network was trained on the labels of the training cells: its scores by label say "
+                "less than those of a network that saw none."
+            )
     record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": list(checked.warnings)}
     if config.label is not None:
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
@@ -267,11 +275,11 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
     """Fit both networks, and the null of the random one; write the model and the history."""
     config, out = this.config, this.folder
     changes = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
-    fixed = FixedEffects.preset(config.preset).replace(**changes)
+    fixed = FixedEffects.preset(config.preset, config.learn_labels).replace(**changes)
     random = RandomEffects.preset(config.preset).replace(**changes)
     model = MixedEffects(
         config.batch,
-        config.label,
+        config.label if config.learn_labels else None,
         preset=config.preset,
         fixed=config.fixed,
         fixed_settings=fixed,
@@ -292,7 +300,7 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
     if config.null:
         this.say("Fitting random effects to permuted batches, for comparison")
         with this.stage("fit null"):
-            null = _fit_null(adata, RandomEffects(keys.PERMUTED, config.label, random), this, how)
+            null = _fit_null(adata, RandomEffects(keys.PERMUTED, settings=random), this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)

@@ -91,3 +91,29 @@ def curve(ax: Axes, rows: pd.DataFrame, best: int | None) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     ax.legend(fontsize=8, frameon=False)
+
+
+def averaged(ax: Axes, rows: pd.DataFrame, column: str = "weighted") -> None:
+    """Draw one term of one method, train and validation, averaged over folds and seeds.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    rows
+        Tidy history of that term: split, fold, seed, part, epoch and ``column``. The band is the range over the
+        fits; an epoch that not all fits reached is averaged over those that did.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    for part, (colour, line) in PARTS.items():
+        one = rows[rows["part"] == part].groupby("epoch")[column]
+        if len(one):
+            mean, low, high = one.mean(), one.min(), one.max()
+            ax.plot(mean.index, mean, color=colour, linestyle=line, label=part, lw=1.5)
+            ax.fill_between(mean.index, low, high, color=colour, alpha=0.18, lw=0)
+    ax.set_xlabel("epoch", fontsize=8)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    ax.legend(fontsize=8, frameon=False)

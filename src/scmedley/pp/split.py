@@ -62,13 +62,7 @@ def split(
         raise ScmedleyError(
             f"fractions are {fractions}; give shares of train (above 0), validation and test that sum to 1"
         )
-    batch_N = np.asarray(batch_N)
-    label_N = np.zeros_like(batch_N) if label_N is None else np.asarray(label_N)
-    if (batch_N < 0).any():
-        cell = int(np.argmax(batch_N < 0))
-        raise ScmedleyError(
-            f"cell {cell} has no batch: fill in the batch or remove such cells before the split"
-        )
+    batch_N, label_N = checked(batch_N, label_N)
 
     smallest = math.ceil(1 / min(f for f in fractions if f > 0) - 1e-9)
     label_N = np.where(_sizes(batch_N, label_N) < smallest, _POOLED, label_N)
@@ -89,6 +83,18 @@ def split(
             counts = np.array([kept, *_shares(len(cells) - kept, np.array(fractions[1:]))])
         part_N[cells] = np.repeat(PARTS, counts)
     return part_N
+
+
+def checked(batch_N: Codes, label_N: Codes | None) -> tuple[Codes, Codes]:
+    """Give the codes as arrays, one label for all cells where ``label_N`` is None; each cell has a batch."""
+    batch_N = np.asarray(batch_N).astype(np.int64)  # pandas' codes are 8 bits, too few to number strata with
+    label_N = np.zeros_like(batch_N) if label_N is None else np.asarray(label_N).astype(np.int64)
+    if (batch_N < 0).any():
+        cell = int(np.argmax(batch_N < 0))
+        raise ScmedleyError(
+            f"cell {cell} has no batch: fill in the batch or remove such cells before the split"
+        )
+    return batch_N, label_N
 
 
 def store_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int) -> None:

@@ -16,7 +16,10 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
     """
     import torch
     from sklearn.neighbors import NearestNeighbors
-    from umap import UMAP
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # that it has no TensorFlow
+        from umap import UMAP
 
     z_NP = np.asarray(adata.obsm[basis])
     rng = np.random.default_rng(seed)

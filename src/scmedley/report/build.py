@@ -36,13 +36,8 @@ def build(run_dir: str | Path) -> Path:
         If the folder or ``run.json`` is missing, a file cannot be read or lacks a column,
         or the packages of the extra ``report`` are not installed.
     """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ScmedleyError("a report needs jinja2 and matplotlib: pip install 'scmedley[report]'") from error
+    check_extra()
     from scmedley.evaluate.counterfactual import LIMITS
-    from scmedley.io import replacing
     from scmedley.report import figures, sections
     from scmedley.report.read import read
 
@@ -61,23 +56,37 @@ def build(run_dir: str | Path) -> Path:
             "given": run.given,
             "limits": LIMITS,
         }
-    path = run.folder / "report.html"
-    # A lone surrogate in a name cannot be encoded; it must not cost the report.
-    page = render(context).encode("utf-8", errors="replace")
+    return write(render(context), run.folder / "report.html")
+
+
+def check_extra() -> None:
+    """Say what is not installed."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ScmedleyError("a report needs jinja2 and matplotlib: pip install 'scmedley[report]'") from error
+
+
+def write(page: str, path: Path) -> Path:
+    """Write a page, all or nothing."""
+    from scmedley.io import replacing
+
     with replacing(path) as temporary:
-        temporary.write_bytes(page)
+        # A lone surrogate in a name cannot be encoded; it must not cost the report.
+        temporary.write_bytes(page.encode("utf-8", errors="replace"))
     return path
 
 
-def render(context: dict[str, Any]) -> str:
-    """Fill the template. Everything is escaped except the style sheet, which is ours."""
+def render(context: dict[str, Any], template: str = "template.html.j2") -> str:
+    """Fill a template. Everything is escaped except the style sheet, which is ours."""
     from markupsafe import Markup
 
     environment = _environment()
     assert environment.loader is not None
     style = environment.loader.get_source(environment, "style.css")[0]
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template("template.html.j2").render(
+    return environment.get_template(template).render(
         **context, style=Markup(style), style_hash=f"sha256-{digest}"
     )
 

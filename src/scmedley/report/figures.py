@@ -48,7 +48,8 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def _picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str, title: str) -> Picture:
+def picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str, title: str) -> Picture:
+    """Draw twice, with dark ink and with light; ``size`` in inches."""
     images = {}
     for theme, colour in THEMES.items():
         inked: Any = dict.fromkeys(INKED, colour)
@@ -56,11 +57,12 @@ def _picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str
             figure = NotebookFigure(figsize=size, layout="constrained", facecolor="none")
             ax = figure.add_subplot(facecolor="none")
             draw(ax)
-            images[theme] = _uri(png(figure, dpi=180))
+            images[theme] = as_uri(png(figure, dpi=180))
     return Picture(images["light"], images["dark"], alt, title)
 
 
-def _uri(image: bytes) -> str:
+def as_uri(image: bytes) -> str:
+    """Give a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
@@ -111,7 +113,7 @@ def _map(
             from_middle = ((own - np.median(own, axis=0)) ** 2).sum(axis=1)
             x, y = own[from_middle.argmin()]  # a cell: between two clumps there may be none
             ax.text(x, y, str(code + 1), fontsize=8, ha="center", va="center", color="#111", bbox=BADGE)
-    uri = _uri(png(figure, dpi=200))
+    uri = as_uri(png(figure, dpi=200))
     what = "UMAP" if found == keys.umap(key) else "First two dimensions"
     alt = f"{what}, {title}: {len(xy):,} cells coloured by {kind}, {len(names)} levels."
     notes = [] if what == "UMAP" else ["first two dimensions, no UMAP in this run"]
@@ -134,7 +136,7 @@ def training(run: Run) -> list[dict[str, Any]]:
         for term, one in rows.groupby("term", sort=False):
             alt = f"{term}: {_in_words(one, best)}"
             draw = partial(curve, rows=one, best=best)
-            panels.append(_picture(draw, (3.6, 2.4), alt, str(term)))
+            panels.append(picture(draw, (3.6, 2.4), alt, str(term)))
         epochs = stated.get("epochs", int(rows["epoch"].nunique()))
         groups.append(
             {
@@ -166,5 +168,5 @@ def scores(run: Run) -> list[Picture]:
     for (of, score), rows in run.scores.groupby(["of", "score"], sort=False):
         alt = f"{score} by {of}, as in the table above."
         draw = partial(panel, rows=rows, embeddings=embeddings, names=names)
-        pictures.append(_picture(draw, size, alt, f"{score} by {of}"))
+        pictures.append(picture(draw, size, alt, f"{score} by {of}"))
     return pictures

@@ -1,0 +1,34 @@
+"""Autism (UCSC Cell Browser "autism"), 31 donors, 17 cell types: the paper's experiments 1 to 3.
+
+    scmedley experiment recipes/asd.py --data FOLDER --out asd-experiment
+
+The folder holds exprMatrix.tsv.gz and meta.tsv, which are not shipped. Weights are those of the authors' release.
+"""
+
+from scmedley.experiment import BASIC, Experiment
+
+SETTINGS = {
+    "AEC": {"mse_weight": 100.0, "label_weight": 0.1},
+    "FE": {"mse_weight": 2000.0, "adversary_weight": 1.0},
+    "FEC": {"mse_weight": 2000.0, "adversary_weight": 1.0, "label_weight": 1.0},
+    "RE": {"mse_weight": 110.0, "batch_weight": 0.4},
+}
+
+
+def config() -> Experiment:
+    """Compare the published networks: latents (1), classifiers on them (2), label heads (3).
+
+    What the paper has not is beside it: the null of permuted batches, and donors held out.
+    """
+    return Experiment(
+        name="ASD",
+        data="asd",
+        batch_key="donor",
+        targets=("diagnosis",),
+        methods=BASIC,
+        preset="paper",
+        settings=SETTINGS,
+        splits=("cells", "donors"),
+        n_top_genes=2916,
+        published="ASD",
+    )

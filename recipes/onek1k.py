@@ -1,0 +1,17 @@
+"""OneK1K, 40 donors: blood cells with the donor as the batch, and the donor's sex as what must not be read from it.
+
+scmedley experiment recipes/onek1k.py --out onek1k-experiment
+"""
+
+from scmedley.experiment import BASIC, Experiment
+
+
+def config() -> Experiment:
+    """Compare all networks with cells split and with donors held out."""
+    return Experiment(
+        name="OneK1K, 40 donors",
+        data="onek1k",
+        targets=("sex",),
+        methods=BASIC,
+        splits=("cells", "donors"),
+    )

@@ -1,0 +1,13 @@
+"""Pancreas cells of 8 data sets and 5 technologies, 500 cells: few cells and large batch effects.
+
+scmedley experiment recipes/pancreas.py --out pancreas-experiment
+"""
+
+from scmedley.experiment import BASIC, Experiment
+
+
+def config() -> Experiment:
+    """Compare all networks, and Harmony where it is installed, on two seeds of the folds."""
+    return Experiment(
+        name="Pancreas, 8 data sets", data="pancreas", methods=(*BASIC, "Harmony"), seeds=(0, 1)
+    )

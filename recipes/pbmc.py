@@ -1,0 +1,18 @@
+"""Blood cells of 8 samples measured with 4 technologies: strong batch effects that are not biology.
+
+    scmedley experiment recipes/pbmc.py --data FOLDER --out pbmc-experiment
+
+The folder holds pbmc_8batches_14k.h5ad, which is not shipped.
+"""
+
+from scmedley.experiment import BASIC, Experiment
+
+
+def config() -> Experiment:
+    """Compare all networks with cells split. Samples, not donors, are the batches: none is held out."""
+    return Experiment(
+        name="PBMC, 8 batches",
+        data="pbmc_8batches_14k.h5ad",
+        label_key="cell_type_broad",
+        methods=BASIC,
+    )

@@ -1,0 +1,286 @@
+"""The three data sets of the scMEDAL papers: readers of their files, and what the papers report of them.
+
+The files are too large to ship: download them, then read the folder. What comes back is ready for
+``pp.prepare``: counts in ``X`` (CSR, float32), and categorical ``obs`` columns of the same names in all three.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData, concat
+from scipy.sparse import csr_matrix
+
+from scmedley import io
+from scmedley.datasets.text import read_genes, read_table
+from scmedley.errors import ScmedleyError, listed
+from scmedley.overlap import as_categories
+from scmedley.values import find_values, matrix
+
+AML_AMBIGUOUS = ("AML314", "AML371", "AML722B", "AML997")
+"""Donors whose cell types Dai et al. 2021 found ambiguous; the papers leave them out."""
+
+_AML_FILE = re.compile(r"(?:GSM\d+_)?(.+)\.(dem|anno)\.txt(?:\.gz)?")
+_AML_SAMPLE = re.compile(r"(AML\w+)-D\d+|(BM\d+)(?:-\w+)?|(MUTZ-?3|OCI-?AML-?3)")
+_AML_GROUPS = ("AML", "healthy", "cell line")  # in the order of the pattern's groups
+
+_HEART_COLUMNS = {
+    "sample": ("sampleID", "sample", "BATCH", "batch"),
+    "cell_type": ("cell_type", "celltype"),
+    "tissue": ("tissue", "region"),
+    "donor": ("donor", "donorID", "donor_id"),
+}
+
+
+def _weights(
+    fixed: tuple[float, float],
+    fixed_label: tuple[float, float, float],
+    autoencoder_label: tuple[float, float],
+    random: tuple[float, float],
+) -> dict[str, dict[str, float]]:
+    """Name the weights of one data set, as the settings of the models do."""
+    return {
+        "FE": {"mse_weight": float(fixed[0]), "adversary_weight": fixed[1]},
+        "FEC": {
+            "mse_weight": fixed_label[0],
+            "adversary_weight": fixed_label[1],
+            "label_weight": fixed_label[2],
+        },
+        "AEC": {"mse_weight": autoencoder_label[0], "label_weight": autoencoder_label[1]},
+        "RE": {"mse_weight": random[0], "batch_weight": random[1], "kl_weight": 1e-5},
+    }
+
+
+LOSS_WEIGHTS: dict[str, dict[str, dict[str, dict[str, float]]]] = {
+    "release": {
+        "AML": _weights((1000, 1), (2000, 0.5, 3), (100, 0.6), (110, 0.1)),
+        "ASD": _weights((2000, 1), (2000, 1, 1), (100, 0.1), (110, 0.4)),
+        "Heart": _weights((600, 1), (2000, 1, 1), (100, 0.1), (110, 0.1)),
+    },
+    "preprint": {
+        "AML": _weights((4000, 1), (1500, 1, 1), (100, 0.1), (110, 0.1)),
+        "ASD": _weights((1000, 1), (1000, 1, 1), (1, 0.1), (110, 0.1)),
+        "Heart": _weights((5400, 1), (9450, 1, 1), (81, 0.1), (110, 0.1)),
+    },
+}
+"""Source, data set, method, term: the published loss weights, for ``settings.replace(**weights)``."""
+
+
+def read_aml(folder: str | Path) -> AnnData:
+    """Read the acute myeloid leukaemia data: van Galen et al. 2019, GEO GSE116256.
+
+    Unpack ``GSE116256_RAW.tar``: each sample has ``GSM*_SAMPLE.dem.txt.gz`` (counts, genes x cells) and
+    ``GSM*_SAMPLE.anno.txt.gz`` (columns ``Cell``, ``CellType`` and more). As in the papers, cells without a
+    type and the four donors of :data:`AML_AMBIGUOUS` are left out. All files: about 38,400 cells of 19
+    donors, 27,899 genes, 21 types, malignant ones with the ending "-like".
+
+    Returns
+    -------
+    AnnData
+        ``obs``: ``donor`` (the papers' batch), ``sample``, ``cell_type``, ``patient_group`` ("AML",
+        "healthy" or "cell line"). A gene that a sample's file lacks counts as 0 in its cells.
+
+    Raises
+    ------
+    ScmedleyError
+        Files or columns are missing, a file is broken, or a sample is none of this study's.
+    """
+    folder = Path(folder)
+    files = _aml_files(folder)
+    samples = []
+    for sample in sorted(files["dem"]):
+        donor, group = _aml_donor(sample, folder)
+        if donor in AML_AMBIGUOUS:
+            continue
+        adata = read_genes(files["dem"][sample])
+        table = read_table(files["anno"][sample], ("Cell", "CellType")).set_index("Cell")
+        if not adata.obs_names.isin(table.index).any():
+            raise ScmedleyError(
+                f"{files['anno'][sample]} has none of the cells of {files['dem'][sample].name}. "
+                "Take both files of a sample from one download."
+            )
+        kind = table["CellType"][~table.index.duplicated()].reindex(adata.obs_names).str.strip()
+        kind = kind.mask(kind.isin(["", "NA", "nan"]))
+        adata.obs = pd.DataFrame(
+            {"donor": donor, "sample": sample, "cell_type": kind, "patient_group": group},
+            index=adata.obs_names,
+        )
+        samples.append(adata[kind.notna().to_numpy()].copy())
+    if not samples:
+        raise ScmedleyError(f"{folder} has samples of {listed(AML_AMBIGUOUS)} only, which are left out.")
+    joined: AnnData = concat(samples, join="outer", fill_value=0)
+    joined.X = csr_matrix(joined.X)
+    for name in joined.obs:
+        joined.obs[name] = as_categories(joined.obs[name])
+    joined.uns["source"] = "GEO GSE116256 (van Galen et al. 2019, Cell)"
+    return joined
+
+
+def read_asd(folder: str | Path) -> AnnData:
+    """Read the autism data: Velmeshev et al. 2019, UCSC Cell Browser "autism".
+
+    The folder holds ``exprMatrix.tsv.gz`` (log2(x + 1), genes x cells) and ``meta.tsv`` (columns ``cell``,
+    ``cluster``, ``sample``, ``individual``, ``diagnosis`` and more), also ``.tsv`` or ``.tsv.gz``. The
+    logarithm is undone: 2^x - 1. Where all values come out whole, to the precision of the text, they are
+    rounded to counts; else they are left as they are. 104,559 cells x 36,501 genes take minutes and a few GB.
+
+    Returns
+    -------
+    AnnData
+        ``obs``: ``donor`` (``individual``; the papers' batch), ``cell_type`` (``cluster``), ``diagnosis``,
+        and the other columns under their names, text as categories. ``var``: symbols, and ``gene_ids``
+        where the file has names like ``ENSG00000227232|WASH7P``; a symbol that repeats gets its id.
+
+    Raises
+    ------
+    ScmedleyError
+        Files or columns are missing, a file is broken, or a cell is not in ``meta.tsv``.
+    """
+    folder = Path(folder)
+    matrix, meta = (_one_of(folder, f"{name}.tsv.gz", f"{name}.tsv") for name in ("exprMatrix", "meta"))
+    needed = ("cell", "cluster", "sample", "individual", "diagnosis")
+    table = read_table(meta, needed).set_index("cell")
+    adata = read_genes(matrix, log2=True)
+    unknown = adata.obs_names[~adata.obs_names.isin(table.index)]
+    if len(unknown):
+        raise ScmedleyError(
+            f"{len(unknown):,} of {adata.n_obs:,} cells of {matrix} are not in {meta.name} (the first: "
+            f"{unknown[0]!r}). Take both files from one download."
+        )
+    obs = table[~table.index.duplicated()].loc[adata.obs_names]
+    obs = obs.rename(columns={"individual": "donor", "cluster": "cell_type"})
+    for name in obs:
+        numbers = pd.to_numeric(obs[name], errors="coerce")
+        text = (
+            name in ("donor", "cell_type", "sample", "diagnosis")
+            or (numbers.isna() & obs[name].notna()).any()
+        )
+        obs[name] = as_categories(obs[name]) if text else numbers
+    adata.obs = obs
+    _name_by_symbol(adata)
+    adata.uns["source"] = "UCSC Cell Browser, autism (Velmeshev et al. 2019, Science)"
+    return adata
+
+
+def read_healthy_heart(path: str | Path) -> AnnData:
+    """Read the healthy heart: Litvinukova et al. 2020, from Yu et al. 2023, figshare 20499630.
+
+    486,134 cells x 33,538 genes, 147 samples, 13 types; "NotAssigned" is kept as a type, as in the papers.
+
+    Parameters
+    ----------
+    path
+        The ``.h5ad``, or a folder with no other ``.h5ad`` in it.
+
+    Returns
+    -------
+    AnnData
+        ``obs``: ``sample`` (the papers' batch), ``cell_type``, ``tissue``, and ``donor`` where the file has
+        it. They are found as ``sampleID``, ``sample`` or ``batch``; ``cell_type`` or ``celltype``;
+        ``tissue`` or ``region``; ``donor`` or ``donorID``; in any case. Nothing else is kept.
+
+    Raises
+    ------
+    ScmedleyError
+        No such file, a column is missing, or there are no counts in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.h5ad"))
+        if len(files) != 1:
+            raise ScmedleyError(
+                f"{path} has {len(files)} .h5ad files, not one. Give the file of figshare 20499630 itself "
+                "(Healthy_human_heart_adata.h5ad)."
+            )
+        path = files[0]
+    adata = io.read(path)
+    found = find_values(adata)
+    if found.values != "counts":
+        raise ScmedleyError(
+            f"{path} has no counts: {found.where} holds {found.values} values. Give the file as published."
+        )
+    columns = {str(name).lower(): name for name in reversed(list(adata.obs.columns))}
+    obs = pd.DataFrame(index=adata.obs_names)
+    for name, known in _HEART_COLUMNS.items():
+        here = [columns[other.lower()] for other in known if other.lower() in columns]
+        if here:
+            obs[name] = as_categories(adata.obs[here[0]])
+        elif name != "donor":
+            raise ScmedleyError(
+                f"{path} has no obs column {listed(known)}; its columns are {listed(list(adata.obs.columns), 20)}. "
+                f"Rename the one with each cell's {name.replace('_', ' ')}."
+            )
+    heart = AnnData(csr_matrix(matrix(adata, found.where), dtype=np.float32), obs=obs, var=adata.var[[]])
+    heart.uns["source"] = "figshare 20499630 (Yu et al. 2023; Litvinukova et al. 2020, Nature)"
+    return heart
+
+
+def published() -> pd.DataFrame:
+    """Give the published scores of the test folds, one a row.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``data_set``: "AML", "ASD" or "Heart". ``method``: PCA, AE, AEC (autoencoder with label
+        head), FE, FEC, RE, FE+RE, Harmony, Scanorama, scVI, scANVI, SAUCIE, or chance. ``score``: "ASW" (raw
+        silhouette), "CH" (Calinski-Harabasz), "1/DB" (inverse Davies-Bouldin), and the random forest's
+        "accuracy" and "balanced_accuracy". ``of``: "batch", "label" (cell type), "diagnosis" or "patient_group".
+        ``value``: mean of five folds; ``low``, ``high``: its 95 % interval where given. ``source``:
+        "release" or "preprint"; ``dimension`` of the embedding: 50 or 2.
+
+    Notes
+    -----
+    Every donor was in training and test, and RE was told the batch of the test cells: what the published
+    numbers of RE and FE+RE say of batch, diagnosis and patient group may be leakage.
+    """
+    return pd.read_csv(Path(__file__).with_name("published.csv"))
+
+
+def _aml_files(folder: Path) -> dict[str, dict[str, Path]]:
+    """Find the file of counts and of annotation of each sample."""
+    files: dict[str, dict[str, Path]] = {"dem": {}, "anno": {}}
+    for path in sorted(folder.glob("*")):
+        if match := _AML_FILE.fullmatch(path.name):
+            files[match[2]][match[1]] = path
+    if not files["dem"]:
+        raise ScmedleyError(
+            f"{folder} has no files like GSM3587923_AML1012-D0.dem.txt.gz. Download GSE116256_RAW.tar from GEO "
+            "and unpack it there."
+        )
+    for kind, other in (("dem", "anno"), ("anno", "dem")):
+        alone = sorted(files[kind].keys() - files[other].keys())
+        if alone:
+            raise ScmedleyError(
+                f"{folder} has no .{other}.txt.gz of {len(alone)} samples ({listed(alone)}), only their "
+                f".{kind}.txt.gz. Unpack GSE116256_RAW.tar again."
+            )
+    return files
+
+
+def _aml_donor(sample: str, folder: Path) -> tuple[str, str]:
+    """Give donor and patient group: a sample is called after its donor, and its day or sorting gate."""
+    match = _AML_SAMPLE.fullmatch(sample)
+    if not match:
+        raise ScmedleyError(
+            f"{folder}: {sample!r} is no sample of GSE116256 (such as AML1012-D0, BM5-34p, MUTZ3). Move its files "
+            "elsewhere."
+        )
+    return match[match.lastindex or 0], _AML_GROUPS[(match.lastindex or 1) - 1]
+
+
+def _one_of(folder: Path, *names: str) -> Path:
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise ScmedleyError(f"{folder} has no {' or '.join(names)}. Download it there.")
+
+
+def _name_by_symbol(adata: AnnData) -> None:
+    """Turn names like ENSG00000227232|WASH7P into symbols and ids; a symbol that repeats gets its id."""
+    parts = adata.var_names.to_series().str.partition("|")
+    if not (parts[1] == "|").all():
+        return
+    ids, symbols = parts[0].to_numpy(), pd.Index(parts[2])
+    names = np.where(symbols.duplicated(keep=False), symbols + "_" + ids, symbols)
+    adata.var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(names, dtype=object))

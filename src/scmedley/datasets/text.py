@@ -1,0 +1,135 @@
+"""Large text tables: genes x cells as a sparse matrix, one gene in memory at a time; columns about cells."""
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csc_matrix
+
+from scmedley.errors import ScmedleyError, listed
+
+_WHOLE = 1e-3  # relative error at which a number that went through log2 and a few printed digits is whole
+_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pd.errors.ParserError)
+
+
+def read_genes(path: Path, *, log2: bool = False) -> AnnData:
+    """Read tab-separated genes x cells, gzipped or not, as cells x genes (CSR, float32).
+
+    Parameters
+    ----------
+    path
+        The header names the cells, and each line has a gene and its values.
+    log2
+        Whether values are log2(x + 1): x is given back, rounded where all x are whole.
+
+    Raises
+    ------
+    ScmedleyError
+        The file is cut short, or a line has another number of values or one that is no number from 0 up.
+    """
+    genes: list[str] = []
+    cells_G: list[npt.NDArray[np.int32]] = []
+    values_G: list[npt.NDArray[np.float32]] = []
+    whole = True
+    try:
+        with _open(path) as file:
+            header = _names(file.readline())
+            for number, line in enumerate(file, start=2):
+                if not line.strip():
+                    continue
+                try:
+                    gene, cells, values, n_values = _parse(line)
+                except ValueError as error:
+                    raise ScmedleyError(
+                        f"{path}: line {number:,}: {error}. Download the file again."
+                    ) from error
+                if not genes and n_values == len(header) - 1:
+                    header = header[1:]  # "Gene" stands before the cells; R leaves it out
+                if n_values != len(header):
+                    raise ScmedleyError(
+                        f"{path}: line {number:,}, gene {gene!r}, has {n_values:,} values, but the header names "
+                        f"{len(header):,} cells. Download the file again."
+                    )
+                if log2:
+                    values = np.exp2(values) - 1
+                    whole = whole and bool((np.abs(values - np.rint(values)) <= _WHOLE * values).all())
+                genes.append(gene)
+                cells_G.append(cells.astype(np.int32))
+                values_G.append(values.astype(np.float32))
+    except _UNREADABLE as error:
+        raise _broken(path, error) from error
+    if not genes:
+        raise ScmedleyError(f"{path} has no genes. Download it again.")
+    ends = np.cumsum([0, *map(len, cells_G)])
+    indices, data = np.concatenate(cells_G), np.concatenate(values_G)
+    del cells_G, values_G
+    if log2 and whole:
+        np.rint(data, out=data)
+    return AnnData(
+        csc_matrix((data, indices, ends), shape=(len(header), len(genes))).tocsr(),
+        obs=pd.DataFrame(index=pd.Index(header, dtype=object)),
+        var=pd.DataFrame(index=pd.Index(genes, dtype=object)),
+    )
+
+
+def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
+    """Read tab-separated text as strings, empty fields as missing; rows without the first needed are left out.
+
+    Raises
+    ------
+    ScmedleyError
+        The file is empty or cut short, or a needed column is missing.
+    """
+    try:
+        table: pd.DataFrame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=[""])
+    except pd.errors.EmptyDataError as error:
+        raise ScmedleyError(f"{path} is empty. Download it again.") from error
+    except _UNREADABLE as error:
+        raise _broken(path, error) from error
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise ScmedleyError(
+            f"{path} has no column {listed(missing)}; its columns are {listed(list(table.columns), 20)}. "
+            "Give the file as published."
+        )
+    return table[table[needed[0]].notna()]
+
+
+def _parse(line: bytes) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
+    """Give a line's gene, the cells and values that are not 0, and the number of cells.
+
+    Nearly all values are a single "0", and only the others are parsed.
+    """
+    name, _, rest = line.rstrip(b"\r\n").partition(b"\t")
+    gene = _names(name)[0]
+    text = np.frombuffer(rest + b"\t", dtype=np.uint8)
+    ends = np.flatnonzero(text == ord("\t"))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    cells = np.flatnonzero((ends - starts != 1) | (text[starts] != ord("0")))
+    fields = [rest[i:j] for i, j in zip(starts[cells].tolist(), ends[cells].tolist(), strict=True)]
+    try:
+        values = np.array(fields, dtype=bytes).astype(np.float64)
+    except ValueError as error:
+        raise ValueError(f"gene {gene!r}: {error}") from error
+    if not (values >= 0).all() or np.isinf(values).any():
+        raise ValueError(f"gene {gene!r} has values that are negative, infinite or missing")
+    seen = values > 0
+    return gene, cells[seen], values[seen], len(ends)
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _names(line: bytes) -> list[str]:
+    return [name.strip('"') for name in line.decode().rstrip("\r\n").split("\t")]
+
+
+def _broken(path: Path, error: Exception) -> ScmedleyError:
+    return ScmedleyError(f"{path} cannot be read ({error}). It may be cut short: download it again.")

@@ -1,0 +1,84 @@
+"""Do clusters found in an embedding agree with the labels?
+
+Shapes: N cells, P latent dimensions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from scmedley.evaluate.neighbors import Codes, Floats
+
+
+def kmeans_clusters(z_NP: Floats, n_clusters: int, seed: int) -> npt.NDArray[np.int64]:
+    """Cluster cells by k-means (scikit-learn; the best of 10 starts).
+
+    Parameters
+    ----------
+    z_NP
+        Embedding, finite.
+    n_clusters
+        Usually the number of labels; at most the number of cells.
+    seed
+        Seed of the starts.
+
+    Returns
+    -------
+    numpy.ndarray
+        Cluster of each cell; fewer clusters where there are fewer different cells.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    kmeans = KMeans(n_clusters, n_init=10, random_state=seed)
+    with warnings.catch_warnings(), threadpool_limits(1):  # threads would sum in any order
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different cells than clusters
+        return np.asarray(kmeans.fit_predict(np.asarray(z_NP, dtype=np.float64)), dtype=np.int64)
+
+
+def ari(clusters_N: Codes, codes_N: Codes) -> float:
+    """Compare pairs: adjusted Rand index (Hubert & Arabie 1985), 0 by chance, 1 where clusters are the labels.
+
+    Of all pairs of cells: in how many do the clusters agree with the labels on whether the two belong
+    together, beyond what the sizes of both make expected.
+
+    Parameters
+    ----------
+    clusters_N, codes_N
+        Cluster and label of each cell; cells with -1 in either are left out. nan with fewer than two labels.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    clusters_N, codes_N = _both(clusters_N, codes_N)
+    return float(adjusted_rand_score(codes_N, clusters_N)) if len(np.unique(codes_N)) > 1 else float("nan")
+
+
+def nmi(clusters_N: Codes, codes_N: Codes, mean: Literal["arithmetic", "max"] = "arithmetic") -> float:
+    """Normalise the mutual information: 1 where clusters are the labels; above 0 by chance, so see the null.
+
+    I(clusters, labels) / mean(H(clusters), H(labels)).
+
+    Parameters
+    ----------
+    clusters_N, codes_N
+        Cluster and label of each cell; cells with -1 in either are left out. nan with fewer than two labels.
+    mean
+        "arithmetic", or "max" (the larger entropy, as in DeepBID: never more than the former).
+    """
+    from sklearn.metrics import normalized_mutual_info_score
+
+    clusters_N, codes_N = _both(clusters_N, codes_N)
+    if len(np.unique(codes_N)) < 2:
+        return float("nan")
+    return float(normalized_mutual_info_score(codes_N, clusters_N, average_method=mean))
+
+
+def _both(clusters_N: Codes, codes_N: Codes) -> tuple[Codes, Codes]:
+    """Keep the cells that have a cluster and a label."""
+    kept = (clusters_N >= 0) & (codes_N >= 0)
+    return clusters_N[kept], codes_N[kept]

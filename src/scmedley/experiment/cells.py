@@ -1,0 +1,107 @@
+"""The cells of an experiment: read and prepared once, and shared out anew to the parts of each fold."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData, read_h5ad
+
+from scmedley import datasets, io, keys
+from scmedley.checks import column
+from scmedley.errors import ScmedleyError
+from scmedley.experiment.config import Experiment, Split
+from scmedley.overlap import as_categories
+from scmedley.pp import prepare
+from scmedley.pp.folds import donor_folds, rotating_folds
+from scmedley.pp.genes import select_genes
+from scmedley.pp.split import PARTS
+from scmedley.pp.split import split as split_cells
+
+PAPERS = ("aml", "asd", "healthy_heart")
+STOPPING = (0.85, 0.15, 0.0)  # of the cells of known donors: to train, to stop training
+
+
+def read_data(experiment: Experiment, folder: Path | None) -> tuple[AnnData, str]:
+    """Read the cells of an experiment; give them with a hash of what was read.
+
+    Raises
+    ------
+    ScmedleyError
+        The data are not there, or cannot be read.
+    """
+    name = experiment.data
+    if name in datasets.NAMES:
+        path = datasets.path(name)
+        return io.read(path), io.sha256(path)
+    if name in PAPERS:
+        from scmedley.datasets import papers
+
+        if folder is None:
+            raise ScmedleyError(
+                f"The files of {name!r} are not part of scmedley. Name their folder with --data."
+            )
+        return getattr(papers, f"read_{name}")(folder), io.sha256(folder)
+    places = [p / name for p in (folder, Path()) if p is not None]
+    for path in places:
+        if path.exists():
+            return io.read(path), io.sha256(path)
+    raise ScmedleyError(
+        f"The data {name!r} are not there: looked for {', '.join(map(str, places))}. Name their folder with --data."
+    )
+
+
+def prepare_once(adata: AnnData, experiment: Experiment) -> list[str]:
+    """Filter and normalise cells in place, once for all folds, and keep only what fits need; give the warnings.
+
+    Genes are chosen, scaled and decomposed later, on the training cells of each fold.
+    """
+    adata.obs.drop(columns=keys.SPLIT, errors="ignore", inplace=True)
+    checked = prepare(
+        adata,
+        experiment.batch_key,
+        label_key=experiment.label_key,
+        n_top_genes=experiment.n_top_genes,
+        min_genes=experiment.min_genes,
+        min_cells=experiment.min_cells,
+    )
+    used = [experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets]
+    for key in used:
+        adata.obs[key] = as_categories(column(adata, key, "target" if key in experiment.targets else "donor"))
+    adata.obs = adata.obs[list(dict.fromkeys(used))]
+    adata.X = None
+    adata.raw = None
+    adata.uns = {}
+    del adata.var[keys.HVG]
+    for layer in set(adata.layers) - {keys.COUNTS, keys.LOGNORM}:
+        del adata.layers[layer]
+    for key in set(adata.obsm) - set(experiment.methods):
+        del adata.obsm[key]
+    for split in experiment.splits:  # folds that cannot be made come to light before any work
+        parts(adata.obs, experiment, split, 0, experiment.seeds[0])
+    return checked.warnings
+
+
+def read_cells(path: Path, experiment: Experiment, split: Split, fold: int, seed: int) -> AnnData:
+    """Read prepared cells, with the parts of a fold in ``obs["scmedley_split"]`` and its genes flagged."""
+    adata = read_h5ad(path)
+    adata.obs[keys.SPLIT] = pd.Categorical(parts(adata.obs, experiment, split, fold, seed), PARTS)
+    select_genes(adata, experiment.batch_key, experiment.n_top_genes)
+    return adata
+
+
+def parts(obs: pd.DataFrame, experiment: Experiment, split: Split, fold: int, seed: int) -> np.ndarray:
+    """Give each cell's part in a fold.
+
+    With whole donors held out, "test" are the cells of the fold's donors. Training and its early stopping need
+    known batches, so "train" and "validation" share the cells of all other donors.
+    """
+    batch, label = (obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
+    if split == "cells":
+        folds = rotating_folds(batch, label, n_folds=experiment.folds, seed=seed)
+        return np.asarray(folds[fold])
+    target = obs[experiment.targets[0]].to_numpy() if experiment.targets else None
+    donor = obs[experiment.donors].to_numpy()
+    held_out = donor_folds(donor, target, n_folds=experiment.folds, seed=seed)[fold] == "test"
+    part = np.full(len(obs), "test", dtype="<U10")
+    part[~held_out] = split_cells(batch[~held_out], label[~held_out], fractions=STOPPING, seed=seed)
+    return part

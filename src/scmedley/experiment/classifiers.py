@@ -1,0 +1,55 @@
+"""What random forests read from the latents of one fold: cell type and donor-level targets."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+from scmedley.evaluate.classify import target_table
+from scmedley.experiment import task as work
+from scmedley.experiment.cells import read_cells
+from scmedley.experiment.config import Experiment
+from scmedley.experiment.task import Task
+
+
+def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
+    """Read the cell type and each target from each latent, alone and joined with the random-effects latents.
+
+    Forests have no early stopping, so that they learn from training and validation cells alike.
+
+    Returns
+    -------
+    DataFrame
+        ``target``, then the columns of :func:`scmedley.evaluate.classify.target_table`.
+    """
+    obs = read_cells(out / work.DATA, experiment, task.split, task.fold, task.seed).obs
+    latents = _latents(out, experiment, task)
+    fixed = {name: z_NP for name, z_NP in latents.items() if not name.startswith("RE")}
+    random = {name: z_NP for name, z_NP in latents.items() if name not in fixed}
+    part_N = np.where(obs[keys.SPLIT] == "test", "test", "train")
+    donor_N, label_N = (obs[key].cat.codes.to_numpy() for key in (experiment.donors, experiment.label_key))
+    tables = []
+    for target in (experiment.label_key, *experiment.targets):
+        target_N = obs[target].cat.codes.to_numpy()
+        composed = label_N if target != experiment.label_key else None
+        table = target_table(fixed, random, target_N, donor_N, composed, part_N, seed=task.seed)
+        table.insert(0, "target", target)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _latents(out: Path, experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
+    """Give the latents of the fold's fits that did not fail, by the name that tables show."""
+    found = {}
+    for method in experiment.methods:
+        fit = Task(task.split, task.fold, task.seed, method)
+        if work.about(out, fit).get("status") != "done":
+            continue
+        with np.load(out / work.TASKS / fit.name / work.LATENT) as stored:
+            for variant, z_NP in stored.items():
+                found[method if variant == "latent" else f"{method}, {variant}"] = z_NP
+    if not found:
+        raise ScmedleyError(f"No fit of {task.name} came to an end, so there is nothing to classify.")
+    return found

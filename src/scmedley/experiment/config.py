@@ -1,0 +1,194 @@
+"""What an experiment compares: data, folds, methods. From a recipe (Python) or a TOML file."""
+
+import dataclasses
+import importlib.util
+import inspect
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from scmedley.checks import check_seed
+from scmedley.errors import ScmedleyError
+from scmedley.models.settings import as_changes
+
+Split = Literal["cells", "donors"]
+
+NULL = "RE, permuted batches"
+# Name in the tables: class of the network, and whether labels train it.
+NETWORKS = {
+    "AE": ("Autoencoder", False),
+    "AEC": ("Autoencoder", True),
+    "FE": ("FixedEffects", False),
+    "FEC": ("FixedEffects", True),
+    "RE": ("RandomEffects", False),
+    NULL: ("RandomEffects", False),
+}
+BASIC = ("PCA", *NETWORKS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A comparison of methods over folds and seeds.
+
+    Attributes
+    ----------
+    name
+        What the tables are called.
+    data
+        A shipped set (``"onek1k"``), a paper's files in the data folder (``"aml"``, ``"asd"``,
+        ``"healthy_heart"``), or a file, in the data folder or anywhere.
+    batch_key, label_key
+        ``obs`` columns of batches and cell types.
+    donor_key
+        ``obs`` column of the donors; the batch where there is none.
+    targets
+        Donor-level ``obs`` columns (diagnosis, sex) for the classifiers.
+    methods
+        ``BASIC`` names, names of ``evaluate.peers.PEERS``, or ``obsm`` keys of embeddings that the data bring.
+    preset
+        Of the networks: ``"default"`` or ``"paper"``.
+    settings
+        Changes to the preset, by method: ``{"FE": {"mse_weight": 4000.0}}``. Those of "RE" hold for its null.
+    splits
+        ``"cells"``: cells of all donors are in all parts. ``"donors"``: whole donors are held out.
+    folds, seeds
+        Number of folds; seeds of folds and fits.
+    classify
+        Whether random forests read the cell type and the targets from the latents.
+    published
+        Name under which the papers' numbers for these data are found, if there are any.
+    n_latent, n_top_genes, min_genes, min_cells
+        As for a run.
+    threads
+        Of each fit; fits run side by side.
+    precision, device
+        As for a run.
+    """
+
+    name: str
+    data: str
+    batch_key: str = "batch"
+    label_key: str = "cell_type"
+    donor_key: str = ""
+    targets: tuple[str, ...] = ()
+    methods: tuple[str, ...] = BASIC
+    preset: str = "default"
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    splits: tuple[Split, ...] = ("cells",)
+    folds: int = 5
+    seeds: tuple[int, ...] = (0,)
+    classify: bool = True
+    published: str = ""
+    n_latent: int = 50
+    n_top_genes: int = 3000
+    min_genes: int = 10
+    min_cells: int = 3
+    threads: int = 1
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            wanted = type(getattr(type(self), name, "")) if name != "settings" else dict
+            if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+                raise ScmedleyError(f"{name} = {value!r} must be of type {wanted.__name__}.")
+        for name, least in (("folds", 3), ("n_latent", 1), ("n_top_genes", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise ScmedleyError(f"{name} = {getattr(self, name)} must be at least {least}.")
+        for name in ("splits", "methods", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ScmedleyError(f"{name} = {list(values)} must name at least one, and none twice.")
+        for seed in self.seeds:
+            check_seed(seed)
+        for split in self.splits:
+            if split not in get_args(Split):
+                raise ScmedleyError(
+                    f"splits = {list(self.splits)}: {split!r} is none of {list(get_args(Split))}."
+                )
+        for method in (*self.methods, *self.settings):
+            _check_method(method)
+        self.models()
+
+    @property
+    def donors(self) -> str:
+        """Give the column of the donors."""
+        return self.donor_key or self.batch_key
+
+    def models(self) -> dict[str, Any]:
+        """Give the settings of each network that is compared, with the changes made."""
+        from scmedley import models
+
+        found = {}
+        for method in self.methods:
+            if method in NETWORKS:
+                kind = getattr(models, NETWORKS[method][0])
+                changes = {"n_latent": self.n_latent} | self.settings.get(
+                    "RE" if method == NULL else method, {}
+                )
+                found[method] = kind.preset(self.preset, NETWORKS[method][1]).replace(**changes)
+        return found
+
+
+def _check_method(method: str) -> None:
+    from scmedley.evaluate.peers import PEERS
+
+    if method not in (*BASIC, *PEERS) and not method.startswith("X_"):
+        raise ScmedleyError(
+            f"There is no method {method!r}. Choose of {', '.join((*BASIC, *PEERS))}, or name an obsm key (X_...)."
+        )
+
+
+def read_config(path: Path, **changes: Any) -> Experiment:
+    """Read a recipe, a Python file with a function ``config()``, or a TOML file with the same fields.
+
+    Parameters
+    ----------
+    path
+        The file. A recipe is run as the program that it is: use those you trust.
+    changes
+        Fields that differ from the file's.
+
+    Raises
+    ------
+    ScmedleyError
+        No such file, no ``config()`` there, or a field that an experiment does not have.
+    """
+    if not path.is_file():
+        raise ScmedleyError(f"There is no recipe {path}. Give a .py file with config(), or a .toml file.")
+    if path.suffix == ".py":
+        found = _from_python(path)
+        return dataclasses.replace(found, **changes)
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ScmedleyError(f"{path} is neither a Python recipe (.py) nor TOML: {error}.") from error
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    if "settings" in fields:
+        fields["settings"] = as_changes(fields["settings"], path)
+    known = [f.name for f in dataclasses.fields(Experiment)]
+    unknown = [name for name in fields if name not in known]
+    if unknown:
+        raise ScmedleyError(f"{path}: an experiment has no {unknown[0]!r}; it has {', '.join(known)}.")
+    missing = [name for name in ("name", "data") if name not in fields]
+    if missing:
+        raise ScmedleyError(f"{path} lacks {missing[0]!r}.")
+    return Experiment(**{**fields, **changes})
+
+
+def _from_python(path: Path) -> Experiment:
+    spec = importlib.util.spec_from_file_location(f"scmedley_recipe_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        made = module.config() if inspect.isfunction(getattr(module, "config", None)) else None
+    except ScmedleyError:
+        raise
+    except Exception as error:  # whatever the recipe does wrong
+        raise ScmedleyError(f"{path} fails with {type(error).__name__}: {error}") from error
+    if not isinstance(made, Experiment):
+        raise ScmedleyError(f"{path} has no function config() that gives an Experiment.")
+    return made

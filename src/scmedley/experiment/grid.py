@@ -1,0 +1,206 @@
+"""All fits of an experiment: what is done is kept, the rest runs side by side, here or on a cluster."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, cast
+
+from tqdm.auto import tqdm
+
+from scmedley import io
+from scmedley.errors import ScmedleyError
+from scmedley.experiment import task as work
+from scmedley.experiment.cells import prepare_once, read_data
+from scmedley.experiment.config import BASIC, Experiment
+from scmedley.experiment.task import DATA, Task, tasks
+from scmedley.pipeline import folder as run_folder
+
+RECORD = "experiment.json"
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    *,
+    data: Path | None = None,
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Do an experiment, or what is left of it, and write its tables and page; give its record.
+
+    Parameters
+    ----------
+    experiment
+        What is compared.
+    out
+        Folder of the results. What was finished there under the same settings, data and versions is kept.
+    data
+        Folder of data that are not shipped.
+    jobs
+        Fits at one time on this machine; its cores by default.
+    scheduler
+        Address of a Dask scheduler (``tcp://...``) whose workers do the fits instead. They must see ``out``
+        under the same path.
+
+    Raises
+    ------
+    ScmedleyError
+        Data or settings that cannot be used; a folder that holds something else; a fit of scMedley's own
+        networks that failed (what a rival did wrong is told in the tables).
+    """
+    from scmedley.experiment.tables import write_tables
+    from scmedley.report.experiment import build
+
+    if jobs is not None and jobs < 1:
+        raise ScmedleyError(f"--jobs {jobs} must be at least 1.")
+    out = out.resolve()
+    with run_folder.locked(out):
+        _check_folder(out)
+        record = _lay_data(experiment, out, data, say)
+        fits, classifications = tasks(experiment)
+        with _executor(jobs, scheduler) as executor:
+            _run(fits, experiment, out, record, executor, "fits", progress)
+            _run(classifications, experiment, out, record, executor, "classifiers", progress)
+        say("Writing tables and page")
+        record |= {"findings": write_tables(experiment, out), "status": "done"}
+        io.write_json(record, out / RECORD)
+        build(out)
+    _tell_failures(out, experiment, fits + classifications)
+    return record
+
+
+def _check_folder(out: Path) -> None:
+    others = [p.name for p in out.iterdir() if p.name != run_folder.LOCK]
+    if others and RECORD not in others and not {*others} <= {DATA, work.TASKS, work.CHECKPOINTS}:
+        raise ScmedleyError(f"{out} is no folder of an experiment, and not empty. Choose another --out.")
+
+
+def _lay_data(
+    experiment: Experiment, out: Path, folder: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Filter and normalise the cells, once for all fits; give the record that begins."""
+    say(f"Reading {experiment.data}")
+    adata, data_hash = read_data(experiment, folder)
+    warnings = prepare_once(adata, experiment)
+    for warning in warnings:
+        say(f"Warning: {warning}")
+    io.write_h5ad(adata, out / DATA)
+    record = {
+        "status": "running",
+        "experiment": asdict(experiment),
+        "input": {"sha256": data_hash, "cells": adata.n_obs, "genes": adata.n_vars},
+        "versions": run_folder.versions(),
+        "warnings": warnings,
+    }
+    io.write_json(record, out / RECORD)
+    return record
+
+
+def _run(
+    todo: Sequence[Task],
+    experiment: Experiment,
+    out: Path,
+    record: dict[str, Any],
+    executor: Executor | None,
+    what: str,
+    progress: bool,
+) -> None:
+    """Do the tasks that are not done; the first unexpected error ends it all."""
+    data_hash, versions = record["input"]["sha256"], record["versions"]
+    marks = {task: work.fingerprint(experiment, task, data_hash, versions) for task in todo}
+    left = [task for task in todo if not _is_done(out, task, marks[task])]
+    bar = tqdm(
+        total=len(todo),
+        initial=len(todo) - len(left),
+        desc=what,
+        unit="fit",
+        disable=not progress,
+        smoothing=0.1,
+    )
+    with bar:
+        if executor is None:
+            for task in left:
+                work.run(out, experiment, task, marks[task])
+                bar.update()
+            return
+        futures = [executor.submit(work.run, out, experiment, task, marks[task]) for task in left]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _is_done(out: Path, task: Task, mark: str) -> bool:
+    about = work.about(out, task)
+    return about.get("fingerprint") == mark and about.get("status") == "done"
+
+
+def _tell_failures(out: Path, experiment: Experiment, all_tasks: Sequence[Task]) -> None:
+    failed = [task for task in all_tasks if work.about(out, task).get("status") != "done"]
+    ours = [task for task in failed if task.method in (*BASIC, work.CLASSIFIERS)]
+    if ours:
+        reason = work.about(out, ours[0]).get("reason", "no record of it")
+        raise ScmedleyError(
+            f"{len(ours)} of {len(all_tasks)} tasks failed, the first, {ours[0].name}: {reason}"
+        )
+
+
+@contextmanager
+def _executor(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
+    """Give what runs the fits: processes of this machine, this process alone, or a Dask scheduler's workers."""
+    if scheduler is None and jobs == 1:
+        yield None
+        return
+    if scheduler is None:
+        pool = ProcessPoolExecutor(
+            jobs or os.cpu_count() or 1,
+            mp_context=get_context("spawn"),
+            initializer=_end_with_parent,
+            initargs=(os.getpid(),),
+        )
+        try:
+            yield pool
+        except BaseException:
+            for process in (pool._processes or {}).values():  # they would finish their fits first
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ScmedleyError("--scheduler needs Dask: pip install 'scmedley[dask]'") from error
+    try:
+        client: Any = cast(Any, Client)(scheduler, timeout="20s")
+    except (OSError, ValueError) as error:
+        raise ScmedleyError(
+            f"No Dask scheduler answers at {scheduler} ({error}). Start one, or correct it."
+        ) from error
+    with client, client.get_executor(pure=False) as executor:
+        yield executor
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when the one that would fetch its results is gone, even by kill -9; leave Ctrl-C to that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,177 @@
+"""The results of all fits side by side: tidy tables, means with intervals over folds, what they say in words."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scmedley import io
+from scmedley.evaluate.classify import COMPOSITION
+from scmedley.evaluate.intervals import t_interval
+from scmedley.experiment import task as work
+from scmedley.experiment.config import NETWORKS, NULL, Experiment
+from scmedley.experiment.task import Task, tasks
+
+SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv", "fits.csv"
+SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
+HEADLINE = ("FE + RE", "FE + RE, adapted", "FE", "PCA", COMPOSITION)  # what findings tell of the classifiers
+PLACE = ["split", "fold", "seed"]
+WEIGHTS = {
+    "reconstruction": "mse_weight",
+    "label": "label_weight",
+    "batch left": "adversary_weight",
+    "batch": "batch_weight",
+}
+
+
+def write_tables(experiment: Experiment, out: Path) -> list[str]:
+    """Write all tables of a finished grid to ``out``; give the findings as sentences."""
+    fits, classifications = tasks(experiment)
+    scores = _collect(out, fits, work.SCORES)
+    io.write_csv(scores, out / SCORES)
+    summary = summarise(scores, ["split", "part", "score", "of", "method"], ["value", "null"])
+    summary = _beside_published(summary, experiment)
+    io.write_csv(summary, out / SUMMARY)
+    io.write_csv(_fits(out, fits + classifications), out / FITS)
+    history = _collect(out, [t for t in fits if t.method in NETWORKS], work.HISTORY)
+    io.write_csv(_weighted(history, experiment), out / HISTORY)
+    classified = _collect(out, classifications, work.CLASSIFIED)
+    read = pd.DataFrame()
+    if len(classified):
+        io.write_csv(classified, out / CLASSIFIED)
+        classified["caution"] = classified["caution"].fillna("")
+        values = ["accuracy", "balanced_accuracy", "donor_accuracy"]
+        values += ["chance", "chance_balanced", "donor_chance"]
+        read = summarise(classified, ["target", "held_out", "caution", "embedding"], values)
+        io.write_csv(read, out / CLASSIFIED_SUMMARY)
+    return findings(summary, read, experiment)
+
+
+def summarise(table: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
+    """Give mean and 95 % t-interval over folds of each value; seeds are averaged within a fold first.
+
+    Folds share training cells, so that the intervals are somewhat too narrow, as those of the papers are.
+    """
+    rows = []
+    per_fold = table.groupby([*by, "fold"], sort=False, dropna=False)[values].mean().reset_index()
+    for place, group in per_fold.groupby(by, sort=False, dropna=False):
+        row = dict(zip(by, place, strict=True))
+        for name in values:
+            mean, low, high = t_interval(group[name].tolist())
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        rows.append(row | {"n_folds": len(group)})
+    return pd.DataFrame(rows)
+
+
+def _collect(out: Path, todo: list[Task], file: str) -> pd.DataFrame:
+    """Put the tables of the tasks under each other, with their places."""
+    tables = []
+    for task in todo:
+        path = out / work.TASKS / task.name / file
+        if path.exists() and work.about(out, task).get("status") == "done":
+            table = pd.read_csv(path, float_precision="round_trip", keep_default_na=True)
+            place: dict[str, Any] = {"split": task.split, "fold": task.fold, "seed": task.seed}
+            if "method" not in table and task.method != work.CLASSIFIERS:
+                place["method"] = task.method
+            tables.append(table.assign(**place))
+    if not tables:
+        return pd.DataFrame()
+    joined = pd.concat(tables, ignore_index=True)
+    return joined[[*PLACE, *[c for c in joined if c not in PLACE]]]
+
+
+def _fits(out: Path, todo: list[Task]) -> pd.DataFrame:
+    """Say of each task how long it took and, if it failed, why."""
+    rows = []
+    for task in todo:
+        about = work.about(out, task)
+        fitted = about.get("fitted", {})
+        rows.append(
+            {
+                **{"split": task.split, "fold": task.fold, "seed": task.seed, "method": task.method},
+                "status": about.get("status", "missing"),
+                "seconds": about.get("seconds", np.nan),
+                **{name: fitted.get(name) for name in ("epochs", "best_epoch", "stopped")},
+                "reason": about.get("reason", ""),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _weighted(history: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """Add each term's contribution to the total; that of the KL is what the others leave of it."""
+    if history.empty:
+        return history
+    models = experiment.models()
+    weight = [
+        getattr(models[method], WEIGHTS.get(term, ""), np.nan) if term != "total" else 1.0
+        for method, term in zip(history["method"], history["term"], strict=True)
+    ]
+    history = history.assign(weighted=history["value"] * weight)
+    place = [*PLACE, "method", "part", "epoch"]
+    terms = history[history["term"].isin(WEIGHTS)].groupby(place)["weighted"].sum()
+    total = history[history["term"] == "total"].set_index(place)["value"]
+    rest = (total - terms).rename("rest").reset_index()
+    history = history.merge(rest, how="left", on=place)
+    is_kl = history["term"] == "kl"
+    history.loc[is_kl, "weighted"] = history.loc[is_kl, "rest"]
+    return history.drop(columns="rest")
+
+
+def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """Add the papers' value of the same score, where they give one."""
+    from scmedley.datasets.papers import published
+
+    summary["published"] = np.nan
+    if not experiment.published:
+        return summary
+    known = published()
+    known = known[(known["data_set"] == experiment.published) & (known["source"] == "release")]
+    known = known[known["dimension"] == experiment.n_latent][["method", "score", "of", "value"]]
+    is_theirs = (summary["split"] == "cells") & (summary["part"] == "test")
+    beside = summary[["method", "score", "of"]].merge(known, how="left", on=["method", "score", "of"])
+    return summary.assign(published=beside["value"].where(is_theirs))
+
+
+def findings(summary: pd.DataFrame, read: pd.DataFrame, experiment: Experiment) -> list[str]:
+    """Say what the tables show, each number beside its null."""
+    said = []
+    rows = summary[(summary["split"] == "cells") & (summary["part"] == "test")]
+    for score in ("kNN leak", "ASW"):
+        of_batch = rows[(rows["score"] == score) & (rows["of"] == "batch")]
+        here = {str(row["method"]): row for row in of_batch.to_dict("records")}
+        if {"RE", NULL} <= set(here):
+            ours, null = here["RE"], here[NULL]
+            apart = ours["value_low"] > null["value_high"]
+            verdict = "more than" if apart else "no more, for sure, than"
+            said.append(
+                f"RE separates batches of held-out cells {verdict} its permuted null: {score} {_with(ours)}, null "
+                f"{_with(null)}."
+            )
+        if score == "kNN leak" and {"PCA", "FE"} <= set(here):
+            said.append(f"Batch leak given label: FE {_with(here['FE'])}, PCA {_with(here['PCA'])}.")
+    return said + _read_findings(read, experiment)
+
+
+def _read_findings(read: pd.DataFrame, experiment: Experiment) -> list[str]:
+    """Say of each donor-level target what the best features read with cells split, and with donors held out."""
+    said = []
+    for target in experiment.targets if len(read) else ():
+        words = []
+        for split, how in (("cells", "cells split, which leaks"), ("donors", "donors held out")):
+            rows = read[(read["target"] == target) & (read["held_out"] == split)]
+            if len(rows):
+                accuracy = dict(zip(rows["embedding"], rows["balanced_accuracy"], strict=True))
+                named = [name for name in HEADLINE if name in accuracy]
+                values = ", ".join(f"{name} {accuracy[name]:.2f}" for name in named)
+                words.append(f"{values} with {how} (chance {rows['chance_balanced'].iloc[0]:.2f})")
+        if words:
+            said.append(f"{target}, balanced accuracy: {'; '.join(words)}.")
+    return said
+
+
+def _with(row: dict[Any, Any]) -> str:
+    if np.isnan(row["value_low"]):
+        return f"{row['value']:z.2f}"
+    return f"{row['value']:z.2f} [{row['value_low']:z.2f}, {row['value_high']:z.2f}]"

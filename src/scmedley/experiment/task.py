@@ -1,0 +1,246 @@
+"""One fit of an experiment: one method on one fold with one seed, into a folder of its own, all or nothing."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scmedley import io, keys
+from scmedley.errors import ScmedleyError
+from scmedley.experiment.cells import read_cells
+from scmedley.experiment.config import NETWORKS, NULL, Experiment, Split
+
+if TYPE_CHECKING:
+    from scmedley.models.base import Model
+
+TASKS, CHECKPOINTS, DATA = "tasks", ".checkpoints", "data.h5ad"
+ABOUT, SCORES, HISTORY, LATENT, MAP, CLASSIFIED = (
+    "task.json",
+    "scores.csv",
+    "history.csv",
+    "latent.npz",
+    "umap.npz",
+    "classified.csv",
+)
+CLASSIFIERS = "classifiers"  # stands for the method in the task that reads the latents of all others
+MAP_CELLS = 3000  # held-out cells on a map, at most
+
+
+@dataclass(frozen=True)
+class Task:
+    """One method (or the classifiers on all of them) on one fold with one seed."""
+
+    split: Split
+    fold: int
+    seed: int
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Give the name of its folder."""
+        method = re.sub(r"\W+", "-", self.method)
+        return f"{self.split}-fold{self.fold}-seed{self.seed}-{method}"
+
+
+def tasks(experiment: Experiment) -> tuple[list[Task], list[Task]]:
+    """Give all fits of an experiment, and the classifications that need them."""
+    grid = [
+        (s, f, seed) for s in experiment.splits for seed in experiment.seeds for f in range(experiment.folds)
+    ]
+    fits = [Task(*place, method) for place in grid for method in experiment.methods]
+    return fits, [Task(*place, CLASSIFIERS) for place in grid] if experiment.classify else []
+
+
+def fingerprint(experiment: Experiment, task: Task, data_hash: str, versions: dict[str, str]) -> str:
+    """Say in short what a task's results depend on; where it is the same, they need not be made again."""
+    settings = asdict(experiment)
+    for name in ("name", "seeds", "splits", "published", "classify"):
+        del settings[name]
+    if task.method != CLASSIFIERS:
+        del settings["targets"]
+        settings["methods"] = task.method
+        settings["settings"] = experiment.settings.get("RE" if task.method == NULL else task.method)
+    what = json.dumps([settings, asdict(task), data_hash, versions], sort_keys=True, default=str)
+    return hashlib.sha256(what.encode()).hexdigest()
+
+
+def about(out: Path, task: Task) -> dict[str, Any]:
+    """Give what is recorded of a task; nothing if it has not been finished, or its record is spoilt."""
+    try:
+        found: dict[str, Any] = json.loads((out / TASKS / task.name / ABOUT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def run(out: Path, experiment: Experiment, task: Task, mark: str) -> None:
+    """Do a task and write its folder. What goes wrong with a method is its result, not the end of the others."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from scmedley.train.precision import engine
+
+    began = time.perf_counter()
+    with (
+        threadpool_limits(experiment.threads),
+        engine(experiment.threads, torch.device("cpu")),
+        io.replacing(out / TASKS / task.name) as folder,
+    ):
+        folder.mkdir(parents=True)
+        state = {"task": asdict(task), "fingerprint": mark, "status": "done"}
+        try:
+            if task.method == CLASSIFIERS:
+                from scmedley.experiment.classifiers import classify
+
+                classify(out, experiment, task).to_csv(folder / CLASSIFIED, index=False)
+            else:
+                state |= _fit_and_score(out, experiment, task, folder)
+        except ScmedleyError as error:
+            state |= {"status": "failed", "reason": str(error)}
+        io.write_json(state | {"seconds": round(time.perf_counter() - began, 2)}, folder / ABOUT)
+    (out / CHECKPOINTS / f"{task.name}.safetensors").unlink(missing_ok=True)
+
+
+def _fit_and_score(out: Path, experiment: Experiment, task: Task, folder: Path) -> dict[str, Any]:
+    """Fit, embed, score, draw; write the results to ``folder`` and give what the record shall say."""
+    from scmedley.pp.umap import umap
+
+    adata = read_cells(out / DATA, experiment, task.split, task.fold, task.seed)
+    latents, network = _embed(out, adata, experiment, task)
+    batch_key = keys.PERMUTED if task.method == NULL else experiment.batch_key
+    tables = []
+    for variant, z_NP in latents.items():
+        adata.obsm["X_latent"] = z_NP
+        for part, cells in _scored(adata, task):
+            thorough = part != "validation"  # which is for choosing settings
+            table = _scores(cells, batch_key, experiment.label_key, task.seed, thorough)
+            tables.append(table.assign(method=task.method + variant, part=part))
+    pd.concat(tables, ignore_index=True).to_csv(folder / SCORES, index=False)
+    stored: dict[str, Any] = {variant.strip(", ") or "latent": z_NP for variant, z_NP in latents.items()}
+    np.savez(folder / LATENT, **stored)
+    if task.split == "cells":
+        held_out = adata[adata.obs[keys.SPLIT] == "test"].copy()
+        umap(held_out, "X_latent", max_cells=MAP_CELLS, seed=task.seed)
+        np.savez(folder / MAP, xy=held_out.obsm[keys.umap("X_latent")])
+    if network is None:
+        return {}
+    network.history.to_csv(folder / HISTORY, index=False)
+    return {"fitted": network.fitted}
+
+
+def _scored(adata: AnnData, task: Task) -> Iterator[tuple[str, AnnData]]:
+    """Give the parts that are scored, each with the cells that probes learn from marked as "train"."""
+    part = adata.obs[keys.SPLIT].astype(str).to_numpy()
+    if (
+        task.split == "donors"
+    ):  # known donors tell nothing of the batches of others: probes learn from some cells
+        cells = adata[part == "test"].copy()
+        del cells.obs[keys.SPLIT]
+        yield "held-out donors", cells
+        return
+    for name, left_out in (("test", "validation"), ("validation", "test")):
+        cells = adata.copy()
+        cells.obs[keys.SPLIT] = np.where(part == name, "test", np.where(part == left_out, "unused", part))
+        yield name, cells
+
+
+def _scores(cells: AnnData, batch_key: str, label_key: str, seed: int, thorough: bool) -> pd.DataFrame:
+    from scmedley.evaluate.scores import scores
+
+    table = scores(cells, ["X_latent"], batch_key, label_key, seed=seed, thorough=thorough)
+    return table.drop(columns="embedding")
+
+
+def _embed(
+    out: Path, adata: AnnData, experiment: Experiment, task: Task
+) -> tuple[dict[str, np.ndarray], "Model[Any] | None"]:
+    """Give the latents of all cells, and the network if there is one.
+
+    The latent of a random-effects network for donors that it does not know comes in two variants: with the
+    population mean (no effects), and with effects fitted to the new donors' cells, everything else frozen.
+    """
+    method = task.method
+    if method == "PCA":
+        from scmedley.pp.pca import pca
+
+        pca(adata, experiment.n_latent, task.seed)
+        return {"": np.asarray(adata.obsm[keys.PCA])}, None
+    if method in NETWORKS:
+        return _embed_by_network(out, adata, experiment, task)
+    if method.startswith("X_"):
+        if method not in adata.obsm:
+            raise ScmedleyError(
+                f"The data have no obsm[{method!r}]; they have {', '.join(adata.obsm) or 'none'}."
+            )
+        return {"": np.asarray(adata.obsm[method], dtype=np.float32)}, None
+    from scmedley.evaluate.peers import embed_peer
+    from scmedley.pp.pca import pca
+
+    pca(adata, experiment.n_latent, task.seed)
+    z_NP = embed_peer(
+        method,
+        adata,
+        experiment.batch_key,
+        experiment.label_key,
+        n_latent=experiment.n_latent,
+        seed=task.seed,
+        threads=experiment.threads,
+    )
+    return {"": z_NP}, None
+
+
+def _embed_by_network(
+    out: Path, adata: AnnData, experiment: Experiment, task: Task
+) -> tuple[dict[str, np.ndarray], "Model[Any]"]:
+    from scmedley import models
+
+    kind, supervised = NETWORKS[task.method]
+    batch_key = experiment.batch_key
+    held_out = ((adata.obs[keys.SPLIT] == "test") & (task.split == "donors")).to_numpy()
+    if task.method == NULL:
+        _permute(adata, experiment, held_out, task.seed)
+        batch_key = keys.PERMUTED
+    settings = experiment.models()[task.method]
+    label = {"label_key": experiment.label_key} if supervised else {}
+    model = getattr(models, kind)(batch_key, settings=settings, **label)
+    known = adata[~held_out].copy() if held_out.any() else adata
+    model.fit(
+        known,
+        seed=task.seed,
+        threads=experiment.threads,
+        precision=experiment.precision,
+        device=experiment.device,
+        checkpoint=_checkpoint(out, task),
+        progress=False,
+    )
+    latents = {"": model.get_latent_representation(adata, unknown="mean")}
+    if task.method == "RE" and (model.design.codes(adata.obs) < 0).any():
+        new = adata[model.design.codes(adata.obs) < 0].copy()
+        adapted = model.adapt(new, seed=task.seed)
+        latents[", adapted"] = adapted.get_latent_representation(adata)
+    return latents, model
+
+
+def _permute(adata: AnnData, experiment: Experiment, held_out: np.ndarray, seed: int) -> None:
+    """Permute batches within labels; those of held-out donors among themselves, so that they stay unknown."""
+    from scmedley.evaluate.scores import permute_batches
+
+    permuted = np.empty(adata.n_obs, dtype=object)
+    for rows in (held_out, ~held_out):
+        cells = AnnData(obs=adata.obs[rows].copy())
+        permute_batches(cells, experiment.batch_key, experiment.label_key, seed=seed)
+        permuted[rows] = cells.obs[keys.PERMUTED].astype(str)
+    adata.obs[keys.PERMUTED] = pd.Categorical(permuted)
+
+
+def _checkpoint(out: Path, task: Task) -> Path:
+    (out / CHECKPOINTS).mkdir(exist_ok=True)
+    return out / CHECKPOINTS / f"{task.name}.safetensors"

@@ -1,0 +1,110 @@
+"""Effects of batches that a fitted random-effects network has not seen, with all else frozen.
+
+Shapes: M cells of a minibatch, B batches known so far, H units of a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anndata import AnnData
+from torch import Tensor, nn
+
+from scmedley.checks import check_seed
+from scmedley.data.design import Design
+from scmedley.data.resident import Minibatch, Resident
+from scmedley.errors import ScmedleyError
+from scmedley.nn.bayesian import inverse_softplus, tables
+from scmedley.nn.likelihoods import mse
+from scmedley.train.precision import engine
+
+if TYPE_CHECKING:
+    from scmedley.models.random_effects import RandomEffects
+
+LEARNING_RATE = 0.01  # of Adam, on the new rows alone; falls to 0 along half a cosine
+CPU = torch.device("cpu")
+
+
+def adapted(
+    model: RandomEffects, adata: AnnData, *, steps: int, seed: int, threads: int | None
+) -> RandomEffects:
+    """Give a model that also knows the new batches of ``adata``. See :meth:`RandomEffects.adapt`."""
+    model.check_fitted()
+    check_seed(seed)
+    if steps < 1:
+        raise ScmedleyError(f"steps is {steps}; give at least 1.")
+    known = model.design.batches
+    new = tuple(b for b in Design.of(adata.obs, model.batch_key).batches if b not in known)
+    if not new:
+        raise ScmedleyError(
+            f"All batches in obs[{model.batch_key!r}] are known to the model. There is nothing to adapt: embed these "
+            "cells as they are."
+        )
+    design = replace(model.design, batches=known + new, n_adapted=model.design.n_adapted + len(new))
+    codes = design.codes(adata.obs)
+    cells = adata[codes >= len(known)]
+    extended = copy.copy(model)
+    extended.design, extended.network = design, copy.deepcopy(model.network)
+    add_batches(extended.network, len(new))
+    with engine(threads, CPU):
+        torch.manual_seed(seed)
+        resident = Resident(model.read(cells), codes[codes >= len(known)], CPU)
+        _learn_rows(extended.network, resident, len(known), steps, model.settings.sizes(cells.n_obs)[0])
+    extended.fitted = {**model.fitted, "adapted": {"batches": len(new), "steps": steps, "seed": seed}}
+    return extended
+
+
+@torch.no_grad()
+def add_batches(network: Any, n_new: int) -> None:
+    """Give every effect table ``n_new`` more rows, each of them the prior: mean 0, the prior's width."""
+    for table in tables(network):
+        shape = (n_new, table.loc_BH.shape[1])
+        rho = inverse_softplus(float(table.prior_scale))
+        table.loc_BH = nn.Parameter(torch.cat([table.loc_BH, torch.zeros(shape)]))
+        table.rho_BH = nn.Parameter(torch.cat([table.rho_BH, torch.full(shape, rho)]))
+    network.n_batches += n_new
+
+
+def _learn_rows(network: Any, cells: Resident, n_known: int, steps: int, batch_size: int) -> None:
+    """Move the rows from ``n_known`` on, by Adam on the training loss without the batch head's term."""
+    network.eval()  # BatchNorm keeps its statistics; the draws are asked for
+    rows = [p for table in tables(network) for p in (table.loc_BH, table.rho_BH)]
+    optimiser = torch.optim.Adam(rows, lr=LEARNING_RATE)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+    for minibatch in _minibatches(cells, steps, batch_size):
+        optimiser.zero_grad()
+        torch.autograd.backward(_loss(network, minibatch, cells.n_cells), inputs=rows)
+        for row in rows:  # without a gradient Adam leaves the known batches alone
+            assert row.grad is not None
+            row.grad[:n_known] = 0
+        optimiser.step()
+        falling.step()
+
+
+def _loss(network: Any, cells: Minibatch, n_cells: int) -> Tensor:
+    """Give lambda_MSE * MSE + lambda_KL * KL, with as many cells of the new batches hidden as in training.
+
+    In training a row's KL is shared out among all training cells; here there are ``n_cells`` to share it.
+    """
+    settings = network.settings
+    hidden_M = torch.rand(len(cells.b_M)) < settings.hide_batch
+    z_MP = network.encode(cells.x_MG, cells.b_M.masked_fill(hidden_M, -1), draw=True)
+    error = mse(cells.x_MG, network.decode(z_MP, cells.b_M, draw=True))
+    _, penalty = network.kl(error, cells.x_MG.shape[1])
+    loss: Tensor = settings.mse_weight * error + penalty * network.n_cells / n_cells
+    return loss
+
+
+def _minibatches(cells: Resident, steps: int, batch_size: int) -> Iterator[Minibatch]:
+    """Walk through the cells again and again, in new order, for ``steps`` minibatches."""
+    all_rows, done = torch.arange(cells.n_cells), 0
+    while True:
+        for minibatch in cells.minibatches(all_rows, batch_size, shuffle=True):
+            if done == steps:
+                return
+            yield minibatch
+            done += 1

@@ -1,0 +1,326 @@
+"""Folds for experiments: every cell, or every donor, is tested once; and pairs of batch and label to hold out.
+
+Shapes: N cells, F folds, D donors, B batches, K labels.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+from scmedley.errors import ScmedleyError, listed
+from scmedley.pp.split import PARTS, Codes, checked, split
+
+Parts = npt.NDArray[np.str_]
+
+_FEWEST = 3  # a fold takes two blocks away, so what is in three blocks is always learnt
+_ORDERS = 100  # orders of the donors' blocks that are tried
+
+
+def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, seed: int) -> Parts:
+    """Deal the cells to ``n_folds`` blocks, stratified by batch × label, and let the blocks take turns.
+
+    Fold f tests on block f, validates on block f + 1 (the first after the last) and trains on the others:
+    60/20/20 with five folds. The cells of a batch are dealt like cards, label by label, in random order
+    otherwise: the blocks' shares of each stratum and of each batch differ by one cell at most. A stratum with
+    fewer cells than folds is so merged with the next one of its batch. The block that a batch begins with is
+    the one that balances the labels, and all cells, best over the batches dealt so far.
+
+    A batch of three or more cells has a training cell in every fold. A batch of one or two cells is in
+    training in every fold and never held out: were it, a fold would meet a batch it has not learnt.
+
+    Parameters
+    ----------
+    batch_N
+        Batch codes, none missing.
+    label_N
+        Label codes, -1 where missing (a stratum of its own); None to stratify by batch alone.
+    n_folds
+        F, three or more.
+    seed
+        Seed of the draw; the same seed and codes give the same folds. How many cells of a stratum each block
+        gets depends on the seed and the strata's sizes, not on the order of the cells.
+
+    Returns
+    -------
+    numpy.ndarray
+        F x N: "train", "validation" or "test".
+
+    Raises
+    ------
+    ScmedleyError
+        Fewer than three folds, a batch is missing, or there are too few cells to test some in every fold.
+    """
+    _check_folds(n_folds)
+    batch_N, label_N = checked(batch_N, label_N)
+    _, batch_N, size_B = np.unique(batch_N, return_inverse=True, return_counts=True)
+    labels, label_N = np.unique(label_N, return_inverse=True)
+
+    rng = np.random.default_rng(seed)
+    label_order_N = rng.permutation(len(labels))[label_N]
+    by_batch = np.lexsort((rng.random(len(batch_N)), label_order_N, batch_N))
+    cells_B = np.split(by_batch, np.cumsum(size_B)[:-1])
+    block_N = np.full(len(batch_N), -1)
+    counts_FK = np.zeros((n_folds, len(labels)), dtype=np.int64)
+    for batch in rng.permutation(np.flatnonzero(size_B >= _FEWEST)):
+        cells = cells_B[batch]
+        block = np.arange(len(cells)) % n_folds
+        new_FK = np.zeros_like(counts_FK)
+        np.add.at(new_FK, (block, label_N[cells]), 1)
+        starts = [int(start) for start in rng.permutation(n_folds)]
+        start = min(starts, key=lambda s: _unevenness(counts_FK + np.roll(new_FK, s, axis=0)))
+        counts_FK += np.roll(new_FK, start, axis=0)
+        block_N[cells] = (block + start) % n_folds
+    if not counts_FK.any(axis=1).all():
+        raise ScmedleyError(
+            f"The {counts_FK.sum()} cells in batches of {_FEWEST} or more do not fill {n_folds} folds. "
+            "Take fewer folds, or more cells."
+        )
+    return _take_turns(block_N, n_folds)
+
+
+def donor_folds(
+    donor_N: npt.ArrayLike, target_N: npt.ArrayLike | None, *, n_folds: int = 5, seed: int
+) -> Parts:
+    """Deal whole donors to ``n_folds`` blocks and let the blocks take turns, as in :func:`rotating_folds`.
+
+    Donors are dealt from the one with most cells to the one with fewest, each to the block with the fewest
+    donors of its target level and, of those, to the one with the fewest cells (greedy). So the blocks'
+    numbers of donors of a level differ by one at most, no block is empty, and cells are balanced as far as
+    that allows. Of 100 random orders of the blocks, one is taken in which the fewest levels miss training.
+
+    A level of three or more donors is in training in every fold. A level of two may be missing in one of
+    them; with four or more folds and few such levels it is not.
+
+    Parameters
+    ----------
+    donor_N
+        Donors, as names or codes, none missing.
+    target_N
+        What is to be told of a donor (diagnosis, patient group), as names or codes: one value for all cells
+        of a donor. None to balance donors and cells alone.
+    n_folds
+        F, three or more, and no more than there are donors.
+    seed
+        Seed of the order of the blocks and of ties. Which donors share a block follows from their sizes.
+
+    Returns
+    -------
+    numpy.ndarray
+        F x N: "train", "validation" or "test".
+
+    Raises
+    ------
+    ScmedleyError
+        Fewer than three folds or fewer donors than folds; a cell without donor or target; a donor with two
+        target values; a target level that only one donor has, as it cannot be both learnt and tested.
+    """
+    _check_folds(n_folds)
+    donor_N, donors = _coded(donor_N, "donor")
+    if len(donors) < n_folds:
+        raise ScmedleyError(
+            f"{len(donors)} donors cannot be dealt to {n_folds} folds. "
+            + (f"Take n_folds={len(donors)}." if len(donors) >= _FEWEST else "At least 3 donors are needed.")
+        )
+    level_D = np.zeros(len(donors), dtype=np.int64)
+    if target_N is not None:
+        level_D = _levels(donor_N, donors, target_N)
+    size_D = np.bincount(donor_N, minlength=len(donors))
+    rng = np.random.default_rng(seed)
+    block_D = _dealt(level_D, size_D, n_folds, rng)
+    orders = [rng.permutation(n_folds) for _ in range(_ORDERS)]
+    donors_FK = np.zeros((n_folds, level_D.max() + 1), dtype=np.int64)
+    np.add.at(donors_FK, (block_D, level_D), 1)
+    order_F = min(orders, key=lambda order_F: _untrained(donors_FK[np.argsort(order_F)]))
+    return _take_turns(order_F[block_D][donor_N], n_folds)
+
+
+def held_out_pairs(
+    batch_N: Codes, label_N: Codes, *, n_pairs: int, seed: int, least: int = 20
+) -> list[tuple[int, int]]:
+    """Choose (batch, label) pairs to hold out, one at a time, for tests of counterfactuals.
+
+    What is held out must be known from elsewhere: the batch has another label, and the label is in another
+    batch, each with ``least`` cells or more in one stratum. And the batches linked by shared labels stay
+    linked without the pair (:func:`scmedley.overlap.overlap`). Pairs are drawn at random, of batches and
+    labels that were drawn least often so far.
+
+    Parameters
+    ----------
+    batch_N, label_N
+        Codes; cells without a label (-1) are left out.
+    n_pairs
+        How many.
+    seed
+        Seed of the draw; the order of the cells does not matter.
+    least
+        Cells that a pair has at least.
+
+    Returns
+    -------
+    list of (int, int)
+        Codes of batch and label, as they were given.
+
+    Raises
+    ------
+    ScmedleyError
+        There are fewer such pairs than ``n_pairs``; or a batch is missing.
+    """
+    batch_N, label_N = checked(batch_N, label_N)
+    labelled = label_N >= 0
+    batches, batch_N = np.unique(batch_N[labelled], return_inverse=True)
+    labels, label_N = np.unique(label_N[labelled], return_inverse=True)
+    counts_BK = np.zeros((len(batches), len(labels)), dtype=np.int64)
+    np.add.at(counts_BK, (batch_N, label_N), 1)
+
+    large_BK = counts_BK >= max(least, 1)
+    known_BK = (large_BK.sum(axis=1, keepdims=True) > 1) & (large_BK.sum(axis=0) > 1)
+    found = [(int(b), int(k)) for b, k in np.argwhere(large_BK & known_BK) if _links(counts_BK > 0, b, k)]
+    if len(found) < n_pairs:
+        raise ScmedleyError(
+            f"{len(found)} pairs of batch and label can be held out, not {n_pairs}: the others have fewer than "
+            f"{least} cells, or without them the batch, its label or the link between batches is lost. "
+            "Ask for fewer pairs or a smaller `least`."
+        )
+    order = np.random.default_rng(seed).permutation(len(found))
+    left = [found[i] for i in order]
+    chosen: list[tuple[int, int]] = []
+    for _ in range(n_pairs):
+        pair = min(left, key=lambda pair: sum((pair[0] == b) + (pair[1] == k) for b, k in chosen))
+        left.remove(pair)
+        chosen.append(pair)
+    return [(int(batches[b]), int(labels[k])) for b, k in chosen]
+
+
+def held_out_parts(batch_N: Codes, label_N: Codes, pair: tuple[int, int], *, seed: int) -> Parts:
+    """Hold out one (batch, label) pair: all its cells are tested, the others split 7 : 1.
+
+    Parameters
+    ----------
+    batch_N, label_N
+        Codes; batches are not missing, labels may be (-1).
+    pair
+        Batch and label, as from :func:`held_out_pairs`.
+    seed
+        Seed of the :func:`~scmedley.pp.split.split` of the other cells to training and validation.
+
+    Returns
+    -------
+    numpy.ndarray
+        "train", "validation" or "test" per cell.
+
+    Raises
+    ------
+    ScmedleyError
+        No cell is of the pair, or its batch or its label has no other cells to learn from.
+    """
+    batch_N, label_N = checked(batch_N, label_N)
+    batch, label = pair
+    held_N = (batch_N == batch) & (label_N == label)
+    if not held_N.any():
+        raise ScmedleyError(f"No cell is of batch {batch} and label {label}. Hold out another pair.")
+    for name, code, codes_N in (("batch", batch, batch_N), ("label", label, label_N)):
+        if not (codes_N[~held_N] == code).any():
+            raise ScmedleyError(
+                f"All cells of {name} {code} are of the pair {pair}: without them nothing is left to learn the "
+                f"{name} from. Hold out another pair."
+            )
+    part_N = np.full(len(batch_N), PARTS[2], dtype=f"<U{max(map(len, PARTS))}")
+    part_N[~held_N] = split(batch_N[~held_N], label_N[~held_N], fractions=(0.875, 0.125, 0.0), seed=seed)
+    return part_N
+
+
+def _check_folds(n_folds: int) -> None:
+    if n_folds < _FEWEST:
+        raise ScmedleyError(f"n_folds={n_folds} must be 3 or more: to train, to validate and to test.")
+
+
+def _unevenness(counts_FK: npt.NDArray[np.int64]) -> int:
+    """Sum of squares of the cells of a block, by label and in all: least where blocks are equal."""
+    return int((counts_FK**2).sum() + (counts_FK.sum(axis=1) ** 2).sum())
+
+
+def _take_turns(block_N: npt.NDArray[np.int64], n_folds: int) -> Parts:
+    """Give each cell's part in each fold, F x N; block -1 is always in training."""
+    fold_F1 = np.arange(n_folds)[:, None]
+    part_FN = np.full((n_folds, len(block_N)), PARTS[0], dtype=f"<U{max(map(len, PARTS))}")
+    part_FN[block_N == (fold_F1 + 1) % n_folds] = PARTS[1]
+    part_FN[block_N == fold_F1] = PARTS[2]
+    return part_FN
+
+
+def _coded(values_N: npt.ArrayLike, what: str) -> tuple[npt.NDArray[np.int64], "pd.Index[Any]"]:
+    """Give codes from 0 and the names they stand for; none may be missing (None, NaN, or the code -1)."""
+    values: pd.Series[Any] = pd.Series(np.asarray(values_N))
+    missing_N = values.isna()
+    if values.dtype.kind == "i":
+        missing_N = missing_N | (values < 0)
+    if missing_N.any():
+        raise ScmedleyError(
+            f"cell {int(missing_N.to_numpy().argmax())} has no {what}: fill it in or leave such cells out."
+        )
+    codes_N, names = pd.factorize(values, sort=True)
+    return codes_N, pd.Index(names)
+
+
+def _levels(
+    donor_N: npt.NDArray[np.int64], donors: "pd.Index[Any]", target_N: npt.ArrayLike
+) -> npt.NDArray[np.int64]:
+    """Give each donor's target level; every level has two donors or more."""
+    level_N, levels = _coded(target_N, "target")
+    pairs = pd.DataFrame({"donor": donor_N, "level": level_N}).drop_duplicates().sort_values("donor")
+    twice = pairs["donor"].duplicated()
+    if twice.any():
+        donor = int(pairs.loc[twice, "donor"].iloc[0])
+        both = [str(name) for name in levels[pairs.loc[pairs["donor"] == donor, "level"].to_numpy()]]
+        raise ScmedleyError(
+            f"donor {str(donors[donor])!r} has {len(both)} target values ({listed(both)}): a target that differs "
+            "within donors is not the donor's. Mend it, or use folds of cells."
+        )
+    level_D = pairs["level"].to_numpy()
+    alone = np.flatnonzero(np.bincount(level_D) == 1)
+    if len(alone):
+        raise ScmedleyError(
+            f"only one donor is {listed([str(name) for name in levels[alone]])}: it cannot be both learnt from and "
+            "tested. Leave such donors out, or merge their level with another."
+        )
+    return level_D
+
+
+def _dealt(
+    level_D: npt.NDArray[np.int64], size_D: npt.NDArray[np.int64], n_folds: int, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Give each donor's block: largest donors first, to the fewest of its level, then to the fewest cells."""
+    block_D = np.zeros(len(size_D), dtype=np.int64)
+    donors_FK = np.zeros((n_folds, level_D.max() + 1), dtype=np.int64)
+    cells_F = np.zeros(n_folds, dtype=np.int64)
+    for donor in np.lexsort((rng.random(len(size_D)), -size_D)):
+        level = int(level_D[donor])
+        block = np.lexsort((rng.random(n_folds), cells_F, donors_FK[:, level]))[0]
+        block_D[donor] = block
+        donors_FK[block, level] += 1
+        cells_F[block] += size_D[donor]
+    return block_D
+
+
+def _untrained(donors_FK: npt.NDArray[np.int64]) -> int:
+    """Count the levels without a training donor, over all folds, from the donors of a level in each block."""
+    held_FK = donors_FK + np.roll(donors_FK, -1, axis=0)
+    return int((held_FK == donors_FK.sum(axis=0)).sum())
+
+
+def _links(seen_BK: npt.NDArray[np.bool_], batch: int, label: int) -> bool:
+    """Say whether batches and labels hang together without this pair as much as with it."""
+    without_BK = seen_BK.copy()
+    without_BK[batch, label] = False
+    return _n_components(without_BK) == _n_components(seen_BK)
+
+
+def _n_components(seen_BK: npt.NDArray[np.bool_]) -> int:
+    n_batches, n_labels = seen_BK.shape
+    graph = np.zeros((n_batches + n_labels,) * 2, dtype=np.int8)
+    graph[:n_batches, n_batches:] = seen_BK
+    return int(connected_components(csr_array(graph), directed=False)[0])

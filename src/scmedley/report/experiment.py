@@ -1,0 +1,192 @@
+"""The page of an experiment, ``report.html``: tables, figures and what they say, from its folder."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import read_h5ad
+
+from scmedley.experiment import task as work
+from scmedley.experiment.cells import parts
+from scmedley.experiment.config import Experiment
+from scmedley.experiment.tables import CLASSIFIED_SUMMARY, FITS, HISTORY, SUMMARY
+from scmedley.experiment.task import Task
+
+MAIN = [  # scores of the first table, in its order; the others are folded away
+    *(("kNN leak", "batch"), ("ASW", "batch"), ("iLISI", "batch"), ("BRAS", "batch")),
+    *(("kNN accuracy", "label"), ("ASW", "label"), ("cLISI", "label")),
+]
+
+
+def build(folder: Path) -> Path:
+    """Write ``folder/report.html`` from the tables of a finished experiment."""
+    from scmedley.report import figures
+    from scmedley.report.build import check_extra, render, write
+
+    check_extra()
+    record = json.loads((folder / "experiment.json").read_text())
+    fields: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in record["experiment"].items()
+    }
+    experiment = Experiment(**fields)
+    summary = pd.read_csv(folder / SUMMARY)
+    fits = pd.read_csv(folder / FITS)
+    path = folder / CLASSIFIED_SUMMARY
+    read = pd.read_csv(path, keep_default_na=True) if path.exists() else pd.DataFrame()
+    obs = read_h5ad(folder / work.DATA, backed="r").obs
+    with figures.drawing():
+        context = {
+            "record": record,
+            "experiment": experiment,
+            "tables": [_table(str(part), rows) for part, rows in summary.groupby("part", sort=False)],
+            "pictures": _comparisons(summary, experiment),
+            "classified": _classified(read),
+            "confounding": _confounding(obs, experiment),
+            "maps": _maps(folder, obs, experiment),
+            "training": _training(folder),
+            "fits": _fits(fits),
+            "failures": fits[fits["status"] != "done"].to_dict("records"),
+            "n_donors": obs[experiment.donors].nunique(),
+            "n_batches": obs[experiment.batch_key].nunique(),
+        }
+    return write(render(context, "experiment.html.j2"), folder / "report.html")
+
+
+def _table(part: str, rows: pd.DataFrame) -> dict[str, Any]:
+    """Lay one part's scores out: a row a method, a column a score, the main scores first."""
+    pairs = list(dict.fromkeys(zip(rows["score"], rows["of"], strict=True)))
+    main = [pair for pair in MAIN if pair in pairs]
+    cells = {(r["method"], r["score"], r["of"]): r for r in rows.to_dict("records")}
+    methods = list(dict.fromkeys(rows["method"]))
+
+    def block(columns: list[tuple[str, str]]) -> dict[str, Any]:
+        lines = [(method, [cells.get((method, *pair)) for pair in columns]) for method in methods]
+        return {"columns": columns, "lines": lines}
+
+    rest = [pair for pair in pairs if pair not in main]
+    n_folds = int(rows["n_folds"].max())
+    return {"part": part, "n_folds": n_folds, "main": block(main), "rest": block(rest) if rest else None}
+
+
+def _comparisons(summary: pd.DataFrame, experiment: Experiment) -> list[Any]:
+    from scmedley.pl.comparison import comparison
+    from scmedley.report.figures import picture
+
+    rows = summary[(summary["part"] == "test") & (summary["split"] == "cells")]
+    methods = [m for m in experiment.methods if m in set(rows["method"])]
+    size = (4.6, 0.7 + 0.3 * len(methods))
+    pictures = []
+    for score, of in MAIN:
+        one = rows[(rows["score"] == score) & (rows["of"] == of)]
+        if len(one):
+            title = f"{score} by {of}"
+            draw = partial(comparison, rows=one, methods=methods)
+            pictures.append(picture(draw, size, f"{title}, as in the table.", title))
+    return pictures
+
+
+def _classified(read: pd.DataFrame) -> list[dict[str, Any]]:
+    """Group the classifiers' table by target, then by how cells were held out."""
+    if read.empty:
+        return []
+    groups = []
+    for target, rows in read.groupby("target", sort=False):
+        names = list(dict.fromkeys(rows["embedding"]))
+        splits = list(dict.fromkeys(rows["held_out"]))
+        cells = {(r["embedding"], r["held_out"]): r for r in rows.to_dict("records")}
+        cautions = dict(zip(rows["held_out"], rows["caution"].fillna(""), strict=True))
+        lines = [(name, [cells.get((name, split)) for split in splits]) for name in names]
+        groups.append({"target": target, "splits": splits, "cautions": cautions, "lines": lines})
+    return groups
+
+
+def _confounding(obs: pd.DataFrame, experiment: Experiment) -> list[Any]:
+    """Draw donors per label and group, for each donor-level target; by batch where there is none."""
+    from scmedley.pl.comparison import confounding
+    from scmedley.report.figures import picture
+
+    pictures = []
+    for target in experiment.targets:
+        one = obs[[experiment.donors, experiment.label_key, target]].drop_duplicates()
+        donors = pd.crosstab(one[experiment.label_key], one[target])
+        size = (1.8 + 0.9 * donors.shape[1], 1.0 + 0.3 * donors.shape[0])
+        title = f"Donors with cells of each label, by {target}"
+        pictures.append(picture(partial(confounding, donors=donors), size, title, title))
+    return pictures
+
+
+def _maps(folder: Path, obs: pd.DataFrame, experiment: Experiment) -> list[dict[str, Any]]:
+    """Draw the held-out cells of each fold, by batch and by label, for every method."""
+    if "cells" not in experiment.splits:
+        return []
+    seed, groups = experiment.seeds[0], []
+    for fold in range(experiment.folds):
+        rows = []
+        for kind, key in (("batch", experiment.batch_key), ("label", experiment.label_key)):
+            panels = [
+                _map(folder, obs, experiment, Task("cells", fold, seed, m), kind, key)
+                for m in experiment.methods
+            ]
+            rows.append({"kind": kind, "panels": [p for p in panels if p is not None]})
+        groups.append({"fold": fold + 1, "rows": rows})
+    return groups
+
+
+def _map(folder: Path, obs: pd.DataFrame, experiment: Experiment, task: Task, kind: str, key: str) -> Any:
+    from scmedley.pl._figure import NotebookFigure, png
+    from scmedley.pl.embedding import scatter
+    from scmedley.report.figures import Picture, as_uri
+
+    path = folder / work.TASKS / task.name / work.MAP
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        xy_N2 = stored["xy"]
+    test = parts(obs, experiment, task.split, task.fold, task.seed) == "test"
+    codes = obs[key].cat.codes.to_numpy()[test]
+    drawn = np.isfinite(xy_N2).all(axis=1)
+    figure = NotebookFigure(figsize=(2.4, 2.4), facecolor="none")
+    ax = figure.add_axes((0.01, 0.01, 0.98, 0.98), facecolor="none")
+    scatter(ax, xy_N2[drawn], codes[drawn], obs[key].nunique())
+    uri = as_uri(png(figure, dpi=110))
+    alt = f"UMAP of {drawn.sum():,} held-out cells, {task.method}, coloured by {kind}."
+    return Picture(uri, uri, alt, task.method)
+
+
+def _training(folder: Path) -> list[dict[str, Any]]:
+    from scmedley.pl.training import averaged
+    from scmedley.report.figures import picture
+
+    try:
+        history = pd.read_csv(folder / HISTORY)
+    except pd.errors.EmptyDataError:
+        return []
+    groups = []
+    for (split, method), rows in history.groupby(["split", "method"], sort=False):
+        panels = []
+        for term, one in rows.dropna(subset="weighted").groupby("term", sort=False):
+            draw = partial(averaged, rows=one)
+            panels.append(
+                picture(draw, (3.2, 2.2), f"{term} over epochs, weighted, mean of the fits.", str(term))
+            )
+        groups.append({"name": f"{method}, {split} split", "panels": panels})
+    return groups
+
+
+def _fits(fits: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give each method's fits, failures and median seconds."""
+    grouped = fits.groupby("method", sort=False)
+    return [
+        {
+            "method": method,
+            "n": len(rows),
+            "failed": int((rows["status"] != "done").sum()),
+            "seconds": float(rows["seconds"].median()),
+        }
+        for method, rows in grouped
+    ]

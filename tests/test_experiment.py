@@ -1,0 +1,262 @@
+"""Experiments: what is compared, that finished fits are kept, and that a stop changes no bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData, concat
+
+from scmedley.cli import main
+from scmedley.errors import ScmedleyError
+from scmedley.experiment import Experiment, read_config
+from scmedley.experiment import task as work
+from scmedley.experiment.cells import parts
+from scmedley.experiment.config import NULL
+from scmedley.experiment.grid import run
+from scmedley.experiment.tables import summarise
+from scmedley.experiment.task import Task, fingerprint, tasks
+from tiny import nested_design
+
+SMALL = {"hidden": (16, 8), "max_epochs": 2, "batch_size": 32}
+TABLES = ("scores.csv", "summary.csv", "history.csv", "classified.csv", "classified_summary.csv")
+
+
+def six_donors() -> AnnData:
+    """The tiny design twice, 3 donors healthy and 3 ill; a label with a name that must be escaped."""
+    halves = [nested_design(seed=seed) for seed in (0, 1)]
+    halves[1].obs["donor"] = halves[1].obs["donor"].cat.rename_categories(["d4", "d5", "d6"])
+    adata = concat(halves, index_unique="-")
+    adata.obs["condition"] = pd.Categorical(
+        np.where(adata.obs["donor"].isin(["d1", "d2", "d4"]), "ill", "healthy")
+    )
+    adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"T": "<script>T"})
+    return adata
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write them."""
+    path = tmp_path_factory.mktemp("data") / "cells.h5ad"
+    six_donors().write_h5ad(path)
+    return path
+
+
+def small(cells: Path, **changes) -> Experiment:
+    """Three folds, a network with and one without the batch, and the null, in seconds."""
+    given = {
+        "name": "tiny",
+        "data": str(cells),
+        "batch_key": "donor",
+        "targets": ("condition",),
+        "methods": ("PCA", "FE", "RE", NULL),
+        "settings": {"FE": SMALL | {"adversary_hidden": (8,)}, "RE": SMALL},
+        "splits": ("cells", "donors"),
+        "folds": 3,
+        "n_latent": 4,
+        "min_genes": 5,
+    }
+    return Experiment(**{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def done(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment, done in one go in this process."""
+    out = tmp_path_factory.mktemp("experiment") / "out"
+    run(small(cells), out, jobs=1, say=lambda _: None, progress=False)
+    return out
+
+
+def same(one: Path, other: Path) -> None:
+    """Compare tables and latents, byte by byte."""
+    for name in TABLES:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    latents = sorted(p.relative_to(one) for p in one.glob(f"tasks/*/{work.LATENT}"))
+    assert latents
+    for path in latents:
+        assert (one / path).read_bytes() == (other / path).read_bytes(), path
+
+
+def test_tables_hold_every_fit_with_nulls_and_both_kinds_of_holding_out(done: Path) -> None:
+    scores = pd.read_csv(done / "scores.csv")
+    assert set(scores.part) == {"test", "validation", "held-out donors"}
+    leak = scores[(scores.score == "kNN leak") & (scores.part == "test")]
+    assert leak.groupby("method").size().to_dict() == dict.fromkeys(("PCA", "FE", "RE", NULL), 3)
+    assert {"RE", "RE, adapted"} <= set(scores[scores.split == "donors"].method)
+    read = pd.read_csv(done / "classified.csv")
+    assert set(read.target) == {"cell_type", "condition"}
+    assert {"PCA", "FE + RE", "RE", "composition only"} <= set(read[read.target == "condition"].embedding)
+    leaking = read[(read.target == "condition") & (read.held_out == "cells")]
+    assert leaking.caution.str.contains("leaks").all()
+    assert not read[read.held_out == "donors"].caution.fillna("").str.contains("leaks").any()
+    history = pd.read_csv(done / "history.csv")
+    whole = history[history.term == "total"].set_index(["split", "fold", "method", "part", "epoch"]).value
+    terms = history[(history.term != "total") & history.weighted.notna()]
+    summed = terms.groupby(["split", "fold", "method", "part", "epoch"]).weighted.sum()
+    np.testing.assert_allclose(summed, whole.loc[summed.index], rtol=1e-6)
+
+
+def test_held_out_donors_are_in_no_fit(done: Path, cells: Path) -> None:
+    obs = six_donors().obs
+    for fold in range(3):
+        part = parts(obs, small(cells), "donors", fold, 0)
+        held_out = set(obs.donor[part == "test"])
+        assert held_out
+        assert not held_out & set(obs.donor[part != "test"])
+        assert {"train", "validation"} <= set(part)
+
+
+def test_the_page_escapes_names_and_shows_the_nulls(done: Path) -> None:
+    page = (done / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script" in page or "script" not in page
+    assert "leaks" in page
+    assert "null" in page
+
+
+def test_a_changed_setting_makes_only_its_own_fits_anew(done: Path, cells: Path) -> None:
+    one, other = small(cells), small(cells, settings={"FE": SMALL | {"mse_weight": 5.0}, "RE": SMALL})
+    fits, classifications = tasks(one)
+    changed = {t.method for t in fits if fingerprint(one, t, "", {}) != fingerprint(other, t, "", {})}
+    assert changed == {"FE"}
+    assert all(fingerprint(one, t, "", {}) != fingerprint(other, t, "", {}) for t in classifications)
+    assert fingerprint(one, fits[0], "a", {}) != fingerprint(one, fits[0], "b", {})
+    assert fingerprint(one, fits[0], "", {}) == fingerprint(replace(one, seeds=(0, 1)), fits[0], "", {})
+
+
+def test_killed_twice_and_resumed_to_the_same_bits(done: Path, cells: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        f"from test_experiment import small\n\n\ndef config():\n    return small({str(cells)!r})\n"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "scmedley", "experiment", str(recipe), "--out", str(out), "--jobs", "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    finished = 0
+    for least in (2, 9):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and len(list(out.glob("tasks/[!.]*"))) < least:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        finished = len(list(out.glob("tasks/[!.]*")))
+    assert finished < sum(map(len, tasks(small(cells))))
+    run(small(cells), out, jobs=1, say=lambda _: None, progress=False)
+    same(done, out)
+
+
+def test_a_dask_cluster_gives_the_same_tables(done: Path, cells: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        run(
+            small(cells),
+            tmp_path / "out",
+            scheduler=cluster.scheduler_address,
+            say=lambda _: None,
+            progress=False,
+        )
+    same(done, tmp_path / "out")
+
+
+def test_what_fails_is_told_and_costs_nothing_else(cells: Path, tmp_path: Path) -> None:
+    tried = small(cells, methods=("PCA", "X_absent"), splits=("cells",), targets=())
+    record = run(tried, tmp_path / "out", jobs=1, say=lambda _: None, progress=False)
+    assert record["status"] == "done"
+    fits = pd.read_csv(tmp_path / "out" / "fits.csv")
+    assert set(fits[fits.status == "failed"].method) == {"X_absent"}
+    assert "X_absent" in (tmp_path / "out" / "report.html").read_text()
+    broken = replace(tried, methods=("AE",), settings={"AE": SMALL | {"learning_rate": 1e30}})
+    with pytest.raises(
+        ScmedleyError, match=r"3 of 6 tasks failed|tasks failed, the first, cells-fold0-seed0-AE"
+    ):
+        run(broken, tmp_path / "out", jobs=1, say=lambda _: None, progress=False)
+
+
+def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
+    table = pd.DataFrame(
+        {"method": "a", "fold": [0, 0, 1, 1], "seed": [0, 1, 0, 1], "value": [0.0, 2.0, 3.0, 3.0]}
+    )
+    row = summarise(table, ["method"], ["value"]).iloc[0]
+    assert (row.value, row.n_folds) == (2.0, 2)
+    half = 12.706204736 * np.std([1, 3], ddof=1) / np.sqrt(2)
+    np.testing.assert_allclose([row.value_low, row.value_high], [2 - half, 2 + half])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ("PCA", "PCE")}, "no method 'PCE'"),
+        ({"methods": ()}, "at least one"),
+        ({"folds": 2}, "at least 3"),
+        ({"splits": ("genes",)}, "none of"),
+        ({"seeds": (0, 0)}, "none twice"),
+        ({"seeds": (-1,)}, "seed -1"),
+        ({"settings": {"FE": {"mse": 1}}}, "mse"),
+        ({"preset": "papers"}, "no preset"),
+        ({"folds": "five"}, "of type int"),
+    ],
+)
+def test_wrong_settings_say_so_at_once(changes: dict, words: str) -> None:
+    with pytest.raises(ScmedleyError, match=words):
+        Experiment(**{"name": "x", "data": "pancreas", **changes})
+
+
+def test_recipes_of_python_and_toml(tmp_path: Path) -> None:
+    toml = tmp_path / "one.toml"
+    toml.write_text('name = "x"\ndata = "pancreas"\nmethods = ["FE"]\n[settings.FE]\nhidden = [8, 4]\n')
+    found = read_config(toml)
+    assert found.settings["FE"]["hidden"] == (8, 4)
+    assert read_config(toml, folds=4).folds == 4
+    for text, words in (
+        ("name = 1", "lacks 'data'"),
+        ('data = "x"\nnam = "y"', "no 'nam'"),
+        ("name = ", "nor TOML"),
+        ('name = "x"\ndata = "y"\nsettings = 3', "no tables"),
+    ):
+        toml.write_text(text)
+        with pytest.raises(ScmedleyError, match=words):
+            read_config(toml)
+    recipe = tmp_path / "two.py"
+    for text, words in (
+        ("x = 1", "no function config"),
+        ("def config():\n    return 1 / 0", "ZeroDivisionError"),
+    ):
+        recipe.write_text(text)
+        with pytest.raises(ScmedleyError, match=words):
+            read_config(recipe)
+    for recipe in sorted((Path(__file__).parents[1] / "recipes").glob("*.py")):
+        assert isinstance(read_config(recipe), Experiment)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (
+        ["experiment", str(tmp_path / "none.py"), "--out", str(tmp_path / "out")],
+        ["experiment", "recipes/aml.py", "--out", str(tmp_path / "out")],
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_spoilt_record_means_the_fit_is_made_again(tmp_path: Path) -> None:
+    task = Task("cells", 0, 0, "PCA")
+    (tmp_path / "tasks" / task.name).mkdir(parents=True)
+    (tmp_path / "tasks" / task.name / work.ABOUT).write_text(json.dumps({"status": "done"})[:-3])
+    assert work.about(tmp_path, task) == {}
