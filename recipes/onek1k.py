@@ -3,8 +3,7 @@
 scmedley experiment recipes/onek1k.py --out onek1k-experiment
 """
 
-from scmedley.experiment import BASIC, Experiment
-from scmedley.experiment.config import NETWORKS
+from scmedley.experiment import BASIC, NETWORKS, Experiment
 
 EPOCHS = 40  # default: 55. So that 5 folds of cells and 5 of donors take half an hour on two cores
 

@@ -5,8 +5,7 @@
 The folder holds pbmc_8batches_14k.h5ad, which is not shipped.
 """
 
-from scmedley.experiment import BASIC, Experiment
-from scmedley.experiment.config import NETWORKS
+from scmedley.experiment import BASIC, NETWORKS, Experiment
 
 EPOCHS = 60  # default: 118. With 2,000 genes instead of 3,000 five folds take half an hour on two cores
 
