@@ -173,7 +173,7 @@ def test_scvi_sees_no_label_and_no_test_cell(mixology: AnnData, fake_scvi: dict[
 @pytest.mark.parametrize("name", PEERS)
 def test_missing_package(name: str, mixology: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(ScmedleyError, match=r"is not installed: pip install 'scmedley\[peers\]'") as caught:
+    with pytest.raises(ScmedleyError, match="is not installed: pip install") as caught:
         embed(name, mixology)
     assert PEERS[name].package in str(caught.value)
 
