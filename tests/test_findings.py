@@ -42,7 +42,7 @@ def table_of_check(pearson=0.8, slope=2.0, null=0.1, additive=0.9, ceiling=0.95,
     columns = {
         "pearson": pearson,
         "slope": slope,
-        "wrong_batch_pearson": null,
+        "best_wrong_pearson": null,
         "ceiling_pearson": ceiling,
         "additive_pearson": additive,
     }
@@ -73,7 +73,7 @@ def test_good_numbers():
     assert "seen to: CD4 (+0.90 in T; observed +0.80), IL7R (-0.50 in T; observed -0.40). " in different
     assert different.endswith("of 2 labels in a: good for 1.")
     assert "correlate with 0.80 (2 of 2 pairs of label and batch good, 0 some; 0.95 for a perfect" in trust
-    assert "; 0.10 for a wrong batch; 0.90 for the plain difference" in trust
+    assert "; 0.10 for the best of the wrong batches; 0.90 for the plain difference" in trust
     assert trust.endswith("; the slope of observed on predicted is 2.00 (1: the right size).")
     assert verdict == "All can be compared."
 
@@ -117,7 +117,7 @@ def test_what_is_missing_is_said_or_left_out():
 def test_baselines_that_do_not_exist_are_not_named():
     trust = say(check=table_of_check(null=NAN, additive=NAN))[3]
     assert "0 some; 0.95 for a perfect prediction, given how few the cells are); the slope" in trust
-    assert "0.30 for a wrong batch" in say(check=table_of_check(null=[NAN, 0.3]))[3]
+    assert "0.30 for the best of the wrong batches" in say(check=table_of_check(null=[NAN, 0.3]))[3]
 
 
 def test_one_judged_pair_of_many_is_no_proof():

@@ -144,7 +144,7 @@ def _trust(check: pd.DataFrame) -> str:
             f"{found.median[name]:z.2f} for {what}"
             for name, what in (
                 ("ceiling_pearson", "a perfect prediction, given how few the cells are"),
-                ("wrong_batch_pearson", "a wrong batch"),
+                ("best_wrong_pearson", "the best of the wrong batches"),
                 ("additive_pearson", "the plain difference of training means"),
             )
             if found.median[name] is not None

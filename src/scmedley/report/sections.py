@@ -200,6 +200,11 @@ def _words(found: Summary) -> str:
         f"Of {pairs} of batch and label with enough held-out cells to judge, the agreement of predicted with "
         f"observed shifts is good in {tally['good']}, some in {tally['some']} and none in {tally['none']}."
     )
+    if found.n_shared:
+        text += (
+            f" In {found.n_shared} of the last the prediction for another batch does nearly as well: it is not "
+            "particular to the batch."
+        )
     if tally[TOO_FEW]:
         text += f" Another {tally[TOO_FEW]} could not be judged."
     text += {
