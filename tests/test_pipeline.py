@@ -216,7 +216,7 @@ def test_ctrl_c_in_training_keeps_the_best_epoch_and_goes_on(shell, data, monkey
         "random, permuted batches": "last epoch",
     }
     (told,) = [w for w in record["warnings"] if "interrupted" in w]
-    assert "fixed network was interrupted in epoch 1" in told
+    assert "fixed network was interrupted after epoch 1" in told
     assert told in page(out).text
 
 

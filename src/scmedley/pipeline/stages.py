@@ -29,13 +29,11 @@ from scmedley.models.base import Model, check_split
 from scmedley.overlap import overlap
 from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline.config import RunConfig
-from scmedley.pipeline.findings import findings
+from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.folder import CELLS, CHECK, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.pp import pca, prepare
 from scmedley.pp.umap import umap
 from scmedley.train.precision import engine, resolve_device
-
-NULL_NAME = "random, permuted batches"
 
 Say = Callable[[str], None]
 
@@ -308,7 +306,7 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
     for name, fitted in networks.items():
         if fitted["stopped"] == "interrupted":
             this.record["warnings"].append(
-                f"Training of the {name} network was interrupted in epoch {fitted['epochs']}; its best epoch "
+                f"Training of the {name} network was interrupted after epoch {fitted['epochs']}; its best epoch "
                 f"so far, {fitted['best_epoch']}, is used."
             )
         elif config.epochs and fitted["stopped"] == "last epoch" and fitted["best_epoch"] == fitted["epochs"]:
