@@ -344,6 +344,7 @@ def test_what_is_easily_misread_is_said(full_page):
         "minus their average over the batches in which the label was observed",
         "chosen from all 3,000 modelled genes because they are the largest",
         "their intervals flatter",
+        "gene shift 5–95 % observed GENE",  # as gene_shifts.csv calls it
         "over one fit on permuted labels",
         "is one fit on permuted labels of the batches: how much its scores vary",
     ):
