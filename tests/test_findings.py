@@ -71,9 +71,14 @@ def test_good_numbers():
         "Batch a lies farthest from the average batch, by 0.50 log1p CP10k, before c with 0.30 (root"
     )
     assert "seen to: CD4 (+0.90 in T; observed +0.80), IL7R (-0.50 in T; observed -0.40). " in different
-    assert different.endswith("Agreement with held-out cells in a: 1 of 1 judged label good; 1 had too few cells.")
+    assert different.endswith(
+        "Agreement with held-out cells in a: 1 of 1 judged label good; 1 had too few cells."
+    )
     assert "correlate with 0.80 (2 of 2 pairs of label and batch good, 0 some; 0.95 for a perfect" in trust
-    assert "; 0.10 for the best of the wrong batches; the plain difference of training means does better (0.90))" in trust
+    assert (
+        "; 0.10 for the best of the wrong batches; the plain difference of training means does better (0.90))"
+        in trust
+    )
     assert trust.endswith("; the slope of observed on predicted is 2.00 (1: the right size).")
     assert verdict == "All can be compared."
 
@@ -121,13 +126,15 @@ def test_baselines_that_do_not_exist_are_not_named():
 
 
 def test_a_better_baseline_is_called_better():
-    assert "; the plain difference of training means does better (0.81))" in say(
-        check=table_of_check(additive=0.81)
-    )[3]
+    assert (
+        "; the plain difference of training means does better (0.81))"
+        in say(check=table_of_check(additive=0.81))[3]
+    )
     for additive in (0.8, 0.804, 0.7):
-        assert f"; {additive:.2f} for the plain difference of training means)" in say(
-            check=table_of_check(additive=additive)
-        )[3]
+        assert (
+            f"; {additive:.2f} for the plain difference of training means)"
+            in say(check=table_of_check(additive=additive))[3]
+        )
 
 
 def test_a_prediction_that_fits_another_batch_as_well_is_told_of():

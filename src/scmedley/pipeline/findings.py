@@ -175,7 +175,8 @@ def _trust(check: pd.DataFrame) -> str:
     ]
     if found.n_shared:
         beside.insert(
-            1, f"in {found.n_shared} not particular to the batch: the prediction for another does nearly as well"
+            1,
+            f"in {found.n_shared} not particular to the batch: the prediction for another does nearly as well",
         )
     verdict, size = "Counterfactuals", ""
     if found.verdict == TOO_FEW:

@@ -35,6 +35,8 @@ from scmedley.pp import pca, prepare
 from scmedley.pp.umap import umap
 from scmedley.train.precision import engine, resolve_device
 
+EMBEDDING = "Embedding all cells and drawing maps of them"
+
 Say = Callable[[str], None]
 
 
@@ -90,6 +92,7 @@ def run(
             "input": {"name": ", ".join(p.name for p in inputs), "sha256": _hash(inputs)},
         }
         run_folder.check(out, record, overwrite)
+        record["resumed"] = (out / run_folder.RECORD).exists() and not overwrite
         this = Run(out, config, record, say, progress)
         # Whatever is wrong with the input comes to light before the folder is touched.
         adata = _read_and_prepare(this, inputs, held_out=not only_fit)
@@ -103,6 +106,7 @@ def run(
 def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
     model = _fit(this, adata)
     if not only_fit:
+        this.say(EMBEDDING)
         with this.stage("embed"):
             embed_all(adata, model, this.config)
     io.write_h5ad(adata, this.folder / CELLS)
@@ -181,6 +185,7 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
         this = Run(out, config, record, say, seconds=dict(record.get("seconds", {})))
         if not {keys.FIXED, keys.RANDOM, keys.PCA} <= set(adata.obsm):
             _check_extra()
+            say(EMBEDDING)
             embed_all(adata, model, config)
             io.write_h5ad(adata, out / CELLS)
         _evaluate(this, adata, model)
@@ -327,16 +332,18 @@ def _fit_null(adata: AnnData, null: RandomEffects, this: Run, how: dict[str, Any
 def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
     """Write the tables and put the findings into the record."""
     config, out = this.config, this.folder
-    this.say("Scoring")
     with this.stage("evaluate"):
+        this.say("Scoring the embeddings on held-out cells")
         shown = [keys.FIXED, keys.RANDOM, keys.PCA]
         tables = [scores(adata, shown, config.batch, config.label, seed=config.seed)]
         if keys.NULL in adata.obsm:
             tables.append(scores(adata, [keys.NULL], keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
+        this.say("Finding the genes that each batch shifts")
         shifts = gene_shifts(model, adata, config.label, draws=config.draws, seed=config.seed)
         io.write_csv(shifts, out / SHIFTS)
+        this.say("Checking the counterfactuals on held-out cells")
         check = counterfactual_check(model, adata, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
     this.record["findings"] = findings(table, shifts, check, this.record)

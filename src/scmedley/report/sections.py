@@ -44,6 +44,8 @@ def summary(run: Run) -> dict[str, Any]:
         "status": settings.get("status", "unknown"),
         "finished": settings.get("finished") or settings.get("started"),
         "seconds": sum((settings.get("seconds") or {}).values()) or None,
+        "resumed": bool(settings.get("resumed")),
+        "only_fit": settings.get("command") == "fit",
         "tiles": [(name, value) for name, value in tiles if value is not None],
         "findings": list(settings.get("findings") or []),
         "warnings": list(settings.get("warnings") or []),
