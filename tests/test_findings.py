@@ -76,7 +76,7 @@ def test_good_numbers():
     )
     assert "correlate with 0.80 (2 of 2 pairs of label and batch good, 0 some; 0.95 for a perfect" in trust
     assert (
-        "; 0.10 for the best of the wrong batches; the plain difference of training means does better (0.90))"
+        "; 0.10 for the best of the wrong batches; the plain difference of training means does better, at 0.90)"
         in trust
     )
     assert trust.endswith("; the slope of observed on predicted is 2.00 (1: the right size).")
@@ -127,7 +127,7 @@ def test_baselines_that_do_not_exist_are_not_named():
 
 def test_a_better_baseline_is_called_better():
     assert (
-        "; the plain difference of training means does better (0.81))"
+        "; the plain difference of training means does better, at 0.81)"
         in say(check=table_of_check(additive=0.81))[3]
     )
     for additive in (0.8, 0.804, 0.7):

@@ -208,5 +208,5 @@ def _bounds(median: dict[str, float | None]) -> list[str]:
     if model is not None and additive is not None:
         plain = "the plain difference of training means"
         better = round(additive, 2) > round(model, 2)
-        said.append(f"{plain} does better ({additive:z.2f})" if better else f"{additive:z.2f} for {plain}")
+        said.append(f"{plain} does better, at {additive:z.2f}" if better else f"{additive:z.2f} for {plain}")
     return said
