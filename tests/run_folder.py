@@ -167,7 +167,7 @@ def _check(batch, label, batches, labels, rng) -> pd.DataFrame:
                 pearson = float(np.clip(rng.normal(0.65, 0.25), -1, 1))
                 ceiling, wrong, additive = rng.uniform((0.2, -0.3, 0.5), (1.0, 0.4, 0.9))
                 rows.append((other, name, pearson, rng.normal(1, 0.2), ceiling, wrong, additive, 150, n // 5))
-    columns = ["label", "batch", "pearson", "slope", "ceiling_pearson", "wrong_batch_pearson"]
+    columns = ["label", "batch", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson"]
     return pd.DataFrame(rows, columns=[*columns, "additive_pearson", "n_source", "n_target"])
 
 

@@ -146,6 +146,23 @@ def test_overlap_none() -> None:
     assert found.table.to_numpy().sum() == 4
 
 
+def test_labels_of_one_batch_are_named() -> None:
+    found = overlap.overlap(series(*"aabbb"), series(*"BTBTN"))
+    assert found.verdict == "identifiable"
+    assert found.of_one_batch == {"N": "b"}
+    assert overlap.overlap(series(*"ab"), series(*"BB")).of_one_batch == {}
+    adata = cells()
+    kind = np.resize(["B", "T"], adata.n_obs).astype(object)
+    first = adata.obs["batch"] == adata.obs["batch"].iloc[0]
+    kind[np.flatnonzero(first)[:2]] = "NK"
+    adata.obs["kind"] = kind
+    (said,) = (w for w in checks.check(adata, "batch", "kind").warnings if "one batch only" in w)
+    assert said.startswith("1 of 3 labels are found in one batch only")
+    assert f"'NK ({adata.obs['batch'].iloc[0]})'" in said
+    adata.obs["kind"] = adata.obs["batch"].astype(str)  # not identifiable, which says it all
+    assert not any("one batch only" in w for w in checks.check(adata, "batch", "kind").warnings)
+
+
 def test_overlap_leaves_cells_without_a_label_out() -> None:
     found = overlap.overlap(series(*"aabb"), series("B", None, "T", None))
     assert found.verdict == "not identifiable"

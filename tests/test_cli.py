@@ -116,7 +116,19 @@ def test_fit_then_evaluate_then_report(shell, data, done, tmp_path):
     printed = shell.well("fit", data, "--label", "cell_type", "--out", out, "--quiet", *SMALL)
     assert printed == ""
     assert names(out) == FIT_FILES
+    shell.well("report", out)
+    assert (
+        "This folder holds a fit, and nothing was scored yet. The next step is scmedley evaluate"
+        in page(out).text
+    )
+    (out / "report.html").unlink()
     printed = shell.well("evaluate", out)
+    assert printed.splitlines()[:4] == [
+        "Embedding all cells and drawing maps of them",
+        "Scoring the embeddings on held-out cells",
+        "Finding the genes that each batch shifts",
+        "Checking the counterfactuals on held-out cells",
+    ]
     assert "What was found" in printed
     assert str(out / "scores.csv") in printed
     assert str(out / "report.html") in shell.well("report", out)

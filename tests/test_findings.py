@@ -42,7 +42,7 @@ def table_of_check(pearson=0.8, slope=2.0, null=0.1, additive=0.9, ceiling=0.95,
     columns = {
         "pearson": pearson,
         "slope": slope,
-        "wrong_batch_pearson": null,
+        "best_wrong_pearson": null,
         "ceiling_pearson": ceiling,
         "additive_pearson": additive,
     }
@@ -71,9 +71,14 @@ def test_good_numbers():
         "Batch a lies farthest from the average batch, by 0.50 log1p CP10k, before c with 0.30 (root"
     )
     assert "seen to: CD4 (+0.90 in T; observed +0.80), IL7R (-0.50 in T; observed -0.40). " in different
-    assert different.endswith("of 2 labels in a: good for 1.")
+    assert different.endswith(
+        "Agreement with held-out cells in a: 1 of 1 judged label good; 1 had too few cells."
+    )
     assert "correlate with 0.80 (2 of 2 pairs of label and batch good, 0 some; 0.95 for a perfect" in trust
-    assert "; 0.10 for a wrong batch; 0.90 for the plain difference" in trust
+    assert (
+        "; 0.10 for the best of the wrong batches; the plain difference of training means does better, at 0.90)"
+        in trust
+    )
     assert trust.endswith("; the slope of observed on predicted is 2.00 (1: the right size).")
     assert verdict == "All can be compared."
 
@@ -111,13 +116,57 @@ def test_what_is_missing_is_said_or_left_out():
     assert "is not known" in say(table_of_scores(null=None))[2]
     *_, trust, different = say(check=table_of_check(pearson=NAN))
     assert "could not be checked" in trust
-    assert different.endswith("of 2 labels in a: none could be checked.")
+    assert different.endswith("Agreement with held-out cells in a: no label could be checked.")
 
 
 def test_baselines_that_do_not_exist_are_not_named():
     trust = say(check=table_of_check(null=NAN, additive=NAN))[3]
     assert "0 some; 0.95 for a perfect prediction, given how few the cells are); the slope" in trust
-    assert "0.30 for a wrong batch" in say(check=table_of_check(null=[NAN, 0.3]))[3]
+    assert "0.30 for the best of the wrong batches" in say(check=table_of_check(null=[NAN, 0.3]))[3]
+
+
+def test_a_better_baseline_is_called_better():
+    assert (
+        "; the plain difference of training means does better, at 0.81)"
+        in say(check=table_of_check(additive=0.81))[3]
+    )
+    for additive in (0.8, 0.804, 0.7):
+        assert (
+            f"; {additive:.2f} for the plain difference of training means)"
+            in say(check=table_of_check(additive=additive))[3]
+        )
+
+
+def test_a_prediction_that_fits_another_batch_as_well_is_told_of():
+    assert "particular" not in say()[3]
+    trust = say(check=table_of_check(null=0.75))[3]
+    assert trust.startswith("Do not use the counterfactuals")
+    assert "; in 2 not particular to the batch: the prediction for another does nearly as well; " in trust
+
+
+def test_a_null_that_was_interrupted_is_no_comparison():
+    done, cut = ({"epochs": 3, "best_epoch": 2, "stopped": s} for s in ("last epoch", "interrupted"))
+    null = "random, permuted batches"
+    assert "beyond its null" in say(networks={"fixed": cut, "random": done, null: done})[2]
+    said = say(networks={"random": done, null: cut})[2]
+    assert "leak of 0.60, and its null, the same network for batch labels permuted within cell types" in said
+    assert "0.10; but the comparison is void, as training was interrupted: of the null after epoch 3." in said
+    assert "beyond" not in said
+    both = say(networks={"random": cut, null: cut})[2]
+    assert "interrupted: of this network after epoch 3, of the null after epoch 3." in both
+
+
+def test_genes_come_from_labels_that_hold_up():
+    check = table_of_check(n=1)
+    two = pd.concat([check.assign(pearson=0.1), check.assign(label="B")], ignore_index=True)
+    *_, different = say(check=two)
+    assert "seen to: CD4 (+0.70 in B; observed +0.80). " in different
+    assert different.endswith("in a: 1 of 2 judged labels good, 1 none.")
+    one_fails = pd.concat([two[:1], check.assign(batch="b")], ignore_index=True)
+    *_, different = say(check=one_fails)
+    assert "No gene is named: no label that was judged agrees. " in different
+    assert "CD4" not in different
+    assert different.endswith("in a: 1 of 1 judged label none; 1 had too few cells.")
 
 
 def test_one_judged_pair_of_many_is_no_proof():
@@ -143,8 +192,10 @@ def test_two_batches_lie_apart_and_one_alone_nowhere():
 
 def test_without_labels_none_is_named():
     shifts = table_of_shifts()
-    said = say(shifts=shifts[shifts.label == "T"].assign(label="all cells"))[4]
+    check = table_of_check().assign(label="all cells")
+    said = say(shifts=shifts[shifts.label == "T"].assign(label="all cells"), check=check)[4]
     assert "CD4 (+0.90; observed +0.80)" in said
+    assert said.endswith("Agreement with held-out cells in a: good.")
 
 
 def test_a_difference_within_luck_is_none():

@@ -554,3 +554,16 @@ def test_progress_bar_is_asked_for(prepared: AnnData, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
     unfitted("autoencoder", max_epochs=1).fit(prepared, **{**FIT, "progress": True})
     assert "Autoencoder" in capsys.readouterr().err
+
+
+def test_a_model_says_what_it_is(fitted) -> None:
+    assert repr(MixedEffects("donor", "cell_type")) == (
+        "MixedEffects(batch_key='donor', label_key='cell_type'): not fitted"
+    )
+    assert repr(unfitted("random")) == "RandomEffects(batch_key='donor'): not fitted"
+    n_genes = len(fitted("fixed").genes)
+    for name in ("mixed", "fixed"):
+        model = fitted(name)
+        assert (
+            repr(model) == f"{type(model).__name__}(batch_key='donor'): fitted to 3 batches, {n_genes} genes"
+        )

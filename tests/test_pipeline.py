@@ -152,6 +152,8 @@ def test_killed_run_resumes_to_the_same_bits(shell, data, whole, unfinished, mon
     assert loaded == ["fixed.safetensors", "random.safetensors"]
     assert_same_results(whole, unfinished)
     assert {p.name for p in unfinished.iterdir()} == {p.name for p in whole.iterdir()}
+    assert "s of computing since it was resumed" in page(unfinished).text
+    assert "since it was resumed" not in page(whole).text
 
 
 def test_unfinished_run_with_other_settings_is_refused(shell, data, unfinished, tmp_path):
@@ -217,7 +219,7 @@ def test_ctrl_c_in_training_keeps_the_best_epoch_and_goes_on(shell, data, monkey
         "random, permuted batches": "last epoch",
     }
     (told,) = [w for w in record["warnings"] if "interrupted" in w]
-    assert "fixed network was interrupted in epoch 1" in told
+    assert "fixed network was interrupted after epoch 1" in told
     assert told in page(out).text
 
 

@@ -147,4 +147,10 @@ def _label_warnings(adata: AnnData, batch: pd.Categorical, key: str) -> list[str
     found = overlap(pd.Series(batch), pd.Series(label))
     if found.verdict != "identifiable":
         warnings.append(f"Batches and labels are {found.verdict}. {found.words}")
+    of_one = [f"{name} ({batch})" for name, batch in found.of_one_batch.items()]
+    if of_one and found.verdict != "not identifiable":  # then all labels are, and that was said
+        warnings.append(
+            f"{len(of_one)} of {len(found.table)} labels are found in one batch only, so what is particular to them "
+            f"and what the batch does to them cannot be told apart: {listed(of_one)}."
+        )
     return warnings

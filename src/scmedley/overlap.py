@@ -35,6 +35,13 @@ class Overlap:
     verdict: Verdict
     words: str
 
+    @property
+    def of_one_batch(self) -> dict[str, str]:
+        """Labels that are found in one batch only, and that batch."""
+        seen_KB = self.table.to_numpy() > 0
+        rows = zip(self.table.index, seen_KB, strict=True)
+        return {str(label): str(self.table.columns[s.argmax()]) for label, s in rows if s.sum() == 1}
+
 
 def overlap(batch: "pd.Series[Any]", label: "pd.Series[Any]") -> Overlap:
     """Say which batches share labels and so can be compared.

@@ -20,17 +20,19 @@ ALL = "all cells"  # stands for the label where there is none
 LEAST = 10  # held-out cells on each side without which a shift is not compared
 TOO_FEW = "too few cells to judge"
 AGREEMENT = ("good", "some", "none", TOO_FEW)
-# Of a pair's ceiling: what is good, what is some agreement, and by how much either must exceed the prediction for a
-# wrong batch. A ceiling (a Pearson) below the last leaves nothing to judge by: where batches are permuted within
+# Of a pair's ceiling: what is good, what is some agreement, and by how much either must exceed the best of the wrong
+# batches. One of those put in the right one's place would then pass as some in 4 % of onek1k's pairs (in 5 % without a
+# margin, as it is the best by luck; in 3 % with 0.2), and the right one fails in 1 of 45 (in 4 with 0.2).
+# A ceiling (a Pearson) below the last leaves nothing to judge by: where batches are permuted within
 # labels, so that there is no shift to predict, 98 % of the pairs stay below it (three of the sets of
 # scmedley.datasets; 0.3 would judge 11 to 24 % of them).
-LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.2, "ceiling": 0.5}
+LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.1, "ceiling": 0.5}
 ENOUGH = {
     "pairs": 3,
     "share": 0.25,
 }  # pairs that must be judged, or all if there are fewer, for a verdict on a run
 CHECK_COLUMNS = [
-    *("label", "batch", "pearson", "slope", "ceiling_pearson", "wrong_batch_pearson", "additive_pearson"),
+    *("label", "batch", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson", "additive_pearson"),
     *("n_source", "n_target"),
 ]
 
@@ -131,7 +133,7 @@ def counterfactual_check(
     max_cells
         Source cells drawn for a pair, at most.
     max_others
-        Wrong batches for ``wrong_batch_pearson``, at most.
+        Wrong batches to choose the best from for ``best_wrong_pearson``, at most; they are drawn.
 
     Returns
     -------
@@ -142,7 +144,9 @@ def counterfactual_check(
         - slope: observed regressed on predicted, a.b / a.a with a predicted; above 1, predicted too small;
         - ceiling_pearson: what a perfect prediction could reach with so few cells (observed shifts of random
           halves, stepped up by Spearman and Brown, square root);
-        - wrong_batch_pearson: the prediction for other batches instead (not a number with two batches);
+        - best_wrong_pearson: the predictions for other batches instead, the best of them (not a number with two
+          batches). Their average would be near 0 whatever the model: from the same cells, those batches lie in
+          opposite directions;
         - additive_pearson: the baseline, the plain difference of means on the training cells;
         - n_source, n_target: held-out cells.
     """
@@ -173,7 +177,7 @@ def counterfactual_check(
                 "pearson": _correlation(predicted_G, observed_G),
                 "slope": _slope(predicted_G, observed_G),
                 "ceiling_pearson": _ceiling(x_NG, goal, source, rng),
-                "wrong_batch_pearson": _average([_correlation(w_G, observed_G) for w_G in wrong_BG]),
+                "best_wrong_pearson": _best([_correlation(w_G, observed_G) for w_G in wrong_BG]),
                 "additive_pearson": _correlation(additive_G, observed_G),
                 "n_source": len(source),
                 "n_target": len(goal),
@@ -186,10 +190,10 @@ def agreement(check: pd.DataFrame) -> "pd.Series[str]":
     """Judge each row of :func:`counterfactual_check`: how much of what its cells allow does it reach?
 
     "good", "some" or "none" by ``LIMITS``, or "too few cells to judge". A prediction that is not particular to its
-    batch, as good for a wrong one, is none.
+    batch, where the best of the wrong batches does nearly as well, is none.
     """
     reached = check["pearson"] / check["ceiling_pearson"]
-    wrong = check["wrong_batch_pearson"] / check["ceiling_pearson"]  # not a number: there is no third batch
+    wrong = check["best_wrong_pearson"] / check["ceiling_pearson"]  # not a number: there is no third batch
     particular = ~(reached - wrong < LIMITS["margin"])
     judged = (check["ceiling_pearson"] >= LIMITS["ceiling"]) & check["pearson"].notna()
     choices = [~judged, (reached >= LIMITS["good"]) & particular, (reached >= LIMITS["some"]) & particular]
@@ -206,9 +210,11 @@ class Summary:
         Pairs of each :data:`AGREEMENT`.
     n_judged
         Pairs that could be judged.
+    n_shared
+        Those that are "none" only because the prediction for another batch does nearly as well.
     median
-        Over those, of pearson, slope, ceiling_pearson, wrong_batch_pearson and additive_pearson; ``None`` where no
-        pair has one.
+        Over the judged, of pearson, slope, ceiling_pearson, best_wrong_pearson and additive_pearson; ``None`` where
+        no pair has one.
     verdict
         "good": at least half of the pairs that were judged are; "some": at least half are good or some; "none":
         fewer; "too few cells to judge": fewer than ``ENOUGH`` could be.
@@ -216,6 +222,7 @@ class Summary:
 
     tally: dict[str, int]
     n_judged: int
+    n_shared: int
     median: dict[str, float | None]
     verdict: str
 
@@ -224,12 +231,15 @@ def summarise(check: pd.DataFrame) -> Summary:
     """Sum up the table of :func:`counterfactual_check`."""
     words = agreement(check)
     tally = {word: int((words == word).sum()) for word in AGREEMENT}
+    of_judged = words[(words != TOO_FEW).to_numpy()].to_numpy()
     judged = check[(words != TOO_FEW).to_numpy()]
     median = {
         name: None if judged[name].isna().all() else float(judged[name].median())
-        for name in ("pearson", "slope", "ceiling_pearson", "wrong_batch_pearson", "additive_pearson")
+        for name in ("pearson", "slope", "ceiling_pearson", "best_wrong_pearson", "additive_pearson")
     }
     n = len(judged)
+    reached = judged["pearson"] / judged["ceiling_pearson"]
+    n_shared = int(((reached >= LIMITS["some"]) & (of_judged == "none")).sum())
     verdict = "none"
     if n < max(1, min(ENOUGH["pairs"], len(check)), ENOUGH["share"] * len(check)):
         verdict = TOO_FEW
@@ -237,7 +247,7 @@ def summarise(check: pd.DataFrame) -> Summary:
         verdict = "good"
     elif (tally["good"] + tally["some"]) * 2 >= n:
         verdict = "some"
-    return Summary(tally, n, median, verdict)
+    return Summary(tally, n, n_shared, median, verdict)
 
 
 def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
@@ -292,3 +302,8 @@ def _slope(predicted_G: np.ndarray, observed_G: np.ndarray) -> float:
 def _average(values: list[float]) -> float:
     finite = [v for v in values if np.isfinite(v)]
     return float(np.mean(finite)) if finite else float("nan")
+
+
+def _best(values: list[float]) -> float:
+    finite = [v for v in values if np.isfinite(v)]
+    return max(finite, default=float("nan"))

@@ -86,6 +86,10 @@ class Model(Generic[S]):
             )
         self.network = None
 
+    def __repr__(self) -> str:
+        """Say what it is and what it was fitted to."""
+        return described(self, self)
+
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> S:
         """Give the settings of a preset; ``labelled`` for a network with a label head."""
@@ -358,6 +362,15 @@ class Model(Generic[S]):
         cells = Resident(x_NG, codes, torch.device("cpu"))
         parts = cells.minibatches(torch.arange(cells.n_cells), CHUNK)
         return np.concatenate([step(m.x_MG, m.b_M).numpy() for m in parts])
+
+
+def described(model: Any, network: Model[Any]) -> str:
+    """Give one line on ``model``, which is, or holds, ``network``: class, keys, whether fitted, and to what."""
+    label = "" if model.label_key is None else f", label_key={model.label_key!r}"
+    to = "not fitted"
+    if network.network is not None:
+        to = f"fitted to {network.design.n_batches} batches, {len(network.genes)} genes"
+    return f"{type(model).__name__}(batch_key={model.batch_key!r}{label}): {to}"
 
 
 def settle(adata: AnnData) -> None:

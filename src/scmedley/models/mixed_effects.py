@@ -12,7 +12,7 @@ from anndata import AnnData
 from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.models import counterfactual as cf
-from scmedley.models.base import Model, settle
+from scmedley.models.base import Model, described, settle
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.store import DESCRIPTION, read, read_description, replacing_model, write
@@ -62,6 +62,10 @@ class MixedEffects:
             )
         self.fixed = None if fixed else FixedEffects(batch_key, label_key, fixed_settings or preset)
         self.random = RandomEffects(batch_key, settings=random_settings or preset)
+
+    def __repr__(self) -> str:
+        """Say what it is and what it was fitted to."""
+        return described(self, self.decoder)
 
     def fit(
         self,

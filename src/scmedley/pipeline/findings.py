@@ -8,6 +8,7 @@ import pandas as pd
 from scmedley import keys
 from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, summarise
 
+NULL_NAME = "random, permuted batches"  # the network that is the null of the random effects
 LEAK_SEEN = 0.05  # a leak that exceeds its null by less, or by less than its error, is called nothing to find
 
 
@@ -19,7 +20,7 @@ def findings(
     said = [
         _fixed(scores),
         _labels(scores),
-        _random(scores, has_labels),
+        _random(scores, has_labels, record.get("networks", {})),
         _trust(check),
         _most_different(shifts, check),
     ]
@@ -71,7 +72,7 @@ def _labels(scores: pd.DataFrame) -> str:
     )
 
 
-def _random(scores: pd.DataFrame, has_labels: bool) -> str:
+def _random(scores: pd.DataFrame, has_labels: bool, networks: dict[str, Any]) -> str:
     random, null = (_row(scores, key, "kNN leak", "batch") for key in (keys.RANDOM, keys.NULL))
     if random is None:
         return ""
@@ -82,6 +83,17 @@ def _random(scores: pd.DataFrame, has_labels: bool) -> str:
         )
     margin = random.value - null.value
     within = " within cell types" if has_labels else ""
+    cut = [
+        f"of {what} after epoch {networks[name]['epochs']}"
+        for name, what in (("random", "this network"), (NULL_NAME, "the null"))
+        if networks.get(name, {}).get("stopped") == "interrupted"
+    ]
+    if cut:
+        return (
+            f"Random effects: this embedding has a leak of {random.value:z.2f}, and its null, the same network for "
+            f"batch labels permuted{within}, {null.value:z.2f}; but the comparison is void, as training was "
+            f"interrupted: {', '.join(cut)}. Run again with --overwrite to compare."
+        )
     least = max(_error(random, null), LEAK_SEEN)
     verdict = "tells batches apart beyond its null" if margin > least else "finds no more than its null does"
     return (
@@ -109,13 +121,32 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
             f"{second} with {distance.iloc[1]:.2f}"
         )
     own = seen[seen.batch == batch]
-    judged = agreement(check)[(check.batch == batch).to_numpy()]
-    checked = ", ".join(f"{word} for {n}" for word, n in judged[judged != TOO_FEW].value_counts().items())
+    words = agreement(check).set_axis(check.label)[(check.batch == batch).to_numpy()]
+    judged = words[words != TOO_FEW]
+    if judged.empty:
+        trusted = own
+    else:
+        trusted = own[own.label.isin(judged.index[judged != "none"])]
+    named = "No gene is named: no label that was judged agrees"
+    if not trusted.empty:
+        named = f"Genes that shift most there, and were seen to: {_genes(trusted)}"
     return (
-        f"{said} (root mean square over genes). Genes that shift most there, and were seen to: "
-        f"{_genes(own)}. Agreement with held-out cells, of {own.label.nunique()} labels in {batch}: "
-        f"{checked or 'none could be checked'}."
+        f"{said} (root mean square over genes). {named}. Agreement with held-out cells in {batch}: "
+        f"{_judged(judged, own.label.nunique())}."
     )
+
+
+def _judged(words: "pd.Series[str]", n_labels: int) -> str:
+    """Say how many of the labels of a batch were judged, and how."""
+    if words.empty:
+        return "no label could be checked" if n_labels > 1 else "it could not be checked"
+    if n_labels == 1:
+        return str(words.iloc[0])
+    n = words.value_counts()
+    said = ", ".join(f"{n[word]} {word}" for word in ("good", "some", "none") if word in n)
+    said = said.replace(" ", f" of {len(words)} judged label{'s' * (len(words) > 1)} ", 1)
+    few = n_labels - len(words)
+    return said + (f"; {few} had too few cells" if few else "")
 
 
 def _genes(own: pd.DataFrame) -> str:
@@ -140,16 +171,13 @@ def _trust(check: pd.DataFrame) -> str:
         )
     beside = [
         f"{found.tally['good']} of {found.n_judged} pairs of label and batch good, {found.tally['some']} some",
-        *(
-            f"{found.median[name]:z.2f} for {what}"
-            for name, what in (
-                ("ceiling_pearson", "a perfect prediction, given how few the cells are"),
-                ("wrong_batch_pearson", "a wrong batch"),
-                ("additive_pearson", "the plain difference of training means"),
-            )
-            if found.median[name] is not None
-        ),
+        *_bounds(found.median),
     ]
+    if found.n_shared:
+        beside.insert(
+            1,
+            f"in {found.n_shared} not particular to the batch: the prediction for another does nearly as well",
+        )
     verdict, size = "Counterfactuals", ""
     if found.verdict == TOO_FEW:
         verdict = (
@@ -164,3 +192,21 @@ def _trust(check: pd.DataFrame) -> str:
         f"{verdict}: predicted and observed shifts of held-out cells correlate with "
         f"{found.median['pearson']:z.2f} ({'; '.join(beside)}){size}."
     )
+
+
+def _bounds(median: dict[str, float | None]) -> list[str]:
+    """Give what a correlation stands beside: its ceiling, the best wrong batch and the baseline."""
+    said = [
+        f"{median[name]:z.2f} for {what}"
+        for name, what in (
+            ("ceiling_pearson", "a perfect prediction, given how few the cells are"),
+            ("best_wrong_pearson", "the best of the wrong batches"),
+        )
+        if median[name] is not None
+    ]
+    model, additive = median["pearson"], median["additive_pearson"]
+    if model is not None and additive is not None:
+        plain = "the plain difference of training means"
+        better = round(additive, 2) > round(model, 2)
+        said.append(f"{plain} does better, at {additive:z.2f}" if better else f"{additive:z.2f} for {plain}")
+    return said

@@ -32,13 +32,13 @@ from scmedley.models.settings import read_changes
 from scmedley.overlap import overlap
 from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline.config import RunConfig
-from scmedley.pipeline.findings import findings
+from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.folder import CELLS, CHECK, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.pp import pca, prepare
 from scmedley.pp.umap import umap
 from scmedley.train.precision import engine, resolve_device
 
-NULL_NAME = "random, permuted batches"
+EMBEDDING = "Embedding all cells and drawing maps of them"
 
 Say = Callable[[str], None]
 
@@ -95,6 +95,7 @@ def run(
             "input": {"name": ", ".join(p.name for p in inputs), "sha256": _hash(inputs)},
         }
         run_folder.check(out, record, overwrite)
+        record["resumed"] = (out / run_folder.RECORD).exists() and not overwrite
         this = Run(out, config, record, say, progress)
         # Whatever is wrong with the input comes to light before the folder is touched.
         adata = _read_and_prepare(this, inputs, held_out=not only_fit)
@@ -108,6 +109,7 @@ def run(
 def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
     model = _fit(this, adata)
     if not only_fit:
+        this.say(EMBEDDING)
         with this.stage("embed"):
             embed_all(adata, model, this.config)
     io.write_h5ad(adata, this.folder / CELLS)
@@ -203,6 +205,7 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
         this = Run(out, config, record, say, seconds=dict(record.get("seconds", {})))
         if not {keys.FIXED, keys.RANDOM, keys.PCA} <= set(adata.obsm):
             _check_extra()
+            say(EMBEDDING)
             embed_all(adata, model, config)
             io.write_h5ad(adata, out / CELLS)
         _evaluate(this, adata, model)
@@ -326,7 +329,7 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
     for name, fitted in networks.items():
         if fitted["stopped"] == "interrupted":
             this.record["warnings"].append(
-                f"Training of the {name} network was interrupted in epoch {fitted['epochs']}; its best epoch "
+                f"Training of the {name} network was interrupted after epoch {fitted['epochs']}; its best epoch "
                 f"so far, {fitted['best_epoch']}, is used."
             )
         elif config.epochs and fitted["stopped"] == "last epoch" and fitted["best_epoch"] == fitted["epochs"]:
@@ -347,16 +350,18 @@ def _fit_null(adata: AnnData, null: RandomEffects, this: Run, how: dict[str, Any
 def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
     """Write the tables and put the findings into the record."""
     config, out = this.config, this.folder
-    this.say("Scoring")
     with this.stage("evaluate"):
+        this.say("Scoring the embeddings on held-out cells")
         shown = [keys.FIXED, keys.RANDOM, keys.PCA]
         tables = [scores(adata, shown, config.batch, config.label, seed=config.seed)]
         if keys.NULL in adata.obsm:
             tables.append(scores(adata, [keys.NULL], keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
+        this.say("Finding the genes that each batch shifts")
         shifts = gene_shifts(model, adata, config.label, draws=config.draws, seed=config.seed)
         io.write_csv(shifts, out / SHIFTS)
+        this.say("Checking the counterfactuals on held-out cells")
         check = counterfactual_check(model, adata, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
     this.record["findings"] = findings(table, shifts, check, this.record)

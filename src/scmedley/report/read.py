@@ -28,7 +28,7 @@ TABLES = {  # text columns, number columns
             "pearson",
             "slope",
             "ceiling_pearson",
-            "wrong_batch_pearson",
+            "best_wrong_pearson",
             "additive_pearson",
             "n_source",
             "n_target",

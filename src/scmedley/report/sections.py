@@ -44,6 +44,8 @@ def summary(run: Run) -> dict[str, Any]:
         "status": settings.get("status", "unknown"),
         "finished": settings.get("finished") or settings.get("started"),
         "seconds": sum((settings.get("seconds") or {}).values()) or None,
+        "resumed": bool(settings.get("resumed")),
+        "only_fit": settings.get("command") == "fit",
         "tiles": [(name, value) for name, value in tiles if value is not None],
         "findings": list(settings.get("findings") or []),
         "warnings": list(settings.get("warnings") or []),
@@ -200,6 +202,11 @@ def _words(found: Summary) -> str:
         f"Of {pairs} of batch and label with enough held-out cells to judge, the agreement of predicted with "
         f"observed shifts is good in {tally['good']}, some in {tally['some']} and none in {tally['none']}."
     )
+    if found.n_shared:
+        text += (
+            f" In {found.n_shared} of the last the prediction for another batch does nearly as well: it is not "
+            "particular to the batch."
+        )
     if tally[TOO_FEW]:
         text += f" Another {tally[TOO_FEW]} could not be judged."
     text += {
