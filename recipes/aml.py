@@ -5,14 +5,8 @@
 The folder holds GEO's GSM*_*.dem.txt.gz and .anno.txt.gz, which are not shipped. Weights: the authors' release.
 """
 
+from scmedley.datasets.papers import LOSS_WEIGHTS
 from scmedley.experiment import BASIC, Experiment
-
-SETTINGS = {
-    "AEC": {"mse_weight": 100.0, "label_weight": 0.6},
-    "FE": {"mse_weight": 1000.0, "adversary_weight": 1.0},
-    "FEC": {"mse_weight": 2000.0, "adversary_weight": 0.5, "label_weight": 3.0},
-    "RE": {"mse_weight": 110.0, "batch_weight": 0.1},
-}
 
 
 def config() -> Experiment:
@@ -27,7 +21,7 @@ def config() -> Experiment:
         targets=("patient_group",),
         methods=BASIC,
         preset="paper",
-        settings=SETTINGS,
+        settings=LOSS_WEIGHTS["release"]["AML"],
         splits=("cells", "donors"),
         n_top_genes=2916,
         published="AML",

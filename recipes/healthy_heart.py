@@ -5,14 +5,8 @@
 The folder holds the h5ad, which is not shipped. Weights are those of the authors' release.
 """
 
+from scmedley.datasets.papers import LOSS_WEIGHTS
 from scmedley.experiment import BASIC, Experiment
-
-SETTINGS = {
-    "AEC": {"mse_weight": 100.0, "label_weight": 0.1},
-    "FE": {"mse_weight": 600.0, "adversary_weight": 1.0},
-    "FEC": {"mse_weight": 2000.0, "adversary_weight": 1.0, "label_weight": 1.0},
-    "RE": {"mse_weight": 110.0, "batch_weight": 0.1},
-}
 
 
 def config() -> Experiment:
@@ -28,7 +22,7 @@ def config() -> Experiment:
         targets=("tissue",),
         methods=BASIC,
         preset="paper",
-        settings=SETTINGS,
+        settings=LOSS_WEIGHTS["release"]["Heart"],
         splits=("cells", "donors"),
         n_top_genes=3000,
         published="Heart",

@@ -57,7 +57,7 @@ def small(cells: Path, **changes) -> Experiment:
         "batch_key": "donor",
         "targets": ("condition",),
         "methods": ("PCA", "FE", "RE", NULL),
-        "settings": {"FE": SMALL | {"adversary_hidden": (8,)}, "RE": SMALL},
+        "settings": {"FE": SMALL | {"adversary_hidden": (8,)}, "RE": SMALL | {"weights": "auto"}},
         "splits": ("cells", "donors"),
         "folds": 3,
         "thorough": False,
@@ -123,7 +123,10 @@ def test_the_page_escapes_names_and_shows_the_nulls(done: Path) -> None:
 
 
 def test_a_changed_setting_makes_only_its_own_fits_anew(done: Path, cells: Path) -> None:
-    one, other = small(cells), small(cells, settings={"FE": SMALL | {"mse_weight": 5.0}, "RE": SMALL})
+    one, other = (
+        small(cells),
+        small(cells, settings={"FE": SMALL | {"mse_weight": 5.0}, "RE": SMALL | {"weights": "auto"}}),
+    )
     fits, classifications = tasks(one)
     changed = {t.method for t in fits if fingerprint(one, t, "", {}) != fingerprint(other, t, "", {})}
     assert changed == {"FE"}

@@ -21,7 +21,8 @@ from scmedley.train import loop
 from test_report import page
 
 LABEL = ("--label", "cell_type")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+PATHS = filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS)}
 TABLES = ("scores.csv", "gene_shifts.csv", "counterfactual_check.csv", "history.csv")
 
 

@@ -241,6 +241,7 @@ def tune(
     method: Literal["FE", "FEC"] = "FE",
     trials: int = 30,
     folds: int = 3,
+    epochs: int | None = None,
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
@@ -264,6 +265,8 @@ def tune(
         Settings to try.
     folds
         Fits of each; a trial that falls behind is not carried on.
+    epochs
+        Epochs at most (default: set by the number of cells).
     seed
         Seed of everything random.
     threads
@@ -279,6 +282,7 @@ def tune(
         method=method,
         trials=trials,
         folds=folds,
+        epochs=epochs,
         seed=seed,
         threads=threads,
     )

@@ -158,7 +158,7 @@ def embed_peer(
     _check_prepared(adata, batch_key)
     if not peer.installed:
         raise ScmedleyError(
-            f"{name} is not installed: pip install 'scmedley[peers]' (or {peer.package} alone)."
+            f"{name} is not installed: pip install {peer.package}, or 'scmedley[peers]' for all rivals but LIGER."
         )
     if peer.counts and keys.COUNTS not in adata.layers:
         raise ScmedleyError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,18 @@ from scmedley.evaluate.probes import ProbeName, batch_leak, knn_accuracy, label_
 
 N_PERMUTATIONS = 5  # behind the nulls of all but the probes; their spread over permutations is small
 
-Row = tuple[object, ...]  # score, of, value, null, null_sd, null_kind, n_cells, se
+
+class Row(NamedTuple):
+    """A row of the table; ``se`` where it is known."""
+
+    score: str
+    of: str
+    value: float
+    null: float
+    null_sd: float
+    null_kind: str
+    n_cells: int
+    se: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -76,15 +88,7 @@ def default_rows(z_NP: Floats, cells: Cells, max_cells: int, seed: int) -> list[
         accuracy = knn_accuracy(z_NP[cells.train], train, z_NP[cells.test], test)
         kind = "labels drawn by their shares"
         rows.append(
-            (
-                "kNN accuracy",
-                "label",
-                accuracy,
-                *_chance(train, test),
-                kind,
-                len(cells.by_label.cells),
-                np.nan,
-            )
+            Row("kNN accuracy", "label", accuracy, *_chance(train, test), kind, len(cells.by_label.cells))
         )
     return [*rows, _leak_row(z_NP, cells, "kNN", seed)]
 
@@ -95,9 +99,7 @@ def thorough_rows(z_NP: Floats, cells: Cells, seed: int) -> list[Row]:
     rows = _lisi_rows(z_test, cells)
     within_N, by_batch = cells.label_N[cells.test], cells.by_batch
     bras_R = np.array([bras(z_test, codes_N, within_N) for codes_N in by_batch.codes_RN])
-    rows.append(
-        ("BRAS", "batch", *_against_null(bras_R), by_batch.null_kind, int((within_N >= 0).sum()), np.nan)
-    )
+    rows.append(Row("BRAS", "batch", *_against_null(bras_R), by_batch.null_kind, int((within_N >= 0).sum())))
     rows += [_leak_row(z_NP, cells, "logistic", seed), _leak_row(z_NP, cells, "network", seed)]
     if cells.by_label is not None:
         rows += _cluster_rows(z_test, cells.by_label, seed)
@@ -113,7 +115,7 @@ def _separation_rows(z_NP: Floats, grouping: Grouping, max_cells: int, seed: int
     for score, metric in (("CH", calinski_harabasz), ("1/DB", inverse_davies_bouldin)):
         values[score] = np.array([metric(z_NP[cells], codes_N) for codes_N in codes_RN]), len(cells)
     return [
-        (score, grouping.of, *_against_null(value_R), grouping.null_kind, n, np.nan)
+        Row(score, grouping.of, *_against_null(value_R), grouping.null_kind, n)
         for score, (value_R, n) in values.items()
     ]
 
@@ -135,13 +137,8 @@ def _lisi_rows(z_NP: Floats, cells: Cells) -> list[Row]:
         values = {name: [median(lisi_N) for lisi_N in lisi_RN]}
         values[f"{name} scaled"] = [scaled(lisi_N, n_groups) for lisi_N in lisi_RN]
         rows += [
-            (
-                score,
-                grouping.of,
-                *_against_null(np.array(value_R)),
-                grouping.null_kind,
-                len(grouping.cells),
-                np.nan,
+            Row(
+                score, grouping.of, *_against_null(np.array(value_R)), grouping.null_kind, len(grouping.cells)
             )
             for score, value_R in values.items()
         ]
@@ -159,13 +156,12 @@ def _cluster_rows(z_NP: Floats, by_label: Grouping, seed: int) -> list[Row]:
         "NMI max": partial(nmi, mean="max"),
     }
     return [
-        (
+        Row(
             score,
             "label",
             *_against_null(np.array([metric(clusters_N, codes_N) for codes_N in codes_RN])),
             by_label.null_kind,
             len(clusters_N),
-            np.nan,
         )
         for score, metric in metrics.items()
     ]
@@ -185,7 +181,7 @@ def _leak_row(z_NP: Floats, cells: Cells, probe: ProbeName, seed: int, of: str =
         seed=seed,
     )
     kind = cells.by_batch.null_kind if of == "batch" else "labels permuted within batch"
-    return (f"{probe} leak", of, leak.value, leak.null, leak.null_sd, kind, leak.n_cells, leak.se)
+    return Row(f"{probe} leak", of, leak.value, leak.null, leak.null_sd, kind, leak.n_cells, leak.se)
 
 
 def _with_nulls(codes_N: Codes, within_N: Codes, rng: np.random.Generator) -> Codes:

@@ -22,7 +22,7 @@ from scmedley.pp.split import split
 if TYPE_CHECKING:
     from anndata import AnnData
 
-COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells", "se"]
+COLUMNS = ["embedding", *Row._fields]
 
 
 def scores(
@@ -124,7 +124,7 @@ def scores(
     label_N = None if label_key is None else _codes(adata, label_key)
     train, test = _parts(adata, batch_N, label_N, split_key, seed)
     cells = draw_cells(batch_N, label_N, train, test, seed)
-    rows: list[Row] = []
+    rows: list[tuple[object, ...]] = []
     for name in embeddings:
         z_NP = _embedding(adata, name)
         found = default_rows(z_NP, cells, max_cells, seed)

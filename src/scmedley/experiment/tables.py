@@ -12,6 +12,7 @@ from scmedley.evaluate.intervals import t_interval
 from scmedley.experiment import task as work
 from scmedley.experiment.config import NETWORKS, NULL, Experiment
 from scmedley.experiment.task import Task, tasks
+from scmedley.nn.balance import ROW
 
 SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv", "fits.csv"
 SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
@@ -100,16 +101,23 @@ def _fits(out: Path, todo: list[Task]) -> pd.DataFrame:
 
 
 def _weighted(history: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """Add each term's contribution to the total; that of the KL is what the others leave of it."""
+    """Add each term's contribution to the total; that of the KL is what the others leave of it.
+
+    Automatic weights stand in the history, as terms of their own; they contribute nothing.
+    """
     if history.empty:
         return history
     models = experiment.models()
-    weight = [
+    given = [
         getattr(models[method], WEIGHTS.get(term, ""), np.nan) if term != "total" else 1.0
         for method, term in zip(history["method"], history["term"], strict=True)
     ]
-    history = history.assign(weighted=history["value"] * weight)
     place = [*PLACE, "method", "part", "epoch"]
+    is_weight = history["term"].str.startswith(ROW)
+    learnt = history[is_weight].assign(term=history["term"].str.removeprefix(ROW))
+    learnt = learnt[[*place, "term", "value"]].rename(columns={"value": "learnt"})
+    history = history.merge(learnt, how="left", on=[*place, "term"])
+    history["weighted"] = history["value"] * history.pop("learnt").fillna(pd.Series(given))
     terms = history[history["term"].isin(WEIGHTS)].groupby(place)["weighted"].sum()
     total = history[history["term"] == "total"].set_index(place)["value"]
     rest = (total - terms).rename("rest").reset_index()

@@ -35,6 +35,7 @@ def tune(
     method: str = "FE",
     trials: int = 30,
     folds: int = 3,
+    epochs: int | None = None,
     seed: int = 0,
     threads: int | None = None,
     say: Callable[[str], None] = print,
@@ -58,7 +59,7 @@ def tune(
         ``"FE"`` or ``"FEC"``.
     trials, folds
         How many settings to try, and folds for each.
-    seed, threads
+    epochs, seed, threads
         As for a run.
 
     Raises
@@ -73,6 +74,7 @@ def tune(
         batch_key=batch_key,
         label_key=label_key,
         methods=(method,),
+        settings={method: {"max_epochs": epochs}} if epochs else {},
         folds=folds,
         seeds=(seed,),
         threads=threads or torch.get_num_threads(),
@@ -205,7 +207,9 @@ def _score(
 
     method, seed = experiment.methods[0], experiment.seeds[0]
     adata = read_cells(out / DATA, experiment, "cells", fold, seed)
-    settings = replace(experiment, settings={method: _changes(params)}).models()[method]
+    settings = replace(
+        experiment, settings={method: experiment.settings.get(method, {}) | _changes(params)}
+    ).models()[method]
     kind, labelled = NETWORKS[method]
     label_key = experiment.label_key if labelled else None
     model = getattr(models, kind)(experiment.batch_key, label_key, settings)

@@ -94,8 +94,8 @@ def _loss(network: Any, cells: Minibatch, n_cells: int) -> Tensor:
     hidden_M = torch.rand(len(cells.b_M)) < settings.hide_batch
     z_MP = network.encode(cells.x_MG, cells.b_M.masked_fill(hidden_M, -1), draw=True)
     error = mse(cells.x_MG, network.decode(z_MP, cells.b_M, draw=True))
-    _, weighted = network.kl(error, cells.x_MG.shape[1])
-    loss: Tensor = settings.mse_weight * error + weighted * network.n_cells / n_cells
+    _, penalty = network.kl(error, cells.x_MG.shape[1])
+    loss: Tensor = settings.mse_weight * error + penalty * network.n_cells / n_cells
     return loss
 
 

@@ -20,6 +20,9 @@ class RunConfig:
         Train the fixed-effects network on the labels of the training cells too.
     preset
         "default", or "paper" for the published networks and losses.
+    settings
+        TOML file with changes to the preset, as scmedley tune writes it: tables [settings.FE], [settings.FEC]
+        (with --learn-labels), [settings.RE].
     fixed
         obsm key of an embedding to take as the fixed part (for example X_pca_harmony).
     genes
@@ -50,6 +53,7 @@ class RunConfig:
     label: str | None = None
     learn_labels: bool = False
     preset: Literal["default", "paper"] = "default"
+    settings: str | None = None
     fixed: str | None = None
     genes: int = 3000
     min_genes: int = 10

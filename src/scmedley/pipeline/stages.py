@@ -26,6 +26,9 @@ from scmedley.evaluate.scores import permute_batches, scores
 from scmedley.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split
+from scmedley.models.fixed_effects import FixedEffectsSettings
+from scmedley.models.random_effects import RandomEffectsSettings
+from scmedley.models.settings import read_changes
 from scmedley.overlap import overlap
 from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline.config import RunConfig
@@ -130,6 +133,23 @@ def check_config(config: RunConfig) -> None:
         raise ScmedleyError(f"--learn-labels {why}. Leave it out, or change that.")
     check_seed(config.seed)
     resolve_device(config.device)
+    network_settings(config)
+
+
+def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEffectsSettings]:
+    """Give the settings of both networks: the preset's, changed by a file, changed by the command."""
+    from_file = read_changes(Path(config.settings)) if config.settings else {}
+    fixed = "FEC" if config.learn_labels else "FE"
+    unused = sorted(set(from_file) - {fixed, "RE"})
+    if unused:
+        raise ScmedleyError(
+            f"{config.settings} has settings of {unused[0]!r}, which this run does not fit; it fits {fixed} and RE."
+        )
+    given = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
+    return (
+        FixedEffects.preset(config.preset, config.learn_labels).replace(**from_file.get(fixed, {}) | given),
+        RandomEffects.preset(config.preset).replace(**from_file.get("RE", {}) | given),
+    )
 
 
 def _check_extra() -> None:
@@ -277,9 +297,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
 def _fit(this: Run, adata: AnnData) -> MixedEffects:
     """Fit both networks, and the null of the random one; write the model and the history."""
     config, out = this.config, this.folder
-    changes = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
-    fixed = FixedEffects.preset(config.preset, config.learn_labels).replace(**changes)
-    random = RandomEffects.preset(config.preset).replace(**changes)
+    fixed, random = network_settings(config)
     model = MixedEffects(
         config.batch,
         config.label if config.learn_labels else None,
