@@ -16,7 +16,7 @@ def config() -> Experiment:
     one tissue. Samples of one donor may still be on both sides.
     """
     return Experiment(
-        name="Heart",
+        name="Heart, samples held out",
         data="healthy_heart",
         batch_key="sample",
         targets=("tissue",),

@@ -107,7 +107,7 @@ def test_tables_hold_every_fit_with_nulls_and_both_kinds_of_holding_out(done: Pa
 def test_held_out_donors_are_in_no_fit(done: Path, cells: Path) -> None:
     obs = six_donors().obs
     for fold in range(3):
-        part = parts(obs, small(cells), "donors", fold, 0)
+        part = parts(obs, small(cells), "donors", fold)
         held_out = set(obs.donor[part == "test"])
         assert held_out
         assert not held_out & set(obs.donor[part != "test"])
@@ -122,17 +122,40 @@ def test_the_page_escapes_names_and_shows_the_nulls(done: Path) -> None:
     assert "null" in page
 
 
-def test_a_changed_setting_makes_only_its_own_fits_anew(done: Path, cells: Path) -> None:
-    one, other = (
-        small(cells),
-        small(cells, settings={"FE": SMALL | {"mse_weight": 5.0}, "RE": SMALL | {"weights": "auto"}}),
-    )
+def test_a_changed_setting_makes_only_its_own_fits_anew(cells: Path, tmp_path: Path) -> None:
+    one = small(cells)
     fits, classifications = tasks(one)
-    changed = {t.method for t in fits if fingerprint(one, t, "", {}) != fingerprint(other, t, "", {})}
-    assert changed == {"FE"}
-    assert all(fingerprint(one, t, "", {}) != fingerprint(other, t, "", {}) for t in classifications)
-    assert fingerprint(one, fits[0], "a", {}) != fingerprint(one, fits[0], "b", {})
-    assert fingerprint(one, fits[0], "", {}) == fingerprint(replace(one, seeds=(0, 1)), fits[0], "", {})
+
+    def mark(experiment: Experiment, task: Task, data: str = "") -> str:
+        return fingerprint(tmp_path, experiment, task, data, {})
+
+    changed = replace(one, settings=one.settings | {"FE": SMALL | {"mse_weight": 5.0}})
+    assert {t.method for t in fits if mark(one, t) != mark(changed, t)} == {"FE"}
+    assert all(mark(one, t) != mark(changed, t) for t in classifications)
+    assert mark(one, fits[0], "a") != mark(one, fits[0], "b")
+    assert mark(one, fits[0]) == mark(replace(one, seeds=(0, 1)), fits[0])
+    assert mark(one, fits[0]) != mark(replace(one, seeds=(1, 0)), fits[0])  # other folds
+    for t in fits:  # donors are held out by the first target
+        assert (mark(one, t) != mark(replace(one, targets=()), t)) == (t.split == "donors")
+    before = mark(one, classifications[0])
+    folder = tmp_path / work.TASKS / fits[0].name
+    folder.mkdir(parents=True)
+    (folder / work.ABOUT).write_text('{"status": "done", "fingerprint": "x"}')
+    assert mark(one, classifications[0]) != before  # a fit that failed before has been made
+
+
+def test_killed_and_gone_on_with_other_settings(cells: Path, tmp_path: Path) -> None:
+    one = small(cells, methods=("FE",), splits=("cells",), classify=False, targets=(), settings={"FE": SMALL})
+    out = tmp_path / "out"
+    run(one, out, jobs=1, say=lambda _: None, progress=False)
+    fit = tasks(one)[0][0]
+    left = out / work.CHECKPOINTS / f"{fit.name}.safetensors"
+    left.write_bytes(b"of other settings")
+    (out / work.TASKS / fit.name / work.ABOUT).unlink()
+    (out / ".data.h5ad.1234.h5ad").write_bytes(b"half")
+    run(one, out, jobs=1, say=lambda _: None, progress=False)
+    assert not left.exists()
+    assert not list(out.glob(".data*"))
 
 
 def test_killed_twice_and_resumed_to_the_same_bits(done: Path, cells: Path, tmp_path: Path) -> None:
@@ -175,7 +198,7 @@ def test_a_dask_cluster_gives_the_same_tables(done: Path, cells: Path, tmp_path:
 
 
 def test_what_fails_is_told_and_costs_nothing_else(cells: Path, tmp_path: Path) -> None:
-    tried = small(cells, methods=("PCA", "X_absent"), splits=("cells",), targets=())
+    tried = small(cells, methods=("PCA", "X_absent"), splits=("cells",), targets=(), settings={})
     record = run(tried, tmp_path / "out", jobs=1, say=lambda _: None, progress=False)
     assert record["status"] == "done"
     fits = pd.read_csv(tmp_path / "out" / "fits.csv")
@@ -210,6 +233,9 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
         ({"settings": {"FE": {"mse": 1}}}, "mse"),
         ({"preset": "papers"}, "no preset"),
         ({"folds": "five"}, "of type int"),
+        ({"methods": (1,)}, "str only"),
+        ({"settings": {"PCA": {}}}, "no use"),
+        ({"settings": {NULL: {}}}, "no use"),
     ],
 )
 def test_wrong_settings_say_so_at_once(changes: dict, words: str) -> None:

@@ -4,6 +4,6 @@
 ``tables`` puts the results side by side.
 """
 
-from scmedley.experiment.config import BASIC, NETWORKS, Experiment, read_config
+from scmedley.experiment.config import BASIC, Experiment, read_config
 
-__all__ = ["BASIC", "NETWORKS", "Experiment", "read_config"]
+__all__ = ["BASIC", "Experiment", "read_config"]

@@ -1,10 +1,14 @@
 """The cells of an experiment: read and prepared once, and shared out anew to the parts of each fold."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData, read_h5ad
+from scipy.sparse import issparse
 
 from scmedley import datasets, io, keys
 from scmedley.checks import column
@@ -21,8 +25,8 @@ PAPERS = ("aml", "asd", "healthy_heart")
 STOPPING = (0.85, 0.15, 0.0)  # of the cells of known donors: to train, to stop training
 
 
-def read_data(experiment: Experiment, folder: Path | None) -> tuple[AnnData, str]:
-    """Read the cells of an experiment; give them with a hash of what was read.
+def read_data(experiment: Experiment, folder: Path | None) -> AnnData:
+    """Read the cells of an experiment.
 
     Raises
     ------
@@ -32,7 +36,7 @@ def read_data(experiment: Experiment, folder: Path | None) -> tuple[AnnData, str
     name = experiment.data
     if name in datasets.NAMES:
         path = datasets.path(name)
-        return io.read(path), io.sha256(path)
+        return io.read(path)
     if name in PAPERS:
         from scmedley.datasets import papers
 
@@ -40,11 +44,12 @@ def read_data(experiment: Experiment, folder: Path | None) -> tuple[AnnData, str
             raise ScmedleyError(
                 f"The files of {name!r} are not part of scmedley. Name their folder with --data."
             )
-        return getattr(papers, f"read_{name}")(folder), io.sha256(folder)
+        read: Callable[[Path], AnnData] = getattr(papers, f"read_{name}")
+        return read(folder)
     places = [p / name for p in (folder, Path()) if p is not None]
     for path in places:
         if path.exists():
-            return io.read(path), io.sha256(path)
+            return io.read(path)
     raise ScmedleyError(
         f"The data {name!r} are not there: looked for {', '.join(map(str, places))}. Name their folder with --data."
     )
@@ -77,24 +82,41 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> list[str]:
     for key in set(adata.obsm) - set(experiment.methods):
         del adata.obsm[key]
     for split in experiment.splits:  # folds that cannot be made come to light before any work
-        parts(adata.obs, experiment, split, 0, experiment.seeds[0])
+        parts(adata.obs, experiment, split, 0)
     return checked.warnings
 
 
-def read_cells(path: Path, experiment: Experiment, split: Split, fold: int, seed: int) -> AnnData:
+def digest(adata: AnnData) -> str:
+    """Give the SHA-256 of prepared cells: names, columns, values and embeddings."""
+    found = hashlib.sha256(repr((adata.shape, list(adata.var_names))).encode())
+    found.update(pd.util.hash_pandas_object(adata.obs.astype(str)).to_numpy().tobytes())
+    for stored in (adata.layers, adata.obsm):
+        for name in sorted(stored):
+            values: Any = stored[name]
+            arrays = (
+                (values.data, values.indices, values.indptr) if issparse(values) else (np.asarray(values),)
+            )
+            for array in arrays:
+                found.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def read_cells(path: Path, experiment: Experiment, split: Split, fold: int) -> AnnData:
     """Read prepared cells, with the parts of a fold in ``obs["scmedley_split"]`` and its genes flagged."""
     adata = read_h5ad(path)
-    adata.obs[keys.SPLIT] = pd.Categorical(parts(adata.obs, experiment, split, fold, seed), PARTS)
+    adata.obs[keys.SPLIT] = pd.Categorical(parts(adata.obs, experiment, split, fold), PARTS)
     select_genes(adata, experiment.batch_key, experiment.n_top_genes)
     return adata
 
 
-def parts(obs: pd.DataFrame, experiment: Experiment, split: Split, fold: int, seed: int) -> np.ndarray:
+def parts(obs: pd.DataFrame, experiment: Experiment, split: Split, fold: int) -> np.ndarray:
     """Give each cell's part in a fold.
 
     With whole donors held out, "test" are the cells of the fold's donors. Training and its early stopping need
-    known batches, so "train" and "validation" share the cells of all other donors.
+    known batches, so "train" and "validation" share the cells of all other donors. Folds are drawn with the first
+    seed; the others vary the fits alone.
     """
+    seed = experiment.seeds[0]
     batch, label = (obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
     if split == "cells":
         folds = rotating_folds(batch, label, n_folds=experiment.folds, seed=seed)

@@ -24,7 +24,7 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
     DataFrame
         ``target``, then the columns of :func:`scmedley.evaluate.classify.target_table`.
     """
-    obs = read_cells(out / work.DATA, experiment, task.split, task.fold, task.seed).obs
+    obs = read_cells(out / work.DATA, experiment, task.split, task.fold).obs
     latents = _latents(out, experiment, task)
     fixed = {name: z_NP for name, z_NP in latents.items() if not name.startswith("RE")}
     random = {name: z_NP for name, z_NP in latents.items() if name not in fixed}

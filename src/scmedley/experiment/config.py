@@ -99,6 +99,9 @@ class Experiment:
         for name, least in (("folds", 3), ("n_latent", 1), ("n_top_genes", 1), ("threads", 1)):
             if getattr(self, name) < least:
                 raise ScmedleyError(f"{name} = {getattr(self, name)} must be at least {least}.")
+        for name, kind in (("methods", str), ("splits", str), ("targets", str), ("seeds", int)):
+            if not all(isinstance(value, kind) for value in getattr(self, name)):
+                raise ScmedleyError(f"{name} = {list(getattr(self, name))} must hold {kind.__name__} only.")
         for name in ("splits", "methods", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -110,8 +113,14 @@ class Experiment:
                 raise ScmedleyError(
                     f"splits = {list(self.splits)}: {split!r} is none of {list(get_args(Split))}."
                 )
-        for method in (*self.methods, *self.settings):
+        for method in self.methods:
             _check_method(method)
+        for method in self.settings:
+            if method not in self.methods or method not in NETWORKS or method == NULL:
+                raise ScmedleyError(
+                    f"Settings of {method!r} have no use here: settings are of the networks that are compared, and its "
+                    f"null takes those of RE."
+                )
         self.models()
 
     @property

@@ -1,6 +1,7 @@
 """All fits of an experiment: what is done is kept, the rest runs side by side, here or on a cluster."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 from scmedley import io
 from scmedley.errors import ScmedleyError
 from scmedley.experiment import task as work
-from scmedley.experiment.cells import prepare_once, read_data
+from scmedley.experiment.cells import digest, prepare_once, read_data
 from scmedley.experiment.config import BASIC, Experiment
 from scmedley.experiment.task import DATA, Task, tasks
 from scmedley.pipeline import folder as run_folder
@@ -83,7 +84,7 @@ def run(
 
 def _check_folder(out: Path) -> None:
     others = [p.name for p in out.iterdir() if p.name != run_folder.LOCK]
-    if others and RECORD not in others and not {*others} <= {DATA, work.TASKS, work.CHECKPOINTS}:
+    if others and RECORD not in others:
         raise ScmedleyError(f"{out} is no folder of an experiment, and not empty. Choose another --out.")
 
 
@@ -92,19 +93,21 @@ def _lay_data(
 ) -> dict[str, Any]:
     """Filter and normalise the cells, once for all fits; give the record that begins."""
     say(f"Reading {experiment.data}")
-    adata, data_hash = read_data(experiment, folder)
+    adata = read_data(experiment, folder)
     warnings = prepare_once(adata, experiment)
     for warning in warnings:
         say(f"Warning: {warning}")
-    io.write_h5ad(adata, out / DATA)
     record = {
         "status": "running",
         "experiment": asdict(experiment),
-        "input": {"sha256": data_hash, "cells": adata.n_obs, "genes": adata.n_vars},
+        "input": {"sha256": digest(adata), "cells": adata.n_obs, "genes": adata.n_vars},
         "versions": run_folder.versions(),
         "warnings": warnings,
     }
-    io.write_json(record, out / RECORD)
+    for left in [*out.glob(f".{DATA}.*"), *(out / work.TASKS).glob(".*")]:  # half-written when it was killed
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    io.write_json(record, out / RECORD)  # before the data: it marks the folder as an experiment's
+    io.write_h5ad(adata, out / DATA)
     return record
 
 
@@ -119,7 +122,7 @@ def _run(
 ) -> None:
     """Do the tasks that are not done; the first unexpected error ends it all."""
     data_hash, versions = record["input"]["sha256"], record["versions"]
-    marks = {task: work.fingerprint(experiment, task, data_hash, versions) for task in todo}
+    marks = {task: work.fingerprint(out, experiment, task, data_hash, versions) for task in todo}
     left = [task for task in todo if not _is_done(out, task, marks[task])]
     bar = tqdm(
         total=len(todo),

@@ -1,5 +1,6 @@
 """The results of all fits side by side: tidy tables, means with intervals over folds, what they say in words."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from scmedley.nn.balance import ROW
 
 SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv", "fits.csv"
 SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
-HEADLINE = ("FE + RE", "FE + RE, adapted", "FE", "PCA", COMPOSITION)  # what findings tell of the classifiers
+HEADLINE = (
+    "FE + RE",
+    "FE + RE, adapted",
+    f"FE + {NULL}",
+    "FE",
+    "PCA",
+    COMPOSITION,
+)
+CLASSIFIED_BY = ["target", "held_out", "caution", "embedding"]
 PLACE = ["split", "fold", "seed"]
 WEIGHTS = {
     "reconstruction": "mse_weight",
@@ -44,9 +53,10 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
         classified["caution"] = classified["caution"].fillna("")
         values = ["accuracy", "balanced_accuracy", "donor_accuracy"]
         values += ["chance", "chance_balanced", "donor_chance"]
-        read = summarise(classified, ["target", "held_out", "caution", "embedding"], values)
+        read = summarise(classified, CLASSIFIED_BY, values)
+        read = read.merge(_donors(classified), how="left", on=CLASSIFIED_BY)
         io.write_csv(read, out / CLASSIFIED_SUMMARY)
-    return findings(summary, read, experiment)
+    return findings(scores, summary, read, experiment.targets)
 
 
 def summarise(table: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
@@ -142,41 +152,74 @@ def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataF
     return summary.assign(published=beside["value"].where(is_theirs))
 
 
-def findings(summary: pd.DataFrame, read: pd.DataFrame, experiment: Experiment) -> list[str]:
+def findings(
+    scores: pd.DataFrame, summary: pd.DataFrame, read: pd.DataFrame, targets: Sequence[str]
+) -> list[str]:
     """Say what the tables show, each number beside its null."""
-    said = []
-    rows = summary[(summary["split"] == "cells") & (summary["part"] == "test")]
-    for score in ("kNN leak", "ASW"):
-        of_batch = rows[(rows["score"] == score) & (rows["of"] == "batch")]
-        here = {str(row["method"]): row for row in of_batch.to_dict("records")}
-        if {"RE", NULL} <= set(here):
-            ours, null = here["RE"], here[NULL]
-            apart = ours["value_low"] > null["value_high"]
-            verdict = "more than" if apart else "no more, for sure, than"
-            said.append(
-                f"RE separates batches of held-out cells {verdict} its permuted null: {score} {_with(ours)}, null "
-                f"{_with(null)}."
-            )
-        if score == "kNN leak" and {"PCA", "FE"} <= set(here):
-            said.append(f"Batch leak given label: FE {_with(here['FE'])}, PCA {_with(here['PCA'])}.")
-    return said + _read_findings(read, experiment)
+    rows = summary[(summary["split"] == "cells") & (summary["part"] == "test") & (summary["of"] == "batch")]
+    said = [sentence for score in ("kNN leak", "ASW") if (sentence := _separation(scores, score))]
+    leak = {str(row["method"]): row for row in rows[rows["score"] == "kNN leak"].to_dict("records")}
+    if {"PCA", "FE"} <= set(leak):
+        said.append(
+            f"Batch leak given label: FE {_with(leak['FE'])}, PCA {_with(leak['PCA'])} (0 by chance)."
+        )
+    return said + [_reading(read[read["target"] == target], target) for target in targets if len(read)]
 
 
-def _read_findings(read: pd.DataFrame, experiment: Experiment) -> list[str]:
-    """Say of each donor-level target what the best features read with cells split, and with donors held out."""
-    said = []
-    for target in experiment.targets if len(read) else ():
-        words = []
-        for split, how in (("cells", "cells split, which leaks"), ("donors", "donors held out")):
-            rows = read[(read["target"] == target) & (read["held_out"] == split)]
-            if len(rows):
-                accuracy = dict(zip(rows["embedding"], rows["balanced_accuracy"], strict=True))
-                named = [name for name in HEADLINE if name in accuracy]
-                values = ", ".join(f"{name} {accuracy[name]:.2f}" for name in named)
-                words.append(f"{values} with {how} (chance {rows['chance_balanced'].iloc[0]:.2f})")
-        if words:
-            said.append(f"{target}, balanced accuracy: {'; '.join(words)}.")
+def _separation(scores: pd.DataFrame, score: str) -> str:
+    """Compare RE with its null, fold by fold, each less what permuted codes give."""
+    rows = scores[(scores["split"] == "cells") & (scores["part"] == "test") & (scores["of"] == "batch")]
+    rows = rows[(rows["score"] == score) & rows["method"].isin(["RE", NULL])]
+    if rows["method"].nunique() < 2:
+        return ""
+    excess = (rows["value"] - rows["null"]).groupby([rows["method"], rows["fold"]]).mean()
+    mean, low, high = t_interval((excess["RE"] - excess[NULL]).tolist())
+    verdict = "more than" if low > 0 else "no more, for sure, than"
+    return (
+        f"RE separates batches of held-out cells {verdict} the same network told permuted batches: {score} "
+        f"{excess['RE'].mean():z.2f} and {excess[NULL].mean():z.2f} above chance, a difference of {mean:z.2f} "
+        f"[{low:z.2f}, {high:z.2f}]."
+    )
+
+
+def _reading(read: pd.DataFrame, target: str) -> str:
+    """Say what some embeddings tell of a donor-level target, with cells split and with donors held out."""
+    words = []
+    for how, rows in read.groupby("held_out", sort=False):
+        found = {str(row["embedding"]): row for row in rows.to_dict("records")}
+        values = ", ".join(f"{name} {_right(found[name], str(how))}" for name in HEADLINE if name in found)
+        chance = next(iter(found.values()))["chance_balanced"]
+        leaks = ", WHICH LEAKS" if rows["caution"].iloc[0] else ""
+        words.append(f"with {how} held out{leaks}: {values} (chance {chance:.2f})")
+    return f"{target}, balanced accuracy {'; '.join(words)}."
+
+
+def _right(row: dict[Any, Any], held_out: str) -> str:
+    said = f"{row['balanced_accuracy']:.2f}"
+    if held_out == "donors" and row["n_donors"] > 0:
+        low, high = row["donors_low"], row["donors_high"]
+        said += f" ({row['donors_right']:.0f} of {row['n_donors']:.0f} donors right, {low:.0%} to {high:.0%})"
     return said
+
+
+def _donors(classified: pd.DataFrame) -> pd.DataFrame:
+    """Count donors over the folds of the first seed, with the binomial 95 % interval of those that are right."""
+    from scipy.stats import binomtest
+
+    first = classified[classified["seed"] == classified["seed"].iloc[0]].dropna(subset="donor_accuracy")
+    first = first.assign(right=first["donor_accuracy"] * first["n_donors"])
+    rows = []
+    for place, group in first.groupby(CLASSIFIED_BY, sort=False):
+        n, right = int(group["n_donors"].sum()), float(group["right"].sum())
+        interval = binomtest(round(right), n).proportion_ci()
+        row = dict(zip(CLASSIFIED_BY, place, strict=True))
+        rows.append(
+            row
+            | {"n_donors": n, "donors_right": right, "donors_low": interval.low, "donors_high": interval.high}
+        )
+    return pd.DataFrame(
+        rows, columns=[*CLASSIFIED_BY, "n_donors", "donors_right", "donors_low", "donors_high"]
+    )
 
 
 def _with(row: dict[Any, Any]) -> str:

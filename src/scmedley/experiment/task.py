@@ -4,8 +4,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from anndata import AnnData
 
 from scmedley import io, keys
 from scmedley.errors import ScmedleyError
+from scmedley.evaluate.scores import scores
 from scmedley.experiment.cells import read_cells
 from scmedley.experiment.config import NETWORKS, NULL, Experiment, Split
 
@@ -31,6 +32,7 @@ ABOUT, SCORES, HISTORY, LATENT, MAP, CLASSIFIED = (
     "classified.csv",
 )
 CLASSIFIERS = "classifiers"  # stands for the method in the task that reads the latents of all others
+SCORED = "scored"  # obs: the cells that probes learn from, and those that are scored
 MAP_CELLS = 3000  # held-out cells on a map, at most
 
 
@@ -59,17 +61,38 @@ def tasks(experiment: Experiment) -> tuple[list[Task], list[Task]]:
     return fits, [Task(*place, CLASSIFIERS) for place in grid] if experiment.classify else []
 
 
-def fingerprint(experiment: Experiment, task: Task, data_hash: str, versions: dict[str, str]) -> str:
-    """Say in short what a task's results depend on; where it is the same, they need not be made again."""
+def fingerprint(
+    out: Path, experiment: Experiment, task: Task, data_hash: str, versions: dict[str, str]
+) -> str:
+    """Say in short what a task's results depend on; where it is the same, they need not be made again.
+
+    Folds hang on the first seed and, of donors, on the first target; a rival on its package; classifiers on the
+    fits that they read.
+    """
     settings = asdict(experiment)
     for name in ("name", "seeds", "splits", "published", "classify"):
         del settings[name]
-    if task.method != CLASSIFIERS:
-        del settings["targets"]
+    settings["fold_seed"] = experiment.seeds[0]
+    if task.method == CLASSIFIERS:
+        fits = [about(out, replace(task, method=method)) for method in experiment.methods]
+        settings["fits"] = [(fit.get("status"), fit.get("fingerprint")) for fit in fits]
+    else:
+        settings["targets"] = experiment.targets[:1] if task.split == "donors" else ()
+        settings["package"] = _package_version(task.method)
         settings["methods"] = task.method
         settings["settings"] = experiment.settings.get("RE" if task.method == NULL else task.method)
     what = json.dumps([settings, asdict(task), data_hash, versions], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()
+
+
+def _package_version(method: str) -> str:
+    """Give the version of a rival's package."""
+    from scmedley.evaluate.peers import PEERS
+
+    try:
+        return version(PEERS[method].package) if method in PEERS else ""
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def about(out: Path, task: Task) -> dict[str, Any]:
@@ -102,27 +125,25 @@ def run(out: Path, experiment: Experiment, task: Task, mark: str) -> None:
 
                 classify(out, experiment, task).to_csv(folder / CLASSIFIED, index=False)
             else:
-                state |= _fit_and_score(out, experiment, task, folder)
+                state |= _fit_and_score(out, experiment, task, folder, mark)
         except ScmedleyError as error:
             state |= {"status": "failed", "reason": str(error)}
         io.write_json(state | {"seconds": round(time.perf_counter() - began, 2)}, folder / ABOUT)
-    (out / CHECKPOINTS / f"{task.name}.safetensors").unlink(missing_ok=True)
+    for checkpoint in (out / CHECKPOINTS).glob(f"{task.name}.*"):  # also those of other settings
+        checkpoint.unlink(missing_ok=True)
 
 
-def _fit_and_score(out: Path, experiment: Experiment, task: Task, folder: Path) -> dict[str, Any]:
+def _fit_and_score(out: Path, experiment: Experiment, task: Task, folder: Path, mark: str) -> dict[str, Any]:
     """Fit, embed, score, draw; write the results to ``folder`` and give what the record shall say."""
     from scmedley.pp.umap import umap
 
-    adata = read_cells(out / DATA, experiment, task.split, task.fold, task.seed)
-    latents, network = _embed(out, adata, experiment, task)
-    batch_key = keys.PERMUTED if task.method == NULL else experiment.batch_key
+    adata = read_cells(out / DATA, experiment, task.split, task.fold)
+    latents, network = _embed(out, adata, experiment, task, mark)
     tables = []
     for variant, z_NP in latents.items():
         adata.obsm["X_latent"] = z_NP
-        for part, cells in _scored(adata, task):
-            thorough = experiment.thorough and part != "validation"  # that is for choosing settings
-            table = _scores(cells, batch_key, experiment.label_key, task.seed, thorough)
-            tables.append(table.assign(method=task.method + variant, part=part))
+        table = _score(adata, experiment, task).drop(columns="embedding")
+        tables.append(table.assign(method=task.method + variant))
     pd.concat(tables, ignore_index=True).to_csv(folder / SCORES, index=False)
     stored: dict[str, Any] = {variant.strip(", ") or "latent": z_NP for variant, z_NP in latents.items()}
     np.savez(folder / LATENT, **stored)
@@ -136,31 +157,35 @@ def _fit_and_score(out: Path, experiment: Experiment, task: Task, folder: Path) 
     return {"fitted": network.fitted}
 
 
-def _scored(adata: AnnData, task: Task) -> Iterator[tuple[str, AnnData]]:
-    """Give the parts that are scored, each with the cells that probes learn from marked as "train"."""
+def _score(adata: AnnData, experiment: Experiment, task: Task) -> pd.DataFrame:
+    """Score ``obsm["X_latent"]`` on each part; validation cells, which are for choosing settings, in short.
+
+    Of held-out donors, labels are read by what was learnt from the other donors' cells. Their batches were not
+    there to learn: probes of those learn from 80 % of the held-out donors' cells, and are scored on the rest.
+    """
+    key = keys.PERMUTED if task.method == NULL else experiment.batch_key
     part = adata.obs[keys.SPLIT].astype(str).to_numpy()
-    if (
-        task.split == "donors"
-    ):  # known donors tell nothing of the batches of others: probes learn from some cells
-        cells = adata[part == "test"].copy()
-        del cells.obs[keys.SPLIT]
-        yield "held-out donors", cells
-        return
-    for name, left_out in (("test", "validation"), ("validation", "test")):
-        cells = adata.copy()
-        cells.obs[keys.SPLIT] = np.where(part == name, "test", np.where(part == left_out, "unused", part))
-        yield name, cells
-
-
-def _scores(cells: AnnData, batch_key: str, label_key: str, seed: int, thorough: bool) -> pd.DataFrame:
-    from scmedley.evaluate.scores import scores
-
-    table = scores(cells, ["X_latent"], batch_key, label_key, seed=seed, thorough=thorough)
-    return table.drop(columns="embedding")
+    how: dict[str, Any] = {"batch_key": key, "label_key": experiment.label_key, "seed": task.seed}
+    if task.split == "cells":
+        tables = []
+        for name, left_out in (("test", "validation"), ("validation", "test")):
+            adata.obs[SCORED] = np.where(part == name, "test", np.where(part == left_out, "unused", part))
+            thorough = experiment.thorough and name == "test"
+            table = scores(adata, ["X_latent"], split_key=SCORED, thorough=thorough, **how)
+            tables.append(table.assign(part=name))
+        return pd.concat(tables, ignore_index=True)
+    adata.obs[SCORED] = np.where(part == "validation", "unused", part)
+    all_cells = scores(adata, ["X_latent"], split_key=SCORED, thorough=experiment.thorough, **how)
+    within = adata[part == "test"].copy()
+    del within.obs[keys.SPLIT]
+    probed = scores(within, ["X_latent"], thorough=experiment.thorough, **how)
+    leaks = all_cells["score"].str.endswith("leak")
+    joined = [all_cells[~leaks], probed[probed["score"].str.endswith("leak")]]
+    return pd.concat(joined, ignore_index=True).assign(part="held-out donors")
 
 
 def _embed(
-    out: Path, adata: AnnData, experiment: Experiment, task: Task
+    out: Path, adata: AnnData, experiment: Experiment, task: Task, mark: str
 ) -> tuple[dict[str, np.ndarray], "Model[Any] | None"]:
     """Give the latents of all cells, and the network if there is one.
 
@@ -174,7 +199,7 @@ def _embed(
         pca(adata, experiment.n_latent, task.seed)
         return {"": np.asarray(adata.obsm[keys.PCA])}, None
     if method in NETWORKS:
-        return _embed_by_network(out, adata, experiment, task)
+        return _embed_by_network(out, adata, experiment, task, mark)
     if method.startswith("X_"):
         if method not in adata.obsm:
             raise ScmedleyError(
@@ -198,7 +223,7 @@ def _embed(
 
 
 def _embed_by_network(
-    out: Path, adata: AnnData, experiment: Experiment, task: Task
+    out: Path, adata: AnnData, experiment: Experiment, task: Task, mark: str
 ) -> tuple[dict[str, np.ndarray], "Model[Any]"]:
     from scmedley import models
 
@@ -218,7 +243,7 @@ def _embed_by_network(
         threads=experiment.threads,
         precision=experiment.precision,
         device=experiment.device,
-        checkpoint=_checkpoint(out, task),
+        checkpoint=_checkpoint(out, task, mark),
         progress=False,
     )
     latents = {"": model.get_latent_representation(adata, unknown="mean")}
@@ -241,6 +266,6 @@ def _permute(adata: AnnData, experiment: Experiment, held_out: np.ndarray, seed:
     adata.obs[keys.PERMUTED] = pd.Categorical(permuted)
 
 
-def _checkpoint(out: Path, task: Task) -> Path:
+def _checkpoint(out: Path, task: Task, mark: str) -> Path:
     (out / CHECKPOINTS).mkdir(exist_ok=True)
-    return out / CHECKPOINTS / f"{task.name}.safetensors"
+    return out / CHECKPOINTS / f"{task.name}.{mark[:16]}.safetensors"

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
 from scmedley.errors import ScmedleyError
-from scmedley.experiment.cells import prepare_once, read_cells
+from scmedley.experiment.cells import digest, prepare_once
 from scmedley.experiment.config import NETWORKS, Experiment
 from scmedley.pipeline import folder as run_folder
+from scmedley.pp.folds import rotating_folds
+from scmedley.pp.genes import select_genes
+from scmedley.pp.split import PARTS
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -45,7 +49,8 @@ def tune(
     What is maximised: the share of validation cells whose 15 nearest training cells are of their own label, less
     the batch leak given label (0 to 1; below 0 counts as 0), mean over folds. The first trial is the default
     preset. A trial that is behind the median of the others after a fold is not carried on. The same command
-    goes on with a stopped search; the winner and the default are then scored on test cells.
+    goes on with a stopped search. A fifth of the cells is set aside before it; on these test cells the winner and
+    the default are scored at the end.
 
     Parameters
     ----------
@@ -109,11 +114,17 @@ def _check(method: str, trials: int) -> None:
 
 def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Prepare the cells, or find them prepared; give the record."""
+    found = [p.name for p in out.iterdir() if p.name != run_folder.LOCK]
+    if found and RECORD not in found:
+        raise ScmedleyError(f"{out} is no folder of a search, and not empty. Choose another --out.")
+    say(f"Reading {path.name}")
+    adata = io.read(path)
+    for warning in prepare_once(adata, experiment):
+        say(f"Warning: {warning}")
     same = {k: v for k, v in asdict(experiment).items() if k not in ("name", "data", "threads")}
     wanted = run_folder.loads_like(
-        {"settings": same, "input": io.sha256(path), "versions": run_folder.versions()}
+        {"settings": same, "input": digest(adata), "versions": run_folder.versions()}
     )
-    found = [p.name for p in out.iterdir() if p.name != run_folder.LOCK]
     if RECORD in found:
         before = json.loads((out / RECORD).read_text())
         changed = [k for k, v in wanted.items() if before.get(k) != v]
@@ -121,15 +132,9 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
             raise ScmedleyError(
                 f"{out} holds a search with other {' and '.join(changed)}. Choose another --out."
             )
-    elif found:
-        raise ScmedleyError(f"{out} is no folder of a search, and not empty. Choose another --out.")
-    say(f"Reading {path.name}")
-    adata = io.read(path)
-    for warning in prepare_once(adata, experiment):
-        say(f"Warning: {warning}")
-    io.write_h5ad(adata, out / DATA)
     record = wanted | {"status": "running"}
-    io.write_json(record, out / RECORD)
+    io.write_json(record, out / RECORD)  # before the data: it marks the folder as a search's
+    io.write_h5ad(adata, out / DATA)
     return record
 
 
@@ -180,7 +185,18 @@ def _try(trial: "Trial", experiment: Experiment, out: Path) -> float:
     params["layers"] = trial.suggest_categorical("layers", tuple(LAYERS))
     values = []
     for fold in range(experiment.folds):
-        accuracy, leak = _score(experiment, out, params, fold, "validation")
+        try:
+            accuracy, leak = _score(experiment, out, params, fold, "validation")
+        except ScmedleyError as error:
+            if trial.number == 0:  # the default fails: the data are at fault, not the settings
+                raise
+            trial.set_user_attr("reason", str(error))
+            raise optuna.TrialPruned from error
+        if np.isnan(accuracy) or np.isnan(leak):
+            raise ScmedleyError(
+                f"No label in obs[{experiment.label_key!r}] has validation cells of two batches, so "
+                "that a leak cannot be measured. Name another label or batch column."
+            )
         values.append((accuracy, leak, accuracy - max(leak, 0.0)))
         mean = np.mean(values, axis=0)
         trial.set_user_attr("accuracy", float(mean[0]))
@@ -206,7 +222,7 @@ def _score(
     from scmedley.evaluate.probes import batch_leak, knn_accuracy
 
     method, seed = experiment.methods[0], experiment.seeds[0]
-    adata = read_cells(out / DATA, experiment, "cells", fold, seed)
+    adata = _read_fold(out, experiment, fold)
     settings = replace(
         experiment, settings={method: experiment.settings.get(method, {}) | _changes(params)}
     ).models()[method]
@@ -222,6 +238,22 @@ def _score(
         z_NP[train], batch[train], label[train], z_NP[held_out], batch[held_out], label[held_out], seed=seed
     )
     return knn_accuracy(z_NP[train], label[train], z_NP[held_out], label[held_out]), leak.value
+
+
+def _read_fold(out: Path, experiment: Experiment, fold: int) -> AnnData:
+    """Read the cells with the parts of a fold: test cells are the same in all, the others take turns to validate."""
+    adata = read_h5ad(out / DATA)
+    batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
+    seed = experiment.seeds[0]
+    part = np.where(rotating_folds(batch, label, n_folds=5, seed=seed)[0] == "test", "test", "train").astype(
+        "<U10"
+    )
+    rest = np.flatnonzero(part == "train")
+    inner = rotating_folds(batch[rest], label[rest], n_folds=experiment.folds, seed=seed)[fold]
+    part[rest[inner == "validation"]] = "validation"
+    adata.obs[keys.SPLIT] = pd.Categorical(part, PARTS)
+    select_genes(adata, experiment.batch_key, experiment.n_top_genes)
+    return adata
 
 
 def _weights(method: str) -> list[str]:
@@ -254,6 +286,8 @@ def _table(study: "Study") -> pd.DataFrame:
 
 
 def _in_words(trial: "FrozenTrial") -> str:
+    if "reason" in trial.user_attrs:
+        return f"failed: {trial.user_attrs['reason']}"
     scores = f"accuracy {trial.user_attrs['accuracy']:.3f}, leak {trial.user_attrs['leak']:.3f}"
     named = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
     return f"{scores} ({named})" + ("" if trial.state.name == "COMPLETE" else ", not carried on")

@@ -106,7 +106,7 @@ def _classified(read: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _confounding(obs: pd.DataFrame, experiment: Experiment) -> list[Any]:
-    """Draw donors per label and group, for each donor-level target; by batch where there is none."""
+    """Draw donors per label and group, for each donor-level target."""
     from scmedley.pl.comparison import confounding
     from scmedley.report.figures import picture
 
@@ -147,7 +147,7 @@ def _map(folder: Path, obs: pd.DataFrame, experiment: Experiment, task: Task, ki
         return None
     with np.load(path) as stored:
         xy_N2 = stored["xy"]
-    test = parts(obs, experiment, task.split, task.fold, task.seed) == "test"
+    test = parts(obs, experiment, task.split, task.fold) == "test"
     codes = obs[key].cat.codes.to_numpy()[test]
     drawn = np.isfinite(xy_N2).all(axis=1)
     figure = NotebookFigure(figsize=(2.4, 2.4), facecolor="none")
