@@ -235,6 +235,9 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
         ({"folds": "five"}, "of type int"),
         ({"methods": (1,)}, "str only"),
         ({"settings": {"PCA": {}}}, "no use"),
+        ({"targets": ("cell_type",)}, "other columns"),
+        ({"targets": ("sex", "sex")}, "none twice"),
+        ({"precision": "float7"}, "none of"),
         ({"settings": {NULL: {}}}, "no use"),
     ],
 )
@@ -262,6 +265,7 @@ def test_recipes_of_python_and_toml(tmp_path: Path) -> None:
     for text, words in (
         ("x = 1", "no function config"),
         ("def config():\n    return 1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit(0)", "SystemExit"),
     ):
         recipe.write_text(text)
         with pytest.raises(ScmedleyError, match=words):
@@ -283,6 +287,43 @@ def test_the_command_says_what_is_wrong_in_one_line(
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+def test_a_task_that_lost_a_file_is_made_again_and_old_tables_go(cells: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    one = small(cells, methods=("PCA",), splits=("cells",), settings={})
+    run(one, out, jobs=1, say=lambda _: None, progress=False)
+    before = (out / "summary.csv").read_bytes()
+    assert (out / "classified.csv").exists()
+    first, second, third = (out / work.TASKS / t.name for t in tasks(one)[0])
+    (first / work.SCORES).unlink()
+    (second / work.LATENT).write_bytes(b"cut")
+    (third / work.ABOUT).write_text("[]")
+    run(replace(one, classify=False), out, jobs=1, say=lambda _: None, progress=False)
+    assert (out / "summary.csv").read_bytes() == before
+    assert not (out / "classified.csv").exists()
+
+
+def test_the_users_files_are_left_alone(cells: Path, tmp_path: Path) -> None:
+    out = tmp_path / "project"
+    out.mkdir()
+    mine = out / "data.h5ad"
+    mine.write_bytes(cells.read_bytes())
+    for record in (None, '{"mine": 1}', "[]"):
+        if record:
+            (out / "experiment.json").write_text(record)
+        with pytest.raises(ScmedleyError, match="not empty"):
+            run(small(mine), out, jobs=1, say=lambda _: None, progress=False)
+    (out / "experiment.json").write_text('{"experiment": {}}')
+    with pytest.raises(ScmedleyError, match="results only"):
+        run(small(mine), out, jobs=1, say=lambda _: None, progress=False)
+    assert mine.read_bytes() == cells.read_bytes()
+
+
+def test_methods_of_like_names_have_folders_of_their_own() -> None:
+    names = {Task("cells", 0, 0, method).name for method in ("X_a-b", "X_a b", "X_" + "a" * 300, "RE", NULL)}
+    assert len(names) == 5
+    assert max(map(len, names)) < 120
 
 
 def test_a_spoilt_record_means_the_fit_is_made_again(tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def entry() -> None:
     except SystemExit as end:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(end.code or 0))
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.models.settings import as_changes
 
 Split = Literal["cells", "donors"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 NULL = "RE, permuted batches"
 # Name in the tables: class of the network, and whether labels train it.
@@ -102,10 +103,16 @@ class Experiment:
         for name, kind in (("methods", str), ("splits", str), ("targets", str), ("seeds", int)):
             if not all(isinstance(value, kind) for value in getattr(self, name)):
                 raise ScmedleyError(f"{name} = {list(getattr(self, name))} must hold {kind.__name__} only.")
-        for name in ("splits", "methods", "seeds"):
+        for name in ("splits", "methods", "seeds", "targets"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if (not values and name != "targets") or len(set(values)) < len(values):
                 raise ScmedleyError(f"{name} = {list(values)} must name at least one, and none twice.")
+        if {self.label_key, self.batch_key, self.donors} & set(self.targets):
+            raise ScmedleyError(
+                f"targets = {list(self.targets)} must be other columns than label, batch and donor."
+            )
+        if self.precision not in get_args(Precision):
+            raise ScmedleyError(f"precision = {self.precision!r} is none of {list(get_args(Precision))}.")
         for seed in self.seeds:
             check_seed(seed)
         for split in self.splits:
@@ -199,7 +206,7 @@ def _from_python(path: Path) -> Experiment:
         made = module.config() if inspect.isfunction(getattr(module, "config", None)) else None
     except ScmedleyError:
         raise
-    except Exception as error:  # whatever the recipe does wrong
+    except (Exception, SystemExit) as error:  # whatever the recipe does wrong
         raise ScmedleyError(f"{path} fails with {type(error).__name__}: {error}") from error
     if not isinstance(made, Experiment):
         raise ScmedleyError(f"{path} has no function config() that gives an Experiment.")

@@ -1,5 +1,6 @@
 """All fits of an experiment: what is done is kept, the rest runs side by side, here or on a cluster."""
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 from scmedley import io
 from scmedley.errors import ScmedleyError
+from scmedley.experiment import tables
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import digest, prepare_once, read_data
 from scmedley.experiment.config import BASIC, Experiment
@@ -24,6 +26,8 @@ from scmedley.experiment.task import DATA, Task, tasks
 from scmedley.pipeline import folder as run_folder
 
 RECORD = "experiment.json"
+OUTPUTS = [tables.SCORES, tables.SUMMARY, tables.CLASSIFIED, tables.CLASSIFIED_SUMMARY, tables.HISTORY]
+OUTPUTS += [tables.FITS, run_folder.REPORT]
 OURS = (*BASIC, work.CLASSIFIERS)  # what of these fails is an error; a rival's failure is a result
 
 
@@ -59,11 +63,12 @@ def run(
         Data or settings that cannot be used; a folder that holds something else; a fit of scMedley's own
         networks that failed (what a rival did wrong is told in the tables).
     """
-    from scmedley.experiment.tables import write_tables
     from scmedley.report.experiment import build
+    from scmedley.train.precision import resolve_device
 
     if jobs is not None and jobs < 1:
         raise ScmedleyError(f"--jobs {jobs} must be at least 1.")
+    resolve_device(experiment.device)
     out = out.resolve()
     with run_folder.locked(out):
         _check_folder(out)
@@ -75,7 +80,7 @@ def run(
         if all(work.about(out, task).get("status") != "done" for task in fits):
             _tell_failures(out, fits)
         say("Writing tables and page")
-        record |= {"findings": write_tables(experiment, out), "status": "done"}
+        record |= {"findings": tables.write_tables(experiment, out), "status": "done"}
         io.write_json(record, out / RECORD)
         build(out)
     _tell_failures(out, [task for task in fits + classifications if task.method in OURS])
@@ -84,7 +89,11 @@ def run(
 
 def _check_folder(out: Path) -> None:
     others = [p.name for p in out.iterdir() if p.name != run_folder.LOCK]
-    if others and RECORD not in others:
+    try:
+        ours = "experiment" in json.loads((out / RECORD).read_text())
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if others and not ours:
         raise ScmedleyError(f"{out} is no folder of an experiment, and not empty. Choose another --out.")
 
 
@@ -93,6 +102,10 @@ def _lay_data(
 ) -> dict[str, Any]:
     """Filter and normalise the cells, once for all fits; give the record that begins."""
     say(f"Reading {experiment.data}")
+    if any(out in (place / experiment.data).resolve().parents for place in (folder or Path(), Path())):
+        raise ScmedleyError(
+            f"{experiment.data} lies in --out {out}, which is for results only. Choose another --out."
+        )
     adata = read_data(experiment, folder)
     warnings = prepare_once(adata, experiment)
     for warning in warnings:
@@ -106,6 +119,8 @@ def _lay_data(
     }
     for left in [*out.glob(f".{DATA}.*"), *(out / work.TASKS).glob(".*")]:  # half-written when it was killed
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    for name in OUTPUTS:  # of what was done here before
+        (out / name).unlink(missing_ok=True)
     io.write_json(record, out / RECORD)  # before the data: it marks the folder as an experiment's
     io.write_h5ad(adata, out / DATA)
     return record
@@ -123,7 +138,7 @@ def _run(
     """Do the tasks that are not done; the first unexpected error ends it all."""
     data_hash, versions = record["input"]["sha256"], record["versions"]
     marks = {task: work.fingerprint(out, experiment, task, data_hash, versions) for task in todo}
-    left = [task for task in todo if not _is_done(out, task, marks[task])]
+    left = [task for task in todo if not work.is_done(out, task, marks[task])]
     bar = tqdm(
         total=len(todo),
         initial=len(todo) - len(left),
@@ -147,11 +162,6 @@ def _run(
             for future in futures:
                 future.cancel()
             raise
-
-
-def _is_done(out: Path, task: Task, mark: str) -> bool:
-    about = work.about(out, task)
-    return about.get("fingerprint") == mark and about.get("status") == "done"
 
 
 def _tell_failures(out: Path, todo: Sequence[Task]) -> None:

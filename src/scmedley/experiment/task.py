@@ -48,7 +48,9 @@ class Task:
     @property
     def name(self) -> str:
         """Give the name of its folder."""
-        method = re.sub(r"\W+", "-", self.method)
+        method = re.sub(r"\W+", "-", self.method)[:60]
+        if method != self.method:  # two methods must not share a folder
+            method += "-" + hashlib.sha256(self.method.encode()).hexdigest()[:6]
         return f"{self.split}-fold{self.fold}-seed{self.seed}-{method}"
 
 
@@ -101,7 +103,18 @@ def about(out: Path, task: Task) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((out / TASKS / task.name / ABOUT).read_text())
     except (OSError, ValueError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
+
+
+def is_done(out: Path, task: Task, mark: str) -> bool:
+    """Say whether a task was done under these settings and all its files are as they were written."""
+    state, folder = about(out, task), out / TASKS / task.name
+    files = state.get("files", {})
+    return (
+        state.get("fingerprint") == mark
+        and state.get("status") == "done"
+        and all((folder / name).exists() and (folder / name).stat().st_size == n for name, n in files.items())
+    )
 
 
 def run(out: Path, experiment: Experiment, task: Task, mark: str) -> None:
@@ -128,6 +141,7 @@ def run(out: Path, experiment: Experiment, task: Task, mark: str) -> None:
                 state |= _fit_and_score(out, experiment, task, folder, mark)
         except ScmedleyError as error:
             state |= {"status": "failed", "reason": str(error)}
+        state["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         io.write_json(state | {"seconds": round(time.perf_counter() - began, 2)}, folder / ABOUT)
     for checkpoint in (out / CHECKPOINTS).glob(f"{task.name}.*"):  # also those of other settings
         checkpoint.unlink(missing_ok=True)
@@ -205,7 +219,7 @@ def _embed(
             raise ScmedleyError(
                 f"The data have no obsm[{method!r}]; they have {', '.join(adata.obsm) or 'none'}."
             )
-        return {"": np.asarray(adata.obsm[method], dtype=np.float32)}, None
+        return {"": _given(adata.obsm[method], method)}, None
     from scmedley.evaluate.peers import embed_peer
     from scmedley.pp.pca import pca
 
@@ -220,6 +234,14 @@ def _embed(
         threads=experiment.threads,
     )
     return {"": z_NP}, None
+
+
+def _given(stored: Any, key: str) -> np.ndarray:
+    """Give an embedding of the user's as a dense matrix."""
+    try:
+        return np.asarray(stored.toarray() if hasattr(stored, "toarray") else stored, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ScmedleyError(f"obsm[{key!r}] is no matrix of numbers ({error}).") from error
 
 
 def _embed_by_network(

@@ -79,10 +79,10 @@ def tune(
         batch_key=batch_key,
         label_key=label_key,
         methods=(method,),
-        settings={method: {"max_epochs": epochs}} if epochs else {},
+        settings={} if epochs is None else {method: {"max_epochs": epochs}},
         folds=folds,
         seeds=(seed,),
-        threads=threads or torch.get_num_threads(),
+        threads=torch.get_num_threads() if threads is None else threads,
     )
     with run_folder.locked(out):
         record = _begin(experiment, path, out, say)
@@ -126,7 +126,10 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
         {"settings": same, "input": digest(adata), "versions": run_folder.versions()}
     )
     if RECORD in found:
-        before = json.loads((out / RECORD).read_text())
+        try:
+            before = dict(json.loads((out / RECORD).read_text()))
+        except ValueError as error:
+            raise ScmedleyError(f"{out / RECORD} is spoilt ({error}). Choose another --out.") from error
         changed = [k for k, v in wanted.items() if before.get(k) != v]
         if changed:
             raise ScmedleyError(
