@@ -32,7 +32,7 @@ ABOUT, SCORES, HISTORY, LATENT, MAP, CLASSIFIED = (
     "classified.csv",
 )
 CLASSIFIERS = "classifiers"  # stands for the method in the task that reads the latents of all others
-SCORED = "scored"  # obs: the cells that probes learn from, and those that are scored
+SCORED = "scmedley_scored"  # obs: the cells that probes learn from, and those that are scored
 MAP_CELLS = 3000  # held-out cells on a map, at most
 
 
@@ -206,12 +206,10 @@ def _embed(
     The latent of a random-effects network for donors that it does not know comes in two variants: with the
     population mean (no effects), and with effects fitted to the new donors' cells, everything else frozen.
     """
-    method = task.method
-    if method == "PCA":
-        from scmedley.pp.pca import pca
+    from scmedley.evaluate.peers import embed_peer
+    from scmedley.pp.pca import pca
 
-        pca(adata, experiment.n_latent, task.seed)
-        return {"": np.asarray(adata.obsm[keys.PCA])}, None
+    method = task.method
     if method in NETWORKS:
         return _embed_by_network(out, adata, experiment, task, mark)
     if method.startswith("X_"):
@@ -220,10 +218,9 @@ def _embed(
                 f"The data have no obsm[{method!r}]; they have {', '.join(adata.obsm) or 'none'}."
             )
         return {"": _given(adata.obsm[method], method)}, None
-    from scmedley.evaluate.peers import embed_peer
-    from scmedley.pp.pca import pca
-
     pca(adata, experiment.n_latent, task.seed)
+    if method == "PCA":
+        return {"": np.asarray(adata.obsm[keys.PCA])}, None
     z_NP = embed_peer(
         method,
         adata,

@@ -86,11 +86,12 @@ def tune(
     )
     with run_folder.locked(out):
         record = _begin(experiment, path, out, say)
-        study = _study(out, seed)
+        study = _study(out)
         _search(study, experiment, out, trials, say)
         io.write_csv(_table(study), out / TRIALS)
         best = study.best_trial
-        (out / BEST).write_text(_toml(method, best.params, best.value))
+        with io.replacing(out / BEST) as temporary:
+            temporary.write_text(_toml(method, best.params, best.value))
         record |= {"status": "done", "best": {"trial": best.number, "value": best.value, **best.params}}
         record["test"] = {
             name: dict(zip(("accuracy", "leak"), _scores(experiment, out, params, "test"), strict=True))
@@ -141,7 +142,7 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
     return record
 
 
-def _study(out: Path, seed: int) -> "Study":
+def _study(out: Path) -> "Study":
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
