@@ -12,8 +12,8 @@ from scmedley.experiment import BASIC, Experiment
 def config() -> Experiment:
     """Compare the published networks: latents (1), classifiers on them (2), label heads (3).
 
-    What the paper has not is beside it: the null of permuted batches, and whole samples held out, as each has
-    one tissue. Samples of one donor may still be on both sides.
+    What the paper has not is beside it: the null of permuted batches, and whole samples held out. The tissue is
+    a property of a sample: each donor gave several, so that who the donor is does not tell it.
     """
     return Experiment(
         name="Heart, samples held out",

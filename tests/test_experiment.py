@@ -16,7 +16,7 @@ from anndata import AnnData, concat
 
 from scmedley.cli import main
 from scmedley.errors import ScmedleyError
-from scmedley.experiment import Experiment, read_config
+from scmedley.experiment import Experiment, grid, read_config
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import NULL
@@ -197,6 +197,16 @@ def test_a_dask_cluster_gives_the_same_tables(done: Path, cells: Path, tmp_path:
     same(done, tmp_path / "out")
 
 
+def test_a_scheduler_that_is_gone_leaves_nothing_behind(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(grid, "SCHEDULER_TIMEOUT", "0.2s")
+    with pytest.raises(ScmedleyError, match=r"No Dask scheduler answers at tcp://127\.0\.0\.1:1 "):
+        run(small(cells), tmp_path / "out", scheduler="tcp://127.0.0.1:1", say=lambda _: None)
+    assert not list((tmp_path / "out").glob("[!.]*"))
+
+
 def test_what_fails_is_told_and_costs_nothing_else(cells: Path, tmp_path: Path) -> None:
     tried = small(cells, methods=("PCA", "X_absent"), splits=("cells",), targets=(), settings={})
     record = run(tried, tmp_path / "out", jobs=1, say=lambda _: None, progress=False)
@@ -239,6 +249,7 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
         ({"targets": ("sex", "sex")}, "none twice"),
         ({"precision": "float7"}, "none of"),
         ({"settings": {NULL: {}}}, "no use"),
+        ({"published": "Hearts"}, "none of .*Heart"),
     ],
 )
 def test_wrong_settings_say_so_at_once(changes: dict, words: str) -> None:
@@ -250,7 +261,7 @@ def test_recipes_of_python_and_toml(tmp_path: Path) -> None:
     toml = tmp_path / "one.toml"
     toml.write_text('name = "x"\ndata = "pancreas"\nmethods = ["FE"]\n[settings.FE]\nhidden = [8, 4]\n')
     found = read_config(toml)
-    assert found.settings["FE"]["hidden"] == (8, 4)
+    assert found.models()["FE"].hidden == (8, 4)
     assert read_config(toml, folds=4).folds == 4
     for text, words in (
         ("name = 1", "lacks 'data'"),

@@ -397,10 +397,24 @@ def test_a_batch_without_training_cells_is_said(prepared: AnnData) -> None:
         unfitted("fixed").fit(prepared, **FIT)
 
 
-@pytest.mark.parametrize("change", [{"n_latent": 2.5}, {"learning_rate": float("nan")}, {"n_latent": "5"}])
-def test_settings_are_numbers(change: dict) -> None:
-    with pytest.raises(ScmedleyError, match=next(iter(change))):
-        FixedEffects.preset("default").replace(**change)
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (FixedEffects, {"n_latent": 2.5}),
+        (FixedEffects, {"n_latent": "5"}),
+        (FixedEffects, {"learning_rate": float("nan")}),
+        (FixedEffects, {"hidden": (16.5,)}),
+        (FixedEffects, {"hidden": 16}),
+        (FixedEffects, {"adversary_weight": "high"}),
+        (FixedEffects, {"adversary_weight": -1.0}),
+        (FixedEffects, {"bounded": 1}),
+        (RandomEffects, {"hide_batch": 1.5}),
+        (RandomEffects, {"kl_weight": "low"}),
+    ],
+)
+def test_settings_are_of_their_kind(kind: type, change: dict) -> None:
+    with pytest.raises(ScmedleyError, match=f"{next(iter(change))}="):
+        kind.preset("default").replace(**change)
 
 
 def test_reconstruction_is_in_the_unit_of_the_input(prepared: AnnData) -> None:
@@ -517,7 +531,7 @@ def test_settings_are_checked() -> None:
     settings = FixedEffects.preset("default")
     for changes, words in (
         ({"n_latent": 0}, "n_latent=0"),
-        ({"hidden": ()}, "at least one layer"),
+        ({"hidden": ()}, "at least one whole number"),
         ({"patience": -1}, "patience=-1"),
         ({"batch_size": 2}, "batch_size=2 must be"),
         ({"latent": 3}, "settings are .*n_latent"),

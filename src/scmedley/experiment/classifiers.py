@@ -34,7 +34,10 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
     for target in (experiment.label_key, *experiment.targets):
         target_N = obs[target].cat.codes.to_numpy()
         composed = label_N if target != experiment.label_key else None
-        table = target_table(fixed, random, target_N, donor_N, composed, part_N, seed=task.seed)
+        try:
+            table = target_table(fixed, random, target_N, donor_N, composed, part_N, seed=task.seed)
+        except ScmedleyError as error:
+            raise ScmedleyError(f"obs[{target!r}] cannot be classified: {error}") from error
         table.insert(0, "target", target)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scmedley.checks import check_seed
+from scmedley.datasets.papers import LOSS_WEIGHTS
 from scmedley.errors import ScmedleyError
 from scmedley.models.settings import as_changes
 
@@ -128,6 +129,10 @@ class Experiment:
                     f"Settings of {method!r} have no use here: settings are of the networks that are compared, and its "
                     f"null takes those of RE."
                 )
+        if self.published not in ("", *LOSS_WEIGHTS["release"]):
+            raise ScmedleyError(
+                f"published = {self.published!r} is none of {list(LOSS_WEIGHTS['release'])}, the papers' data sets."
+            )
         self.models()
 
     @property

@@ -28,6 +28,7 @@ from scmedley.pipeline import folder as run_folder
 RECORD = "experiment.json"
 OUTPUTS = [tables.SCORES, tables.SUMMARY, tables.CLASSIFIED, tables.CLASSIFIED_SUMMARY, tables.HISTORY]
 OUTPUTS += [tables.FITS, run_folder.REPORT]
+SCHEDULER_TIMEOUT = "20s"
 OURS = (*BASIC, work.CLASSIFIERS)  # what of these fails is an error; a rival's failure is a result
 
 
@@ -72,9 +73,9 @@ def run(
     out = out.resolve()
     with run_folder.locked(out):
         _check_folder(out)
-        record = _lay_data(experiment, out, data, say)
         fits, classifications = tasks(experiment)
         with _executor(jobs, scheduler) as executor:
+            record = _lay_data(experiment, out, data, say)
             _run(fits, experiment, out, record, executor, "fits", progress)
             _run(classifications, experiment, out, record, executor, "classifiers", progress)
         if all(work.about(out, task).get("status") != "done" for task in fits):
@@ -200,7 +201,7 @@ def _executor(jobs: int | None, scheduler: str | None) -> Iterator[Executor | No
     except ImportError as error:
         raise ScmedleyError("--scheduler needs Dask: pip install 'scmedley[dask]'") from error
     try:
-        client: Any = cast(Any, Client)(scheduler, timeout="20s")
+        client: Any = cast(Any, Client)(scheduler, timeout=SCHEDULER_TIMEOUT)
     except (OSError, ValueError) as error:
         raise ScmedleyError(
             f"No Dask scheduler answers at {scheduler} ({error}). Start one, or correct it."

@@ -66,8 +66,12 @@ class RandomEffectsSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.hide_batch <= 1:
+        if self.hide_batch > 1:
             raise ScmedleyError(f"hide_batch={self.hide_batch} must be a share, from 0 to 1.")
+        if self.kl_weight is not None and not (
+            isinstance(self.kl_weight, int | float) and self.kl_weight >= 0
+        ):
+            raise ScmedleyError(f"kl_weight={self.kl_weight!r} must be a number, 0 or more, or None.")
 
     def as_published(self) -> "RandomEffectsSettings":
         """Give the preprint's form: a narrow posterior, a weak KL, the encoder told every batch."""

@@ -1,6 +1,7 @@
 """Settings that all networks share, and how presets are named."""
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,12 @@ class Settings:
     weights: Weights = "fixed"
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # as JSON and TOML have it
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            _check_type(field.name, value, field.default)
         for name in ("n_latent", "learning_rate", "batch_size", "max_epochs", "patience"):
             value = getattr(self, name)
             whole = name != "learning_rate"
@@ -68,8 +75,6 @@ class Settings:
             )
         if self.weights not in get_args(Weights):
             raise ScmedleyError(f"weights={self.weights!r} is none of {list(get_args(Weights))}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ScmedleyError(f"hidden={self.hidden} must name at least one layer, each of 1 unit or more.")
 
     def replace(self, **changes: Any) -> Self:
         """Give the same settings with some changed."""
@@ -102,6 +107,22 @@ class Settings:
         return batch_size, self.max_epochs or min(300, max(30, -(-2000 // steps)))
 
 
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Say what a setting must be, by what its default is. Defaults that say nothing are checked elsewhere."""
+    if isinstance(default, bool):
+        right, wanted = isinstance(value, bool), "True or False"
+    elif isinstance(default, float):
+        right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+        wanted = "a number, 0 or more"
+    elif isinstance(default, tuple):
+        right = isinstance(value, tuple) and bool(value) and all(type(n) is int and n > 0 for n in value)
+        wanted = "at least one whole number above 0, as (512, 132)"
+    else:
+        return
+    if not right:
+        raise ScmedleyError(f"{name}={value!r} must be {wanted}.")
+
+
 def named(name: str, default: S, paper: S) -> S:
     """Give the settings of a preset, or say which presets there are."""
     if name not in PRESETS:
@@ -125,10 +146,7 @@ def read_changes(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def as_changes(found: Any, path: Path) -> dict[str, dict[str, Any]]:
-    """Give tables of settings with tuples for TOML's arrays."""
+    """Give tables of settings, by network, or say that there are none."""
     if not (isinstance(found, dict) and all(isinstance(table, dict) for table in found.values())):
         raise ScmedleyError(f"{path} has no tables such as [settings.FE] with settings of a network.")
-    return {
-        name: {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-        for name, table in found.items()
-    }
+    return found

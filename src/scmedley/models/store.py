@@ -129,7 +129,5 @@ def read(folder: Path) -> Model[Any]:
 
 
 def _settings(cls: type[Model[Any]], stored: dict[str, Any]) -> Any:
-    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-    if "effects" in stored:
-        stored["effects"] = EffectStart(**stored["effects"])
-    return cls.settings_type(**stored)
+    effects = {"effects": EffectStart(**stored["effects"])} if "effects" in stored else {}
+    return cls.settings_type(**stored | effects)
