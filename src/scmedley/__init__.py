@@ -7,7 +7,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.report import build as report  # eager: the subpackage of that name would hide a lazy one
 
 if TYPE_CHECKING:
-    from scmedley import datasets, evaluate, pl, pp
+    from scmedley import datasets, evaluate, genomap, pl, pp
     from scmedley.io import read, read_batches
     from scmedley.models import (
         Autoencoder,
@@ -32,6 +32,7 @@ __all__ = [
     "ScmedleyError",
     "datasets",
     "evaluate",
+    "genomap",
     "load",
     "pl",
     "pp",
@@ -45,7 +46,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import scmedley`` is quick."""
     if name not in __all__:
         raise AttributeError(f"module 'scmedley' has no attribute {name!r}")
-    if name in ("datasets", "evaluate", "pl", "pp"):
+    if name in ("datasets", "evaluate", "genomap", "pl", "pp"):
         return importlib.import_module(f"scmedley.{name}")
     home = "scmedley.io" if name.startswith("read") else "scmedley.models"
     return getattr(importlib.import_module(home), name)

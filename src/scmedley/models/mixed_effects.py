@@ -11,11 +11,13 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.genomap import Layout, layout
 from scmedley.models import counterfactual as cf
 from scmedley.models.base import Model, described, settle
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
-from scmedley.models.store import DESCRIPTION, read, read_description, replacing_model, write
+from scmedley.models.store import DESCRIPTION, GENOMAP, read, read_description, replacing_model, write
+from scmedley.pp.counts import log_normalised
 
 
 class MixedEffects:
@@ -42,7 +44,12 @@ class MixedEffects:
         The fitted :class:`FixedEffects`, or ``None`` with an embedding of your own.
     random
         The fitted :class:`RandomEffects`.
+    genomap
+        Where each gene of the decoder lies in pictures of cells (:mod:`scmedley.genomap`), laid out by the
+        correlations among training cells; ``None`` before the fit.
     """
+
+    genomap: Layout | None = None
 
     def __init__(
         self,
@@ -91,6 +98,9 @@ class MixedEffects:
                 checkpoint=None if checkpoint is None else Path(checkpoint) / f"{name}.safetensors",
                 progress=progress,
             )
+        training = adata[(adata.obs[keys.SPLIT] == "train").to_numpy()]
+        x_NG, _ = log_normalised(training, self.decoder.genes)
+        self.genomap = layout(x_NG, self.decoder.genes, seed=seed)
         return self
 
     def train(self, adata: AnnData, **options: Any) -> Self:
@@ -202,6 +212,8 @@ class MixedEffects:
             for name, model in self.networks().items():
                 (temporary / name).mkdir()
                 write(model, temporary / name)
+            if self.genomap is not None:
+                self.genomap.save(temporary / GENOMAP)
             about = {
                 "class": type(self).__name__,
                 "batch_key": self.batch_key,
@@ -254,4 +266,6 @@ def load(folder: str | Path) -> MixedEffects | Model[Any]:
                 "save the model again."
             )
         setattr(model, name, part)
+    if (folder / GENOMAP).exists():
+        model.genomap = Layout.load(folder / GENOMAP)
     return model

@@ -25,8 +25,8 @@ from scmedley.nn.bayesian import EffectStart
 from scmedley.pp.scale import MinMax
 
 CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
-DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
-OWN = {DESCRIPTION, WEIGHTS, "fixed", "random"}  # all that a model's folder may hold
+DESCRIPTION, WEIGHTS, GENOMAP = "model.json", "weights.safetensors", "genomap.json"
+OWN = {DESCRIPTION, WEIGHTS, GENOMAP, "fixed", "random"}  # all that a model's folder may hold
 
 
 def save(model: Model[Any], folder: str | Path) -> None:
