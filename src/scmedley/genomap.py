@@ -156,7 +156,7 @@ def images(x_NG: Matrix, layout: Layout) -> NDArray[np.float32]:
             "order: adata[:, list(layout.genes)]."
         )
     found = np.full((x_NG.shape[0], *layout.shape), np.nan, dtype=np.float32)
-    found[:, layout.rows, layout.columns] = x_NG.toarray() if sparse.issparse(x_NG) else x_NG
+    found[:, layout.rows, layout.columns] = _dense(x_NG)
     return found
 
 
@@ -257,8 +257,7 @@ def correlations(x_NG: Matrix, *, seed: int = 0) -> tuple[NDArray[np.float32], N
     product_GG = np.zeros((n_genes, n_genes), np.float32)
     for start in range(0, n_cells, BLOCK):
         block = x_NG[start : start + BLOCK]
-        dense = block.toarray() if sparse.issparse(block) else np.asarray(block)
-        centred_MG = (dense - mean_G).astype(np.float32)
+        centred_MG = (_dense(block) - mean_G).astype(np.float32)
         centred_MG[:, constant_G] = 0
         square_G += (centred_MG.astype(np.float64) ** 2).sum(0)
         product_GG += centred_MG.T @ centred_MG
@@ -297,6 +296,11 @@ def _check(x_NG: Matrix, genes: Sequence[str], shape: tuple[int, int] | None) ->
     if shape[0] * shape[1] < n_genes or min(shape) < 1:
         raise ScmedleyError(f"A picture of {shape[0]} x {shape[1]} pixels does not hold {n_genes} genes.")
     return shape
+
+
+def _dense(x_NG: Matrix) -> NDArray[Any]:
+    values: Any = x_NG
+    return np.asarray(values.toarray() if sparse.issparse(values) else values)
 
 
 def _spread(x_NG: Matrix) -> NDArray[np.float64]:
