@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd"]
+Z = 1.96  # standard errors to either side of a 95 % interval
 NAMES = {
     keys.FIXED: "Fixed effects",
     keys.RANDOM: "Random effects",
@@ -32,13 +33,14 @@ def scores(df: pd.DataFrame) -> Figure:
     ----------
     df
         Tidy table with columns embedding (``obsm`` key), score, of ("batch" or "label"),
-        value, null, null_sd (NaN where there is no null).
+        value, null, null_sd (NaN where there is no null), and, where there is one, se (standard error of
+        the value, NaN where there is none).
 
     Returns
     -------
     matplotlib.figure.Figure
-        A row for batch and one for label, a column for each score. A dot is the value,
-        a grey bar the null ± 2 standard deviations.
+        A row for batch and one for label, a column for each score. A dot is the value, with its 95 %
+        interval where it has a standard error, a grey bar the null ± 2 standard deviations.
 
     Raises
     ------
@@ -74,8 +76,8 @@ def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[st
     from scmedley.pl._figure import plain
 
     for place, key in enumerate(embeddings):
-        here = rows.loc[rows["embedding"] == key, ["value", "null", "null_sd"]].to_numpy(dtype=float)
-        for value, null, sd in here:
+        here = rows[rows["embedding"] == key].reindex(columns=["value", "null", "null_sd", "se"])
+        for value, null, sd, se in here.to_numpy(dtype=float):
             if not math.isnan(null):
                 spread = 0.0 if math.isnan(sd) else 2 * sd
                 ax.errorbar(
@@ -89,6 +91,8 @@ def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[st
                     elinewidth=5,
                     alpha=0.6,
                 )
+            if not math.isnan(se):
+                ax.plot([value - Z * se, value + Z * se], [place, place], color="#2f86c9", lw=2, zorder=3)
             ax.plot(value, place, "o", color="#2f86c9", ms=6, zorder=3)
     ax.set_ylim(len(embeddings) - 0.5, -0.5)
     ax.set_yticks(range(len(embeddings)), [])
