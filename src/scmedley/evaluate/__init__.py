@@ -11,6 +11,7 @@ from scmedley.evaluate.intervals import t_interval
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Neighbors, nearest
+from scmedley.evaluate.panel import Panel, panel
 from scmedley.evaluate.peers import PEERS, embed_peer
 from scmedley.evaluate.probes import (
     Leak,
@@ -28,6 +29,7 @@ __all__ = [
     "Classified",
     "Leak",
     "Neighbors",
+    "Panel",
     "ari",
     "asw",
     "batch_leak",
@@ -49,6 +51,7 @@ __all__ = [
     "nearest",
     "network_probe",
     "nmi",
+    "panel",
     "permute_batches",
     "scaled_clisi",
     "scaled_ilisi",

@@ -54,20 +54,23 @@ def scores(df: pd.DataFrame) -> Figure:
         raise ScmedleyError(f"the table of scores lacks the column(s) {', '.join(missing)}")
     if df.empty:
         raise ScmedleyError("the table of scores is empty: nothing to draw")
-    kinds, names = list(df["of"].unique()), list(df["score"].unique())
+    names = {of: list(rows["score"].unique()) for of, rows in df.groupby("of", sort=False)}
+    width = max(map(len, names.values()))
     height = 0.9 + 0.32 * df["embedding"].nunique()
     figure: Figure = NotebookFigure(
-        figsize=(2.4 * len(names) + 1.6, height * len(kinds)), layout="constrained"
+        figsize=(2.4 * width + 1.6, height * len(names) + 0.2), layout="constrained"
     )
-    axes = figure.subplots(len(kinds), len(names), squeeze=False)
-    for row, of in zip(axes, kinds, strict=True):
-        for ax, name in zip(row, names, strict=True):
+    axes = figure.subplots(len(names), width, squeeze=False)
+    for row, (of, own) in zip(axes, names.items(), strict=True):
+        for ax in row[len(own) :]:
+            ax.set_axis_off()
+        for ax, name in zip(row, own, strict=False):
             rows = df[(df["of"] == of) & (df["score"] == name)]
-            if rows.empty:
-                ax.set_axis_off()
-                continue
             panel(ax, rows, list(df["embedding"].unique()), NAMES if ax is row[0] else None)
             write(ax.set_title, f"{name} by {of}", fontsize=9)
+    figure.supxlabel(
+        "dot: value; line: its 95 % interval, where it has one; grey: null ± 2 standard deviations", fontsize=8
+    )
     return figure
 
 
