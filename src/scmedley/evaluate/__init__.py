@@ -7,6 +7,7 @@ Codes are integers per cell, -1 where the value is missing.
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
+from scmedley.evaluate.effects import batch_effects
 from scmedley.evaluate.intervals import t_interval
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
@@ -32,6 +33,7 @@ __all__ = [
     "Panel",
     "ari",
     "asw",
+    "batch_effects",
     "batch_leak",
     "bras",
     "calinski_harabasz",

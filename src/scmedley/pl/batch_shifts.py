@@ -55,7 +55,10 @@ def batch_shifts(
     batches = list(dict.fromkeys(rows["batch"]))
     value_GB, unsure_GB = _tables(rows, batches, _top(rows, n_top))
     seen_B = rows.groupby("batch")["seen"].first().loc[batches].to_numpy(dtype=bool)
-    names = [plain(name, 22) + ("" if seen else ", never observed") for name, seen in zip(batches, seen_B, strict=True)]
+    names = [
+        plain(name, 22) + ("" if seen else ", never observed")
+        for name, seen in zip(batches, seen_B, strict=True)
+    ]
     if ax is None:
         below = 0.075 * max(map(len, names)) + 1.2
         size = (max(4.2, 2.6 + 0.24 * len(batches)), CELL * len(value_GB) + below)
@@ -64,11 +67,15 @@ def batch_shifts(
     else:
         figure = figure_of(ax)
     limit = float(np.nanmax(np.abs(value_GB.to_numpy()))) or 1.0
-    drawn = ax.imshow(value_GB, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    drawn = ax.imshow(
+        value_GB, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+    )
     gene, batch = np.nonzero(unsure_GB.to_numpy())
     ax.plot(batch, gene, ".", color="#222", ms=2.5)
     _hatch(ax, ~seen_B, len(value_GB))
-    ax.set_yticks(range(len(value_GB)), [plain(name, 20) for name in value_GB.index], parse_math=False, fontsize=8)
+    ax.set_yticks(
+        range(len(value_GB)), [plain(name, 20) for name in value_GB.index], parse_math=False, fontsize=8
+    )
     ax.set_xticks(range(len(batches)), names, parse_math=False, fontsize=8, rotation=90)
     ax.tick_params(length=0)
     write(ax.set_title, rows["label"].iloc[0], fontsize=10)

@@ -107,7 +107,9 @@ def _panel(
     finite = np.asarray(values_N, dtype=float)
     finite = finite[np.isfinite(finite)]
     if names is None and len(finite):
-        points.set_clim(finite.min(), finite.max())  # one scale for the row, whatever cells a panel leaves out
+        points.set_clim(
+            finite.min(), finite.max()
+        )  # one scale for the row, whatever cells a panel leaves out
     return points
 
 

@@ -66,7 +66,9 @@ class _Block:
         value_G = np.abs(expression(self.values_RCHW[row, column][None], self.layout)[0])
         top = np.argsort(-value_G, kind="stable")[: self.n_genes]
         place = self.layout
-        return sorted((int(g) for g in top if value_G[g] > 0), key=lambda g: (place.rows[g], place.columns[g]))
+        return sorted(
+            (int(g) for g in top if value_G[g] > 0), key=lambda g: (place.rows[g], place.columns[g])
+        )
 
     def _all_named(self) -> list[list[int]]:
         return [self.named(r, c) for r, c in np.ndindex(self.values_RCHW.shape[:2])]
@@ -167,7 +169,9 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     is_own_RT = own[:, None] == np.array(panel.targets)
     known = [batch or "batch not known" for batch in panel.own]
     rows = [f"{_short(cell)}\n{_short(batch)}" for cell, batch in zip(panel.cells, known, strict=True)]
-    shown_RCG = np.concatenate([panel.input_RG[:, None], panel.shown_RTG[:, :1], panel.own_RG[:, None]], axis=1)
+    shown_RCG = np.concatenate(
+        [panel.input_RG[:, None], panel.shown_RTG[:, :1], panel.own_RG[:, None]], axis=1
+    )
     shown_RCG = np.concatenate([shown_RCG, panel.shown_RTG[:, 1:]], axis=1)
     framed = np.zeros(shown_RCG.shape[:2], bool)
     framed[:, 2], framed[:, 3:] = True, is_own_RT[:, 1:]
@@ -271,7 +275,9 @@ def _scale(block: _Block) -> tuple[float, float, str]:
         high = float(np.quantile(np.abs(values), CLIPPED)) or float(np.abs(values).max()) or 1.0
         return -high, high, _beyond(values, -high, high)
     high = float(np.quantile(values, CLIPPED)) or float(values.max()) or 1.0
-    low = 0.0 if high > 0 else high - 1.0  # networks make values a little below 0, which mean no more than 0 does
+    low = (
+        0.0 if high > 0 else high - 1.0
+    )  # networks make values a little below 0, which mean no more than 0 does
     return low, high, _beyond(values, low, high)
 
 

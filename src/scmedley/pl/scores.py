@@ -69,7 +69,8 @@ def scores(df: pd.DataFrame) -> Figure:
             panel(ax, rows, list(df["embedding"].unique()), NAMES if ax is row[0] else None)
             write(ax.set_title, f"{name} by {of}", fontsize=9)
     figure.supxlabel(
-        "dot: value; line: its 95 % interval, where it has one; grey: null ± 2 standard deviations", fontsize=8
+        "dot: value; line: its 95 % interval, where it has one; grey: null ± 2 standard deviations",
+        fontsize=8,
     )
     return figure
 
