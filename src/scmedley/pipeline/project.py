@@ -95,8 +95,8 @@ def choose(cells: Sequence[str], folder: Path) -> AnnData:
         return adata[list(cells)].copy()
     if len(cells) > 1:
         raise ScmedleyError(
-            f"The run has no cell {listed(absent)}; its cells are called like {listed(list(adata.obs_names[:2]))}. Give "
-            "names of cells, one file, or one query in quotes."
+            f"The run has no cell {listed(absent)}; its cells are called like {listed(list(adata.obs_names[:2]))}. "
+            "Give names of cells, one file, or one query in quotes."
         )
     answered = adata[_answers(adata.obs, cells[0])]
     if not answered.n_obs:
@@ -150,10 +150,11 @@ def _draw(
     from scmedley.pl import counterfactuals
     from scmedley.pl._figure import save
 
-    note = f"all of {adata.n_obs:,} cells"
-    if adata.n_obs > rows:
-        note = f"{rows} of {adata.n_obs:,} cells, drawn with seed {seed}"
-        chosen = np.random.default_rng(seed).choice(adata.n_obs, rows, replace=False)
+    n_cells = int(adata.n_obs)
+    note = f"all of {n_cells:,} cells"
+    if n_cells > rows:
+        note = f"{rows} of {n_cells:,} cells, drawn with seed {seed}"
+        chosen = np.random.default_rng(seed).choice(n_cells, rows, replace=False)
         adata = adata[np.sort(chosen)].copy()
     save(counterfactuals(panel(model, adata, to, unknown=unknown), note=note), path)
-    return adata.n_obs
+    return min(n_cells, rows)

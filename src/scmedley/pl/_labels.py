@@ -46,7 +46,7 @@ def place_labels(ax: Axes, xy_N2: NDArray[np.float64], names: Sequence[str], fon
         )
         text.set_in_layout(False)  # or the axes would shrink away from under the names
         box = text.get_window_extent()
-        found = _free(at_N2[i], box.width / 2 + 1, box.height / 2 + 0.5, to_pixels, taken, frame.extents)
+        found = _free(at_N2[i], box.width / 2 + 1, box.height / 2 + 0.5, to_pixels, taken, tuple(frame.extents))
         if found is None:
             text.remove()
             n_left_out += 1
@@ -74,7 +74,7 @@ def _free(
     half_height: float,
     to_pixels: float,
     taken: list[tuple[float, float, float, float]],
-    frame: NDArray[np.float64],
+    frame: tuple[float, ...],
 ) -> tuple[NDArray[np.float64], float, tuple[float, float, float, float]] | None:
     """Give the offset, the distance and the box of the nearest free place: pixels, but the distance in points."""
     left, bottom, right, top = np.array(taken).T

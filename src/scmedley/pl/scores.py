@@ -54,7 +54,7 @@ def scores(df: pd.DataFrame) -> Figure:
         raise ScmedleyError(f"the table of scores lacks the column(s) {', '.join(missing)}")
     if df.empty:
         raise ScmedleyError("the table of scores is empty: nothing to draw")
-    names = {of: list(rows["score"].unique()) for of, rows in df.groupby("of", sort=False)}
+    names = {str(of): list(rows["score"].unique()) for of, rows in df.groupby("of", sort=False)}
     width = max(map(len, names.values()))
     height = 0.9 + 0.32 * df["embedding"].nunique()
     figure: Figure = NotebookFigure(
