@@ -97,6 +97,7 @@ def _batches(model: MixedEffects, adata: AnnData) -> tuple[str, ...]:
     """Give each cell's batch as text; empty where the model does not know it."""
     if model.batch_key not in adata.obs:
         return ("",) * adata.n_obs
-    known = model.decoder.design.batches
+    known: tuple[str, ...] = model.decoder.design.batches
     names = [str(name) for name in as_categories(adata.obs[model.batch_key])]
-    return tuple(name if name in known else "" for name in names)
+    own: list[str] = [name if name in known else "" for name in names]
+    return tuple(own)

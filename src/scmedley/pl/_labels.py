@@ -46,7 +46,9 @@ def place_labels(ax: Axes, xy_N2: NDArray[np.float64], names: Sequence[str], fon
         )
         text.set_in_layout(False)  # or the axes would shrink away from under the names
         box = text.get_window_extent()
-        found = _free(at_N2[i], box.width / 2 + 1, box.height / 2 + 0.5, to_pixels, taken, tuple(frame.extents))
+        found = _free(
+            at_N2[i], box.width / 2 + 1, box.height / 2 + 0.5, to_pixels, taken, tuple(frame.extents)
+        )
         if found is None:
             text.remove()
             n_left_out += 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SIDE, GAP = 1.4, 0.12  # of a picture, between pictures
 TITLE, HEADER, FOOT = 0.3, 0.42, 0.15
 ROW_NAME, LETTER = 1.95, 0.068  # width of the names of rows, and of a letter of a gene's name
-LINE = 0.124  # height of a gene's name, as a share of a picture's
+LINE = 0.1  # height of a gene's name, as a share of a picture's
 BAR = 1.0  # colour bar with its label
 OWN = "#d7191c"
 NO_GENE = "#e4e4e4"  # neither a colour of the scales nor white, which is next to no change
