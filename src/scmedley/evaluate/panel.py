@@ -96,7 +96,7 @@ def panel(model: MixedEffects, adata: AnnData, to: str | Sequence[str], *, unkno
 def _batches(model: MixedEffects, adata: AnnData) -> tuple[str, ...]:
     """Give each cell's batch as text; empty where the model does not know it."""
     if model.batch_key not in adata.obs:
-        return ("",) * adata.n_obs
+        return tuple("" for _ in range(adata.n_obs))
     known: tuple[str, ...] = model.decoder.design.batches
     names = [str(name) for name in as_categories(adata.obs[model.batch_key])]
     own: list[str] = [name if name in known else "" for name in names]
