@@ -46,7 +46,8 @@ def main() -> None:
         rows.append(row)
         print(
             f"{name:<14}{row['cells']:>7,}{row['genes']:>7,}{row['ours']:>8.3f}{row['radius_only']:>8.3f}"
-            f"{row['random']:>8.3f}{row['spearman']:>10.4f}{row['layout_seconds']:>7.2f} s{row['images_seconds']:>6.2f} s"
+            f"{row['random']:>8.3f}{row['spearman']:>10.4f}{row['layout_seconds']:>7.2f} s"
+            f"{row['images_seconds']:>6.2f} s"
         )
     for what, good in _goals(rows).items():
         print(f"{'PASS' if good else 'FAIL'}: {what}")
