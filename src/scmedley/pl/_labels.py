@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-RADII = (5, 9, 14, 20, 28, 38, 50, 65, 85, 110, 140)  # points, from the point to the name
+RADII = (5, 9, 14, 20, 28, 38, 50, 65)  # points, from the point to the name
 ANGLES = 16
 LINE_FROM = 9  # points: names that lie farther away get a line
 AROUND = 3.5  # points around a point that names keep off

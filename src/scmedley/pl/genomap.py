@@ -55,11 +55,16 @@ class _Block:
         return 0.22 + LETTER * longest
 
     @property
+    def above(self) -> float:
+        """Give the room above the pictures: for the title, if there is one, and the names of columns."""
+        return HEADER + (TITLE if self.title else 0)
+
+    @property
     def size(self) -> tuple[float, float]:
         """Give width and height."""
         n_rows, n_columns = self.values_RCHW.shape[:2]
         width = ROW_NAME + n_columns * (SIDE + GAP + self.margin) + BAR
-        return width, TITLE + HEADER + n_rows * (SIDE + GAP) + FOOT
+        return width, self.above + n_rows * (SIDE + GAP) + FOOT
 
     def named(self, row: int, column: int) -> list[int]:
         """Give the genes with the largest change, those that change at all, from top to bottom."""
@@ -240,7 +245,7 @@ def _draw(figure: Figure, block: _Block, above: float) -> None:
     """Draw one block, its top ``above`` inches below that of the figure."""
     width, height = figure.get_size_inches()
     low, high, cut = _scale(block)
-    left, top = ROW_NAME, above + TITLE + HEADER
+    left, top = ROW_NAME, above + block.above
     figure.text(0.1 / width, 1 - (above + 0.05) / height, block.title, va="top", fontsize=10, weight="bold")
     drawn: Any = None
     for r, c in np.ndindex(block.values_RCHW.shape[:2]):
