@@ -229,10 +229,20 @@ def test_training_weighted_terms_add_up_to_the_total(fitted, preset):
             ]
             total = curves[f"{network}: total"][part].get_ydata()
             np.testing.assert_allclose(np.sum(terms, axis=0), total, rtol=1e-5)
-    history = model.history.query("network == 'random' and part == 'validation'").set_index("term")["value"]
-    weight = model.random.settings.mse_weight
-    drawn_at = curves["random: reconstruction, weighted"][1].get_ydata()
-    np.testing.assert_allclose(drawn_at, weight * history["reconstruction"])
+    weights = {
+        ("fixed", "reconstruction"): model.fixed.settings.mse_weight,
+        ("fixed", "batch left"): model.fixed.settings.adversary_weight,
+        ("random", "reconstruction"): model.random.settings.mse_weight,
+        ("random", "batch"): model.random.settings.batch_weight,
+    }
+    for (network, term), weight in weights.items():
+        history = model.history.query("network == @network and term == @term and part == 'validation'")
+        drawn_at = curves[f"{network}: {term}, weighted"][1].get_ydata()
+        np.testing.assert_allclose(drawn_at, weight * history["value"])
+    if preset == "paper":  # a KL of all tables / N in the history; the mean of a table's counts
+        kl = model.history.query("network == 'random' and term == 'kl' and part == 'validation'")["value"]
+        counts = model.random.settings.kl_weight * kl * model.random.network.n_cells.item() / 10
+        np.testing.assert_allclose(curves["random: kl, weighted"][1].get_ydata(), counts, atol=1e-5)
 
 
 def test_training_weighted_needs_the_model_of_the_history(fitted, folder):
