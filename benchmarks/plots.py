@@ -58,7 +58,7 @@ def simulated(n_cells: int) -> AnnData:
     """Make cells in clumps with three embeddings, a column of levels and one of numbers."""
     rng = np.random.default_rng(0)
     codes = rng.integers(LEVELS, size=n_cells)
-    batch = pd.Categorical.from_codes(codes, [f"donor {i}" for i in range(LEVELS)])
+    batch = pd.Categorical.from_codes(codes, pd.Index([f"donor {i}" for i in range(LEVELS)]))
     obs = pd.DataFrame({"batch": batch, "depth": rng.random(n_cells)}, index=np.arange(n_cells).astype(str))
     adata = AnnData(obs=obs)
     for key in (keys.FIXED, keys.RANDOM, keys.PCA):

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.cluster.hierarchy import leaves_list, linkage
 
 from scmedley.errors import ScmedleyError
 
@@ -123,6 +122,8 @@ def _tables(rows: pd.DataFrame, batches: list[str], genes: list[str]) -> tuple[p
         for name in ("shift", "unsure")
     )
     if len(genes) > 2:
+        from scipy.cluster.hierarchy import leaves_list, linkage
+
         order = leaves_list(linkage(value_GB.fillna(0).to_numpy(), "average", optimal_ordering=True))
         value_GB, unsure_GB = value_GB.iloc[order], unsure_GB.iloc[order]
     return value_GB, unsure_GB == 1

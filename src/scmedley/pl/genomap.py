@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scmedley.errors import ScmedleyError
-from scmedley.genomap import Layout, expression
-from scmedley.genomap import images as pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from scmedley.evaluate.panel import Panel
+    from scmedley.genomap import Layout
 
 SIDE, GAP = 1.4, 0.12  # of a picture, between pictures
 TITLE, HEADER, FOOT = 0.3, 0.42, 0.15
@@ -68,6 +67,8 @@ class _Block:
 
     def named(self, row: int, column: int) -> list[int]:
         """Give the genes with the largest change, those that change at all, from top to bottom."""
+        from scmedley.genomap import expression  # brings anndata
+
         value_G = np.abs(expression(self.values_RCHW[row, column][None], self.layout)[0])
         top = np.argsort(-value_G, kind="stable")[: self.n_genes]
         place = self.layout
@@ -199,7 +200,9 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
 
 def _drawn(x_RCG: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
     """Draw cells and columns: R × C × H × W."""
-    return pictures(x_RCG.reshape(-1, x_RCG.shape[2]), layout).reshape(*x_RCG.shape[:2], *layout.shape)
+    from scmedley.genomap import images
+
+    return images(x_RCG.reshape(-1, x_RCG.shape[2]), layout).reshape(*x_RCG.shape[:2], *layout.shape)
 
 
 def _checked(
