@@ -191,3 +191,60 @@ def test_scores_draw_value_and_null(folder):
         pl.scores(table.drop(columns="null_sd"))
     with pytest.raises(ScmedleyError, match="empty"):
         pl.scores(table[:0])
+
+
+def test_scores_draw_the_interval_where_there_is_one(folder):
+    table = pd.read_csv(folder / "scores.csv")
+    leak = table.query("of == 'batch' and score == 'kNN leak'")
+    axes = {ax.get_title(): ax for ax in pl.scores(table).axes}
+    drawn_as = {
+        title: sorted(tuple(line.get_xdata()) for line in ax.get_lines() if line.get_linewidth() == 2)
+        for title, ax in axes.items()
+    }
+    expected = sorted((v - 1.96 * se, v + 1.96 * se) for v, se in zip(leak["value"], leak["se"], strict=True))
+    np.testing.assert_allclose(drawn_as["kNN leak by batch"], expected)
+    assert drawn_as["ASW by batch"] == []
+    drawn(pl.scores(table.drop(columns="se")))
+
+
+def test_scores_leave_no_hole_for_a_score_of_the_other_kind(folder):
+    table = pd.read_csv(folder / "scores.csv")
+    only = {"batch": "kNN leak", "label": "kNN accuracy"}
+    table = table[table["score"].isin(["ASW"]) | (table["score"] == table["of"].map(only))]
+    titles = [ax.get_title() for ax in pl.scores(table).axes]
+    assert titles == ["ASW by batch", "kNN leak by batch", "ASW by label", "kNN accuracy by label"]
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_training_weighted_terms_add_up_to_the_total(fitted, preset):
+    model = fitted("mixed", preset)
+    figure = pl.training(model.history, weighted=model)
+    drawn(figure)
+    curves = {ax.get_title(): ax.get_lines()[:2] for ax in figure.axes if ax.get_title()}
+    assert "fixed: adversary, weighted" not in curves
+    for network in ("fixed", "random"):
+        for part in (0, 1):  # train, validation
+            terms = [
+                c[part].get_ydata() for t, c in curves.items() if t.startswith(network) and "weighted" in t
+            ]
+            total = curves[f"{network}: total"][part].get_ydata()
+            np.testing.assert_allclose(np.sum(terms, axis=0), total, rtol=1e-5)
+    weights = {
+        ("fixed", "reconstruction"): model.fixed.settings.mse_weight,
+        ("fixed", "batch left"): model.fixed.settings.adversary_weight,
+        ("random", "reconstruction"): model.random.settings.mse_weight,
+        ("random", "batch"): model.random.settings.batch_weight,
+    }
+    for (network, term), weight in weights.items():
+        history = model.history.query("network == @network and term == @term and part == 'validation'")
+        drawn_at = curves[f"{network}: {term}, weighted"][1].get_ydata()
+        np.testing.assert_allclose(drawn_at, weight * history["value"])
+    if preset == "paper":  # a KL of all tables / N in the history; the mean of a table's counts
+        kl = model.history.query("network == 'random' and term == 'kl' and part == 'validation'")["value"]
+        counts = model.random.settings.kl_weight * kl * model.random.network.n_cells.item() / 10
+        np.testing.assert_allclose(curves["random: kl, weighted"][1].get_ydata(), counts, atol=1e-5)
+
+
+def test_training_weighted_needs_the_model_of_the_history(fitted, folder):
+    with pytest.raises(ScmedleyError, match="no network 'random, permuted batches'"):
+        pl.training(pd.read_csv(folder / "history.csv"), weighted=fitted("mixed"))

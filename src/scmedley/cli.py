@@ -119,8 +119,10 @@ def project(
     /,
     *,
     to: Annotated[list[str], Parameter(consume_multiple=True)],
-    out: Path,
-    cells: Path | None = None,
+    out: Path | None = None,
+    figure: Path | None = None,
+    cells: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    rows: int = 4,
     draws: int = 0,
     seed: int = 0,
     unknown: Literal["error", "mean"] = "error",
@@ -135,27 +137,27 @@ def project(
         Target batches; "mean" is the population mean.
     out
         .zarr (written chunk by chunk, any size) or .h5ad.
+    figure
+        .svg, .png or .pdf: a few cells as pictures, in each batch, and the genes that change most.
     cells
-        Cells to project (default: those of the run).
+        A file, names of cells of the run, or a query on its obs: "cell_type == 'B cell'" (default: all of the run).
+    rows
+        Cells in the figure, drawn from those with the seed.
     draws
-        Posterior draws, for 5 % and 95 % quantiles.
+        Posterior draws, for 5 % and 95 % quantiles in --out.
     seed
         Seed of the draws.
     unknown
         Batches that the model does not know: "error", or "mean" for the population mean.
     """
-    from scmedley import io
-    from scmedley.pipeline import stages
+    from scmedley.pipeline import project as work
 
     _must_be_new(out, ".h5ad", ".zarr")
-    model = stages.read_model(folder)
-    adata = stages.read_cells(folder) if cells is None else io.read(cells)
-    zarr = out if out.suffix == ".zarr" else None
+    _must_be_new(figure, ".svg", ".png", ".pdf", option="--figure")
+    more: Any = {"rows": rows, "draws": draws, "seed": seed, "unknown": unknown}
     with _warnings_as_lines():
-        result = model.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
-    if not isinstance(result, Path):
-        io.write_h5ad(result, out)
-    print(f"{adata.n_obs} cells shown in {', '.join(to)}: {out}")
+        said = work.project(folder, to, cells=cells or (), out=out, figure=figure, **more)
+    print("\n".join(said))
 
 
 @app.command
@@ -385,8 +387,10 @@ def _tell(record: dict[str, Any], out: Path, quiet: bool, with_report: bool = Tr
     )
 
 
-def _must_be_new(out: Path, *suffixes: str) -> None:
-    if out.suffix not in suffixes:
-        raise ScmedleyError(f"--out {out} must end in {' or '.join(suffixes)}.")
-    if out.exists():
-        raise ScmedleyError(f"{out} exists already. Choose another --out.")
+def _must_be_new(path: Path | None, *suffixes: str, option: str = "--out") -> None:
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise ScmedleyError(f"{option} {path} must end in {' or '.join(suffixes)}.")
+    if path.exists():
+        raise ScmedleyError(f"{path} exists already. Choose another {option}.")

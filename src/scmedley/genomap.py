@@ -7,6 +7,7 @@ Shapes: N cells, G genes, H × W pixels, S pixels of one band that do not touch.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -221,8 +222,14 @@ def donor_test(
     for group, side in zip(groups, sides, strict=True):
         if len(side) < 2:
             raise ScmedleyError(f"Group {group!r} has {len(side)} donors; a test needs 2 and more.")
-    with np.errstate(invalid="ignore", divide="ignore"):
-        t, p = stats.ttest_ind(sides[1], sides[0], equal_var=False)
+    spread_G = np.max([np.ptp(side, axis=0) for side in sides], axis=0)
+    varies_G = spread_G > 1e-9 * np.abs(means_DG).max(axis=0)  # what is less comes from rounding the means
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of genes without spread
+        t, p = (
+            np.where(varies_G, found, np.nan)
+            for found in stats.ttest_ind(sides[1], sides[0], equal_var=False)
+        )
     q = np.full(len(genes), np.nan)
     tested = np.isfinite(p)
     q[tested] = stats.false_discovery_control(p[tested]) if tested.any() else []

@@ -7,10 +7,12 @@ Codes are integers per cell, -1 where the value is missing.
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
+from scmedley.evaluate.effects import batch_effects
 from scmedley.evaluate.intervals import t_interval
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Neighbors, nearest
+from scmedley.evaluate.panel import Panel, panel
 from scmedley.evaluate.peers import PEERS, embed_peer
 from scmedley.evaluate.probes import (
     Leak,
@@ -28,8 +30,10 @@ __all__ = [
     "Classified",
     "Leak",
     "Neighbors",
+    "Panel",
     "ari",
     "asw",
+    "batch_effects",
     "batch_leak",
     "bras",
     "calinski_harabasz",
@@ -49,6 +53,7 @@ __all__ = [
     "nearest",
     "network_probe",
     "nmi",
+    "panel",
     "permute_batches",
     "scaled_clisi",
     "scaled_ilisi",

@@ -13,7 +13,7 @@ from scmedley.evaluate.intervals import t_interval
 from scmedley.experiment import task as work
 from scmedley.experiment.config import NETWORKS, NULL, Experiment
 from scmedley.experiment.task import Task, tasks
-from scmedley.nn.balance import ROW
+from scmedley.models.contributions import contributions
 
 SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv", "fits.csv"
 SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
@@ -27,12 +27,6 @@ HEADLINE = (
 )
 CLASSIFIED_BY = ["target", "held_out", "caution", "embedding"]
 PLACE = ["split", "fold", "seed"]
-WEIGHTS = {
-    "reconstruction": "mse_weight",
-    "label": "label_weight",
-    "batch left": "adversary_weight",
-    "batch": "batch_weight",
-}
 
 
 def write_tables(experiment: Experiment, out: Path) -> list[str]:
@@ -111,30 +105,10 @@ def _fits(out: Path, todo: list[Task]) -> pd.DataFrame:
 
 
 def _weighted(history: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """Add each term's contribution to the total; that of the KL is what the others leave of it.
-
-    Automatic weights stand in the history, as terms of their own; they contribute nothing.
-    """
+    """Add each term's contribution to the total."""
     if history.empty:
         return history
-    models = experiment.models()
-    given = [
-        getattr(models[method], WEIGHTS.get(term, ""), np.nan) if term != "total" else 1.0
-        for method, term in zip(history["method"], history["term"], strict=True)
-    ]
-    place = [*PLACE, "method", "part", "epoch"]
-    is_weight = history["term"].str.startswith(ROW)
-    learnt = history[is_weight].assign(term=history["term"].str.removeprefix(ROW))
-    learnt = learnt[[*place, "term", "value"]].rename(columns={"value": "learnt"})
-    history = history.merge(learnt, how="left", on=[*place, "term"])
-    history["weighted"] = history["value"] * history.pop("learnt").fillna(pd.Series(given))
-    terms = history[history["term"].isin(WEIGHTS)].groupby(place)["weighted"].sum()
-    total = history[history["term"] == "total"].set_index(place)["value"]
-    rest = (total - terms).rename("rest").reset_index()
-    history = history.merge(rest, how="left", on=place)
-    is_kl = history["term"] == "kl"
-    history.loc[is_kl, "weighted"] = history.loc[is_kl, "rest"]
-    return history.drop(columns="rest")
+    return contributions(history, experiment.models(), "method")
 
 
 def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:

@@ -1,7 +1,21 @@
 """Plots: every function returns a matplotlib figure and touches no pyplot state."""
 
+from scmedley.pl.batch_shifts import batch_shifts
+from scmedley.pl.donor_map import donor_map
 from scmedley.pl.embedding import embedding
+from scmedley.pl.embeddings import embeddings
+from scmedley.pl.genomap import counterfactuals, genomap, genomap_difference
 from scmedley.pl.scores import scores
 from scmedley.pl.training import training
 
-__all__ = ["embedding", "scores", "training"]
+__all__ = [
+    "batch_shifts",
+    "counterfactuals",
+    "donor_map",
+    "embedding",
+    "embeddings",
+    "genomap",
+    "genomap_difference",
+    "scores",
+    "training",
+]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from scmedley.errors import ScmedleyError
+from scmedley.io import replacing
 
 try:
+    from matplotlib import rc_context
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 except ImportError as error:  # pragma: no cover - the tests have the extra
@@ -33,6 +36,14 @@ def png(figure: Figure, dpi: int, *, tight: bool = False) -> bytes:
         metadata={"Software": None},  # matplotlib would write its version
     )
     return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as its suffix says, all or nothing, without the date; texts of an SVG stay texts."""
+    no_date: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    settings: Any = {"svg.hashsalt": "scmedley", "svg.fonttype": "none"}
+    with replacing(path) as temporary, rc_context(settings):
+        figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=no_date.get(path.suffix))
 
 
 def figure_of(ax: Axes) -> Figure:

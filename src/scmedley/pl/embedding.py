@@ -56,26 +56,22 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
     from scmedley.pl._figure import NotebookFigure, figure_of, write
 
     key, xy_N2 = coordinates(adata, basis)
-    values = _values(adata, color)
-    codes, names = (None, []) if pd.api.types.is_float_dtype(values) else levels(values)
-    columns = math.ceil(len(names) / ROWS_OF_LEGEND)
+    values_N, names = colouring(adata, color)
+    columns = 0 if names is None else math.ceil(len(names) / ROWS_OF_LEGEND)
     if ax is None:
         figure: Figure = NotebookFigure(figsize=(5.5 + 1.45 * columns, 4.6), layout="constrained")
         ax = figure.add_subplot()
     else:
         figure = figure_of(ax)
 
-    drawn = np.asarray(np.isfinite(xy_N2).all(axis=1))
-    if not drawn.any():
-        raise ScmedleyError(f"obsm[{key!r}] has no cell with coordinates: nothing to draw")
+    drawn = drawable(key, xy_N2)
     if not drawn.all():
-        ax.set_title(f"drawn: {drawn.sum():,} of {len(xy_N2):,} cells", loc="right", fontsize=8)
-    if codes is None:
-        points = scatter(ax, xy_N2[drawn], values.to_numpy(dtype=float)[drawn])
+        ax.set_title(how_many(drawn), loc="right", fontsize=8)
+    points = scatter(ax, xy_N2[drawn], values_N[drawn], None if names is None else len(names))
+    if names is None:
         write(figure.colorbar(points, ax=ax, shrink=0.7).ax.set_title, color, fontsize=8)
     else:
-        scatter(ax, xy_N2[drawn], codes[drawn], len(names))
-        _legend(ax, color, names, columns)
+        legend(ax, color, names, columns)
     axis = key.removeprefix("X_")
     write(ax.set_xlabel, f"{axis} 1", loc="left", fontsize=8)
     write(ax.set_ylabel, f"{axis} 2", loc="bottom", fontsize=8)
@@ -93,6 +89,25 @@ def coordinates(adata: AnnData, basis: str) -> tuple[str, NDArray[np.float32]]:
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ScmedleyError(f"obsm[{key!r}] has shape {xy.shape}; a map needs at least two columns")
     return key, xy[:, :2]
+
+
+def drawable(key: str, xy_N2: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Say which cells have coordinates; an error if none has."""
+    drawn = np.asarray(np.isfinite(xy_N2).all(axis=1))
+    if not drawn.any():
+        raise ScmedleyError(f"obsm[{key!r}] has no cell with coordinates: nothing to draw")
+    return drawn
+
+
+def how_many(drawn: NDArray[np.bool_]) -> str:
+    """Say how many cells are drawn, of how many."""
+    return f"drawn: {drawn.sum():,} of {len(drawn):,} cells"
+
+
+def colouring(adata: AnnData, color: str) -> tuple[NDArray[np.generic], list[str] | None]:
+    """Give numbers and None, or codes of levels and their names."""
+    values = _values(adata, color)
+    return (values.to_numpy(dtype=float), None) if pd.api.types.is_float_dtype(values) else levels(values)
 
 
 def levels(values: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
@@ -148,7 +163,8 @@ def _values(adata: AnnData, color: str) -> pd.Series:
     raise ScmedleyError(f"{color!r} is neither a column of obs nor a gene{hint}")
 
 
-def _legend(ax: Axes, title: str, names: list[str], columns: int) -> None:
+def legend(ax: Axes, title: str, names: list[str], columns: int) -> None:
+    """Write the names of the levels to the right of ``ax``, in ``columns``."""
     from matplotlib.lines import Line2D
 
     from scmedley.pl._figure import plain
@@ -157,7 +173,7 @@ def _legend(ax: Axes, title: str, names: list[str], columns: int) -> None:
         return
     dots = [Line2D([], [], marker="o", linestyle="", markersize=5, color=c) for c in colours(len(names))]
     # The texts are set afterwards: legends drop names that start with "_" and read "$" as mathematics.
-    legend = ax.legend(
+    box = ax.legend(
         dots,
         ["x"] * len(names),
         title="x",
@@ -173,6 +189,6 @@ def _legend(ax: Axes, title: str, names: list[str], columns: int) -> None:
         alignment="left",
     )
     repeats = f" (colours repeat after {len(DISTINCT)})" if len(names) > len(DISTINCT) else ""
-    for text, name in zip([legend.get_title(), *legend.get_texts()], [title + repeats, *names], strict=True):
+    for text, name in zip([box.get_title(), *box.get_texts()], [title + repeats, *names], strict=True):
         text.set_parse_math(False)
-        text.set_text(plain(name, 60 if text is legend.get_title() else 22))
+        text.set_text(plain(name, 60 if text is box.get_title() else 22))

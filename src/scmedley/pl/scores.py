@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd"]
+Z = 1.96  # standard errors to either side of a 95 % interval
 NAMES = {
     keys.FIXED: "Fixed effects",
     keys.RANDOM: "Random effects",
@@ -32,13 +33,14 @@ def scores(df: pd.DataFrame) -> Figure:
     ----------
     df
         Tidy table with columns embedding (``obsm`` key), score, of ("batch" or "label"),
-        value, null, null_sd (NaN where there is no null).
+        value, null, null_sd (NaN where there is no null), and, where there is one, se (standard error of
+        the value, NaN where there is none).
 
     Returns
     -------
     matplotlib.figure.Figure
-        A row for batch and one for label, a column for each score. A dot is the value,
-        a grey bar the null ± 2 standard deviations.
+        A row for batch and one for label, a column for each score. A dot is the value, with its 95 %
+        interval where it has a standard error, a grey bar the null ± 2 standard deviations.
 
     Raises
     ------
@@ -52,20 +54,24 @@ def scores(df: pd.DataFrame) -> Figure:
         raise ScmedleyError(f"the table of scores lacks the column(s) {', '.join(missing)}")
     if df.empty:
         raise ScmedleyError("the table of scores is empty: nothing to draw")
-    kinds, names = list(df["of"].unique()), list(df["score"].unique())
+    names = {str(of): list(rows["score"].unique()) for of, rows in df.groupby("of", sort=False)}
+    width = max(map(len, names.values()))
     height = 0.9 + 0.32 * df["embedding"].nunique()
     figure: Figure = NotebookFigure(
-        figsize=(2.4 * len(names) + 1.6, height * len(kinds)), layout="constrained"
+        figsize=(2.4 * width + 1.6, height * len(names) + 0.2), layout="constrained"
     )
-    axes = figure.subplots(len(kinds), len(names), squeeze=False)
-    for row, of in zip(axes, kinds, strict=True):
-        for ax, name in zip(row, names, strict=True):
+    axes = figure.subplots(len(names), width, squeeze=False)
+    for row, (of, own) in zip(axes, names.items(), strict=True):
+        for ax in row[len(own) :]:
+            ax.set_axis_off()
+        for ax, name in zip(row, own, strict=False):
             rows = df[(df["of"] == of) & (df["score"] == name)]
-            if rows.empty:
-                ax.set_axis_off()
-                continue
             panel(ax, rows, list(df["embedding"].unique()), NAMES if ax is row[0] else None)
             write(ax.set_title, f"{name} by {of}", fontsize=9)
+    figure.supxlabel(
+        "dot: value; line: its 95 % interval, where it has one; grey: null ± 2 standard deviations",
+        fontsize=8,
+    )
     return figure
 
 
@@ -74,8 +80,8 @@ def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[st
     from scmedley.pl._figure import plain
 
     for place, key in enumerate(embeddings):
-        here = rows.loc[rows["embedding"] == key, ["value", "null", "null_sd"]].to_numpy(dtype=float)
-        for value, null, sd in here:
+        here = rows[rows["embedding"] == key].reindex(columns=["value", "null", "null_sd", "se"])
+        for value, null, sd, se in here.to_numpy(dtype=float):
             if not math.isnan(null):
                 spread = 0.0 if math.isnan(sd) else 2 * sd
                 ax.errorbar(
@@ -89,6 +95,8 @@ def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[st
                     elinewidth=5,
                     alpha=0.6,
                 )
+            if not math.isnan(se):
+                ax.plot([value - Z * se, value + Z * se], [place, place], color="#2f86c9", lw=2, zorder=3)
             ax.plot(value, place, "o", color="#2f86c9", ms=6, zorder=3)
     ax.set_ylim(len(embeddings) - 0.5, -0.5)
     ax.set_yticks(range(len(embeddings)), [])

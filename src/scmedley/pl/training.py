@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from scmedley.models import MixedEffects
+
 PARTS = {"train": ("#e08214", (0, (4, 1.5))), "validation": ("#2f86c9", "solid")}
 COLUMNS = ["network", "epoch", "part", "term", "value"]
 
 
-def training(history: pd.DataFrame, ax: Axes | None = None) -> Figure:
+def training(
+    history: pd.DataFrame, ax: Axes | None = None, *, weighted: MixedEffects | None = None
+) -> Figure:
     """Draw every loss term of every network, train and validation, the best epoch marked.
 
     Parameters
@@ -26,6 +30,9 @@ def training(history: pd.DataFrame, ax: Axes | None = None) -> Figure:
     ax
         Where to draw; then the history must hold one network and one term. A new figure if not given,
         with a row for each network and a column for each term.
+    weighted
+        The model of that history: its settings turn each term into what it adds to the total. Terms that
+        add nothing, such as the adversary's own loss, are then left out.
 
     Returns
     -------
@@ -34,7 +41,8 @@ def training(history: pd.DataFrame, ax: Axes | None = None) -> Figure:
     Raises
     ------
     ScmedleyError
-        If a column is missing, the table is empty, or an axis is given for more than one curve.
+        If a column is missing, the table is empty, an axis is given for more than one curve, or the
+        model has no network of that name.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, write
 
@@ -43,6 +51,8 @@ def training(history: pd.DataFrame, ax: Axes | None = None) -> Figure:
         raise ScmedleyError(f"the history lacks the column(s) {', '.join(missing)}")
     if history.empty:
         raise ScmedleyError("the history is empty: nothing was trained")
+    if weighted is not None:
+        history = _weighted(history, weighted)
     terms = {str(name): list(rows["term"].unique()) for name, rows in history.groupby("network", sort=False)}
     if ax is not None:
         if sum(map(len, terms.values())) > 1:
@@ -63,8 +73,24 @@ def training(history: pd.DataFrame, ax: Axes | None = None) -> Figure:
             panel.set_axis_off()
         for panel, term in zip(row, names, strict=False):
             curve(panel, rows[rows["term"] == term], best)
-            write(panel.set_title, f"{network}: {term}", fontsize=9)
+            added = ", weighted" if weighted is not None and term != "total" else ""
+            write(panel.set_title, f"{network}: {term}{added}", fontsize=9)
     return figure
+
+
+def _weighted(history: pd.DataFrame, model: MixedEffects) -> pd.DataFrame:
+    """Give the history with each term's contribution to the total as its value."""
+    from scmedley.models.contributions import contributions
+
+    settings = {name: network.settings for name, network in model.networks().items()}
+    others = sorted(set(map(str, history["network"])) - set(settings))
+    if others:
+        raise ScmedleyError(
+            f"the model has no network {others[0]!r}, so its weights are not known; it has: {', '.join(settings)}. "
+            f"Leave the others out: history[history['network'].isin({list(settings)})]"
+        )
+    values = contributions(history[COLUMNS], settings, "network")
+    return values.assign(value=values["weighted"]).dropna(subset="value")
 
 
 def best_epoch(history: pd.DataFrame) -> int | None:

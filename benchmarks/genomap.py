@@ -1,0 +1,136 @@
+"""Genomaps: do genes that touch correlate, and what does a layout cost?
+
+    python benchmarks/genomap.py                  # the shipped sets: a minute
+    python benchmarks/genomap.py --data FOLDER    # also pbmc_8batches, at 2,916 genes x 6,300 cells
+
+Three layouts of the same genes on the same pixels are compared by the mean correlation of genes that touch: ours; one
+in which interaction alone ranks the distance from the middle; a random one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+from threadpoolctl import threadpool_limits
+
+import scmedley as sm
+from common import BATCH, DATA_VARIABLE, LABEL, find, record
+from scmedley import genomap, keys
+from scmedley.genomap import Layout
+from scmedley.io import write_json
+
+SETS = ("sc_mixology", "onek1k", "pancreas", "pbmc_8batches")
+GENES, CELLS = 2916, 6300  # of the published pictures, 54 x 54, and of the published timing
+SPEARMAN, SECONDS = 0.99, 10.0  # goals
+
+
+def main() -> None:
+    """Measure each set, print a table and whether the goals are met, store the numbers."""
+    options = _options()
+    rows = []
+    print(
+        f"{'set':<14}{'cells':>7}{'genes':>7}{'ours':>8}{'radius':>8}{'random':>8}{'Spearman':>10}{'layout':>9}{'images':>8}"
+    )
+    for name in options.sets:
+        adata = find(name, options.data)
+        if adata is None:
+            continue
+        with threadpool_limits(options.threads):
+            row = measure(adata) | {"set": name}
+        rows.append(row)
+        print(
+            f"{name:<14}{row['cells']:>7,}{row['genes']:>7,}{row['ours']:>8.3f}{row['radius_only']:>8.3f}"
+            f"{row['random']:>8.3f}{row['spearman']:>10.4f}{row['layout_seconds']:>7.2f} s"
+            f"{row['images_seconds']:>6.2f} s"
+        )
+    for what, good in _goals(rows).items():
+        print(f"{'PASS' if good else 'FAIL'}: {what}")
+    write_json(record(options.threads) | {"sets": rows}, options.results)
+
+
+def measure(adata: Any) -> dict[str, Any]:
+    """Lay out up to 2,916 highly variable genes of up to 6,300 cells; draw all of these."""
+    sm.pp.prepare(adata, BATCH, label_key=LABEL, n_top_genes=GENES)
+    rng = np.random.default_rng(0)
+    if adata.n_obs > CELLS:
+        adata = adata[np.sort(rng.choice(adata.n_obs, CELLS, replace=False))]
+    adata = adata[:, adata.var[keys.HVG]]
+    x_NG = adata.layers[keys.LOGNORM]
+    start = time.perf_counter()
+    made = genomap.layout(x_NG, list(adata.var_names))
+    laid_out = time.perf_counter()
+    drawn = genomap.images(x_NG, made)
+    finished = time.perf_counter()
+    assert len(drawn) == adata.n_obs
+    correlation_GG, _ = genomap.correlations(x_NG)
+    interaction_G = np.abs(correlation_GG).sum(1)
+    radius_G = distance(made)
+    return {
+        "cells": adata.n_obs,
+        "genes": adata.n_vars,
+        "ours": genomap.neighbour_correlation(correlation_GG, made),
+        "radius_only": genomap.neighbour_correlation(correlation_GG, radius_only(made, interaction_G)),
+        "random": genomap.neighbour_correlation(correlation_GG, moved(made, rng.permutation(adata.n_vars))),
+        "spearman": float(spearmanr(interaction_G, radius_G).statistic),
+        "layout_seconds": laid_out - start,
+        "images_seconds": finished - laid_out,
+    }
+
+
+def distance(layout: Layout) -> np.ndarray:
+    """Give each gene's distance from the middle, in halves of the picture's sides."""
+    height, width = layout.shape
+    return np.hypot((2 * layout.rows + 1) / height - 1, (2 * layout.columns + 1) / width - 1)
+
+
+def radius_only(layout: Layout, interaction_G: np.ndarray) -> Layout:
+    """Rank the distance from the middle by the interaction; within a ring, genes lie as they come."""
+    pixels = np.argsort(distance(layout).round(9), kind="stable")
+    pixel_of = np.empty(len(pixels), np.int64)
+    pixel_of[np.argsort(interaction_G, kind="stable")] = pixels
+    return moved(layout, pixel_of)
+
+
+def moved(layout: Layout, pixel_of: np.ndarray) -> Layout:
+    """Put gene g where gene ``pixel_of[g]`` lies."""
+    place = layout.rows[pixel_of], layout.columns[pixel_of]
+    return Layout(layout.genes, *place, layout.shape, layout.constant)
+
+
+def _goals(rows: list[dict[str, Any]]) -> dict[str, bool]:
+    """Say of each goal whether it is met."""
+    goals = {
+        f"Spearman(interaction, distance) at least {SPEARMAN} in all sets": all(
+            r["spearman"] >= SPEARMAN for r in rows
+        ),
+        "genes that touch correlate more than in both other layouts, in all sets": all(
+            r["ours"] > max(r["radius_only"], r["random"]) for r in rows
+        ),
+    }
+    for row in rows:
+        if (row["cells"], row["genes"]) == (CELLS, GENES):
+            seconds = row["layout_seconds"] + row["images_seconds"]
+            goals[f"{CELLS:,} cells x {GENES:,} genes in {seconds:.1f} s, goal {SECONDS:.0f} s"] = (
+                seconds < SECONDS
+            )
+    return goals
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    default = Path(os.environ.get(DATA_VARIABLE, "."))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--data", type=Path, default=default, help="folder of the sets that are not shipped")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "genomap.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Cells beside themselves in other batches: the numbers of the counterfactual figure.
+
+Shapes: R cells, T targets, G genes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from scmedley.data.design import POPULATION_MEAN
+from scmedley.errors import ScmedleyError
+from scmedley.genomap import Layout
+from scmedley.models import MixedEffects
+from scmedley.overlap import as_categories
+from scmedley.pp.counts import log_normalised
+
+FIXED = "fixed effects"  # the population mean, as a column
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Some cells: as measured, with no batch's effects, in their own batch and in others (log1p CP10k).
+
+    Attributes
+    ----------
+    cells, own
+        Names of the cells and of their batches, R.
+    targets
+        "fixed effects" (the population mean), then the batches, T.
+    input_RG, own_RG
+        As measured; reconstructed in the own batch.
+    shown_RTG
+        As if from each target.
+    difference_RTG
+        That minus the reconstruction in the own batch.
+    layout
+        Where the genes lie in a picture.
+    """
+
+    cells: tuple[str, ...]
+    own: tuple[str, ...]
+    targets: tuple[str, ...]
+    input_RG: np.ndarray
+    own_RG: np.ndarray
+    shown_RTG: np.ndarray
+    difference_RTG: np.ndarray
+    layout: Layout
+
+
+def panel(model: MixedEffects, adata: AnnData, to: str | Sequence[str], *, unknown: str = "error") -> Panel:
+    """Show cells in other batches, for :func:`scmedley.pl.counterfactuals`.
+
+    Parameters
+    ----------
+    model
+        A fitted model, with its layout of genes.
+    adata
+        R cells, a few, with their batch.
+    to
+        Target batches. The population mean is always shown, as "fixed effects".
+    unknown
+        What to do with cells of batches that the model does not know: ``"error"`` or ``"mean"``.
+
+    Raises
+    ------
+    ScmedleyError
+        The model has no layout; an unknown target or batch; a target that is named twice.
+    """
+    if model.genomap is None:
+        raise ScmedleyError(
+            "This model has no layout of genes, as it was fitted by an earlier version. Fit it again, and save it."
+        )
+    named = [to] if isinstance(to, str) else list(to)
+    targets = [POPULATION_MEAN, *(name for name in named if name != POPULATION_MEAN)]
+    made: Any = model.counterfactual(adata, targets, unknown=unknown)
+    shape = (len(targets), adata.n_obs, len(model.decoder.genes))
+    shown, difference = (
+        np.asarray(values).reshape(shape).swapaxes(0, 1) for values in (made.X, made.layers["difference"])
+    )
+    x_RG, _ = log_normalised(adata, model.decoder.genes)
+    return Panel(
+        tuple(map(str, adata.obs_names)),
+        _batches(model, adata),
+        (FIXED, *targets[1:]),
+        np.asarray(x_RG if isinstance(x_RG, np.ndarray) else x_RG.toarray()),
+        np.asarray(model.decoder.reconstruct(adata, unknown=unknown).X),
+        shown,
+        difference,
+        model.genomap,
+    )
+
+
+def _batches(model: MixedEffects, adata: AnnData) -> tuple[str, ...]:
+    """Give each cell's batch as text; empty where the model does not know it."""
+    if model.batch_key not in adata.obs:
+        return tuple("" for _ in range(adata.n_obs))
+    known: tuple[str, ...] = model.decoder.design.batches
+    names = [str(name) for name in as_categories(adata.obs[model.batch_key])]
+    own: list[str] = [name if name in known else "" for name in names]
+    return tuple(own)

@@ -1,0 +1,160 @@
+"""Counterfactuals of the cells of a run, or of a file: as data, as a figure, or both."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scmedley import io
+from scmedley.checks import check_seed
+from scmedley.errors import ScmedleyError, listed
+from scmedley.evaluate.panel import panel
+from scmedley.models import MixedEffects
+from scmedley.pipeline.stages import read_cells, read_model
+
+MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
+FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
+
+
+def project(
+    folder: Path,
+    to: Sequence[str],
+    *,
+    cells: Sequence[str] = (),
+    out: Path | None = None,
+    figure: Path | None = None,
+    rows: int = 4,
+    draws: int = 0,
+    seed: int = 0,
+    unknown: str = "error",
+) -> list[str]:
+    """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; give what to tell the user.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    to
+        Target batches.
+    cells
+        As :func:`choose` takes them.
+    out, figure
+        New files; at least one.
+    rows
+        Cells in the figure at most: of more, so many are drawn.
+    draws, seed, unknown
+        As :meth:`MixedEffects.counterfactual` takes them; the seed also draws the cells of the figure.
+    """
+    if out is None and figure is None:
+        raise ScmedleyError("Nothing to write: give --out, --figure, or both.")
+    if figure is not None:
+        _check_figure(to, rows)
+    check_seed(seed)
+    model = read_model(folder)
+    chosen = choose(cells, folder)
+    said = []
+    if figure is not None:  # first: what cannot be drawn is said before the long work
+        n_drawn = _draw(model, chosen, to, figure, rows=rows, seed=seed, unknown=unknown)
+        said.append(f"{n_drawn} of {chosen.n_obs} cells drawn: {figure}")
+    if out is not None:
+        result = model.counterfactual(
+            chosen, to, draws=draws, seed=seed, unknown=unknown, out=out if out.suffix == ".zarr" else None
+        )
+        if isinstance(result, AnnData):
+            io.write_h5ad(result, out)
+        said.append(f"{chosen.n_obs} cells shown in {', '.join(to)}: {out}")
+    return said
+
+
+def choose(cells: Sequence[str], folder: Path) -> AnnData:
+    """Read the cells of a file, or choose among those of a run.
+
+    Parameters
+    ----------
+    cells
+        None: all of the run. One path that is there: those of the file. Names of the run's cells: these, in
+        their order. Anything else: one query on ``obs``, as pandas takes it, such as
+        ``cell_type == 'B cell' and batch != 'a'``.
+    folder
+        Run folder.
+
+    Raises
+    ------
+    ScmedleyError
+        None of these, or a query that no cell answers to.
+    """
+    if len(cells) == 1 and (Path(cells[0]).exists() or _looks_like_a_file(cells[0])):
+        return io.read(cells[0])
+    adata = read_cells(folder)
+    if not cells:
+        return adata
+    absent = [name for name in cells if name not in adata.obs_names]
+    if not absent:
+        return adata[list(cells)].copy()
+    if len(cells) > 1:
+        raise ScmedleyError(
+            f"The run has no cell {listed(absent)}; its cells are called like {listed(list(adata.obs_names[:2]))}. "
+            "Give names of cells, one file, or one query in quotes."
+        )
+    answered = adata[_answers(adata.obs, cells[0])]
+    if not answered.n_obs:
+        raise ScmedleyError(f"None of the run's {adata.n_obs:,} cells is as --cells {cells[0]!r} asks.")
+    return answered.copy()
+
+
+def _looks_like_a_file(text: str) -> bool:
+    return text.lower().endswith(FILES) and not any(sign in text for sign in "=<>!'\"")
+
+
+def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
+    """Say which cells a query on ``obs`` is true for."""
+    try:
+        found = obs.eval(query, engine="python", local_dict={}, global_dict={})
+    except Exception as error:  # pandas raises SyntaxError, NameError, TypeError, its own ...
+        reason = " ".join(str(error).split())[:150]
+        raise ScmedleyError(
+            f"--cells {query!r} is no file, no cell of the run and no query on its obs ({reason}). A query is like "
+            f"\"cell_type == 'B cell'\"; obs has: {', '.join(map(str, obs.columns))}."
+        ) from error
+    values = np.asarray(found)
+    if values.shape != (len(obs),) or values.dtype != bool:
+        raise ScmedleyError(
+            f"--cells {query!r} is not true or false for each cell. Compare with something, as in "
+            "\"cell_type == 'B cell'\"."
+        )
+    return values
+
+
+def _check_figure(to: Sequence[str], rows: int) -> None:
+    if not 1 <= rows <= MOST_ROWS:
+        raise ScmedleyError(f"--rows {rows} must lie between 1 and {MOST_ROWS}.")
+    if len(to) > MOST_TARGETS:
+        raise ScmedleyError(
+            f"A figure has room for {MOST_TARGETS} targets, and --to names {len(to)}. Name fewer, or draw several."
+        )
+
+
+def _draw(
+    model: MixedEffects,
+    adata: AnnData,
+    to: Sequence[str],
+    path: Path,
+    *,
+    rows: int,
+    seed: int,
+    unknown: str,
+) -> int:
+    """Draw a few of the cells; give how many."""
+    from scmedley.pl import counterfactuals
+    from scmedley.pl._figure import save
+
+    n_cells = int(adata.n_obs)
+    note = f"all of {n_cells:,} cells"
+    if n_cells > rows:
+        note = f"{rows} of {n_cells:,} cells, drawn with seed {seed}"
+        chosen = np.random.default_rng(seed).choice(n_cells, rows, replace=False)
+        adata = adata[np.sort(chosen)].copy()
+    save(counterfactuals(panel(model, adata, to, unknown=unknown), note=note), path)
+    return min(n_cells, rows)

@@ -1,0 +1,155 @@
+"""Counterfactuals as a figure, and which cells they are of."""
+
+import re
+from pathlib import Path
+
+import anndata as ad
+import pytest
+
+from running import SMALL, Shell, some_cells, tree, without_drawing
+from scmedley.models.store import GENOMAP
+
+
+@pytest.fixture
+def shell(capsys, monkeypatch):
+    without_drawing(monkeypatch)
+    return Shell(capsys)
+
+
+@pytest.fixture(scope="module")
+def _kept() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def done(shell, _kept, tmp_path_factory) -> Path:
+    """A fitted model in a run folder, made once: look, do not change."""
+    if "run" not in _kept:
+        folder = tmp_path_factory.mktemp("done")
+        some_cells().write_h5ad(folder / "cells.h5ad")
+        arguments = ["--label", "cell_type", "--out", folder / "run", "--quiet", *SMALL]
+        shell.well("fit", folder / "cells.h5ad", *arguments)
+        _kept["run"] = folder / "run"
+    return _kept["run"]
+
+
+def texts(path: Path) -> list[str]:
+    """The texts of an SVG, in the order they were drawn."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())
+
+
+def test_a_figure_by_one_command(shell, done, tmp_path):
+    out = tmp_path / "made" / "panel.svg"
+    query = "cell_type == 'H2228'"
+    printed = shell.well("project", done, "--cells", query, "--to", "sc_10x", "sc_dropseq", "--figure", out)
+    cells = ad.read_h5ad(done / "integrated.h5ad")
+    of_type = cells[cells.obs["cell_type"] == "H2228"]
+    assert printed == f"4 of {of_type.n_obs} cells drawn: {out}\n"
+    said = texts(out)
+    assert f"4 of {of_type.n_obs} cells, drawn with seed 0" in said
+    drawn = [name for name in said if name in set(cells.obs_names)]
+    assert len(set(drawn)) == 4
+    assert len(drawn) == 8  # in both blocks
+    assert set(drawn) <= set(of_type.obs_names)
+    for title in ("input", "own batch", "sc_10x", "sc_dropseq", "Expression", "Change against the own batch"):
+        assert title in said
+    assert len(set(said) & set(cells.var_names)) >= 4  # genes that change most
+    assert [p.name for p in out.parent.iterdir()] == ["panel.svg"]
+
+
+def test_the_seed_draws_the_cells(shell, done, tmp_path):
+    for name, more in (("a", []), ("b", []), ("c", ["--seed", "1"]), ("d", ["--rows", "2"])):
+        shell.well("project", done, "--to", "sc_10x", "--figure", tmp_path / f"{name}.svg", *more)
+    a, b, c, d = ((tmp_path / f"{name}.svg").read_bytes() for name in "abcd")
+    assert a == b != c
+    assert len(d) < len(a)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf"])
+def test_other_formats_and_data_beside_the_figure(shell, done, tmp_path, suffix):
+    arguments = ["--to", "mean", "sc_10x", "--cells", "batch == 'sc_10x'", "--out", tmp_path / "as.h5ad"]
+    shell.well("project", done, *arguments, "--figure", tmp_path / f"as{suffix}", "--rows", "1")
+    assert (tmp_path / f"as{suffix}").read_bytes()[:4] in (b"\x89PNG", b"%PDF")
+    shown = ad.read_h5ad(tmp_path / "as.h5ad")
+    assert set(shown.obs["batch"]) == {"sc_10x"}
+    assert list(shown.obs["counterfactual_batch"].cat.categories) == ["mean", "sc_10x"]
+
+
+def test_cells_by_name_in_their_order(shell, done, tmp_path):
+    names = list(ad.read_h5ad(done / "integrated.h5ad").obs_names[[7, 3]])
+    out = tmp_path / "panel.svg"
+    shell.well("project", done, "--to", "sc_10x", "--cells", *names, "--figure", out)
+    said = texts(out)
+    assert "all of 2 cells" in said
+    assert [name for name in said if name in names][:2] == names
+    shell.well("project", done, "--to", "sc_10x", "--cells", names[0], "--out", tmp_path / "one.h5ad")
+    assert list(ad.read_h5ad(tmp_path / "one.h5ad").obs_names) == [f"{names[0]} as sc_10x"]
+
+
+def test_cells_of_a_file(shell, done, tmp_path):
+    some_cells(12).write_h5ad(tmp_path / "new cells.h5ad")
+    arguments = ["--cells", tmp_path / "new cells.h5ad", "--to", "sc_10x", "--figure", tmp_path / "p.svg"]
+    assert "4 of 12 cells drawn" in shell.well("project", done, *arguments)
+
+
+WRONG = {
+    "no such file": (["--cells", "nowhere.h5ad"], "nowhere.h5ad does not exist"),
+    "no such column": (["--cells", "kind == 'B'"], "no query on its obs (name 'kind' is not defined)"),
+    "no query": (["--cells", "cell_type =="], "no file, no cell of the run and no query"),
+    "not yes or no": (["--cells", "batch"], "is not true or false for each cell"),
+    "assignment": (["--cells", "batch = 1"], "is not true or false for each cell"),
+    "a call": (["--cells", "__import__('os').getcwd() == 'a'"], "no query on its obs"),
+    "no answer": (["--cells", "batch == 'elsewhere'"], "None of the run's 180 cells"),
+    "no such cells": (["--cells", "a", "b"], "The run has no cell 'a', 'b'"),
+    "unknown target": (["--to", "sc10x"], "no batch 'sc10x'"),
+    "repeated target": (["--to", "sc_10x", "sc_10x"], "named more than once"),
+    "too many targets": (["--to", *"abcdefghi"], "room for 8 targets, and --to names 9"),
+    "no rows": (["--rows", "0"], "--rows 0 must lie between 1 and 12"),
+    "too many rows": (["--rows", "13"], "--rows 13 must lie between 1 and 12"),
+    "bad seed": (["--seed", "-1"], "seed -1 must lie between"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_drawn_leaves_nothing(shell, done, name, tmp_path):
+    given, message = WRONG[name]
+    to = [] if "--to" in given else ["--to", "sc_10x"]
+    error = shell("project", done, *to, "--figure", tmp_path / "p.png", *given).error
+    assert message in error
+    assert "did not expect" not in error
+    assert tree(tmp_path) == {}
+
+
+def test_where_the_figure_cannot_be(shell, done, tmp_path):
+    assert "give --out, --figure, or both" in shell("project", done, "--to", "sc_10x").error
+    (tmp_path / "p.svg").write_text("mine")
+    before = tree(tmp_path)
+    for figure, message in [("p.svg", "exists already. Choose another --figure"), ("p.jpg", "--figure")]:
+        error = shell("project", done, "--to", "sc_10x", "--figure", tmp_path / figure).error
+        assert message in error
+    assert tree(tmp_path) == before
+
+
+def test_a_model_without_a_layout_is_said_before_the_work(shell, done, tmp_path, monkeypatch):
+    layout = done / "model" / GENOMAP
+    kept = layout.read_bytes()
+    layout.unlink()
+    try:
+        arguments = ["--to", "sc_10x", "--out", tmp_path / "o.h5ad", "--figure", tmp_path / "p.svg"]
+        assert "no layout of genes" in shell("project", done, *arguments).error
+        assert tree(tmp_path) == {}
+        shell.well("project", done, *arguments[:4])
+    finally:
+        layout.write_bytes(kept)
+
+
+def test_a_full_disk_leaves_no_figure(shell, done, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def full(self, path, **_):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    assert "disk is full" in shell("project", done, "--to", "sc_10x", "--figure", tmp_path / "p.svg").error
+    assert tree(tmp_path) == {}
