@@ -34,7 +34,9 @@ def main() -> None:
         )
         found[name] = {"best": result["best"], "test": result["test"]}
         for which, scores in result["test"].items():
-            print(f"{name}, {which}: accuracy {scores['accuracy']:.3f}, leak {scores['leak']:.3f}", flush=True)
+            print(
+                f"{name}, {which}: accuracy {scores['accuracy']:.3f}, leak {scores['leak']:.3f}", flush=True
+            )
     write_json(record(options.threads) | {"trials": options.trials, "sets": found}, options.results)
 
 

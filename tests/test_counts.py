@@ -1,6 +1,9 @@
 """prepare and log_normalised: the corpus, scanpy as oracle, and what must not change."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -325,3 +328,22 @@ def test_log_normalised_does_not_trust_its_layer(adata: AnnData, bad: float) -> 
     adata.layers[keys.LOGNORM][4, 3] = bad
     with pytest.raises(ScmedleyError, match="cell" if np.isnan(bad) else "negative"):
         log_normalised(adata, list(adata.var_names))
+
+
+def test_choosing_genes_leaves_threads_as_they_were() -> None:
+    """numba sets OpenMP's threads when it first runs, once in a process: so this needs one of its own."""
+    code = (
+        "import torch, numpy as np, anndata, scmedley as sm\n"
+        "from scipy.sparse import csr_matrix\n"
+        "rng = np.random.default_rng(0)\n"
+        "adata = anndata.AnnData(csr_matrix(rng.poisson(0.5, (80, 60)).astype('float32')))\n"
+        "adata.obs['batch'] = ['a', 'b'] * 40\n"
+        "torch.set_num_threads(1)\n"
+        "assert torch.get_num_threads() == 1\n"  # only now they are set
+        "sm.pp.prepare(adata, 'batch')\n"
+        "sm.pp.genes.select_genes(adata, 'batch', 20)\n"
+        "print(torch.get_num_threads())"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.stdout.strip() == "1", ran.stderr

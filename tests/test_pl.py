@@ -1,5 +1,4 @@
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -119,17 +118,6 @@ def test_embedding_draws_into_a_given_axis_and_leaves_pyplot_alone():
     assert not left.collections
     assert right.collections
     assert ("matplotlib.pyplot" in sys.modules) == before
-
-
-def test_embedding_is_quick_for_many_cells():
-    rng = np.random.default_rng(0)
-    n = 500_000
-    batch = pd.Categorical.from_codes(rng.integers(9, size=n), list("abcdefghi"))
-    adata = AnnData(obs=pd.DataFrame({"b": batch}, index=np.arange(n).astype(str)))
-    adata.obsm[keys.PCA] = rng.normal(size=(n, 2)).astype(np.float32)
-    start = time.perf_counter()
-    pl.embedding(adata, keys.PCA, "b")._repr_png_()
-    assert time.perf_counter() - start < 20
 
 
 def test_embedding_says_what_is_wrong():

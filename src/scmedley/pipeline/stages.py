@@ -83,8 +83,6 @@ def run(
     if not only_fit:
         _check_extra()
     _check_inputs(inputs, out)
-    # numba, of scanpy and UMAP, sets OpenMP's threads for the whole process when it first runs.
-    threads = config.threads or torch.get_num_threads()
     with run_folder.locked(out):
         record = {
             "command": "fit" if only_fit else "run",
@@ -100,7 +98,7 @@ def run(
         # Whatever is wrong with the input comes to light before the folder is touched.
         adata = _read_and_prepare(this, inputs, held_out=not only_fit)
         run_folder.begin(out, record, overwrite)
-        with engine(threads, torch.device("cpu")):
+        with engine(config.threads, torch.device("cpu")):
             _after_preparing(this, adata, only_fit)
         shutil.rmtree(out / run_folder.CHECKPOINTS, ignore_errors=True)
     return this.record

@@ -10,6 +10,7 @@ from anndata import AnnData
 from scmedley import keys
 from scmedley.checks import FEW_CELLS
 from scmedley.errors import ScmedleyError
+from scmedley.pp.threads import threads_kept
 
 
 def select_genes(adata: AnnData, batch_key: str, n_top_genes: int) -> None:
@@ -59,7 +60,7 @@ def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np
     """Give scanpy's flags, or None where it cannot rank the genes: in a group, not one of them varies."""
     import scanpy as sc
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threads_kept():
         # Said by scanpy when some genes are constant within a batch; the others are still ranked.
         warnings.filterwarnings("ignore", message="`n_top_genes` > number of normalized dispersions")
         # Its mean-variance code divides by n - 1, and logs variances of 0, in the smallest groups.

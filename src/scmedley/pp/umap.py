@@ -6,6 +6,7 @@ import numpy as np
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.pp.threads import threads_kept
 
 
 def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) -> None:
@@ -14,7 +15,6 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
     With more than ``max_cells`` cells it is made of a random draw of them, and the others are NaN. For
     looking only: distances and densities in it are not to be measured.
     """
-    import torch
     from sklearn.neighbors import NearestNeighbors
 
     with warnings.catch_warnings():
@@ -31,8 +31,7 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
         # Exact and in numpy: UMAP's own search takes ten times as long.
         distances_NK, indices_NK = NearestNeighbors(n_neighbors=k).fit(z_NP).kneighbors(z_NP)
         spread = z_NP.shape[1] > 1 and np.ptp(z_NP, axis=0).any()
-        threads = torch.get_num_threads()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threads_kept():
             warnings.filterwarnings("ignore", message="precomputed_knn")  # that it cannot place new cells
             xy_N2[rows] = UMAP(
                 n_neighbors=k,
@@ -42,5 +41,4 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
                 random_state=seed,
                 n_jobs=1,  # with a seed UMAP runs on one thread, and says so unless it was asked to
             ).fit_transform(z_NP)
-        torch.set_num_threads(threads)  # numba sets OpenMP's for the whole process
     adata.obsm[keys.umap(basis)] = xy_N2
