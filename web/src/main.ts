@@ -5,6 +5,7 @@ import { byId, make, option, suggest } from "./dom";
 import { Genes } from "./genes";
 import { CellMap, type Mode } from "./map";
 import { NONE, STEPS, unpack, type Column, type Payload } from "./payload";
+import { NoWebGL } from "./points";
 import { WhatIf } from "./whatif";
 
 class Explorer {
@@ -53,7 +54,8 @@ class Explorer {
           button.addEventListener("click", () => (by ? map.zoom(by) : map.whole()));
         }
         this.maps.push(map);
-      } catch {
+      } catch (error) {
+        if (!(error instanceof NoWebGL)) throw error;
         figure.remove();
       }
     });

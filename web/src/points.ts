@@ -10,11 +10,11 @@ out vec4 shown;
 void main() {
   gl_Position = vec4((place - view.xy) * 2.0 * view.z, 0, 1);
   gl_PointSize = size;
-  shown = vec4(colour.rgb, colour.a * faint);
+  shown = vec4(mix(vec3(0.6), colour.rgb, sqrt(faint)), colour.a * faint);
 }`;
 
 const FRAGMENT = `#version 300 es
-precision mediump float;
+precision highp float;
 in vec4 shown;
 uniform float size;
 out vec4 pixel;
@@ -29,6 +29,8 @@ export interface View {
   y: number;
   zoom: number;
 }
+
+export class NoWebGL extends Error {}
 
 export class Points {
   private readonly gl: WebGL2RenderingContext;
@@ -48,7 +50,7 @@ export class Points {
     private readonly drawn: Uint32Array,
   ) {
     const gl = canvas.getContext("webgl2", { antialias: false, powerPreference: "high-performance" });
-    if (!gl) throw new Error("WebGL 2 is not available");
+    if (!gl) throw new NoWebGL();
     this.gl = gl;
     this.colours = new Uint8Array((places.length / 2) * 4);
     this.order = drawn;
@@ -146,9 +148,10 @@ export class Points {
     gl.clear(gl.COLOR_BUFFER_BIT);
     gl.uniform3f(uniform("view"), view.x, view.y, view.zoom);
     gl.uniform1f(uniform("size"), size);
-    gl.uniform1f(uniform("faint"), 0.13);
+    gl.uniform1f(uniform("faint"), 0.2);
     if (this.nFirst) gl.drawElements(gl.POINTS, this.nFirst, gl.UNSIGNED_INT, 0);
     gl.uniform1f(uniform("faint"), 1);
+    if (this.nFirst) gl.uniform1f(uniform("size"), 1.4 * size);
     gl.drawElements(gl.POINTS, this.order.length - this.nFirst, gl.UNSIGNED_INT, 4 * this.nFirst);
   }
 }

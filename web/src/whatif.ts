@@ -215,10 +215,9 @@ export class WhatIf {
         const between = answer.low ? `${number(answer.low[g]!, true)} to ${number(answer.high![g]!, true)}` : "…";
         const unsure = answer.low && answer.low[g]! <= 0 && answer.high![g]! >= 0;
         if (unsure) row.className = "unsure";
-        row.append(head, make("td", number(answer.own[g]!)), make("td", number(answer.there[g]!)));
-        row.append(make("td", number(answer.change[g]!, true)), make("td", between));
-        row.append(make("td", number(this.genes.mean(g, this.cells))));
-        row.append(make("td", number(this.seen(g, target), true)));
+        const cells = [number(answer.change[g]!, true), between, number(this.seen(g, target), true)];
+        cells.push(number(answer.own[g]!), number(answer.there[g]!), number(this.genes.mean(g, this.cells)));
+        row.append(head, ...cells.map((text) => make("td", text)));
         return row;
       });
     byId("genes").replaceChildren(...rows);

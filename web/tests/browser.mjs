@@ -10,8 +10,9 @@ const ARGS =
   "--headless --no-sandbox --disable-gpu --enable-unsafe-swiftshader --use-angle=swiftshader " +
   "--disable-background-networking --disable-component-update --disable-sync --no-first-run";
 
-export async function launch() {
-  return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ARGS.split(" ") });
+export async function launch(...more) {
+  const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
+  return chromium.launch({ executablePath, args: [...ARGS.split(" "), ...more] });
 }
 
 /** Open a report and wait until the explorer answers; `errors` gathers what must not be. */

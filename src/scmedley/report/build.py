@@ -63,7 +63,8 @@ def build(run_dir: str | Path) -> Path:
     # What the rest of the page leaves of its 30 MB is the explorer's.
     shell = render(context | {"explorer": {"text": "", "why": ""}})
     found = explored(run)
-    payload = found and explorer.fit(found, explorer.PAGE - len(shell.encode("utf-8", errors="replace")) - ROOM)
+    left = explorer.PAGE - ROOM - len(shell.encode("utf-8", errors="replace"))
+    payload = found and explorer.fit(found, left)
     shown = vars(payload) if payload else {"text": "", "why": _absent(found is None)}
     return write(render(context | {"explorer": shown}), run.folder / "report.html")
 

@@ -8,7 +8,7 @@ Shapes: N cells, G genes, P latent dimensions, B batches, K labels, I inputs and
 import base64
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -195,33 +195,24 @@ def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
     return None
 
 
-def _leaner(run: Explored) -> list[Explored]:
-    """Give the run as it is, and with less and less of it."""
-    found = [run]
+def _leaner(run: Explored) -> Iterator[Explored]:
+    """Give the run as it is, then with less and less of it."""
+    yield run
     if run.means is not None:
-        words = "The means of the genes in each batch do not fit into the page: predictions stand without what was seen."
-        found.append(replace(found[-1], pairs=None, means=None, missing=[*found[-1].missing, words]))
+        words = "The means of genes in each batch do not fit into the page: predictions stand alone."
+        run = replace(run, pairs=None, means=None, missing=[*run.missing, words])
+        yield run
     if run.cells.x_NG is not None:
         words = "The measured genes do not fit into the page: cells cannot be coloured by gene."
-        found.append(
-            replace(
-                found[-1], cells=replace(found[-1].cells, x_NG=None), missing=[*found[-1].missing, words]
-            )
-        )
+        run = replace(run, cells=replace(run.cells, x_NG=None), missing=[*run.missing, words])
+        yield run
     if run.decoder is not None:
         words = (
-            "The decoder does not fit into the page, so there is no what-if here. scmedley.load(...).counterfactual "
-            "gives the same numbers."
+            "The decoder does not fit into the page, so there is no what-if here. "
+            "scmedley.load(...).counterfactual gives the same numbers."
         )
-        found.append(
-            replace(
-                found[-1],
-                decoder=None,
-                cells=replace(found[-1].cells, z_NP=None),
-                missing=[*found[-1].missing, words],
-            )
-        )
-    return found
+        cells = replace(run.cells, z_NP=None)
+        yield replace(run, decoder=None, cells=cells, missing=[*run.missing, words])
 
 
 def pack(run: Explored) -> str:
@@ -234,7 +225,7 @@ def pack(run: Explored) -> str:
     }
     for i, (_, _, xy) in enumerate(cells.maps):
         arrays[f"map{i}"] = _places(xy)
-    columns = []
+    columns: list[dict[str, Any]] = []
     for name in cells.columns.columns[:MAX_COLUMNS]:
         found = _column(cells.columns[name])
         if found is not None:
@@ -292,7 +283,7 @@ def _codes(codes: Array) -> Array:
 
 def _places(xy: Array) -> Array:
     """Give coordinates in 16 bits, both axes in one unit so that the map keeps its shape; ``NONE``: not drawn."""
-    drawn = np.isfinite(xy).all(axis=1)
+    drawn = np.asarray(np.isfinite(xy).all(axis=1))
     low, high = (xy[drawn].min(0), xy[drawn].max(0)) if drawn.any() else (np.zeros(2), np.ones(2))
     side = float((high - low).max()) or 1.0
     centred = (np.where(drawn[:, None], xy, low) - (low + high) / 2) / side + 0.5
@@ -303,7 +294,7 @@ def _column(values: "pd.Series[Any]") -> tuple[dict[str, Any], Array] | None:
     """Give a column's header and its values in 16 bits; ``None`` for one with more levels than can be told apart."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
-        seen = np.isfinite(numbers)
+        seen: Array = np.isfinite(numbers)
         low, high = (float(numbers[seen].min()), float(numbers[seen].max())) if seen.any() else (0.0, 0.0)
         share = (np.where(seen, numbers, low) - low) / ((high - low) or 1.0)
         return {"low": low, "high": high}, np.where(seen, np.rint(share * STEPS), NONE).astype("<u2")

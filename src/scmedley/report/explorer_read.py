@@ -44,7 +44,11 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         pair_N = np.where(known, label_N * len(batches) + batch_N, -1)
         x_NG, pairs, means = _measured(path, decoder.genes, rows, pair_N, len(batches), missing)
     maps = [
-        (run.name(key), "" if found == keys.umap(key) else "first two dimensions, no UMAP in this run", xy[rows])
+        (
+            run.name(key),
+            "" if found == keys.umap(key) else "first two dimensions, no UMAP in this run",
+            xy[rows],
+        )
         for key, (found, xy) in run.maps.items()
         if np.isfinite(xy).all(axis=1).any()
     ]
@@ -118,9 +122,7 @@ def _block(w: Any, b: Any, norm: Any, effects: Any, pre_selu: bool) -> Block:
     if norm is not None:
         s = _numpy(norm.weight / (norm.running_var + norm.eps).sqrt())
         t = _numpy(norm.bias) - _numpy(norm.running_mean) * s
-    tables = [
-        _numpy(part) for one in (effects.gamma, effects.beta) for part in (one.loc_BH, one.scale_BH())
-    ]
+    tables = [_numpy(part) for one in (effects.gamma, effects.beta) for part in (one.loc_BH, one.scale_BH())]
     return Block(_numpy(w), _numpy(b), pre_selu, s, t, *tables)
 
 
@@ -142,7 +144,9 @@ def _model(run: Run, missing: list[str]) -> tuple[Any, Decoder | None]:
         missing.append(str(error))
         return None, None
     if decoder.genomap is None:
-        missing.append("The model has no genomap (it is older than those), so cells are not drawn as pictures.")
+        missing.append(
+            "The model has no genomap (it is older than those), so cells are not drawn as pictures."
+        )
     return getattr(model, "decoder", model), decoder
 
 
@@ -152,7 +156,9 @@ def _coded(
     """Give codes and names of a column, by the model's order where there is one; all cells are one without it."""
     if column is None:
         return (
-            (np.zeros(n_cells, np.int64), (ALL,)) if known is None else (np.full(n_cells, -1, np.int64), known)
+            (np.zeros(n_cells, np.int64), (ALL,))
+            if known is None
+            else (np.full(n_cells, -1, np.int64), known)
         )
     found = as_categories(column)
     names = tuple(map(str, found.categories)) if known is None else known
@@ -197,7 +203,7 @@ def _latent(
 
     with h5py.File(path, "r") as file:
         if key in file.get("obsm", {}):
-            z_NP = np.asarray(file["obsm"][key], dtype=np.float32)[rows]
+            z_NP: np.ndarray = np.asarray(file["obsm"][key], dtype=np.float32)[rows]
             if z_NP.ndim == 2 and z_NP.shape[1] == len(decoder.blocks[0].w) and np.isfinite(z_NP).all():
                 return z_NP
     missing.append(f"integrated.h5ad holds no embedding {key} of this model, so there is no what-if.")
@@ -232,7 +238,9 @@ def _measured(
         for start in range(0, len(pair_N), ROWS):
             block = sparse.csr_matrix(values[start : start + ROWS])[:, place].astype(np.float32)
             part = pair_N[start : start + ROWS]
-            member = sparse.csr_matrix((np.ones(len(part)), (part, np.arange(len(part)))), (len(found), len(part)))
+            member = sparse.csr_matrix(
+                (np.ones(len(part)), (part, np.arange(len(part)))), (len(found), len(part))
+            )
             sums += (member @ block).toarray()
             kept.append(block[held_N[start : start + ROWS]])
     means, real = sums / np.bincount(pair_N)[:, None], found >= 0
