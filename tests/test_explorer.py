@@ -266,6 +266,27 @@ def test_a_run_folder_becomes_a_page(tmp_path: Path, prepared: AnnData, fitted) 
     assert len(html) < explorer.PAGE
 
 
+def test_the_whole_page_keeps_its_size(tmp_path: Path, prepared: AnnData, fitted, monkeypatch) -> None:
+    write_run(tmp_path, prepared, fitted("mixed"))
+    asked = []
+
+    def spied(run: Explored, budget: int):
+        asked.append((budget, fit(run, budget)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(explorer, "fit", spied)
+    monkeypatch.setattr(explorer, "ENOUGH", 20)
+    build(tmp_path)
+    budget, payload = asked[0]
+    monkeypatch.setattr(explorer, "PAGE", explorer.PAGE - budget + len(payload.text) * 7 // 8)
+    html = build(tmp_path).read_bytes()
+    assert len(html) <= explorer.PAGE
+    assert asked[1][1].shown < 180
+    assert f"{asked[1][1].shown} of 180 cells are in this page".encode() in html
+    monkeypatch.setattr(explorer, "PAGE", 1000)
+    assert b"the cells do not fit into a page" in build(tmp_path).read_bytes()
+
+
 def write_run(folder: Path, prepared: AnnData, model) -> None:
     adata = prepared.copy()
     model.embed(adata)

@@ -38,6 +38,7 @@ export function suggest(input: HTMLInputElement, names: string[], take: (index: 
   const choose = (index: number) => {
     input.value = names[index]!;
     list.replaceChildren();
+    input.focus({ preventScroll: true }); // the button that had it is gone
     take(index);
   };
   input.addEventListener("input", show);

@@ -1,6 +1,6 @@
 // Measured genes of the cells in the page, and means of all cells of the run per label and batch.
 
-import type { Payload } from "./payload";
+import { NONE, type Payload } from "./payload";
 
 export class Genes {
   private readonly kept = new Map<number, Float32Array>();
@@ -56,7 +56,7 @@ export class Genes {
 
   /** Give the mean over all cells of the run with a label in a batch; not a number where there are none. */
   ofPair(gene: number, label: number, batch: number): number {
-    const row = this.pairOf.get(this.key(label, batch));
+    const row = label === NONE || batch === NONE ? undefined : this.pairOf.get(this.key(label, batch));
     if (!this.means || row === undefined) return NaN;
     return this.means[row * this.payload.header.genes.length + gene]!;
   }

@@ -1,6 +1,6 @@
 // The explorer of a report: linked maps, selections and what-if. The page's own text is in parts/explorer.html.j2.
 
-import { bar, count, css, dark, number, rgb, scale } from "./colours";
+import { bar, count, css, dark, number, rgb, scale, type Rgb } from "./colours";
 import { byId, make, option, suggest } from "./dom";
 import { Genes } from "./genes";
 import { CellMap, type Mode } from "./map";
@@ -185,22 +185,26 @@ class Explorer {
     const { header } = this.payload;
     const colours = new Uint8Array(4 * this.n).fill(255);
     const nothing = rgb(header.no_value);
-    const set = (cell: number, colour: readonly number[]) => colours.set(colour, 4 * cell);
+    const set = (cell: number, [r, g, b]: Rgb) => {
+      colours[4 * cell] = r;
+      colours[4 * cell + 1] = g;
+      colours[4 * cell + 2] = b;
+    };
+    const ramp = Array.from({ length: 256 }, (_, i) => scale("sequential")(i / 255));
     if ("gene" in this.colouring) {
       const values = this.genes.values(this.colouring.gene);
       const most = values.reduce((a, b) => Math.max(a, b), 0);
-      const colour = scale("sequential");
-      for (let cell = 0; cell < this.n; cell++) set(cell, colour(values[cell]! / (most || 1)));
+      const unit = 255 / (most || 1);
+      for (let cell = 0; cell < this.n; cell++) set(cell, ramp[Math.round(values[cell]! * unit)]!);
       this.gradient(`${header.genes[this.colouring.gene]}, measured, log1p CP10k`, "0", number(most));
     } else if (header.columns.length) {
       const index = this.colouring.column;
       const column = header.columns[index]!;
       const codes = this.payload.get(`column${index}`) as Uint16Array;
-      const ramp = scale("sequential");
       const levels = (column.levels ?? []).map((_, i) => rgb(header.palette[i % header.palette.length]!));
       for (let cell = 0; cell < this.n; cell++) {
         const code = codes[cell]!;
-        set(cell, code === NONE ? nothing : column.levels ? levels[code]! : ramp(code / STEPS));
+        set(cell, code === NONE ? nothing : column.levels ? levels[code]! : ramp[code >> 8]!);
       }
       if (column.levels) this.legend(column, codes);
       else this.gradient(column.name, number(column.low!), number(column.high!));

@@ -27,6 +27,7 @@ export class WhatIf {
   private readonly batch: Uint16Array;
   private readonly label: Uint16Array;
   private cells: Uint32Array = new Uint32Array();
+  private kinds: [number, number, number][] = []; // label, batch and how many of the cells
   private what = "";
   private turn = 0;
   private answer: Answer | undefined;
@@ -61,6 +62,14 @@ export class WhatIf {
   select(cells: Uint32Array, what: string): void {
     this.cells = cells;
     this.what = what;
+    const kinds = new Map<number, [number, number, number]>();
+    for (const cell of cells) {
+      const [label, batch] = [this.label[cell]!, this.batch[cell]!];
+      const kind = kinds.get(label * 65536 + batch);
+      if (kind) kind[2]++;
+      else kinds.set(label * 65536 + batch, [label, batch, 1]);
+    }
+    this.kinds = [...kinds.values()];
     if (cells.length) this.elsewhere();
     void this.run();
   }
@@ -165,13 +174,14 @@ export class WhatIf {
     const words = new Map(this.payload.header.trust.filter(([, b]) => b === target).map(([k, , word]) => [k, word]));
     const by = new Map<string, string[]>();
     for (const k of labels) {
-      const word = words.get(k) ?? "not checked";
+      const word = words.get(k) ?? "";
       by.set(word, [...(by.get(word) ?? []), this.payload.header.labels[k]!]);
     }
     const said: Record<string, string> = {
       good: "predictions agreed well with held-out cells: fit to rank genes by",
       some: "predictions agreed somewhat with held-out cells: trust the direction of strong changes only",
       none: "predictions did not agree with held-out cells: draw no conclusion",
+      "": "the prediction was not checked on held-out cells: take it as a guess",
     };
     return [...by].map(([word, names]) => [
       word === "good" ? "fine" : "note",
@@ -229,12 +239,11 @@ export class WhatIf {
     if (target < 0) return NaN;
     let sum = 0;
     let n = 0;
-    for (const cell of this.cells) {
-      const label = this.label[cell]!;
-      const change = this.genes.ofPair(gene, label, target) - this.genes.ofPair(gene, label, this.batch[cell]!);
+    for (const [label, batch, cells] of this.kinds) {
+      const change = this.genes.ofPair(gene, label, target) - this.genes.ofPair(gene, label, batch);
       if (Number.isNaN(change)) continue;
-      sum += change;
-      n++;
+      sum += cells * change;
+      n += cells;
     }
     return n ? sum / n : NaN;
   }

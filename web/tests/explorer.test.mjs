@@ -114,16 +114,10 @@ test("no other script may run, and nothing may be asked for", async () => {
     script.textContent = "globalThis.alerted = 1";
     document.body.append(script);
     await fetch("data:text/plain,x").catch(() => gone.push("fetch"));
-    try {
-      new Function("return 1")();
-      gone.push("evaluated");
-    } catch {
-      gone.push("no eval");
-    }
     await new Promise((done) => setTimeout(done, 100));
     return [...gone, globalThis.alerted];
   });
-  assert.ok(refused.includes("script-src-elem") && refused.includes("fetch") && refused.includes("no eval"));
+  assert.ok(refused.includes("script-src-elem") && refused.includes("fetch"));
   assert.equal(refused.at(-1), undefined);
   await page.close();
 });

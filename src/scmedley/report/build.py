@@ -13,8 +13,6 @@ from scmedley.errors import ScmedleyError
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-ROOM = 150_000  # bytes of the page that are kept for the explorer's script and words
-
 
 def build(run_dir: str | Path) -> Path:
     """Write ``run_dir/report.html`` from the other files of the run folder.
@@ -63,7 +61,7 @@ def build(run_dir: str | Path) -> Path:
     # What the rest of the page leaves of its 30 MB is the explorer's.
     shell = render(context | {"explorer": {"text": "", "why": ""}})
     found = explored(run)
-    left = explorer.PAGE - ROOM - len(shell.encode("utf-8", errors="replace"))
+    left = explorer.PAGE - explorer.ROOM - len(shell.encode("utf-8", errors="replace"))
     payload = found and explorer.fit(found, left)
     shown = vars(payload) if payload else {"text": "", "why": _absent(found is None)}
     return write(render(context | {"explorer": shown}), run.folder / "report.html")

@@ -22,6 +22,7 @@ from scmedley.pl._palette import DISTINCT, MISSING
 Array = NDArray[Any]
 
 PAGE = 30_000_000  # bytes of the whole page, at most
+ROOM = 150_000  # of these for script and words around the payload
 MAX_CELLS = 200_000
 ENOUGH = 5_000  # cells for which measured genes and what-if are given up, one after the other
 FLOOR = 20  # cells of each batch and label that are kept, where there are so many
