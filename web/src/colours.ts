@@ -2,7 +2,8 @@
 
 export type Rgb = [number, number, number];
 
-export const dark = () => matchMedia("(prefers-color-scheme: dark)").matches;
+/** As in the style sheet, paper is always light. */
+export const DARK = matchMedia("screen and (prefers-color-scheme: dark)");
 
 const SEQUENTIAL = {
   light: ["#e2e6eb", "#a9c9e4", "#5a9bd0", "#1f67a8", "#0a2f5c"],
@@ -23,7 +24,7 @@ export function css([r, g, b]: Rgb): string {
 
 /** Give the colour at a share from 0 to 1 of a scale. */
 export function scale(name: "sequential" | "diverging"): (share: number) => Rgb {
-  const stops = (name === "sequential" ? SEQUENTIAL : DIVERGING)[dark() ? "dark" : "light"].map(rgb);
+  const stops = (name === "sequential" ? SEQUENTIAL : DIVERGING)[DARK.matches ? "dark" : "light"].map(rgb);
   return (share) => {
     const place = Math.min(Math.max(share, 0), 1) * (stops.length - 1);
     const below = Math.min(Math.floor(place), stops.length - 2);

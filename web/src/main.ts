@@ -1,6 +1,6 @@
 // The explorer of a report: linked maps, selections and what-if. The page's own text is in parts/explorer.html.j2.
 
-import { bar, count, css, dark, number, rgb, scale, type Rgb } from "./colours";
+import { bar, count, css, DARK, number, rgb, scale, type Rgb } from "./colours";
 import { byId, make, option, suggest } from "./dom";
 import { Genes } from "./genes";
 import { CellMap, type Mode } from "./map";
@@ -25,9 +25,9 @@ class Explorer {
     this.makeSelections();
     byId("whatif").hidden = !header.whatif;
     if (header.whatif) this.whatif = new WhatIf(payload, this.genes, (gene) => this.colourByGene(gene));
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    DARK.addEventListener("change", () => {
       this.colour();
-      this.whatif?.select(this.selected, byId("selection").textContent!);
+      this.whatif?.redraw();
     });
     this.colour();
     this.select(new Uint32Array(), "");
@@ -210,7 +210,6 @@ class Explorer {
       else this.gradient(column.name, number(column.low!), number(column.high!));
     }
     for (const map of this.maps) map.points.colour(colours);
-    byId("explored").dataset["theme"] = dark() ? "dark" : "light";
   }
 
   /** List the levels: a button for each, which selects its cells. */

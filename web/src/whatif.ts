@@ -74,6 +74,11 @@ export class WhatIf {
     void this.run();
   }
 
+  /** Draw the answer again, in the colours of a page that turned dark or light. */
+  redraw(): void {
+    if (this.answer) this.draw(this.answer);
+  }
+
   /** Where all cells are from the target already, take the batch that has most cells of their label. */
   private elsewhere(): void {
     const own = new Set(Array.from(this.cells, (cell) => this.batch[cell]!));
@@ -91,6 +96,7 @@ export class WhatIf {
     const turn = ++this.turn;
     const stop = () => turn !== this.turn;
     this.answer = undefined;
+    delete byId("result").dataset["done"];
     byId("result").hidden = !this.cells.length;
     byId("hint").hidden = !!this.cells.length;
     byId("status").textContent = "";
@@ -126,10 +132,11 @@ export class WhatIf {
     await pause();
     const few = drawn(cells, MOST_DRAWN);
     const ownFew = this.codes(few);
-    const interval = await this.decoder.interval(few, ownFew, Int32Array.from(ownFew, () => target), stop);
+    const { low, high } = await this.decoder.interval(few, ownFew, Int32Array.from(ownFew, () => target), stop);
     if (stop()) return;
-    Object.assign(answer, interval);
-    this.table(answer, target, few.length < cells.length ? `over ${few.length} of the cells` : "");
+    answer.low = low.map((value, g) => value + answer.change[g]!);
+    answer.high = high.map((value, g) => value + answer.change[g]!);
+    this.table(answer, target, few.length < cells.length ? `width from ${few.length} of the cells` : "");
     byId("result").dataset["done"] = String(turn);
     byId("result").dataset["msInterval"] = (performance.now() - started).toFixed(0);
   }

@@ -210,7 +210,7 @@ def _leaner(run: Explored) -> Iterator[Explored]:
     if run.decoder is not None:
         words = (
             "The decoder does not fit into the page, so there is no what-if here. "
-            "scmedley.load(...).counterfactual gives the same numbers."
+            "The command scmedley project gives the same numbers."
         )
         cells = replace(run.cells, z_NP=None)
         yield replace(run, decoder=None, cells=cells, missing=[*run.missing, words])

@@ -92,7 +92,7 @@ def decoder_of(model: Any) -> Decoder:
     if getattr(network_model.settings, "encode_as_target", False):
         raise ScmedleyError(
             "In the paper preset cells are encoded anew for each target batch, so the page cannot ask what if. "
-            "scmedley project does it."
+            "The command scmedley project shows them as if from other batches."
         )
     if not network_model.has_effects:
         raise ScmedleyError("The decoder of this model has no batch effects, so there is no what-if.")
