@@ -298,6 +298,16 @@ def write_run(folder: Path, prepared: AnnData, model) -> None:
     (folder / "run.json").write_text(json.dumps({"status": "finished", "config": config}))
 
 
+def test_a_model_without_a_genomap_is_asked_all_the_same(tmp_path: Path, prepared: AnnData, fitted) -> None:
+    write_run(tmp_path, prepared, fitted("mixed"))
+    (tmp_path / "model" / "genomap.json").unlink()
+    found = explored(read(tmp_path))
+    assert "no genomap" in found.missing[0]
+    header, arrays = unpack(pack(found))
+    assert header["whatif"]["shape"] is None
+    assert "genomap" not in arrays
+
+
 def test_the_dense_layer_and_a_missing_label_are_read(tmp_path: Path, prepared: AnnData, fitted) -> None:
     prepared.layers[keys.LOGNORM] = prepared.layers[keys.LOGNORM].toarray()
     write_run(tmp_path, prepared, fitted("mixed"))

@@ -99,6 +99,7 @@ class Explorer {
     label.append(...header.labels.map((name, i) => option(name, String(i))));
     batch.append(...header.batches.map((name, i) => option(name, String(i))));
     label.closest("div")!.hidden = !header.label_key;
+    batch.closest("div")!.hidden = !header.batch_key;
     byId("group").addEventListener("click", () => {
       const [k, b] = [label.value, batch.value].map((value) => (value === "" ? -1 : Number(value)));
       const [labels, batches] = [this.payload.get("label"), this.payload.get("batch")];
@@ -257,7 +258,13 @@ async function start(): Promise<void> {
   data.remove();
   page.classList.add("live");
   byId("explored").hidden = false;
-  new Explorer(payload);
+  try {
+    new Explorer(payload);
+  } catch (error) {
+    page.classList.remove("live"); // the pictures stand in
+    byId("explored").hidden = true;
+    throw error;
+  }
   byId("explored").dataset["ready"] = performance.now().toFixed(0);
 }
 

@@ -69,7 +69,7 @@ export class CellMap {
   /** Mark one cell, -1 for none. */
   mark(cell: number): void {
     this.focus = cell;
-    this.redraw();
+    this.circle();
   }
 
   zoom(by: number): void {
@@ -99,6 +99,10 @@ export class CellMap {
 
   private redraw(): void {
     this.points.show();
+    this.circle();
+  }
+
+  private circle(): void {
     const shown = this.focus >= 0 && this.places[2 * this.focus]! <= 1;
     this.ring.toggleAttribute("hidden", !shown);
     if (!shown) return;
