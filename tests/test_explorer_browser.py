@@ -76,10 +76,8 @@ def said(model: MixedEffects, adata: AnnData, target: str, draws: int = 0) -> di
     return {name: np.asarray(values, float).tolist() for name, values in found.items()}
 
 
-def write_small(folder: Path) -> dict[str, object]:
-    """Write a run folder and its page; give what the browser must find."""
-    adata = cells()
-    model = trained(adata)
+def write_folder(folder: Path, adata: AnnData, model: MixedEffects) -> str:
+    """Write a run folder and give its page."""
     model.embed(adata)
     rng = np.random.default_rng(0)
     for i, key in enumerate((keys.FIXED, keys.RANDOM, keys.PCA)):
@@ -89,7 +87,23 @@ def write_small(folder: Path) -> dict[str, object]:
     model.save(folder / "model")
     config = {"batch": "donor", "label": "cell_type"}
     (folder / "run.json").write_text(json.dumps({"status": "finished", "config": config}))
-    html = build(folder).read_text(encoding="utf-8")
+    return build(folder).read_text(encoding="utf-8")
+
+
+def write_apart(folder: Path) -> None:
+    """Write the page of a run whose last two batches share no label."""
+    adata = cells()
+    early = adata.obs["cell_type"].isin(LABELS[:2])
+    apart = (adata.obs["donor"] == BATCHES[1]) & ~early | (adata.obs["donor"] == BATCHES[2]) & early
+    adata = adata[~apart.to_numpy()].copy()
+    write_folder(folder, adata, trained(adata))
+
+
+def write_small(folder: Path) -> dict[str, object]:
+    """Write a run folder and its page; give what the browser must find."""
+    adata = cells()
+    model = trained(adata)
+    html = write_folder(folder, adata, model)
     header, arrays = unpack(html.split('id="ex-data">')[1].split("<")[0])
     batch, label = adata.obs["donor"], adata.obs["cell_type"]
     x = adata[:, model.decoder.genes].layers[keys.LOGNORM].toarray()
@@ -148,6 +162,7 @@ def test_in_a_browser() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     (expected := OUT / "expected.json").parent.mkdir(parents=True)
     expected.write_text(json.dumps(write_small(OUT / "small")))
+    write_apart(OUT / "apart")
     write_large(OUT / "large")
     done = subprocess.run(
         ["node", "--test", "--test-concurrency=1", "tests/explorer.test.mjs"],

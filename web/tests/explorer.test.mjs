@@ -195,6 +195,24 @@ test("what was never seen is called a guess", async () => {
   await page.close();
 });
 
+test("batches that share no label are said to be", async () => {
+  const { page, errors } = await open(browser, `${OUT}apart/report.html`);
+  const shared = "share no label";
+  await page.selectOption("#ex-batch", "1");
+  await page.click("#ex-group");
+  await page.selectOption("#ex-target", "2");
+  await answered(page);
+  assert.ok((await page.textContent("#ex-warnings")).includes(`${expected.batches[1]} and ${expected.batches[2]} ${shared}`));
+  await page.selectOption("#ex-target", "0");
+  await answered(page);
+  assert.ok(!(await page.textContent("#ex-warnings")).includes(shared));
+  await page.selectOption("#ex-target", "1");
+  await answered(page);
+  assert.match(await page.textContent("#ex-warnings"), /are from .* already, so nothing changes/);
+  none(errors);
+  await page.close();
+});
+
 test("the keyboard is enough", async () => {
   const { page, errors } = await open(browser, SMALL);
   await page.focus("#ex-cell");
