@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test check clean web web-test
 
 demo: $(READY)
 	$(BIN)/scmedley demo --out demo-run --overwrite
@@ -14,6 +14,13 @@ test: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# The report's explorer: only these two need Node. The bundle is in the repository.
+web:
+	cd web && npm ci --no-audit --no-fund && npm run build
+
+web-test: $(READY) web
+	$(BIN)/python -m pytest -q -s tests/test_explorer_browser.py
 
 clean:
 	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis

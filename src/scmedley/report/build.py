@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def build(run_dir: str | Path) -> Path:
     """
     check_extra()
     from scmedley.evaluate.counterfactual import LIMITS
-    from scmedley.report import figures, sections
+    from scmedley.report import explorer, figures, sections
+    from scmedley.report.explorer_read import explored
     from scmedley.report.read import read
 
     run = read(Path(run_dir))
@@ -56,7 +58,20 @@ def build(run_dir: str | Path) -> Path:
             "given": run.given,
             "limits": LIMITS,
         }
-    return write(render(context), run.folder / "report.html")
+    # What the rest of the page leaves of its 30 MB is the explorer's.
+    shell = render(context | {"explorer": {"text": "", "why": ""}})
+    found = explored(run)
+    left = explorer.PAGE - explorer.ROOM - len(shell.encode("utf-8", errors="replace"))
+    payload = found and explorer.fit(found, left)
+    shown = vars(payload) if payload else {"text": "", "why": _absent(found is None)}
+    return write(render(context | {"explorer": shown}), run.folder / "report.html")
+
+
+def _absent(no_cells: bool) -> str:
+    """Say why there is no explorer."""
+    if no_cells:
+        return "Nothing to explore: integrated.h5ad is not in the run folder, or holds no cells."
+    return "Nothing to explore: the cells do not fit into a page of 30 MB beside the other sections."
 
 
 def check_extra() -> None:
@@ -79,16 +94,27 @@ def write(page: str, path: Path) -> Path:
 
 
 def render(context: dict[str, Any], template: str = "template.html.j2") -> str:
-    """Fill a template. Everything is escaped except the style sheet, which is ours."""
+    """Fill a template. Everything is escaped except style sheet and script, which are ours.
+
+    A page with an explorer gets the script; the policy of the page lets that one run and no other.
+    """
     from markupsafe import Markup
 
     environment = _environment()
     assert environment.loader is not None
-    style = environment.loader.get_source(environment, "style.css")[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        **context, style=Markup(style), style_hash=f"sha256-{digest}"
-    )
+    source = partial(environment.loader.get_source, environment)
+    style = source("style.css")[0]
+    if "explorer" in context:
+        style += source("explorer.css")[0]
+    context = context | {"style": Markup(style), "style_hash": _hash(style)}
+    if (context.get("explorer") or {}).get("text"):
+        script = source("explorer.js")[0]
+        context |= {"script": Markup(script), "script_hash": _hash(script)}
+    return environment.get_template(template).render(**context)
+
+
+def _hash(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 
 def _environment() -> Environment:

@@ -1,0 +1,346 @@
+"""The explorer's payload: which cells the page holds, how they and the decoder are packed, and what fits.
+
+Arrays in, bytes out; nothing here reads a file. ``web/src/payload.ts`` reads what ``pack`` writes.
+
+Shapes: N cells, G genes, P latent dimensions, B batches, K labels, I inputs and O outputs of a block.
+"""
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from scmedley.pl._palette import DISTINCT, MISSING
+
+Array = NDArray[Any]
+
+PAGE = 30_000_000  # bytes of the whole page, at most
+ROOM = 150_000  # of these for script and words around the payload
+MAX_CELLS = 200_000
+ENOUGH = 5_000  # cells for which measured genes and what-if are given up, one after the other
+FLOOR = 20  # cells of each batch and label that are kept, where there are so many
+MAX_LEVELS, MAX_COLUMNS = 1_000, 40
+NONE = 65_535  # no value, in arrays of 16 bits
+STEPS = 65_534
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a decoder: h W + b, SELU if ``pre_selu``, times s plus t, times (1 + gamma_b) plus beta_b.
+
+    SELU follows all blocks but the last. ``w`` is I × O, effects and their standard deviations B × O.
+    """
+
+    w: Array
+    b: Array
+    pre_selu: bool
+    s: Array
+    t: Array
+    gamma: Array
+    gamma_sd: Array
+    beta: Array
+    beta_sd: Array
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The network that counterfactuals come from, and where its genes lie in a picture of a cell.
+
+    ``scale`` holds minimum and span of each gene, 2 × G; ``genomap`` rows and columns, 2 × G, with ``shape``.
+    """
+
+    genes: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    scale: Array
+    kind: str
+    genomap: Array | None = None
+    shape: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells that the page may hold, a row each in all of these.
+
+    ``maps`` has title, note and coordinates N × 2 (not a number: not drawn); ``z_NP`` is what the decoder reads,
+    ``x_NG`` log1p CP10k of its genes. ``batch_N`` and ``label_N`` are codes, -1 for none.
+    """
+
+    names: Sequence[str]
+    batch_N: Array
+    label_N: Array
+    maps: Sequence[tuple[str, str, Array]]
+    columns: pd.DataFrame
+    z_NP: Array | None = None
+    x_NG: sparse.csr_matrix | None = None
+
+    def take(self, rows: Array) -> "Cells":
+        """Give some of the cells."""
+        return Cells(
+            [self.names[row] for row in rows],
+            self.batch_N[rows],
+            self.label_N[rows],
+            [(title, note, xy[rows]) for title, note, xy in self.maps],
+            self.columns.iloc[rows],
+            None if self.z_NP is None else self.z_NP[rows],
+            None if self.x_NG is None else self.x_NG[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Explored:
+    """All that the explorer can show of a run. ``missing`` says what is not there and why, in sentences.
+
+    ``counts_KB`` are cells of the whole run per label and batch; ``pairs`` and ``means`` the mean of each gene over
+    those of each observed pair of label and batch.
+    """
+
+    cells: Cells
+    total: int
+    batches: Sequence[str]
+    labels: Sequence[str]
+    batch_key: str | None
+    label_key: str | None
+    counts_KB: Array
+    decoder: Decoder | None = None
+    pairs: Array | None = None
+    means: Array | None = None
+    trust: Sequence[tuple[int, int, str]] = ()
+    missing: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What goes into the page, and what is said of it without a script."""
+
+    text: str
+    shown: int
+    total: int
+    missing: tuple[str, ...] = field(default=())
+
+
+def sample(strata_N: Array, n: int, first_N: Array | None = None, seed: int = 0) -> Array:
+    """Draw cells so that every stratum is kept.
+
+    Each stratum gives ``FLOOR`` cells, or all if it has fewer; the rest is shared in proportion to size. Where ``n``
+    does not reach for the floor, the floor falls, to one cell a stratum.
+
+    Parameters
+    ----------
+    strata_N
+        Code of each cell's stratum.
+    n
+        How many cells are wanted; never fewer than there are strata.
+    first_N
+        Cells to be preferred within their stratum (those with a place on a map).
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    ndarray
+        Rows of the cells, in their order.
+    """
+    _, code_N, size_S = np.unique(strata_N, return_inverse=True, return_counts=True)
+    if len(code_N) <= n:
+        return np.arange(len(code_N))
+    least_S = np.minimum(size_S, max(1, min(FLOOR, n // max(len(size_S), 1))))
+    spare, over_S = max(0, n - least_S.sum()), size_S - least_S
+    wanted_S = least_S + (spare * over_S // max(over_S.sum(), 1))
+    later_N = np.zeros(len(code_N), bool) if first_N is None else ~np.asarray(first_N, bool)
+    order = np.lexsort((np.random.default_rng(seed).random(len(code_N)), later_N, code_N))
+    place = np.arange(len(order)) - np.repeat(np.cumsum(size_S) - size_S, size_S)
+    return np.sort(order[place < wanted_S[code_N[order]]])
+
+
+def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
+    """Pack as much of a run as fits.
+
+    Of many cells a stratified sample is packed. Where fewer than 5,000 would fit, first the observed means are left
+    out, then the measured genes, then the decoder, and ``missing`` of the payload says so.
+
+    Parameters
+    ----------
+    run
+        What there is.
+    budget
+        Bytes of the text.
+
+    Returns
+    -------
+    Payload or None
+        ``None`` where nothing fits.
+    """
+    strata_N = run.cells.batch_N.astype(np.int64) * (len(run.labels) + 1) + run.cells.label_N
+    drawn_N = np.zeros(len(strata_N), bool)
+    for _, _, xy in run.cells.maps:
+        drawn_N |= np.isfinite(xy).all(axis=1)
+    n_strata = len(np.unique(strata_N))
+    for lean in _leaner(run):
+        fixed = len(pack(replace(lean, cells=lean.cells.take(np.arange(0)))))
+        bare = lean.decoder is None
+        enough = n_strata if bare else min(len(strata_N), max(ENOUGH, n_strata))
+        n = min(len(strata_N), MAX_CELLS)
+        while fixed < budget and n >= enough:
+            rows = sample(strata_N, n, drawn_N, seed)
+            text = pack(replace(lean, cells=lean.cells.take(rows)))
+            if len(text) <= budget:
+                return Payload(text, len(rows), run.total, tuple(lean.missing))
+            n = min(n - 1, int(0.97 * len(rows) * (budget - fixed) / (len(text) - fixed)))
+    return None
+
+
+def _leaner(run: Explored) -> Iterator[Explored]:
+    """Give the run as it is, then with less and less of it."""
+    yield run
+    if run.means is not None:
+        words = "The means of genes in each batch do not fit into the page: predictions stand alone."
+        run = replace(run, pairs=None, means=None, missing=[*run.missing, words])
+        yield run
+    if run.cells.x_NG is not None:
+        words = "The measured genes do not fit into the page: cells cannot be coloured by gene."
+        run = replace(run, cells=replace(run.cells, x_NG=None), missing=[*run.missing, words])
+        yield run
+    if run.decoder is not None:
+        words = (
+            "The decoder does not fit into the page, so there is no what-if here. "
+            "The command scmedley project gives the same numbers."
+        )
+        cells = replace(run.cells, z_NP=None)
+        yield replace(run, decoder=None, cells=cells, missing=[*run.missing, words])
+
+
+def pack(run: Explored) -> str:
+    """Pack a run: base64 of gzip of [length of the header, header as JSON, arrays], the same bytes for the same run."""
+    cells = run.cells
+    arrays: dict[str, Array] = {
+        "batch": _codes(cells.batch_N),
+        "label": _codes(cells.label_N),
+        "counts": run.counts_KB.astype("<u4"),
+    }
+    for i, (_, _, xy) in enumerate(cells.maps):
+        arrays[f"map{i}"] = _places(xy)
+    columns: list[dict[str, Any]] = []
+    for name in cells.columns.columns[:MAX_COLUMNS]:
+        found = _column(cells.columns[name])
+        if found is not None:
+            arrays[f"column{len(columns)}"] = found[1]
+            columns.append({"name": str(name), **found[0]})
+    header: dict[str, Any] = {
+        "version": 1,
+        "total": run.total,
+        "names": [str(name) for name in cells.names],
+        "batches": list(run.batches),
+        "labels": list(run.labels),
+        "batch_key": run.batch_key,
+        "label_key": run.label_key,
+        "maps": [{"title": title, "note": note} for title, note, _ in cells.maps],
+        "columns": columns,
+        "palette": DISTINCT,
+        "no_value": MISSING,
+        "trust": [list(pair) for pair in run.trust],
+        "missing": list(run.missing),
+        "whatif": None,
+        "genes": [],
+    }
+    if run.decoder is not None:
+        header["genes"] = list(run.decoder.genes)
+        arrays |= _genes(cells.x_NG)
+        if cells.z_NP is not None:
+            header["whatif"] = {
+                "kind": run.decoder.kind,
+                "pre_selu": [block.pre_selu for block in run.decoder.blocks],
+                "shape": run.decoder.shape,
+            }
+            arrays |= _decoder(run.decoder) | {"latent": cells.z_NP.astype("<f2")}
+        if run.pairs is not None and run.means is not None:
+            arrays |= {"pairs": run.pairs.astype("<u2"), "means": run.means.astype("<f2")}
+    return _join(header, arrays)
+
+
+def _join(header: dict[str, Any], arrays: dict[str, Array]) -> str:
+    """Put a header before arrays, each of which starts at a multiple of 4 bytes."""
+    table, parts, offset = {}, [], 0
+    for name, array in arrays.items():
+        content = np.ascontiguousarray(array).tobytes()
+        table[name] = [array.dtype.str[1:], list(array.shape), offset]
+        parts.append(content + bytes(-len(content) % 4))
+        offset += len(parts[-1])
+    text = json.dumps(header | {"arrays": table}, separators=(",", ":"), ensure_ascii=True).encode()
+    text += b" " * (-len(text) % 4)
+    whole = len(text).to_bytes(4, "little") + text + b"".join(parts)
+    return base64.b64encode(gzip.compress(whole, 6, mtime=0)).decode()
+
+
+def _codes(codes: Array) -> Array:
+    return np.where(codes < 0, NONE, codes).astype("<u2")
+
+
+def _places(xy: Array) -> Array:
+    """Give coordinates in 16 bits, both axes in one unit so that the map keeps its shape; ``NONE``: not drawn."""
+    drawn = np.asarray(np.isfinite(xy).all(axis=1))
+    low, high = (xy[drawn].min(0), xy[drawn].max(0)) if drawn.any() else (np.zeros(2), np.ones(2))
+    side = float((high - low).max()) or 1.0
+    centred = (np.where(drawn[:, None], xy, low) - (low + high) / 2) / side + 0.5
+    return np.where(drawn[:, None], np.rint(centred * STEPS), NONE).astype("<u2")
+
+
+def _column(values: "pd.Series[Any]") -> tuple[dict[str, Any], Array] | None:
+    """Give a column's header and its values in 16 bits; ``None`` for one with more levels than can be told apart."""
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        seen: Array = np.isfinite(numbers)
+        low, high = (float(numbers[seen].min()), float(numbers[seen].max())) if seen.any() else (0.0, 0.0)
+        share = (np.where(seen, numbers, low) - low) / ((high - low) or 1.0)
+        return {"low": low, "high": high}, np.where(seen, np.rint(share * STEPS), NONE).astype("<u2")
+    codes, levels = pd.factorize(values.astype("category"), sort=True)
+    if len(levels) > MAX_LEVELS:
+        return None
+    return {"levels": [str(level) for level in levels]}, _codes(codes)
+
+
+def _genes(x_NG: sparse.csr_matrix | None) -> dict[str, Array]:
+    """Give measured genes, one after the other: the cells that have each, and values in 255 steps up to its largest.
+
+    Cells are coded as steps to the next one, in bytes; a byte of 255 adds 255 and goes on.
+    """
+    if x_NG is None:
+        return {}
+    x = sparse.csc_matrix(x_NG)
+    x.sort_indices()
+    x.eliminate_zeros()
+    n_G = np.diff(x.indptr)
+    most_G = np.zeros(x.shape[1], np.float32)
+    most_G[n_G > 0] = np.maximum.reduceat(x.data, x.indptr[:-1][n_G > 0]) if x.nnz else 0
+    share = x.data / np.repeat(np.where(most_G > 0, most_G, 1), n_G)
+    step = np.diff(x.indices, prepend=0).astype(np.int64)
+    starts = x.indptr[:-1][n_G > 0]
+    step[starts] = x.indices[starts]
+    ends = np.cumsum(step // 255 + 1)
+    coded = np.full(int(ends[-1]) if x.nnz else 0, 255, np.uint8)
+    coded[ends - 1] = step % 255
+    return {
+        "gene_most": most_G.astype("<f4"),
+        "gene_start": x.indptr.astype("<u4"),
+        "gene_byte": np.concatenate([[0], ends])[x.indptr].astype("<u4"),
+        "gene_cells": coded,
+        "gene_values": np.clip(np.rint(share * 255), 1, 255).astype(np.uint8),
+    }
+
+
+def _decoder(decoder: Decoder) -> dict[str, Array]:
+    """Give a decoder's arrays: weights and effects in half precision, the rest in single."""
+    arrays: dict[str, Array] = {"scale": decoder.scale.astype("<f4")}
+    if decoder.genomap is not None:
+        arrays["genomap"] = decoder.genomap.astype("<u2")
+    for i, block in enumerate(decoder.blocks):
+        arrays |= {f"{name}{i}": getattr(block, name).astype("<f4") for name in ("b", "s", "t")}
+        for name in ("w", "gamma", "gamma_sd", "beta", "beta_sd"):
+            arrays[f"{name}{i}"] = np.clip(getattr(block, name), -65_000, 65_000).astype("<f2")
+    return arrays

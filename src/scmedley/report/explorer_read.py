@@ -1,0 +1,248 @@
+"""Read from a run folder what the explorer shows. What is missing is said, not raised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+from scmedley.overlap import as_categories
+from scmedley.report.explorer import MAX_CELLS, Block, Cells, Decoder, Explored, sample
+from scmedley.report.read import MAPS, Run
+
+ROWS = 4096  # cells read at one time
+MAX_VALUES = 100_000_000  # measured values of the cells that are held, at most
+ALL = "all cells"  # stands for the label where there is none
+
+
+def explored(run: Run, seed: int = 0) -> Explored | None:
+    """Gather cells, decoder and means of a run; ``None`` without cells."""
+    if run.obs is None or not len(run.obs):
+        return None
+    missing: list[str] = []
+    model, decoder = _model(run, missing)
+    batch, label = run.column("batch"), run.column("label")
+    batch_N, batches = _coded(batch, model.design.batches if decoder is not None else None, len(run.obs))
+    label_N, labels = _coded(label, None, len(run.obs))
+    counts_KB = np.zeros((len(labels), len(batches)), np.int64)
+    known = (batch_N >= 0) & (label_N >= 0)
+    np.add.at(counts_KB, (label_N[known], batch_N[known]), 1)
+
+    drawn_N = np.zeros(len(run.obs), bool)
+    for _, xy in run.maps.values():
+        drawn_N |= np.isfinite(xy).all(axis=1)
+    path = run.folder / "integrated.h5ad"
+    rows = sample(batch_N * (len(labels) + 1) + label_N, _at_most(path), drawn_N, seed)
+    z_NP = x_NG = pairs = means = None
+    if decoder is not None:
+        z_NP = _latent(path, model.key, rows, decoder, missing)
+        pair_N = np.where(known, label_N * len(batches) + batch_N, -1)
+        x_NG, pairs, means = _measured(path, decoder.genes, rows, pair_N, len(batches), missing)
+    maps = [
+        (
+            run.name(key),
+            "" if found == keys.umap(key) else "first two dimensions, no UMAP in this run",
+            xy[rows],
+        )
+        for key, (found, xy) in run.maps.items()
+        if np.isfinite(xy).all(axis=1).any()
+    ]
+    missing += [f"No map of {run.name(key)}." for key in MAPS if key not in run.maps]
+    names = run.obs.index.astype(str)
+    cells = Cells(
+        [names[row] for row in rows],
+        batch_N[rows],
+        label_N[rows],
+        maps,
+        _columns(run).iloc[rows],
+        z_NP,
+        x_NG,
+    )
+    return Explored(
+        cells,
+        len(run.obs),
+        batches,
+        labels,
+        None if batch is None else run.config.get("batch"),
+        None if label is None else run.config.get("label"),
+        counts_KB,
+        decoder,
+        pairs,
+        means,
+        _trust(run, list(labels), list(batches)),
+        missing,
+    )
+
+
+def decoder_of(model: Any) -> Decoder:
+    """Take the decoder of counterfactuals out of a model, BatchNorm folded into scale and shift.
+
+    Raises
+    ------
+    ScmedleyError
+        The latent of a counterfactual depends on its target (``encode_as_target``, the paper preset), or
+        the decoder has no batch effects.
+    """
+    network_model = getattr(model, "decoder", model)
+    if getattr(network_model.settings, "encode_as_target", False):
+        raise ScmedleyError(
+            "In the paper preset cells are encoded anew for each target batch, so the page cannot ask what if. "
+            "The command scmedley project shows them as if from other batches."
+        )
+    if not network_model.has_effects:
+        raise ScmedleyError("The decoder of this model has no batch effects, so there is no what-if.")
+    network = network_model.network
+    if network_model.key == keys.FIXED:
+        weights = [layer.weight for layer in reversed(network.encoder.linears)]
+        tied = zip(weights, network.decoder.biases, network.decoder.effects, strict=True)
+        blocks = [_block(w, b, None, effects, False) for w, b, effects in tied]
+    else:
+        untied = zip(network.decoder, network.decoder_norms, network.decoder_effects, strict=True)
+        last = len(network.decoder) - 1
+        blocks = [
+            _block(layer.weight.t(), layer.bias, norm, effects, i < last)
+            for i, (layer, norm, effects) in enumerate(untied)
+        ]
+    scale = np.stack([network_model.scale.minimum_G, network_model.scale.span_G])
+    kind = "fixed" if network_model.key == keys.FIXED else "random"
+    found = getattr(model, "genomap", None)
+    if found is None or list(found.genes) != list(network_model.genes):
+        return Decoder(tuple(network_model.genes), tuple(blocks), scale, kind)
+    place = np.stack([found.rows, found.columns])
+    return Decoder(tuple(network_model.genes), tuple(blocks), scale, kind, place, found.shape)
+
+
+def _block(w: Any, b: Any, norm: Any, effects: Any, pre_selu: bool) -> Block:
+    s, t = np.ones(len(b), np.float32), np.zeros(len(b), np.float32)
+    if norm is not None:
+        s = _numpy(norm.weight / (norm.running_var + norm.eps).sqrt())
+        t = _numpy(norm.bias) - _numpy(norm.running_mean) * s
+    tables = [_numpy(part) for one in (effects.gamma, effects.beta) for part in (one.loc_BH, one.scale_BH())]
+    return Block(_numpy(w), _numpy(b), pre_selu, s, t, *tables)
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    return np.asarray(tensor.detach().cpu().numpy())
+
+
+def _model(run: Run, missing: list[str]) -> tuple[Any, Decoder | None]:
+    """Load the network that counterfactuals come from, or say why there is none."""
+    from scmedley.models import load
+
+    if not (run.folder / "model").is_dir():
+        missing.append("The model is not in the run folder, so there is no what-if and no gene to colour by.")
+        return None, None
+    try:
+        model = load(run.folder / "model")
+        decoder = decoder_of(model)
+    except ScmedleyError as error:
+        missing.append(str(error))
+        return None, None
+    if decoder.genomap is None:
+        missing.append(
+            "The model has no genomap (it is older than those), so cells are not drawn as pictures."
+        )
+    return getattr(model, "decoder", model), decoder
+
+
+def _coded(
+    column: pd.Series[Any] | None, known: tuple[str, ...] | None, n_cells: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Give codes and names of a column, by the model's order where there is one; all cells are one without it."""
+    if column is None:
+        return (
+            (np.zeros(n_cells, np.int64), (ALL,))
+            if known is None
+            else (np.full(n_cells, -1, np.int64), known)
+        )
+    found = as_categories(column)
+    names = tuple(map(str, found.categories)) if known is None else known
+    return np.asarray(found.set_categories(list(names)).codes, np.int64), names
+
+
+def _columns(run: Run) -> pd.DataFrame:
+    """Give the columns to colour by, batch and label first."""
+    assert run.obs is not None
+    first = [key for key in (run.config.get("batch"), run.config.get("label")) if key in run.obs]
+    rest = [key for key in run.obs.columns if key not in (*first, keys.PERMUTED)]
+    return run.obs[[*dict.fromkeys(first), *rest]]
+
+
+def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, int, str]]:
+    """Give the words of the check on held-out cells for each pair of label and batch."""
+    from scmedley.evaluate.counterfactual import agreement
+
+    if run.check is None or run.check.empty:
+        return []
+    rows = zip(run.check["label"], run.check["batch"], agreement(run.check), strict=True)
+    return [(labels.index(k), batches.index(b), str(w)) for k, b, w in rows if k in labels and b in batches]
+
+
+def _at_most(path: Path) -> int:
+    """Give how many cells can be held, by how many values a cell has."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        layer = file.get(f"layers/{keys.LOGNORM}")
+        if layer is None:
+            return MAX_CELLS
+        shape = layer.shape if isinstance(layer, h5py.Dataset) else layer.attrs["shape"]
+        values = int(np.prod(shape)) if isinstance(layer, h5py.Dataset) else len(layer["data"])
+    return int(min(MAX_CELLS, MAX_VALUES / max(values / max(shape[0], 1), 1)))
+
+
+def _latent(
+    path: Path, key: str, rows: np.ndarray, decoder: Decoder, missing: list[str]
+) -> np.ndarray | None:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if key in file.get("obsm", {}):
+            z_NP: np.ndarray = np.asarray(file["obsm"][key], dtype=np.float32)[rows]
+            if z_NP.ndim == 2 and z_NP.shape[1] == len(decoder.blocks[0].w) and np.isfinite(z_NP).all():
+                return z_NP
+    missing.append(f"integrated.h5ad holds no embedding {key} of this model, so there is no what-if.")
+    return None
+
+
+def _measured(
+    path: Path,
+    genes: tuple[str, ...],
+    rows: np.ndarray,
+    pair_N: np.ndarray,
+    n_batches: int,
+    missing: list[str],
+) -> tuple[sparse.csr_matrix | None, np.ndarray | None, np.ndarray | None]:
+    """Read the model's genes block by block: those of ``rows``, and their means over each pair of label and batch."""
+    import h5py
+    from anndata.io import read_elem, sparse_dataset
+
+    with h5py.File(path, "r") as file:
+        layer = file.get(f"layers/{keys.LOGNORM}")
+        if layer is None:
+            missing.append(f"integrated.h5ad has no layer {keys.LOGNORM}: measured genes are not shown.")
+            return None, None, None
+        place = pd.Index(read_elem(file["var"]).index.astype(str)).get_indexer(list(genes))
+        if (place < 0).any():
+            missing.append("integrated.h5ad lacks genes of the model: measured genes are not shown.")
+            return None, None, None
+        values: Any = layer if isinstance(layer, h5py.Dataset) else sparse_dataset(layer)
+        found, pair_N = np.unique(pair_N, return_inverse=True)
+        sums, kept, held_N = np.zeros((len(found), len(genes))), [], np.zeros(len(pair_N), bool)
+        held_N[rows] = True
+        for start in range(0, len(pair_N), ROWS):
+            block = sparse.csr_matrix(values[start : start + ROWS])[:, place].astype(np.float32)
+            part = pair_N[start : start + ROWS]
+            member = sparse.csr_matrix(
+                (np.ones(len(part)), (part, np.arange(len(part)))), (len(found), len(part))
+            )
+            sums += (member @ block).toarray()
+            kept.append(block[held_N[start : start + ROWS]])
+    means, real = sums / np.bincount(pair_N)[:, None], found >= 0
+    pairs = np.column_stack([found // n_batches, found % n_batches])
+    return sparse.vstack(kept, format="csr"), pairs[real], means[real]

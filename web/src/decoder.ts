@@ -1,0 +1,259 @@
+// The trained decoder: cells as they are, and as if from another batch (scmedley/models/counterfactual.py).
+//
+// Block by block: h = h W + b; SELU where pre_selu; h * s + t; h * (1 + gamma_b) + beta_b; SELU but for the last.
+// The last block is linear, so that the mean over cells of one batch is taken before it.
+
+import { pause, type Payload } from "./payload";
+
+const ALPHA = 1.6732632423543772;
+const SCALE = 1.0507009873554805;
+const BUSY = 30; // milliseconds of work before the browser gets its turn
+export const DRAWS = 30;
+
+interface Effects {
+  gamma: Float32Array;
+  gamma_sd: Float32Array;
+  beta: Float32Array;
+  beta_sd: Float32Array;
+}
+
+interface Block extends Effects {
+  w: Float32Array;
+  b: Float32Array;
+  s: Float32Array;
+  t: Float32Array;
+  inputs: number;
+  outputs: number;
+  preSelu: boolean;
+}
+
+/** One batch's effects on one block: factor 1 + gamma, and beta. */
+type Row = { factor: Float32Array; beta: Float32Array };
+/** Gives the effects of a batch, -1 for none (the population mean). */
+type Table = (block: number, batch: number) => Row;
+
+export class Stopped extends Error {}
+
+export class Decoder {
+  readonly genes: number;
+  private readonly blocks: Block[];
+  private readonly latent: Float32Array;
+  private readonly minimum: Float32Array;
+  private readonly span: Float32Array;
+  private until = 0; // when the browser gets its next turn
+
+  constructor(payload: Payload) {
+    this.latent = payload.floats("latent");
+    this.blocks = payload.header.whatif!.pre_selu.map((preSelu, i) => {
+      const [inputs, outputs] = payload.shape(`w${i}`) as [number, number];
+      const get = (name: string) => payload.floats(name + i);
+      const effects = { gamma: get("gamma"), gamma_sd: get("gamma_sd"), beta: get("beta"), beta_sd: get("beta_sd") };
+      return { w: get("w"), b: get("b"), s: get("s"), t: get("t"), ...effects, inputs, outputs, preSelu };
+    });
+    this.genes = this.blocks[this.blocks.length - 1]!.outputs;
+    const scale = payload.floats("scale");
+    this.minimum = scale.subarray(0, this.genes);
+    this.span = scale.subarray(this.genes);
+  }
+
+  /** Give the mean of cells, each in the batch given for it, in log1p CP10k. */
+  async mean(cells: Uint32Array, batches: Int32Array, stop: () => boolean): Promise<Float32Array> {
+    const first = await this.first(cells, stop);
+    const found = await this.decoded(first, batches, this.means(), stop);
+    return found.map((value, g) => value * this.span[g]! + this.minimum[g]!);
+  }
+
+  /**
+   * Give 5 % and 95 % of the change of the mean from `own` to `target` batches, over draws of the effects, each less
+   * the change at the effects' mean: where `cells` are a part of those that are asked for, their own mean may lie off.
+   */
+  async interval(
+    cells: Uint32Array,
+    own: Int32Array,
+    target: Int32Array,
+    stop: () => boolean,
+  ): Promise<{ low: Float32Array; high: Float32Array }> {
+    const first = await this.first(cells, stop);
+    const change = async (table: Table) => {
+      const here = await this.decoded(first, own, table, stop);
+      const there = await this.decoded(first, target, table, stop);
+      return there.map((value, g) => (value - here[g]!) * this.span[g]!);
+    };
+    const middle = await change(this.means());
+    const changes: Float32Array[] = [];
+    for (let draw = 0; draw < DRAWS; draw++) changes.push(await change(this.drawn(draw)));
+    const low = new Float32Array(this.genes);
+    const high = new Float32Array(this.genes);
+    const column = new Float64Array(DRAWS);
+    for (let g = 0; g < this.genes; g++) {
+      for (let d = 0; d < DRAWS; d++) column[d] = changes[d]![g]!;
+      if (performance.now() > this.until) await this.turn(stop);
+      column.sort();
+      low[g] = quantile(column, 0.05) - middle[g]!;
+      high[g] = quantile(column, 0.95) - middle[g]!;
+    }
+    return { low, high };
+  }
+
+  /** The first product of every cell: no effect of a batch enters it, so that all batches and draws share it. */
+  private async first(cells: Uint32Array, stop: () => boolean): Promise<Float32Array> {
+    const block = this.blocks[0]!;
+    const found = new Float32Array(cells.length * block.outputs);
+    for (let i = 0; i < cells.length; i++) {
+      const from = cells[i]! * block.inputs;
+      const out = found.subarray(i * block.outputs, (i + 1) * block.outputs);
+      product(this.latent.subarray(from, from + block.inputs), block, out);
+      if (performance.now() > this.until) await this.turn(stop);
+    }
+    return found;
+  }
+
+  /** Decode cells in their batches and give the mean, in the scaled unit. */
+  private async decoded(
+    first: Float32Array,
+    batches: Int32Array,
+    table: Table,
+    stop: () => boolean,
+  ): Promise<Float32Array> {
+    const last = this.blocks.length - 1;
+    const sums = new Map<number, Float64Array>(); // of what the last block reads, for each batch
+    const hidden = this.blocks.map((block) => new Float32Array(block.outputs));
+    const width = this.blocks[0]!.outputs;
+    for (let i = 0; i < batches.length; i++) {
+      const batch = batches[i]!;
+      let h = first.subarray(i * width, (i + 1) * width);
+      for (let k = 0; k < last; k++) {
+        const block = this.blocks[k]!;
+        const out = hidden[k]!;
+        if (k > 0) product(h, block, out);
+        else out.set(h);
+        finish(out, block, table(k, batch));
+        for (let o = 0; o < out.length; o++) out[o] = selu(out[o]!);
+        h = out;
+      }
+      let sum = sums.get(batch);
+      if (!sum) sums.set(batch, (sum = new Float64Array(h.length)));
+      for (let o = 0; o < h.length; o++) sum[o]! += h[o]!;
+      if (performance.now() > this.until) await this.turn(stop);
+    }
+    const total = new Float32Array(this.genes);
+    const block = this.blocks[last]!;
+    const out = hidden[last]!;
+    for (const [batch, sum] of sums) {
+      const share = batches.reduce((n, other) => n + (other === batch ? 1 : 0), 0);
+      if (last > 0) product(Float32Array.from(sum, (value) => value / share), block, out);
+      else for (let o = 0; o < out.length; o++) out[o] = sum[o]! / share;
+      finish(out, block, table(last, batch));
+      for (let g = 0; g < total.length; g++) total[g]! += (out[g]! * share) / batches.length;
+      if (performance.now() > this.until) await this.turn(stop);
+    }
+    return total;
+  }
+
+  private async turn(stop: () => boolean): Promise<void> {
+    await pause();
+    if (stop()) throw new Stopped();
+    this.until = performance.now() + BUSY;
+  }
+
+  /** Effects at their posterior mean. */
+  private means(): Table {
+    return this.table((block, name, batch) => {
+      const from = batch * block.outputs;
+      return block[name].slice(from, from + block.outputs);
+    });
+  }
+
+  /** One posterior draw of all effects: the same for the same number, whatever cells and batches are asked for. */
+  private drawn(draw: number): Table {
+    return this.table((block, name, batch, seed) => {
+      const normal = normals(((draw * 1009 + batch) * 31 + seed) >>> 0);
+      const from = batch * block.outputs;
+      const sd = name === "gamma" ? block.gamma_sd : block.beta_sd;
+      return block[name].slice(from, from + block.outputs).map((mean, o) => mean + sd[from + o]! * normal());
+    });
+  }
+
+  private table(
+    get: (block: Block, name: "gamma" | "beta", batch: number, seed: number) => Float32Array,
+  ): Table {
+    const kept = new Map<string, Row>();
+    return (index, batch) => {
+      const key = `${index} ${batch}`;
+      let row = kept.get(key);
+      if (!row) {
+        const block = this.blocks[index]!;
+        const none = batch < 0;
+        const gamma = none ? new Float32Array(block.outputs) : get(block, "gamma", batch, 2 * index);
+        const beta = none ? new Float32Array(block.outputs) : get(block, "beta", batch, 2 * index + 1);
+        kept.set(key, (row = { factor: gamma.map((value) => 1 + value), beta }));
+      }
+      return row;
+    };
+  }
+}
+
+/** out = h W + b, four inputs at a time: most of the page's work is here. */
+function product(h: Float32Array, block: Block, out: Float32Array): void {
+  out.set(block.b);
+  const { w, outputs } = block;
+  let i = 0;
+  for (; i + 3 < h.length; i += 4) {
+    const [h0, h1, h2, h3] = [h[i]!, h[i + 1]!, h[i + 2]!, h[i + 3]!];
+    const at = i * outputs;
+    const [to1, to2, to3] = [outputs, 2 * outputs, 3 * outputs];
+    for (let o = at; o < at + outputs; o++) {
+      out[o - at]! += h0 * w[o]! + h1 * w[o + to1]! + h2 * w[o + to2]! + h3 * w[o + to3]!;
+    }
+  }
+  for (; i < h.length; i++) {
+    for (let o = 0; o < outputs; o++) out[o]! += h[i]! * w[i * outputs + o]!;
+  }
+}
+
+function finish(h: Float32Array, { s, t, preSelu }: Block, { factor, beta }: Row): void {
+  for (let o = 0; o < h.length; o++) {
+    const value = preSelu ? selu(h[o]!) : h[o]!;
+    h[o] = (value * s[o]! + t[o]!) * factor[o]! + beta[o]!;
+  }
+}
+
+function selu(x: number): number {
+  return x > 0 ? SCALE * x : SCALE * ALPHA * Math.expm1(x);
+}
+
+/** numpy's default quantile, of sorted values. */
+export function quantile(sorted: Float64Array, share: number): number {
+  const place = share * (sorted.length - 1);
+  const below = Math.floor(place);
+  const above = Math.min(below + 1, sorted.length - 1);
+  return sorted[below]! + (place - below) * (sorted[above]! - sorted[below]!);
+}
+
+/** Uniform numbers in (0, 1) from a seed: mulberry32. */
+export function uniforms(seed: number): () => number {
+  let state = Math.imul(seed ^ (seed >>> 16), 0x45d9f3b) >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let x = Math.imul(state ^ (state >>> 15), state | 1);
+    x ^= x + Math.imul(x ^ (x >>> 7), x | 61);
+    return (((x ^ (x >>> 14)) >>> 0) + 0.5) / 4294967296;
+  };
+}
+
+/** Standard normal numbers by Box and Muller. */
+function normals(seed: number): () => number {
+  const uniform = uniforms(seed);
+  let spare: number | undefined;
+  return () => {
+    if (spare !== undefined) {
+      const value = spare;
+      spare = undefined;
+      return value;
+    }
+    const radius = Math.sqrt(-2 * Math.log(uniform()));
+    const angle = 2 * Math.PI * uniform();
+    spare = radius * Math.sin(angle);
+    return radius * Math.cos(angle);
+  };
+}

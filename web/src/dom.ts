@@ -1,0 +1,73 @@
+// Small helpers for the page. Names from the data get into it by textContent alone.
+
+export function byId<T extends HTMLElement>(id: string): T {
+  return document.getElementById(`ex-${id}`) as T;
+}
+
+export function make<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  text = "",
+  attributes: Record<string, string> = {},
+): HTMLElementTagNameMap[K] {
+  const found = document.createElement(tag);
+  if (text) found.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) found.setAttribute(name, value);
+  return found;
+}
+
+export function option(text: string, value: string): HTMLOptionElement {
+  return make("option", text, { value });
+}
+
+/** Offer the names that hold what is typed; Enter takes the first. */
+export function suggest(input: HTMLInputElement, names: string[], take: (index: number) => void): void {
+  const list = document.getElementById(input.getAttribute("aria-controls")!)!;
+  const show = () => {
+    const found = matches(names, input.value, 8);
+    list.replaceChildren(
+      ...found.map((index) => {
+        const button = make("button", names[index]!, { type: "button" });
+        button.addEventListener("click", () => choose(index));
+        const item = make("li");
+        item.append(button);
+        return item;
+      }),
+    );
+    if (input.value.trim() && !found.length) list.replaceChildren(make("li", "no such name"));
+  };
+  const choose = (index: number) => {
+    input.value = names[index]!;
+    list.replaceChildren();
+    input.focus({ preventScroll: true }); // the button that had it is gone
+    take(index);
+  };
+  input.addEventListener("input", show);
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") list.replaceChildren();
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    const [first] = matches(names, input.value, 1);
+    if (first !== undefined) choose(first);
+  });
+}
+
+/** Give the names that hold a text: the same name first, then those that begin with it, then the others. */
+export function matches(names: string[], text: string, n: number): number[] {
+  const wanted = text.trim().toLowerCase();
+  if (!wanted) return [];
+  const ranked: number[][] = [[], [], []];
+  for (let i = 0; i < names.length; i++) {
+    const name = names[i]!.toLowerCase();
+    const at = name.indexOf(wanted);
+    if (at < 0) continue;
+    const rank = ranked[name === wanted ? 0 : at === 0 ? 1 : 2]!;
+    if (rank.length < n) rank.push(i);
+  }
+  return ranked.flat().slice(0, n);
+}
+
+export function download(name: string, text: string): void {
+  const link = make("a", "", { download: name, href: URL.createObjectURL(new Blob([text], { type: "text/csv" })) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
