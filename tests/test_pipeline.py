@@ -328,21 +328,11 @@ def test_threads_hold_for_the_whole_run(shell, data, monkeypatch, tmp_path):
     import torch
 
     seen, before = [], torch.get_num_threads()
-    prepare = stages.prepare
-
-    def prepare_as_numba_does(*arguments, **options):
-        torch.set_num_threads(before + 1)
-        return prepare(*arguments, **options)
-
-    monkeypatch.setattr(stages, "prepare", prepare_as_numba_does)
     monkeypatch.setattr(stages, "_after_preparing", lambda *_: seen.append(torch.get_num_threads()))
-    try:
-        for i, threads in enumerate(([], ["--threads", str(before + 2)])):
-            shell("fit", data, "--out", tmp_path / f"run{i}", "--quiet", *threads)
-            torch.set_num_threads(before)
-    finally:
-        torch.set_num_threads(before)
+    for i, threads in enumerate(([], ["--threads", str(before + 2)])):
+        shell("fit", data, "--out", tmp_path / f"run{i}", "--quiet", *threads)
     assert seen == [before, before + 2]
+    assert torch.get_num_threads() == before
 
 
 def test_what_is_not_installed_is_said_before_any_work(shell, data, monkeypatch, tmp_path):
