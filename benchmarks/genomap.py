@@ -27,7 +27,7 @@ from scmedley.io import write_json
 
 SETS = ("sc_mixology", "onek1k", "pancreas", "pbmc_8batches")
 GENES, CELLS = 2916, 6300  # of the published pictures, 54 x 54, and of the published timing
-SPEARMAN, SECONDS = 0.99, 10.0  # goals
+SPEARMAN, TIMES, SECONDS = 0.99, 2, {"layout": 10.0, "images": 2.0}  # goals
 
 
 def main() -> None:
@@ -109,16 +109,17 @@ def _goals(rows: list[dict[str, Any]]) -> dict[str, bool]:
         f"Spearman(interaction, distance) at least {SPEARMAN} in all sets": all(
             r["spearman"] >= SPEARMAN for r in rows
         ),
-        "genes that touch correlate more than in both other layouts, in all sets": all(
-            r["ours"] > max(r["radius_only"], r["random"]) for r in rows
+        f"genes that touch correlate at least {TIMES} times as much as in the radius-only layout, in all sets": all(
+            r["ours"] >= TIMES * max(r["radius_only"], r["random"]) for r in rows
         ),
     }
     for row in rows:
         if (row["cells"], row["genes"]) == (CELLS, GENES):
-            seconds = row["layout_seconds"] + row["images_seconds"]
-            goals[f"{CELLS:,} cells x {GENES:,} genes in {seconds:.1f} s, goal {SECONDS:.0f} s"] = (
-                seconds < SECONDS
-            )
+            for what, most in SECONDS.items():
+                seconds = row[f"{what}_seconds"]
+                goals[f"{what} of {CELLS:,} cells x {GENES:,} genes: {seconds:.1f} s, goal {most:.0f} s"] = (
+                    seconds < most
+                )
     return goals
 
 

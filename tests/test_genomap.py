@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from scipy.sparse import csr_matrix
 from scmedley import datasets, genomap, load, pp
 from scmedley.errors import ScmedleyError
 from scmedley.genomap import Layout
+from scmedley.models import MixedEffects, mixed_effects
 from scmedley.models.store import GENOMAP
+from tiny import FIT, small
 
 
 def values(n_cells: int = 80, n_genes: int = 30, constant: tuple[int, ...] = (), seed: int = 0) -> np.ndarray:
@@ -285,6 +288,8 @@ def test_a_layout_comes_back(tmp_path: Path) -> None:
         {"rows": None},
         {"rows": [0]},
         {"rows": [99] * 30},
+        {"rows": [-1] * 30},
+        {"rows": [0] * 30, "columns": [0] * 30},
         {"columns": ["a"] * 30},
         {"shape": [6]},
         {"shape": [-1, 6]},
@@ -317,8 +322,17 @@ def test_a_model_keeps_its_layout(fitted, tmp_path: Path) -> None:
     (tmp_path / "m" / GENOMAP).write_text("{}")
     with pytest.raises(ScmedleyError, match="holds no layout of genes"):
         load(tmp_path / "m")
+    replace(mixed.genomap, genes=tuple(names(len(mixed.decoder.genes)))).save(tmp_path / "m" / GENOMAP)
+    with pytest.raises(ScmedleyError, match="other genes than the model's"):
+        load(tmp_path / "m")
     (tmp_path / "m" / GENOMAP).unlink()
     assert load(tmp_path / "m").genomap is None
+
+
+def test_a_model_of_very_many_genes_has_no_layout(prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixed_effects, "MOST_GENES", 3)
+    settings = {f"{name}_settings": small(name, max_epochs=1) for name in ("fixed", "random")}
+    assert MixedEffects("donor", **settings).fit(prepared, **FIT).genomap is None
 
 
 # --- donors -------------------------------------------------------------------------------------------------
@@ -391,3 +405,20 @@ def test_what_donor_test_cannot_do() -> None:
     mixed = pd.Series(group).where(np.arange(12) != 0, "b").to_numpy()
     with pytest.raises(ScmedleyError, match="Donor 'd0' has cells of two groups"):
         genomap.donor_test(x, names(2), donor, mixed, ("a", "b"))
+    with pytest.raises(ScmedleyError, match="are one; name two"):
+        genomap.donor_test(x, names(2), donor, group, ("a", "a"))
+    x[3, 1] = np.nan
+    with pytest.raises(ScmedleyError, match="Gene 'g1' has values that are not finite"):
+        genomap.donor_test(x, names(2), donor, group, ("a", "b"))
+
+
+def test_donor_test_leaves_cells_without_donor_or_group_out() -> None:
+    means = np.random.default_rng(4).normal(size=(5, 3))
+    x, donor = cells_of(means, [4] * 5)
+    group = np.repeat([0, 0, 1, 1, 1], 4)
+    wanted = genomap.donor_test(x, names(3), donor, group, (0, 1))
+    donor = np.append(donor.astype(object), [None, "d0"])
+    group = np.append(group.astype(object), [1, None])
+    found = genomap.donor_test(np.vstack([x, x[:2]]), names(3), donor, group, (0, 1))
+    pd.testing.assert_frame_equal(found, wanted)
+    assert set(found["n_2"]) == {3}

@@ -18,7 +18,7 @@ from scmedley.models import Autoencoder, FixedEffects, MixedEffects, RandomEffec
 from scmedley.models.autoencoder import AutoencoderNetwork
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.models.random_effects import RandomEffectsNetwork
-from scmedley.nn.bayesian import tables
+from scmedley.nn.bayesian import EffectStart, tables
 from scmedley.pp import prepare
 from tiny import FIT, differing, nested_design, small, unfitted, weights
 
@@ -408,13 +408,29 @@ def test_a_batch_without_training_cells_is_said(prepared: AnnData) -> None:
         (FixedEffects, {"adversary_weight": "high"}),
         (FixedEffects, {"adversary_weight": -1.0}),
         (FixedEffects, {"bounded": 1}),
+        (FixedEffects, {"adversary_steps": "3"}),
+        (FixedEffects, {"adversary_steps": 2.5}),
+        (FixedEffects, {"n_latent": True}),
+        (FixedEffects, {"batch_size": 12.5}),
+        (FixedEffects, {"effects": 3}),
         (RandomEffects, {"hide_batch": 1.5}),
         (RandomEffects, {"kl_weight": "low"}),
+        (RandomEffects, {"kl_weight": True}),
+        (RandomEffects, {"kl_weight": float("inf")}),
     ],
 )
 def test_settings_are_of_their_kind(kind: type, change: dict) -> None:
     with pytest.raises(ScmedleyError, match=f"{next(iter(change))}="):
         kind.preset("default").replace(**change)
+
+
+def test_settings_take_what_files_and_numpy_have() -> None:
+    made = FixedEffects.preset("default").replace(
+        hidden=[16, 8], n_latent=np.int64(4), adversary_weight=np.float32(2), effects={"loc_scale": 0.5}
+    )
+    assert (made.hidden, made.n_latent, made.adversary_weight) == ((16, 8), 4, 2.0)
+    assert made.effects == EffectStart(loc_scale=0.5)
+    assert type(made.n_latent) is int
 
 
 def test_reconstruction_is_in_the_unit_of_the_input(prepared: AnnData) -> None:

@@ -174,7 +174,9 @@ def test_panel_of_an_unknown_batch(fitted, prepared):
         evaluate.panel(fitted("mixed"), some, "d1")
     panel = evaluate.panel(fitted("mixed"), some, "d1", unknown="mean")
     assert panel.own == ("", "d1")
-    drawn(pl.counterfactuals(panel))
+    figure = pl.counterfactuals(panel)
+    drawn(figure)
+    assert [is_framed(ax) for ax in panels(figure)[2:8:4]] == [False, True]  # the column "own batch"
 
 
 def test_panel_needs_a_layout(fitted, prepared, monkeypatch):

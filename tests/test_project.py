@@ -57,6 +57,11 @@ def test_a_figure_by_one_command(shell, done, tmp_path):
     assert [p.name for p in out.parent.iterdir()] == ["panel.svg"]
 
 
+def test_a_query_may_be_longer_than_a_path(shell, done, tmp_path):
+    query = "cell_type in ['H2228', " + ", ".join(f"'no{i}'" for i in range(60)) + "]"
+    assert shell.well("project", done, "--cells", query, "--to", "sc_10x", "--figure", tmp_path / "f.svg")
+
+
 def test_the_seed_draws_the_cells(shell, done, tmp_path):
     for name, more in (("a", []), ("b", []), ("c", ["--seed", "1"]), ("d", ["--rows", "2"])):
         shell.well("project", done, "--to", "sc_10x", "--figure", tmp_path / f"{name}.svg", *more)

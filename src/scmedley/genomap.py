@@ -26,6 +26,7 @@ from scmedley.io import replacing
 Matrix: TypeAlias = NDArray[Any] | sparse.csr_matrix
 Ints = NDArray[np.int64]
 
+MOST_GENES = 8000  # that a fit lays out: their correlations, and copies of them, take a gigabyte
 MAX_CELLS = 20_000  # of more, so many are drawn for the correlations
 BLOCK = 4096  # cells whose products are summed at one time
 BANDS = (
@@ -82,9 +83,11 @@ class Layout:
                 (int(found["shape"][0]), int(found["shape"][1])),
                 np.asarray(found["constant"], bool),
             )
-            np.zeros(made.shape)[made.rows, made.columns]
             if not len(made.genes) == len(made.rows) == len(made.columns) == len(made.constant):
                 raise ValueError("its lists differ in length")
+            taken = np.ravel_multi_index((made.rows, made.columns), made.shape)  # raises beyond the picture
+            if len(np.unique(taken)) < len(taken) or len(set(made.genes)) < len(taken):
+                raise ValueError("two genes share a pixel or a name")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ScmedleyError(f"{path} holds no layout of genes ({error}).") from error
         return made
@@ -175,7 +178,7 @@ def donor_test(
     genes: Sequence[str],
     donor_N: Sequence[str] | NDArray[Any],
     group_N: Sequence[str] | NDArray[Any],
-    groups: tuple[str, str],
+    groups: tuple[Any, Any],
 ) -> pd.DataFrame:
     """Compare two groups of donors, gene by gene: Welch's t-test on donor means, Benjamini-Hochberg over genes.
 
@@ -188,9 +191,9 @@ def donor_test(
     genes
         Names, G.
     donor_N, group_N
-        Donor and group of each cell; a donor has one group.
+        Donor and group of each cell; a donor has one group. Cells without one of them are left out.
     groups
-        The two that are compared: the difference is the second less the first.
+        The two that are compared, as ``group_N`` has them: the difference is the second less the first.
 
     Returns
     -------
@@ -201,24 +204,18 @@ def donor_test(
     Raises
     ------
     ScmedleyError
-        Lengths differ, a donor is of two groups, or a group has fewer than two donors.
+        Lengths differ, values are not finite, a donor is of two groups, or a group has fewer than two donors.
     """
     if not x_NG.shape == (len(donor_N), len(genes)) or len(group_N) != len(donor_N):
         raise ScmedleyError(
             f"Values of shape {x_NG.shape} need as many donors and groups as rows and as many genes as columns; there "
             f"are {len(donor_N)}, {len(group_N)} and {len(genes)}."
         )
-    obs = pd.DataFrame({"donor": np.asarray(donor_N, str), "group": np.asarray(group_N, str)})
-    of_donor = obs.drop_duplicates().set_index("donor")["group"]
-    twice = of_donor.index[of_donor.index.duplicated()]
-    if len(twice):
-        raise ScmedleyError(f"Donor {twice[0]!r} has cells of two groups. A donor must be of one.")
-    codes, donors = pd.factorize(obs["donor"])
-    member = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    sums_DG = member @ x_NG
-    means_DG = np.asarray(sums_DG.todense() if sparse.issparse(sums_DG) else sums_DG)
-    means_DG = means_DG / np.bincount(codes)[:, None]
-    sides = [means_DG[(of_donor.loc[donors] == group).to_numpy()] for group in groups]
+    if len(set(groups)) < 2:
+        raise ScmedleyError(f"The groups {groups} are one; name two.")
+    means_DG, group_D = _donor_means(x_NG, np.asarray(donor_N, object), np.asarray(group_N, object))
+    _check_finite(means_DG, genes)
+    sides = [means_DG[group_D == group] for group in groups]
     for group, side in zip(groups, sides, strict=True):
         if len(side) < 2:
             raise ScmedleyError(f"Group {group!r} has {len(side)} donors; a test needs 2 and more.")
@@ -293,11 +290,7 @@ def _check(x_NG: Matrix, genes: Sequence[str], shape: tuple[int, int] | None) ->
         )
     if x_NG.shape[0] < 2:
         raise ScmedleyError(f"{x_NG.shape[0]} cells have no correlations. Give two cells and more.")
-    values = x_NG.data if sparse.issparse(x_NG) else np.asarray(x_NG)
-    if not np.isfinite(values).all():
-        wrong = ~np.isfinite(np.asarray(x_NG.sum(axis=0), np.float64).ravel())
-        name = genes[int(wrong.argmax())]
-        raise ScmedleyError(f"Gene {str(name)!r} has values that are not finite. Replace or remove them.")
+    _check_finite(x_NG, genes)
     side = int(np.ceil(np.sqrt(n_genes)))
     shape = shape or (side, side)
     if shape[0] * shape[1] < n_genes or min(shape) < 1:
@@ -308,6 +301,29 @@ def _check(x_NG: Matrix, genes: Sequence[str], shape: tuple[int, int] | None) ->
 def _dense(x_NG: Matrix) -> NDArray[Any]:
     values: Any = x_NG
     return np.asarray(values.toarray() if sparse.issparse(values) else values)
+
+
+def _check_finite(x_NG: Matrix, genes: Sequence[str]) -> None:
+    values = x_NG.data if sparse.issparse(x_NG) else np.asarray(x_NG)
+    if not np.isfinite(values).all():
+        wrong = ~np.isfinite(np.asarray(x_NG.sum(axis=0), np.float64).ravel())
+        name = genes[int(wrong.argmax())]
+        raise ScmedleyError(f"Gene {str(name)!r} has values that are not finite. Replace or remove them.")
+
+
+def _donor_means(
+    x_NG: Matrix, donor_N: NDArray[Any], group_N: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Give the mean of each donor's cells, D × G, and each donor's group."""
+    obs = pd.DataFrame({"donor": donor_N, "group": group_N}).dropna()
+    of_donor = obs.drop_duplicates()
+    twice = of_donor["donor"][of_donor["donor"].duplicated()]
+    if len(twice):
+        raise ScmedleyError(f"Donor {twice.iloc[0]!r} has cells of two groups. A donor must be of one.")
+    codes, donors = pd.factorize(obs["donor"])
+    member = sparse.csr_matrix((np.ones(len(codes)), (codes, obs.index)), (len(donors), len(donor_N)))
+    means_DG = _dense(member @ x_NG) / np.bincount(codes, minlength=len(donors))[:, None]
+    return means_DG, of_donor["group"].to_numpy()  # both in the order in which donors come
 
 
 def _spread(x_NG: Matrix) -> NDArray[np.float64]:

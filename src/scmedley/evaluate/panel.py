@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from scmedley.data.design import POPULATION_MEAN
 from scmedley.errors import ScmedleyError
-from scmedley.genomap import Layout
+from scmedley.genomap import MOST_GENES, Layout
 from scmedley.models import MixedEffects
 from scmedley.overlap import as_categories
 from scmedley.pp.counts import log_normalised
@@ -71,7 +71,8 @@ def panel(model: MixedEffects, adata: AnnData, to: str | Sequence[str], *, unkno
     """
     if model.genomap is None:
         raise ScmedleyError(
-            "This model has no layout of genes, as it was fitted by an earlier version. Fit it again, and save it."
+            f"This model has no layout of genes: it has more than {MOST_GENES:,}, or was fitted by an earlier version. "
+            "Fit it again, with fewer genes (--genes), and save it."
         )
     named = [to] if isinstance(to, str) else list(to)
     targets = [POPULATION_MEAN, *(name for name in named if name != POPULATION_MEAN)]

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
-from scmedley.genomap import Layout, layout
+from scmedley.genomap import MOST_GENES, Layout, layout
 from scmedley.models import counterfactual as cf
 from scmedley.models.base import Model, described, settle
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
@@ -46,7 +46,7 @@ class MixedEffects:
         The fitted :class:`RandomEffects`.
     genomap
         Where each gene of the decoder lies in pictures of cells (:mod:`scmedley.genomap`), laid out by the
-        correlations among training cells; ``None`` before the fit.
+        correlations among training cells; ``None`` before the fit, and with more than 8,000 genes.
     """
 
     genomap: Layout | None = None
@@ -100,7 +100,8 @@ class MixedEffects:
             )
         training = adata[(adata.obs[keys.SPLIT] == "train").to_numpy()]
         x_NG, _ = log_normalised(training, self.decoder.genes)
-        self.genomap = layout(x_NG, self.decoder.genes, seed=seed)
+        laid_out = len(self.decoder.genes) <= MOST_GENES
+        self.genomap = layout(x_NG, self.decoder.genes, seed=seed) if laid_out else None
         return self
 
     def train(self, adata: AnnData, **options: Any) -> Self:
@@ -268,4 +269,8 @@ def load(folder: str | Path) -> MixedEffects | Model[Any]:
         setattr(model, name, part)
     if (folder / GENOMAP).exists():
         model.genomap = Layout.load(folder / GENOMAP)
+        if model.genomap.genes != tuple(model.decoder.genes):
+            raise ScmedleyError(
+                f"{folder / GENOMAP} lays out other genes than the model's. Fit and save the model again."
+            )
     return model

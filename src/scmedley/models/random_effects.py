@@ -18,7 +18,7 @@ from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models.adapt import adapted
 from scmedley.models.base import Model
-from scmedley.models.settings import Settings, named
+from scmedley.models.settings import Settings, check_setting, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
@@ -68,10 +68,8 @@ class RandomEffectsSettings(Settings):
         super().__post_init__()
         if self.hide_batch > 1:
             raise ScmedleyError(f"hide_batch={self.hide_batch} must be a share, from 0 to 1.")
-        if self.kl_weight is not None and not (
-            isinstance(self.kl_weight, int | float) and self.kl_weight >= 0
-        ):
-            raise ScmedleyError(f"kl_weight={self.kl_weight!r} must be a number, 0 or more, or None.")
+        if self.kl_weight is not None:
+            check_setting("kl_weight", self.kl_weight, 0.0)
 
     def as_published(self) -> "RandomEffectsSettings":
         """Give the preprint's form: a narrow posterior, a weak KL, the encoder told every batch."""

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
+import numpy as np
+
 from scmedley.errors import ScmedleyError
 from scmedley.nn.balance import Weights
+from scmedley.nn.bayesian import EffectStart
 
 PRESETS = ("default", "paper")
 
@@ -62,17 +65,20 @@ class Settings:
             value = getattr(self, field.name)
             if isinstance(value, list):  # as JSON and TOML have it
                 value = tuple(value)
-                object.__setattr__(self, field.name, value)
-            _check_type(field.name, value, field.default)
-        for name in ("n_latent", "learning_rate", "batch_size", "max_epochs", "patience"):
+            elif isinstance(value, np.generic):
+                value = value.item()
+            elif field.name == "effects" and isinstance(value, dict):
+                value = EffectStart(**value)
+            object.__setattr__(self, field.name, value)
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            check_setting(field.name, value, default)
+        for name in ("n_latent", "learning_rate", "patience"):
+            if not getattr(self, name) > 0:
+                raise ScmedleyError(f"{name}={getattr(self, name)!r} must be above 0.")
+        for name, least in (("batch_size", 3), ("max_epochs", 1)):  # BatchNorm fails on a single cell
             value = getattr(self, name)
-            whole = name != "learning_rate"
-            if value is not None and not (isinstance(value, int if whole else int | float) and value > 0):
-                raise ScmedleyError(f"{name}={value!r} must be a {'whole ' if whole else ''}number above 0.")
-        if self.batch_size is not None and self.batch_size < 3:
-            raise ScmedleyError(
-                f"batch_size={self.batch_size} must be 3 or more: BatchNorm fails on a single cell."
-            )
+            if value is not None and not (_is_whole(value) and value >= least):
+                raise ScmedleyError(f"{name}={value!r} must be a whole number, {least} or more.")
         if self.weights not in get_args(Weights):
             raise ScmedleyError(f"weights={self.weights!r} is none of {list(get_args(Weights))}.")
 
@@ -107,20 +113,28 @@ class Settings:
         return batch_size, self.max_epochs or min(300, max(30, -(-2000 // steps)))
 
 
-def _check_type(name: str, value: Any, default: Any) -> None:
+def check_setting(name: str, value: Any, default: Any) -> None:
     """Say what a setting must be, by what its default is. Defaults that say nothing are checked elsewhere."""
     if isinstance(default, bool):
         right, wanted = isinstance(value, bool), "True or False"
+    elif isinstance(default, int):
+        right, wanted = _is_whole(value) and value >= 0, "a whole number, 0 or more"
     elif isinstance(default, float):
         right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
         wanted = "a number, 0 or more"
     elif isinstance(default, tuple):
-        right = isinstance(value, tuple) and bool(value) and all(type(n) is int and n > 0 for n in value)
+        right = isinstance(value, tuple) and bool(value) and all(_is_whole(n) and n > 0 for n in value)
         wanted = "at least one whole number above 0, as (512, 132)"
+    elif isinstance(default, EffectStart):
+        right, wanted = isinstance(value, EffectStart), "an EffectStart, or a table with its fields"
     else:
         return
     if not right:
         raise ScmedleyError(f"{name}={value!r} must be {wanted}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def named(name: str, default: S, paper: S) -> S:

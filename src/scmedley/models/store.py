@@ -21,7 +21,6 @@ from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model
 from scmedley.models.fixed_effects import FixedEffects
 from scmedley.models.random_effects import RandomEffects
-from scmedley.nn.bayesian import EffectStart
 from scmedley.pp.scale import MinMax
 
 CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
@@ -102,7 +101,7 @@ def read(folder: Path) -> Model[Any]:
         )
     try:
         tensors = load_file(folder / WEIGHTS)
-        model = cls(about["batch_key"], about["label_key"], _settings(cls, about["settings"]))
+        model = cls(about["batch_key"], about["label_key"], cls.settings_type(**about["settings"]))
         n_adapted = int(about.get("n_adapted", 0))
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
         labels = about["labels"]
@@ -126,8 +125,3 @@ def read(folder: Path) -> Model[Any]:
         raise ScmedleyError(f"The model in {folder} is broken ({reason}). Fit and save it again.") from error
     model.network.eval()
     return model
-
-
-def _settings(cls: type[Model[Any]], stored: dict[str, Any]) -> Any:
-    effects = {"effects": EffectStart(**stored["effects"])} if "effects" in stored else {}
-    return cls.settings_type(**stored | effects)

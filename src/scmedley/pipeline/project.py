@@ -1,6 +1,7 @@
 """Counterfactuals of the cells of a run, or of a file: as data, as a figure, or both."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def choose(cells: Sequence[str], folder: Path) -> AnnData:
     ScmedleyError
         None of these, or a query that no cell answers to.
     """
-    if len(cells) == 1 and (Path(cells[0]).exists() or _looks_like_a_file(cells[0])):
+    if len(cells) == 1 and _is_a_file(cells[0]):
         return io.read(cells[0])
     adata = read_cells(folder)
     if not cells:
@@ -104,7 +105,10 @@ def choose(cells: Sequence[str], folder: Path) -> AnnData:
     return answered.copy()
 
 
-def _looks_like_a_file(text: str) -> bool:
+def _is_a_file(text: str) -> bool:
+    with suppress(OSError):  # a long query is no possible path
+        if Path(text).exists():
+            return True
     return text.lower().endswith(FILES) and not any(sign in text for sign in "=<>!'\"")
 
 

@@ -180,7 +180,7 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     )
     shown_RCG = np.concatenate([shown_RCG, panel.shown_RTG[:, 1:]], axis=1)
     framed = np.zeros(shown_RCG.shape[:2], bool)
-    framed[:, 2], framed[:, 3:] = True, is_own_RT[:, 1:]
+    framed[:, 2], framed[:, 3:] = own != "", is_own_RT[:, 1:]
     others = [f"as if from\n{_short(name)}" for name in panel.targets[1:]]
     fixed = f"{panel.targets[0]}\n(no batch effect)"
     expressed = _Block(
