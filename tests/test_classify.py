@@ -1,6 +1,7 @@
 """The mixed-effects classifier against scikit-learn, and its guards."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.dummy import DummyClassifier
@@ -181,6 +182,17 @@ def test_a_target_of_cells_has_neither_caution_nor_donors(rng: np.random.Generat
     assert (found["caution"] == "").all()
     assert found[["donor_accuracy", "donor_chance"]].isna().all(axis=None)
     assert "composition only" not in found["embedding"].tolist()
+
+
+def test_joins_can_be_chosen(rng: np.random.Generator) -> None:
+    codes = design(rng)
+    part = np.where(np.arange(240) % 4 == 0, "test", "train")
+    found = table(np.random.default_rng(1), codes, part, joins=[("FE", "RE")])
+    every = table(np.random.default_rng(1), codes, part)
+    names = ["PCA", "FE", "FE + RE", "RE", "RE, permuted batches", "composition only"]
+    assert found["embedding"].tolist() == names
+    kept = every[every["embedding"].isin(names)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, kept)
 
 
 def test_rows_are_what_classify_gives(rng: np.random.Generator) -> None:

@@ -9,8 +9,9 @@ Shapes: N cells, M training cells, P latent dimensions, K classes or labels. Cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -160,6 +161,7 @@ def target_table(
     *,
     seed: int,
     n_trees: int = 100,
+    joins: Sequence[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
     """Classify a target from each embedding, alone and joined with each random latent.
 
@@ -169,7 +171,7 @@ def target_table(
         Embeddings by name, each N × P: ``{"PCA": ..., "FE": ...}``.
     random
         Random-effects latents, each N × P, with their null: ``{"RE": ..., "RE, permuted batches": ...}``.
-        Each is scored alone and joined with each of ``fixed`` (``"FE + RE"``).
+        Each is scored alone and joined with those of ``fixed`` (``"FE + RE"``).
     target_N, donor_N
         What is to be told, and the donor. The target is donor-level if no donor has two values of it.
     label_N
@@ -178,6 +180,8 @@ def target_table(
         "train" and "test"; other cells are not used.
     seed, n_trees
         Of the forests.
+    joins
+        Which of ``fixed`` is joined with which of ``random``; all with all by default.
 
     Returns
     -------
@@ -200,7 +204,9 @@ def target_table(
             "split and at missing values of the target."
         )
     donor_level = _one_target_each(target_N, donor_N)
-    blocks = _blocks(fixed, random, len(target_N))
+    if joins is None:
+        joins = list(product(fixed, random))
+    blocks = _blocks(fixed, random, joins, len(target_N))
     if donor_level and label_N is not None:
         blocks[COMPOSITION] = composition(label_N, donor_N)
     donors_train, donors_test = (np.unique(donor_N[p][donor_N[p] >= 0]) for p in (train, test))
@@ -248,7 +254,9 @@ def _chance(y_train: Codes, y_N: Codes) -> tuple[float, float]:
     return float(share_K[y_N].mean()), float(share_K[np.unique(y_N)].mean())
 
 
-def _blocks(fixed: Mapping[str, Floats], random: Mapping[str, Floats], n_cells: int) -> dict[str, Floats]:
+def _blocks(
+    fixed: Mapping[str, Floats], random: Mapping[str, Floats], joins: Sequence[tuple[str, str]], n_cells: int
+) -> dict[str, Floats]:
     """Lay out each embedding, alone and joined, float32."""
     twice = sorted(fixed.keys() & random.keys())
     if twice:
@@ -261,8 +269,9 @@ def _blocks(fixed: Mapping[str, Floats], random: Mapping[str, Floats], n_cells: 
     blocks: dict[str, Floats] = {}
     for name, z_NP in fixed.items():
         blocks[name] = np.asarray(z_NP, dtype=np.float32)
-        for other, zr_NP in random.items():
-            blocks[f"{name} + {other}"] = np.hstack([blocks[name], np.asarray(zr_NP, dtype=np.float32)])
+        for other in (second for first, second in joins if first == name):
+            joined = [blocks[name], np.asarray(random[other], dtype=np.float32)]
+            blocks[f"{name} + {other}"] = np.hstack(joined)
     return blocks | {name: np.asarray(z_NP, dtype=np.float32) for name, z_NP in random.items()}
 
 

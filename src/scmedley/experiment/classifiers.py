@@ -10,14 +10,15 @@ from scmedley.errors import ScmedleyError
 from scmedley.evaluate.classify import target_table
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import read_cells
-from scmedley.experiment.config import Experiment
+from scmedley.experiment.config import NULL, Experiment
 from scmedley.experiment.task import Task
 
 
 def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
     """Read the cell type and each target from each latent, alone and joined with the random-effects latents.
 
-    Forests have no early stopping, so that they learn from training and validation cells alike.
+    Forests have no early stopping, so that they learn from training and validation cells alike. They take most of
+    an experiment's time, so that the null is joined with PCA and FE alone.
 
     Returns
     -------
@@ -28,6 +29,7 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
     latents = _latents(out, experiment, task)
     fixed = {name: z_NP for name, z_NP in latents.items() if not name.startswith("RE")}
     random = {name: z_NP for name, z_NP in latents.items() if name not in fixed}
+    joins = [(f, r) for f in fixed for r in random if f in ("PCA", "FE") or not r.startswith(NULL)]
     part_N = np.where(obs[keys.SPLIT] == "test", "test", "train")
     donor_N, label_N = (obs[key].cat.codes.to_numpy() for key in (experiment.donors, experiment.label_key))
     tables = []
@@ -35,7 +37,9 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
         target_N = obs[target].cat.codes.to_numpy()
         composed = label_N if target != experiment.label_key else None
         try:
-            table = target_table(fixed, random, target_N, donor_N, composed, part_N, seed=task.seed)
+            table = target_table(
+                fixed, random, target_N, donor_N, composed, part_N, seed=task.seed, joins=joins
+            )
         except ScmedleyError as error:
             raise ScmedleyError(f"obs[{target!r}] cannot be classified: {error}") from error
         table.insert(0, "target", target)
