@@ -43,7 +43,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--sets", nargs="+", default=["sc_mixology", "pancreas"], choices=datasets.NAMES)
+    parser.add_argument("--sets", nargs="+", default=["sc_mixology"], choices=datasets.NAMES)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("tune-runs"), help="folder of the searches")

@@ -5,7 +5,7 @@ scmedley experiment recipes/onek1k.py --out onek1k-experiment
 
 from scmedley.experiment import BASIC, Experiment
 
-EPOCHS = 40  # default: 55. So that 5 folds of cells and 5 of donors take half an hour on two cores
+EPOCHS = 30  # default: 55. So that 5 folds of cells and 5 of donors take half an hour on two cores
 
 
 def config() -> Experiment:
