@@ -229,7 +229,7 @@ export class WhatIf {
     if (!this.pictures) return;
     const most = Math.max(upper(answer.own), upper(answer.there)) || 1;
     const far = upper(answer.change.map(Math.abs)) || 1e-6;
-    this.pictures.own.draw(answer.own, most, `Picture of genes in their own batch, 0 to ${number(most)} log1p CP10k.`);
+    this.pictures.own.draw(answer.own, most, `${byId("own-title").textContent}: picture of genes, 0 to ${number(most)} log1p CP10k.`);
     this.pictures.there.draw(answer.there, most, `Picture of genes as if from ${answer.target}, on the same scale.`);
     this.pictures.change.draw(answer.change, far, `Change of each gene, from −${number(far)} to +${number(far)}.`);
     byId("there-title").textContent = `As if from ${answer.target}`;
