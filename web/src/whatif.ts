@@ -251,7 +251,7 @@ export class WhatIf {
     if (nDrawn === undefined) return "(5–95 %: computing)";
     const said = [];
     if (this.payload.header.whatif!.kind === "random") {
-      said.push("of the decoder's effects only, so too narrow; scmedley project --draws has the encoder's too");
+      said.push("of the decoder's effects only, so they may be too narrow; scmedley project --draws has the encoder's too");
     }
     if (nDrawn < nMean) said.push(`width from ${nDrawn} of the cells`);
     return said.length ? `(5–95 %: ${said.join("; ")})` : "";

@@ -257,7 +257,7 @@ test("cells without a label or a known batch are told of, and intervals that are
   assert.match(unlabelled, /without a label: 6 of 6\. .* no prediction for them was checked/);
   assert.equal(own, "In their own batch");
   assert.ok(Number.isNaN(seen));
-  assert.match(await page.textContent("#ex-genes-note"), /decoder's effects only, so too narrow; scmedley project --draws/);
+  assert.match(await page.textContent("#ex-genes-note"), /decoder's effects only, so they may be too narrow; scmedley project --draws/);
   const [unknown, mean] = await choose("stranger");
   assert.match(unknown, /no batch that the model knows: 4 of 4\./);
   assert.doesNotMatch(unknown, /without a label/);
