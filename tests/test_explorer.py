@@ -326,6 +326,11 @@ def test_a_run_folder_becomes_a_page(tmp_path: Path, prepared: AnnData, fitted) 
     text = re.search(r'<script type="text/plain" id="ex-data">([A-Za-z0-9+/=]*)</script>', html)[1]
     assert unpack(text)[0]["names"] == list(prepared.obs_names)
     assert len(html) < explorer.PAGE
+    for words in (
+        "side by side where the grid allows",
+        "for genes well above zero; values are means of logarithms",
+    ):
+        assert words in html
 
 
 def test_the_whole_page_keeps_its_size(tmp_path: Path, prepared: AnnData, fitted, monkeypatch) -> None:

@@ -317,6 +317,8 @@ for (const width of [390, 1440]) {
       await pick(page, expected.cells[0].cell);
       await answered(page);
       assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= width);
+      const wide = async (id) => (await page.locator(id).boundingBox()).width;
+      if (width > 500) assert.ok((await wide("#ex-target")) > (await wide("#ex-colour"))); // its text is not cut
       await page.locator("#explorer").screenshot({ path: `${OUT}${width}-${colorScheme}.png` });
       none(errors);
       await page.close();
