@@ -9,7 +9,7 @@ import { NONE, pause, type Payload } from "./payload";
 
 const TOP = 15;
 const MOST = 2000; // cells that a mean is taken over
-const MOST_DRAWN = 50; // cells that the width of an interval is taken over
+const MOST_DRAWN = 30; // cells that the width of an interval is taken over
 const BUSY = 30; // milliseconds of work before the browser gets its turn
 
 interface Answer {

@@ -281,8 +281,8 @@ test("the saved table says what was asked, and saving lets the browser answer", 
   const [head, first] = readFileSync(await saved.path(), "utf8").split("\n");
   assert.ok(head.endsWith("selection,as_if_from,cells,cells_of_means,cells_of_intervals"));
   const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
-  assert.ok(first.endsWith(`,${quoted(await page.textContent("#ex-selection"))},${quoted(expected.batches[1])},${n},${n},50`));
-  assert.match(await page.textContent("#ex-genes-note"), /width from 50 of the cells/);
+  assert.ok(first.endsWith(`,${quoted(await page.textContent("#ex-selection"))},${quoted(expected.batches[1])},${n},${n},30`));
+  assert.match(await page.textContent("#ex-genes-note"), /width from 30 of the cells/);
   none(errors);
   await page.close();
 });
