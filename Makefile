@@ -21,6 +21,8 @@ web:
 
 web-test: $(READY) web
 	$(BIN)/python -m pytest -q -s tests/test_explorer_browser.py
+	@git diff --exit-code --stat HEAD -- src/scmedley/report/explorer.js || \
+		{ echo "The bundle in the repository is not what web/ builds: commit the new one."; exit 1; }
 
 clean:
 	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis

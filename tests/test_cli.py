@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,18 @@ def test_fit_then_evaluate_then_report(shell, data, done, tmp_path):
 
 def test_quiet_run_prints_nothing_and_leaves_no_checkpoints(done):
     assert names(done) == FILES
+
+
+def test_a_report_without_cells_stays_without(shell, done, tmp_path):
+    shutil.copytree(done, out := tmp_path / "run")
+    report = out / "report.html"
+    assert "ex-data" in report.read_text(encoding="utf-8")
+    shell.well("report", out, "--no-cells")
+    assert "ex-data" not in report.read_text(encoding="utf-8")
+    shell.well("evaluate", out)
+    assert "ex-data" not in report.read_text(encoding="utf-8")
+    shell.well("report", out)
+    assert "ex-data" in report.read_text(encoding="utf-8")
 
 
 def test_embed_new_cells(shell, done, data, tmp_path):

@@ -1,10 +1,12 @@
-"""The report's explorer: what is packed, and that the page's arithmetic is the model's."""
+"""The report's explorer: what is packed, and that its arithmetic, in numpy, is the model's."""
 
 import copy
 import hashlib
 import json
 import re
+import tracemalloc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.models import RandomEffects
 from scmedley.models.counterfactual import counterfactual
 from scmedley.nn.bayesian import tables
-from scmedley.report import build, explorer
+from scmedley.report import build, explorer, explorer_read
 from scmedley.report.explorer import Cells, Explored, fit, pack, sample
 from scmedley.report.explorer_read import decoder_of, explored
 from scmedley.report.read import read
@@ -75,7 +77,7 @@ def model(request: pytest.FixtureRequest, fitted):
 
 
 @pytest.mark.parametrize("target", [*DONORS, "mean"])
-def test_the_pages_arithmetic_is_the_models(model, prepared: AnnData, target: str) -> None:
+def test_a_numpy_copy_of_the_pages_arithmetic_is_the_models(model, prepared: AnnData, target: str) -> None:
     header, arrays = unpack(pack(run_of(prepared, model)))
     network = getattr(model, "decoder", model)
     rows = np.arange(prepared.n_obs)
@@ -235,8 +237,6 @@ def test_columns_of_all_kinds_are_packed(prepared: AnnData, fitted) -> None:
             "empty": np.full(n, np.nan),
         }
     )
-    wide = pd.DataFrame({f"id{i}": [f"x{j}" for j in range(5000)] for i in range(2)})
-    assert explorer._column(wide["id0"]) is None
     header, arrays = unpack(pack(replace(run, cells=replace(run.cells, columns=columns))))
     by = {column["name"]: (column, arrays[f"column{i}"]) for i, column in enumerate(header["columns"])}
     assert (by["number"][0]["low"], by["number"][0]["high"]) == (-2, 5)
@@ -246,6 +246,68 @@ def test_columns_of_all_kinds_are_packed(prepared: AnnData, fitted) -> None:
     assert by["text"][1][:2].tolist() == [explorer.NONE, 0]
     assert by["nullable"][1][0] == explorer.NONE
     assert (by["empty"][1] == explorer.NONE).all()
+
+
+def test_columns_that_cannot_be_told_apart_are_named(tmp_path: Path, prepared: AnnData, fitted) -> None:
+    prepared.obs["barcode"] = [f"x{i}" for i in range(prepared.n_obs)]
+    prepared.obs[[f"more{i}" for i in range(50)]] = 0.5
+    write_run(tmp_path, prepared, fitted("mixed"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explorer, "MAX_LEVELS", 100)
+        found = explored(read(tmp_path))
+    kept = list(found.cells.columns)
+    assert kept[:2] == ["donor", "cell_type"]
+    assert len(kept) == len(unpack(pack(found))[0]["columns"]) == explorer.MAX_COLUMNS
+    (words,) = [words for words in found.missing if "columns" in words]
+    named = re.findall("'([^']*)'", words)
+    assert sorted([*kept, *named]) == sorted(prepared.obs.columns)
+    assert "barcode" in named
+
+
+def test_what_fits_is_packed_once(prepared: AnnData, fitted, monkeypatch) -> None:
+    packed = []
+    monkeypatch.setattr(explorer, "pack", lambda run: packed.append(pack(run)) or packed[-1])
+    assert fit(run_of(prepared, fitted("mixed")), 10**9).text == packed[0]
+    assert len(packed) == 1
+
+
+def test_means_are_taken_in_blocks_without_a_second_array_of_all_pairs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    genes = tuple(f"g{i}" for i in range(400))
+    pair_N = np.append(rng.permutation(np.repeat(np.arange(1000), 2)), -1)
+    x = rng.poisson(0.1, (len(pair_N), len(genes))).astype(np.float32)
+    adata = AnnData(sparse.csr_matrix(x), layers={keys.LOGNORM: sparse.csr_matrix(x)})
+    adata.var_names = list(genes)
+    adata.write_h5ad(tmp_path / "integrated.h5ad")
+    read_means = partial(
+        explorer_read._measured, tmp_path / "integrated.h5ad", genes, np.arange(5), pair_N, 10
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explorer_read, "ROWS", 50)
+        tracemalloc.start()
+        _, pairs, means = read_means([])
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        patch.setattr(explorer_read, "PAGE", 2 * means.size - 1)
+        missing: list[str] = []
+        x_NG, *nothing = read_means(missing)
+    assert pairs.tolist() == [[i // 10, i % 10] for i in range(1000)]
+    np.testing.assert_allclose(means, [x[pair_N == i].mean(0) for i in range(1000)], atol=1e-6)
+    assert most < 1.7 * means.nbytes
+    assert (nothing, missing) == ([None, None], [explorer.NO_MEANS])
+    np.testing.assert_array_equal(x_NG.toarray(), x[:5])
+
+
+def test_a_page_without_cells_says_so_and_keeps_its_pictures(
+    tmp_path: Path, prepared: AnnData, fitted
+) -> None:
+    write_run(tmp_path, prepared, fitted("mixed"))
+    html = build(tmp_path, cells=False).read_text(encoding="utf-8")
+    assert "left out of this page by --no-cells" in html
+    assert "ex-data" not in html
+    assert "<script" not in html
+    assert not [name for name in prepared.obs_names if re.search(rf"\b{name}\b", html)]
+    assert html.count("<img") >= 2
 
 
 def test_a_run_folder_becomes_a_page(tmp_path: Path, prepared: AnnData, fitted) -> None:
@@ -264,6 +326,11 @@ def test_a_run_folder_becomes_a_page(tmp_path: Path, prepared: AnnData, fitted) 
     text = re.search(r'<script type="text/plain" id="ex-data">([A-Za-z0-9+/=]*)</script>', html)[1]
     assert unpack(text)[0]["names"] == list(prepared.obs_names)
     assert len(html) < explorer.PAGE
+    for words in (
+        "side by side where the grid allows",
+        "for genes well above zero; values are means of logarithms",
+    ):
+        assert words in html
 
 
 def test_the_whole_page_keeps_its_size(tmp_path: Path, prepared: AnnData, fitted, monkeypatch) -> None:
@@ -315,7 +382,8 @@ def test_the_dense_layer_and_a_missing_label_are_read(tmp_path: Path, prepared: 
     found = explored(read(tmp_path))
     assert found.label_key is None
     assert found.counts_KB.tolist() == [[60, 60, 60]]
-    assert len(found.means) == 3
+    assert found.means is None  # of all cells: batches differ in composition
+    assert any("no labels, so no change that was seen" in words for words in found.missing)
 
 
 def test_a_page_is_built_without_a_model_and_says_so(tmp_path: Path) -> None:
@@ -334,12 +402,17 @@ def test_a_damaged_model_and_a_paper_model_cost_the_what_if_alone(
     assert found.decoder is None
     assert "encoded anew" in found.missing[0]
     (tmp_path / "model" / "model.json").write_text("{")
-    assert explored(read(tmp_path)).decoder is None
+    found = explored(read(tmp_path))
+    assert found.decoder is None
+    assert "The model cannot be read" in found.missing[0]
+    assert str(tmp_path) not in build(tmp_path).read_text(encoding="utf-8")
 
 
 def test_the_bundle_is_built_from_its_source() -> None:
     bundle = (Path(explorer.__file__).parent / "explorer.js").read_text(encoding="utf-8")
-    stated = re.search(r"sources sha256 ([0-9a-f]{64})", bundle)[1]
+    banner, body = bundle.split("\n", 1)
+    stated, of_body = re.findall(r"sha256 ([0-9a-f]{64})", banner)
+    assert hashlib.sha256(body.encode()).hexdigest() == of_body, "explorer.js was edited: make web"
     assert "</script" not in bundle.lower()
     assert "<!--" not in bundle
     for words in ("http:", "https:", "eval(", "new Function", "innerHTML", "insertAdjacentHTML"):

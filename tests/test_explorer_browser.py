@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -17,8 +18,10 @@ from anndata import AnnData
 import run_folder
 from explorer_page import unpack
 from scmedley import keys
+from scmedley.data.resident import Resident
+from scmedley.evaluate.counterfactual import CHECK_COLUMNS
 from scmedley.models import MixedEffects
-from scmedley.models.counterfactual import counterfactual
+from scmedley.models.counterfactual import _decoded, counterfactual
 from scmedley.nn.bayesian import tables
 from scmedley.report import build
 from tiny import FIT, prepared_design, small
@@ -50,13 +53,14 @@ def cells() -> AnnData:
     return adata
 
 
-def trained(adata: AnnData) -> MixedEffects:
+def trained(adata: AnnData, **given: str) -> MixedEffects:
     """A model whose effects are large enough to be seen."""
-    model = MixedEffects("donor", fixed_settings=small("fixed"), random_settings=small("random"))
+    fixed = {} if given else {"fixed_settings": small("fixed")}
+    model = MixedEffects("donor", random_settings=small("random"), **fixed, **given)
     model.fit(adata, **FIT)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        for table in tables(model.fixed.network):
+        for table in tables(model.decoder.network):
             table.loc_BH.copy_(0.3 * torch.randn_like(table.loc_BH))
             table.rho_BH.fill_(-2)
     return model
@@ -68,24 +72,33 @@ def said(model: MixedEffects, adata: AnnData, target: str, draws: int = 0) -> di
     own = model.decoder.reconstruct(adata).X.mean(0)
     found = {"own_batch": own, "as_if": shown.X.mean(0), "change": shown.layers["difference"].mean(0)}
     if draws:
-        one = [counterfactual(model.decoder, adata, target, draws=2, seed=s) for s in range(draws // 2)]
-        change_DG = np.array([drawn.layers["difference"].mean(0) for drawn in one])
-        # A pair's mean has half the variance of a draw.
-        spread = np.sqrt(2) * change_DG.std(0)
-        found |= {"q05": found["change"] - 1.645 * spread, "q95": found["change"] + 1.645 * spread}
+        own_N = model.decoder.design.codes(adata.obs)
+        cells = Resident(model.decoder.read(adata), own_N, torch.device("cpu")).take(
+            torch.arange(adata.n_obs)
+        )
+        there_N = torch.full_like(cells.b_M, model.decoder.design.code(target))
+
+        def mean(batch_N: torch.Tensor, draw: int) -> np.ndarray:
+            return _decoded(model.decoder, cells, batch_N, draw).mean(0).numpy()
+
+        with torch.no_grad():
+            drawn = [mean(there_N, draw) - mean(cells.b_M, draw) for draw in range(draws)]
+        change_DG = np.array(drawn) * model.decoder.scale.span_G
+        low, high = np.quantile(change_DG, (0.05, 0.95), axis=0)
+        found |= {"q05": low, "q95": high, "sd": change_DG.std(0)}
     return {name: np.asarray(values, float).tolist() for name, values in found.items()}
 
 
-def write_folder(folder: Path, adata: AnnData, model: MixedEffects) -> str:
+def write_folder(folder: Path, adata: AnnData, model: MixedEffects, label: str | None = "cell_type") -> str:
     """Write a run folder and give its page."""
-    model.embed(adata)
+    model.embed(adata, unknown="mean")
     rng = np.random.default_rng(0)
     for i, key in enumerate((keys.FIXED, keys.RANDOM, keys.PCA)):
         adata.obsm[keys.umap(key)] = rng.normal(size=(adata.n_obs, 2)).astype(np.float32) + i
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(folder / "integrated.h5ad")
     model.save(folder / "model")
-    config = {"batch": "donor", "label": "cell_type"}
+    config = {"batch": "donor", "label": label}
     (folder / "run.json").write_text(json.dumps({"status": "finished", "config": config}))
     return build(folder).read_text(encoding="utf-8")
 
@@ -97,6 +110,30 @@ def write_apart(folder: Path) -> None:
     apart = (adata.obs["donor"] == BATCHES[1]) & ~early | (adata.obs["donor"] == BATCHES[2]) & early
     adata = adata[~apart.to_numpy()].copy()
     write_folder(folder, adata, trained(adata))
+
+
+def write_unlabelled(folder: Path) -> None:
+    """Write the page of a run without labels, whose check judged one batch."""
+    adata = cells()
+    folder.mkdir(parents=True)
+    check = pd.DataFrame([["all cells", BATCHES[1], 0.9, 1, 0.95, 0.1, 0.5, 50, 50]], columns=CHECK_COLUMNS)
+    check.to_csv(folder / "counterfactual_check.csv", index=False)
+    write_folder(folder, adata, trained(adata), label=None)
+
+
+def write_odd(folder: Path) -> None:
+    """Write the page of a given fixed part, with 4 cells of an unknown batch and 6, of the first, without a label."""
+    adata = cells()
+    adata.obsm["given"] = np.random.default_rng(0).normal(size=(adata.n_obs, 4)).astype(np.float32)
+    model = trained(adata, fixed="given")
+    first = np.flatnonzero(adata.obs["donor"] == BATCHES[0])
+    adata.obs["donor"] = adata.obs["donor"].cat.add_categories("stranger")
+    adata.obs.loc[adata.obs_names[first[:4]], "donor"] = "stranger"
+    adata.obs.loc[adata.obs_names[first[4:10]], "cell_type"] = None
+    adata.obs["odd"] = np.array(["no", "stranger", "unlabelled"])[
+        np.isin(np.arange(adata.n_obs), first[:4]) + 2 * np.isin(np.arange(adata.n_obs), first[4:10])
+    ]
+    write_folder(folder, adata, model)
 
 
 def write_small(folder: Path) -> dict[str, object]:
@@ -119,7 +156,7 @@ def write_small(folder: Path) -> dict[str, object]:
         groups.append(
             {
                 **{"label": k, "batch": b, "target": str(target), "n": int(own.sum())},
-                **said(model, adata[own], name, draws=200),
+                **said(model, adata[own], name, draws=1000),
                 "measured": mean(k, b).tolist(),
                 "seen_change": (mean(k, name) - mean(k, b)).tolist() if seen else None,
             }
@@ -163,6 +200,8 @@ def test_in_a_browser() -> None:
     (expected := OUT / "expected.json").parent.mkdir(parents=True)
     expected.write_text(json.dumps(write_small(OUT / "small")))
     write_apart(OUT / "apart")
+    write_unlabelled(OUT / "unlabelled")
+    write_odd(OUT / "odd")
     write_large(OUT / "large")
     done = subprocess.run(
         ["node", "--test", "--test-concurrency=1", "tests/explorer.test.mjs"],

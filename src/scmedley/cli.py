@@ -34,6 +34,7 @@ def run(
     out: Path,
     overwrite: bool = False,
     quiet: bool = False,
+    cells: bool = True,
     config: Settings = NO_SETTINGS,
 ) -> None:
     """Do everything: prepare, fit, embed, score, report.
@@ -51,10 +52,13 @@ def run(
         Remove the results of an earlier run in that folder.
     quiet
         Print nothing but errors.
+    cells
+        Put cells, their obs and the model into the report, whose maps are interactive then.
     """
     from scmedley.pipeline import stages
 
-    record = stages.run(inputs, out, config, overwrite=overwrite, say=_say(quiet), progress=not quiet)
+    how: Any = {"overwrite": overwrite, "say": _say(quiet), "progress": not quiet, "cells": cells}
+    record = stages.run(inputs, out, config, **how)
     _tell(record, out, quiet)
 
 
@@ -177,17 +181,19 @@ def evaluate(folder: Path, /) -> None:
 
 
 @app.command
-def report(folder: Path, /) -> None:
+def report(folder: Path, /, *, cells: bool = True) -> None:
     """Write report.html of a run folder.
 
     Parameters
     ----------
     folder
         Run folder.
+    cells
+        Put cells, their obs and the model into the report, whose maps are interactive then.
     """
     from scmedley.pipeline import stages
 
-    print(f"Report: {stages.report(folder)}")
+    print(f"Report: {stages.report(folder, cells=cells)}")
 
 
 @app.command
@@ -295,7 +301,7 @@ def tune(
 
 
 @app.command
-def demo(*, out: Path = Path("demo-run"), overwrite: bool = False) -> None:
+def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, cells: bool = True) -> None:
     """Run on data that come with the package: three cell lines measured with three protocols.
 
     Parameters
@@ -304,11 +310,13 @@ def demo(*, out: Path = Path("demo-run"), overwrite: bool = False) -> None:
         Folder for the results.
     overwrite
         Remove the results of an earlier run in that folder.
+    cells
+        Put cells, their obs and the model into the report, whose maps are interactive then.
     """
     from scmedley import datasets
 
     config = RunConfig(batch="batch", label="cell_type")
-    run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, config=config)
+    run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, cells=cells, config=config)
 
 
 def entry() -> None:

@@ -129,7 +129,8 @@ class Explorer {
     const label = this.payload.get("label")[cell]!;
     const batch = this.payload.get("batch")[cell]!;
     const kind = header.label_key ? (label === NONE ? "no label" : header.labels[label]!) : null;
-    const from = header.batch_key ? (batch === NONE ? "no batch" : header.batches[batch]!) : null;
+    const nowhere = header.whatif ? "no batch that the model knows" : "no batch";
+    const from = header.batch_key ? (batch === NONE ? nowhere : header.batches[batch]!) : null;
     return [kind, from].filter((words) => words !== null);
   }
 

@@ -9,10 +9,17 @@ import { NONE, pause, type Payload } from "./payload";
 
 const TOP = 15;
 const MOST = 2000; // cells that a mean is taken over
-const MOST_DRAWN = 200; // cells that an interval is taken over
+const MOST_DRAWN = 30; // cells that the width of an interval is taken over
+const BUSY = 30; // milliseconds of work before the browser gets its turn
 
 interface Answer {
+  cells: Uint32Array;
+  kinds: [number, number, number][];
+  what: string;
+  code: number; // of the target, -1 for the population mean
   target: string;
+  nMean: number;
+  nDrawn?: number;
   own: Float32Array;
   there: Float32Array;
   change: Float32Array;
@@ -44,7 +51,7 @@ export class WhatIf {
     this.target.append(...header.batches.map((name, i) => option(name, String(i))));
     this.target.append(option("population mean: no batch effect", "-1"));
     this.target.addEventListener("change", () => void this.run());
-    byId("save").addEventListener("click", () => this.save());
+    byId("save").addEventListener("click", () => void this.save());
     if (payload.has("genomap")) {
       const places = payload.get("genomap") as Uint16Array;
       const picture = (id: string, kind: "sequential" | "diverging") =>
@@ -81,7 +88,7 @@ export class WhatIf {
 
   /** Where all cells are from the target already, take the batch that has most cells of their label. */
   private elsewhere(): void {
-    const own = new Set(Array.from(this.cells, (cell) => this.batch[cell]!));
+    const own = new Set(this.codes(this.cells));
     if (own.size > 1 || !own.has(Number(this.target.value))) return;
     const counts = this.payload.get("counts");
     const { batches } = this.payload.header;
@@ -118,11 +125,14 @@ export class WhatIf {
     this.warn(target, name);
     const here = await this.decoder.mean(cells, own, stop);
     const shown = await this.decoder.mean(cells, there, stop);
-    const answer: Answer = { target: name, own: here, there: shown, change: shown.map((x, g) => x - here[g]!) };
+    const answer: Answer = {
+      ...{ cells: this.cells, kinds: this.kinds, what: this.what, code: target, target: name, nMean: cells.length },
+      ...{ own: here, there: shown, change: shown.map((x, g) => x - here[g]!) },
+    };
     if (stop()) return;
     this.answer = answer;
     this.draw(answer);
-    this.table(answer, target, "computing");
+    this.table(answer);
     const ms = performance.now() - started;
     const top = this.order(answer)[0]!;
     const of = cells.length < this.cells.length ? ` A mean over ${count(cells.length)} of them, drawn at random.` : "";
@@ -132,15 +142,17 @@ export class WhatIf {
     await pause();
     const few = drawn(cells, MOST_DRAWN);
     const ownFew = this.codes(few);
-    const { low, high } = await this.decoder.interval(few, ownFew, Int32Array.from(ownFew, () => target), stop);
+    const half = await this.decoder.halfWidth(few, ownFew, Int32Array.from(ownFew, () => target), stop);
     if (stop()) return;
-    answer.low = low.map((value, g) => value + answer.change[g]!);
-    answer.high = high.map((value, g) => value + answer.change[g]!);
-    this.table(answer, target, few.length < cells.length ? `width from ${few.length} of the cells` : "");
+    answer.nDrawn = few.length;
+    answer.low = answer.change.map((value, g) => value - half[g]!);
+    answer.high = answer.change.map((value, g) => value + half[g]!);
+    this.table(answer);
     byId("result").dataset["done"] = String(turn);
     byId("result").dataset["msInterval"] = (performance.now() - started).toFixed(0);
   }
 
+  /** Give the batch of each cell as the decoder takes it: -1, the population mean, for one that it does not know. */
   private codes(cells: Uint32Array): Int32Array {
     return Int32Array.from(cells, (cell) => (this.batch[cell] === NONE ? -1 : this.batch[cell]!));
   }
@@ -152,12 +164,28 @@ export class WhatIf {
     const nBatches = header.batches.length;
     const seen = (label: number, batch: number) => counts[label * nBatches + batch]! > 0;
     const labels = [...new Set(Array.from(this.cells, (cell) => this.label[cell]!))].filter((k) => k !== NONE);
-    const batches = [...new Set(this.codes(this.cells))].filter((b) => b >= 0);
+    const own = this.codes(this.cells);
+    const batches = [...new Set(own)].filter((b) => b >= 0);
+    const all = this.cells.length;
+    const unknown = own.filter((b) => b < 0).length;
+    const unlabelled = this.cells.filter((cell) => this.label[cell] === NONE).length;
     const said: [string, string][] = [];
+    if (unknown) {
+      said.push(["note", `Selected cells of no batch that the model knows: ${count(unknown)} of ${count(all)}. Not their own batch but the population mean stands for them.`]);
+    }
+    byId("own-title").textContent = !unknown
+      ? "In their own batch"
+      : unknown < all
+        ? "In their own batch, or at the population mean where the model does not know it"
+        : "At the population mean: the model does not know their batch";
+    if (unlabelled) {
+      said.push(["note", `Selected cells without a label: ${count(unlabelled)} of ${count(all)}. Whether such cells were ever seen in another batch is not known, and no prediction for them was checked.`]);
+    }
     if (target < 0) {
       said.push(["note", "The population mean is a point of comparison without any batch effect. No cell was ever seen there."]);
     } else if (!header.label_key) {
       said.push(["note", "The run had no labels, so it cannot be said whether such cells were ever seen in that batch."]);
+      said.push(...this.trust([0], target, name)); // the check was of all cells together
     } else {
       const unseen = labels.filter((k) => !seen(k, target)).map((k) => header.labels[k]!);
       if (unseen.length) {
@@ -170,8 +198,8 @@ export class WhatIf {
       }
       said.push(...this.trust(labels.filter((k) => seen(k, target)), target, name));
     }
-    if (batches.length === 1 && batches[0] === target) {
-      said.unshift(["fine", `These cells are from ${name} already, so nothing changes.`]);
+    if (own.every((b) => b === target)) {
+      said.unshift(["fine", `These cells are ${target < 0 ? "at" : "from"} ${name} already, so nothing changes.`]);
     }
     byId("warnings").replaceChildren(...said.map(([kind, words]) => make("li", words, { class: kind })));
   }
@@ -179,10 +207,11 @@ export class WhatIf {
   /** Repeat what the check on held-out cells said of the labels in the target. */
   private trust(labels: number[], target: number, name: string): [string, string][] {
     const words = new Map(this.payload.header.trust.filter(([, b]) => b === target).map(([k, , word]) => [k, word]));
+    const { labels: names, label_key } = this.payload.header;
     const by = new Map<string, string[]>();
     for (const k of labels) {
       const word = words.get(k) ?? "";
-      by.set(word, [...(by.get(word) ?? []), this.payload.header.labels[k]!]);
+      by.set(word, [...(by.get(word) ?? []), label_key ? names[k]! : "All cells together"]);
     }
     const said: Record<string, string> = {
       good: "predictions agreed well with held-out cells: fit to rank genes by",
@@ -200,7 +229,7 @@ export class WhatIf {
     if (!this.pictures) return;
     const most = Math.max(upper(answer.own), upper(answer.there)) || 1;
     const far = upper(answer.change.map(Math.abs)) || 1e-6;
-    this.pictures.own.draw(answer.own, most, `Picture of genes in their own batch, 0 to ${number(most)} log1p CP10k.`);
+    this.pictures.own.draw(answer.own, most, `${byId("own-title").textContent}: picture of genes, 0 to ${number(most)} log1p CP10k.`);
     this.pictures.there.draw(answer.there, most, `Picture of genes as if from ${answer.target}, on the same scale.`);
     this.pictures.change.draw(answer.change, far, `Change of each gene, from −${number(far)} to +${number(far)}.`);
     byId("there-title").textContent = `As if from ${answer.target}`;
@@ -217,7 +246,18 @@ export class WhatIf {
     return Array.from(answer.change.keys()).sort((a, b) => size(b) - size(a) || a - b);
   }
 
-  private table(answer: Answer, target: number, note: string): void {
+  /** Say what the interval is of, and what not. */
+  private intervalNote({ nDrawn, nMean }: Answer): string {
+    if (nDrawn === undefined) return "(5–95 %: computing)";
+    const said = [];
+    if (this.payload.header.whatif!.kind === "random") {
+      said.push("of the decoder's effects only, so they may be too narrow; scmedley project --draws has the encoder's too");
+    }
+    if (nDrawn < nMean) said.push(`width from ${nDrawn} of the cells`);
+    return said.length ? `(5–95 %: ${said.join("; ")})` : "";
+  }
+
+  private table(answer: Answer): void {
     const rows = this.order(answer)
       .slice(0, TOP)
       .map((g) => {
@@ -232,44 +272,57 @@ export class WhatIf {
         const between = answer.low ? `${number(answer.low[g]!, true)} to ${number(answer.high![g]!, true)}` : "…";
         const unsure = answer.low && answer.low[g]! <= 0 && answer.high![g]! >= 0;
         if (unsure) row.className = "unsure";
-        const cells = [number(answer.change[g]!, true), between, number(this.seen(g, target), true)];
-        cells.push(number(answer.own[g]!), number(answer.there[g]!), number(this.genes.mean(g, this.cells)));
+        const cells = [number(answer.change[g]!, true), between, number(this.seen(g, answer), true)];
+        cells.push(number(answer.own[g]!), number(answer.there[g]!), number(this.genes.mean(g, answer.cells)));
         row.append(head, ...cells.map((text) => make("td", text)));
         return row;
       });
     byId("genes").replaceChildren(...rows);
-    byId("genes-note").textContent = note ? `(5–95 %: ${note})` : "";
+    byId("genes-note").textContent = this.intervalNote(answer);
   }
 
-  /** Give the seen change: mean of each cell's label in the target less its mean in the cell's own batch. */
-  private seen(gene: number, target: number): number {
-    if (target < 0) return NaN;
+  /**
+   * Give the seen change: mean of each cell's label in the target less its mean in the cell's own batch. Not a number
+   * unless all of these were seen: the change is of all cells.
+   */
+  private seen(gene: number, { kinds, code, cells }: Answer): number {
+    if (code < 0) return NaN;
     let sum = 0;
-    let n = 0;
-    for (const [label, batch, cells] of this.kinds) {
-      const change = this.genes.ofPair(gene, label, target) - this.genes.ofPair(gene, label, batch);
-      if (Number.isNaN(change)) continue;
-      sum += cells * change;
-      n += cells;
+    for (const [label, batch, n] of kinds) {
+      sum += n * (this.genes.ofPair(gene, label, code) - this.genes.ofPair(gene, label, batch));
     }
-    return n ? sum / n : NaN;
+    return sum / cells.length;
   }
 
-  private save(): void {
+  /** Save all genes, in turns with the browser; each row says what was asked. */
+  private async save(): Promise<void> {
     const { answer } = this;
     if (!answer) return;
-    const target = Number(this.target.value);
+    const button = byId<HTMLButtonElement>("save");
+    button.disabled = true;
     const names = this.payload.header.genes;
-    const lines = ["gene,own_batch,as_if,change,q05,q95,measured,seen_change"];
+    const { own, there, change, low, high, cells } = answer;
+    const asked = [answer.what, answer.target].map(quoted);
+    asked.push(...[cells.length, answer.nMean, answer.nDrawn ?? ""].map(String));
+    const about = "selection,as_if_from,cells,cells_of_means,cells_of_intervals";
+    const lines = [`gene,own_batch,as_if,change,q05,q95,measured,seen_change,${about}`];
+    let until = performance.now() + BUSY;
     for (const g of this.order(answer)) {
-      const { own, there, change, low, high } = answer;
       const numbers = [own[g]!, there[g]!, change[g]!, low?.[g] ?? NaN, high?.[g] ?? NaN];
-      numbers.push(this.genes.mean(g, this.cells), this.seen(g, target));
-      const name = `"${names[g]!.replaceAll('"', '""')}"`;
-      lines.push([name, ...numbers.map((x) => (Number.isNaN(x) ? "" : x.toPrecision(6)))].join(","));
+      numbers.push(this.genes.mean(g, cells), this.seen(g, answer));
+      const written = numbers.map((x) => (Number.isNaN(x) ? "" : x.toPrecision(6)));
+      lines.push([quoted(names[g]!), ...written, ...asked].join(","));
+      if (performance.now() < until) continue;
+      await pause();
+      until = performance.now() + BUSY;
     }
     download("what-if.csv", lines.join("\n") + "\n");
+    button.disabled = false;
   }
+}
+
+function quoted(text: string): string {
+  return `"${text.replaceAll('"', '""')}"`;
 }
 
 /** Draw some of many cells, the same for the same cells. */

@@ -36,6 +36,7 @@ from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.folder import CELLS, CHECK, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.pp import pca, prepare
 from scmedley.pp.umap import umap
+from scmedley.report.build import LEFT_OUT
 from scmedley.train.precision import engine, resolve_device
 
 EMBEDDING = "Embedding all cells and drawing maps of them"
@@ -52,6 +53,7 @@ class Run:
     record: dict[str, Any]
     say: Say = print
     progress: bool = True
+    cells: bool = True  # in the report
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -77,8 +79,12 @@ def run(
     say: Say = print,
     progress: bool = True,
     only_fit: bool = False,
+    cells: bool = True,
 ) -> dict[str, Any]:
-    """Prepare, fit, embed, score and report (or only prepare and fit); give the record of the run."""
+    """Prepare, fit, embed, score and report (or only prepare and fit); give the record of the run.
+
+    Without ``cells`` the report holds none for its explorer.
+    """
     check_config(config)
     if not only_fit:
         _check_extra()
@@ -94,7 +100,7 @@ def run(
         }
         run_folder.check(out, record, overwrite)
         record["resumed"] = (out / run_folder.RECORD).exists() and not overwrite
-        this = Run(out, config, record, say, progress)
+        this = Run(out, config, record, say, progress, cells)
         # Whatever is wrong with the input comes to light before the folder is touched.
         adata = _read_and_prepare(this, inputs, held_out=not only_fit)
         run_folder.begin(out, record, overwrite)
@@ -115,7 +121,7 @@ def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
         _evaluate(this, adata, model)
     this.finish()
     if not only_fit:
-        _report(this.folder, this.say)
+        _report(this.folder, this.say, this.cells)
 
 
 def check_config(config: RunConfig) -> None:
@@ -208,16 +214,17 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
             io.write_h5ad(adata, out / CELLS)
         _evaluate(this, adata, model)
         this.finish()
-        if (out / run_folder.REPORT).exists():
-            _report(out, say)  # the old page would tell of the old scores
+        page = out / run_folder.REPORT
+        if page.exists():  # it would tell of the old scores
+            _report(out, say, cells=LEFT_OUT not in page.read_text(encoding="utf-8", errors="replace"))
     return this.record
 
 
-def report(out: Path, *, say: Say = print) -> Path:
-    """Write report.html of a run folder anew."""
+def report(out: Path, *, say: Say = print, cells: bool = True) -> Path:
+    """Write report.html of a run folder anew; without ``cells`` it holds none for its explorer."""
     run_folder.read_record(out)
     with run_folder.locked(out):
-        return _report(out, say)
+        return _report(out, say, cells)
 
 
 def read_cells(out: Path) -> AnnData:
@@ -365,11 +372,11 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
     this.record["findings"] = findings(table, shifts, check, this.record)
 
 
-def _report(out: Path, say: Say) -> Path:
+def _report(out: Path, say: Say, cells: bool) -> Path:
     from scmedley.report import build
 
     say("Writing the report")
-    return build(out)
+    return build(out, cells=cells)
 
 
 def _hash(inputs: Sequence[Path]) -> str:

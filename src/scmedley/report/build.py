@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def build(run_dir: str | Path) -> Path:
+LEFT_OUT = "The cells were left out of this page by --no-cells. The maps below show them as pictures."
+
+
+def build(run_dir: str | Path, *, cells: bool = True) -> Path:
     """Write ``run_dir/report.html`` from the other files of the run folder.
 
     The same folder gives the same bytes: times come from ``run.json``. A file that is missing
@@ -25,6 +28,8 @@ def build(run_dir: str | Path) -> Path:
     run_dir
         Folder with ``run.json`` and, as far as the run came, ``integrated.h5ad``, ``history.csv``,
         ``scores.csv``, ``gene_shifts.csv`` and ``counterfactual_check.csv``.
+    cells
+        Put cells, their columns of ``obs`` and the model into the page, for its explorer.
 
     Returns
     -------
@@ -59,7 +64,9 @@ def build(run_dir: str | Path) -> Path:
             "limits": LIMITS,
         }
     # What the rest of the page leaves of its 30 MB is the explorer's.
-    shell = render(context | {"explorer": {"text": "", "why": ""}})
+    shell = render(context | {"explorer": {"text": "", "why": LEFT_OUT}})
+    if not cells:
+        return write(shell, run.folder / "report.html")
     found = explored(run)
     left = explorer.PAGE - explorer.ROOM - len(shell.encode("utf-8", errors="replace"))
     payload = found and explorer.fit(found, left)

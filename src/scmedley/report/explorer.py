@@ -27,6 +27,7 @@ MAX_CELLS = 200_000
 ENOUGH = 5_000  # cells for which measured genes and what-if are given up, one after the other
 FLOOR = 20  # cells of each batch and label that are kept, where there are so many
 MAX_LEVELS, MAX_COLUMNS = 1_000, 40
+NO_MEANS = "The means of genes in each batch do not fit into the page: predictions stand alone."
 NONE = 65_535  # no value, in arrays of 16 bits
 STEPS = 65_534
 
@@ -183,15 +184,19 @@ def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
         drawn_N |= np.isfinite(xy).all(axis=1)
     n_strata = len(np.unique(strata_N))
     for lean in _leaner(run):
-        fixed = len(pack(replace(lean, cells=lean.cells.take(np.arange(0)))))
+        fixed: int | None = None  # bytes without a cell; packing is slow, so asked only where it matters
         bare = lean.decoder is None
         enough = n_strata if bare else min(len(strata_N), max(ENOUGH, n_strata))
         n = min(len(strata_N), MAX_CELLS)
-        while fixed < budget and n >= enough:
+        while n >= enough:
             rows = sample(strata_N, n, drawn_N, seed)
             text = pack(replace(lean, cells=lean.cells.take(rows)))
             if len(text) <= budget:
                 return Payload(text, len(rows), run.total, tuple(lean.missing))
+            if fixed is None:
+                fixed = len(pack(replace(lean, cells=lean.cells.take(np.arange(0)))))
+            if fixed >= budget:
+                break
             n = min(n - 1, int(0.97 * len(rows) * (budget - fixed) / (len(text) - fixed)))
     return None
 
@@ -200,8 +205,7 @@ def _leaner(run: Explored) -> Iterator[Explored]:
     """Give the run as it is, then with less and less of it."""
     yield run
     if run.means is not None:
-        words = "The means of genes in each batch do not fit into the page: predictions stand alone."
-        run = replace(run, pairs=None, means=None, missing=[*run.missing, words])
+        run = replace(run, pairs=None, means=None, missing=[*run.missing, NO_MEANS])
         yield run
     if run.cells.x_NG is not None:
         words = "The measured genes do not fit into the page: cells cannot be coloured by gene."
@@ -227,11 +231,9 @@ def pack(run: Explored) -> str:
     for i, (_, _, xy) in enumerate(cells.maps):
         arrays[f"map{i}"] = _places(xy)
     columns: list[dict[str, Any]] = []
-    for name in cells.columns.columns[:MAX_COLUMNS]:
-        found = _column(cells.columns[name])
-        if found is not None:
-            arrays[f"column{len(columns)}"] = found[1]
-            columns.append({"name": str(name), **found[0]})
+    for i, name in enumerate(cells.columns):
+        about, arrays[f"column{i}"] = _column(cells.columns[name])
+        columns.append({"name": str(name), **about})
     header: dict[str, Any] = {
         "version": 1,
         "total": run.total,
@@ -291,17 +293,27 @@ def _places(xy: Array) -> Array:
     return np.where(drawn[:, None], np.rint(centred * STEPS), NONE).astype("<u2")
 
 
-def _column(values: "pd.Series[Any]") -> tuple[dict[str, Any], Array] | None:
-    """Give a column's header and its values in 16 bits; ``None`` for one with more levels than can be told apart."""
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+def colourable(columns: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Give the columns that can be coloured by, and the others: too many levels, or too far behind."""
+    names = list(map(str, columns.columns))
+    few = [k for k in names if _is_number(columns[k]) or columns[k].nunique() <= MAX_LEVELS]
+    kept = few[:MAX_COLUMNS]
+    return kept, [name for name in names if name not in kept]
+
+
+def _is_number(values: "pd.Series[Any]") -> bool:
+    return pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+
+
+def _column(values: "pd.Series[Any]") -> tuple[dict[str, Any], Array]:
+    """Give a column's header and its values in 16 bits."""
+    if _is_number(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
         seen: Array = np.isfinite(numbers)
         low, high = (float(numbers[seen].min()), float(numbers[seen].max())) if seen.any() else (0.0, 0.0)
         share = (np.where(seen, numbers, low) - low) / ((high - low) or 1.0)
         return {"low": low, "high": high}, np.where(seen, np.rint(share * STEPS), NONE).astype("<u2")
     codes, levels = pd.factorize(values.astype("category"), sort=True)
-    if len(levels) > MAX_LEVELS:
-        return None
     return {"levels": [str(level) for level in levels]}, _codes(codes)
 
 

@@ -10,9 +10,21 @@ import pandas as pd
 from scipy import sparse
 
 from scmedley import keys
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 from scmedley.overlap import as_categories
-from scmedley.report.explorer import MAX_CELLS, Block, Cells, Decoder, Explored, sample
+from scmedley.report.explorer import (
+    MAX_CELLS,
+    MAX_COLUMNS,
+    MAX_LEVELS,
+    NO_MEANS,
+    PAGE,
+    Block,
+    Cells,
+    Decoder,
+    Explored,
+    colourable,
+    sample,
+)
 from scmedley.report.read import MAPS, Run
 
 ROWS = 4096  # cells read at one time
@@ -41,7 +53,13 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     z_NP = x_NG = pairs = means = None
     if decoder is not None:
         z_NP = _latent(path, model.key, rows, decoder, missing)
-        pair_N = np.where(known, label_N * len(batches) + batch_N, -1)
+        # Without labels the means would differ by composition as well as by batch.
+        pair_N = np.where(known & (label is not None), label_N * len(batches) + batch_N, -1)
+        if label is None:
+            missing.append(
+                "The run had no labels, so no change that was seen stands beside predictions: it could not be told "
+                "from a difference in composition between batches."
+            )
         x_NG, pairs, means = _measured(path, decoder.genes, rows, pair_N, len(batches), missing)
     maps = [
         (
@@ -59,7 +77,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         batch_N[rows],
         label_N[rows],
         maps,
-        _columns(run).iloc[rows],
+        _columns(run, missing).iloc[rows],
         z_NP,
         x_NG,
     )
@@ -139,6 +157,10 @@ def _model(run: Run, missing: list[str]) -> tuple[Any, Decoder | None]:
         return None, None
     try:
         model = load(run.folder / "model")
+    except ScmedleyError:  # its words have paths, and the page is made to be passed on
+        missing.append("The model cannot be read, so there is no what-if and no gene to colour by.")
+        return None, None
+    try:
         decoder = decoder_of(model)
     except ScmedleyError as error:
         missing.append(str(error))
@@ -165,12 +187,18 @@ def _coded(
     return np.asarray(found.set_categories(list(names)).codes, np.int64), names
 
 
-def _columns(run: Run) -> pd.DataFrame:
-    """Give the columns to colour by, batch and label first."""
+def _columns(run: Run, missing: list[str]) -> pd.DataFrame:
+    """Give the columns to colour by, batch and label first, and say which are left out."""
     assert run.obs is not None
     first = [key for key in (run.config.get("batch"), run.config.get("label")) if key in run.obs]
     rest = [key for key in run.obs.columns if key not in (*first, keys.PERMUTED)]
-    return run.obs[[*dict.fromkeys(first), *rest]]
+    kept, others = colourable(run.obs[[*dict.fromkeys(first), *rest]])
+    if others:
+        missing.append(
+            f"Not in the page are the columns {listed(others, len(others))}: of text with over {MAX_LEVELS:,} levels, "
+            f"or behind the first {MAX_COLUMNS}."
+        )
+    return run.obs[kept]
 
 
 def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, int, str]]:
@@ -232,17 +260,27 @@ def _measured(
             missing.append("integrated.h5ad lacks genes of the model: measured genes are not shown.")
             return None, None, None
         values: Any = layer if isinstance(layer, h5py.Dataset) else sparse_dataset(layer)
-        found, pair_N = np.unique(pair_N, return_inverse=True)
+        found, n_U = np.unique(pair_N[pair_N >= 0], return_counts=True)
+        if 2 * len(found) * len(genes) > PAGE:
+            missing.append(NO_MEANS)
+            found = found[:0]
         sums, kept, held_N = np.zeros((len(found), len(genes))), [], np.zeros(len(pair_N), bool)
         held_N[rows] = True
         for start in range(0, len(pair_N), ROWS):
             block = sparse.csr_matrix(values[start : start + ROWS])[:, place].astype(np.float32)
-            part = pair_N[start : start + ROWS]
-            member = sparse.csr_matrix(
-                (np.ones(len(part)), (part, np.arange(len(part)))), (len(found), len(part))
-            )
-            sums += (member @ block).toarray()
             kept.append(block[held_N[start : start + ROWS]])
-    means, real = sums / np.bincount(pair_N)[:, None], found >= 0
-    pairs = np.column_stack([found // n_batches, found % n_batches])
-    return sparse.vstack(kept, format="csr"), pairs[real], means[real]
+            if len(found):
+                _add(sums, found, block, pair_N[start : start + ROWS])
+    x_NG = sparse.vstack(kept, format="csr")
+    if not len(found):
+        return x_NG, None, None
+    sums /= n_U[:, None]
+    return x_NG, np.column_stack([found // n_batches, found % n_batches]), sums
+
+
+def _add(sums: np.ndarray, found: np.ndarray, block: sparse.csr_matrix, pair_M: np.ndarray) -> None:
+    """Add cells to the sums of their pairs, without a dense array of all pairs."""
+    at = np.flatnonzero(pair_M >= 0)
+    pairs, code = np.unique(pair_M[at], return_inverse=True)
+    member = sparse.csr_matrix((np.ones(len(at)), (code, at)), (len(pairs), len(pair_M)))
+    sums[np.searchsorted(found, pairs)] += (member @ block).toarray()
