@@ -95,6 +95,9 @@ def test_tables_hold_every_fit_with_nulls_and_both_kinds_of_holding_out(done: Pa
     assert set(read.target) == {"cell_type", "condition"}
     embeddings = set(read[read.target == "condition"].embedding)
     assert {"PCA", "FE + RE", f"FE + {NULL}", "RE", NULL, "composition only"} <= embeddings
+    counted = pd.read_csv(done / "classified_summary.csv").groupby("held_out")["n_donors"]
+    assert counted.max()["donors"] == 6  # each donor once; with cells held out none is counted
+    assert counted.count()["cells"] == 0
     leaking = read[(read.target == "condition") & (read.held_out == "cells")]
     assert leaking.caution.str.contains("leaks").all()
     assert not read[read.held_out == "donors"].caution.fillna("").str.contains("leaks").any()

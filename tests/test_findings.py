@@ -72,7 +72,7 @@ def test_good_numbers():
     )
     assert "seen to: CD4 (+0.90 in T; observed +0.80), IL7R (-0.50 in T; observed -0.40). " in different
     assert different.endswith(
-        "Agreement with held-out cells in a: 1 of 1 judged label good; 1 had too few cells."
+        "Agreement with held-out cells in a: 1 of 1 judged label good; 1 could not be judged."
     )
     assert "correlate with 0.80 (2 of 2 pairs of label and batch good, 0 some; 0.95 for a perfect" in trust
     assert (
@@ -109,8 +109,8 @@ def test_what_is_missing_is_said_or_left_out():
     assert said == [
         "Whether the fixed-effects embedding gives away the batch could not be measured: no label has "
         "enough cells, held out and not, in two batches.",
-        "Counterfactuals could not be checked: no label has enough held-out cells on both sides of a batch. "
-        "Take gene shifts as guesses.",
+        "Counterfactuals could not be checked: no label has a shift between batches that stands out from the "
+        "noise of its held-out cells (they are few, or the batches hardly differ). Take gene shifts as guesses.",
         "Without labels, a leak includes differences in composition: batches with other cell types.",
     ]
     assert "is not known" in say(table_of_scores(null=None))[2]
@@ -166,7 +166,7 @@ def test_genes_come_from_labels_that_hold_up():
     *_, different = say(check=one_fails)
     assert "No gene is named: no label that was judged agrees. " in different
     assert "CD4" not in different
-    assert different.endswith("in a: 1 of 1 judged label none; 1 had too few cells.")
+    assert different.endswith("in a: 1 of 1 judged label none; 1 could not be judged.")
 
 
 def test_one_judged_pair_of_many_is_no_proof():

@@ -49,7 +49,7 @@ def test_batch_shifts_draws_the_table():
     assert dots == {(row["gene"], int(row["batch"][1]) - 1) for _, row in unsure.iterrows()}
     assert [patch.get_x() for patch in ax.patches] == [1.5]
     assert ax.patches[0].get_hatch()
-    assert ax.get_xlabel() == "dot: the 5–95 % interval holds 0; blank: not known"
+    assert ax.get_xlabel() == "dot: the 5–95 % interval holds 0; grey: not known"
     assert figure.axes[1].get_ylabel() == "shift, log1p CP10k"
 
 

@@ -297,7 +297,14 @@ def tune(
     print("\nOn test cells, which chose nothing (mean over folds)")
     for name, found in record["test"].items():
         print(f"  - {name}: label accuracy {found['accuracy']:.3f}, batch leak {found['leak']:.3f}")
-    print(f"\nSettings: {out / 'best.toml'}. Next: scmedley run {cells} --settings {out / 'best.toml'} ...")
+    print(f"\nSettings: {out / 'best.toml'}")
+    gain = {name: found["accuracy"] - max(found["leak"], 0.0) for name, found in record["test"].items()}
+    if gain["best"] <= gain["default"]:
+        print(
+            "They do no better than the default on these cells: keep the default (scmedley run without --settings)."
+        )
+    else:
+        print(f"Next: scmedley run {cells} --settings {out / 'best.toml'} ...")
 
 
 @app.command

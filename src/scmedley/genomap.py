@@ -1,7 +1,8 @@
 """Genomaps: a cell as a picture, whose pixels are genes (the idea: Islam & Xing 2023).
 
 Genes that interact little with the others lie in the middle, those that interact much farther out, and genes
-that lie side by side correlate more than others do. One layout serves all cells of a model, so that pictures can be compared.
+that lie side by side correlate more than others do. One layout serves all cells of a model, so that pictures can
+be compared.
 
 Shapes: N cells, G genes, H × W pixels, S pixels of one band that do not touch.
 """

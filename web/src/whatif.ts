@@ -182,7 +182,7 @@ export class WhatIf {
       said.push(["note", `Selected cells without a label: ${count(unlabelled)} of ${count(all)}. Whether such cells were ever seen in another batch is not known, and no prediction for them was checked.`]);
     }
     if (target < 0) {
-      said.push(["note", "The population mean is a point of comparison without any batch effect. No cell was ever seen there."]);
+      said.push(["note", "The population mean has all batch effects at zero. It is a point of comparison, not the middle of the batches: genes may lie outside the range of all of them, and no cell was ever seen there."]);
     } else if (!header.label_key) {
       said.push(["note", "The run had no labels, so it cannot be said whether such cells were ever seen in that batch."]);
       said.push(...this.trust([0], target, name)); // the check was of all cells together
@@ -198,8 +198,11 @@ export class WhatIf {
       }
       said.push(...this.trust(labels.filter((k) => seen(k, target)), target, name));
     }
-    if (own.every((b) => b === target)) {
-      said.unshift(["fine", `These cells are ${target < 0 ? "at" : "from"} ${name} already, so nothing changes.`]);
+    const there = own.filter((b) => b === target).length;
+    if (there === all) {
+      said.splice(0, said.length, ["fine", `These cells are ${target < 0 ? "at" : "from"} ${name} already, so nothing changes.`]);
+    } else if (there && target >= 0) {
+      said.unshift(["note", `${count(there)} of ${count(all)} selected cells are from ${name} already. They do not change, and the means below have them in.`]);
     }
     byId("warnings").replaceChildren(...said.map(([kind, words]) => make("li", words, { class: kind })));
   }
@@ -221,7 +224,7 @@ export class WhatIf {
     };
     return [...by].map(([word, names]) => [
       word === "good" ? "fine" : "note",
-      `${listed(names)} in ${name}: ${said[word] ?? "too few held-out cells to check the prediction: take it as a guess"}.`,
+      `${listed(names)} in ${name}: ${said[word] ?? "too few held-out cells, or too small a shift, to check the prediction: take it as a guess"}.`,
     ]);
   }
 

@@ -18,7 +18,7 @@ from scmedley.pp.counts import log_normalised
 
 ALL = "all cells"  # stands for the label where there is none
 LEAST = 10  # held-out cells on each side without which a shift is not compared
-TOO_FEW = "too few cells to judge"
+TOO_FEW = "too little to judge by"  # too few cells, or a shift no larger than their noise
 AGREEMENT = ("good", "some", "none", TOO_FEW)
 # Of a pair's ceiling: what is good, what is some agreement, and by how much either must exceed the best of the wrong
 # batches. One of those put in the right one's place would then pass as some in 4 % of onek1k's pairs (in 5 % without a
@@ -189,7 +189,7 @@ def counterfactual_check(
 def agreement(check: pd.DataFrame) -> "pd.Series[str]":
     """Judge each row of :func:`counterfactual_check`: how much of what its cells allow does it reach?
 
-    "good", "some" or "none" by ``LIMITS``, or "too few cells to judge". A prediction that is not particular to its
+    "good", "some" or "none" by ``LIMITS``, or "too little to judge by". A prediction that is not particular to its
     batch, where the best of the wrong batches does nearly as well, is none.
     """
     reached = check["pearson"] / check["ceiling_pearson"]
@@ -217,7 +217,7 @@ class Summary:
         no pair has one.
     verdict
         "good": at least half of the pairs that were judged are; "some": at least half are good or some; "none":
-        fewer; "too few cells to judge": fewer than ``ENOUGH`` could be.
+        fewer; "too little to judge by": fewer than ``ENOUGH`` could be.
     """
 
     tally: dict[str, int]

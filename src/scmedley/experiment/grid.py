@@ -21,7 +21,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.experiment import tables
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import digest, prepare_once, read_data
-from scmedley.experiment.config import BASIC, Experiment
+from scmedley.experiment.config import BASIC, NULL, Experiment
 from scmedley.experiment.task import DATA, Task, tasks
 from scmedley.pipeline import folder as run_folder
 
@@ -82,6 +82,10 @@ def run(
             _tell_failures(out, fits)
         say("Writing tables and page")
         record |= {"findings": tables.write_tables(experiment, out), "status": "done"}
+        unfinished = _unfinished(experiment, out, fits)
+        record["warnings"] += unfinished
+        for warning in unfinished + _failed_rivals(out, fits):
+            say(f"Warning: {warning}")
         io.write_json(record, out / RECORD)
         build(out)
     _tell_failures(out, [task for task in fits + classifications if task.method in OURS])
@@ -163,6 +167,33 @@ def _run(
             for future in futures:
                 future.cancel()
             raise
+
+
+def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list[str]:
+    """Name the networks whose training was still improving when their ``max_epochs`` ended it."""
+    said = []
+    for method in experiment.methods:
+        most = experiment.settings.get("RE" if method == NULL else method, {}).get("max_epochs")
+        ends = [work.about(out, task).get("fitted", {}) for task in fits if task.method == method]
+        short = [end for end in ends if end and end["best_epoch"] == end["epochs"] == most]
+        if short:
+            said.append(
+                f"{method} was still improving when max_epochs = {most} ended {len(short)} of {len(ends)} fits."
+            )
+    return said
+
+
+def _failed_rivals(out: Path, fits: Sequence[Task]) -> list[str]:
+    """Say which methods that are not ours failed, and why."""
+    reasons: dict[str, list[str]] = {}
+    for task in fits:
+        state = work.about(out, task)
+        if state.get("status") != "done" and task.method not in OURS:
+            reasons.setdefault(task.method, []).append(str(state.get("reason", "no record of it")))
+    return [
+        f"{method} failed in {len(why)} fits, so it is in no table of scores: {why[0]}"
+        for method, why in reasons.items()
+    ]
 
 
 def _tell_failures(out: Path, todo: Sequence[Task]) -> None:

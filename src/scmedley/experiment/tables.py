@@ -148,9 +148,9 @@ def _separation(scores: pd.DataFrame, score: str) -> str:
         return ""
     excess = (rows["value"] - rows["null"]).groupby([rows["method"], rows["fold"]]).mean()
     mean, low, high = t_interval((excess["RE"] - excess[NULL]).tolist())
-    verdict = "more than" if low > 0 else "no more, for sure, than"
+    verdict = "RE separates" if low > 0 else "It is not shown that RE separates"
     return (
-        f"RE separates batches of held-out cells {verdict} the same network told permuted batches: {score} "
+        f"{verdict} batches of held-out cells more than the same network told permuted batches: {score} "
         f"{excess['RE'].mean():z.2f} and {excess[NULL].mean():z.2f} above chance, a difference of {mean:z.2f} "
         f"[{low:z.2f}, {high:z.2f}]."
     )
@@ -177,10 +177,14 @@ def _right(row: dict[Any, Any], held_out: str) -> str:
 
 
 def _donors(classified: pd.DataFrame) -> pd.DataFrame:
-    """Count donors over the folds of the first seed, with the binomial 95 % interval of those that are right."""
+    """Count donors over the folds of the first seed, with the binomial 95 % interval of those that are right.
+
+    Only where donors are held out: with cells held out each donor would count once a fold.
+    """
     from scipy.stats import binomtest
 
     first = classified[classified["seed"] == classified["seed"].iloc[0]].dropna(subset="donor_accuracy")
+    first = first[first["held_out"] == "donors"]
     first = first.assign(right=first["donor_accuracy"] * first["n_donors"])
     rows = []
     for place, group in first.groupby(CLASSIFIED_BY, sort=False):

@@ -146,7 +146,7 @@ def _judged(words: "pd.Series[str]", n_labels: int) -> str:
     said = ", ".join(f"{n[word]} {word}" for word in ("good", "some", "none") if word in n)
     said = said.replace(" ", f" of {len(words)} judged label{'s' * (len(words) > 1)} ", 1)
     few = n_labels - len(words)
-    return said + (f"; {few} had too few cells" if few else "")
+    return said + (f"; {few} could not be judged" if few else "")
 
 
 def _genes(own: pd.DataFrame) -> str:
@@ -166,8 +166,8 @@ def _trust(check: pd.DataFrame) -> str:
     found = summarise(check)
     if not found.n_judged:
         return (
-            "Counterfactuals could not be checked: no label has enough held-out cells on both sides of a batch. "
-            "Take gene shifts as guesses."
+            "Counterfactuals could not be checked: no label has a shift between batches that stands out from the "
+            "noise of its held-out cells (they are few, or the batches hardly differ). Take gene shifts as guesses."
         )
     beside = [
         f"{found.tally['good']} of {found.n_judged} pairs of label and batch good, {found.tally['some']} some",
@@ -182,7 +182,7 @@ def _trust(check: pd.DataFrame) -> str:
     if found.verdict == TOO_FEW:
         verdict = (
             "Counterfactuals could not be checked well, so take gene shifts as guesses. Only "
-            f"{found.n_judged} of {len(check)} pairs of label and batch have enough held-out cells to judge by; there"
+            f"{found.n_judged} of {len(check)} pairs of label and batch have cells and shift enough to judge by; there"
         )
     elif found.verdict == "none":
         verdict = "Do not use the counterfactuals and gene shifts of this run"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COLUMNS = ["label", "batch", "gene", "shift", "q05", "q95", "seen"]
 MOST_GENES = 60  # that a heatmap shows, unless more are asked for
 CELL = 0.17  # height of a gene, inches
+UNKNOWN = "#d4d4d4"  # neither white, which is no shift, nor a colour of the scale
 
 
 def batch_shifts(
@@ -24,7 +25,7 @@ def batch_shifts(
     """Draw the shifts of genes (rows) in batches (columns), for one label.
 
     A dot marks a shift whose interval from 5 % to 95 % holds 0. The table keeps, for each batch, the genes of its
-    largest shifts alone, so that the shift of another gene is not known: its place is blank, which does not mean 0.
+    largest shifts alone, so that the shift of another gene is not known: its place is grey, which does not mean 0.
     Batches in which the label was never observed are hatched: their shifts are extrapolated.
 
     Parameters
@@ -69,6 +70,7 @@ def batch_shifts(
     drawn = ax.imshow(
         value_GB, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
     )
+    ax.set_facecolor(UNKNOWN)
     gene, batch = np.nonzero(unsure_GB.to_numpy())
     ax.plot(batch, gene, ".", color="#222", ms=2.5)
     _hatch(ax, ~seen_B, len(value_GB))
@@ -138,7 +140,7 @@ def _hatch(ax: Axes, unseen_B: np.ndarray, n_genes: int) -> None:
 
 
 def _explain(ax: Axes, unsure: bool, unknown: bool) -> None:
-    """Say above the picture what dots and blanks mean, where there are any."""
-    words = ["dot: the 5–95 % interval holds 0"] * unsure + ["blank: not known"] * unknown
+    """Say above the picture what dots and grey mean, where there are any."""
+    words = ["dot: the 5–95 % interval holds 0"] * unsure + ["grey: not known"] * unknown
     if words:
         ax.set_xlabel("; ".join(words), fontsize=8, loc="left")

@@ -124,6 +124,8 @@ def _maps(folder: Path, obs: pd.DataFrame, experiment: Experiment) -> list[dict[
     """Draw the held-out cells of each fold, by batch and by label, for every method."""
     if "cells" not in experiment.splits:
         return []
+    from scmedley.pl._palette import colours
+
     seed, groups = experiment.seeds[0], []
     for fold in range(experiment.folds):
         rows = []
@@ -132,7 +134,11 @@ def _maps(folder: Path, obs: pd.DataFrame, experiment: Experiment) -> list[dict[
                 _map(folder, obs, experiment, Task("cells", fold, seed, m), kind, key)
                 for m in experiment.methods
             ]
-            rows.append({"kind": kind, "panels": [p for p in panels if p is not None]})
+            names = [str(name) for name in obs[key].cat.categories]
+            legend = [
+                {"name": n, "colour": c} for n, c in zip(names, colours(obs[key].nunique()), strict=False)
+            ]
+            rows.append({"kind": kind, "panels": [p for p in panels if p is not None], "legend": legend})
         groups.append({"fold": fold + 1, "rows": rows})
     return groups
 

@@ -64,7 +64,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     maps = [
         (
             run.name(key),
-            "" if found == keys.umap(key) else "first two dimensions, no UMAP in this run",
+            "UMAP" if found == keys.umap(key) else "first two dimensions, no UMAP in this run",
             xy[rows],
         )
         for key, (found, xy) in run.maps.items()

@@ -196,7 +196,10 @@ def _words(found: Summary) -> str:
     """Say how far to trust counterfactuals, given how many pairs deserve it and the medians."""
     tally, judged = found.tally, found.n_judged
     if not judged:
-        return "Every pair of batch and label has too few held-out cells to judge the counterfactuals by."
+        return (
+            "Every pair of batch and label has too few held-out cells, or too small a shift, to judge the "
+            "counterfactuals by."
+        )
     pairs = "the one pair" if judged == 1 else f"{judged} pairs"
     text = (
         f"Of {pairs} of batch and label with enough held-out cells to judge, the agreement of predicted with "
