@@ -9,11 +9,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from scipy import sparse
 
 import run_folder
@@ -384,6 +385,25 @@ def test_the_dense_layer_and_a_missing_label_are_read(tmp_path: Path, prepared: 
     assert found.counts_KB.tolist() == [[60, 60, 60]]
     assert found.means is None  # of all cells: batches differ in composition
     assert any("no labels, so no change that was seen" in words for words in found.missing)
+
+
+def test_a_damaged_matrix_costs_the_explorer_alone(tmp_path: Path, prepared: AnnData, fitted) -> None:
+    write_run(tmp_path, prepared, fitted("mixed"))
+    with h5py.File(tmp_path / "integrated.h5ad", "r+") as file:
+        file[f"layers/{keys.LOGNORM}/indptr"][5] = 10**6
+    page = build(tmp_path).read_text()
+    assert "integrated.h5ad cannot be read" in page
+    assert 'id="ex-data"' not in page
+
+
+def test_a_model_of_other_batches_is_asked_nothing(tmp_path: Path, prepared: AnnData, fitted) -> None:
+    write_run(tmp_path, prepared, fitted("mixed"))
+    cells = read_h5ad(tmp_path / "integrated.h5ad")
+    cells.obs["donor"] = cells.obs["donor"].astype(str) + " of another study"
+    cells.write_h5ad(tmp_path / "integrated.h5ad")
+    found = explored(read(tmp_path))
+    assert found.decoder is None
+    assert any("are not those of the model" in words for words in found.missing)
 
 
 def test_a_page_is_built_without_a_model_and_says_so(tmp_path: Path) -> None:

@@ -219,6 +219,20 @@ def test_a_shape_of_ones_own() -> None:
     assert_array_equal(genomap.expression(genomap.images(x, made), made), x)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_scale_of_the_values_does_not_matter(scale: float) -> None:
+    x = values().astype(np.float64)
+    wanted, found = (genomap.correlations(given)[0] for given in (x, x * scale))
+    assert_allclose(found, wanted, atol=1e-5)
+    assert len(genomap.layout(x * scale, names(30)).genes) == 30
+
+
+def test_many_genes_none_of_which_varies() -> None:
+    made = genomap.layout(np.ones((20, 30)), names(30))
+    assert made.constant.all()
+    assert len(set(zip(made.rows, made.columns, strict=True))) == 30
+
+
 def test_all_genes_constant() -> None:
     made = genomap.layout(np.ones((5, 4), np.float32), names(4))
     assert made.constant.all()

@@ -62,6 +62,12 @@ def test_a_query_may_be_longer_than_a_path(shell, done, tmp_path):
     assert shell.well("project", done, "--cells", query, "--to", "sc_10x", "--figure", tmp_path / "f.svg")
 
 
+def test_a_figure_without_its_data_is_not_left_behind(shell, done, tmp_path):
+    wrong = ["--figure", tmp_path / "f.svg", "--out", tmp_path / "f.h5ad", "--draws", "-1"]
+    assert "draws is -1" in shell("project", done, "--to", "sc_10x", *wrong).error
+    assert tree(tmp_path) == {}
+
+
 def test_the_seed_draws_the_cells(shell, done, tmp_path):
     for name, more in (("a", []), ("b", []), ("c", ["--seed", "1"]), ("d", ["--rows", "2"])):
         shell.well("project", done, "--to", "sc_10x", "--figure", tmp_path / f"{name}.svg", *more)

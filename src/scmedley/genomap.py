@@ -87,10 +87,14 @@ class Layout:
             if not len(made.genes) == len(made.rows) == len(made.columns) == len(made.constant):
                 raise ValueError("its lists differ in length")
             taken = np.ravel_multi_index((made.rows, made.columns), made.shape)  # raises beyond the picture
+            if made.shape[0] * made.shape[1] > 4 * len(taken) + 4096:
+                raise ValueError("its picture is far too large")
             if len(np.unique(taken)) < len(taken) or len(set(made.genes)) < len(taken):
                 raise ValueError("two genes share a pixel or a name")
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ScmedleyError(f"{path} holds no layout of genes ({error}).") from error
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ScmedleyError(
+                f"{path} holds no layout of genes ({error}). Fit and save the model again, or remove that file."
+            ) from error
         return made
 
 
@@ -257,12 +261,14 @@ def correlations(x_NG: Matrix, *, seed: int = 0) -> tuple[NDArray[np.float32], N
         x_NG = x_NG[np.sort(chosen)]
     n_cells, n_genes = x_NG.shape
     mean_G = np.asarray(x_NG.mean(axis=0), np.float64).ravel()
-    constant_G = np.asarray(abs(_spread(x_NG)) == 0)
+    spread_G = _spread(x_NG)
+    constant_G = spread_G == 0
+    unit_G = np.where(constant_G, 1, spread_G)  # so that no scale of a gene is too small or large for float32
     square_G = np.zeros(n_genes)
     product_GG = np.zeros((n_genes, n_genes), np.float32)
     for start in range(0, n_cells, BLOCK):
         block = x_NG[start : start + BLOCK]
-        centred_MG = (_dense(block) - mean_G).astype(np.float32)
+        centred_MG = ((_dense(block) - mean_G) / unit_G).astype(np.float32)
         centred_MG[:, constant_G] = 0
         square_G += (centred_MG.astype(np.float64) ** 2).sum(0)
         product_GG += centred_MG.T @ centred_MG
@@ -351,6 +357,8 @@ def _turns(correlation_GG: NDArray[np.float32]) -> NDArray[np.float64]:
     the constant one, are the coordinates.
     """
     affinity_GG = np.square(np.maximum(correlation_GG, 0), dtype=np.float64)
+    if not affinity_GG.any():
+        return np.zeros(len(affinity_GG))
     degree_G = np.sqrt(affinity_GG.sum(1) + 1e-6)
     affinity_GG /= degree_G[:, None]
     affinity_GG /= degree_G

@@ -192,7 +192,7 @@ test("what was never seen is called a guess", async () => {
   assert.ok(words.includes(`${expected.unseen.label} was never seen in ${expected.unseen.batch}`));
   await page.selectOption("#ex-target", "-1");
   await answered(page);
-  assert.match(await page.textContent("#ex-warnings"), /No cell was ever seen there/);
+  assert.match(await page.textContent("#ex-warnings"), /no cell was ever seen there/);
   none(errors);
   await page.close();
 });

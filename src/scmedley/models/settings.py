@@ -68,7 +68,10 @@ class Settings:
             elif isinstance(value, np.generic):
                 value = value.item()
             elif field.name == "effects" and isinstance(value, dict):
-                value = EffectStart(**value)
+                try:
+                    value = EffectStart(**value)
+                except TypeError as error:
+                    raise ScmedleyError(f"effects={value} is no EffectStart ({error}).") from error
             object.__setattr__(self, field.name, value)
             default = field.default_factory() if callable(field.default_factory) else field.default
             check_setting(field.name, value, default)

@@ -55,18 +55,25 @@ def project(
     check_seed(seed)
     model = read_model(folder)
     chosen = choose(cells, folder)
-    said = []
-    if figure is not None:  # first: what cannot be drawn is said before the long work
-        n_drawn = _draw(model, chosen, to, figure, rows=rows, seed=seed, unknown=unknown)
-        said.append(f"{n_drawn} of {chosen.n_obs} cells drawn: {figure}")
-    if out is not None:
-        result = model.counterfactual(
-            chosen, to, draws=draws, seed=seed, unknown=unknown, out=out if out.suffix == ".zarr" else None
-        )
-        if isinstance(result, AnnData):
-            io.write_h5ad(result, out)
-        said.append(f"{chosen.n_obs} cells shown in {', '.join(to)}: {out}")
+    if figure is None:
+        return [_write(model, chosen, to, out, draws=draws, seed=seed, unknown=unknown)] if out else []
+    with io.replacing(figure) as temporary:  # drawn first, and put in place when the data are written too
+        n_drawn = _draw(model, chosen, to, temporary, rows=rows, seed=seed, unknown=unknown)
+        said = [f"{n_drawn} of {chosen.n_obs} cells drawn: {figure}"]
+        if out is not None:
+            said.append(_write(model, chosen, to, out, draws=draws, seed=seed, unknown=unknown))
     return said
+
+
+def _write(
+    model: MixedEffects, adata: AnnData, to: Sequence[str], out: Path, *, draws: int, seed: int, unknown: str
+) -> str:
+    """Write the counterfactuals of all chosen cells."""
+    zarr = out if out.suffix == ".zarr" else None
+    result = model.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
+    if isinstance(result, AnnData):
+        io.write_h5ad(result, out)
+    return f"{adata.n_obs} cells shown in {', '.join(to)}: {out}"
 
 
 def choose(cells: Sequence[str], folder: Path) -> AnnData:

@@ -56,7 +56,9 @@ def figure_of(ax: Axes) -> Figure:
 
 def plain(text: object, longest: int = 32) -> str:
     """Make a name from the data fit for a figure: one line, not too long."""
-    line = " ".join(str(text).split())
+    line = " ".join(
+        "".join(c if c.isprintable() else " " for c in str(text)).split()
+    )  # XML has no control characters
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

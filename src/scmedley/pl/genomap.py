@@ -173,6 +173,7 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     """
     layout, own = panel.layout, np.array(panel.own)
     is_own_RT = own[:, None] == np.array(panel.targets)
+    is_own_RT[:, 0] = False  # the population mean, whatever a batch is called
     known = [batch or "batch not known" for batch in panel.own]
     rows = [f"{_short(cell)}\n{_short(batch)}" for cell, batch in zip(panel.cells, known, strict=True)]
     shown_RCG = np.concatenate(

@@ -67,7 +67,13 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
     shell = render(context | {"explorer": {"text": "", "why": LEFT_OUT}})
     if not cells:
         return write(shell, run.folder / "report.html")
-    found = explored(run)
+    try:
+        found = explored(run)
+    except (
+        Exception
+    ) as error:  # a damaged file fails in many ways; the rest of the page is still worth having
+        why = f"Nothing to explore: integrated.h5ad cannot be read ({type(error).__name__}). Run again."
+        return write(render(context | {"explorer": {"text": "", "why": why}}), run.folder / "report.html")
     left = explorer.PAGE - explorer.ROOM - len(shell.encode("utf-8", errors="replace"))
     payload = found and explorer.fit(found, left)
     shown = vars(payload) if payload else {"text": "", "why": _absent(found is None)}

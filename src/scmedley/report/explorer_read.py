@@ -33,12 +33,24 @@ ALL = "all cells"  # stands for the label where there is none
 
 
 def explored(run: Run, seed: int = 0) -> Explored | None:
-    """Gather cells, decoder and means of a run; ``None`` without cells."""
+    """Gather cells, decoder and means of a run; ``None`` without cells.
+
+    Raises
+    ------
+    ScmedleyError
+        integrated.h5ad is damaged.
+    """
     if run.obs is None or not len(run.obs):
         return None
     missing: list[str] = []
     model, decoder = _model(run, missing)
     batch, label = run.column("batch"), run.column("label")
+    of_cells = set() if batch is None else set(batch.dropna().astype(str))
+    if decoder is not None and of_cells.isdisjoint(model.design.batches):
+        missing.append(
+            "The batches of the cells are not those of the model, so it is not asked what the cells would be elsewhere."
+        )
+        decoder = None
     batch_N, batches = _coded(batch, model.design.batches if decoder is not None else None, len(run.obs))
     label_N, labels = _coded(label, None, len(run.obs))
     counts_KB = np.zeros((len(labels), len(batches)), np.int64)
@@ -260,6 +272,10 @@ def _measured(
             missing.append("integrated.h5ad lacks genes of the model: measured genes are not shown.")
             return None, None, None
         values: Any = layer if isinstance(layer, h5py.Dataset) else sparse_dataset(layer)
+        if isinstance(layer, h5py.Group):  # scipy trusts these, and a wrong one ends the process
+            starts = layer["indptr"][:]
+            if (np.diff(starts) < 0).any() or starts[0] != 0 or starts[-1] != len(layer["indices"]):
+                raise ScmedleyError(f"layers/{keys.LOGNORM} of {path.name} is damaged.")
         found, n_U = np.unique(pair_N[pair_N >= 0], return_counts=True)
         if 2 * len(found) * len(genes) > PAGE:
             missing.append(NO_MEANS)
