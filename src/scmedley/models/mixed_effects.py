@@ -98,10 +98,11 @@ class MixedEffects:
                 checkpoint=None if checkpoint is None else Path(checkpoint) / f"{name}.safetensors",
                 progress=progress,
             )
-        training = adata[(adata.obs[keys.SPLIT] == "train").to_numpy()]
-        x_NG, _ = log_normalised(training, self.decoder.genes)
-        laid_out = len(self.decoder.genes) <= MOST_GENES
-        self.genomap = layout(x_NG, self.decoder.genes, seed=seed) if laid_out else None
+        self.genomap = None
+        if len(self.decoder.genes) <= MOST_GENES:
+            training = adata[(adata.obs[keys.SPLIT] == "train").to_numpy()]
+            x_NG, _ = log_normalised(training, self.decoder.genes)
+            self.genomap = layout(x_NG, self.decoder.genes, seed=seed)
         return self
 
     def train(self, adata: AnnData, **options: Any) -> Self:

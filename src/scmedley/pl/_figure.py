@@ -56,9 +56,8 @@ def figure_of(ax: Axes) -> Figure:
 
 def plain(text: object, longest: int = 32) -> str:
     """Make a name from the data fit for a figure: one line, not too long."""
-    line = " ".join(
-        "".join(c if c.isprintable() else " " for c in str(text)).split()
-    )  # XML has no control characters
+    printable = (c if c.isprintable() else " " for c in str(text))  # an SVG may hold no control characters
+    line = " ".join("".join(printable).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

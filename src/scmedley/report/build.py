@@ -13,6 +13,8 @@ from scmedley.errors import ScmedleyError
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+    from scmedley.report.read import Run
+
 
 LEFT_OUT = "The cells were left out of this page by --no-cells. The maps below show them as pictures."
 
@@ -44,8 +46,7 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
     """
     check_extra()
     from scmedley.evaluate.counterfactual import LIMITS
-    from scmedley.report import explorer, figures, sections
-    from scmedley.report.explorer_read import explored
+    from scmedley.report import figures, sections
     from scmedley.report.read import read
 
     run = read(Path(run_dir))
@@ -64,27 +65,31 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "limits": LIMITS,
         }
     # What the rest of the page leaves of its 30 MB is the explorer's.
-    shell = render(context | {"explorer": {"text": "", "why": LEFT_OUT}})
-    if not cells:
-        return write(shell, run.folder / "report.html")
+    page = render(context | {"explorer": {"text": "", "why": LEFT_OUT}})
+    if cells:
+        page = render(context | {"explorer": _explorer(run, len(page.encode("utf-8", errors="replace")))})
+    return write(page, run.folder / "report.html")
+
+
+def _explorer(run: Run, used: int) -> dict[str, Any]:
+    """Give the explorer's part of a page whose other sections take ``used`` bytes, or why there is none."""
+    from scmedley.report import explorer
+    from scmedley.report.explorer_read import explored
+
     try:
         found = explored(run)
-    except (
-        Exception
-    ) as error:  # a damaged file fails in many ways; the rest of the page is still worth having
-        why = f"Nothing to explore: integrated.h5ad cannot be read ({type(error).__name__}). Run again."
-        return write(render(context | {"explorer": {"text": "", "why": why}}), run.folder / "report.html")
-    left = explorer.PAGE - explorer.ROOM - len(shell.encode("utf-8", errors="replace"))
-    payload = found and explorer.fit(found, left)
-    shown = vars(payload) if payload else {"text": "", "why": _absent(found is None)}
-    return write(render(context | {"explorer": shown}), run.folder / "report.html")
+    except Exception as error:  # a damaged file fails in many ways, and the rest of the page is worth having
+        return _without(f"integrated.h5ad cannot be read ({type(error).__name__}). Run again.")
+    if found is None:
+        return _without("integrated.h5ad is not in the run folder, or holds no cells.")
+    payload = explorer.fit(found, explorer.PAGE - explorer.ROOM - used)
+    if payload is None:
+        return _without("the cells do not fit into a page of 30 MB beside the other sections.")
+    return vars(payload)
 
 
-def _absent(no_cells: bool) -> str:
-    """Say why there is no explorer."""
-    if no_cells:
-        return "Nothing to explore: integrated.h5ad is not in the run folder, or holds no cells."
-    return "Nothing to explore: the cells do not fit into a page of 30 MB beside the other sections."
+def _without(why: str) -> dict[str, Any]:
+    return {"text": "", "why": f"Nothing to explore: {why}"}
 
 
 def check_extra() -> None:

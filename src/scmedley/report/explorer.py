@@ -160,6 +160,14 @@ def sample(strata_N: Array, n: int, first_N: Array | None = None, seed: int = 0)
     return np.sort(order[place < wanted_S[code_N[order]]])
 
 
+def on_a_map(n_cells: int, maps: Sequence[Array]) -> Array:
+    """Say which cells have a place on one of the maps."""
+    drawn_N = np.zeros(n_cells, bool)
+    for xy in maps:
+        drawn_N |= np.isfinite(xy).all(axis=1)
+    return drawn_N
+
+
 def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
     """Pack as much of a run as fits.
 
@@ -179,9 +187,7 @@ def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
         ``None`` where nothing fits.
     """
     strata_N = run.cells.batch_N.astype(np.int64) * (len(run.labels) + 1) + run.cells.label_N
-    drawn_N = np.zeros(len(strata_N), bool)
-    for _, _, xy in run.cells.maps:
-        drawn_N |= np.isfinite(xy).all(axis=1)
+    drawn_N = on_a_map(len(strata_N), [xy for _, _, xy in run.cells.maps])
     n_strata = len(np.unique(strata_N))
     for lean in _leaner(run):
         fixed: int | None = None  # bytes without a cell; packing is slow, so asked only where it matters

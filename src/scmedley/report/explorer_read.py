@@ -11,6 +11,7 @@ from scipy import sparse
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError, listed
+from scmedley.evaluate.counterfactual import ALL
 from scmedley.overlap import as_categories
 from scmedley.report.explorer import (
     MAX_CELLS,
@@ -23,13 +24,13 @@ from scmedley.report.explorer import (
     Decoder,
     Explored,
     colourable,
+    on_a_map,
     sample,
 )
 from scmedley.report.read import MAPS, Run
 
 ROWS = 4096  # cells read at one time
 MAX_VALUES = 100_000_000  # measured values of the cells that are held, at most
-ALL = "all cells"  # stands for the label where there is none
 
 
 def explored(run: Run, seed: int = 0) -> Explored | None:
@@ -57,9 +58,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     known = (batch_N >= 0) & (label_N >= 0)
     np.add.at(counts_KB, (label_N[known], batch_N[known]), 1)
 
-    drawn_N = np.zeros(len(run.obs), bool)
-    for _, xy in run.maps.values():
-        drawn_N |= np.isfinite(xy).all(axis=1)
+    drawn_N = on_a_map(len(run.obs), [xy for _, xy in run.maps.values()])
     path = run.folder / "integrated.h5ad"
     rows = sample(batch_N * (len(labels) + 1) + label_N, _at_most(path), drawn_N, seed)
     z_NP = x_NG = pairs = means = None
