@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, lil_matrix
 
 from scmedley import datasets, genomap, load, pp
 from scmedley.errors import ScmedleyError
@@ -247,7 +247,7 @@ def test_all_genes_constant() -> None:
         (values(), 30, (5, 5), "5 x 5 pixels does not hold 30 genes"),
         (values(), 30, (0, 50), "does not hold"),
         (np.zeros((5, 0)), 0, None, "need as many names"),
-        (values()[0], 30, None, "need as many names"),
+        (values()[0], 30, None, "A table of numbers"),
     ],
 )
 def test_what_no_layout_can_be_made_of(x, n_names, shape, message) -> None:
@@ -271,6 +271,33 @@ def test_pictures_that_do_not_fit() -> None:
         genomap.images(x[:, 1:], made)
     with pytest.raises(ScmedleyError, match=r"\(1, 5, 6\) do not fit"):
         genomap.expression(np.zeros((1, 5, 6), np.float32), made)
+
+
+def test_tables_of_any_kind_give_one_layout() -> None:
+    x = values()
+    made = genomap.layout(x, names(30), shape=[6, 5])
+    table = pd.DataFrame(x, columns=names(30))
+    for other in (coo_matrix(x), lil_matrix(x), csc_matrix(x), x.tolist(), table):
+        assert_same(genomap.layout(other, names(30), shape=np.array([6, 5])), made)
+        assert_array_equal(genomap.images(other, made), genomap.images(x, made))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"genes": ["g0"] * 30}, "1 gene names occur more than once: 'g0'"),
+        ({"seed": -1}, "seed -1 must lie between"),
+        ({"shape": (6.0, 5)}, "must be a height and a width"),
+        ({"shape": (30,)}, "must be a height and a width"),
+        ({"x_NG": [["a"] * 30] * 3}, "A table of numbers, cells x genes, is needed"),
+        ({"x_NG": [[1], [1, 2]]}, "A table of numbers, cells x genes, is needed"),
+        ({"x_NG": np.zeros(30)}, "A table of numbers, cells x genes, is needed"),
+    ],
+    ids=str,
+)
+def test_odd_tables_names_seeds_and_shapes_are_said(change, message) -> None:
+    with pytest.raises(ScmedleyError, match=message):
+        genomap.layout(**{"x_NG": values(), "genes": names(30)} | change)
 
 
 def test_pictures_of_sparse_cells() -> None:
@@ -347,92 +374,3 @@ def test_a_model_of_very_many_genes_has_no_layout(prepared, monkeypatch: pytest.
     monkeypatch.setattr(mixed_effects, "MOST_GENES", 3)
     settings = {f"{name}_settings": small(name, max_epochs=1) for name in ("fixed", "random")}
     assert MixedEffects("donor", **settings).fit(prepared, **FIT).genomap is None
-
-
-# --- donors -------------------------------------------------------------------------------------------------
-
-
-def cells_of(means: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of donors whose means are as given: noise that sums to 0 within each donor."""
-    rng = np.random.default_rng(0)
-    x, donor = [], []
-    for i, (mean, n) in enumerate(zip(means, sizes, strict=True)):
-        noise = rng.normal(size=(n, means.shape[1]))
-        x.append(mean + noise - noise.mean(0))
-        donor += [f"d{i}"] * n
-    return np.vstack(x), np.array(donor)
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-def test_donor_test_is_welchs_on_donor_means(sparse: bool) -> None:
-    means = np.random.default_rng(1).normal(size=(7, 5))
-    means[4:, 2] += 3
-    means[:, 3] = 1.0  # no spread, but for rounding
-    x, donor = cells_of(means, [3, 30, 5, 8, 4, 40, 6])
-    x[:, 3] = 1.0
-    group = np.where(np.isin(donor, ["d0", "d1", "d2", "d3"]), "well", "ill")
-    table = genomap.donor_test(csr_matrix(x) if sparse else x, names(5), donor, group, ("well", "ill"))
-    kept = [0, 1, 2, 4]
-    t, p = stats.ttest_ind(means[4:, kept], means[:4, kept], equal_var=False)
-    tested = table.iloc[kept]
-    assert_allclose(tested["t"], t, rtol=1e-6)
-    assert_allclose(tested["p"], p, rtol=1e-6)
-    assert_allclose(tested["q"], stats.false_discovery_control(p), rtol=1e-6)
-    assert_allclose(tested["difference"], (means[4:] - means[:4].mean(0)).mean(0)[kept], rtol=1e-6)
-    assert_allclose(tested["mean_1"], means[:4, kept].mean(0), atol=1e-9)
-    assert table.loc[3, ["t", "p", "q"]].isna().all()
-    assert set(table["n_1"]) == {4}
-    assert set(table["n_2"]) == {3}
-    assert list(table["gene"]) == names(5)
-
-
-def test_donor_test_leaves_other_groups_out() -> None:
-    means = np.random.default_rng(2).normal(size=(6, 3))
-    x, donor = cells_of(means, [4] * 6)
-    group = np.repeat(["a", "b", "c"], 8)
-    table = genomap.donor_test(x, names(3), donor, group, ("c", "a"))
-    assert_allclose(table["difference"], means[:2].mean(0) - means[4:].mean(0))
-
-
-def test_donor_test_holds_its_level_where_cells_do_not() -> None:
-    """Donors differ, groups do not: a test on cells would find nearly every gene."""
-    means = np.random.default_rng(3).normal(size=(12, 400))
-    x, donor = cells_of(means, [50] * 12)
-    group = np.repeat(["a", "b"], 300)
-    table = genomap.donor_test(x, names(400), donor, group, ("a", "b"))
-    of_cells = stats.ttest_ind(x[group == "b"], x[group == "a"], equal_var=False).pvalue
-    assert (table["p"] < 0.05).mean() < 0.1 < 0.5 < (of_cells < 0.05).mean()
-    assert (table["q"] < 0.05).sum() <= 2
-
-
-def test_what_donor_test_cannot_do() -> None:
-    x, donor = cells_of(np.zeros((4, 2)), [3] * 4)
-    group = np.repeat(["a", "b"], 6)
-    with pytest.raises(ScmedleyError, match="as many donors and groups as rows"):
-        genomap.donor_test(x[1:], names(2), donor, group, ("a", "b"))
-    with pytest.raises(ScmedleyError, match="as many donors and groups as rows"):
-        genomap.donor_test(x, names(2), donor, group[1:], ("a", "b"))
-    with pytest.raises(ScmedleyError, match="as many donors and groups as rows"):
-        genomap.donor_test(x, names(3), donor, group, ("a", "b"))
-    with pytest.raises(ScmedleyError, match="Group 'c' has 0 donors"):
-        genomap.donor_test(x, names(2), donor, group, ("a", "c"))
-    mixed = pd.Series(group).where(np.arange(12) != 0, "b").to_numpy()
-    with pytest.raises(ScmedleyError, match="Donor 'd0' has cells of two groups"):
-        genomap.donor_test(x, names(2), donor, mixed, ("a", "b"))
-    with pytest.raises(ScmedleyError, match="are one; name two"):
-        genomap.donor_test(x, names(2), donor, group, ("a", "a"))
-    x[3, 1] = np.nan
-    with pytest.raises(ScmedleyError, match="Gene 'g1' has values that are not finite"):
-        genomap.donor_test(x, names(2), donor, group, ("a", "b"))
-
-
-def test_donor_test_leaves_cells_without_donor_or_group_out() -> None:
-    means = np.random.default_rng(4).normal(size=(5, 3))
-    x, donor = cells_of(means, [4] * 5)
-    group = np.repeat([0, 0, 1, 1, 1], 4)
-    wanted = genomap.donor_test(x, names(3), donor, group, (0, 1))
-    donor = np.append(donor.astype(object), [None, "d0"])
-    group = np.append(group.astype(object), [1, None])
-    found = genomap.donor_test(np.vstack([x, x[:2]]), names(3), donor, group, (0, 1))
-    pd.testing.assert_frame_equal(found, wanted)
-    assert set(found["n_2"]) == {3}

@@ -8,7 +8,7 @@ Shapes: N cells, G genes, H × W pixels, S pixels of one band that do not touch.
 """
 
 import json
-import warnings
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +17,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse, stats
+from scipy import sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.linalg import eigsh
 
+from scmedley.checks import check_seed
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
+from scmedley.values import Numbers, check_finite, check_unique, dense, numeric
 
-Matrix: TypeAlias = NDArray[Any] | sparse.csr_matrix
 Ints = NDArray[np.int64]
+Matrix: TypeAlias = NDArray[Any] | sparse.csr_matrix
 
 MOST_GENES = 8000  # that a fit lays out: their correlations, and copies of them, take a gigabyte
 MAX_CELLS = 20_000  # of more, so many are drawn for the correlations
@@ -99,7 +101,11 @@ class Layout:
 
 
 def layout(
-    x_NG: Matrix, genes: Sequence[str], *, shape: tuple[int, int] | None = None, seed: int = 0
+    x_NG: Numbers,
+    genes: Sequence[str],
+    *,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Layout:
     """Lay genes out on a grid.
 
@@ -128,10 +134,12 @@ def layout(
     Raises
     ------
     ScmedleyError
-        Fewer than two cells, names that do not fit the columns, values that are not finite, or a shape
-        that is too small.
+        Fewer than two cells, names that repeat or do not fit the columns, values that are not finite, or a
+        shape that is too small.
     """
+    x_NG = numeric(x_NG)
     shape = _check(x_NG, genes, shape)
+    check_seed(seed)
     correlation_GG, constant_G = correlations(x_NG, seed=seed)
     interaction_G = np.where(constant_G, np.inf, np.abs(correlation_GG).sum(1))
     order_G = np.argsort(interaction_G, kind="stable")
@@ -149,7 +157,7 @@ def layout(
     return Layout(tuple(map(str, genes)), rows[pixel_G], columns[pixel_G], shape, constant_G)
 
 
-def images(x_NG: Matrix, layout: Layout) -> NDArray[np.float32]:
+def images(x_NG: Numbers, layout: Layout) -> NDArray[np.float32]:
     """Draw cells: N × H × W float32, not a number where there is no gene.
 
     Parameters
@@ -159,13 +167,14 @@ def images(x_NG: Matrix, layout: Layout) -> NDArray[np.float32]:
     layout
         From :func:`layout`.
     """
-    if x_NG.ndim != 2 or x_NG.shape[1] != len(layout.genes):
+    x_NG = numeric(x_NG)
+    if x_NG.shape[1] != len(layout.genes):
         raise ScmedleyError(
             f"Values of shape {x_NG.shape} do not fit a layout of {len(layout.genes)} genes. Give its genes, in its "
             "order: adata[:, list(layout.genes)]."
         )
     found = np.full((x_NG.shape[0], *layout.shape), np.nan, dtype=np.float32)
-    found[:, layout.rows, layout.columns] = _dense(x_NG)
+    found[:, layout.rows, layout.columns] = dense(x_NG)
     return found
 
 
@@ -178,84 +187,12 @@ def expression(images_NHW: NDArray[np.float32], layout: Layout) -> NDArray[np.fl
     return images_NHW[:, layout.rows, layout.columns]
 
 
-def donor_test(
-    x_NG: Matrix,
-    genes: Sequence[str],
-    donor_N: Sequence[str] | NDArray[Any],
-    group_N: Sequence[str] | NDArray[Any],
-    groups: tuple[Any, Any],
-) -> pd.DataFrame:
-    """Compare two groups of donors, gene by gene: Welch's t-test on donor means, Benjamini-Hochberg over genes.
-
-    Cells of one donor are not independent, so that the number of observations is that of donors.
-
-    Parameters
-    ----------
-    x_NG
-        Expression, N × G.
-    genes
-        Names, G.
-    donor_N, group_N
-        Donor and group of each cell; a donor has one group. Cells without one of them are left out.
-    groups
-        The two that are compared, as ``group_N`` has them: the difference is the second less the first.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row for each gene: ``gene``, ``mean_1``, ``mean_2`` (of donor means), ``difference``, ``t``, ``p``,
-        ``q`` (false discovery rate), ``n_1``, ``n_2`` (donors). A gene without spread in both groups has no test.
-
-    Raises
-    ------
-    ScmedleyError
-        Lengths differ, values are not finite, a donor is of two groups, or a group has fewer than two donors.
-    """
-    if not x_NG.shape == (len(donor_N), len(genes)) or len(group_N) != len(donor_N):
-        raise ScmedleyError(
-            f"Values of shape {x_NG.shape} need as many donors and groups as rows and as many genes as columns; there "
-            f"are {len(donor_N)}, {len(group_N)} and {len(genes)}."
-        )
-    if len(set(groups)) < 2:
-        raise ScmedleyError(f"The groups {groups} are one; name two.")
-    means_DG, group_D = _donor_means(x_NG, np.asarray(donor_N, object), np.asarray(group_N, object))
-    _check_finite(means_DG, genes)
-    sides = [means_DG[group_D == group] for group in groups]
-    for group, side in zip(groups, sides, strict=True):
-        if len(side) < 2:
-            raise ScmedleyError(f"Group {group!r} has {len(side)} donors; a test needs 2 and more.")
-    spread_G = np.max([np.ptp(side, axis=0) for side in sides], axis=0)
-    varies_G = spread_G > 1e-9 * np.abs(means_DG).max(axis=0)  # what is less comes from rounding the means
-    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of genes without spread
-        t, p = (
-            np.where(varies_G, found, np.nan)
-            for found in stats.ttest_ind(sides[1], sides[0], equal_var=False)
-        )
-    q = np.full(len(genes), np.nan)
-    tested = np.isfinite(p)
-    q[tested] = stats.false_discovery_control(p[tested]) if tested.any() else []
-    means = [side.mean(0) for side in sides]
-    return pd.DataFrame(
-        {
-            "gene": list(genes),
-            "mean_1": means[0],
-            "mean_2": means[1],
-            "difference": means[1] - means[0],
-            "t": t,
-            "p": p,
-            "q": q,
-            "n_1": len(sides[0]),
-            "n_2": len(sides[1]),
-        }
-    )
-
-
-def correlations(x_NG: Matrix, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def correlations(x_NG: Numbers, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Give Pearson correlations of genes, G × G float32 with 0 on the diagonal, and which genes are constant.
 
     Constant genes correlate with nothing. Of more than 20,000 cells so many are drawn.
     """
+    x_NG = numeric(x_NG)
     if x_NG.shape[0] > MAX_CELLS:
         chosen = np.random.default_rng(seed).choice(x_NG.shape[0], MAX_CELLS, replace=False)
         x_NG = x_NG[np.sort(chosen)]
@@ -268,7 +205,7 @@ def correlations(x_NG: Matrix, *, seed: int = 0) -> tuple[NDArray[np.float32], N
     product_GG = np.zeros((n_genes, n_genes), np.float32)
     for start in range(0, n_cells, BLOCK):
         block = x_NG[start : start + BLOCK]
-        centred_MG = ((_dense(block) - mean_G) / unit_G).astype(np.float32)
+        centred_MG = ((dense(block) - mean_G) / unit_G).astype(np.float32)
         centred_MG[:, constant_G] = 0
         square_G += (centred_MG.astype(np.float64) ** 2).sum(0)
         product_GG += centred_MG.T @ centred_MG
@@ -289,48 +226,30 @@ def neighbour_correlation(correlation_GG: NDArray[np.float32], layout: Layout) -
     return float(correlation_GG[one[both], other[both]].mean()) if both.any() else float("nan")
 
 
-def _check(x_NG: Matrix, genes: Sequence[str], shape: tuple[int, int] | None) -> tuple[int, int]:
+def _check(x_NG: Matrix, genes: Sequence[str], shape: Sequence[int] | None) -> tuple[int, int]:
     n_genes = len(genes)
-    if x_NG.ndim != 2 or x_NG.shape[1] != n_genes or not n_genes:
+    if x_NG.shape[1] != n_genes or not n_genes:
         raise ScmedleyError(
             f"Values of shape {x_NG.shape} need as many names as columns; there are {n_genes}."
         )
     if x_NG.shape[0] < 2:
         raise ScmedleyError(f"{x_NG.shape[0]} cells have no correlations. Give two cells and more.")
-    _check_finite(x_NG, genes)
+    check_unique(pd.Index(genes).astype(str))
+    check_finite(x_NG, genes)
     side = int(np.ceil(np.sqrt(n_genes)))
-    shape = shape or (side, side)
-    if shape[0] * shape[1] < n_genes or min(shape) < 1:
-        raise ScmedleyError(f"A picture of {shape[0]} x {shape[1]} pixels does not hold {n_genes} genes.")
-    return shape
+    height, width = _whole((side, side) if shape is None else shape)
+    if height * width < n_genes or min(height, width) < 1:
+        raise ScmedleyError(f"A picture of {height} x {width} pixels does not hold {n_genes} genes.")
+    return height, width
 
 
-def _dense(x_NG: Matrix) -> NDArray[Any]:
-    values: Any = x_NG
-    return np.asarray(values.toarray() if sparse.issparse(values) else values)
-
-
-def _check_finite(x_NG: Matrix, genes: Sequence[str]) -> None:
-    values = x_NG.data if sparse.issparse(x_NG) else np.asarray(x_NG)
-    if not np.isfinite(values).all():
-        wrong = ~np.isfinite(np.asarray(x_NG.sum(axis=0), np.float64).ravel())
-        name = genes[int(wrong.argmax())]
-        raise ScmedleyError(f"Gene {str(name)!r} has values that are not finite. Replace or remove them.")
-
-
-def _donor_means(
-    x_NG: Matrix, donor_N: NDArray[Any], group_N: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """Give the mean of each donor's cells, D × G, and each donor's group."""
-    obs = pd.DataFrame({"donor": donor_N, "group": group_N}).dropna()
-    of_donor = obs.drop_duplicates()
-    twice = of_donor["donor"][of_donor["donor"].duplicated()]
-    if len(twice):
-        raise ScmedleyError(f"Donor {twice.iloc[0]!r} has cells of two groups. A donor must be of one.")
-    codes, donors = pd.factorize(obs["donor"])
-    member = sparse.csr_matrix((np.ones(len(codes)), (codes, obs.index)), (len(donors), len(donor_N)))
-    means_DG = _dense(member @ x_NG) / np.bincount(codes, minlength=len(donors))[:, None]
-    return means_DG, of_donor["group"].to_numpy()  # both in the order in which donors come
+def _whole(shape: Sequence[int]) -> tuple[int, int]:
+    """Take a height and a width as they come: a tuple, a list, an array of whole numbers."""
+    try:
+        height, width = map(operator.index, shape)
+    except (TypeError, ValueError) as error:
+        raise ScmedleyError(f"shape {shape!r} must be a height and a width, whole numbers.") from error
+    return height, width
 
 
 def _spread(x_NG: Matrix) -> NDArray[np.float64]:

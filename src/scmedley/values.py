@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.sparse import csr_matrix, issparse
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_matrix, issparse, sparray, spmatrix
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError, listed
 
 Values = Literal["counts", "log-normalised", "other"]
+Numbers: TypeAlias = ArrayLike | sparray | spmatrix  # a table of them, cells x genes
 
 TARGET_SUM = 1e4  # counts per cell after normalisation, before log1p
 _LARGEST_LOG = 20.0  # no logarithm of a count, in base e or 2, is larger (2^20 reads of one gene in a cell)
@@ -237,3 +239,38 @@ def rescaled(x: csr_matrix | np.ndarray, total: float) -> csr_matrix | np.ndarra
     """Give log1p CP10k of values that are log1p of counts per ``total``, as a new matrix."""
     undone = np.expm1(x) if isinstance(x, np.ndarray) else x.expm1()
     return log1p_cp10k(undone, np.full(x.shape[0], total))
+
+
+def numeric(x: Numbers) -> csr_matrix | np.ndarray:
+    """Give a table of numbers, of any sparse format, list or frame, as CSR or a dense array of its own precision.
+
+    Raises
+    ------
+    ScmedleyError
+        No table, or not of numbers.
+    """
+    try:
+        found: Any = csr_matrix(x) if issparse(x) else np.asarray(x)
+    except (ValueError, TypeError) as error:
+        raise ScmedleyError(f"A table of numbers, cells x genes, is needed ({error}).") from error
+    if found.ndim != 2 or found.dtype.kind not in "biuf":
+        raise ScmedleyError(
+            f"A table of numbers, cells x genes, is needed, not one of shape {found.shape} and type {found.dtype}."
+        )
+    return found
+
+
+def dense(x: csr_matrix | np.ndarray) -> np.ndarray:
+    """Give a dense array."""
+    return x if isinstance(x, np.ndarray) else np.asarray(x.toarray())
+
+
+def check_finite(x: csr_matrix | np.ndarray, genes: Sequence[str]) -> None:
+    """Raise :class:`ScmedleyError` with the first gene that has a value that is not finite."""
+    if isinstance(x, np.ndarray):
+        columns = np.nonzero(~np.isfinite(x))[1]
+    else:
+        columns = x.indices[~np.isfinite(x.data)]
+    if len(columns):
+        name = str(genes[int(columns.min())])
+        raise ScmedleyError(f"Gene {name!r} has values that are not finite. Replace or remove them.")

@@ -7,6 +7,7 @@ Codes are integers per cell, -1 where the value is missing.
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
+from scmedley.evaluate.donors import donor_test
 from scmedley.evaluate.effects import batch_effects
 from scmedley.evaluate.intervals import t_interval
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
@@ -41,6 +42,7 @@ __all__ = [
     "composition",
     "counterfactual_check",
     "donor_accuracy",
+    "donor_test",
     "embed_peer",
     "gene_shifts",
     "inverse_davies_bouldin",

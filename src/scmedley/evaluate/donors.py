@@ -1,0 +1,105 @@
+"""Groups of donors compared gene by gene: the test whose observations are donors, not cells.
+
+Shapes: N cells, G genes, D donors.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse, stats
+
+from scmedley.errors import ScmedleyError
+from scmedley.values import Numbers, check_finite, dense, numeric
+
+
+def donor_test(
+    x_NG: Numbers,
+    genes: Sequence[str],
+    donor_N: Sequence[str] | NDArray[Any],
+    group_N: Sequence[str] | NDArray[Any],
+    groups: tuple[Any, Any],
+) -> pd.DataFrame:
+    """Compare two groups of donors, gene by gene: Welch's t-test on donor means, Benjamini-Hochberg over genes.
+
+    Cells of one donor are not independent, so that the number of observations is that of donors.
+
+    Parameters
+    ----------
+    x_NG
+        Expression, N × G.
+    genes
+        Names, G.
+    donor_N, group_N
+        Donor and group of each cell; a donor has one group. Cells without one of them are left out.
+    groups
+        The two that are compared, as ``group_N`` has them: the difference is the second less the first.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each gene: ``gene``, ``mean_1``, ``mean_2`` (of donor means), ``difference``, ``t``, ``p``,
+        ``q`` (false discovery rate), ``n_1``, ``n_2`` (donors). A gene without spread in both groups has no test.
+
+    Raises
+    ------
+    ScmedleyError
+        Lengths differ, values are not finite, a donor is of two groups, or a group has fewer than two donors.
+    """
+    x_NG = numeric(x_NG)
+    if not x_NG.shape == (len(donor_N), len(genes)) or len(group_N) != len(donor_N):
+        raise ScmedleyError(
+            f"Values of shape {x_NG.shape} need as many donors and groups as rows and as many genes as columns; there "
+            f"are {len(donor_N)}, {len(group_N)} and {len(genes)}."
+        )
+    if isinstance(groups, str) or len(groups) != 2 or groups[0] == groups[1]:
+        raise ScmedleyError(f"groups is {groups!r}; name two different ones.")
+    means_DG, group_D = _donor_means(x_NG, np.asarray(donor_N, object), np.asarray(group_N, object))
+    check_finite(means_DG, genes)
+    sides = [means_DG[group_D == group] for group in groups]
+    for group, side in zip(groups, sides, strict=True):
+        if len(side) < 2:
+            raise ScmedleyError(f"Group {group!r} has {len(side)} donors; a test needs 2 and more.")
+    spread_G = np.max([np.ptp(side, axis=0) for side in sides], axis=0)
+    varies_G = spread_G > 1e-9 * np.abs(means_DG).max(axis=0)  # what is less comes from rounding the means
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of genes without spread
+        t, p = (
+            np.where(varies_G, found, np.nan)
+            for found in stats.ttest_ind(sides[1], sides[0], equal_var=False)
+        )
+    q = np.full(len(genes), np.nan)
+    tested = np.isfinite(p)
+    q[tested] = stats.false_discovery_control(p[tested]) if tested.any() else []
+    means = [side.mean(0) for side in sides]
+    return pd.DataFrame(
+        {
+            "gene": list(genes),
+            "mean_1": means[0],
+            "mean_2": means[1],
+            "difference": means[1] - means[0],
+            "t": t,
+            "p": p,
+            "q": q,
+            "n_1": len(sides[0]),
+            "n_2": len(sides[1]),
+        }
+    )
+
+
+def _donor_means(
+    x_NG: sparse.csr_matrix | np.ndarray, donor_N: NDArray[Any], group_N: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Give the mean of each donor's cells, D × G, and each donor's group."""
+    obs = pd.DataFrame({"donor": donor_N, "group": group_N}).dropna()
+    of_donor = obs.drop_duplicates()
+    twice = of_donor["donor"][of_donor["donor"].duplicated()]
+    if len(twice):
+        raise ScmedleyError(f"Donor {twice.iloc[0]!r} has cells of two groups. A donor must be of one.")
+    codes, donors = pd.factorize(obs["donor"])
+    member = sparse.csr_matrix((np.ones(len(codes)), (codes, obs.index)), (len(donors), len(donor_N)))
+    means_DG = dense(member @ x_NG) / np.bincount(codes, minlength=len(donors))[:, None]
+    return means_DG, of_donor["group"].to_numpy()  # both in the order in which donors come
