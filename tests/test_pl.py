@@ -131,6 +131,33 @@ def test_embedding_says_what_is_wrong():
         pl.embedding(adata, "one", "batch")
 
 
+@pytest.mark.parametrize(
+    ("basis", "color", "message"),
+    [
+        (keys.FIXED, None, "None is neither a column of obs nor a gene"),
+        (keys.FIXED, 7, "7 is neither a column of obs nor a gene"),
+        (keys.FIXED, ["batch"], r"\['batch'\] is neither a column of obs nor a gene"),
+        (keys.FIXED, "lists", "column 'lists' cannot be coloured by"),
+        (keys.FIXED, "ACTB", "2 genes are called 'ACTB'"),
+        ([keys.FIXED], "batch", "obsm has no "),
+        ("text", "batch", r"obsm\['X_text'\] does not hold numbers"),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_embedding_says_what_cannot_be_drawn(basis, color, message):
+    adata = cells()
+    adata.obs[3] = 1.0  # a column whose name is a number
+    adata.obs["lists"] = [[1]] * 200
+    adata.var_names = ["ACTB", "ACTB"]
+    adata.obsm["X_text"] = pd.DataFrame({"x": ["a"] * 200, "y": ["b"] * 200}, index=adata.obs_names)
+    with pytest.raises(ScmedleyError, match=message):
+        pl.embedding(adata, basis, color)
+    if isinstance(basis, str) and not isinstance(color, list):
+        with pytest.raises(ScmedleyError, match=message):
+            pl.embeddings(adata, [basis], color)
+
+
 def test_colours_differ_until_they_repeat():
     assert len(set(DISTINCT)) == len(DISTINCT) == 24
     assert colours(30)[24:] == DISTINCT[:6]
@@ -162,6 +189,10 @@ def test_training_takes_a_single_epoch_and_no_validation():
         pl.training(history[:0])
     with pytest.raises(ScmedleyError, match=r"column\(s\) part"):
         pl.training(history.drop(columns="part"))
+    with pytest.raises(ScmedleyError, match="row 0, column 'epoch': 'one' is no finite number"):
+        pl.training(history.assign(epoch="one"))
+    with pytest.raises(ScmedleyError, match="the history is a dict"):
+        pl.training({})
     with pytest.raises(ScmedleyError, match="one axis shows one network"):
         pl.training(pd.concat([history, history.assign(term="kl")]), ax=Figure().add_subplot())
 

@@ -96,8 +96,21 @@ def test_batch_shifts_says_what_is_wrong():
         pl.batch_shifts(table.drop(columns="q05"))
     with pytest.raises(ScmedleyError, match="empty"):
         pl.batch_shifts(table[:0])
-    with pytest.raises(ScmedleyError, match="n_top is 0"):
-        pl.batch_shifts(table, "B", n_top=0)
+    for n_top in (0, 1.5, "3"):
+        with pytest.raises(ScmedleyError, match=f"n_top is {n_top!r}"):
+            pl.batch_shifts(table, "B", n_top=n_top)
+    for value in (np.nan, np.inf, "x"):
+        wrong = table.astype({"shift": object})
+        wrong.loc[2, "shift"] = value
+        with pytest.raises(ScmedleyError, match=f"row 2, column 'shift': {value!r} is no finite number"):
+            pl.batch_shifts(wrong, "B")
+    with pytest.raises(ScmedleyError, match="row 0, column 'q05': 'x' is no number"):
+        pl.batch_shifts(table.assign(q05="x"), "B")
+
+
+def test_batch_shifts_takes_huge_numbers():
+    table = shifts()
+    drawn(pl.batch_shifts(table.assign(shift=1e200 * table["shift"])))
 
 
 # --- donors -------------------------------------------------------------------------------------------------

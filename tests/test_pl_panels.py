@@ -148,6 +148,10 @@ def test_what_cannot_be_drawn_as_pictures():
                 draw(images, layout, rows=["1"], columns=["a", "b"], **more)
     with pytest.raises(ScmedleyError, match="room for 0 to 8 names"):
         pl.genomap_difference(good, layout, rows=["1"], columns=["a", "b"], n_genes=9)
+    with pytest.raises(ScmedleyError, match=r"n_genes is 1\.5"):
+        pl.genomap_difference(good, layout, rows=["1"], columns=["a", "b"], n_genes=1.5)
+    with pytest.raises(ScmedleyError, match="not numbers"):
+        pl.genomap(good.astype(str), layout, rows=["1"], columns=["a", "b"])
 
 
 # --- counterfactuals ----------------------------------------------------------------------------------------

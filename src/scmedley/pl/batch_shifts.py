@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley.errors import ScmedleyError
+from scmedley.pl._inputs import table_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,8 @@ def batch_shifts(
     Raises
     ------
     ScmedleyError
-        A column is missing, the table is empty, it has no such label, or several and none was named.
+        A column is missing or holds no numbers, the table is empty, it has no such label, or several and none was
+        named.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, plain, write
 
@@ -88,12 +90,8 @@ def batch_shifts(
 
 
 def _of_label(shifts: pd.DataFrame, label: str | None) -> pd.DataFrame:
-    missing = [column for column in COLUMNS if column not in shifts]
-    if missing:
-        raise ScmedleyError(f"the table of shifts lacks the column(s) {', '.join(missing)}")
-    if shifts.empty:
-        raise ScmedleyError("the table of shifts is empty: nothing to draw")
-    rows = shifts.assign(**{name: shifts[name].astype(str) for name in ("label", "batch", "gene")})
+    rows = table_of(shifts, "the table of shifts", COLUMNS, ["shift", "q05", "q95"], finite=["shift"])
+    rows = rows.assign(**{name: rows[name].astype(str) for name in ("label", "batch", "gene")})
     labels = list(dict.fromkeys(rows["label"]))
     if label is None and len(labels) > 1:
         raise ScmedleyError(f"name one label; the table has: {', '.join(labels)}")
@@ -105,8 +103,8 @@ def _of_label(shifts: pd.DataFrame, label: str | None) -> pd.DataFrame:
 
 def _top(rows: pd.DataFrame, n_top: int | None) -> list[str]:
     """Give the genes of the largest shifts of each batch, taken together."""
-    if n_top is not None and n_top < 1:
-        raise ScmedleyError(f"n_top is {n_top}; give 1 or more.")
+    if n_top is not None and not (isinstance(n_top, int) and n_top >= 1):
+        raise ScmedleyError(f"n_top is {n_top!r}; give a whole number, 1 or more.")
     place = rows["shift"].abs().groupby(rows["batch"]).rank(ascending=False, method="first")
     genes: list[str] = []
     for n in (n_top,) if n_top else range(1, 11):
@@ -126,7 +124,8 @@ def _tables(rows: pd.DataFrame, batches: list[str], genes: list[str]) -> tuple[p
     if len(genes) > 2:
         from scipy.cluster.hierarchy import leaves_list, linkage
 
-        order = leaves_list(linkage(value_GB.fillna(0).to_numpy(), "average", optimal_ordering=True))
+        share_GB = value_GB.fillna(0).to_numpy() / (np.nanmax(np.abs(value_GB.to_numpy())) or 1.0)
+        order = leaves_list(linkage(share_GB, "average", optimal_ordering=True))
         value_GB, unsure_GB = value_GB.iloc[order], unsure_GB.iloc[order]
     return value_GB, unsure_GB == 1
 

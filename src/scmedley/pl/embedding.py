@@ -80,12 +80,16 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
 
 def coordinates(adata: AnnData, basis: str) -> tuple[str, NDArray[np.float32]]:
     """Find the two columns to draw: ``(obsm key, cells x 2)``."""
-    found = next((key for key in (basis, f"X_{basis}") if key in adata.obsm), None)
+    found = next((key for key in (basis, f"X_{basis}") if key in list(adata.obsm)), None)
     if found is None:
         raise ScmedleyError(f"obsm has no {basis!r}; it has: {', '.join(adata.obsm) or 'nothing'}")
     key = keys.umap(found) if keys.umap(found) in adata.obsm else found
     values = adata.obsm[key]
-    xy = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is not drawn
+            xy = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ScmedleyError(f"obsm[{key!r}] does not hold numbers ({error})") from error
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ScmedleyError(f"obsm[{key!r}] has shape {xy.shape}; a map needs at least two columns")
     return key, xy[:, :2]
@@ -112,7 +116,10 @@ def colouring(adata: AnnData, color: str) -> tuple[NDArray[np.generic], list[str
 
 def levels(values: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
     """Turn a column into codes (−1 where missing) and the names of the levels that occur."""
-    column = values.astype("category").cat.remove_unused_categories()
+    try:
+        column = values.astype("category").cat.remove_unused_categories()
+    except TypeError as error:
+        raise ScmedleyError(f"column {values.name!r} cannot be coloured by: {error}.") from error
     return np.asarray(column.cat.codes, dtype=np.int64), [str(name) for name in column.cat.categories]
 
 
@@ -147,14 +154,19 @@ def scatter(
 
 def _values(adata: AnnData, color: str) -> pd.Series:
     """Give the column or the gene as a series: floats if it is a quantity, otherwise levels."""
-    if color in adata.obs:
+    if color in list(adata.obs):
         column = adata.obs[color]
         numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         return pd.Series(column.astype(float) if numeric else column)
-    if color in adata.var_names:
+    n_genes = int(np.sum(adata.var_names == color)) if isinstance(color, str) else 0
+    if n_genes > 1:
+        raise ScmedleyError(
+            f"{n_genes} genes are called {color!r}. Make names unique with adata.var_names_make_unique()."
+        )
+    if n_genes:
         layer = keys.LOGNORM if keys.LOGNORM in adata.layers else None
         return pd.Series(adata.obs_vector(color, layer=layer), adata.obs_names, dtype=float)
-    close = get_close_matches(color, [*adata.obs, *adata.var_names], n=1)
+    close = get_close_matches(str(color), [str(name) for name in (*adata.obs, *adata.var_names)], n=1)
     hint = (
         f"; did you mean {close[0]!r}?"
         if close

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,7 +58,7 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
     """
     from scmedley.pl._figure import NotebookFigure, write
 
-    colors = [color] if isinstance(color, str) else list(color)
+    colors = _several(color)
     if bases is None:
         bases = [key for key in SHOWN if key in adata.obsm]
     if not bases or not colors:
@@ -66,7 +66,7 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
             f"Name at least one colour and one embedding; obsm has: {', '.join(adata.obsm) or 'nothing'}, and obs: "
             f"{', '.join(map(str, adata.obs)) or 'nothing'}."
         )
-    bases = [bases] if isinstance(bases, str) else list(bases)
+    bases = _several(bases)
     places = [coordinates(adata, basis) for basis in bases]
     painted = [colouring(adata, name) for name in colors]
     columns = [0 if names is None else math.ceil(len(names) / ROWS_OF_LEGEND) for _, names in painted]
@@ -92,6 +92,11 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
     for ax, (key, _) in zip(axes[-1], places, strict=True):
         write(ax.set_xlabel, f"{key.removeprefix('X_')} 1, 2", loc="left", fontsize=8)
     return figure
+
+
+def _several(names: Any) -> list[Any]:
+    """Give one name, or several, as a list."""
+    return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
 
 
 def _panel(

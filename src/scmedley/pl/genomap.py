@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SIDE, GAP = 1.4, 0.12  # of a picture, between pictures
 TITLE, HEADER, FOOT = 0.3, 0.42, 0.15
 ROW_NAME, LETTER = 1.95, 0.068  # width of the names of rows, and of a letter of a gene's name
+MOST_NAMES = 8  # of genes beside a picture
 LINE = 0.1  # height of a gene's name, as a share of a picture's
 BAR = 1.0  # colour bar with its label
 OWN = "#d7191c"
@@ -149,8 +150,7 @@ def genomap_difference(
     ScmedleyError
         As for :func:`genomap`; ``n_genes`` out of its range.
     """
-    if not 0 <= n_genes <= 8:
-        raise ScmedleyError(f"n_genes is {n_genes}; a picture has room for 0 to 8 names.")
+    _check_names(n_genes)
     checked = _checked(images, layout, rows, columns, framed)
     return _figure([_Block("", *checked, unit=unit, diverging=True, n_genes=n_genes)])
 
@@ -163,14 +163,20 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     panel
         From :func:`scmedley.evaluate.panel`. Own batches are framed red.
     n_genes
-        Genes named on each picture of changes.
+        Genes named on each picture of changes, 8 at most.
     note
         A line above the figure, such as how the cells were chosen.
 
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    ScmedleyError
+        Values that are not finite; ``n_genes`` out of its range.
     """
+    _check_names(n_genes)
     layout, own = panel.layout, np.array(panel.own)
     is_own_RT = own[:, None] == np.array(panel.targets)
     is_own_RT[:, 0] = False  # the population mean, whatever a batch is called
@@ -199,6 +205,11 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     return _figure([expressed, changed], note)
 
 
+def _check_names(n_genes: int) -> None:
+    if not (isinstance(n_genes, int) and 0 <= n_genes <= MOST_NAMES):
+        raise ScmedleyError(f"n_genes is {n_genes!r}; a picture has room for 0 to {MOST_NAMES} names.")
+
+
 def _drawn(x_RCG: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
     """Draw cells and columns: R × C × H × W."""
     from scmedley.genomap import images
@@ -215,6 +226,8 @@ def _checked(
 ) -> tuple[NDArray[np.float32], Layout, Sequence[str], Sequence[str], NDArray[np.bool_]]:
     """Say what does not fit together."""
     values = np.asarray(images)
+    if values.dtype.kind not in "biuf":
+        raise ScmedleyError(f"Pictures hold values of type {values.dtype}, not numbers.")
     wanted = (len(rows), len(columns), *layout.shape)
     if values.shape != wanted or 0 in wanted:
         raise ScmedleyError(

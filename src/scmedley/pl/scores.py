@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from scmedley import keys
-from scmedley.errors import ScmedleyError
+from scmedley.pl._inputs import table_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,15 +45,12 @@ def scores(df: pd.DataFrame) -> Figure:
     Raises
     ------
     ScmedleyError
-        If a column is missing or the table is empty.
+        If a column is missing or holds no numbers, or the table is empty.
     """
     from scmedley.pl._figure import NotebookFigure, write
 
-    missing = [column for column in COLUMNS if column not in df]
-    if missing:
-        raise ScmedleyError(f"the table of scores lacks the column(s) {', '.join(missing)}")
-    if df.empty:
-        raise ScmedleyError("the table of scores is empty: nothing to draw")
+    numbers = [*COLUMNS[3:], *(name for name in ["se"] if name in df)]
+    df = table_of(df, "the table of scores", COLUMNS, numbers)
     names = {str(of): list(rows["score"].unique()) for of, rows in df.groupby("of", sort=False)}
     width = max(map(len, names.values()))
     height = 0.9 + 0.32 * df["embedding"].nunique()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from scmedley.errors import ScmedleyError
+from scmedley.pl._inputs import table_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,16 +42,12 @@ def training(
     Raises
     ------
     ScmedleyError
-        If a column is missing, the table is empty, an axis is given for more than one curve, or the
+        If a column is missing or holds no numbers, the table is empty, an axis is given for more than one curve, or the
         model has no network of that name.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, write
 
-    missing = [column for column in COLUMNS if column not in history]
-    if missing:
-        raise ScmedleyError(f"the history lacks the column(s) {', '.join(missing)}")
-    if history.empty:
-        raise ScmedleyError("the history is empty: nothing was trained")
+    history = table_of(history, "the history", COLUMNS, ["epoch", "value"], finite=["epoch"])
     if weighted is not None:
         history = _weighted(history, weighted)
     terms = {str(name): list(rows["term"].unique()) for name, rows in history.groupby("network", sort=False)}
