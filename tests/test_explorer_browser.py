@@ -50,6 +50,8 @@ def cells() -> AnnData:
     unseen = (adata.obs["donor"] == BATCHES[2]) & (adata.obs["cell_type"] == "mono")
     adata = adata[~unseen.to_numpy()].copy()
     adata.obs["score"] = np.linspace(-1, 3, adata.n_obs)
+    adata.obs["tiny"] = [np.nan, *np.linspace(1e-5, 2e-5, adata.n_obs - 1)]
+    adata.obs["empty"] = np.nan
     return adata
 
 

@@ -57,6 +57,15 @@ def test_a_figure_by_one_command(shell, done, tmp_path):
     assert [p.name for p in out.parent.iterdir()] == ["panel.svg"]
 
 
+def test_what_a_name_cannot_be_is_said(shell, done, tmp_path):
+    to = ["project", done, "--to", "sc_10x", "--figure"]
+    said = shell(*to, tmp_path / f"{'n' * 300}.svg")
+    assert said.code == 1
+    assert "File name too long" in said.error
+    assert "--cells is empty" in shell(*to, tmp_path / "a.svg", "--cells", " ").error
+    assert tree(tmp_path) == {}
+
+
 def test_a_query_may_be_longer_than_a_path(shell, done, tmp_path):
     query = "cell_type in ['H2228', " + ", ".join(f"'no{i}'" for i in range(60)) + "]"
     assert shell.well("project", done, "--cells", query, "--to", "sc_10x", "--figure", tmp_path / "f.svg")

@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -211,6 +212,19 @@ def test_bad_folders_are_named(tmp_path):
     run_folder.write(folder)
     (folder / "run.json").write_text("[1]")
     with pytest.raises(ScmedleyError, match="must hold a JSON object"):
+        build(folder)
+    for change, words in (({"seconds": [1]}, "'seconds' must hold an object"), ({"findings": "x"}, "a list")):
+        run_folder.write(folder)
+        settings = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(settings | change))
+        with pytest.raises(ScmedleyError, match=words):
+            build(folder)
+    run_folder.write(folder)
+    with h5py.File(folder / "integrated.h5ad", "a") as file:
+        key = f"obsm/{keys.umap(keys.FIXED)}"
+        del file[key]
+        file[key] = np.zeros((7, 2), np.float32)
+    with pytest.raises(ScmedleyError, match="has 7 rows for"):
         build(folder)
     assert not (folder / "report.html").exists()
 

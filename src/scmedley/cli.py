@@ -359,6 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error} See scmedley --help.", 2, debug)
     except ScmedleyError as error:
         _fail(str(error), 1, debug)
+    except OSError as error:  # a disk, a name or a limit of the system, not a fault of the program
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. --debug shows where.", 1, debug)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         _fail(

@@ -234,7 +234,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 f"The disk is full: {path} was not written, and what was there before is unchanged. "
                 "Make room, or choose another folder."
             ) from error
-        if isinstance(error, OSError) and type(error) in _PLACES:
+        if isinstance(error, OSError) and (type(error) in _PLACES or error.errno in _LIMITS):
             reason = os.strerror(error.errno) if error.errno else error
             raise ScmedleyError(f"{path} cannot be written ({reason}). Choose another folder.") from error
         raise
@@ -242,6 +242,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 # What a place that cannot be written to raises; FileNotFoundError where not even a folder can be made.
 _PLACES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
+_LIMITS = (errno.EFBIG, errno.ENAMETOOLONG, errno.EROFS)
 
 
 def write_h5ad(adata: AnnData, path: str | Path) -> None:

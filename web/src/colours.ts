@@ -55,4 +55,11 @@ export function number(value: number, signed = false): string {
   return (value < 0 && !zero ? "−" : signed && !zero ? "+" : "") + text;
 }
 
+/** Show a number of a column of obs, which may be of any size. */
+export function anySize(value: number): string {
+  const size = Math.abs(value);
+  const plain = size === 0 || (size >= 0.01 && size < 1e7) || !Number.isFinite(value);
+  return plain ? number(value) : value.toExponential(2).replaceAll("-", "−").replace("e+", "e");
+}
+
 export const count = (value: number) => value.toLocaleString("en-US");

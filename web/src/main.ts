@@ -1,6 +1,6 @@
 // The explorer of a report: linked maps, selections and what-if. The page's own text is in parts/explorer.html.j2.
 
-import { bar, count, css, DARK, number, rgb, scale, type Rgb } from "./colours";
+import { anySize, bar, count, css, DARK, number, rgb, scale, type Rgb } from "./colours";
 import { byId, make, option, suggest } from "./dom";
 import { Genes } from "./genes";
 import { CellMap, type Mode } from "./map";
@@ -179,7 +179,7 @@ class Explorer {
     const code = this.payload.get(`column${this.colouring.column}`)[cell]!;
     if (code === NONE) return `${column.name}: no value`;
     if (column.levels) return `${column.name}: ${column.levels[code]}`;
-    return `${column.name}: ${number(column.low! + (code / STEPS) * (column.high! - column.low!))}`;
+    return `${column.name}: ${anySize(column.low! + (code / STEPS) * (column.high! - column.low!))}`;
   }
 
   /** Colour all maps and draw the legend. */
@@ -209,7 +209,7 @@ class Explorer {
         set(cell, code === NONE ? nothing : column.levels ? levels[code]! : ramp[code >> 8]!);
       }
       if (column.levels) this.legend(column, codes);
-      else this.gradient(column.name, number(column.low!), number(column.high!));
+      else this.range(column, codes);
     }
     for (const map of this.maps) map.points.colour(colours);
   }
@@ -240,6 +240,17 @@ class Explorer {
     const list = make("ul");
     list.append(...items);
     byId("legend").replaceChildren(make("p", words + repeat, { class: "soft" }), list);
+  }
+
+  /** Show the colours of a quantity, and whether cells have none. */
+  private range(column: Column, codes: Uint16Array): void {
+    const without = codes.reduce((n, code) => n + Number(code === NONE), 0);
+    if (without === this.n) {
+      byId("legend").replaceChildren(make("p", `No cell has a value of ${column.name}.`, { class: "soft" }));
+      return;
+    }
+    this.gradient(column.name, anySize(column.low!), anySize(column.high!));
+    if (without) byId("legend").append(make("p", `Grey: no value, in ${count(without)} of the cells.`, { class: "soft" }));
   }
 
   private gradient(title: string, low: string, high: string): void {

@@ -154,6 +154,11 @@ test("cells are coloured by columns of all kinds and by gene, and a legend says 
   await page.selectOption("#ex-colour", { label: "score" });
   assert.equal(await levels.count(), 0);
   assert.match(await page.textContent("#ex-legend"), /score.*−1\.00.*3\.00/);
+  await page.selectOption("#ex-colour", { label: "tiny" });
+  assert.match(await page.textContent("#ex-legend"), /tiny1\.00e−52\.00e−5Grey: no value, in 1 of the cells/);
+  await page.selectOption("#ex-colour", { label: "empty" });
+  assert.equal(await page.textContent("#ex-legend"), "No cell has a value of empty.");
+  await page.selectOption("#ex-colour", { label: "score" });
   seen.add(await pixels(page, 0));
   await page.fill("#ex-gene", expected.genes[3]);
   await page.press("#ex-gene", "Enter");

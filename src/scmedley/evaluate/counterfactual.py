@@ -109,6 +109,28 @@ def gene_shifts(
     return pd.concat(tables, ignore_index=True)
 
 
+def batch_distances(shifts: pd.DataFrame) -> "pd.Series[float]":
+    """Give how far each batch lies from the average batch, in log1p CP10k, the farthest first.
+
+    It is the mean over labels of the root mean square shift over all genes: over the labels that were observed in all
+    batches, or, where there is no such label, over those observed in the batch.
+
+    Parameters
+    ----------
+    shifts
+        Table of :func:`gene_shifts`.
+
+    Returns
+    -------
+    Series
+        By batch; empty where no label was observed.
+    """
+    seen = shifts[shifts.seen]
+    size = seen.groupby(["batch", "label"], sort=True)["size"].first().unstack()
+    shared = size.dropna(axis=1)
+    return (size if shared.empty else shared).mean(axis=1).sort_values(ascending=False, kind="stable")
+
+
 def counterfactual_check(
     model: MixedEffects | Model[Any],
     adata: AnnData,

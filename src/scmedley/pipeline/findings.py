@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, summarise
+from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, batch_distances, summarise
 
 NULL_NAME = "random, permuted batches"  # the network that is the null of the random effects
 LEAK_SEEN = 0.05  # a leak that exceeds its null by less, or by less than its error, is called nothing to find
@@ -107,9 +107,7 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
     seen = shifts[shifts.seen]
     if seen.empty or summarise(check).verdict == "none":
         return ""
-    size = seen.groupby(["batch", "label"], sort=True)["size"].first().unstack()
-    shared = size.dropna(axis=1)  # batches are compared on the labels that all of them have, if there are any
-    distance = (size if shared.empty else shared).mean(axis=1).sort_values(ascending=False, kind="stable")
+    distance = batch_distances(shifts)
     if len(distance) < 2:
         return ""
     batch, second = distance.index[:2]

@@ -93,6 +93,8 @@ def choose(cells: Sequence[str], folder: Path) -> AnnData:
     ScmedleyError
         None of these, or a query that no cell answers to.
     """
+    if not all(text.strip() for text in cells):
+        raise ScmedleyError("--cells is empty. Give names of cells, one file, or one query in quotes.")
     if len(cells) == 1 and _is_a_file(cells[0]):
         return io.read(cells[0])
     adata = read_cells(folder)
@@ -108,7 +110,7 @@ def choose(cells: Sequence[str], folder: Path) -> AnnData:
         )
     answered = adata[_answers(adata.obs, cells[0])]
     if not answered.n_obs:
-        raise ScmedleyError(f"None of the run's {adata.n_obs:,} cells is as --cells {cells[0]!r} asks.")
+        raise ScmedleyError(f"None of the run's {adata.n_obs:,} cells is as --cells {_short(cells[0])} asks.")
     return answered.copy()
 
 
@@ -126,16 +128,20 @@ def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
     except Exception as error:  # pandas raises SyntaxError, NameError, TypeError, its own ...
         reason = " ".join(str(error).split())[:150]
         raise ScmedleyError(
-            f"--cells {query!r} is no file, no cell of the run and no query on its obs ({reason}). A query is like "
-            f"\"cell_type == 'B cell'\"; obs has: {', '.join(map(str, obs.columns))}."
+            f"--cells {_short(query)} is no file, no cell of the run and no query on its obs ({reason}). A query is "
+            f"like \"cell_type == 'B cell'\"; obs has: {', '.join(map(str, obs.columns))}."
         ) from error
     values = np.asarray(found)
     if values.shape != (len(obs),) or values.dtype != bool:
         raise ScmedleyError(
-            f"--cells {query!r} is not true or false for each cell. Compare with something, as in "
+            f"--cells {_short(query)} is not true or false for each cell. Compare with something, as in "
             "\"cell_type == 'B cell'\"."
         )
     return values
+
+
+def _short(query: str) -> str:
+    return repr(query if len(query) <= 100 else query[:100] + "…")
 
 
 def _check_figure(to: Sequence[str], rows: int) -> None:

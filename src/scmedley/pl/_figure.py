@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from scmedley.errors import ScmedleyError
-from scmedley.io import replacing
 
 try:
     from matplotlib import rc_context
@@ -39,11 +38,11 @@ def png(figure: Figure, dpi: int, *, tight: bool = False) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its suffix says, all or nothing, without the date; texts of an SVG stay texts."""
+    """Write a figure as its suffix says, without the date; texts of an SVG stay texts."""
     no_date: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     settings: Any = {"svg.hashsalt": "scmedley", "svg.fonttype": "none"}
-    with replacing(path) as temporary, rc_context(settings):
-        figure.savefig(temporary, format=path.suffix[1:], dpi=200, metadata=no_date.get(path.suffix))
+    with rc_context(settings):
+        figure.savefig(path, format=path.suffix[1:], dpi=200, metadata=no_date.get(path.suffix))
 
 
 def figure_of(ax: Axes) -> Figure:

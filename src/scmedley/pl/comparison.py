@@ -23,6 +23,8 @@ def comparison(ax: Axes, rows: pd.DataFrame, methods: list[str]) -> None:
     methods
         Those to show, in that order; a method without a row leaves its place empty.
     """
+    from matplotlib.ticker import MaxNLocator
+
     from scmedley.pl._figure import plain
 
     by_method = {str(row["method"]): row for row in rows.to_dict("records")}
@@ -40,6 +42,7 @@ def comparison(ax: Axes, rows: pd.DataFrame, methods: list[str]) -> None:
     ax.set_ylim(len(methods) - 0.5, -0.5)
     ax.set_yticks(range(len(methods)), [plain(name) for name in methods], parse_math=False)
     ax.margins(x=0.12)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.tick_params(labelsize=8, length=2)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25)

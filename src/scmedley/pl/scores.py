@@ -74,6 +74,8 @@ def scores(df: pd.DataFrame) -> Figure:
 
 def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[str, str] | None) -> None:
     """Draw one score of each embedding, the first at the top, named where ``names`` are given."""
+    from matplotlib.ticker import MaxNLocator
+
     from scmedley.pl._figure import plain
 
     for place, key in enumerate(embeddings):
@@ -102,6 +104,7 @@ def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[st
             range(len(embeddings)), [plain(names.get(key, key)) for key in embeddings], parse_math=False
         )
     ax.margins(x=0.15)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.tick_params(labelsize=8, length=2)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", alpha=0.25)

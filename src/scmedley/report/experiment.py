@@ -45,6 +45,7 @@ def build(folder: Path) -> Path:
             "experiment": experiment,
             "tables": [_table(str(part), rows) for part, rows in summary.groupby("part", sort=False)],
             "pictures": _comparisons(summary, experiment),
+            "published": bool(summary["published"].notna().any()),
             "classified": _classified(read),
             "confounding": _confounding(obs, experiment),
             "maps": _maps(folder, obs, experiment),
@@ -139,7 +140,7 @@ def _maps(folder: Path, obs: pd.DataFrame, experiment: Experiment) -> list[dict[
                 {"name": n, "colour": c} for n, c in zip(names, colours(obs[key].nunique()), strict=False)
             ]
             rows.append({"kind": kind, "panels": [p for p in panels if p is not None], "legend": legend})
-        groups.append({"fold": fold + 1, "rows": rows})
+        groups.append({"fold": fold, "rows": rows})
     return groups
 
 

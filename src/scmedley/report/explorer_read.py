@@ -75,7 +75,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     maps = [
         (
             run.name(key),
-            "UMAP" if found == keys.umap(key) else "first two dimensions, no UMAP in this run",
+            "drawn as a UMAP" if found == keys.umap(key) else "its first two dimensions, no UMAP in this run",
             xy[rows],
         )
         for key, (found, xy) in run.maps.items()

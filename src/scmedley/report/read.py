@@ -35,6 +35,13 @@ TABLES = {  # text columns, number columns
         ],
     ),
 }
+COLUMNS = ("batch", "label", "fixed")
+PARTS: dict[str, type] = {  # of run.json
+    **dict.fromkeys(("config", "versions", "input", "prepare", "networks", "seconds"), dict),
+    **dict.fromkeys(("warnings", "findings"), list),
+    **dict.fromkeys((f"config.{key}" for key in COLUMNS), str),
+}
+KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 MAPS = (keys.FIXED, keys.RANDOM, keys.PCA)
 GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained then
 
@@ -95,6 +102,14 @@ def _settings(path: Path) -> dict[str, Any]:
         raise ScmedleyError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ScmedleyError(f"{path} must hold a JSON object, not a {type(settings).__name__}")
+    config = settings.get("config")
+    columns = {f"config.{key}": config.get(key) for key in COLUMNS} if isinstance(config, dict) else {}
+    for name, kind in PARTS.items():
+        value = columns[name] if name in columns else settings.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ScmedleyError(
+                f"{path}: {name!r} must hold {KINDS[kind]}, not {str(value)[:40]!r}. Run again."
+            )
     return settings
 
 
@@ -144,6 +159,8 @@ def _cells(path: Path) -> tuple[pd.DataFrame | None, dict[str, tuple[str, NDArra
                     xy = np.asarray(obsm[found][:, :2], dtype=np.float32)
                     if xy.shape[1] == 2:
                         maps[key] = (found, xy)
+                    if len(xy) != len(obs):
+                        raise ValueError(f"obsm {found} has {len(xy):,} rows for {len(obs):,} cells")
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
         raise ScmedleyError(f"{path} cannot be read: {error}") from error
     return obs, maps

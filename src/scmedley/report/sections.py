@@ -8,7 +8,14 @@ from typing import Any
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import LIMITS, TOO_FEW, Summary, agreement, summarise
+from scmedley.evaluate.counterfactual import (
+    LIMITS,
+    TOO_FEW,
+    Summary,
+    agreement,
+    batch_distances,
+    summarise,
+)
 from scmedley.report.numbers import number
 from scmedley.report.read import Run
 
@@ -171,6 +178,7 @@ def shifts(run: Run) -> dict[str, Any] | None:
         unseen = sum(not batch["seen"] for batch in batches)
         labels.append({"name": label, "batches": batches, "unseen": unseen})
     return {
+        "distances": [(str(batch), float(far)) for batch, far in batch_distances(run.shifts).items()],
         "labels": labels,
         "modelled": (run.settings.get("prepare") or {}).get("n_hvg"),
         "unseen": sum(label["unseen"] for label in labels),
