@@ -244,6 +244,7 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
         ({"splits": ("genes",)}, "none of"),
         ({"seeds": (0, 0)}, "none twice"),
         ({"seeds": (-1,)}, "seed -1"),
+        ({"seeds": (True,)}, "must hold int only"),
         ({"settings": {"FE": {"mse": 1}}}, "mse"),
         ({"preset": "papers"}, "no preset"),
         ({"folds": "five"}, "of type int"),

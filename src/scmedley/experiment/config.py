@@ -55,7 +55,7 @@ class Experiment:
     splits
         ``"cells"``: cells of all donors are in all parts. ``"donors"``: whole donors are held out.
     folds, seeds
-        Number of folds; seeds of folds and fits.
+        Number of folds; seeds of the fits, the first of which draws the folds.
     classify
         Whether random forests read the cell type and the targets from the latents.
     thorough
@@ -102,7 +102,7 @@ class Experiment:
             if getattr(self, name) < least:
                 raise ScmedleyError(f"{name} = {getattr(self, name)} must be at least {least}.")
         for name, kind in (("methods", str), ("splits", str), ("targets", str), ("seeds", int)):
-            if not all(isinstance(value, kind) for value in getattr(self, name)):
+            if any(not isinstance(value, kind) or isinstance(value, bool) for value in getattr(self, name)):
                 raise ScmedleyError(f"{name} = {list(getattr(self, name))} must hold {kind.__name__} only.")
         for name in ("splits", "methods", "seeds", "targets"):
             values = getattr(self, name)
