@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from scmedley import cli, datasets, keys
+from scmedley import datasets, keys
+from scmedley.__main__ import main
 from scmedley.pipeline import stages
 from scmedley.report import figures
 
@@ -42,7 +43,7 @@ class Shell:
     def __call__(self, *arguments: object) -> Said:
         self.capsys.readouterr()
         try:
-            cli.main([str(a) for a in arguments])
+            main([str(a) for a in arguments])
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)

@@ -384,7 +384,7 @@ def test_unknown_command_and_no_command(shell):
 
 
 def test_debug_shows_the_traceback(tmp_path, capsys):
-    from scmedley.cli import main
+    from scmedley.__main__ import main
     from scmedley.errors import ScmedleyError
 
     with pytest.raises(ScmedleyError, match="does not exist"):
@@ -408,7 +408,7 @@ def test_an_unexpected_error_is_one_line(shell, data, monkeypatch, tmp_path):
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], []])
 def test_help_is_quick(arguments):
     code = (
-        "import sys\nfrom scmedley.cli import main\n"
+        "import sys\nfrom scmedley.__main__ import main\n"
         f"try: main({arguments})\nexcept SystemExit as end: assert not end.code\n"
         f"loaded = [name for name in {HEAVY} if name in sys.modules]\nassert not loaded, loaded"
     )

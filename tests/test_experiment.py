@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData, concat
 
-from scmedley.cli import main
+from scmedley.__main__ import main
 from scmedley.errors import ScmedleyError
 from scmedley.experiment import Experiment, grid, read_config
 from scmedley.experiment import task as work

@@ -104,7 +104,7 @@ def test_labels_are_learnt_when_asked_for(shell, data, whole, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from scmedley import cli
+from scmedley.__main__ import main
 from scmedley.train import checkpoint, loop
 
 loop.CHECKPOINT_SECONDS = 0.0
@@ -116,7 +116,7 @@ def save_and_die(path, network, best, optimisers, state):
         os.kill(os.getpid(), signal.SIGKILL)
 
 checkpoint.save = save_and_die
-cli.main(sys.argv[1:])
+main(sys.argv[1:])
 """
 
 

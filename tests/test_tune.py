@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from scmedley.cli import main
+from scmedley.__main__ import main
 from scmedley.errors import ScmedleyError
 from scmedley.experiment import tune as tuning
 from scmedley.experiment.tune import BEST, TRIALS, tune

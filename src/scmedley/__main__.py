@@ -1,5 +1,66 @@
-"""``python -m scmedley``."""
+"""The process of the command line: one line for an error, and an exit code. ``python -m scmedley`` or ``scmedley``."""
 
-from scmedley.cli import entry
+import os
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+from typing import cast
 
-entry()
+from cyclopts import CycloptsError
+
+from scmedley.cli import app
+from scmedley.errors import ScmedleyError
+
+
+def entry() -> None:
+    """Be the process: as ``main``, but nothing after the last line, whatever libraries leave behind.
+
+    After a full disk h5py's destructors print tracebacks, and may crash, while Python tidies up.
+    """
+    if "--debug" in sys.argv:
+        main()
+        return
+    sys.unraisablehook = lambda _: None
+    sys.excepthook = lambda *_: None  # Cython's destructors take this one too
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit 0, or print one line and exit with another code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not cost the run
+        cast(TextIOWrapper, stream).reconfigure(errors="backslashreplace")
+    try:
+        app(tokens, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
+    except CycloptsError as error:
+        _fail(f"{error} See scmedley --help.", 2, debug)
+    except ScmedleyError as error:
+        _fail(str(error), 1, debug)
+    except OSError as error:  # a disk, a name or a limit of the system, not a fault of the program
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. --debug shows where.", 1, debug)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        _fail(
+            f"something went wrong that scmedley did not expect ({reason}). --debug shows where.", 70, debug
+        )
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        raise
+    print("scmedley: error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    entry()

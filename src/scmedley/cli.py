@@ -1,15 +1,13 @@
-"""The command line: parse, call, print. Heavy imports are inside the commands, so that --help is quick."""
+"""The commands: parse, call, print. Heavy imports are inside the commands, so that --help is quick."""
 
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
 from scmedley import __version__
 from scmedley.errors import ScmedleyError, ScmedleyWarning
@@ -324,56 +322,6 @@ def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, cells: bool =
 
     config = RunConfig(batch="batch", label="cell_type")
     run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, cells=cells, config=config)
-
-
-def entry() -> None:
-    """Be the process: as ``main``, but nothing after the last line, whatever libraries leave behind.
-
-    After a full disk h5py's destructors print tracebacks, and may crash, while Python tidies up.
-    """
-    if "--debug" in sys.argv:
-        main()
-        return
-    sys.unraisablehook = lambda _: None
-    sys.excepthook = lambda *_: None  # Cython's destructors take this one too
-    try:
-        main()
-    except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit 0, or print one line and exit with another code."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in tokens
-    tokens = [token for token in tokens if token != "--debug"]
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not cost the run
-        cast(TextIOWrapper, stream).reconfigure(errors="backslashreplace")
-    try:
-        app(tokens, exit_on_error=False, print_error=False)
-    except KeyboardInterrupt:
-        _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
-    except CycloptsError as error:
-        _fail(f"{error} See scmedley --help.", 2, debug)
-    except ScmedleyError as error:
-        _fail(str(error), 1, debug)
-    except OSError as error:  # a disk, a name or a limit of the system, not a fault of the program
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}. --debug shows where.", 1, debug)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        _fail(
-            f"something went wrong that scmedley did not expect ({reason}). --debug shows where.", 70, debug
-        )
-
-
-def _fail(message: str, code: int, debug: bool) -> None:
-    if debug:
-        raise
-    print("scmedley: error: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(code)
 
 
 @contextmanager
