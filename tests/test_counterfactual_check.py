@@ -16,10 +16,10 @@ from scmedley.evaluate.counterfactual import (
     _ceiling,
     agreement,
     counterfactual_check,
-    gene_shifts,
     summarise,
 )
 from scmedley.evaluate.scores import permute_batches
+from scmedley.evaluate.shifts import batch_distances, gene_shifts
 from scmedley.models.counterfactual import counterfactual
 from scmedley.pp import log_normalised, prepare
 from scmedley.pp.scale import MinMax
@@ -81,16 +81,29 @@ def cells(label_of=("T", "B"), n=240, unseen=None):
 
 def test_shift_is_the_effect_in_log1p_units():
     table = gene_shifts(model(), cells(), "kind", draws=2, n_top=GENES)
-    columns = ["label", "batch", "gene", "shift", "q05", "q95", "observed", "size", "n_cells", "seen"]
-    assert list(table.columns) == columns
+    of_pair = [
+        "size",
+        "size_q05",
+        "size_q95",
+        "observed_size",
+        "null_size",
+        "null_sd",
+        "n_cells",
+        "n_observed",
+        "seen",
+    ]
+    assert list(table.columns) == ["label", "batch", "gene", "shift", "q05", "q95", "observed", *of_pair]
     assert len(table) == 2 * 3 * GENES
     expected = [
         CENTRED_BG[BATCHES.index(b), int(g[1:])] for b, g in zip(table["batch"], table["gene"], strict=True)
     ]
     np.testing.assert_allclose(table["observed"], expected, atol=1e-5)
     assert table.groupby(["label", "gene"])["shift"].sum().abs().max() < 1e-4
-    rms = np.sqrt((table["shift"] ** 2).groupby([table["label"], table["batch"]]).mean())
-    np.testing.assert_allclose(table.groupby(["label", "batch"])["size"].first(), rms, rtol=1e-5)
+    pairs = [table["label"], table["batch"]]
+    for of, size in (("shift", "size"), ("observed", "observed_size")):
+        rms = np.sqrt((table[of] ** 2).groupby(pairs).mean())
+        np.testing.assert_allclose(table.groupby(["label", "batch"])[size].first(), rms, rtol=1e-5)
+    assert (table["n_observed"] == 40).all()
     drawn = table["shift"] / np.array(expected)  # two draws scatter, alike for every gene
     np.testing.assert_allclose(drawn, drawn.iloc[0], rtol=1e-2)  # float32: a mean of 100 cells, less another
     assert abs(drawn.iloc[0] - 1) < 0.3
@@ -103,7 +116,52 @@ def test_shift_interval_spans_the_draws():
     width = (table["q95"] - table["q05"]) / table["shift"].abs()
     np.testing.assert_allclose(width, 2 * 1.645 * 0.1, rtol=0.2)
     assert ((table["q05"] <= table["shift"]) & (table["shift"] <= table["q95"])).all()
+    # All genes of this decoder scatter together, so the size scatters as each of them does.
+    width = (table["size_q95"] - table["size_q05"]) / table["size"]
+    np.testing.assert_allclose(width, 2 * 1.645 * 0.1, rtol=0.2)
     assert (table["n_cells"] == 5).all()
+
+
+def test_distances_are_those_of_the_labels_that_all_batches_have():
+    adata = cells(unseen=("b", "T"))
+    shifts = gene_shifts(model(), adata, "kind", draws=200, n_top=GENES)
+    found = batch_distances(shifts).set_index("batch")
+    of_b = shifts[shifts["label"] == "B"].drop_duplicates("batch").set_index("batch")
+    far = np.sqrt((CENTRED_BG**2).mean(1))  # of B alone
+    order = [BATCHES[i] for i in np.argsort(-far)]
+    assert list(found.index) == order
+    np.testing.assert_allclose(found["observed"], sorted(far)[::-1], rtol=1e-4)
+    np.testing.assert_allclose(found["distance"], sorted(far)[::-1], rtol=0.02)
+    for name, column in (
+        ("q05", "size_q05"),
+        ("q95", "size_q95"),
+        ("null", "null_size"),
+        ("null_sd", "null_sd"),
+    ):
+        np.testing.assert_allclose(found[name], of_b.loc[order, column])
+
+
+def test_the_null_of_a_distance_is_that_of_permuted_batches():
+    rng = np.random.default_rng(0)
+    adata = cells(n=600)
+    noise = rng.uniform(-1, 1, size=adata.shape).astype(np.float32)
+    adata.layers[keys.LOGNORM] = adata.layers[keys.LOGNORM] + noise
+    found = batch_distances(gene_shifts(model(), adata, "kind", draws=2))
+    assert (found["observed"] > found["null"] + 5 * found["null_sd"]).all()
+    adata.layers[keys.LOGNORM] = noise + 3  # nothing differs between batches
+    shifts = gene_shifts(model(), adata, "kind", draws=2)
+    found = batch_distances(shifts)
+    assert (found["observed"] < found["null"] + 4 * found["null_sd"]).all()
+    # The mean of 100 cells, less the average of three such means: variance 1/300 (1 - 1/3).
+    np.testing.assert_allclose(found["null"], np.sqrt(2 / 3 / 300), rtol=0.1)
+
+
+def test_batches_without_a_common_label_have_no_distances():
+    adata = cells(unseen=("b", "T"))
+    adata = adata[~((adata.obs["batch"] == "a") & (adata.obs["kind"] == "B"))].copy()
+    shifts = gene_shifts(model(), adata, "kind", draws=2, n_top=2)
+    assert batch_distances(shifts).empty
+    assert batch_distances(shifts[shifts["batch"] == "a"]).empty
 
 
 def test_the_largest_shifts_are_kept_for_each_label_and_batch():

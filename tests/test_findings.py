@@ -35,7 +35,9 @@ def table_of_shifts(seen=True):
         ("NK", "c", "CD4", -9.0, -9.5, -8.5, -9.9, 3.0),  # a label that is in no other batch
     ]
     columns = ["label", "batch", "gene", "shift", "q05", "q95", "observed", "size"]
-    return pd.DataFrame(rows, columns=columns).assign(n_cells=50, seen=seen)
+    table = pd.DataFrame(rows, columns=columns).assign(n_cells=50, n_observed=50, seen=seen)
+    table = table.assign(size_q05=table["size"] - 0.05, size_q95=table["size"] + 0.05)
+    return table.assign(observed_size=table["size"] + 0.02, null_size=0.1, null_sd=0.01)
 
 
 def table_of_check(pearson=0.8, slope=2.0, null=0.1, additive=0.9, ceiling=0.95, n=2):
@@ -68,7 +70,8 @@ def test_good_numbers():
     assert "tells batches apart beyond its null" in random
     assert "leak 0.60; 0.10 for the same network" in random
     assert different.startswith(
-        "Batch a lies farthest from the average batch, by 0.50 log1p CP10k, before c with 0.30 (root"
+        "Batch a lies farthest from the average batch, by 0.50 [0.45, 0.55] log1p CP10k, before c with 0.30 (root mean "
+        "square over genes; observed 0.52, and 0.10 for batches permuted within cell types). Genes"
     )
     assert "seen to: CD4 (+0.90 in T; observed +0.80), IL7R (-0.50 in T; observed -0.40). " in different
     assert different.endswith(
@@ -185,9 +188,33 @@ def test_no_gene_is_sure():
 
 def test_two_batches_lie_apart_and_one_alone_nowhere():
     shifts = table_of_shifts()
-    two = say(shifts=shifts[shifts.batch != "c"].assign(size=0.25))[4]
-    assert two.startswith("Batches a and b lie 0.50 log1p CP10k apart (")
+    sizes = {"size": 0.25, "size_q05": 0.2, "size_q95": 0.3, "observed_size": 0.26}
+    two = say(shifts=shifts[shifts.batch != "c"].assign(**sizes))[4]
+    assert two.startswith("Batches a and b lie 0.50 [0.40, 0.60] log1p CP10k apart (root")
+    assert "observed 0.52, and 0.20 for batches permuted" in two
     assert len(say(shifts=shifts[shifts.batch == "a"])) == 4
+
+
+def test_no_batch_is_named_that_lies_no_farther_than_by_chance():
+    said = say(shifts=table_of_shifts().assign(observed_size=0.115))[4]
+    assert said.startswith(
+        "No batch is seen to differ: a lies farthest from the average batch, but no farther than by"
+    )
+    assert "observed 0.12, and 0.10 for batches permuted within cell types" in said
+    assert "CD4" not in said
+
+
+def test_batches_that_are_not_told_apart_are_said_to_be():
+    said = say(shifts=table_of_shifts().assign(size_q95=9.0))[4]
+    assert "before c with 0.30, which this fit does not tell apart (root" in said
+
+
+def test_batches_without_a_common_label_are_not_ranked():
+    shifts = table_of_shifts()
+    shifts = shifts[
+        ~((shifts.label == "T") & (shifts.batch == "a")) & ~((shifts.label == "B") & (shifts.batch == "c"))
+    ]
+    assert say(shifts=shifts)[4].startswith("No cell type is in all batches")
 
 
 def test_without_labels_none_is_named():

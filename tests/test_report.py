@@ -229,6 +229,22 @@ def test_bad_folders_are_named(tmp_path):
     assert not (folder / "report.html").exists()
 
 
+def test_distances_of_batches_stand_beside_chance(tmp_path):
+    folder = run_folder.write(tmp_path / "run", labels=("T",), brief=True)
+    assert "How far each batch lies from the average batch" in page(folder).text
+    assert "<b>no farther</b>" not in build(folder).read_text()
+    table = pd.read_csv(folder / "gene_shifts.csv")
+    table.assign(observed_size=0.11).to_csv(folder / "gene_shifts.csv", index=False)
+    assert build(folder).read_text().count("<b>no farther</b>") == 3
+    check = pd.read_csv(folder / "counterfactual_check.csv")
+    check.assign(pearson=-0.5, ceiling_pearson=0.9).to_csv(folder / "counterfactual_check.csv", index=False)
+    assert "go by what was observed, not by the model" in page(folder).text
+    table.assign(seen=table["batch"] != "10x").to_csv(folder / "gene_shifts.csv", index=False)
+    assert "No label is in all batches" in page(folder).text
+    table[table["batch"] != "10x"].to_csv(folder / "gene_shifts.csv", index=False)
+    assert "from the average batch</h3>" not in build(folder).read_text()
+
+
 def test_top_genes_are_the_largest_by_size(full):
     table = pd.read_csv(full / "gene_shifts.csv")
     label = sections.shifts(read(full))["labels"][0]

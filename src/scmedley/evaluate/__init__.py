@@ -6,7 +6,7 @@ Codes are integers per cell, -1 where the value is missing.
 
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
-from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
+from scmedley.evaluate.counterfactual import counterfactual_check
 from scmedley.evaluate.donors import donor_test
 from scmedley.evaluate.effects import batch_effects
 from scmedley.evaluate.intervals import t_interval
@@ -25,6 +25,7 @@ from scmedley.evaluate.probes import (
     network_probe,
 )
 from scmedley.evaluate.scores import permute_batches, scores
+from scmedley.evaluate.shifts import batch_distances, gene_shifts
 
 __all__ = [
     "PEERS",
@@ -34,6 +35,7 @@ __all__ = [
     "Panel",
     "ari",
     "asw",
+    "batch_distances",
     "batch_effects",
     "batch_leak",
     "bras",

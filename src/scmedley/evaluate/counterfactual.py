@@ -1,4 +1,4 @@
-"""How far the counterfactuals can be trusted: what each batch shifts, and does it agree with what is seen."""
+"""How far the counterfactuals can be trusted: do predicted shifts agree with those that are seen?"""
 
 from dataclasses import dataclass
 from itertools import product
@@ -12,7 +12,7 @@ from scipy.stats import pearsonr
 from scmedley import keys
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
-from scmedley.models.counterfactual import QUANTILES, drawn_means, mean_shift
+from scmedley.models.counterfactual import mean_shift
 from scmedley.overlap import as_categories
 from scmedley.pp.counts import log_normalised
 
@@ -35,100 +35,6 @@ CHECK_COLUMNS = [
     *("label", "batch", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson", "additive_pearson"),
     *("n_source", "n_target"),
 ]
-
-
-def gene_shifts(
-    model: MixedEffects | Model[Any],
-    adata: AnnData,
-    label_key: str | None = None,
-    *,
-    draws: int = 30,
-    n_top: int = 50,
-    max_cells: int = 100,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """List the genes that each batch shifts most against the average batch, within each label.
-
-    Cells of a label are shown in each batch. The shift is their mean there, less the average of those means
-    over the batches in which the label was observed, each batch counted once (over all batches, where that is
-    fewer than two). The population mean, all effects at zero, is no such average: a decoder's biases may
-    lie off the middle of its batches.
-
-    Parameters
-    ----------
-    model
-        A fitted model with batch effects in its decoder.
-    adata
-        Prepared cells with their batch.
-    draws
-        Posterior draws of the effects for the interval.
-    n_top
-        Genes kept for each label and batch, by the size of their shift.
-    max_cells
-        Cells of a label, of any batch, over which the shift is averaged.
-
-    Returns
-    -------
-    DataFrame
-        label, batch, gene, and in log1p CP10k: shift, its q05 and q95, observed (the same difference
-        between the means of the label's cells that are from each batch; not a number where there are none),
-        size (root mean square of the shift over all genes); n_cells (shown), seen (whether the label was
-        observed in that batch).
-    """
-    network = decoder(model)
-    label = _labels(adata, label_key)
-    batch = network.design.codes(adata.obs)
-    rng = np.random.default_rng(seed)
-    genes, batches = np.asarray(network.genes), network.design.batches
-    x_NG, _ = log_normalised(adata, network.genes)
-    tables = []
-    for name in _names(label):
-        rows = np.flatnonzero(label == name)
-        own = [rows[batch[rows] == code] for code in range(len(batches))]
-        seen_T = np.array([len(cells) > 0 for cells in own])
-        observed_TG = np.full((len(batches), len(genes)), np.nan)
-        if seen_T.sum() < 2:
-            compared_T = np.ones_like(seen_T)
-        else:
-            compared_T = seen_T
-            observed_TG[seen_T] = [np.asarray(x_NG[c].mean(axis=0)).ravel() for c in own if len(c)]
-            observed_TG -= observed_TG[seen_T].mean(axis=0)
-        rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
-        mean_TDG = drawn_means(network, adata[rows], draws, seed)
-        mean_TDG -= mean_TDG[compared_T].mean(axis=0)
-        for target, seen, shift_DG, observed_G in zip(batches, seen_T, mean_TDG, observed_TG, strict=True):
-            shift_G = shift_DG.mean(0)
-            low_G, high_G = np.quantile(shift_DG, QUANTILES, axis=0)
-            top = np.argsort(-np.abs(shift_G), kind="stable")[:n_top]
-            columns = {"gene": genes, "shift": shift_G, "q05": low_G, "q95": high_G, "observed": observed_G}
-            table = pd.DataFrame(columns).iloc[top]
-            table.insert(0, "label", name)
-            table.insert(1, "batch", target)
-            size = float(np.sqrt((shift_G**2).mean()))
-            tables.append(table.assign(size=size, n_cells=len(rows), seen=seen))
-    return pd.concat(tables, ignore_index=True)
-
-
-def batch_distances(shifts: pd.DataFrame) -> "pd.Series[float]":
-    """Give how far each batch lies from the average batch, in log1p CP10k, the farthest first.
-
-    It is the mean over labels of the root mean square shift over all genes: over the labels that were observed in all
-    batches, or, where there is no such label, over those observed in the batch.
-
-    Parameters
-    ----------
-    shifts
-        Table of :func:`gene_shifts`.
-
-    Returns
-    -------
-    Series
-        By batch; empty where no label was observed.
-    """
-    seen = shifts[shifts.seen]
-    size = seen.groupby(["batch", "label"], sort=True)["size"].first().unstack()
-    shared = size.dropna(axis=1)
-    return (size if shared.empty else shared).mean(axis=1).sort_values(ascending=False, kind="stable")
 
 
 def counterfactual_check(
@@ -173,13 +79,13 @@ def counterfactual_check(
         - n_source, n_target: held-out cells.
     """
     network = decoder(model)
-    label = _labels(adata, label_key)
+    label = labels_of(adata, label_key)
     batch = network.design.codes(adata.obs)
     part = adata.obs[keys.SPLIT].astype(str).to_numpy()
     x_NG, _ = log_normalised(adata, network.genes)
     rng = np.random.default_rng(seed)
     rows = []
-    for name, (code, target) in product(_names(label), enumerate(network.design.batches)):
+    for name, (code, target) in product(names_of(label), enumerate(network.design.batches)):
         here, there = (label == name) & (batch != code), (label == name) & (batch == code)
         source, goal = np.flatnonzero(here & (part == "test")), np.flatnonzero(there & (part == "test"))
         if min(len(source), len(goal)) < LEAST:
@@ -277,7 +183,7 @@ def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
     return model.decoder if isinstance(model, MixedEffects) else model
 
 
-def _labels(adata: AnnData, key: str | None) -> np.ndarray:
+def labels_of(adata: AnnData, key: str | None) -> np.ndarray:
     """Give each cell's label as text; missing ones, which no table counts, as an empty string."""
     if key is None:
         return np.full(adata.n_obs, ALL, dtype=object)
@@ -285,7 +191,8 @@ def _labels(adata: AnnData, key: str | None) -> np.ndarray:
     return np.asarray([*label.categories, ""], dtype=object).take(label.codes)
 
 
-def _names(label: np.ndarray) -> list[str]:
+def names_of(label: np.ndarray) -> list[str]:
+    """Give the labels that occur, sorted."""
     return sorted(set(label) - {""})
 
 

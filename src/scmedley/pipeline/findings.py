@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, batch_distances, summarise
+from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, summarise
+from scmedley.evaluate.shifts import batch_distances
 
 NULL_NAME = "random, permuted batches"  # the network that is the null of the random effects
 LEAK_SEEN = 0.05  # a leak that exceeds its null by less, or by less than its error, is called nothing to find
@@ -103,21 +104,16 @@ def _random(scores: pd.DataFrame, has_labels: bool, networks: dict[str, Any]) ->
 
 
 def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
-    """Name the batch farthest from the average and its genes, unless the check speaks against them."""
-    seen = shifts[shifts.seen]
-    if seen.empty or summarise(check).verdict == "none":
+    """Name the batch farthest from the average and its genes, unless check or null speak against them."""
+    seen, distances = shifts[shifts.seen], batch_distances(shifts)
+    if seen.empty or summarise(check).verdict == "none" or shifts.batch.nunique() < 2:
         return ""
-    distance = batch_distances(shifts)
-    if len(distance) < 2:
-        return ""
-    batch, second = distance.index[:2]
-    if len(distance) == 2:
-        said = f"Batches {batch} and {second} lie {2 * distance.iloc[0]:.2f} log1p CP10k apart"
-    else:
-        said = (
-            f"Batch {batch} lies farthest from the average batch, by {distance.iloc[0]:.2f} log1p CP10k, before "
-            f"{second} with {distance.iloc[1]:.2f}"
-        )
+    if distances.empty:
+        return "No cell type is in all batches, so it is not said which batch differs most from the others."
+    said, stands_out = _farthest(distances, "" if set(seen.label) == {ALL} else " within cell types")
+    if not stands_out:
+        return said
+    batch = distances.batch.iloc[0]
     own = seen[seen.batch == batch]
     words = agreement(check).set_axis(check.label)[(check.batch == batch).to_numpy()]
     judged = words[words != TOO_FEW]
@@ -129,9 +125,31 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
     if not trusted.empty:
         named = f"Genes that shift most there, and were seen to: {_genes(trusted)}"
     return (
-        f"{said} (root mean square over genes). {named}. Agreement with held-out cells in {batch}: "
-        f"{_judged(judged, own.label.nunique())}."
+        f"{said} {named}. Agreement with held-out cells in {batch}: {_judged(judged, own.label.nunique())}."
     )
+
+
+def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, bool]:
+    """Say which batch lies farthest, and whether the cells themselves lie farther apart than permuted ones."""
+    first, second = distances.iloc[0], distances.iloc[1]
+    times = (
+        2 if len(distances) == 2 else 1
+    )  # two batches lie twice as far from each other as from their average
+    beside = (
+        f"root mean square over genes; observed {times * first.observed:.2f}, and {times * first.null:.2f} for batches "
+        f"permuted{within}"
+    )
+    if first.observed <= first.null + 2 * first.null_sd:
+        far = f"{first.batch} lies farthest from the average batch, but no farther than by chance"
+        return f"No batch is seen to differ: {far} ({beside}).", False
+    interval = f"{times * first.distance:.2f} [{times * first.q05:.2f}, {times * first.q95:.2f}] log1p CP10k"
+    if times == 2:
+        return f"Batches {first.batch} and {second.batch} lie {interval} apart ({beside}).", True
+    said = (
+        f"Batch {first.batch} lies farthest from the average batch, by {interval}, before {second.batch} with"
+    )
+    unsure = ", which this fit does not tell apart" if second.q95 >= first.q05 else ""
+    return f"{said} {second.distance:.2f}{unsure} ({beside}).", True
 
 
 def _judged(words: "pd.Series[str]", n_labels: int) -> str:

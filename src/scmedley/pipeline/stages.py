@@ -21,8 +21,9 @@ from scmedley import io, keys
 from scmedley.checks import check_seed
 from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate.counterfactual import counterfactual_check, gene_shifts
+from scmedley.evaluate.counterfactual import counterfactual_check
 from scmedley.evaluate.scores import permute_batches, scores
+from scmedley.evaluate.shifts import gene_shifts
 from scmedley.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split

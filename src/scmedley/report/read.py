@@ -20,7 +20,10 @@ TABLES = {  # text columns, number columns
     "scores.csv": (["embedding", "score", "of", "null_kind"], ["value", "null", "null_sd", "n_cells", "se"]),
     "gene_shifts.csv": (
         ["label", "batch", "gene", "seen"],
-        ["shift", "q05", "q95", "observed", "size", "n_cells"],
+        [
+            *("shift", "q05", "q95", "observed", "size", "size_q05", "size_q95", "observed_size"),
+            *("null_size", "null_sd", "n_cells", "n_observed"),
+        ],
     ),
     "counterfactual_check.csv": (
         ["label", "batch"],

@@ -8,14 +8,8 @@ from typing import Any
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import (
-    LIMITS,
-    TOO_FEW,
-    Summary,
-    agreement,
-    batch_distances,
-    summarise,
-)
+from scmedley.evaluate.counterfactual import LIMITS, TOO_FEW, Summary, agreement, summarise
+from scmedley.evaluate.shifts import batch_distances
 from scmedley.report.numbers import number
 from scmedley.report.read import Run
 
@@ -160,8 +154,8 @@ def shifts(run: Run) -> dict[str, Any] | None:
     """Genes that each batch shifts most, for each label."""
     if run.shifts is None or run.shifts.empty:
         return None
-    table = run.shifts.assign(size=run.shifts["shift"].abs())
-    table = table.sort_values(["size", "gene"], ascending=[False, True], kind="stable")
+    table = run.shifts.assign(how_large=run.shifts["shift"].abs())
+    table = table.sort_values(["how_large", "gene"], ascending=[False, True], kind="stable")
     table = table.groupby(["label", "batch"], sort=False).head(TOP)
     pairs = table[["label", "batch"]].drop_duplicates()
     labels = []
@@ -173,15 +167,23 @@ def shifts(run: Run) -> dict[str, Any] | None:
             genes = _records(rows.assign(sure=sure))
             first = rows.iloc[0]
             batches.append(
-                {"name": batch, "n_cells": first["n_cells"], "seen": bool(first["seen"]), "genes": genes}
+                {
+                    "name": batch,
+                    "n_cells": first["n_cells"],
+                    "n_observed": first["n_observed"],
+                    "seen": bool(first["seen"]),
+                    "genes": genes,
+                }
             )
         unseen = sum(not batch["seen"] for batch in batches)
         labels.append({"name": label, "batches": batches, "unseen": unseen})
     return {
-        "distances": [(str(batch), float(far)) for batch, far in batch_distances(run.shifts).items()],
+        "distances": _records(batch_distances(run.shifts)),
+        "verdict": None if run.check is None or run.check.empty else summarise(run.check).verdict,
         "labels": labels,
         "modelled": (run.settings.get("prepare") or {}).get("n_hvg"),
         "unseen": sum(label["unseen"] for label in labels),
+        "batches": int(run.shifts["batch"].nunique()),
         "pairs": len(pairs),
     }
 

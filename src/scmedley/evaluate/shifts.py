@@ -1,0 +1,156 @@
+"""What each batch shifts: its genes, and how far it lies from the average batch.
+
+Shapes: N cells, G genes, T batches, D posterior draws.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scmedley.evaluate.counterfactual import decoder, labels_of, names_of
+from scmedley.models import MixedEffects
+from scmedley.models.base import Model
+from scmedley.models.counterfactual import drawn_means
+from scmedley.pp.counts import log_normalised
+
+WITHIN_90 = (
+    1.645  # standard deviations to either side that hold 90 % of a Gaussian; 30 draws give no quantiles
+)
+N_PERMUTATIONS = 10
+DISTANCES = ["batch", "distance", "q05", "q95", "observed", "null", "null_sd"]
+
+
+def gene_shifts(
+    model: MixedEffects | Model[Any],
+    adata: AnnData,
+    label_key: str | None = None,
+    *,
+    draws: int = 30,
+    n_top: int = 50,
+    max_cells: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """List the genes that each batch shifts most against the average batch, within each label.
+
+    Cells of a label are shown in each batch. The shift is their mean there, less the average of those means
+    over the batches in which the label was observed, each batch counted once (over all batches, where that is
+    fewer than two). The population mean, all effects at zero, is no such average: a decoder's biases may
+    lie off the middle of its batches.
+
+    Parameters
+    ----------
+    model
+        A fitted model with batch effects in its decoder.
+    adata
+        Prepared cells with their batch.
+    draws
+        Posterior draws of the effects for the interval.
+    n_top
+        Genes kept for each label and batch, by the size of their shift.
+    max_cells
+        Cells of a label, of any batch, over which the shift is averaged.
+
+    Returns
+    -------
+    DataFrame
+        label, batch, gene, and in log1p CP10k: shift, its q05 and q95 (1.645 standard deviations of the draws to
+        either side), observed (the same difference between the means of the label's cells that are from each batch;
+        not a number where there are none). The same for all genes of a pair: size (root mean square of the shift over
+        all genes of the model) with size_q05 and size_q95, observed_size (of the observed difference), null_size and
+        null_sd (mean and standard deviation of that over permutations of the label's cells among its batches);
+        n_cells (shown), n_observed (cells of the label from that batch), seen (whether there are any).
+    """
+    network = decoder(model)
+    label = labels_of(adata, label_key)
+    batch = network.design.codes(adata.obs)
+    rng, permuting = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    genes, batches = np.asarray(network.genes), network.design.batches
+    x_NG, _ = log_normalised(adata, network.genes)
+    tables = []
+    for name in names_of(label):
+        rows = np.flatnonzero(label == name)
+        own = [rows[batch[rows] == code] for code in range(len(batches))]
+        seen_T = np.array([len(cells) > 0 for cells in own])
+        compared_T = seen_T if seen_T.sum() > 1 else np.ones_like(seen_T)
+        observed_TG = _observed(x_NG, own)
+        null_KT = [_size(_observed(x_NG, _permuted(own, permuting))) for _ in range(N_PERMUTATIONS)]
+        rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
+        mean_TDG = drawn_means(network, adata[rows], draws, seed)
+        mean_TDG -= mean_TDG[compared_T].mean(axis=0)
+        pairs = pd.DataFrame(
+            {
+                "size": _size(mean_TDG.mean(axis=1)),
+                "half": WITHIN_90 * _size(mean_TDG).std(axis=1),
+                "observed_size": _size(observed_TG),
+                "null_size": np.mean(null_KT, axis=0),
+                "null_sd": np.std(null_KT, axis=0),
+                "n_cells": len(rows),
+                "n_observed": [len(cells) for cells in own],
+                "seen": seen_T,
+            }
+        )
+        pairs.insert(1, "size_q05", pairs["size"] - pairs["half"])
+        pairs.insert(2, "size_q95", pairs["size"] + pairs.pop("half"))
+        for target, shift_DG, observed_G, pair in zip(
+            batches, mean_TDG, observed_TG, pairs.to_dict("records"), strict=True
+        ):
+            shift_G, half_G = shift_DG.mean(0), WITHIN_90 * shift_DG.std(0)
+            top = np.argsort(-np.abs(shift_G), kind="stable")[:n_top]
+            columns = {"gene": genes, "shift": shift_G, "q05": shift_G - half_G, "q95": shift_G + half_G}
+            table = pd.DataFrame(columns | {"observed": observed_G}).iloc[top]
+            table.insert(0, "label", name)
+            table.insert(1, "batch", target)
+            tables.append(table.assign(**{str(key): value for key, value in pair.items()}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
+    """Say how far each batch lies from the average batch, the farthest first.
+
+    Batches are compared on the labels that all of them have: the average batch of another label is another one.
+
+    Parameters
+    ----------
+    shifts
+        Table of :func:`gene_shifts`.
+
+    Returns
+    -------
+    DataFrame
+        batch, and in log1p CP10k, means over those labels: distance (the size of the model's shift) with q05 and q95;
+        observed, the distance of the cells' own means; null and null_sd, of that with batches permuted within
+        labels. Empty where fewer than two batches share a label with all others. Of two batches each lies half as far
+        from their average as from the other.
+    """
+    pairs = shifts.drop_duplicates(["batch", "label"])
+    n_seen = pairs[pairs["seen"]].groupby("label")["batch"].nunique()
+    n_batches = pairs["batch"].nunique()
+    shared = pairs[pairs["label"].isin(n_seen.index[n_seen == n_batches])]
+    if n_batches < 2 or shared.empty:
+        return pd.DataFrame(columns=DISTANCES)
+    sizes = ["size", "size_q05", "size_q95", "observed_size", "null_size", "null_sd"]
+    found = shared.groupby("batch", sort=True)[sizes].mean().reset_index().set_axis(DISTANCES, axis=1)
+    return found.sort_values("distance", ascending=False, kind="stable", ignore_index=True)
+
+
+def _observed(x_NG: Any, own: list[np.ndarray]) -> np.ndarray:
+    """Give the mean of each batch's cells less the average of those means, T x G; not a number without cells."""
+    found_TG = np.full((len(own), x_NG.shape[1]), np.nan)
+    seen_T = np.array([len(cells) > 0 for cells in own])
+    if seen_T.sum() > 1:
+        found_TG[seen_T] = [np.asarray(x_NG[cells].mean(axis=0)).ravel() for cells in own if len(cells)]
+        found_TG -= found_TG[seen_T].mean(axis=0)
+    return found_TG
+
+
+def _permuted(own: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Deal the cells of one label out anew, as many to each batch as it has."""
+    ends = np.cumsum([len(cells) for cells in own])
+    return np.split(rng.permutation(np.concatenate(own)), ends[:-1])
+
+
+def _size(shift_G: np.ndarray) -> np.ndarray:
+    """Give the root mean square over genes, the last axis."""
+    return np.asarray(np.sqrt(np.square(shift_G, dtype=np.float64).mean(axis=-1)))
