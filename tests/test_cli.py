@@ -1,5 +1,6 @@
 """The command line as a user meets it: what is printed, what is written, what is said when it cannot go on."""
 
+import errno
 import json
 import os
 import re
@@ -381,6 +382,28 @@ def test_run_json_of_something_else(shell, tmp_path):
 def test_unknown_command_and_no_command(shell):
     assert "Unknown command" in shell("cook").error
     assert "run" in shell.well()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.EFBIG, "File too large", "a.svg"), 1, "a.svg: File too large"),
+        (OSError(errno.EACCES, "Permission denied"), 1, "Permission denied"),
+        (OSError("inflate() failed"), 70, "did not expect (OSError: inflate() failed)"),
+        (TimeoutError("no answer"), 70, "did not expect (TimeoutError: no answer)"),
+        (KeyError("x"), 70, "did not expect (KeyError: 'x')"),
+    ],
+    ids=str,
+)
+def test_what_the_system_refuses_is_told_from_a_fault(shell, monkeypatch, error, code, words):
+    from scmedley.pipeline import stages
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stages, "report", fails)
+    said = shell("report", "anywhere")
+    assert (said.code, words in said.error) == (code, True)
 
 
 def test_debug_shows_the_traceback(tmp_path, capsys):

@@ -34,7 +34,7 @@ def test_donor_test_is_welchs_on_donor_means(sparse: bool) -> None:
     x, donor = cells_of(means, [3, 30, 5, 8, 4, 40, 6])
     x[:, 3] = 1.0
     group = np.where(np.isin(donor, ["d0", "d1", "d2", "d3"]), "well", "ill")
-    table = donor_test(coo_matrix(x) if sparse else x, names(5), donor, group, ("well", "ill"))
+    table = donor_test(coo_matrix(x) if sparse else x, names(5), donor, group, ("well", "ill"), min_cells=3)
     kept = [0, 1, 2, 4]
     t, p = stats.ttest_ind(means[4:, kept], means[:4, kept], equal_var=False)
     tested = table.iloc[kept]
@@ -53,7 +53,7 @@ def test_donor_test_leaves_other_groups_out() -> None:
     means = np.random.default_rng(2).normal(size=(6, 3))
     x, donor = cells_of(means, [4] * 6)
     group = np.repeat(["a", "b", "c"], 8)
-    table = donor_test(x, names(3), donor, group, ("c", "a"))
+    table = donor_test(x, names(3), donor, group, ("c", "a"), min_cells=1)
     assert_allclose(table["difference"], means[:2].mean(0) - means[4:].mean(0))
 
 
@@ -69,8 +69,8 @@ def test_donor_test_holds_its_level_where_cells_do_not() -> None:
 
 
 def test_what_donor_test_cannot_do() -> None:
-    x, donor = cells_of(np.zeros((4, 2)), [3] * 4)
-    group = np.repeat(["a", "b"], 6)
+    x, donor = cells_of(np.zeros((4, 2)), [10] * 4)
+    group = np.repeat(["a", "b"], 20)
     with pytest.raises(ScmedleyError, match="as many donors and groups as rows"):
         donor_test(x[1:], names(2), donor, group, ("a", "b"))
     with pytest.raises(ScmedleyError, match="as many donors and groups as rows"):
@@ -79,7 +79,7 @@ def test_what_donor_test_cannot_do() -> None:
         donor_test(x, names(3), donor, group, ("a", "b"))
     with pytest.raises(ScmedleyError, match="Group 'c' has 0 donors"):
         donor_test(x, names(2), donor, group, ("a", "c"))
-    mixed = pd.Series(group).where(np.arange(12) != 0, "b").to_numpy()
+    mixed = pd.Series(group).where(np.arange(40) != 0, "b").to_numpy()
     with pytest.raises(ScmedleyError, match="Donor 'd0' has cells of two groups"):
         donor_test(x, names(2), donor, mixed, ("a", "b"))
     with pytest.raises(ScmedleyError, match="name two different ones"):
@@ -89,13 +89,33 @@ def test_what_donor_test_cannot_do() -> None:
         donor_test(x, names(2), donor, group, ("a", "b"))
 
 
+def test_donor_test_leaves_donors_of_few_cells_out() -> None:
+    means = np.random.default_rng(5).normal(size=(6, 3))
+    x, donor = cells_of(means, [12, 9, 10, 30, 40, 2])
+    group = np.where(np.isin(donor, ["d0", "d1", "d2"]), "a", "b")
+    table = donor_test(x, names(3), donor, group, ("a", "b"))
+    assert set(table["n_1"]) == {2}
+    assert set(table["n_2"]) == {2}
+    assert_allclose(table["mean_1"], means[[0, 2]].mean(0), atol=1e-9)
+    with pytest.raises(ScmedleyError, match="Group 'a' has 1 donors of 11 cells and more"):
+        donor_test(x, names(3), donor, group, ("a", "b"), min_cells=11)
+
+
+def test_a_table_of_other_genes_is_refused() -> None:
+    x, donor = cells_of(np.zeros((4, 2)), [10] * 4)
+    table, group = pd.DataFrame(x, columns=["g1", "g0"]), np.repeat(["a", "b"], 20)
+    with pytest.raises(ScmedleyError, match="are not the genes"):
+        donor_test(table, names(2), donor, group, ("a", "b"))
+    assert len(donor_test(table[names(2)], names(2), donor, group, ("a", "b"))) == 2
+
+
 def test_donor_test_leaves_cells_without_donor_or_group_out() -> None:
     means = np.random.default_rng(4).normal(size=(5, 3))
     x, donor = cells_of(means, [4] * 5)
     group = np.repeat([0, 0, 1, 1, 1], 4)
-    wanted = donor_test(x, names(3), donor, group, (0, 1))
+    wanted = donor_test(x, names(3), donor, group, (0, 1), min_cells=4)
     donor = np.append(donor.astype(object), [None, "d0"])
     group = np.append(group.astype(object), [1, None])
-    found = donor_test(np.vstack([x, x[:2]]), names(3), donor, group, (0, 1))
+    found = donor_test(np.vstack([x, x[:2]]), names(3), donor, group, (0, 1), min_cells=4)
     pd.testing.assert_frame_equal(found, wanted)
     assert set(found["n_2"]) == {3}

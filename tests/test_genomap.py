@@ -280,6 +280,11 @@ def test_tables_of_any_kind_give_one_layout() -> None:
     for other in (coo_matrix(x), lil_matrix(x), csc_matrix(x), x.tolist(), table):
         assert_same(genomap.layout(other, names(30), shape=np.array([6, 5])), made)
         assert_array_equal(genomap.images(other, made), genomap.images(x, made))
+    for wrong in (table[table.columns[::-1]], table.rename(columns={"g0": "other"})):
+        with pytest.raises(ScmedleyError, match="are not the genes"):
+            genomap.images(wrong, made)
+        with pytest.raises(ScmedleyError, match="are not the genes"):
+            genomap.layout(wrong, names(30))
 
 
 @pytest.mark.parametrize(

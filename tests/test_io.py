@@ -292,6 +292,15 @@ def test_full_disk(error: Exception, tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+@pytest.mark.parametrize("code", [errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG, errno.EACCES])
+def test_what_the_system_refuses(code: int, tmp_path: Path) -> None:
+    with pytest.raises(ScmedleyError, match=r"out\.csv cannot be written \(.*\)\. Choose another folder"):
+        break_off(tmp_path / "out.csv", OSError(code, "refused"))
+    with pytest.raises(OSError, match="odd"):  # not the user's to mend
+        break_off(tmp_path / "out.csv", OSError(errno.EIO, "odd"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ScmedleyError, match="cannot be written"):

@@ -96,7 +96,7 @@ def test_batch_shifts_says_what_is_wrong():
         pl.batch_shifts(table.drop(columns="q05"))
     with pytest.raises(ScmedleyError, match="empty"):
         pl.batch_shifts(table[:0])
-    for n_top in (0, 1.5, "3"):
+    for n_top in (0, 1.5, "3", True):
         with pytest.raises(ScmedleyError, match=f"n_top is {n_top!r}"):
             pl.batch_shifts(table, "B", n_top=n_top)
     for value in (np.nan, np.inf, "x"):
@@ -108,8 +108,11 @@ def test_batch_shifts_says_what_is_wrong():
         pl.batch_shifts(table.assign(q05="x"), "B")
 
 
-def test_batch_shifts_takes_huge_numbers():
+def test_batch_shifts_takes_huge_numbers_and_those_of_pandas():
     table = shifts()
+    pl.batch_shifts(table.convert_dtypes(), n_top=np.int64(2))
+    with pytest.raises(ScmedleyError, match="row 2, column 'shift': <NA> is no finite number"):
+        pl.batch_shifts(table.assign(shift=table["shift"].where(table.index != 2).convert_dtypes()))
     drawn(pl.batch_shifts(table.assign(shift=1e200 * table["shift"])))
 
 

@@ -213,7 +213,12 @@ def test_bad_folders_are_named(tmp_path):
     (folder / "run.json").write_text("[1]")
     with pytest.raises(ScmedleyError, match="must hold a JSON object"):
         build(folder)
-    for change, words in (({"seconds": [1]}, "'seconds' must hold an object"), ({"findings": "x"}, "a list")):
+    for change, words in (
+        ({"seconds": [1]}, "'seconds' must hold an object"),
+        ({"findings": "x"}, "a list"),
+        ({"seconds": {"fit": "x"}}, r"'seconds\.fit' must hold a number"),
+        ({"config": {"batch": 3}}, r"'config\.batch' must hold a text"),
+    ):
         run_folder.write(folder)
         settings = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps(settings | change))

@@ -1,5 +1,6 @@
 """The process of the command line: one line for an error, and an exit code. ``python -m scmedley`` or ``scmedley``."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,17 @@ from cyclopts import CycloptsError
 
 from scmedley.cli import app
 from scmedley.errors import ScmedleyError
+
+# What the system refuses the user, and is no fault of the program: a disk, a name, a right, a limit.
+REFUSED = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+)
 
 
 def entry() -> None:
@@ -45,14 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error} See scmedley --help.", 2, debug)
     except ScmedleyError as error:
         _fail(str(error), 1, debug)
-    except OSError as error:  # a disk, a name or a limit of the system, not a fault of the program
+    except OSError as error:
+        if error.errno not in REFUSED:
+            _unexpected(error, debug)
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}. --debug shows where.", 1, debug)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        _fail(
-            f"something went wrong that scmedley did not expect ({reason}). --debug shows where.", 70, debug
-        )
+        _unexpected(error, debug)
+
+
+def _unexpected(error: Exception, debug: bool) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    _fail(f"something went wrong that scmedley did not expect ({reason}). --debug shows where.", 70, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

@@ -137,7 +137,7 @@ def layout(
         Fewer than two cells, names that repeat or do not fit the columns, values that are not finite, or a
         shape that is too small.
     """
-    x_NG = numeric(x_NG)
+    x_NG = numeric(x_NG, genes)
     shape = _check(x_NG, genes, shape)
     check_seed(seed)
     correlation_GG, constant_G = correlations(x_NG, seed=seed)
@@ -166,8 +166,13 @@ def images(x_NG: Numbers, layout: Layout) -> NDArray[np.float32]:
         Values of the layout's genes, in its order, N × G, in any unit.
     layout
         From :func:`layout`.
+
+    Raises
+    ------
+    ScmedleyError
+        Not as many columns as genes, or columns of other names.
     """
-    x_NG = numeric(x_NG)
+    x_NG = numeric(x_NG, layout.genes)
     if x_NG.shape[1] != len(layout.genes):
         raise ScmedleyError(
             f"Values of shape {x_NG.shape} do not fit a layout of {len(layout.genes)} genes. Give its genes, in its "
@@ -179,7 +184,13 @@ def images(x_NG: Numbers, layout: Layout) -> NDArray[np.float32]:
 
 
 def expression(images_NHW: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
-    """Read genes back from pictures, N × G: the inverse of :func:`images`."""
+    """Read genes back from pictures, N × G: the inverse of :func:`images`.
+
+    Raises
+    ------
+    ScmedleyError
+        Pictures of another shape than the layout's.
+    """
     if images_NHW.ndim != 3 or images_NHW.shape[1:] != layout.shape:
         raise ScmedleyError(
             f"Pictures of shape {images_NHW.shape} do not fit a layout of {layout.shape} pixels."

@@ -1,4 +1,4 @@
-"""Which matrix of an AnnData is used, what it holds, and log1p CP10k of it."""
+"""Which matrix of an AnnData is used, what it holds, and log1p CP10k of it; tables of numbers made ready."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -241,14 +241,21 @@ def rescaled(x: csr_matrix | np.ndarray, total: float) -> csr_matrix | np.ndarra
     return log1p_cp10k(undone, np.full(x.shape[0], total))
 
 
-def numeric(x: Numbers) -> csr_matrix | np.ndarray:
+def numeric(x: Numbers, genes: Sequence[str] | None = None) -> csr_matrix | np.ndarray:
     """Give a table of numbers, of any sparse format, list or frame, as CSR or a dense array of its own precision.
 
     Raises
     ------
     ScmedleyError
-        No table, or not of numbers.
+        No table, not of numbers, or one whose columns have other names than ``genes``, or another order.
     """
+    if isinstance(x, pd.DataFrame) and genes is not None and not pd.api.types.is_integer_dtype(x.columns):
+        named, wanted = [str(name) for name in x.columns], [str(name) for name in genes]
+        if named != wanted:
+            raise ScmedleyError(
+                f"The table's columns ({listed(named, 3)}) are not the genes ({listed(wanted, 3)}), or in another "
+                "order. Give table[genes]."
+            )
     try:
         found: Any = csr_matrix(x) if issparse(x) else np.asarray(x)
     except (ValueError, TypeError) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,15 +31,20 @@ def table_of(
         raise ScmedleyError(f"{what} is empty: nothing to draw")
     found = table.copy(deep=False)
     for column in numbers:
-        values = pd.to_numeric(table[column], errors="coerce")
-        bad = values.isna() & table[column].notna()
-        if column in finite:
-            bad |= ~np.isfinite(values)
+        values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+        bad = (
+            ~np.isfinite(values) if column in finite else np.isnan(values) & table[column].notna().to_numpy()
+        )
         if bad.any():
-            row = int(bad.to_numpy().argmax())
+            row = int(bad.argmax())
             kind = "finite number" if column in finite else "number"
             raise ScmedleyError(
                 f"{what}, row {table.index[row]!r}, column {column!r}: {table[column].iloc[row]!r} is no {kind}."
             )
         found[column] = values
     return found
+
+
+def is_whole(value: Any) -> bool:
+    """Say whether a value is a whole number, of Python or numpy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

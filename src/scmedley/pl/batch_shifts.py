@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley.errors import ScmedleyError
-from scmedley.pl._inputs import table_of
+from scmedley.pl._inputs import is_whole, table_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,7 +103,7 @@ def _of_label(shifts: pd.DataFrame, label: str | None) -> pd.DataFrame:
 
 def _top(rows: pd.DataFrame, n_top: int | None) -> list[str]:
     """Give the genes of the largest shifts of each batch, taken together."""
-    if n_top is not None and not (isinstance(n_top, int) and n_top >= 1):
+    if n_top is not None and not (is_whole(n_top) and n_top >= 1):
         raise ScmedleyError(f"n_top is {n_top!r}; give a whole number, 1 or more.")
     place = rows["shift"].abs().groupby(rows["batch"]).rank(ascending=False, method="first")
     genes: list[str] = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scmedley.errors import ScmedleyError
+from scmedley.pl._inputs import is_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,7 +207,7 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
 
 
 def _check_names(n_genes: int) -> None:
-    if not (isinstance(n_genes, int) and 0 <= n_genes <= MOST_NAMES):
+    if not (is_whole(n_genes) and 0 <= n_genes <= MOST_NAMES):
         raise ScmedleyError(f"n_genes is {n_genes!r}; a picture has room for 0 to {MOST_NAMES} names.")
 
 

@@ -78,8 +78,8 @@ def _explorer(run: Run, used: int) -> dict[str, Any]:
 
     try:
         found = explored(run)
-    except Exception as error:  # a damaged file fails in many ways, and the rest of the page is worth having
-        return _without(f"integrated.h5ad cannot be read ({type(error).__name__}). Run again.")
+    except Exception as error:  # damaged files fail in many ways, and the rest of the page is worth having
+        return _without(f"the cells or the model cannot be read ({type(error).__name__}). Run again.")
     if found is None:
         return _without("integrated.h5ad is not in the run folder, or holds no cells.")
     payload = explorer.fit(found, explorer.PAGE - explorer.ROOM - used)

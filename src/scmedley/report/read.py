@@ -38,13 +38,18 @@ TABLES = {  # text columns, number columns
         ],
     ),
 }
-COLUMNS = ("batch", "label", "fixed")
-PARTS: dict[str, type] = {  # of run.json
+# What parts of run.json hold, and what their values are, where a section counts on it; "*": each of them.
+PARTS: dict[str, type] = {
     **dict.fromkeys(("config", "versions", "input", "prepare", "networks", "seconds"), dict),
     **dict.fromkeys(("warnings", "findings"), list),
-    **dict.fromkeys((f"config.{key}" for key in COLUMNS), str),
 }
-KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+VALUES: dict[str, Any] = {
+    **dict.fromkeys(("config.batch", "config.label", "config.fixed"), str),
+    **dict.fromkeys(("input.cells", "input.genes", "seconds.*"), int | float),
+    **{f"prepare.{part}_{when}": int | float for part in ("cells", "genes") for when in ("before", "after")},
+    **{"prepare.n_hvg": int | float, "networks.*": dict},
+}
+KINDS: dict[Any, str] = {int | float: "a number", dict: "an object", list: "a list", str: "a text"}
 MAPS = (keys.FIXED, keys.RANDOM, keys.PCA)
 GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained then
 
@@ -105,15 +110,20 @@ def _settings(path: Path) -> dict[str, Any]:
         raise ScmedleyError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(settings, dict):
         raise ScmedleyError(f"{path} must hold a JSON object, not a {type(settings).__name__}")
-    config = settings.get("config")
-    columns = {f"config.{key}": config.get(key) for key in COLUMNS} if isinstance(config, dict) else {}
     for name, kind in PARTS.items():
-        value = columns[name] if name in columns else settings.get(name)
-        if value is not None and not isinstance(value, kind):
-            raise ScmedleyError(
-                f"{path}: {name!r} must hold {KINDS[kind]}, not {str(value)[:40]!r}. Run again."
-            )
+        _must_be(settings.get(name), kind, name, path)
+    for name, kind in VALUES.items():
+        part, _, key = name.partition(".")
+        held: dict[str, Any] = settings.get(part) or {}
+        for found in held if key == "*" else [key]:
+            _must_be(held.get(found), kind, f"{part}.{found}", path)
     return settings
+
+
+def _must_be(value: Any, kind: Any, name: str, path: Path) -> None:
+    """Say what a part of run.json must hold, where it holds something else."""
+    if value is not None and not isinstance(value, kind):
+        raise ScmedleyError(f"{path}: {name!r} must hold {KINDS[kind]}, not {str(value)[:40]!r}. Run again.")
 
 
 def _table(path: Path) -> pd.DataFrame | None:
