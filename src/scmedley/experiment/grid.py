@@ -64,7 +64,7 @@ def run(
         Data or settings that cannot be used; a folder that holds something else; a fit of scMedley's own
         networks that failed (what a rival did wrong is told in the tables).
     """
-    from scmedley.report.experiment import build
+    from scmedley.experiment.page import build
     from scmedley.train.precision import resolve_device
 
     if jobs is not None and jobs < 1:
