@@ -46,7 +46,7 @@ def cells() -> AnnData:
     adata.obs["donor"] = adata.obs["donor"].cat.rename_categories(BATCHES)
     adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories(LABELS)
     adata.obs_names = [f"{i:04d}cell{EVIL}" for i in range(adata.n_obs)]
-    adata.var_names = [f"{name}{IMAGE}" for name in adata.var_names]
+    adata.var_names = [f"{'=' * (i == 3)}{name}{IMAGE}" for i, name in enumerate(adata.var_names)]
     unseen = (adata.obs["donor"] == BATCHES[2]) & (adata.obs["cell_type"] == "mono")
     adata = adata[~unseen.to_numpy()].copy()
     adata.obs["score"] = np.linspace(-1, 3, adata.n_obs)

@@ -209,7 +209,8 @@ def test_counterfactuals_frame_own_batches(fitted, prepared, preset):
         *[False] * 2,
     ]
     assert [is_framed(ax) for ax in shown[10:]] == [False, True, False, False, False, False]
-    titles = ["input", "fixed effects\n(no batch effect)", "own batch", "as if from\nd1", "as if from\nd3"]
+    fixed = "fixed effects\n(population mean)" if preset == "default" else "population mean"
+    titles = ["input", fixed, "own batch", "as if from\nd1", "as if from\nd3"]
     assert [ax.get_title() for ax in shown[:5]] == titles
     assert [ax.get_title() for ax in shown[10:13]] == [titles[1], *titles[3:]]
     layout = panel.layout

@@ -1,12 +1,16 @@
 """Counterfactuals as a figure, and which cells they are of."""
 
+import html
 import re
+import shutil
 from pathlib import Path
 
 import anndata as ad
+import pandas as pd
 import pytest
 
 from running import SMALL, Shell, some_cells, tree, without_drawing
+from scmedley.evaluate.counterfactual import CHECK_COLUMNS
 from scmedley.models.store import GENOMAP
 
 
@@ -46,7 +50,7 @@ def test_a_figure_by_one_command(shell, done, tmp_path):
     of_type = cells[cells.obs["cell_type"] == "H2228"]
     assert printed == f"4 of {of_type.n_obs} cells drawn: {out}\n"
     said = texts(out)
-    assert f"4 of {of_type.n_obs} cells, drawn with seed 0" in said
+    assert f"4 of {of_type.n_obs} cells, drawn with seed 0. Genes are named because they change most." in said
     drawn = [name for name in said if name in set(cells.obs_names)]
     assert len(set(drawn)) == 4
     assert len(drawn) == 8  # in both blocks
@@ -55,6 +59,27 @@ def test_a_figure_by_one_command(shell, done, tmp_path):
         assert title in said
     assert len(set(said) & set(cells.var_names)) >= 4  # genes that change most
     assert [p.name for p in out.parent.iterdir()] == ["panel.svg"]
+
+
+def test_what_not_to_believe_is_said(shell, done, tmp_path):
+    """Without a check nothing but what was never seen; with one, what it speaks against."""
+    run = shutil.copytree(done, tmp_path / "run")
+    cells = ad.read_h5ad(run / "integrated.h5ad")
+    pair = (cells.obs["batch"] == "sc_10x") & (cells.obs["cell_type"] == "H2228")
+    cells[~pair].copy().write_h5ad(run / "integrated.h5ad")
+    to = ["--to", "sc_10x", "sc_dropseq", "mean", "--cells", "cell_type == 'H2228'"]
+    said = shell("project", run, *to, "--figure", tmp_path / "a.svg")
+    unseen = "'H2228 in sc_10x': never seen together, so this is an extrapolation that no cell of these data backs."
+    assert (said.code, said.err) == (0, f"scmedley: warning: {unseen}\n")
+    assert unseen in html.unescape(" ".join(texts(tmp_path / "a.svg")))
+    check = pd.DataFrame([["H2228", "sc_dropseq", -0.1, 1, 0.9, 0.1, 0.5, 50, 50]], columns=CHECK_COLUMNS)
+    check.to_csv(run / "counterfactual_check.csv", index=False)
+    said = shell("project", run, *to, "--figure", tmp_path / "b.svg")
+    assert (
+        "'H2228 in sc_dropseq': predictions did not agree with held-out cells: draw no conclusion."
+        in said.err
+    )
+    assert shell.well("project", run, "--to", "mean", "--figure", tmp_path / "c.svg")
 
 
 def test_what_a_name_cannot_be_is_said(shell, done, tmp_path):
@@ -100,7 +125,7 @@ def test_cells_by_name_in_their_order(shell, done, tmp_path):
     out = tmp_path / "panel.svg"
     shell.well("project", done, "--to", "sc_10x", "--cells", *names, "--figure", out)
     said = texts(out)
-    assert "all of 2 cells" in said
+    assert "all of 2 cells. Genes are named because they change most." in said
     assert [name for name in said if name in names][:2] == names
     shell.well("project", done, "--to", "sc_10x", "--cells", names[0], "--out", tmp_path / "one.h5ad")
     assert list(ad.read_h5ad(tmp_path / "one.h5ad").obs_names) == [f"{names[0]} as sc_10x"]

@@ -5,6 +5,7 @@ import { number, scale } from "./colours";
 export class Genomap {
   private values: Float32Array | undefined;
   private readonly geneAt: Int32Array;
+  private at: [number, number]; // the pixel that the arrow keys are on
 
   constructor(
     private readonly canvas: HTMLCanvasElement,
@@ -19,7 +20,11 @@ export class Genomap {
     genes.forEach((_, g) => (this.geneAt[this.pixel(g)] = g));
     canvas.width = width;
     canvas.height = height;
-    canvas.addEventListener("pointermove", (event) => this.read(event));
+    this.at = [height >> 1, width >> 1];
+    canvas.addEventListener("pointermove", (event) => this.point(event));
+    canvas.addEventListener("keydown", (event) => this.step(event));
+    canvas.addEventListener("focus", () => this.read(...this.at));
+    canvas.addEventListener("blur", () => (this.readout.textContent = ""));
     canvas.addEventListener("pointerleave", () => (this.readout.textContent = ""));
   }
 
@@ -41,10 +46,21 @@ export class Genomap {
     context.putImageData(image, 0, 0);
   }
 
-  private read(event: PointerEvent): void {
+  private point(event: PointerEvent): void {
     const box = this.canvas.getBoundingClientRect();
-    const row = Math.floor(((event.clientY - box.top) / box.height) * this.shape[0]);
-    const column = Math.floor(((event.clientX - box.left) / box.width) * this.shape[1]);
+    const share = [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
+    this.read(Math.floor(share[0]! * this.shape[0]), Math.floor(share[1]! * this.shape[1]));
+  }
+
+  private step(event: KeyboardEvent): void {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    this.at = this.at.map((x, i) => Math.min(Math.max(x + step[i]!, 0), this.shape[i]! - 1)) as [number, number];
+    this.read(...this.at);
+  }
+
+  private read(row: number, column: number): void {
     const gene = this.geneAt[row * this.shape[1] + column] ?? -1;
     const value = gene < 0 ? undefined : this.values?.[gene];
     this.readout.textContent =

@@ -57,10 +57,6 @@ export class CellMap {
     new ResizeObserver(() => this.redraw()).observe(box);
   }
 
-  get size(): number {
-    return this.drawn.length;
-  }
-
   setMode(mode: Mode): void {
     this.mode = mode;
     this.box.dataset["mode"] = mode;

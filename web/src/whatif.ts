@@ -10,6 +10,7 @@ import { NONE, pause, type Payload } from "./payload";
 const TOP = 15;
 const MOST = 2000; // cells that a mean is taken over
 const MOST_DRAWN = 30; // cells that the width of an interval is taken over
+const FEW = 10; // cells whose mean is not to be relied upon
 const BUSY = 30; // milliseconds of work before the browser gets its turn
 
 interface Answer {
@@ -49,7 +50,7 @@ export class WhatIf {
     this.batch = payload.get("batch") as Uint16Array;
     this.label = payload.get("label") as Uint16Array;
     this.target.append(...header.batches.map((name, i) => option(name, String(i))));
-    this.target.append(option("population mean: no batch effect", "-1"));
+    this.target.append(option("population mean", "-1"));
     this.target.addEventListener("change", () => void this.run());
     byId("save").addEventListener("click", () => void this.save());
     if (payload.has("genomap")) {
@@ -147,7 +148,7 @@ export class WhatIf {
     answer.nDrawn = few.length;
     answer.low = answer.change.map((value, g) => value - half[g]!);
     answer.high = answer.change.map((value, g) => value + half[g]!);
-    this.table(answer);
+    this.intervals(answer);
     byId("result").dataset["done"] = String(turn);
     byId("result").dataset["msInterval"] = (performance.now() - started).toFixed(0);
   }
@@ -190,6 +191,10 @@ export class WhatIf {
       const unseen = labels.filter((k) => !seen(k, target)).map((k) => header.labels[k]!);
       if (unseen.length) {
         said.push(["note", `${listed(unseen)} ${unseen.length > 1 ? "were" : "was"} never seen in ${name}: this is an extrapolation, a guess that no cell of these data backs.`]);
+      }
+      const few = labels.filter((k) => seen(k, target) && counts[k * nBatches + target]! < FEW).map((k) => header.labels[k]!);
+      if (few.length) {
+        said.push(["note", `${listed(few)}: fewer than ${FEW} cells were seen in ${name}, so the change that was seen is itself a guess.`]);
       }
       const shared = (b: number) => header.labels.some((_, k) => seen(k, b) && seen(k, target));
       const apart = batches.filter((b) => b !== target && !shared(b)).map((b) => header.batches[b]!);
@@ -272,15 +277,23 @@ export class WhatIf {
           button.addEventListener("click", () => this.showGene(g));
           head.append(button);
         } else head.textContent = name;
-        const between = answer.low ? `${number(answer.low[g]!, true)} to ${number(answer.high![g]!, true)}` : "…";
-        const unsure = answer.low && answer.low[g]! <= 0 && answer.high![g]! >= 0;
-        if (unsure) row.className = "unsure";
-        const cells = [number(answer.change[g]!, true), between, number(this.seen(g, answer), true)];
+        const cells = [number(answer.change[g]!, true), "…", number(this.seen(g, answer), true)];
         cells.push(number(answer.own[g]!), number(answer.there[g]!), number(this.genes.mean(g, answer.cells)));
         row.append(head, ...cells.map((text) => make("td", text)));
         return row;
       });
     byId("genes").replaceChildren(...rows);
+    byId("genes-note").textContent = this.intervalNote(answer);
+  }
+
+  /** Put the intervals into the table's rows as they stand, so that what has the focus keeps it. */
+  private intervals(answer: Answer): void {
+    const order = this.order(answer);
+    byId<HTMLTableSectionElement>("genes").querySelectorAll("tr").forEach((row, i) => {
+      const [low, high] = [answer.low![order[i]!]!, answer.high![order[i]!]!];
+      row.cells[2]!.textContent = `${number(low, true)} to ${number(high, true)}`;
+      row.classList.toggle("unsure", low <= 0 && high >= 0);
+    });
     byId("genes-note").textContent = this.intervalNote(answer);
   }
 
@@ -300,9 +313,9 @@ export class WhatIf {
   /** Save all genes, in turns with the browser; each row says what was asked. */
   private async save(): Promise<void> {
     const { answer } = this;
-    if (!answer) return;
-    const button = byId<HTMLButtonElement>("save");
-    button.disabled = true;
+    const button = byId("save");
+    if (!answer || button.ariaDisabled === "true") return;
+    button.ariaDisabled = "true"; // one that is disabled would lose the focus
     const names = this.payload.header.genes;
     const { own, there, change, low, high, cells } = answer;
     const asked = [answer.what, answer.target].map(quoted);
@@ -320,12 +333,14 @@ export class WhatIf {
       until = performance.now() + BUSY;
     }
     download("what-if.csv", lines.join("\n") + "\n");
-    button.disabled = false;
+    button.ariaDisabled = "false";
   }
 }
 
+/** Quote a text; one that a spreadsheet would take for a formula gets an apostrophe before it. */
 function quoted(text: string): string {
-  return `"${text.replaceAll('"', '""')}"`;
+  const plain = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+  return `"${plain.replaceAll('"', '""')}"`;
 }
 
 /** Draw some of many cells, the same for the same cells. */

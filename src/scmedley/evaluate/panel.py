@@ -16,8 +16,9 @@ from scmedley.genomap import MOST_GENES, Layout
 from scmedley.models import MixedEffects
 from scmedley.overlap import as_categories
 from scmedley.pp.counts import log_normalised
+from scmedley.values import dense
 
-FIXED = "fixed effects"  # the population mean, as a column
+FIXED = "fixed effects"  # the population mean, where the network's latent holds no batch
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Panel:
     cells, own
         Names of the cells and of their batches, R.
     targets
-        "fixed effects" (the population mean), then the batches, T.
+        The population mean, then the batches, T. It is called "fixed effects" where counterfactuals come from the
+        fixed-effects network; the latent of the random-effects network (``paper`` preset, given fixed part) holds
+        the batch, so that "population mean" is all that can be said.
     input_RG, own_RG
         As measured; reconstructed in the own batch.
     shown_RTG
@@ -60,7 +63,7 @@ def panel(model: MixedEffects, adata: AnnData, to: str | Sequence[str], *, unkno
     adata
         R cells, a few, with their batch.
     to
-        Target batches. The population mean is always shown, as "fixed effects".
+        Target batches. The population mean is always shown.
     unknown
         What to do with cells of batches that the model does not know: ``"error"`` or ``"mean"``.
 
@@ -85,8 +88,8 @@ def panel(model: MixedEffects, adata: AnnData, to: str | Sequence[str], *, unkno
     return Panel(
         tuple(map(str, adata.obs_names)),
         _batches(model, adata),
-        (FIXED, *targets[1:]),
-        np.asarray(x_RG if isinstance(x_RG, np.ndarray) else x_RG.toarray()),
+        (FIXED if model.decoder is model.fixed else "population mean", *targets[1:]),
+        dense(x_RG),
         np.asarray(model.decoder.reconstruct(adata, unknown=unknown).X),
         shown,
         difference,

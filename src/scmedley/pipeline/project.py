@@ -1,21 +1,32 @@
 """Counterfactuals of the cells of a run, or of a file: as data, as a figure, or both."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 from scmedley import io
 from scmedley.checks import check_seed
-from scmedley.errors import ScmedleyError, listed
+from scmedley.data.design import POPULATION_MEAN
+from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
+from scmedley.evaluate.counterfactual import TOO_FEW, agreement
 from scmedley.evaluate.panel import panel
 from scmedley.models import MixedEffects
+from scmedley.pipeline.folder import CELLS, CHECK, read_record
 from scmedley.pipeline.stages import read_cells, read_model
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
+UNSEEN = "never seen"
+CAUTIONS = {
+    UNSEEN: "never seen together, so this is an extrapolation that no cell of these data backs",
+    "none": "predictions did not agree with held-out cells: draw no conclusion",
+    TOO_FEW: "the prediction was not checked, or too little was held out to check it: take it as a guess",
+}
 FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
 
 
@@ -55,10 +66,12 @@ def project(
     check_seed(seed)
     model = read_model(folder)
     chosen = choose(cells, folder)
+    for line in cautions(folder, chosen, to):
+        warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:
         return [_write(model, chosen, to, out, draws=draws, seed=seed, unknown=unknown)] if out else []
     with io.replacing(figure) as temporary:  # drawn first, and put in place when the data are written too
-        n_drawn = _draw(model, chosen, to, temporary, rows=rows, seed=seed, unknown=unknown)
+        n_drawn = _draw(folder, model, chosen, to, temporary, rows=rows, seed=seed, unknown=unknown)
         said = [f"{n_drawn} of {chosen.n_obs} cells drawn: {figure}"]
         if out is not None:
             said.append(_write(model, chosen, to, out, draws=draws, seed=seed, unknown=unknown))
@@ -82,7 +95,7 @@ def choose(cells: Sequence[str], folder: Path) -> AnnData:
     Parameters
     ----------
     cells
-        None: all of the run. One path that is there: those of the file. Names of the run's cells: these, in
+        Empty: all of the run. One path that is there: those of the file. Names of the run's cells: these, in
         their order. Anything else: one query on ``obs``, as pandas takes it, such as
         ``cell_type == 'B cell' and batch != 'a'``.
     folder
@@ -153,7 +166,43 @@ def _check_figure(to: Sequence[str], rows: int) -> None:
         )
 
 
+def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
+    """Say which labels of these cells were never seen in a target, and where the check speaks against predictions.
+
+    Parameters
+    ----------
+    folder
+        Run folder: its cells say what was seen, its ``counterfactual_check.csv`` what was checked.
+    adata
+        Cells, with the run's label where they have one.
+    to
+        Target batches.
+    """
+    config = read_record(folder).get("config") or {}
+    batch, label = config.get("batch"), config.get("label")
+    obs = read_h5ad(folder / CELLS, backed="r").obs if (folder / CELLS).exists() else pd.DataFrame()
+    if label not in adata.obs or not {batch, label} <= set(obs):
+        return []
+    seen = set(zip(obs[label].astype(str), obs[batch].astype(str), strict=True))
+    words = _checked(folder / CHECK)
+    found: dict[str, list[str]] = {text: [] for text in CAUTIONS.values()}
+    for name, target in product(sorted(set(adata.obs[label].dropna().astype(str))), to):
+        word = UNSEEN if (name, target) not in seen else words.get((name, target), TOO_FEW) if words else ""
+        if target != POPULATION_MEAN and word in CAUTIONS:
+            found[CAUTIONS[word]].append(f"{name} in {target}")
+    return [f"{listed(pairs)}: {text}." for text, pairs in found.items() if pairs]
+
+
+def _checked(path: Path) -> dict[tuple[str, str], str]:
+    """Give the word of the check for each label and batch; none where the run was not scored."""
+    if not path.exists():
+        return {}
+    check = pd.read_csv(path, dtype={"label": str, "batch": str}, keep_default_na=False, na_values=[""])
+    return dict(zip(zip(check["label"], check["batch"], strict=True), agreement(check), strict=True))
+
+
 def _draw(
+    folder: Path,
     model: MixedEffects,
     adata: AnnData,
     to: Sequence[str],
@@ -173,5 +222,6 @@ def _draw(
         note = f"{rows} of {n_cells:,} cells, drawn with seed {seed}"
         chosen = np.random.default_rng(seed).choice(n_cells, rows, replace=False)
         adata = adata[np.sort(chosen)].copy()
-    save(counterfactuals(panel(model, adata, to, unknown=unknown), note=note), path)
+    lines = [f"{note}. Genes are named because they change most.", *cautions(folder, adata, to)]
+    save(counterfactuals(panel(model, adata, to, unknown=unknown), note="\n".join(lines)), path)
     return min(n_cells, rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ TITLE, HEADER, FOOT = 0.3, 0.42, 0.15
 ROW_NAME, LETTER = 1.95, 0.068  # width of the names of rows, and of a letter of a gene's name
 MOST_NAMES = 8  # of genes beside a picture
 LINE = 0.1  # height of a gene's name, as a share of a picture's
+LETTERS = 14  # of a note, an inch
 BAR = 1.0  # colour bar with its label
 OWN = "#d7191c"
 NO_GENE = "#e4e4e4"  # neither a colour of the scales nor white, which is next to no change
@@ -166,7 +168,7 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     n_genes
         Genes named on each picture of changes, 8 at most.
     note
-        A line above the figure, such as how the cells were chosen.
+        Lines above the figure, such as how the cells were chosen and what not to believe.
 
     Returns
     -------
@@ -190,7 +192,8 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     framed = np.zeros(shown_RCG.shape[:2], bool)
     framed[:, 2], framed[:, 3:] = own != "", is_own_RT[:, 1:]
     others = [f"as if from\n{_short(name)}" for name in panel.targets[1:]]
-    fixed = f"{panel.targets[0]}\n(no batch effect)"
+    mean = "population mean"
+    fixed = panel.targets[0] if panel.targets[0] == mean else f"{panel.targets[0]}\n({mean})"
     expressed = _Block(
         "Expression",
         *_checked(_drawn(shown_RCG, layout), layout, rows, ["input", fixed, "own batch", *others], framed),
@@ -247,12 +250,13 @@ def _figure(blocks: list[_Block], note: str = "") -> Figure:
     """Draw blocks under each other; places are in inches, so that nothing depends on how long names are."""
     from scmedley.pl._figure import NotebookFigure
 
-    above = 0.3 if note else 0.05
     width = max(block.size[0] for block in blocks)
+    lines = [part for line in note.splitlines() for part in wrap(line, int(LETTERS * width))]
+    above = 0.05 + 0.18 * len(lines) + (0.1 if lines else 0)
     height = above + sum(block.size[1] for block in blocks)
     figure: Figure = NotebookFigure(figsize=(width, height))
-    if note:
-        figure.text(0.1 / width, 1 - 0.08 / height, note, va="top", fontsize=8, parse_math=False)
+    for i, line in enumerate(lines):
+        figure.text(0.1 / width, 1 - (0.08 + 0.18 * i) / height, line, va="top", fontsize=8, parse_math=False)
     for block in blocks:
         _draw(figure, block, above)
         above += block.size[1]
