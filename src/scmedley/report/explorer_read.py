@@ -29,6 +29,10 @@ from scmedley.report.explorer import (
 )
 from scmedley.report.read import MAPS, Run
 
+NO_LABELS = (
+    "The run had no labels, so no change that was seen stands beside predictions: it could not be told from a difference "
+    "in composition between batches."
+)
 ROWS = 4096  # cells read at one time
 MAX_VALUES = 100_000_000  # measured values of the cells that are held, at most
 
@@ -67,27 +71,15 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         # Without labels the means would differ by composition as well as by batch.
         pair_N = np.where(known & (label is not None), label_N * len(batches) + batch_N, -1)
         if label is None:
-            missing.append(
-                "The run had no labels, so no change that was seen stands beside predictions: it could not be told "
-                "from a difference in composition between batches."
-            )
+            missing.append(NO_LABELS)
         x_NG, pairs, means = _measured(path, decoder.genes, rows, pair_N, len(batches), missing)
-    maps = [
-        (
-            run.name(key),
-            "drawn as a UMAP" if found == keys.umap(key) else "its first two dimensions, no UMAP in this run",
-            xy[rows],
-        )
-        for key, (found, xy) in run.maps.items()
-        if np.isfinite(xy).all(axis=1).any()
-    ]
     missing += [f"No map of {run.name(key)}." for key in MAPS if key not in run.maps]
     names = run.obs.index.astype(str)
     cells = Cells(
         [names[row] for row in rows],
         batch_N[rows],
         label_N[rows],
-        maps,
+        _maps(run, rows),
         _columns(run, missing).iloc[rows],
         z_NP,
         x_NG,
@@ -106,6 +98,16 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         _trust(run, list(labels), list(batches)),
         missing,
     )
+
+
+def _maps(run: Run, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+    """Give title, note and coordinates of the maps that have a cell."""
+    notes = {True: "drawn as a UMAP", False: "its first two dimensions, no UMAP in this run"}
+    return [
+        (run.name(key), notes[found == keys.umap(key)], xy[rows])
+        for key, (found, xy) in run.maps.items()
+        if np.isfinite(xy).all(axis=1).any()
+    ]
 
 
 def decoder_of(model: Any) -> Decoder:
