@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix, issparse
 
 from corpus import CASES, Case, cells, counts
-from scmedley import io, keys
+from scmedley import datasets, io, keys
 from scmedley.errors import ScmedleyError
 from scmedley.pp import log_normalised, prepare
 
@@ -347,3 +347,11 @@ def test_choosing_genes_leaves_threads_as_they_were() -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ran.stdout.strip() == "1", ran.stderr
+
+
+def test_batches_of_other_depth_are_warned_of() -> None:
+    adata = datasets.sc_mixology()
+    said = prepare(adata.copy(), "batch").warnings
+    assert any("the median cell has 554 counts in sc_dropseq and 1,899 in sc_10x" in words for words in said)
+    alike = adata[adata.obs["batch"] != "sc_dropseq"].copy()
+    assert not any("depth" in words for words in prepare(alike, "batch").warnings)

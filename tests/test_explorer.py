@@ -392,7 +392,7 @@ def test_a_damaged_matrix_costs_the_explorer_alone(tmp_path: Path, prepared: Ann
     with h5py.File(tmp_path / "integrated.h5ad", "r+") as file:
         file[f"layers/{keys.LOGNORM}/indptr"][5] = 10**6
     page = build(tmp_path).read_text()
-    assert "integrated.h5ad cannot be read" in page
+    assert "the cells or the model cannot be read" in page
     assert 'id="ex-data"' not in page
 
 

@@ -86,8 +86,13 @@ def test_good_numbers():
     assert verdict == "All can be compared."
 
 
+def test_a_batch_that_is_left_is_said_to_be():
+    assert "left" not in say(table_of_scores(fixed=0.05, sd=0.03))[0]
+    assert say(table_of_scores(fixed=0.3))[0].endswith("1 is all). Something of the batch is left in it.")
+
+
 def test_bad_numbers_are_not_praised():
-    fixed, _, random, trust, *more = say(
+    trust, fixed, _, random, *more = say(  # what is not to be used comes first
         table_of_scores(fixed=0.8, random=0.12), check=table_of_check(pearson=-0.1, slope=-0.05)
     )
     assert "more than the principal components do" in fixed
@@ -142,7 +147,7 @@ def test_a_better_baseline_is_called_better():
 
 def test_a_prediction_that_fits_another_batch_as_well_is_told_of():
     assert "particular" not in say()[3]
-    trust = say(check=table_of_check(null=0.75))[3]
+    trust = say(check=table_of_check(null=0.75))[0]
     assert trust.startswith("Do not use the counterfactuals")
     assert "; in 2 not particular to the batch: the prediction for another does nearly as well; " in trust
 

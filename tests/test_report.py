@@ -243,7 +243,8 @@ def test_distances_of_batches_stand_beside_chance(tmp_path):
     assert build(folder).read_text().count("<b>no farther</b>") == 3
     check = pd.read_csv(folder / "counterfactual_check.csv")
     check.assign(pearson=-0.5, ceiling_pearson=0.9).to_csv(folder / "counterfactual_check.csv", index=False)
-    assert "go by what was observed, not by the model" in page(folder).text
+    assert "Go by what was observed, not by the model" in page(folder).text
+    assert "Do not use these shifts." in page(folder).text
     table.assign(seen=table["batch"] != "10x").to_csv(folder / "gene_shifts.csv", index=False)
     assert "No label is in all batches" in page(folder).text
     table[table["batch"] != "10x"].to_csv(folder / "gene_shifts.csv", index=False)

@@ -256,6 +256,10 @@ def numeric(x: Numbers, genes: Sequence[str] | None = None) -> csr_matrix | np.n
                 f"The table's columns ({listed(named, 3)}) are not the genes ({listed(wanted, 3)}), or in another "
                 "order. Give table[genes]."
             )
+    if isinstance(x, AnnData):
+        raise ScmedleyError(
+            "A table of numbers is needed, not an AnnData: give adata.layers['log1p_cp10k'] or adata.X."
+        )
     try:
         found: Any = csr_matrix(x) if issparse(x) else np.asarray(x)
     except (ValueError, TypeError) as error:

@@ -6,8 +6,8 @@ export type Rgb = [number, number, number];
 export const DARK = matchMedia("screen and (prefers-color-scheme: dark)");
 
 const SEQUENTIAL = {
-  light: ["#e2e6eb", "#a9c9e4", "#5a9bd0", "#1f67a8", "#0a2f5c"],
-  dark: ["#343c4a", "#2f5f8a", "#3f8fce", "#8cc8f5", "#eef8ff"],
+  light: ["#c9d1da", "#9cc0df", "#5a9bd0", "#1f67a8", "#0a2f5c"],
+  dark: ["#465063", "#2f5f8a", "#3f8fce", "#8cc8f5", "#eef8ff"],
 };
 const DIVERGING = {
   light: ["#174a8c", "#6ba3d6", "#f2f2f2", "#e58a72", "#9c1c1c"],

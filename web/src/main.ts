@@ -83,6 +83,11 @@ class Explorer {
     });
     byId("gene").closest("div")!.hidden = !this.genes.measured;
     suggest(byId("gene"), header.genes, (gene) => this.colourByGene(gene));
+    byId("gene").addEventListener("input", () => {
+      if (byId<HTMLInputElement>("gene").value || !("gene" in this.colouring) || !header.columns.length) return;
+      choice.value = "0";
+      choice.dispatchEvent(new Event("change"));
+    });
   }
 
   private colourByGene(gene: number): void {
@@ -107,7 +112,10 @@ class Explorer {
       const names = [header.labels[k!] ?? "any label", header.batches[b!] ?? "any batch"];
       this.select(cells, `${count(cells.length)} cells: ${header.label_key ? names.join(", ") : names[1]}`);
     });
-    byId("clear").addEventListener("click", () => this.select(new Uint32Array(), ""));
+    byId("clear").addEventListener("click", () => {
+      label.value = batch.value = byId<HTMLInputElement>("cell").value = "";
+      this.select(new Uint32Array(), "");
+    });
   }
 
   private where(test: (cell: number) => boolean): Uint32Array {

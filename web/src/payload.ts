@@ -20,6 +20,7 @@ export interface Header {
   columns: Column[];
   palette: string[];
   no_value: string;
+  verdict: string | null; // of the check over the whole run
   trust: [number, number, string][];
   whatif: { kind: string; pre_selu: boolean[]; shape: [number, number] | null } | null;
   genes: string[];

@@ -11,6 +11,7 @@ const TOP = 15;
 const MOST = 2000; // cells that a mean is taken over
 const MOST_DRAWN = 30; // cells that the width of an interval is taken over
 const FEW = 10; // cells whose mean is not to be relied upon
+const LARGEST = Math.log1p(10_000); // of a gene that has all counts of its cell
 const BUSY = 30; // milliseconds of work before the browser gets its turn
 
 interface Answer {
@@ -108,7 +109,7 @@ export class WhatIf {
     byId("result").hidden = !this.cells.length;
     byId("hint").hidden = !!this.cells.length;
     byId("status").textContent = "";
-    if (!this.cells.length) return;
+    if (!this.cells.length) return byId("warnings").replaceChildren();
     try {
       await this.answered(turn, stop);
     } catch (error) {
@@ -134,6 +135,7 @@ export class WhatIf {
     this.answer = answer;
     this.draw(answer);
     this.table(answer);
+    this.impossible(answer);
     const ms = performance.now() - started;
     const top = this.order(answer)[0]!;
     const of = cells.length < this.cells.length ? ` A mean over ${count(cells.length)} of them, drawn at random.` : "";
@@ -190,7 +192,7 @@ export class WhatIf {
     } else {
       const unseen = labels.filter((k) => !seen(k, target)).map((k) => header.labels[k]!);
       if (unseen.length) {
-        said.push(["note", `${listed(unseen)} ${unseen.length > 1 ? "were" : "was"} never seen in ${name}: this is an extrapolation, a guess that no cell of these data backs.`]);
+        said.push(["note", `${listed(unseen)} ${unseen.length > 1 ? "were" : "was"} never seen in ${name}: this is an extrapolation, a guess that no cell of these data backs. The column of what was seen is empty for the selection.`]);
       }
       const few = labels.filter((k) => seen(k, target) && counts[k * nBatches + target]! < FEW).map((k) => header.labels[k]!);
       if (few.length) {
@@ -209,7 +211,18 @@ export class WhatIf {
     } else if (there && target >= 0) {
       said.unshift(["note", `${count(there)} of ${count(all)} selected cells are from ${name} already. They do not change, and the means below have them in.`]);
     }
+    if (header.verdict === "none") {
+      said.unshift(["note", "Do not use: over this run, predictions did not agree with held-out cells."]);
+    }
     byId("warnings").replaceChildren(...said.map(([kind, words]) => make("li", words, { class: kind })));
+  }
+
+  /** Say where a prediction leaves what log1p of shares of 10,000 can be. */
+  private impossible({ there }: Answer): void {
+    const n = there.filter((x) => x < -0.1 || x > LARGEST).length;
+    if (!n) return;
+    const words = `Means that no cells can have, below 0 or above ${number(LARGEST)}, are predicted for ${count(n)} of ${count(there.length)} genes: the model leaves what it knows.`;
+    byId("warnings").append(make("li", words, { class: "note" }));
   }
 
   /** Repeat what the check on held-out cells said of the labels in the target. */

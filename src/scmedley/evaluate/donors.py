@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 from scmedley.values import Numbers, check_finite, dense, numeric
 
 
@@ -73,7 +73,8 @@ def donor_test(
     for group, side in zip(groups, sides, strict=True):
         if len(side) < 2:
             raise ScmedleyError(
-                f"Group {group!r} has {len(side)} donors of {min_cells} cells and more; a test needs 2."
+                f"Group {group!r} has {len(side)} donors of {min_cells} cells and more; a test needs 2. Such donors "
+                f"are of the groups {listed(sorted(set(group_D), key=str))}."
             )
     spread_G = np.max([np.ptp(side, axis=0) for side in sides], axis=0)
     varies_G = spread_G > 1e-9 * np.abs(means_DG).max(axis=0)  # what is less comes from rounding the means

@@ -22,9 +22,9 @@ def findings(
         _fixed(scores),
         _labels(scores),
         _random(scores, has_labels, record.get("networks", {})),
-        _trust(check),
         _most_different(shifts, check),
     ]
+    said.insert(0 if summarise(check).verdict == "none" else 3, _trust(check))
     if not has_labels:
         said.append(
             "Without labels, a leak includes differences in composition: batches with other cell types."
@@ -47,11 +47,14 @@ def _fixed(scores: pd.DataFrame) -> str:
             "enough cells, held out and not, in two batches."
         )
     gap, error = fixed.value - pca.value, _error(fixed, pca)
+    left = ""
+    if fixed.value > max(fixed.null + 2 * float(fixed.se), LEAK_SEEN):
+        left = " Something of the batch is left in it."
     much = "about as much as" if abs(gap) <= error else "less than" if gap < 0 else "more than"
     return (
         f"Fixed effects: this embedding gives away a held-out cell's batch {much} the principal components do "
         f"(leak {fixed.value:z.2f} against {pca.value:z.2f}, a difference known to ±{error:.2f} with so many "
-        "held-out cells, and less well with one fit alone; 0 is chance, 1 is all)."
+        f"held-out cells, and less well with one fit alone; 0 is chance, 1 is all).{left}"
     )
 
 

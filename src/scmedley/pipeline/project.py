@@ -14,7 +14,7 @@ from scmedley import io
 from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
-from scmedley.evaluate.counterfactual import TOO_FEW, agreement
+from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, agreement, summarise
 from scmedley.evaluate.panel import panel
 from scmedley.models import MixedEffects
 from scmedley.pipeline.folder import CELLS, CHECK, read_record
@@ -184,21 +184,23 @@ def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
     if label not in adata.obs or not {batch, label} <= set(obs):
         return []
     seen = set(zip(obs[label].astype(str), obs[batch].astype(str), strict=True))
-    words = _checked(folder / CHECK)
+    check = _check_of(folder / CHECK)
+    words = dict(zip(zip(check["label"], check["batch"], strict=True), agreement(check), strict=True))
     found: dict[str, list[str]] = {text: [] for text in CAUTIONS.values()}
     for name, target in product(sorted(set(adata.obs[label].dropna().astype(str))), to):
         word = UNSEEN if (name, target) not in seen else words.get((name, target), TOO_FEW) if words else ""
         if target != POPULATION_MEAN and word in CAUTIONS:
             found[CAUTIONS[word]].append(f"{name} in {target}")
-    return [f"{listed(pairs)}: {text}." for text, pairs in found.items() if pairs]
+    failed = not check.empty and summarise(check).verdict == "none"
+    said = ["Do not use: over this run, predictions did not agree with held-out cells."] * failed
+    return said + [f"{listed(pairs)}: {text}." for text, pairs in found.items() if pairs]
 
 
-def _checked(path: Path) -> dict[tuple[str, str], str]:
-    """Give the word of the check for each label and batch; none where the run was not scored."""
+def _check_of(path: Path) -> pd.DataFrame:
+    """Read the check; it has no rows where the run was not scored."""
     if not path.exists():
-        return {}
-    check = pd.read_csv(path, dtype={"label": str, "batch": str}, keep_default_na=False, na_values=[""])
-    return dict(zip(zip(check["label"], check["batch"], strict=True), agreement(check), strict=True))
+        return pd.DataFrame(columns=CHECK_COLUMNS)
+    return pd.read_csv(path, dtype={"label": str, "batch": str}, keep_default_na=False, na_values=[""])
 
 
 def _draw(

@@ -53,11 +53,14 @@ def figure_of(ax: Axes) -> Figure:
     return figure
 
 
-def plain(text: object, longest: int = 32) -> str:
-    """Make a name from the data fit for a figure: one line, not too long."""
+def plain(text: object, longest: int = 32, *, keep_end: bool = False) -> str:
+    """Make a name from the data fit for a figure: one line, not too long, cut at its end or in its middle."""
     printable = (c if c.isprintable() else " " for c in str(text))  # an SVG may hold no control characters
     line = " ".join("".join(printable).split())
-    return line if len(line) <= longest else line[: longest - 1] + "…"
+    if len(line) <= longest:
+        return line
+    end = longest // 2 if keep_end else 0
+    return line[: longest - 1 - end] + "…" + line[len(line) - end :]
 
 
 def write(setter: Callable[..., Any], text: object, **kwargs: Any) -> None:

@@ -179,12 +179,17 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     ScmedleyError
         Values that are not finite; ``n_genes`` out of its range.
     """
+    from scmedley.pl._figure import plain
+
     _check_names(n_genes)
     layout, own = panel.layout, np.array(panel.own)
     is_own_RT = own[:, None] == np.array(panel.targets)
     is_own_RT[:, 0] = False  # the population mean, whatever a batch is called
     known = [batch or "batch not known" for batch in panel.own]
-    rows = [f"{_short(cell)}\n{_short(batch)}" for cell, batch in zip(panel.cells, known, strict=True)]
+    rows = [
+        f"{plain(cell, 24, keep_end=True)}\n{_short(batch)}"
+        for cell, batch in zip(panel.cells, known, strict=True)
+    ]
     shown_RCG = np.concatenate(
         [panel.input_RG[:, None], panel.shown_RTG[:, :1], panel.own_RG[:, None]], axis=1
     )

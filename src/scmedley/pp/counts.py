@@ -28,6 +28,7 @@ from scmedley.values import (
     totals,
 )
 
+DEEPER = 3  # times the median counts per cell of another batch, from which on it is warned of
 _NEGATIVE = (
     "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X or "
     "layers['counts']) or log1p-normalised values."
@@ -105,6 +106,7 @@ def prepare(
     if checked.values == "counts":
         adata.layers[keys.COUNTS] = source.copy() if checked.where == "X" else source
         adata.layers[keys.LOGNORM] = log1p_cp10k(source, total_N)
+        more += _depth(total_N, adata.obs[batch_key])
     else:
         if keys.COUNTS in adata.layers:  # left where X or raw.X was better: everyone would take it for counts
             del adata.layers[keys.COUNTS]
@@ -132,6 +134,18 @@ def prepare(
         },
     }
     return replace(checked, warnings=checked.warnings + more)
+
+
+def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
+    """Warn where batches differ much in counts per cell, which no logarithm of shares takes out."""
+    medians = pd.Series(total_N, batch.index).groupby(batch, observed=True).median().sort_values()
+    (low, *_, high), (least, *_, most) = medians.index, medians
+    if most < DEEPER * least:
+        return []
+    return [
+        f"Batches differ in sequencing depth: the median cell has {least:,.0f} counts in {low} and {most:,.0f} in "
+        f"{high}. Log-normalised values differ for that alone, so a part of what is found between batches may be depth."
+    ]
 
 
 def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | np.ndarray, int]:

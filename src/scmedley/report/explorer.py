@@ -99,7 +99,7 @@ class Explored:
     """All that the explorer can show of a run. ``missing`` says what is not there and why, in sentences.
 
     ``counts_KB`` are cells of the whole run per label and batch; ``pairs`` and ``means`` the mean of each gene over
-    those of each observed pair of label and batch.
+    those of each observed pair of label and batch. ``verdict`` is that of the check on held-out cells.
     """
 
     cells: Cells
@@ -114,6 +114,7 @@ class Explored:
     means: Array | None = None
     trust: Sequence[tuple[int, int, str]] = ()
     missing: Sequence[str] = ()
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,7 @@ def pack(run: Explored) -> str:
         "columns": columns,
         "palette": DISTINCT,
         "no_value": MISSING,
+        "verdict": run.verdict,
         "trust": [list(pair) for pair in run.trust],
         "missing": list(run.missing),
         "whatif": None,

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError, listed
-from scmedley.evaluate.counterfactual import ALL
+from scmedley.evaluate.counterfactual import ALL, agreement, summarise
 from scmedley.overlap import as_categories
 from scmedley.report.explorer import (
     MAX_CELLS,
@@ -30,8 +30,8 @@ from scmedley.report.explorer import (
 from scmedley.report.read import MAPS, Run
 
 NO_LABELS = (
-    "The run had no labels, so no change that was seen stands beside predictions: it could not be told from a difference "
-    "in composition between batches."
+    "The run had no labels, so no change that was seen stands beside predictions: it could not be told from a "
+    "difference in composition between batches."
 )
 ROWS = 4096  # cells read at one time
 MAX_VALUES = 100_000_000  # measured values of the cells that are held, at most
@@ -97,6 +97,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         means,
         _trust(run, list(labels), list(batches)),
         missing,
+        None if run.check is None or run.check.empty else summarise(run.check).verdict,
     )
 
 
@@ -216,8 +217,6 @@ def _columns(run: Run, missing: list[str]) -> pd.DataFrame:
 
 def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, int, str]]:
     """Give the words of the check on held-out cells for each pair of label and batch."""
-    from scmedley.evaluate.counterfactual import agreement
-
     if run.check is None or run.check.empty:
         return []
     rows = zip(run.check["label"], run.check["batch"], agreement(run.check), strict=True)
