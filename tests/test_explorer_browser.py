@@ -123,6 +123,18 @@ def write_unlabelled(folder: Path) -> None:
     write_folder(folder, adata, trained(adata), label=None)
 
 
+def write_failed(folder: Path) -> None:
+    """Write the page of a run whose check failed, with a decoder whose first batch leaves what a gene can be."""
+    adata = cells()
+    model = trained(adata)
+    with torch.no_grad():
+        tables(model.decoder.network)[-1].loc_BH[0] = -30
+    folder.mkdir(parents=True)
+    rows = [[label, batch, -0.3, 1, 0.9, 0.1, 0.5, 50, 50] for label in LABELS for batch in BATCHES]
+    pd.DataFrame(rows, columns=CHECK_COLUMNS).to_csv(folder / "counterfactual_check.csv", index=False)
+    write_folder(folder, adata, model)
+
+
 def write_odd(folder: Path) -> None:
     """Write the page of a given fixed part, with 4 cells of an unknown batch and 6, of the first, without a label."""
     adata = cells()
@@ -202,6 +214,7 @@ def test_in_a_browser() -> None:
     (expected := OUT / "expected.json").parent.mkdir(parents=True)
     expected.write_text(json.dumps(write_small(OUT / "small")))
     write_apart(OUT / "apart")
+    write_failed(OUT / "failed")
     write_unlabelled(OUT / "unlabelled")
     write_odd(OUT / "odd")
     write_large(OUT / "large")

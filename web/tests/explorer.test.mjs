@@ -276,6 +276,27 @@ test("cells without a label or a known batch are told of, and intervals that are
   await page.close();
 });
 
+test("a run whose check failed says so, and means that cannot be are told of", async () => {
+  const { page, errors } = await open(browser, `${OUT}failed/report.html`);
+  await page.selectOption("#ex-batch", "1");
+  await page.click("#ex-group");
+  await page.selectOption("#ex-target", "2");
+  await answered(page);
+  assert.match(await page.textContent("#ex-warnings"), /^Do not use: over this run, predictions did not agree/);
+  await page.selectOption("#ex-target", "0");
+  await answered(page);
+  assert.match(await page.textContent("#ex-warnings"), /Means that no cells can have, below 0 or above 9\.21, are predicted for/);
+  await page.fill("#ex-gene", expected.genes[3]);
+  await page.press("#ex-gene", "Enter");
+  await page.fill("#ex-gene", "");
+  assert.equal(await page.inputValue("#ex-colour"), "0");
+  await page.click("#ex-clear");
+  assert.equal(await page.inputValue("#ex-batch"), "");
+  assert.equal(await page.textContent("#ex-warnings"), "");
+  none(errors);
+  await page.close();
+});
+
 test("the saved table says what was asked, and saving lets the browser answer", async () => {
   const { page, errors } = await open(browser, SMALL);
   await page.click("#ex-group");
