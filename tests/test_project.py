@@ -85,6 +85,19 @@ def test_what_not_to_believe_is_said(shell, done, tmp_path):
     assert failed in " ".join(texts(tmp_path / "c.svg"))
 
 
+@pytest.mark.parametrize(
+    "query", ["batch.to_csv('{0}') == 1", "batch.map(print)", "@__import__('os')", "batch.__class__"]
+)
+def test_a_query_only_looks(shell, done, tmp_path, query):
+    to = ["--to", "sc_10x", "--figure", tmp_path / "a.svg", "--cells"]
+    assert "A query may compare, and call" in shell("project", done, *to, query.format(tmp_path / "x")).error
+    assert tree(tmp_path) == {}
+    wanted = (
+        "(cell_type in ('H2228', 'f(x)')) and not (batch.isin(['sc_dropseq']) or batch.str.contains('cel'))"
+    )
+    assert shell("project", done, *to, wanted).code == 0
+
+
 def test_what_a_name_cannot_be_is_said(shell, done, tmp_path):
     to = ["project", done, "--to", "sc_10x", "--figure"]
     said = shell(*to, tmp_path / f"{'n' * 300}.svg")

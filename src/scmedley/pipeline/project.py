@@ -1,5 +1,6 @@
 """Counterfactuals of the cells of a run, or of a file: as data, as a figure, or both."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ from scmedley.pipeline.folder import CELLS, CHECK, read_record
 from scmedley.pipeline.stages import read_cells, read_model
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
+LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
+WORDS = ("and", "or", "not", "in")
 UNSEEN = "never seen"
 CAUTIONS = {
     UNSEEN: "never seen together, so this is an extrapolation that no cell of these data backs",
@@ -135,7 +138,18 @@ def _is_a_file(text: str) -> bool:
 
 
 def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
-    """Say which cells a query on ``obs`` is true for."""
+    """Say which cells a query on ``obs`` is true for. It may compare, and call what only looks; nothing that writes."""
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", query)
+    called = [
+        name
+        for name in re.findall(r"([\w.]+)\s*\(", unquoted)
+        if not name.endswith(LOOKING) and name not in WORDS
+    ]
+    if called or "__" in unquoted or "@" in unquoted:
+        raise ScmedleyError(
+            f"--cells {_short(query)} calls {listed(called or ['@ or __'])}. A query may compare, and call "
+            f"{', '.join(LOOKING)}."
+        )
     try:
         found = obs.eval(query, engine="python", local_dict={}, global_dict={})
     except Exception as error:  # pandas raises SyntaxError, NameError, TypeError, its own ...

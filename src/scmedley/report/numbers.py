@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 
 def number(value: float | None, decimals: int = 2) -> str:
     """Show a number with ``decimals`` decimals, fewer where it is large; a dash where there is none."""
-    if value is None or value != value:
+    if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:,.{max(decimals + 1 - len(str(int(abs(value)))), 0)}f}"
     return text.lstrip("-") if not text.strip("-0.") else text.replace("-", "−")
