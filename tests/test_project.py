@@ -159,7 +159,7 @@ WRONG = {
     "no query": (["--cells", "cell_type =="], "no file, no cell of the run and no query"),
     "not yes or no": (["--cells", "batch"], "is not true or false for each cell"),
     "assignment": (["--cells", "batch = 1"], "is not true or false for each cell"),
-    "a call": (["--cells", "__import__('os').getcwd() == 'a'"], "no query on its obs"),
+    "a call": (["--cells", "__import__('os').getcwd() == 'a'"], "A query may compare, and call"),
     "no answer": (["--cells", "batch == 'elsewhere'"], "None of the run's 180 cells"),
     "no such cells": (["--cells", "a", "b"], "The run has no cell 'a', 'b'"),
     "unknown target": (["--to", "sc10x"], "no batch 'sc10x'"),
