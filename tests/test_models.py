@@ -350,6 +350,22 @@ def test_raw_counts_are_normalised_on_the_way(fitted, prepared: AnnData) -> None
         )
 
 
+def test_a_masked_batch_is_no_part_of_the_latent(fitted, prepared: AnnData) -> None:
+    """As if nothing were known of the batch: no name of ``obs`` matters, and no effect is added."""
+    random, mixed = fitted("random"), fitted("mixed")
+    told, masked = (random.get_latent_representation(prepared, mask_batch=mask) for mask in (False, True))
+    assert np.abs(told - masked).max() > 1e-3
+    without = prepared.copy()
+    del without.obs["donor"]
+    assert_array_equal(random.get_latent_representation(without, mask_batch=True), masked)
+    assert_array_equal(random.get_latent_representation(without, unknown="mean"), masked)
+    for model in (fitted("fixed"), fitted("autoencoder"), mixed):  # whose encoders never see it
+        assert_array_equal(
+            model.get_latent_representation(without, mask_batch=True),
+            model.get_latent_representation(prepared),
+        )
+
+
 def test_unknown_batches(fitted, prepared: AnnData) -> None:
     cells = prepared.copy()
     cells.obs["donor"] = np.where(np.arange(180) < 4, "d9", cells.obs["donor"].astype(str))

@@ -199,9 +199,23 @@ class Model(Generic[S]):
         settle(adata)
         adata.obsm[self.key] = z_NP
 
-    def get_latent_representation(self, adata: AnnData, *, unknown: str = "error") -> np.ndarray:
-        """Give the latent of every cell, N x P float32, and store nothing."""
-        return self._through(adata, unknown, lambda x, b: self.network.encode(x, b))
+    def get_latent_representation(
+        self, adata: AnnData, *, unknown: str = "error", mask_batch: bool = False
+    ) -> np.ndarray:
+        """Return the latent of every cell, N x P float32, and store nothing.
+
+        Parameters
+        ----------
+        adata
+            Any cells with (most of) the model's genes, prepared or with counts.
+        unknown
+            As in :meth:`embed`.
+        mask_batch
+            Encode every cell without its batch, as a random-effects network does with ``hide_batch`` of its training
+            cells: what such a latent holds of the batch was found in the expression, not told. An encoder that never
+            sees the batch gives the same latent either way.
+        """
+        return self._through(adata, unknown, lambda x, b: self.network.encode(x, b), mask_batch)
 
     def predict(self, adata: AnnData) -> pd.DataFrame:
         """Give the probability of every label for every cell, N x K: rows are cells, columns labels.
@@ -355,10 +369,13 @@ class Model(Generic[S]):
         self.network = network.to(device)
 
     @torch.no_grad()
-    def _through(self, adata: AnnData, unknown: str, step: Any) -> np.ndarray:
+    def _through(self, adata: AnnData, unknown: str, step: Any, mask_batch: bool = False) -> np.ndarray:
         """Send all cells through ``step(x_NG, b_N)`` in chunks, in float32, and join what comes out."""
         x_NG = self.read(adata)
-        codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
+        if mask_batch:
+            codes = np.full(adata.n_obs, -1, dtype=np.int64)
+        else:
+            codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
         cells = Resident(x_NG, codes, torch.device("cpu"))
         parts = cells.minibatches(torch.arange(cells.n_cells), CHUNK)
         return np.concatenate([step(m.x_MG, m.b_M).numpy() for m in parts])

@@ -130,9 +130,17 @@ class MixedEffects:
         settle(adata)
         adata.obsm[keys.FIXED], adata.obsm[keys.RANDOM] = fixed, random
 
-    def get_latent_representation(self, adata: AnnData) -> np.ndarray:
-        """Give the fixed-effects latent, N x P float32, and store nothing."""
-        return self.given(adata) if self.fixed is None else self.fixed.get_latent_representation(adata)
+    def get_latent_representation(
+        self, adata: AnnData, *, unknown: str = "error", mask_batch: bool = False
+    ) -> np.ndarray:
+        """Return the fixed-effects latent, N x P float32, and store nothing.
+
+        ``unknown`` and ``mask_batch`` are as in ``Model.get_latent_representation``; the fixed part never sees the
+        batch, so they change nothing here. For the other latent call ``model.random.get_latent_representation``.
+        """
+        if self.fixed is None:
+            return self.given(adata)
+        return self.fixed.get_latent_representation(adata, unknown=unknown, mask_batch=mask_batch)
 
     def predict(self, adata: AnnData) -> pd.DataFrame:
         """Give the probability of every label for every cell, N x K, as the fixed-effects network has it.
