@@ -180,12 +180,13 @@ class RandomEffectsNetwork(nn.Module):
         return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP[masked_N], cells.b_M[masked_N])
 
     def _encode_validation(self, cells: Minibatch) -> "_Encoded":
-        """Encode every cell with its batch, and for the batch head with the batch masked."""
+        """Encode every cell both with its batch and masked, and weigh the two errors as training draws them."""
         z_NP = self.encode(cells.x_MG, cells.b_M)
         error = self._error(cells, z_NP)
         if not self.settings.hide_batch:
             return _Encoded(z_NP, error, z_NP, cells.b_M)
         masked_NP = self.encode(cells.x_MG, torch.full_like(cells.b_M, -1))
+        error = torch.lerp(error, self._error(cells, masked_NP), self.settings.hide_batch)
         return _Encoded(z_NP, error, masked_NP, cells.b_M)
 
     def _error(self, cells: Minibatch, z_NP: Tensor, draw: bool = False) -> Tensor:
