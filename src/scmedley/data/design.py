@@ -15,7 +15,7 @@ POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effect
 class Design:
     """The batches that a model knows; code i is ``batches[i]``.
 
-    The last ``n_adapted`` of them were added to the fitted model (:meth:`RandomEffects.adapt`), the others trained it.
+    The last ``n_adapted`` of them were added to the fitted model (:meth:`Model.adapt`), the others trained it.
     """
 
     batch_key: str
@@ -59,6 +59,7 @@ class Design:
             ``"error"`` raises for a batch the model was not trained on; ``"mean"`` lets code -1, the
             population mean, stand for it.
         """
+        check_unknown(unknown)
         codes = self.codes(obs)
         if unknown == POPULATION_MEAN or (codes >= 0).all():
             return codes
@@ -113,6 +114,14 @@ class Labels:
         """Give the code of each cell's label (int64), -1 for a missing or unknown one."""
         values = _categories(obs, self.label_key)
         return np.asarray(values.set_categories(self.names).codes, dtype=np.int64)
+
+
+def check_unknown(unknown: str) -> None:
+    """Raise if ``unknown`` is neither of its two values."""
+    if unknown not in ("error", POPULATION_MEAN):
+        raise ScmedleyError(
+            f"unknown={unknown!r} must be 'error', or {POPULATION_MEAN!r} for the population mean."
+        )
 
 
 def _categories(obs: pd.DataFrame, key: str) -> pd.Categorical:

@@ -5,6 +5,7 @@ Shapes: N cells, G genes of the model, P latent dimensions, B batches.
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -17,15 +18,17 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.checks import check_seed
-from scmedley.data.design import POPULATION_MEAN, Design, Labels
+from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.models.adapt import adapted
 from scmedley.models.settings import Settings
 from scmedley.pp.counts import log_normalised
 from scmedley.pp.scale import MinMax
 from scmedley.pp.split import store_split
 from scmedley.train import loop
 from scmedley.train.precision import engine, resolve_device, resolve_precision
+from scmedley.train.process import modes
 
 S = TypeVar("S", bound=Settings)
 
@@ -136,12 +139,12 @@ class Model(Generic[S]):
         """
         self.network = None
         check_seed(seed)
-        x_NG = self._learn_reading(adata, seed)
         on = resolve_device(device)
         precision = resolve_precision(precision, on)
-        part = adata.obs[keys.SPLIT].to_numpy()
         with engine(threads, on):
             torch.manual_seed(seed)
+            x_NG = self._learn_reading(adata, seed)
+            part = adata.obs[keys.SPLIT].to_numpy()
             y_N = self._label_codes(adata.obs)
             cells = Resident(x_NG, self.design.codes(adata.obs), on, y_N)
             train, validation = (
@@ -192,16 +195,30 @@ class Model(Generic[S]):
         adata
             Any cells with (most of) the model's genes, prepared or with counts.
         unknown
-            What to do with a batch that a random-effects network does not know: ``"error"``, or
+            What to do with cells of a batch that a random-effects network does not know: ``"error"``, or
             ``"mean"`` for the population mean.
         """
         z_NP = self.get_latent_representation(adata, unknown=unknown)
         settle(adata)
         adata.obsm[self.key] = z_NP
 
-    def get_latent_representation(self, adata: AnnData, *, unknown: str = "error") -> np.ndarray:
-        """Give the latent of every cell, N x P float32, and store nothing."""
-        return self._through(adata, unknown, lambda x, b: self.network.encode(x, b))
+    def get_latent_representation(
+        self, adata: AnnData, *, unknown: str = "error", mask_batch: bool = False
+    ) -> np.ndarray:
+        """Return the latent of every cell, N x P float32, and store nothing.
+
+        Parameters
+        ----------
+        adata
+            Any cells with (most of) the model's genes, prepared or with counts.
+        unknown
+            As in :meth:`embed`.
+        mask_batch
+            Encode every cell without its batch, as a random-effects network does with ``hide_batch`` of its training
+            cells: what such a latent holds of the batch was found in the expression, not told. An encoder that never
+            sees the batch gives the same latent either way.
+        """
+        return self._through(adata, unknown, lambda x, b: self.network.encode(x, b), mask_batch)
 
     def predict(self, adata: AnnData) -> pd.DataFrame:
         """Give the probability of every label for every cell, N x K: rows are cells, columns labels.
@@ -246,11 +263,104 @@ class Model(Generic[S]):
 
         save(self, folder)
 
+    def counterfactual(
+        self,
+        adata: AnnData,
+        to: str | Sequence[str],
+        *,
+        draws: int = 0,
+        seed: int = 0,
+        unknown: str = "error",
+        out: str | Path | None = None,
+    ) -> AnnData | Path:
+        """Show cells as if they had come from other batches.
+
+        Parameters
+        ----------
+        adata
+            N cells, with their batch.
+        to
+            A batch, several, or ``"mean"`` for the population mean (all batch effects zero).
+        draws
+            Posterior draws of the effects, for 5 % and 95 % quantiles; 0 for the posterior mean alone.
+        seed
+            Seed of the draws: equal seeds give equal draws.
+        unknown
+            What to do with cells of batches that the model does not know: ``"error"`` or ``"mean"``.
+        out
+            A path ending in ``.zarr``, to write a large result to disk chunk by chunk.
+
+        Returns
+        -------
+        AnnData or Path
+            N x targets rows, target after target, by G genes. ``X``: expression in the target batch,
+            log1p CP10k. ``layers["difference"]``: that minus the reconstruction in the own batch. With
+            draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
+            ``counterfactual_batch``. Or the path, with ``out``.
+
+        Raises
+        ------
+        ScmedleyError
+            The decoder has no batch effects; an unknown target or batch; a result over 2 GB without ``out``.
+        """
+        from scmedley.models.counterfactual import counterfactual
+
+        return counterfactual(self, adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
+
+    def adapt(self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
+        """Learn the effects of batches that the model does not know, and nothing else.
+
+        Every effect table gets a row for each new batch, which starts at the prior, around no effect: the
+        population mean. ``steps`` minibatches move these rows alone, towards less lambda_MSE * MSE + lambda_KL *
+        KL(q(U) || p(U)), weighed as if the new cells had been among the training cells. Weights, BatchNorm, priors
+        and the rows of known batches stay as they are, bit for bit. Only expression and batch of the new cells are
+        read, never a label.
+
+        The batch head and the adversary are not extended: they act in training only.
+
+        Parameters
+        ----------
+        adata
+            Cells of new batches; cells of known batches may be among them and are left out.
+        steps
+            Minibatches to learn from.
+        seed
+            Of minibatches and posterior draws: the same seed, threads and CPU give the same bits.
+        threads
+            CPU threads; ``None`` leaves torch's setting.
+
+        Returns
+        -------
+        Model
+            A new fitted model of the same class that knows the old and the new batches. This one is not changed.
+
+        Raises
+        ------
+        ScmedleyError
+            The decoder has no batch effects, the model is not fitted, ``obs`` lacks the batch, or there is no new
+            batch.
+
+        See Also
+        --------
+        get_latent_representation : ``unknown="mean"`` embeds such cells with the population mean instead.
+        """
+        return adapted(self, adata, steps=steps, seed=seed, threads=threads)
+
     @property
     def has_effects(self) -> bool:
-        """Whether the decoder knows batches, so that counterfactuals can be had."""
+        """Whether the decoder has effects of the batch: what counterfactuals and ``adapt`` need."""
         return self.needs_batch or bool(getattr(self.settings, "decoder_effects", False))
 
+    def check_effects(self, verb: str) -> None:
+        """Raise if the decoder has no batch effects, which ``verb`` needs."""
+        if not self.has_effects:
+            raise ScmedleyError(
+                f"This {type(self).__name__} has no batch effects in its decoder, which {verb}() needs. Fit "
+                "MixedEffects or RandomEffects, or FixedEffects with decoder_effects=True in its settings (so it is in "
+                "the default preset)."
+            )
+
+    @modes(grad=False)
     def read(self, adata: AnnData) -> sparse.csr_matrix | np.ndarray:
         """Give the scaled input x_NG of any cells, genes aligned by name.
 
@@ -354,11 +464,15 @@ class Model(Generic[S]):
         network = self.network_type(len(self.genes), n_trained, self.settings, **sizes)
         self.network = network.to(device)
 
-    @torch.no_grad()
-    def _through(self, adata: AnnData, unknown: str, step: Any) -> np.ndarray:
+    @modes(grad=False)
+    def _through(self, adata: AnnData, unknown: str, step: Any, mask_batch: bool = False) -> np.ndarray:
         """Send all cells through ``step(x_NG, b_N)`` in chunks, in float32, and join what comes out."""
+        check_unknown(unknown)
         x_NG = self.read(adata)
-        codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
+        if mask_batch:
+            codes = np.full(adata.n_obs, -1, dtype=np.int64)
+        else:
+            codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
         cells = Resident(x_NG, codes, torch.device("cpu"))
         parts = cells.minibatches(torch.arange(cells.n_cells), CHUNK)
         return np.concatenate([step(m.x_MG, m.b_M).numpy() for m in parts])

@@ -6,6 +6,7 @@ target is the reconstruction. Shapes: N cells, G genes, T targets, D posterior d
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.models.base import Model
+from scmedley.train.process import modes, seeded
 
 QUANTILES = (0.05, 0.95)
 CHUNK = 512  # cells that go through the network at one time; fewer with draws, which are held together
@@ -31,6 +33,7 @@ ROWS = 2048  # cells x targets that are decoded at one time for the means of dra
 LARGEST = 2 * 1024**3  # bytes that a result may take in memory
 
 
+@modes(grad=False)
 def counterfactual(
     model: Model[Any],
     adata: AnnData,
@@ -41,13 +44,9 @@ def counterfactual(
     unknown: str = "error",
     out: str | Path | None = None,
 ) -> AnnData | Path:
-    """Show cells as if they had come from other batches. See :meth:`MixedEffects.counterfactual`."""
+    """Show cells as if they had come from other batches. See :meth:`Model.counterfactual`."""
     targets = [to] if isinstance(to, str) else list(to)
-    if not model.has_effects:
-        raise ScmedleyError(
-            f"This {type(model).__name__} has no batch effects in its decoder, so it has no counterfactuals. "
-            "Use RandomEffects, or FixedEffects with decoder_effects=True."
-        )
+    model.check_effects("counterfactual")
     model.check_fitted()
     check_seed(seed)
     if not targets:
@@ -82,7 +81,7 @@ def counterfactual(
     return AnnData(x, obs=obs, var=pd.DataFrame(index=model.genes), layers=values)
 
 
-@torch.no_grad()
+@modes(grad=False)
 def mean_shift(model: Model[Any], adata: AnnData, to: str) -> np.ndarray:
     """Give the change of the cells' mean from their own batches to batch ``to``: G, log1p CP10k."""
     cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
@@ -95,7 +94,7 @@ def mean_shift(model: Model[Any], adata: AnnData, to: str) -> np.ndarray:
     return np.asarray(total_G / cells.n_cells * model.scale.span_G, dtype=np.float32)
 
 
-@torch.no_grad()
+@modes(grad=False)
 def drawn_means(model: Model[Any], adata: AnnData, draws: int, seed: int) -> np.ndarray:
     """Give the cells' mean in each batch of the model, for each posterior draw: T x D x G, log1p CP10k."""
     cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
@@ -119,8 +118,7 @@ def _decoded(
     so that all targets and chunks of cells share them.
     """
     network, drawn, times = model.network, draw is not None, len(target_N) // len(cells.b_M)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed * 100_003 + (draw or 0))
+    with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
         if getattr(model.settings, "encode_as_target", False):
             z_NP = network.encode(cells.x_MG.repeat(times, 1), target_N, draw=drawn)
         else:
@@ -129,7 +127,6 @@ def _decoded(
     return xhat_NG
 
 
-@torch.no_grad()
 def _chunks(
     model: Model[Any], cells: Resident, codes: list[int], draws: int, seed: int
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:

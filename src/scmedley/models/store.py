@@ -22,6 +22,7 @@ from scmedley.models.base import Model
 from scmedley.models.fixed_effects import FixedEffects
 from scmedley.models.random_effects import RandomEffects
 from scmedley.pp.scale import MinMax
+from scmedley.train.process import modes
 
 CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
 DESCRIPTION, WEIGHTS, GENOMAP = "model.json", "weights.safetensors", "genomap.json"
@@ -55,6 +56,7 @@ def replacing_model(folder: str | Path) -> Iterator[Path]:
         yield temporary
 
 
+@modes(grad=False)
 def write(model: Model[Any], folder: Path) -> None:
     """Write a fitted model's files into an existing folder."""
     if model.network is None:
@@ -91,6 +93,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+@modes(grad=False)
 def read(folder: Path) -> Model[Any]:
     """Read one network's model from ``folder``."""
     about = read_description(folder)
@@ -108,9 +111,11 @@ def read(folder: Path) -> Model[Any]:
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         model.genes = about["genes"]
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
-        model._build()
-        add_batches(model.network, n_adapted)
-        model.network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items()})
+        with torch.device("meta"):  # shapes alone: nothing is drawn, and the file's dtypes hold
+            model._build("meta")
+            add_batches(model.network, n_adapted)
+        weights = {n.removeprefix("network/"): tensor.clone() for n, tensor in tensors.items()}
+        model.network.load_state_dict(weights, assign=True)
         model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
     except (
         SafetensorError,
