@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 from scmedley.errors import ScmedleyError
-from scmedley.train.process import is_forked, modes, one_at_a_time
+from scmedley.train.process import is_forked, matrix_products, modes, one_at_a_time
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -80,7 +80,7 @@ def engine(threads: int | None, device: torch.device) -> Iterator[None]:
     if threads is not None and threads < 1:
         raise ScmedleyError(f"threads={threads} must be at least 1.")
     _check_deterministic(device)
-    with one_at_a_time(), modes(grad=True), _matrix_products(device):
+    with one_at_a_time(), modes(grad=True), matrix_products(device.type):
         threads_before = torch.get_num_threads()
         if threads is not None and not is_forked():
             torch.set_num_threads(threads)
@@ -91,30 +91,6 @@ def engine(threads: int | None, device: torch.device) -> Iterator[None]:
                 yield
         finally:
             torch.set_num_threads(threads_before)
-
-
-@contextmanager
-def _matrix_products(device: torch.device) -> Iterator[None]:
-    """Multiply float32 matrices in TF32 on a GPU and in float32 on a CPU, and restore the caller's choice."""
-    if not hasattr(torch.backends.mkldnn, "matmul"):  # before PyTorch 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    on_gpu = device.type == "cuda"
-    backend = torch.backends.cuda.matmul if on_gpu else torch.backends.mkldnn.matmul
-    before, wanted = backend.fp32_precision, ("tf32",) if on_gpu else ("none", "ieee")
-    if before in wanted:
-        yield
-        return
-    backend.fp32_precision = wanted[-1]
-    try:
-        yield
-    finally:
-        backend.fp32_precision = before
 
 
 def _check_deterministic(device: torch.device) -> None:

@@ -8,8 +8,10 @@ The results must not depend on it, and all of it must be as before afterwards.
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def modes(grad: bool) -> Iterator[None]:
     """Compute in this thread with gradients or without, whatever modes the caller has set for it.
 
-    It sets nothing that other threads see, so that fitted models can be used in several threads at once.
+    Unless the caller has changed how a CPU multiplies matrices, it sets nothing that other threads see, so that fitted
+    models can be used in several threads at once.
     """
     _one_thread_if_forked()
     with ExitStack() as stack:
@@ -45,9 +48,17 @@ def modes(grad: bool) -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
+        if not _makes_tensors_on_cpu():
             stack.enter_context(torch.device("cpu"))
+        stack.enter_context(matrix_products("cpu"))
         yield
+
+
+def _makes_tensors_on_cpu() -> bool:
+    try:
+        return torch.get_default_device().type == "cpu"
+    except (AssertionError, RuntimeError):  # a default device that is not there
+        return False
 
 
 @contextmanager
@@ -64,6 +75,30 @@ def one_at_a_time() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def matrix_products(kind: str) -> Iterator[None]:
+    """Multiply float32 matrices in TF32 on a GPU (``kind`` "cuda") and in float32 on a CPU."""
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        backend: Any = torch.backends.cuda.matmul if kind == "cuda" else torch.backends.mkldnn.matmul
+        before, wanted = backend.fp32_precision, ("tf32",) if kind == "cuda" else ("none", "ieee")
+        choose: Callable[[str], None] = partial(setattr, backend, "fp32_precision")
+    else:  # before PyTorch 2.9, one setting for both; on a CPU only "medium" is less than float32
+        before, wanted = (
+            torch.get_float32_matmul_precision(),
+            ("high",) if kind == "cuda" else ("highest", "high"),
+        )
+        choose = torch.set_float32_matmul_precision
+    if before in wanted:
+        yield
+        return
+    with one_at_a_time():
+        choose(wanted[-1])
+        try:
+            yield
+        finally:
+            choose(before)
 
 
 @contextmanager
