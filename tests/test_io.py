@@ -170,7 +170,7 @@ def test_read_batches_that_do_not_fit(tmp_path: Path) -> None:
         read_batches([one, tmp_path / "two.h5ad"], "file")
     with pytest.raises(ScmedleyError, match=r"one\.h5ad has an obs column 'batch' already"):
         read_batches([one, tmp_path / "two.h5ad"])
-    with pytest.raises(ScmedleyError, match="one.h5ad is given more than once"):
+    with pytest.raises(ScmedleyError, match=r"one\.h5ad is given more than once"):
         read_batches([one, tmp_path / "sub" / ".." / "one.h5ad"])
     with pytest.raises(ScmedleyError, match="two or more batches"):
         read_batches([one])

@@ -28,7 +28,7 @@ PACKED: dict[bytes, Callable[..., Any]] = {
 }
 _ROWS = 500  # rows that are dense in memory at one time
 _LOOKED_AT = 50  # rows from which the dialect is told
-_DECIMAL_COMMA = re.compile(r"-?\d+,\d+([eE][-+]?\d+)?")
+_WITH_COMMA = re.compile(r"-?\d+(,\d+)+(\.\d*)?([eE][-+]?\d+)?")
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
@@ -38,7 +38,6 @@ class Dialect:
 
     encoding: str
     separator: str
-    decimal: str
     header: tuple[str, ...]
 
 
@@ -57,10 +56,15 @@ def read_table(path: Path) -> AnnData:
 
 
 def dialect(path: Path, encoding: str | None = None) -> Dialect:
-    """Find encoding, separator and decimal sign of a table from its first rows.
+    """Find encoding and separator of a table from its first rows.
 
     The separator is the one that cuts the rows into equally many fields, the header too (R leaves its corner out);
     of several the one of most fields.
+
+    Raises
+    ------
+    ScmedleyError
+        Numbers have commas: 1,234 may be a thousand or a little more than one.
     """
     if encoding is None:
         with _opened(path) as file:
@@ -76,14 +80,17 @@ def dialect(path: Path, encoding: str | None = None) -> Dialect:
         if fits and (best is None or max(lengths) > len(best[1][1])):
             best = separator, rows
     separator, rows = best or (_by_name(path), list(csv.reader(lines, delimiter=_by_name(path))))
-    values = [value for row in rows[1:] for value in row[1:]]
-    commas = separator != "," and any(_DECIMAL_COMMA.fullmatch(v) for v in values)
-    decimal = "," if commas and not any("." in v for v in values) else "."
-    return Dialect(encoding, separator, decimal, tuple(rows[0]) if rows else ())
+    comma = next((value for row in rows[1:] for value in row[1:] if _WITH_COMMA.fullmatch(value)), None)
+    if comma is not None:
+        raise ScmedleyError(
+            f"{path}: numbers have commas, such as {comma!r}, which may mean decimals or thousands. Write them with "
+            "points and without thousands (in R write.csv, not write.csv2; in pandas to_csv with decimal='.')."
+        )
+    return Dialect(encoding, separator, tuple(rows[0]) if rows else ())
 
 
 def _read(path: Path, how: Dialect) -> AnnData:
-    options: dict[str, Any] = {"sep": how.separator, "decimal": how.decimal, "encoding": how.encoding}
+    options: dict[str, Any] = {"sep": how.separator, "encoding": how.encoding}
     cells: list[str] = []
     names: list[str] = []
     blocks = []
@@ -97,7 +104,6 @@ def _read(path: Path, how: Dialect) -> AnnData:
             index_col=0,
             dtype={0: str},
             low_memory=False,
-            na_filter=True,
             **options,
         ) as pieces,
     ):
@@ -119,8 +125,6 @@ def _read(path: Path, how: Dialect) -> AnnData:
             f"{path}: the first column holds numbers that repeat, so it is a gene and not the cells' names. Put "
             "names there, one for each cell."
         )
-    if how.decimal == ",":
-        warn(f"{path.name}: commas are read as decimal signs, as in 1,5.")
     return AnnData(
         vstack(blocks, format="csr"),
         obs=pd.DataFrame(index=pd.Index(cells, dtype=object)),
