@@ -1,7 +1,6 @@
 """The commands: parse, call, print. Heavy imports are inside the commands, so that --help is quick."""
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from scmedley import __version__
-from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.errors import ScmedleyError, heard
 from scmedley.pipeline.config import RunConfig
 
 app = App(
@@ -108,8 +107,9 @@ def embed(folder: Path, /, *, cells: Path, out: Path, unknown: Literal["error", 
     from scmedley.pipeline import stages
 
     _must_be_new(out, ".h5ad")
-    model, adata = stages.read_model(folder), io.read(cells)
+    model = stages.read_model(folder)
     with _warnings_as_lines():
+        adata = io.read(cells)
         model.embed(adata, unknown=unknown)
     io.write_h5ad(adata, out)
     print(f"{adata.n_obs} cells embedded: {out}")
@@ -327,10 +327,9 @@ def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, cells: bool =
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Print what a step warns the user of as one line each, without the place in the code."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ScmedleyWarning)
+    with heard() as said:
         yield
-    for line in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ScmedleyWarning)):
+    for line in said:
         print(f"scmedley: warning: {line}", file=sys.stderr)
 
 

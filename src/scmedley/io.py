@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData, concat
+from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse
 
 from scmedley import keys
-from scmedley.errors import ScmedleyError, listed
+from scmedley.errors import ScmedleyError, ScmedleyWarning, listed, warn
+from scmedley.features import genes_alone, genomes
 from scmedley.formats import reader_for
-from scmedley.values import TARGET_SUM, Checked, check_unique, find_values, matrix, rescaled
+from scmedley.gene_names import GeneNames
+from scmedley.values import check_unique
 
 
 def read(path: str | Path) -> AnnData:
@@ -31,14 +33,14 @@ def read(path: str | Path) -> AnnData:
     Parameters
     ----------
     path
-        h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5 (gene expression is
-        kept, repeated gene symbols get their gene id); csv or tsv with a header of gene names, cell names
-        first in each row, and numbers only.
+        h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5; csv or tsv with a header
+        of gene names, cell names first in each row, and numbers only, or its transpose.
 
     Returns
     -------
     AnnData
-        ``X`` is CSR or dense, float32; names are strings.
+        ``X`` is CSR or dense, float32; names are strings. Of features of several types (10x) gene expression is
+        kept; gene symbols that repeat get their gene id. What was changed is said as a ``ScmedleyWarning``.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def read(path: str | Path) -> AnnData:
             # Old files are no fault of the user's.
             warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|zarr")
             return _tidied(reader_for(path)(path), path)
-    except ScmedleyError:
+    except (ScmedleyError, ScmedleyWarning):
         raise
     except PermissionError as error:
         raise ScmedleyError(
@@ -64,91 +66,6 @@ def read(path: str | Path) -> AnnData:
             f"{path} cannot be read: {_one_line(error)}. It may be cut short, or not be what "
             "its name says; copy or write it again."
         ) from error
-
-
-def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnData:
-    """Read several files, one batch each, and keep the genes that all of them have.
-
-    Where the usable values do not lie in the same place in all files, or are log-normalised to different totals,
-    ``X`` holds them: counts, or log1p CP10k.
-
-    Parameters
-    ----------
-    paths
-        Two or more; a batch is called by its file's name without endings.
-    batch_key
-        ``obs`` column that says which file a cell came from; cell names are prefixed with it.
-
-    Raises
-    ------
-    ScmedleyError
-        As :func:`read` does; fewer than two files, two of the same name, no gene in common, repeated genes,
-        counts in one file and log-normalised values in another.
-    """
-    if len(paths) < 2:
-        raise ScmedleyError(f"{len(paths)} file given; one file for each of two or more batches is needed.")
-    names = [Path(p).name.split(".")[0] for p in paths]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ScmedleyError(
-            f"Batches are called by their file, but several files are called {repeated[0]!r}. Rename them."
-        )
-    parts: dict[str, AnnData] = {}
-    shared: pd.Index | None = None
-    for name, path in zip(names, paths, strict=True):
-        part = read(path)
-        if not part.var_names.is_unique:
-            twice = part.var_names[part.var_names.duplicated()][0]
-            raise ScmedleyError(
-                f"{path}: gene {twice!r} occurs more than once, so files cannot be put together."
-            )
-        if batch_key in part.obs:
-            raise ScmedleyError(
-                f"{path} has an obs column {batch_key!r} already, and of several files each is one batch. Choose "
-                "another --batch for the files, or put them together first to use that column."
-            )
-        part.obs_names = [f"{name}_{cell}" for cell in part.obs_names]
-        shared = part.var_names if shared is None else shared.intersection(part.var_names)
-        if not len(shared):
-            raise ScmedleyError(
-                f"{path} shares no gene name with the files before it. Its genes are called like "
-                f"{listed(part.var_names[:2])}, those of {names[0]} like "
-                f"{listed(parts[names[0]].var_names[:2])}: use symbols in all files, or ids in all; if those are "
-                "names of cells, swap rows and columns."
-            )
-        parts[name] = part
-    _bring_together(parts, paths)
-    return concat(parts, join="inner", label=batch_key, merge="same")
-
-
-def _bring_together(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> None:
-    """Put the usable values of all parts in ``X``, unless they are alike as they are."""
-    found: list[Checked] = []
-    for path, part in zip(paths, parts.values(), strict=True):
-        try:
-            found.append(find_values(part))
-        except ScmedleyError as error:
-            raise ScmedleyError(f"{path}: {error}") from error
-    kinds = {this.values: path for this, path in zip(found, paths, strict=True)}
-    if len(kinds) > 1:
-        said = ", ".join(f"{path} holds {_KINDS[kind]}" for kind, path in kinds.items())
-        raise ScmedleyError(
-            f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
-        )
-    if len({(this.where, this.total) for this in found}) == 1:
-        return
-    for part, this in zip(parts.values(), found, strict=True):
-        x = matrix(part, this.where)
-        part.X = x if this.total in (None, TARGET_SUM) else rescaled(x, this.total)
-        part.layers.pop(keys.COUNTS, None)
-        del part.raw
-
-
-_KINDS = {
-    "counts": "counts",
-    "log-normalised": "log-normalised values",
-    "other": "scaled or centred values",
-}
 
 
 def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
@@ -377,4 +294,25 @@ def _tidied(adata: AnnData, path: Path) -> AnnData:
             adata.X = csr_matrix(x, dtype=np.float32) if issparse(x) else np.asarray(x, dtype=np.float32)
     adata.obs_names = adata.obs_names.astype(str)
     adata.var_names = adata.var_names.astype(str)
+    adata, left_out = genes_alone(adata)
+    for said in (left_out, genomes(adata.var), _named_apart(adata)):
+        if said:
+            warn(f"{path.name}: {said}")
     return adata
+
+
+def _named_apart(adata: AnnData) -> str:
+    """Add the id to gene symbols that repeat, where that makes them unique; say so."""
+    again = adata.var_names.duplicated(keep=False)
+    ids = GeneNames.of(adata.var).ids
+    if not again.any() or ids is None:
+        return ""
+    names = np.where(again, adata.var_names + "_" + pd.Index(ids), adata.var_names)
+    if pd.Index(names).duplicated().any():
+        return ""
+    first = adata.var_names[again][0]
+    adata.var_names = names
+    return (
+        f"{int(again.sum())} genes share their symbol with another ({first!r}); these got their id, "
+        f"{names[again][0]!r}."
+    )

@@ -1,14 +1,22 @@
 """Names of batches and labels and their integer codes, stored with the model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from scmedley.checks import check_key
 from scmedley.errors import ScmedleyError
-from scmedley.overlap import as_categories
+from scmedley.overlap import as_categories, called
 
 POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effects at zero
+
+
+def named_targets(to: object) -> list[str]:
+    """Return the names of one target batch or of several, whatever the type of their column (1, 1.0 and "1")."""
+    one = isinstance(to, str) or not isinstance(to, Iterable)
+    return [called(target) for target in ([to] if one else to)]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ def check_unknown(unknown: str) -> None:
 
 
 def _categories(obs: pd.DataFrame, key: str) -> pd.Categorical:
+    check_key(key)
     if key not in obs:
         raise ScmedleyError(f"obs has no column {key!r}. It has {list(map(str, obs.columns))}.")
     return as_categories(obs[key])

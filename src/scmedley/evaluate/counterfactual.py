@@ -82,7 +82,7 @@ def counterfactual_check(
     label = labels_of(adata, label_key)
     batch = network.design.codes(adata.obs)
     part = adata.obs[keys.SPLIT].astype(str).to_numpy()
-    x_NG, _ = log_normalised(adata, network.genes)
+    x_NG, _ = log_normalised(adata, network.gene_names)
     rng = np.random.default_rng(seed)
     rows = []
     for name, (code, target) in product(names_of(label), enumerate(network.design.batches)):

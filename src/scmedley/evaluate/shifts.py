@@ -55,19 +55,22 @@ def gene_shifts(
     Returns
     -------
     DataFrame
-        label, batch, gene, and in log1p CP10k: shift, its q05 and q95 (1.645 standard deviations of the draws to
-        either side), observed (the same difference between the means of the label's cells that are from each batch;
-        not a number where there are none). The same for all genes of a pair: size (root mean square of the shift over
-        all genes of the model) with size_q05 and size_q95, observed_size (of the observed difference), null_size and
-        null_sd (mean and standard deviation of that over permutations of the label's cells among its batches);
-        n_cells (shown), n_observed (cells of the label from that batch), seen (whether there are any).
+        label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05
+        and q95 (1.645 standard deviations of the draws to either side), observed (the same difference between
+        the means of the label's cells that are from each batch; not a number where there are none). The same
+        for all genes of a pair: size (root mean square of the shift over all genes of the model) with
+        size_q05 and size_q95, observed_size (of the observed difference), null_size and null_sd (mean and
+        standard deviation of that over permutations of the label's cells among its batches); n_cells (shown),
+        n_observed (cells of the label from that batch), seen (whether there are any).
     """
     network = decoder(model)
     label = labels_of(adata, label_key)
     batch = network.design.codes(adata.obs)
     rng, permuting = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     genes, batches = np.asarray(network.genes), network.design.batches
-    x_NG, _ = log_normalised(adata, network.genes)
+    beside = network.gene_names.symbols_beside
+    symbols = {} if beside is None else {"symbol": np.asarray(beside)}
+    x_NG, _ = log_normalised(adata, network.gene_names)
     tables = []
     for name in names_of(label):
         rows = np.flatnonzero(label == name)
@@ -98,7 +101,13 @@ def gene_shifts(
         ):
             shift_G, half_G = shift_DG.mean(0), WITHIN_90 * shift_DG.std(0)
             top = np.argsort(-np.abs(shift_G), kind="stable")[:n_top]
-            columns = {"gene": genes, "shift": shift_G, "q05": shift_G - half_G, "q95": shift_G + half_G}
+            columns = {
+                "gene": genes,
+                **symbols,
+                "shift": shift_G,
+                "q05": shift_G - half_G,
+                "q95": shift_G + half_G,
+            }
             table = pd.DataFrame(columns | {"observed": observed_G}).iloc[top]
             table.insert(0, "label", name)
             table.insert(1, "batch", target)

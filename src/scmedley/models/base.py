@@ -21,6 +21,7 @@ from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.gene_names import GeneNames, why_missing
 from scmedley.models.adapt import adapted
 from scmedley.models.settings import Settings
 from scmedley.pp.counts import log_normalised
@@ -69,6 +70,7 @@ class Model(Generic[S]):
     design: Design
     labels: Labels | None
     genes: list[str]
+    gene_names: GeneNames  # the same genes, with ids and symbols
     scale: MinMax
     history: pd.DataFrame
     fitted: dict[str, Any]
@@ -255,7 +257,7 @@ class Model(Generic[S]):
             return xhat
 
         values = self.scale.inverse(self._through(adata, unknown, decode))
-        return AnnData(values, obs=adata.obs.copy(), var=pd.DataFrame(index=self.genes))
+        return AnnData(values, obs=adata.obs.copy(), var=self.var())
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.json`` and ``weights.safetensors`` to ``folder``, all or nothing."""
@@ -372,13 +374,14 @@ class Model(Generic[S]):
         self.check_fitted()
         if adata.n_obs == 0:
             raise ScmedleyError("There are no cells here. Look at the step that chose them.")
-        x_NG, n_missing = log_normalised(adata, self.genes)
+        x_NG, n_missing = log_normalised(adata, self.gene_names)
         if n_missing > MAX_MISSING * len(self.genes):
             absent = [g for g in self.genes if g not in set(adata.var_names)][:3]
+            hint = why_missing(self.gene_names, GeneNames.of(adata.var), adata.obs_names)
             raise ScmedleyError(
                 f"{n_missing} of the model's {len(self.genes)} genes are missing (for example "
                 f"{', '.join(absent)}); at most {MAX_MISSING:.0%} may be. Genes here are called like "
-                f"{', '.join(map(str, adata.var_names[:2]))}: check that both use the same kind of name."
+                f"{', '.join(map(str, adata.var_names[:2]))}. {hint}"
             )
         if n_missing:
             message = f"{n_missing} of the model's {len(self.genes)} genes are missing here and taken as 0."
@@ -388,6 +391,12 @@ class Model(Generic[S]):
             message = f"{n_empty} cells have no value above 0 in any of the model's genes."
             warnings.warn(message, ScmedleyWarning, stacklevel=2)
         return self.scale.transform(x_NG)
+
+    def var(self) -> pd.DataFrame:
+        """Give a table of the model's genes for a new AnnData, with symbols where names are ids."""
+        symbols = self.gene_names.symbols_beside
+        columns = {} if symbols is None else {"gene_symbols": list(symbols)}
+        return pd.DataFrame(columns, index=self.genes)
 
     def check_fitted(self) -> None:
         """Say so if there is nothing to use yet."""
@@ -417,7 +426,9 @@ class Model(Generic[S]):
             self.labels = None
         else:
             self.labels = Labels.of(adata.obs[adata.obs[keys.SPLIT] == "train"], self.label_key)
-        self.genes = list(map(str, adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]))
+        chosen = np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool))
+        self.gene_names = GeneNames.of(adata.var).take(chosen)
+        self.genes = list(self.gene_names.names)
         if not self.genes:
             raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
         x_NG, _ = log_normalised(adata, self.genes)

@@ -5,7 +5,7 @@ and decoded with the target's effects. All effects at zero give the population m
 target is the reconstruction. Shapes: N cells, G genes, T targets, D posterior draws.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.checks import check_seed
+from scmedley.data.design import named_targets
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
@@ -37,7 +38,7 @@ LARGEST = 2 * 1024**3  # bytes that a result may take in memory
 def counterfactual(
     model: Model[Any],
     adata: AnnData,
-    to: str | Sequence[str],
+    to: object,
     *,
     draws: int = 0,
     seed: int = 0,
@@ -45,7 +46,7 @@ def counterfactual(
     out: str | Path | None = None,
 ) -> AnnData | Path:
     """Show cells as if they had come from other batches. See :meth:`Model.counterfactual`."""
-    targets = [to] if isinstance(to, str) else list(to)
+    targets = named_targets(to)
     model.check_effects("counterfactual")
     model.check_fitted()
     check_seed(seed)
@@ -72,13 +73,13 @@ def counterfactual(
     obs = _obs(adata.obs, targets)
     chunks = _chunks(model, cells, codes, draws, seed)
     if out is not None:
-        return _to_zarr(Path(out), chunks, layers, shape, obs, model.genes)
+        return _to_zarr(Path(out), chunks, layers, shape, obs, model.var())
     values = {name: np.empty(shape, np.float32) for name in layers}
     for rows, parts in chunks:
         for name in layers:
             values[name][rows] = parts[name]
     x = values.pop("X")
-    return AnnData(x, obs=obs, var=pd.DataFrame(index=model.genes), layers=values)
+    return AnnData(x, obs=obs, var=model.var(), layers=values)
 
 
 @modes(grad=False)
@@ -165,7 +166,7 @@ def _to_zarr(
     layers: list[str],
     shape: tuple[int, int],
     obs: pd.DataFrame,
-    genes: list[str],
+    var: pd.DataFrame,
 ) -> Path:
     """Write the result chunk by chunk as an AnnData Zarr store, all or nothing."""
     if path.suffix != ".zarr":
@@ -174,7 +175,7 @@ def _to_zarr(
         # Made by hand, not by write_zarr: the arrays are filled later and never in memory whole.
         store = zarr.open_group(temporary, mode="w", zarr_format=2)
         store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name, value in (("obs", obs), ("var", pd.DataFrame(index=genes)), ("layers", {})):
+        for name, value in (("obs", obs), ("var", var), ("layers", {})):
             write_elem(store, name, value)
         arrays = {}
         for name in layers:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from scmedley.data.design import Design, Labels
 from scmedley.errors import ScmedleyError
+from scmedley.gene_names import GeneNames
 from scmedley.io import replacing
 from scmedley.models.adapt import add_batches
 from scmedley.models.autoencoder import Autoencoder
@@ -70,6 +71,8 @@ def write(model: Model[Any], folder: Path) -> None:
         "labels": None if model.labels is None else model.labels.names,
         "settings": dataclasses.asdict(model.settings),
         "genes": model.genes,
+        "gene_ids": model.gene_names.ids,
+        "gene_symbols": model.gene_names.symbols,
         "fitted": model.fitted,
         "history": model.history.to_dict("list"),
     }
@@ -110,6 +113,10 @@ def read(folder: Path) -> Model[Any]:
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         model.genes = about["genes"]
+        ids, symbols = (
+            about.get(key) for key in ("gene_ids", "gene_symbols")
+        )  # not in models of earlier versions
+        model.gene_names = GeneNames(tuple(model.genes), ids and tuple(ids), symbols and tuple(symbols))
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         with torch.device("meta"):  # shapes alone: nothing is drawn, and the file's dtypes hold
             model._build("meta")

@@ -8,6 +8,7 @@ import pandas as pd
 from scmedley import keys
 from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, summarise
 from scmedley.evaluate.shifts import batch_distances
+from scmedley.gene_names import shown_in
 
 NULL_NAME = "random, permuted batches"  # the network that is the null of the random effects
 LEAK_SEEN = 0.05  # a leak that exceeds its null by less, or by less than its error, is called nothing to find
@@ -172,7 +173,7 @@ def _genes(own: pd.DataFrame) -> str:
     """List the largest shifts whose interval excludes 0 and whose sign is the observed one."""
     sure = own[((own.q05 > 0) | (own.q95 < 0)) & (np.sign(own.observed) == np.sign(own["shift"]))]
     order = sure["shift"].abs().sort_values(ascending=False, kind="stable").index
-    top = sure.loc[order].drop_duplicates("gene").head(5)
+    top = shown_in(sure.loc[order]).drop_duplicates("gene").head(5)
     where = "" if set(own.label) == {ALL} else " in {label}"
     named = [
         f"{row.gene} ({row.shift:+.2f}{where.format(label=row.label)}; observed {row.observed:+.2f})"

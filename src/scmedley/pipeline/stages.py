@@ -20,11 +20,12 @@ from anndata import AnnData, read_h5ad
 from scmedley import io, keys
 from scmedley.checks import check_seed
 from scmedley.data.design import Design
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, heard
 from scmedley.evaluate.counterfactual import counterfactual_check
 from scmedley.evaluate.scores import permute_batches, scores
 from scmedley.evaluate.shifts import gene_shifts
 from scmedley.formats import reader_for
+from scmedley.join import read_batches
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split
 from scmedley.models.fixed_effects import FixedEffectsSettings
@@ -260,7 +261,8 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     config, record = this.config, this.record
     with this.stage("read"):
         this.say(f"Reading {record['input']['name']}")
-        adata = io.read(inputs[0]) if len(inputs) == 1 else io.read_batches(inputs, config.batch)
+        with heard() as said:
+            adata = io.read(inputs[0]) if len(inputs) == 1 else read_batches(inputs, config.batch)
         record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
     with this.stage("prepare"):
         if keys.SPLIT in adata.obs:
@@ -291,11 +293,11 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
                 "The fixed-effects network was trained on the labels of the training cells: its scores by label say "
                 "less than those of a network that saw none."
             )
-    record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": list(checked.warnings)}
+    record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": said + checked.warnings}
     if config.label is not None:
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
-    for warning in checked.warnings:
+    for warning in record["warnings"]:
         this.say(f"Warning: {warning}")
     return adata
 

@@ -11,7 +11,9 @@ from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
 from scmedley.checks import check, check_seed
-from scmedley.errors import ScmedleyError, listed
+from scmedley.errors import ScmedleyError, listed, warn
+from scmedley.features import genes_alone
+from scmedley.gene_names import GeneNames, match
 from scmedley.overlap import as_categories
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
@@ -84,6 +86,7 @@ def prepare(
     """
     _check_settings(adata, n_top_genes, min_genes, min_cells)
     check_seed(seed)
+    left_out = _leave_out_other_features(adata)
     checked = check(adata, batch_key, label_key)
     if checked.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=checked.where))
@@ -133,7 +136,15 @@ def prepare(
             **_target_sums(checked),
         },
     }
-    return replace(checked, warnings=checked.warnings + more)
+    return replace(checked, warnings=left_out + checked.warnings + more)
+
+
+def _leave_out_other_features(adata: AnnData) -> list[str]:
+    """Keep the genes alone, in place; give what was left out, as sentences."""
+    alone, said = genes_alone(adata)
+    if alone is not adata:
+        adata._init_as_actual(alone)
+    return [said] if said else []
 
 
 def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
@@ -148,7 +159,7 @@ def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
     ]
 
 
-def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | np.ndarray, int]:
+def log_normalised(adata: AnnData, genes: Sequence[str] | GeneNames) -> tuple[csr_matrix | np.ndarray, int]:
     """Give the values a fitted model reads, aligned by gene name.
 
     ``layers["log1p_cp10k"]`` where :func:`prepare` put it, else computed from counts, with all genes of the
@@ -161,7 +172,8 @@ def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | n
     adata
         Cells x genes.
     genes
-        Names of the model's G genes, in its order.
+        The model's G genes, in its order: their names, or :class:`GeneNames`, by which genes are found that
+        ``adata`` calls otherwise.
 
     Returns
     -------
@@ -176,15 +188,18 @@ def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | n
         Gene names not unique; values that are not finite, or neither counts nor log-normalised.
     """
     check_unique(adata.var_names)
+    adata, left_out = genes_alone(adata)
+    if left_out:
+        warn(left_out)
     layer = adata.layers.get(keys.LOGNORM)
     if layer is not None:
         if kind_of_values(layer, adata.obs_names, adata.var_names) == "other":
             raise ScmedleyError(_NEGATIVE.format(where=f"layers[{keys.LOGNORM!r}]"))
-        return _aligned(tidy(layer), adata.var_names, genes)
+        return _aligned(tidy(layer), _places(adata.var, genes))
     found = find_values(adata)
     if found.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=found.where))
-    names = adata.raw.var_names if found.where == "raw.X" else adata.var_names
+    place_G = _places(adata.raw.var if found.where == "raw.X" else adata.var, genes)
     x = (
         adata.raw.X
         if found.where == "raw.X"
@@ -198,7 +213,7 @@ def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | n
     for start in range(0, adata.n_obs, max(step, 1)):
         block = tidy(x if in_memory else x[start : start + step])
         total_N = totals(block)
-        block, n_missing = _aligned(block, names, genes)
+        block, n_missing = _aligned(block, place_G)
         if found.values == "counts":
             block = log1p_cp10k(block, total_N)
         elif found.total not in (None, TARGET_SUM):
@@ -306,22 +321,28 @@ def _all_same(x: csr_matrix | np.ndarray) -> bool:
     return all(bool((a.reshape(shape) == a[: shape[1]]).all()) for a in (x.indices, x.data))
 
 
-def _aligned(
-    x: csr_matrix | np.ndarray, names: pd.Index, genes: Sequence[str]
-) -> tuple[csr_matrix | np.ndarray, int]:
-    """Give the columns called ``genes``, in that order; 0 for those that are missing."""
-    if len(names) == len(genes) and (names == pd.Index(genes)).all():
+def _places(var: pd.DataFrame, genes: Sequence[str] | GeneNames) -> np.ndarray:
+    """Give the column of each of ``genes``, -1 for those that are missing; say where names alone do not find them."""
+    wanted = genes if isinstance(genes, GeneNames) else GeneNames(tuple(genes))
+    place_G, said = match(wanted, GeneNames.of(var))
+    if said:
+        warn(said)
+    return place_G
+
+
+def _aligned(x: csr_matrix | np.ndarray, place_G: np.ndarray) -> tuple[csr_matrix | np.ndarray, int]:
+    """Give these columns, in that order; 0 for those that are missing (-1), and how many these are."""
+    if np.array_equal(place_G, np.arange(x.shape[1])):
         return x, 0
-    place = names.get_indexer(pd.Index(genes))
-    present = np.flatnonzero(place >= 0)
-    n_missing = len(genes) - len(present)
-    sub = x[:, place[present]]
+    present = np.flatnonzero(place_G >= 0)
+    n_genes, n_missing = len(place_G), len(place_G) - len(present)
+    sub = x[:, place_G[present]]
     if isinstance(sub, np.ndarray):
-        out = np.zeros((x.shape[0], len(genes)), dtype=np.float32)
+        out = np.zeros((x.shape[0], n_genes), dtype=np.float32)
         out[:, present] = sub
         return out, n_missing
     sub.sort_indices()
-    shape = (x.shape[0], len(genes))
+    shape = (x.shape[0], n_genes)
     return csr_matrix(
         (sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape
     ), n_missing

@@ -63,6 +63,7 @@ class Decoder:
     kind: str
     genomap: Array | None = None
     shape: tuple[int, int] | None = None
+    shown: tuple[str, ...] = ()  # what the genes are called on the page, if not by their names
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,7 @@ def pack(run: Explored) -> str:
         "genes": [],
     }
     if run.decoder is not None:
-        header["genes"] = list(run.decoder.genes)
+        header["genes"] = list(run.decoder.shown or run.decoder.genes)
         arrays |= _genes(cells.x_NG)
         if cells.z_NP is not None:
             header["whatif"] = {

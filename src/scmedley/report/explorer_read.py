@@ -143,10 +143,11 @@ def decoder_of(model: Any) -> Decoder:
     scale = np.stack([network_model.scale.minimum_G, network_model.scale.span_G])
     kind = "fixed" if network_model.key == keys.FIXED else "random"
     found = getattr(model, "genomap", None)
-    if found is None or list(found.genes) != list(network_model.genes):
-        return Decoder(tuple(network_model.genes), tuple(blocks), scale, kind)
+    genes, shown = tuple(network_model.genes), network_model.gene_names.shown
+    if found is None or found.genes != genes:
+        return Decoder(genes, tuple(blocks), scale, kind, shown=shown)
     place = np.stack([found.rows, found.columns])
-    return Decoder(tuple(network_model.genes), tuple(blocks), scale, kind, place, found.shape)
+    return Decoder(genes, tuple(blocks), scale, kind, place, found.shape, shown)
 
 
 def _block(w: Any, b: Any, norm: Any, effects: Any, pre_selu: bool) -> Block:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.gene_names import shown_in
 from scmedley.pl.scores import NAMES
 
 TABLES = {  # text columns, number columns
@@ -98,6 +99,7 @@ def read(folder: Path) -> Run:
     settings = _settings(folder / "run.json")
     obs, maps = _cells(folder / "integrated.h5ad")
     history, scores, shifts, check = (_table(folder / name) for name in TABLES)
+    shifts = None if shifts is None else shown_in(shifts)
     return Run(folder, settings, obs, maps, history, scores, shifts, check)
 
 
