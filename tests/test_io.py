@@ -20,7 +20,7 @@ from scipy.sparse import csc_matrix, csr_matrix, issparse
 from corpus import cells, counts
 from scmedley import formats, io
 from scmedley.errors import ScmedleyError
-from scmedley.values import find_values
+from scmedley.source import find_values
 
 CELLS = [f"cell{i}" for i in range(60)]
 GENES = [f"gene{i}" for i in range(30)]

@@ -9,13 +9,15 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley.errors import ScmedleyError, listed
+from scmedley.evidence import Asked, Checked
 from scmedley.overlap import as_categories, overlap
-from scmedley.values import Checked, check_unique, find_values
+from scmedley.source import find_values
+from scmedley.values import check_unique
 
 FEW_CELLS = 20  # a batch below this gets a warning, and its genes are not ranked on their own
 
 
-def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Checked:
+def check(adata: AnnData, batch_key: str, label_key: str | None = None, values: Asked = "auto") -> Checked:
     """Say whether ``adata`` can be used, and how. Nothing is changed or copied; backed files work.
 
     Parameters
@@ -26,6 +28,8 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
         ``obs`` column of the batches (donors, samples, protocols).
     label_key
         ``obs`` column of the cell types, where there is one.
+    values
+        What the values are, where the evidence should not decide.
 
     Raises
     ------
@@ -40,7 +44,7 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
         )
     check_unique(adata.var_names)
     batch = _batches(adata, batch_key)
-    found = find_values(adata)
+    found = find_values(adata, values)
     warnings = list(found.warnings)
     n_duplicate = int(adata.obs_names.duplicated().sum())
     if n_duplicate:

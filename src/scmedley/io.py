@@ -21,8 +21,10 @@ from scipy.sparse import csr_matrix, issparse
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError, listed
+from scmedley.evidence import Asked
 from scmedley.formats import reader_for
-from scmedley.values import TARGET_SUM, Checked, check_unique, find_values, matrix, rescaled
+from scmedley.source import brought_together
+from scmedley.values import check_unique
 
 
 def read(path: str | Path) -> AnnData:
@@ -66,7 +68,7 @@ def read(path: str | Path) -> AnnData:
         ) from error
 
 
-def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnData:
+def read_batches(paths: Sequence[str | Path], batch_key: str = "batch", values: Asked = "auto") -> AnnData:
     """Read several files, one batch each, and keep the genes that all of them have.
 
     Where the usable values do not lie in the same place in all files, or are log-normalised to different totals,
@@ -78,6 +80,8 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
         Two or more; a batch is called by its file's name without endings.
     batch_key
         ``obs`` column that says which file a cell came from; cell names are prefixed with it.
+    values
+        What the values are, as in :func:`scmedley.pp.prepare`.
 
     Raises
     ------
@@ -117,38 +121,8 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
                 "names of cells, swap rows and columns."
             )
         parts[name] = part
-    _bring_together(parts, paths)
+    parts = dict(zip(parts, brought_together(list(parts.values()), paths, values), strict=True))
     return concat(parts, join="inner", label=batch_key, merge="same")
-
-
-def _bring_together(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> None:
-    """Put the usable values of all parts in ``X``, unless they are alike as they are."""
-    found: list[Checked] = []
-    for path, part in zip(paths, parts.values(), strict=True):
-        try:
-            found.append(find_values(part))
-        except ScmedleyError as error:
-            raise ScmedleyError(f"{path}: {error}") from error
-    kinds = {this.values: path for this, path in zip(found, paths, strict=True)}
-    if len(kinds) > 1:
-        said = ", ".join(f"{path} holds {_KINDS[kind]}" for kind, path in kinds.items())
-        raise ScmedleyError(
-            f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
-        )
-    if len({(this.where, this.total) for this in found}) == 1:
-        return
-    for part, this in zip(parts.values(), found, strict=True):
-        x = matrix(part, this.where)
-        part.X = x if this.total in (None, TARGET_SUM) else rescaled(x, this.total)
-        part.layers.pop(keys.COUNTS, None)
-        del part.raw
-
-
-_KINDS = {
-    "counts": "counts",
-    "log-normalised": "log-normalised values",
-    "other": "scaled or centred values",
-}
 
 
 def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:

@@ -68,6 +68,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "labels": None if model.labels is None else model.labels.names,
         "settings": dataclasses.asdict(model.settings),
         "genes": model.genes,
+        "trained_on": model.trained_on,
         "fitted": model.fitted,
         "history": model.history.to_dict("list"),
     }
@@ -107,6 +108,7 @@ def read(folder: Path) -> Model[Any]:
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         model.genes = about["genes"]
+        model.trained_on = about.get("trained_on")
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         model._build()
         add_batches(model.network, n_adapted)

@@ -260,7 +260,9 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     config, record = this.config, this.record
     with this.stage("read"):
         this.say(f"Reading {record['input']['name']}")
-        adata = io.read(inputs[0]) if len(inputs) == 1 else io.read_batches(inputs, config.batch)
+        adata = (
+            io.read(inputs[0]) if len(inputs) == 1 else io.read_batches(inputs, config.batch, config.values)
+        )
         record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
     with this.stage("prepare"):
         if keys.SPLIT in adata.obs:
@@ -272,6 +274,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
             n_top_genes=config.genes,
             min_genes=config.min_genes,
             min_cells=config.min_cells,
+            values=config.values,
             seed=config.seed,
         )
         check_split(adata)
@@ -295,6 +298,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     if config.label is not None:
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
+    this.say(checked.reason)
     for warning in checked.warnings:
         this.say(f"Warning: {warning}")
     return adata
