@@ -199,7 +199,12 @@ def _settings(n_cells: int, unlabelled: bool, fixed: str | None) -> dict[str, ob
             "genes_before": 16468,
             "genes_after": 12001,
             "n_hvg": 3000,
-            "values": "counts",
+            "values": {
+                "where": "X",
+                "kind": "counts",
+                "genes": 16468,
+                "reason": "X holds counts: all are whole.",
+            },
             "target_sum": 1e4,
         },
         "warnings": ["Only 3 batches: what holds for these may not hold for others."],

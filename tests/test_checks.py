@@ -9,8 +9,10 @@ import pytest
 from scipy.sparse import csc_matrix, csr_matrix
 
 from corpus import cells, counts
-from scmedley import checks, datasets, overlap, values
+from scmedley import checks, datasets, overlap, scan
 from scmedley.errors import ScmedleyError
+from scmedley.evidence import Checked
+from scmedley.source import kind_of_values
 
 FORMS = [np.asarray, csr_matrix, csc_matrix]
 
@@ -21,7 +23,7 @@ def series(*values: object) -> pd.Series:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "_BLOCK", 100)  # a few cells at a time, so that offsets matter
+    monkeypatch.setattr(scan, "_BLOCK", 100)  # a few cells at a time, so that offsets matter
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -29,14 +31,14 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kind_of_values(form) -> None:
     x = counts()
     totals = x.sum(1, keepdims=True)
-    assert values.kind_of_values(form(x)) == "counts"
-    assert values.kind_of_values(form(x.astype(np.int64))) == "counts"
-    assert values.kind_of_values(form(x * 33.3)) == "counts"
-    assert values.kind_of_values(form(1e4 * x / totals)) == "counts"  # CP10k before the logarithm
-    assert values.kind_of_values(form(np.log1p(1e4 * x / totals))) == "log-normalised"
-    assert values.kind_of_values(form(np.log2(1 + 1e6 * x / totals))) == "log-normalised"
-    assert values.kind_of_values(form(x - 1)) == "other"
-    assert values.kind_of_values(form(np.zeros((3, 4)))) == "counts"
+    assert kind_of_values(form(x)) == "counts"
+    assert kind_of_values(form(x.astype(np.int64))) == "counts"
+    assert kind_of_values(form(x * 33.3)) == "counts"
+    assert kind_of_values(form(1e4 * x / totals)) == "counts"  # CP10k before the logarithm
+    assert kind_of_values(form(np.log1p(1e4 * x / totals))) == "log-normalised"
+    assert kind_of_values(form(np.log2(1 + 1e6 * x / totals))) == "log-normalised"
+    assert kind_of_values(form(x - 1)) == "other"
+    assert kind_of_values(form(np.zeros((3, 4)))) == "counts"
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -46,12 +48,12 @@ def test_the_bad_value_is_named(form, value: float) -> None:
     x = counts().astype(np.float64)
     x[41, 17] = value
     with pytest.raises(ScmedleyError, match="cell number 41, gene number 17"):
-        values.kind_of_values(form(x))
+        kind_of_values(form(x))
 
 
 def test_values_that_are_no_numbers() -> None:
     with pytest.raises(ScmedleyError, match="not numbers"):
-        values.kind_of_values(np.array([["a", "b"]]))
+        kind_of_values(np.array([["a", "b"]]))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -60,7 +62,7 @@ def test_kind_of_values_only_ever_holds_a_block() -> None:
 
     x = csr_matrix(np.random.default_rng(0).poisson(1.0, (2000, 500)).astype(np.float32))
     tracemalloc.start()
-    values.kind_of_values(x)
+    kind_of_values(x)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < x.data.nbytes / 10
@@ -70,7 +72,7 @@ def test_check_changes_nothing_and_reads_views_and_backed_files(tmp_path: Path) 
     adata = cells(batch=np.arange(60) % 3)
     before = adata.obs.copy()
     found = checks.check(adata, "batch", "cell_type")
-    assert found == values.Checked("counts", "X", [])
+    assert found == Checked("counts", "X", [])
     pd.testing.assert_frame_equal(adata.obs, before)
     assert checks.check(adata[:, :5], "batch") == found
     adata.write_h5ad(tmp_path / "a.h5ad")

@@ -91,7 +91,12 @@ def test_filters_are_scanpys() -> None:
         "genes_before": 30,
         "genes_after": ours.n_vars,
         "n_hvg": ours.n_vars,
-        "values": "counts",
+        "values": {
+            "where": "X",
+            "kind": "counts",
+            "genes": 30,
+            "reason": "X holds counts: all values are whole numbers.",
+        },
         "target_sum": 1e4,
     }
 

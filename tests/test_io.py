@@ -21,7 +21,7 @@ from corpus import cells, counts
 from scmedley import formats, io, tables
 from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
 from scmedley.join import read_batches
-from scmedley.values import find_values
+from scmedley.source import find_values
 
 CELLS = [f"cell{i}" for i in range(60)]
 GENES = [f"gene{i}" for i in range(30)]

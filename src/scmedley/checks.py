@@ -9,9 +9,11 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley.errors import ScmedleyError, listed
+from scmedley.evidence import Asked, Checked
 from scmedley.gene_names import oddities, rows_are_genes
 from scmedley.overlap import as_categories, oddly_named, overlap
-from scmedley.values import Checked, check_unique, find_values
+from scmedley.source import find_values
+from scmedley.values import check_unique
 
 MOST_VALUES = 0.5  # batches or labels for each cell, from which on they are names of cells
 MOST_DOSES = 20  # values with fractions that may be groups
@@ -19,7 +21,7 @@ MOST_NUMBERS = 200  # whole numbers that may be labels, such as those of cluster
 FEW_CELLS = 20  # a batch below this gets a warning, and its genes are not ranked on their own
 
 
-def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Checked:
+def check(adata: AnnData, batch_key: str, label_key: str | None = None, values: Asked = "auto") -> Checked:
     """Say whether ``adata`` can be used, and how. Nothing is changed or copied; backed files work.
 
     Parameters
@@ -30,6 +32,8 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
         ``obs`` column of the batches (donors, samples, protocols).
     label_key
         ``obs`` column of the cell types, where there is one.
+    values
+        What the values are, where the evidence should not decide.
 
     Raises
     ------
@@ -49,7 +53,7 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
             f"Batch and label are the same column, obs[{batch_key!r}]. The label is the cell type, or what else is "
             "to be kept; name its column, or leave the label out."
         )
-    found = find_values(adata)
+    found = find_values(adata, values)
     warnings = list(found.warnings) + oddities(adata.var_names)
     if rows_are_genes(adata.obs_names, adata.var_names):
         warnings.append(

@@ -9,23 +9,18 @@ import pandas as pd
 from anndata import AnnData, concat
 from scipy.sparse import csr_matrix
 
-from scmedley import keys
 from scmedley.errors import ScmedleyError, listed, warn
+from scmedley.evidence import Asked
 from scmedley.gene_names import GeneNames, match
 from scmedley.io import read
-from scmedley.values import TARGET_SUM, Checked, find_values, matrix, rescaled
+from scmedley.source import brought_together
 
 FEWEST = 0.1  # share of the genes of the smallest file that must be in all files
 _SAME = 0.5  # share of names from which on two axes hold the same things
 _ENDINGS = (".gz", ".bz2", ".xz", ".h5ad", ".h5", ".zarr", ".csv", ".tsv", ".txt")
-_KINDS = {
-    "counts": "counts",
-    "log-normalised": "log-normalised values",
-    "other": "scaled or centred values",
-}
 
 
-def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnData:
+def read_batches(paths: Sequence[str | Path], batch_key: str = "batch", values: Asked = "auto") -> AnnData:
     """Read several files, one batch each, and keep the genes that all of them have.
 
     Genes are called as in the first file and found in the others as :func:`scmedley.gene_names.match` does. Columns of
@@ -40,6 +35,8 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
         of the path that tells the files apart.
     batch_key
         ``obs`` column that says which file a cell came from; cell names are prefixed with it.
+    values
+        What the values are, as in :func:`scmedley.pp.prepare`.
 
     Raises
     ------
@@ -53,10 +50,10 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnDa
     parts = _turned({name: read(path) for name, path in zip(names, paths, strict=True)})
     for path, part in zip(paths, parts.values(), strict=True):
         _check(part, path, batch_key)
+    parts = dict(zip(parts, brought_together(list(parts.values()), paths, values), strict=True))
     parts = _of_shared_genes(parts, paths)
     for name, part in parts.items():
         part.obs_names = [f"{name}_{cell}" for cell in part.obs_names]
-    _bring_together(parts, paths)
     joined = concat(parts, join="inner", label=batch_key, merge="same")
     return _with_all_columns(joined, parts)
 
@@ -202,26 +199,3 @@ def _with_all_columns(joined: AnnData, parts: dict[str, AnnData]) -> AnnData:
         if lost:
             warn(f"{kind} {listed(lost)} {'is' if len(lost) == 1 else 'are'} not in all files and left out.")
     return joined
-
-
-def _bring_together(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> None:
-    """Put the usable values of all parts in ``X``, unless they are alike as they are."""
-    found: list[Checked] = []
-    for path, part in zip(paths, parts.values(), strict=True):
-        try:
-            found.append(find_values(part))
-        except ScmedleyError as error:
-            raise ScmedleyError(f"{path}: {error}") from error
-    kinds = {this.values: path for this, path in zip(found, paths, strict=True)}
-    if len(kinds) > 1:
-        said = ", ".join(f"{path} holds {_KINDS[kind]}" for kind, path in kinds.items())
-        raise ScmedleyError(
-            f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
-        )
-    if len({(this.where, this.total) for this in found}) == 1:
-        return
-    for part, this in zip(parts.values(), found, strict=True):
-        x = matrix(part, this.where)
-        part.X = x if this.total in (None, TARGET_SUM) else rescaled(x, this.total)
-        part.layers.pop(keys.COUNTS, None)
-        del part.raw

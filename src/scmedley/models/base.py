@@ -24,7 +24,8 @@ from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.gene_names import GeneNames, why_missing
 from scmedley.models.adapt import adapted
 from scmedley.models.settings import Settings
-from scmedley.pp.counts import log_normalised
+from scmedley.pp.counts import log_normalised, read_log_normalised
+from scmedley.pp.kinds import differences, trained_on
 from scmedley.pp.scale import MinMax
 from scmedley.pp.split import store_split
 from scmedley.train import loop
@@ -74,6 +75,7 @@ class Model(Generic[S]):
     scale: MinMax
     history: pd.DataFrame
     fitted: dict[str, Any]
+    trained_on: dict[str, Any] | None = None  # what the training cells' values were; None in old models
 
     def __init__(self, batch_key: str, label_key: str | None = None, settings: str | S = "default"):
         self.batch_key = batch_key
@@ -374,7 +376,8 @@ class Model(Generic[S]):
         self.check_fitted()
         if adata.n_obs == 0:
             raise ScmedleyError("There are no cells here. Look at the step that chose them.")
-        x_NG, n_missing = log_normalised(adata, self.gene_names)
+        expected = None if self.trained_on is None else self.trained_on.get("kind")
+        x_NG, n_missing, found, n_counted = read_log_normalised(adata, self.gene_names, expected=expected)
         if n_missing > MAX_MISSING * len(self.genes):
             absent = [g for g in self.genes if g not in set(adata.var_names)][:3]
             hint = why_missing(self.gene_names, GeneNames.of(adata.var), adata.obs_names)
@@ -386,6 +389,9 @@ class Model(Generic[S]):
         if n_missing:
             message = f"{n_missing} of the model's {len(self.genes)} genes are missing here and taken as 0."
             warnings.warn(message, ScmedleyWarning, stacklevel=2)
+        if found is not None:
+            for message in differences(self.trained_on, found, x_NG, n_counted):
+                warnings.warn(message, ScmedleyWarning, stacklevel=2)
         n_empty = adata.n_obs - len(np.unique(x_NG.nonzero()[0]))
         if n_empty:
             message = f"{n_empty} cells have no value above 0 in any of the model's genes."
@@ -432,6 +438,7 @@ class Model(Generic[S]):
         if not self.genes:
             raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
         x_NG, _ = log_normalised(adata, self.genes)
+        self.trained_on = trained_on(adata, x_NG)
         self.scale = MinMax.fit(x_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
         return self.scale.transform(x_NG)
 

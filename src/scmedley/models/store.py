@@ -73,6 +73,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "genes": model.genes,
         "gene_ids": model.gene_names.ids,
         "gene_symbols": model.gene_names.symbols,
+        "trained_on": model.trained_on,
         "fitted": model.fitted,
         "history": model.history.to_dict("list"),
     }
@@ -117,6 +118,7 @@ def read(folder: Path) -> Model[Any]:
             about.get(key) for key in ("gene_ids", "gene_symbols")
         )  # not in models of earlier versions
         model.gene_names = GeneNames(tuple(model.genes), ids and tuple(ids), symbols and tuple(symbols))
+        model.trained_on = about.get("trained_on")
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         with torch.device("meta"):  # shapes alone: nothing is drawn, and the file's dtypes hold
             model._build("meta")

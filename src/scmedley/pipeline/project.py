@@ -17,9 +17,11 @@ from scmedley.data.design import POPULATION_MEAN
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
 from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, agreement, summarise
 from scmedley.evaluate.panel import panel
+from scmedley.evidence import Asked
 from scmedley.models import MixedEffects
 from scmedley.pipeline.folder import CELLS, CHECK, read_record
 from scmedley.pipeline.stages import read_cells, read_model
+from scmedley.pp.counts import store_log_normalised
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
 LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
@@ -43,6 +45,7 @@ def project(
     rows: int = 4,
     draws: int = 0,
     seed: int = 0,
+    values: Asked = "auto",
     unknown: str = "error",
 ) -> list[str]:
     """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; give what to tell the user.
@@ -61,6 +64,8 @@ def project(
         Cells in the figure at most: of more, so many are drawn.
     draws, seed, unknown
         As :meth:`MixedEffects.counterfactual` takes them; the seed also draws the cells of the figure.
+    values
+        What the cells' values are, as in :func:`scmedley.pp.prepare`.
     """
     if out is None and figure is None:
         raise ScmedleyError("Nothing to write: give --out, --figure, or both.")
@@ -69,6 +74,8 @@ def project(
     check_seed(seed)
     model = read_model(folder)
     chosen = choose(cells, folder)
+    if values != "auto":
+        store_log_normalised(chosen, values)
     for line in cautions(folder, chosen, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:

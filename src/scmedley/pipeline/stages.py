@@ -262,7 +262,9 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     with this.stage("read"):
         this.say(f"Reading {record['input']['name']}")
         with heard() as said:
-            adata = io.read(inputs[0]) if len(inputs) == 1 else read_batches(inputs, config.batch)
+            adata = (
+                io.read(inputs[0]) if len(inputs) == 1 else read_batches(inputs, config.batch, config.values)
+            )
         record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
     with this.stage("prepare"):
         if keys.SPLIT in adata.obs:
@@ -274,6 +276,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
             n_top_genes=config.genes,
             min_genes=config.min_genes,
             min_cells=config.min_cells,
+            values=config.values,
             seed=config.seed,
         )
         check_split(adata)
@@ -297,6 +300,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     if config.label is not None:
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
+    this.say(checked.reason)
     for warning in record["warnings"]:
         this.say(f"Warning: {warning}")
     return adata
