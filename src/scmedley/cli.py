@@ -109,9 +109,10 @@ def embed(folder: Path, /, *, cells: Path, out: Path, unknown: Literal["error", 
 
     _must_be_new(out, ".h5ad")
     model, adata = stages.read_model(folder), io.read(cells)
-    with _warnings_as_lines():
+    with _warnings_as_lines(), io.with_results(adata, out) as said:
         model.embed(adata, unknown=unknown)
-    io.write_h5ad(adata, out)
+    for line in said:
+        print(f"scmedley: warning: {out.name}: {line}", file=sys.stderr)
     print(f"{adata.n_obs} cells embedded: {out}")
 
 
