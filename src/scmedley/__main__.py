@@ -2,8 +2,10 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import cast
 
@@ -39,12 +41,20 @@ def entry() -> None:
         return
     sys.unraisablehook = lambda _: None
     sys.excepthook = lambda *_: None  # Cython's destructors take this one too
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
     except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a pipe that is closed at the other end
+                stream.flush()
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _terminated(*_: object) -> None:
+    """End as on an error, so that nothing is left half-written: a scheduler that stops a job sends SIGTERM first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _fail("stopped (SIGTERM). The same command resumes an unfinished run.", 143, debug=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error} See scmedley --help.", 2, debug)
     except ScmedleyError as error:
         _fail(str(error), 1, debug)
+    except BrokenPipeError:  # `scmedley ... | head`: nobody reads on, so there is nobody to tell
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in REFUSED:
             _unexpected(error, debug)

@@ -124,8 +124,10 @@ def embed(
         adata = io.read(cells)
         if values != "auto":
             store_log_normalised(adata, values)
+    with _warnings_as_lines(), io.with_results(adata, out) as said:
         model.embed(adata, unknown=unknown)
-    io.write_h5ad(adata, out)
+    for line in said:
+        print(f"scmedley: warning: {out.name}: {line}", file=sys.stderr)
     print(f"{adata.n_obs} cells embedded: {out}")
 
 

@@ -40,3 +40,9 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     """Write names as ``'a', 'b' and 3 more``."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one line, with the notes that libraries such as anndata add (which key it was)."""
+    words = [str(error), *getattr(error, "__notes__", [])]
+    return " ".join(" ".join(words).split())[:400] or type(error).__name__

@@ -1,16 +1,7 @@
-"""Read what people have; write so that nothing is ever left half-written."""
+"""Read what people have. The names of :mod:`scmedley.writing` are here as well."""
 
-import errno
-import hashlib
-import json
-import math
-import os
-import secrets
-import shutil
-import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +12,34 @@ from scipy.sparse import csr_matrix, issparse
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed, warn
+from scmedley.errors import one_line as _one_line
 from scmedley.features import genes_alone, genomes
 from scmedley.formats import reader_for
 from scmedley.gene_names import GeneNames
 from scmedley.values import check_unique
+from scmedley.writing import (
+    add_results,
+    check_place,
+    replacing,
+    sha256,
+    with_results,
+    write_csv,
+    write_h5ad,
+    write_json,
+)
+
+__all__ = [
+    "add_results",
+    "check_place",
+    "read",
+    "read_embedding",
+    "replacing",
+    "sha256",
+    "with_results",
+    "write_csv",
+    "write_h5ad",
+    "write_json",
+]
 
 
 def read(path: str | Path) -> AnnData:
@@ -60,6 +75,10 @@ def read(path: str | Path) -> AnnData:
     except PermissionError as error:
         raise ScmedleyError(
             f"{path} may not be read by you ({error.strerror}). Change its permissions."
+        ) from error
+    except BlockingIOError as error:  # h5py could not lock the file
+        raise ScmedleyError(
+            f"{path} is locked: another program has it open for writing. Close it there, or wait."
         ) from error
     except Exception as error:  # readers raise anything on a broken file: OSError, KeyError, zlib.error ...
         raise ScmedleyError(
@@ -123,159 +142,6 @@ def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
             f"{str(table.loc[cells[cell]].iloc[dimension])[:40]!r}, which is no finite number."
         )
     return values
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place if, and only if, all goes well.
-
-    Works for files and folders (such as Zarr). On any failure, Ctrl-C included, the temporary one is removed
-    and what was at ``path`` stays as it was.
-
-    Raises
-    ------
-    ScmedleyError
-        The disk is full, or the folder cannot be written to.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        _take_place(temporary, path)
-    except BaseException as error:
-        _remove(temporary)
-        if _disk_full(error):
-            raise ScmedleyError(
-                f"The disk is full: {path} was not written, and what was there before is unchanged. "
-                "Make room, or choose another folder."
-            ) from error
-        if isinstance(error, OSError) and (type(error) in _PLACES or error.errno in _LIMITS):
-            reason = os.strerror(error.errno) if error.errno else error
-            raise ScmedleyError(f"{path} cannot be written ({reason}). Choose another folder.") from error
-        raise
-
-
-# What a place that cannot be written to raises; FileNotFoundError where not even a folder can be made.
-_PLACES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
-_LIMITS = (errno.EFBIG, errno.ENAMETOOLONG, errno.EROFS)
-
-
-def write_h5ad(adata: AnnData, path: str | Path) -> None:
-    """Write ``adata`` as a compressed h5ad, all or nothing.
-
-    Raises
-    ------
-    ScmedleyError
-        The disk is full, the folder cannot be written to, or h5ad cannot hold some entry (named).
-    """
-    adata = adata.copy() if adata.is_view else adata  # writing makes strings categorical, in place
-    with replacing(path) as temporary:
-        try:
-            adata.write_h5ad(temporary, compression="gzip", compression_opts=1)
-        except OSError:
-            raise
-        except Exception as error:  # anndata raises TypeError, ValueError, its own IORegistryError ...
-            raise ScmedleyError(
-                f"{path}: an h5ad cannot hold this: {_one_line(error)}. Convert or remove that entry."
-            ) from error
-
-
-def write_csv(df: pd.DataFrame, path: str | Path) -> None:
-    """Write a table without its index, all or nothing."""
-    with replacing(path) as temporary:
-        df.to_csv(temporary, index=False)
-
-
-def write_json(obj: Any, path: str | Path) -> None:
-    """Write JSON, all or nothing; numpy scalars and arrays become plain numbers and lists.
-
-    NaN and infinity become null: JSON has no name for them.
-    """
-    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def sha256(path: str | Path) -> str:
-    """Give the SHA-256 of a file, or of a folder's sorted relative names and contents."""
-    path = Path(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for name in sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{name}\0{sha256(path / name)}\n".encode())
-    return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _plain(obj: Any) -> Any:
-    if isinstance(obj, dict):
-        return {str(key): _plain(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
-    if isinstance(obj, np.ndarray | np.generic):
-        return _plain(obj.tolist())
-    if isinstance(obj, float) and not math.isfinite(obj):
-        return None
-    return str(obj) if isinstance(obj, Path) else obj
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_file():
-        with suppress(OSError):
-            path.unlink()
-    for _ in range(10):
-        if not path.is_dir():
-            return
-        # Zarr writes in threads of its own: when one fails, the others may make the folder once more.
-        shutil.rmtree(path, ignore_errors=True)
-        time.sleep(0.2)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that the file, or each file of the folder, is on the disk and not only in memory."""
-    for p in [path, *path.rglob("*")]:
-        handle = os.open(p, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _take_place(new: Path, path: Path) -> None:
-    """Put ``new`` where ``path`` is: a file in one step, a folder in two.
-
-    A process killed between the two steps of a folder leaves the old one beside it, under a hidden name.
-    """
-    if not (path.is_dir() and new.is_dir()):
-        os.replace(new, path)
-        return
-    old = new.with_name(f"{new.name}.old")  # a folder with something in it cannot be replaced in one step
-    path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _disk_full(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(seen):  # h5py and wrappers keep the words, not the number
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _tidied(adata: AnnData, path: Path) -> AnnData:

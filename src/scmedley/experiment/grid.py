@@ -127,7 +127,10 @@ def _lay_data(
     for name in OUTPUTS:  # of what was done here before
         (out / name).unlink(missing_ok=True)
     io.write_json(record, out / RECORD)  # before the data: it marks the folder as an experiment's
-    io.write_h5ad(adata, out / DATA)
+    columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
+    for warning in io.write_h5ad(adata, out / DATA, keep=sorted(columns & set(adata.obs))):
+        warnings.append(f"{DATA}: {warning}")
+        say(f"Warning: {warnings[-1]}")
     return record
 
 

@@ -138,7 +138,8 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
             )
     record = wanted | {"status": "running"}
     io.write_json(record, out / RECORD)  # before the data: it marks the folder as a search's
-    io.write_h5ad(adata, out / DATA)
+    for warning in io.write_h5ad(adata, out / DATA, keep=(experiment.batch_key, experiment.label_key)):
+        say(f"Warning: {DATA}: {warning}")
     return record
 
 

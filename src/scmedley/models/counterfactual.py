@@ -5,6 +5,7 @@ and decoded with the target's effects. All effects at zero give the population m
 target is the reconstruction. Shapes: N cells, G genes, T targets, D posterior draws.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
@@ -23,9 +24,10 @@ from scmedley import keys
 from scmedley.checks import check_seed
 from scmedley.data.design import named_targets
 from scmedley.data.resident import Minibatch, Resident
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.io import replacing
 from scmedley.models.base import Model
+from scmedley.storable import storable_obs
 from scmedley.train.process import modes, seeded
 
 QUANTILES = (0.05, 0.95)
@@ -171,6 +173,9 @@ def _to_zarr(
     """Write the result chunk by chunk as an AnnData Zarr store, all or nothing."""
     if path.suffix != ".zarr":
         raise ScmedleyError(f"out={str(path)!r} must end in .zarr.")
+    obs, said = storable_obs(obs)
+    for sentence in said:
+        warnings.warn(f"{path.name}: {sentence}", ScmedleyWarning, stacklevel=4)
     with replacing(path) as temporary:
         # Made by hand, not by write_zarr: the arrays are filled later and never in memory whole.
         store = zarr.open_group(temporary, mode="w", zarr_format=2)

@@ -72,6 +72,8 @@ def project(
     if figure is not None:
         _check_figure(to, rows)
     check_seed(seed)
+    for path in filter(None, (out, figure)):
+        io.check_place(path)
     model = read_model(folder)
     chosen = choose(cells, folder)
     if values != "auto":
@@ -95,7 +97,8 @@ def _write(
     zarr = out if out.suffix == ".zarr" else None
     result = model.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
     if isinstance(result, AnnData):
-        io.write_h5ad(result, out)
+        for line in io.write_h5ad(result, out):
+            warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
     return f"{adata.n_obs} cells shown in {', '.join(to)}: {out}"
 
 

@@ -113,17 +113,28 @@ def run(
 
 
 def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
+    _write_cells(this, adata)
     model = _fit(this, adata)
     if not only_fit:
         this.say(EMBEDDING)
         with this.stage("embed"):
             embed_all(adata, model, this.config)
-    io.write_h5ad(adata, this.folder / CELLS)
+    io.add_results(adata, this.folder / CELLS)
     if not only_fit:
         _evaluate(this, adata, model)
     this.finish()
     if not only_fit:
         _report(this.folder, this.say, this.cells)
+
+
+def _write_cells(this: Run, adata: AnnData) -> None:
+    """Write the cells before training: what cannot be written must not cost a fit."""
+    with this.stage("write"):
+        config = this.config
+        keys_kept = [key for key in (config.batch, config.label) if key is not None]
+        for warning in io.write_h5ad(adata, this.folder / CELLS, keep=keys_kept):
+            this.record["warnings"].append(f"{CELLS}: {warning}")
+            this.say(f"Warning: {CELLS}: {warning}")
 
 
 def check_config(config: RunConfig) -> None:
@@ -200,6 +211,8 @@ def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
 def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
     """Score the cells of a run folder anew: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
     record = run_folder.read_record(out)
+    if record.get("status") != "done":
+        raise ScmedleyError(f"The run in {out} is not finished: repeat its command.")
     try:
         config = RunConfig(**record["config"])
     except TypeError as error:
@@ -213,7 +226,7 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
             _check_extra()
             say(EMBEDDING)
             embed_all(adata, model, config)
-            io.write_h5ad(adata, out / CELLS)
+            io.add_results(adata, out / CELLS)
         _evaluate(this, adata, model)
         this.finish()
         page = out / run_folder.REPORT
