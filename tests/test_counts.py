@@ -95,6 +95,7 @@ def test_filters_are_scanpys() -> None:
             "where": "X",
             "kind": "counts",
             "genes": 30,
+            "doubtful": False,
             "reason": "X holds counts: all values are whole numbers.",
         },
         "target_sum": 1e4,

@@ -128,10 +128,10 @@ def _as_asked(seen: Evidence, where: str, asked: Asked) -> Checked:
     if asked == "counts":
         found = Checked("counts", where, reason=f"{where} holds counts: so it was asked for.")
         return _clipped(found, seen) if seen.n_negative else found
-    if asked not in seen.undone_N:
-        raise ScmedleyError(f"{refused}its largest value, {seen.largest:,.6g}, is no logarithm of a count.")
     if seen.n_whole == seen.n_positive:
         raise ScmedleyError(f"{refused}all its values are whole numbers.")
+    if asked not in seen.undone_N:
+        raise ScmedleyError(f"{refused}its largest value, {seen.largest:,.6g}, is no logarithm of a count.")
     found = _logarithm_of_whole(seen, where, asked) or _logarithm(seen, where, asked)
     return _clipped(found, seen) if seen.n_negative else found
 
@@ -249,7 +249,7 @@ def _not_whole(seen: Evidence, where: str) -> Checked:
 def _corrected(seen: Evidence, where: str, how: str, rank: int = 0, sure: bool = True) -> Checked:
     words = f"{where} holds non-integer counts (the largest value is {seen.largest:.6g}); they are used as counts."
     if not sure:
-        words += " If they are logarithms, say so: --values log1p, log2 or log10."
+        words += " If they are logarithms, say so with --values (values= in Python)."
     reason = f"{where} holds counts that are not whole: {how}."
     return Checked("counts", where, warnings=[words], caution=words, reason=reason, rank=rank, sure=sure)
 

@@ -255,6 +255,7 @@ def _described(checked: Checked, n_counted: int) -> dict[str, Any]:
         "base": checked.base,
         "total": checked.total,
         "genes": n_counted,
+        "doubtful": checked.caution is not None,
         "reason": checked.reason,
     }
     return {key: value for key, value in about.items() if value is not None}

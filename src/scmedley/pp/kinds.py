@@ -23,7 +23,7 @@ def trained_on(adata: AnnData, x_NG: Matrix) -> dict[str, Any]:
     prepared = ours.get("prepare", {}) if isinstance(ours, dict) else {}
     values = prepared.get("values")
     values = values if isinstance(values, dict) else {}  # a string, of earlier versions
-    kept = {name: values[name] for name in ("kind", "total", "genes") if name in values}
+    kept = {name: values[name] for name in ("kind", "total", "genes", "doubtful") if name in values}
     return {**{name: _plain(value) for name, value in kept.items()}, "share": _share(x_NG)}
 
 
@@ -43,9 +43,8 @@ def differences(trained: dict[str, Any] | None, found: Checked, x_NG: Matrix, n_
     """
     trained = trained or {}
     kind = trained.get("kind")
-    same = kind == found.kind and (
-        kind == "counts" or (found.total is None) == (trained.get("total") is None)
-    )
+    # What was doubtful of the training cells already needs no word here.
+    same = kind == found.kind and bool(trained.get("doubtful"))
     said = [words for words in found.warnings if not (same and words == found.caution)]
     if kind is not None and kind != found.kind:
         known = found.values == "counts" or found.total is not None
