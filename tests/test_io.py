@@ -3,9 +3,12 @@
 import errno
 import gzip
 import json
+import lzma
 import os
 import stat
+import tarfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -25,6 +28,7 @@ from scmedley.source import find_values
 
 CELLS = [f"cell{i}" for i in range(60)]
 GENES = [f"gene{i}" for i in range(30)]
+BARCODES = [f"AAACATACAACC{'ACGT'[i % 4]}-{i}" for i in range(60)]
 
 
 def same(adata: AnnData) -> None:
@@ -379,3 +383,100 @@ def test_counts_in_raw_alone_are_found(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_is_said() -> None:
     with pytest.raises(ScmedleyError, match=r"x\.csv cannot be written \(.*\)\. Choose another folder"):
         io.write_csv(pd.DataFrame({"a": [1]}), "/proc/nowhere/x.csv")
+
+
+TABLE = pd.DataFrame(counts().astype(int), [f"cell {i}" for i in range(60)], GENES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("semicolon.csv", TABLE.to_csv(sep=";").encode()),
+        ("tabs.csv", TABLE.to_csv(sep="\t").encode()),
+        ("commas.tsv", TABLE.to_csv().encode()),
+        ("spaces.txt", TABLE.to_csv(sep=" ", quoting=1).encode()),
+        ("quotes.csv", TABLE.to_csv(quoting=1).encode()),
+        ("bom.csv", b"\xef\xbb\xbf" + TABLE.to_csv().encode()),
+        ("bom-and-no-corner.csv", b"\xef\xbb\xbf" + TABLE.to_csv()[1:].encode()),
+        ("utf16.csv", TABLE.to_csv().encode("utf-16")),
+        ("crlf.csv", (TABLE.to_csv() + "\n\n").replace("\n", "\r\n").encode()),
+        ("floats.csv", TABLE.astype(float).to_csv(sep=";").encode()),
+        ("packed.csv.xz", lzma.compress(TABLE.to_csv().encode())),
+        ("packed-in-secret.csv", gzip.compress(TABLE.to_csv().encode())),
+        ("turned.csv", TABLE.set_axis(BARCODES).T.to_csv().encode()),
+    ],
+)
+def test_dialects_of_tables(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with heard() as said:
+        adata = io.read(tmp_path / name)
+    assert list(adata.obs_names) == (BARCODES if name == "turned.csv" else list(TABLE.index))
+    assert list(adata.var_names) == GENES
+    assert_array_equal(adata.X.toarray(), counts())
+    assert [line.split(":")[0] for line in said] == [
+        "turned.csv is taken as genes x cells and was turned"
+    ] * (name == "turned.csv")
+
+
+def test_latin_letters_and_columns_without_a_name(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(TABLE.to_csv().replace("cell 3,", "célula,").encode("latin-1"))
+    assert io.read(tmp_path / "a.csv").obs_names[3] == "célula"
+    TABLE.set_axis([f"V{i}" for i in range(30)], axis=1).to_csv(tmp_path / "b.csv")
+    with pytest.warns(ScmedleyWarning, match="if they are genes, swap rows and columns"):
+        io.read(tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("number", ["1,5", "12,345", "1,234,567.8"])
+def test_numbers_with_commas_are_refused(number: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f";g1;g2\nc1;{number};1\nc2;2;3\n")
+    with pytest.raises(ScmedleyError, match=f"'{number}', which may mean decimals or thousands"):
+        io.read(tmp_path / "a.csv")
+
+
+def _hdf5(**parts: object):
+    def write(path: Path) -> None:
+        with h5py.File(path, "w") as file:
+            for name, value in parts.items():
+                file[name.replace("__", "/")] = value
+
+    return write
+
+
+def _tar(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(__file__, "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "told"),
+    [
+        ("a.loom", _hdf5(matrix=[1], row_attrs__a=[1], col_attrs__a=[1]), "is a loom file"),
+        ("a.h5mu", _hdf5(mod__rna__X=[1], obs__a=[1], var__a=[1]), "is MuData of mod/rna"),
+        ("m.h5", _hdf5(barcode_idx=[1], barcodes=[1]), r"molecule_info\.h5"),
+        ("a.h5ad.gz", lambda path: path.write_bytes(gzip.compress(b"x" * 99)), "gunzip"),
+        ("GSE1_RAW.tar", _tar, "tar -xf"),
+        ("a.rds", lambda path: path.write_bytes(gzip.compress(b"X\n")), "writeH5AD"),
+        ("a.zarr.zip", lambda path: zipfile.ZipFile(path, "w").close(), "unzip"),
+        ("pipe.csv", lambda path: os.mkfifo(path), "is a pipe"),
+        ("outs", lambda path: write_mtx(path / "filtered", False) or None, "give .*filtered"),
+    ],
+)
+def test_what_cannot_be_read_is_told(name: str, write, told: str, tmp_path: Path) -> None:
+    if name == "outs":
+        (tmp_path / name).mkdir()
+    write(tmp_path / name)
+    with pytest.raises(ScmedleyError, match=told):
+        io.read(tmp_path / name)
+
+
+def test_10x_matrices_with_headers_or_the_other_way_round(tmp_path: Path) -> None:
+    write_mtx(tmp_path / "10x", False)
+    features, barcodes = (tmp_path / "10x" / f"{name}.tsv" for name in ("features", "barcodes"))
+    features.write_text(
+        "id\tname\ttype\n" + features.read_text().replace("Antibody Capture", "Gene Expression")
+    )
+    barcodes.write_text("barcode\n" + barcodes.read_text())
+    assert_array_equal(io.read(tmp_path / "10x").X.toarray(), counts())
+    mmwrite(tmp_path / "10x" / "matrix.mtx", csr_matrix(counts().astype(int)))
+    with pytest.warns(ScmedleyWarning, match="it was turned"):
+        assert_array_equal(io.read(tmp_path / "10x").X.toarray(), counts())

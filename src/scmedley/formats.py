@@ -150,13 +150,13 @@ def _read_mtx(folder: Path) -> AnnData:
     features = pd.read_csv(_one(folder, "features.tsv", "genes.tsv"), **_TABLE)
     barcodes = pd.read_csv(_one(folder, "barcodes.tsv"), **_TABLE)
     x = csr_matrix(mmread(_one(folder, "matrix.mtx")).T, dtype=np.float32)
-    if x.shape == (len(features), len(barcodes)) and x.shape[0] != x.shape[1]:
-        warn(f"{folder.name}: the matrix is cells x genes, 10x writes genes x cells; it was turned.")
-        x = csr_matrix(x.T)
     # Some people write a header.
     features, barcodes = (
-        t.iloc[int(len(t) == n + 1) :] for t, n in ((features, x.shape[1]), (barcodes, x.shape[0]))
+        t.iloc[int(len(t) - 1 in x.shape and len(t) not in x.shape) :] for t in (features, barcodes)
     )
+    if x.shape == (len(features), len(barcodes)) and x.shape[0] != x.shape[1]:
+        warn(f"{folder.name}: the matrix is cells x genes, where 10x writes genes x cells; it was turned.")
+        x = csr_matrix(x.T)
     if x.shape != (len(barcodes), len(features)):
         raise ScmedleyError(
             f"{folder}: the matrix has {x.shape[1]} genes and {x.shape[0]} cells, but there are "

@@ -60,13 +60,16 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch", values: 
 
 def batch_names(paths: Sequence[Path]) -> list[str]:
     """Return what the batch of each file is called: its name without endings, with folders where names repeat."""
-    ends = [(*Path(os.path.abspath(path)).parts[:-1], _stem(path.name)) for path in paths]
-    names = [parts[-1] for parts in ends]
+    names = [_stem(path.name) for path in paths]
     if len(set(names)) == len(names):
         return names
-    if len(set(ends)) < len(ends):
-        twice = next(path for path, end in zip(paths, ends, strict=True) if ends.count(end) > 1)
+    whole = [Path(os.path.abspath(path)).parts for path in paths]
+    if len(set(whole)) < len(whole):
+        twice = next(path for path, parts in zip(paths, whole, strict=True) if whole.count(parts) > 1)
         raise ScmedleyError(f"{twice} is given more than once. Each file is one batch: give each once.")
+    ends = [(*parts[:-1], name) for parts, name in zip(whole, names, strict=True)]
+    if len(set(ends)) < len(ends):  # m.h5ad and m.zarr
+        ends = whole
     while len({parts[-1] for parts in ends}) == 1:  # outs/filtered_feature_bc_matrix.h5 of every sample
         ends = [parts[:-1] for parts in ends]
     n = 1
@@ -74,7 +77,7 @@ def batch_names(paths: Sequence[Path]) -> list[str]:
         n += 1
     names = ["_".join(part.strip("/\\") for part in parts[-n:]) for parts in ends]
     said = ", ".join(f"{name!r} ({path})" for name, path in list(zip(names, paths, strict=True))[:3])
-    warn(f"Files have the same name, so batches are called by their folders: {said}.")
+    warn(f"Files have the same name, so batches are called by what tells their paths apart: {said}.")
     return names
 
 
@@ -98,8 +101,6 @@ def _turned(parts: dict[str, AnnData]) -> dict[str, AnnData]:
             turn.add(name)
         elif _shared(one.obs_names, other.var_names) >= _SAME:
             turn.add(first)
-        elif _shared(one.obs_names, other.obs_names) >= _SAME and not one.obs.shape[1] + other.obs.shape[1]:
-            turn |= {first, name}
     if turn:
         warn(
             f"{', '.join(sorted(turn))}: taken as genes x cells and turned, as the rows are called like genes of "

@@ -88,8 +88,8 @@ def as_categories(column: "pd.Series[Any]") -> pd.Categorical:
 
 def called(value: Any) -> str:
     """Return what a batch or a label is called."""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        value = int(value)
+    if isinstance(value, float | np.floating):  # 0.1 of a column of 32 bits is 0.10000000149
+        value = int(value) if float(value).is_integer() else f"{value:.7g}"
     return str(value).strip().removesuffix(" 00:00:00")
 
 
