@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
 import torch
 from anndata import AnnData
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scmedley import keys
+from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models.adapt import adapted
@@ -192,6 +194,16 @@ class RandomEffects(Model[RandomEffectsSettings]):
     def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:
         """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
         return named(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())
+
+    def masked_representation(self, adata: AnnData) -> np.ndarray:
+        """Return the latent of every cell, N x P float32, encoded without being told the batch.
+
+        Every cell is encoded with the population mean (no effects), as half of the training cells are in the
+        default preset: what this latent tells of the batch was found in the cell's expression.
+        """
+        return self._through(
+            adata, POPULATION_MEAN, lambda x, b: self.network.encode(x, torch.full_like(b, -1))
+        )
 
     def adapt(
         self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None
