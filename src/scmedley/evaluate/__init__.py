@@ -18,6 +18,7 @@ from scmedley.evaluate.peers import PEERS, embed_peer
 from scmedley.evaluate.probes import (
     Leak,
     batch_leak,
+    batch_leaks,
     knn_accuracy,
     knn_probe,
     label_leak,
@@ -38,6 +39,7 @@ __all__ = [
     "batch_distances",
     "batch_effects",
     "batch_leak",
+    "batch_leaks",
     "bras",
     "calinski_harabasz",
     "classify",

@@ -10,6 +10,7 @@ import pandas as pd
 from scmedley import io
 from scmedley.evaluate.classify import COMPOSITION
 from scmedley.evaluate.intervals import t_interval
+from scmedley.evaluate.probes import PROBES
 from scmedley.experiment import task as work
 from scmedley.experiment.config import NETWORKS, NULL, Experiment
 from scmedley.experiment.task import Task, tasks
@@ -132,10 +133,13 @@ def findings(
     """Say what the tables show, each number beside its null."""
     rows = summary[(summary["split"] == "cells") & (summary["part"] == "test") & (summary["of"] == "batch")]
     said = [sentence for score in ("kNN leak", "ASW") if (sentence := _separation(scores, score))]
-    leak = {str(row["method"]): row for row in rows[rows["score"] == "kNN leak"].to_dict("records")}
-    if {"PCA", "FE"} <= set(leak):
+    leaks = rows[rows["score"].isin([f"{probe} leak" for probe in PROBES])].dropna(subset="value")
+    worst = leaks.sort_values("value").groupby("method").tail(1).set_index("method")
+    if {"PCA", "FE"} <= set(worst.index):
+        fe, pca = ({**worst.loc[method]} for method in ("FE", "PCA"))
         said.append(
-            f"Batch leak given label: FE {_with(leak['FE'])}, PCA {_with(leak['PCA'])} (0 by chance)."
+            f"Batch leak given label, by the worst of the probes: FE {_with(fe)} ({fe['score']}), PCA {_with(pca)} "
+            f"({pca['score']}; 0 by chance)."
         )
     return said + [_reading(read[read["target"] == target], target) for target in targets if len(read)]
 

@@ -196,6 +196,7 @@ def _check_inputs(inputs: Sequence[Path], out: Path) -> None:
 def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
     """Store both latents, the principal components and their UMAPs, and how they were made."""
     model.embed(adata)
+    adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(adata, mask_batch=True)
     pca(adata, seed=config.seed)
     for basis in (keys.FIXED, keys.RANDOM, keys.PCA):
         umap(adata, basis, seed=config.seed)
@@ -222,7 +223,7 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
     with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
         adata, model = read_cells(out), read_model(out)
         this = Run(out, config, record, say, seconds=dict(record.get("seconds", {})))
-        if not {keys.FIXED, keys.RANDOM, keys.PCA} <= set(adata.obsm):
+        if not {keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA} <= set(adata.obsm):
             _check_extra()
             say(EMBEDDING)
             embed_all(adata, model, config)
@@ -365,10 +366,11 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
 
 
 def _fit_null(adata: AnnData, null: RandomEffects, this: Run, how: dict[str, Any]) -> Model[Any]:
-    """Fit the random-effects network to batches permuted within labels; store labels and latent."""
+    """Fit the random-effects network to batches permuted within labels; store labels and both latents."""
     permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
     null.fit(adata, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
     adata.obsm[keys.NULL] = null.get_latent_representation(adata)
+    adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(adata, mask_batch=True)
     return null
 
 
@@ -377,10 +379,10 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
     config, out = this.config, this.folder
     with this.stage("evaluate"):
         this.say("Scoring the embeddings on held-out cells")
-        shown = [keys.FIXED, keys.RANDOM, keys.PCA]
+        shown = [keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA]
         tables = [scores(adata, shown, config.batch, config.label, seed=config.seed)]
-        if keys.NULL in adata.obsm:
-            tables.append(scores(adata, [keys.NULL], keys.PERMUTED, config.label, seed=config.seed))
+        if nulls := [key for key in (keys.NULL, keys.NULL_MASKED) if key in adata.obsm]:
+            tables.append(scores(adata, nulls, keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
         this.say("Finding the genes that each batch shifts")
@@ -389,7 +391,8 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
         this.say("Checking the counterfactuals on held-out cells")
         check = counterfactual_check(model, adata, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
-    this.record["findings"] = findings(table, shifts, check, this.record)
+    about = this.record | {"hides_batch": model.random.settings.hide_batch > 0}
+    this.record["findings"] = findings(table, shifts, check, about)
 
 
 def _report(out: Path, say: Say, cells: bool) -> Path:

@@ -9,18 +9,20 @@ import pandas as pd
 
 from scmedley import keys
 from scmedley.evaluate.counterfactual import LIMITS, TOO_FEW, Summary, agreement, summarise
+from scmedley.evaluate.probes import PROBES
 from scmedley.evaluate.shifts import batch_distances
 from scmedley.report.numbers import number
 from scmedley.report.read import Run
 
 TOP = 10  # genes shown for each label and batch
-SCORE_ORDER = ["ASW", "CH", "1/DB", "kNN accuracy", "kNN leak"]
-EMBEDDING_ORDER = [keys.FIXED, keys.PCA, keys.RANDOM, keys.NULL, keys.AUTOENCODER]
+SCORE_ORDER = [*(f"{probe} leak" for probe in PROBES), "kNN accuracy", "ASW", "CH", "1/DB"]
+RETRAINED = {keys.RANDOM: keys.NULL, keys.RANDOM_MASKED: keys.NULL_MASKED}
+EMBEDDING_ORDER = [keys.FIXED, keys.PCA, *RETRAINED, *RETRAINED.values(), keys.AUTOENCODER]
 # +1: the higher the better, −1: the lower the better. Every score is higher the better the groups separate.
 WANTED = {
     **{(key, "batch"): -1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
     **{(key, "label"): 1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
-    (keys.RANDOM, "batch"): 1,
+    **{(key, "batch"): 1 for key in RETRAINED},
 }
 
 
@@ -116,7 +118,7 @@ def scores(run: Run) -> dict[str, Any] | None:
         for score in _ordered(table.loc[table["of"] == of, "score"], SCORE_ORDER):
             here = table[(table["of"] == of) & (table["score"] == score)].drop_duplicates("embedding")
             by = {row["embedding"]: row for row in _records(here)}
-            rows.append((score, [_cell(by.get(key), by.get(keys.NULL)) for key in embeddings]))
+            rows.append((score, [_cell(by.get(key), by.get(RETRAINED.get(key, ""))) for key in embeddings]))
         groups.append((of, rows))
     kinds = sorted({kind for kind in table["null_kind"] if kind})
     return {
@@ -134,7 +136,7 @@ def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[
     gap = row["value"] - row["null"]
     distinct = None if pd.isna(row["null_sd"]) or pd.isna(gap) else bool(abs(gap) > 2 * row["null_sd"])
     against = None
-    if row["embedding"] == keys.RANDOM and row["of"] == "batch" and retrained is not None:
+    if row["of"] == "batch" and retrained is not None:
         against = {"value": retrained["value"], "gap": row["value"] - retrained["value"]}
     return {
         "value": row["value"],
