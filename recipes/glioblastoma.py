@@ -8,6 +8,8 @@ The folder holds glioblastoma_panobinostat_5patients_300g.h5ad, which is not shi
 
 from scmedley.experiment import Experiment
 
+EPOCHS = 30  # default: 65
+
 
 def config() -> Experiment:
     """Hold the treated cells of each patient out in turn. The condition is the batch, the patient the label."""
@@ -17,6 +19,7 @@ def config() -> Experiment:
         batch_key="condition",
         label_key="donor",
         methods=("FE", "RE", "RE, permuted batches"),
+        settings={name: {"max_epochs": EPOCHS} for name in ("FE", "RE")},
         splits=("pairs",),
         pairs=5,
         pair_batches=("panobinostat",),

@@ -123,6 +123,7 @@ def pairs(obs: pd.DataFrame, experiment: Experiment) -> list[tuple[int, int]]:
         label.codes.to_numpy(),
         n_pairs=experiment.pairs,
         seed=experiment.seeds[0],
+        least=experiment.pair_cells,
         batches=[named.index(name) for name in experiment.pair_batches] or None,
     )
 

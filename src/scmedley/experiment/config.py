@@ -63,6 +63,8 @@ class Experiment:
         Number of pairs that are held out.
     pair_batches
         Batches that the pairs are of (``("treated",)``); any, if none is named.
+    pair_cells
+        Cells that a pair has at least.
     classify
         Whether random forests read the cell type and the targets from the latents.
     thorough
@@ -90,6 +92,7 @@ class Experiment:
     folds: int = 5
     pairs: int = 5
     pair_batches: tuple[str, ...] = ()
+    pair_cells: int = 20
     seeds: tuple[int, ...] = (0,)
     classify: bool = True
     thorough: bool = True
@@ -107,7 +110,7 @@ class Experiment:
             wanted = type(getattr(type(self), name, "")) if name != "settings" else dict
             if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
                 raise ScmedleyError(f"{name} = {value!r} must be of type {wanted.__name__}.")
-        for name in ("folds", "pairs", "n_latent", "n_top_genes", "threads"):
+        for name in ("folds", "pairs", "pair_cells", "n_latent", "n_top_genes", "threads"):
             least = 3 if name == "folds" else 1
             if getattr(self, name) < least:
                 raise ScmedleyError(f"{name} = {getattr(self, name)} must be at least {least}.")

@@ -81,11 +81,9 @@ def fingerprint(
     fits that they read.
     """
     settings = asdict(experiment)
-    for name in ("name", "seeds", "splits", "published", "classify", "pairs"):
+    unused = ["folds", "thorough"] if task.split == "pairs" else ["pair_batches", "pair_cells"]
+    for name in ("name", "seeds", "splits", "published", "classify", "pairs", *unused):
         del settings[name]
-    if task.split == "pairs":
-        for name in ("folds", "thorough"):
-            del settings[name]
     settings["fold_seed"] = experiment.seeds[0]
     if task.method == CLASSIFIERS:
         fits = [about(out, replace(task, method=method)) for method in experiment.methods]
@@ -260,7 +258,7 @@ def _given(stored: Any, key: str) -> np.ndarray:
 def _embed_by_network(
     out: Path, adata: AnnData, experiment: Experiment, task: Task, mark: str
 ) -> tuple[dict[str, np.ndarray], "Model[Any]"]:
-    model = fit_network(out, adata, experiment, task, mark)
+    model: Any = fit_network(out, adata, experiment, task, mark)
     latents = {"": model.get_latent_representation(adata, unknown="mean")}
     if task.method == "RE" and (model.design.codes(adata.obs) < 0).any():
         new = adata[model.design.codes(adata.obs) < 0].copy()

@@ -195,7 +195,7 @@ def held_out_pairs(
         raise ScmedleyError(
             f"{len(found)} pairs of batch and label can be held out, not {n_pairs}: all others have fewer than "
             f"{least} cells, or without them the batch, its label or the link between batches is lost. "
-            "Ask for fewer pairs."
+            "Ask for fewer pairs, or for smaller ones."
         )
     order = np.random.default_rng(seed).permutation(len(found))
     left = [found[i] for i in order]
