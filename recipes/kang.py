@@ -7,7 +7,7 @@ The folder holds kang_ifnb_2donors_1556.h5ad, which is not shipped.
 
 from scmedley.experiment import Experiment
 
-EPOCHS = 40  # default: 182
+EPOCHS = 60  # default: about 200
 
 
 def config() -> Experiment:
