@@ -27,9 +27,13 @@ from scmedley.pipeline import folder as run_folder
 
 RECORD = "experiment.json"
 OUTPUTS = [tables.SCORES, tables.SUMMARY, tables.CLASSIFIED, tables.CLASSIFIED_SUMMARY, tables.HISTORY]
-OUTPUTS += [tables.FITS, run_folder.REPORT]
+OUTPUTS += [tables.PREDICTED, tables.PREDICTED_SUMMARY, tables.FITS, run_folder.REPORT]
 SCHEDULER_TIMEOUT = "20s"
-OURS = (*BASIC, work.CLASSIFIERS)  # what of these fails is an error; a rival's failure is a result
+OURS = (
+    *BASIC,
+    work.CLASSIFIERS,
+    work.BASELINES,
+)  # what of these fails is an error; a rival's failure is a result
 
 
 def run(
