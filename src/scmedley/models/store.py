@@ -20,6 +20,7 @@ from scmedley.models.adapt import add_batches
 from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model
 from scmedley.models.fixed_effects import FixedEffects
+from scmedley.models.interval import Calibration
 from scmedley.models.random_effects import RandomEffects
 from scmedley.pp.scale import MinMax
 
@@ -69,6 +70,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "settings": dataclasses.asdict(model.settings),
         "genes": model.genes,
         "fitted": model.fitted,
+        "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
         "history": model.history.to_dict("list"),
     }
     tensors = {f"network/{name}": tensor.contiguous() for name, tensor in model.network.state_dict().items()}
@@ -112,6 +114,8 @@ def read(folder: Path) -> Model[Any]:
         add_batches(model.network, n_adapted)
         model.network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items()})
         model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
+        calibration = about.get("calibration")  # models of earlier versions have none
+        model.calibration = None if calibration is None else Calibration(**calibration)
     except (
         SafetensorError,
         OSError,
