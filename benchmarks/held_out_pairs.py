@@ -22,8 +22,9 @@ from scipy.sparse import csr_matrix
 import scmedley as sm
 from common import DATA_VARIABLE, record
 from scmedley.evaluate import held_out
+from scmedley.evidence import TARGET_SUM
 from scmedley.io import write_json
-from scmedley.values import TARGET_SUM, totals
+from scmedley.values import totals
 
 FILE = "glioblastoma_panobinostat_5patients_300g.h5ad"
 PATIENT, CONDITION, TREATED = "donor", "condition", "panobinostat"

@@ -26,7 +26,7 @@ from scmedley.evaluate.probes import (
     network_probe,
 )
 from scmedley.evaluate.scores import permute_batches, scores
-from scmedley.evaluate.shifts import batch_distances, gene_shifts
+from scmedley.evaluate.shifts import batch_distances, gene_shifts, interval_coverage
 
 __all__ = [
     "PEERS",
@@ -49,6 +49,7 @@ __all__ = [
     "donor_test",
     "embed_peer",
     "gene_shifts",
+    "interval_coverage",
     "inverse_davies_bouldin",
     "kmeans_clusters",
     "knn_accuracy",

@@ -22,7 +22,9 @@ from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.gene_names import GeneNames, why_missing
+from scmedley.models import calibrate
 from scmedley.models.adapt import adapted
+from scmedley.models.interval import Calibration
 from scmedley.models.settings import Settings
 from scmedley.pp.counts import log_normalised, read_log_normalised
 from scmedley.pp.kinds import differences, trained_on
@@ -59,6 +61,9 @@ class Model(Generic[S]):
         Tidy table of the fit: epoch, part, term, value.
     fitted
         Epochs, best epoch and why training stopped.
+    calibration
+        How wide its intervals are (:mod:`scmedley.models.interval`); ``None`` without batch effects or with too few
+        validation cells to learn it from.
     """
 
     key: ClassVar[str]
@@ -76,6 +81,7 @@ class Model(Generic[S]):
     history: pd.DataFrame
     fitted: dict[str, Any]
     trained_on: dict[str, Any] | None = None  # what the training cells' values were; None in old models
+    calibration: Calibration | None = None
 
     def __init__(self, batch_key: str, label_key: str | None = None, settings: str | S = "default"):
         self.batch_key = batch_key
@@ -175,7 +181,8 @@ class Model(Generic[S]):
             except BaseException:
                 self.network = None  # half trained is not fitted
                 raise
-        self.network.to("cpu")
+            self.network.to("cpu")
+            self.calibration = self._calibrated(adata, x_NG, seed)
         self.history = done.history()
         self.fitted = {
             "epochs": done.epoch,
@@ -441,6 +448,18 @@ class Model(Generic[S]):
         self.trained_on = trained_on(adata, x_NG)
         self.scale = MinMax.fit(x_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
         return self.scale.transform(x_NG)
+
+    def _calibrated(
+        self, adata: AnnData, x_NG: sparse.csr_matrix | np.ndarray, seed: int
+    ) -> Calibration | None:
+        """Learn the width of intervals, within the labels that the model or ``prepare`` was told of."""
+        if not self.has_effects:
+            return None
+        prepared = adata.uns.get(keys.UNS)
+        named = self.label_key or (prepared.get("label_key") if isinstance(prepared, dict) else None)
+        label = adata.obs[named] if named and named in adata.obs else None
+        codes, part_N = self.design.codes(adata.obs), adata.obs[keys.SPLIT].to_numpy()
+        return calibrate.learn(self, x_NG, codes, label, part_N, seed)
 
     def _label_codes(self, obs: pd.DataFrame) -> np.ndarray | None:
         """Give the codes of the labels that training and validation may see, -1 for all others."""

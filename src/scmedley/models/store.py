@@ -21,6 +21,7 @@ from scmedley.models.adapt import add_batches
 from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model
 from scmedley.models.fixed_effects import FixedEffects
+from scmedley.models.interval import Calibration
 from scmedley.models.random_effects import RandomEffects
 from scmedley.pp.scale import MinMax
 from scmedley.train.process import modes
@@ -75,6 +76,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "gene_symbols": model.gene_names.symbols,
         "trained_on": model.trained_on,
         "fitted": model.fitted,
+        "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
         "history": model.history.to_dict("list"),
     }
     tensors = {f"network/{name}": tensor.contiguous() for name, tensor in model.network.state_dict().items()}
@@ -126,6 +128,8 @@ def read(folder: Path) -> Model[Any]:
         weights = {n.removeprefix("network/"): tensor.clone() for n, tensor in tensors.items()}
         model.network.load_state_dict(weights, assign=True)
         model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
+        calibration = about.get("calibration")  # models of earlier versions have none
+        model.calibration = None if calibration is None else Calibration(**calibration)
     except (
         SafetensorError,
         OSError,

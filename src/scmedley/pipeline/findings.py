@@ -8,7 +8,7 @@ import pandas as pd
 from scmedley import keys
 from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, summarise
 from scmedley.evaluate.probes import PROBES, ProbeName
-from scmedley.evaluate.shifts import batch_distances
+from scmedley.evaluate.shifts import HELD_OUT, batch_distances, source_of
 from scmedley.gene_names import shown_in
 
 NULL_NAME = "random, permuted batches"  # the network that is the null of the random effects
@@ -188,10 +188,17 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
         trusted = own[own.label.isin(judged.index[judged != "none"])]
     named = "No gene is named: no label that was judged agrees"
     if not trusted.empty:
-        named = f"Genes that shift most there, and were seen to: {_genes(trusted)}"
+        named = f"Genes that shift most there, in the direction observed: {_genes(trusted)}"
     return (
-        f"{said} {named}. Agreement with held-out cells in {batch}: {_judged(judged, own.label.nunique())}."
+        f"{said} {named}.{_included(own)} Agreement with held-out cells in {batch}: "
+        f"{_judged(judged, own.label.nunique())}."
     )
+
+
+def _included(own: pd.DataFrame) -> str:
+    """Warn where what is called observed is not of held-out cells alone."""
+    source = source_of(own.observed_from)
+    return "" if source == HELD_OUT else f" Observed means are of {source}: training cells are included."
 
 
 def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, bool]:
@@ -201,8 +208,8 @@ def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, bool]:
         2 if len(distances) == 2 else 1
     )  # two batches lie twice as far from each other as from their average
     beside = (
-        f"root mean square over genes; observed {times * first.observed:.2f}, and {times * first.null:.2f} for batches "
-        f"permuted{within}"
+        f"root mean square over genes; observed in {first.observed_from} {times * first.observed:.2f}, and "
+        f"{times * first.null:.2f} for batches permuted{within}"
     )
     if first.observed <= first.null + 2 * first.null_sd:
         far = f"{first.batch} lies farthest from the average batch, but no farther than by chance"
@@ -250,44 +257,52 @@ def _trust(check: pd.DataFrame) -> str:
             "Counterfactuals could not be checked: no label has a shift between batches that stands out from the "
             "noise of its held-out cells (they are few, or the batches hardly differ). Take gene shifts as guesses."
         )
-    beside = [
-        f"{found.tally['good']} of {found.n_judged} pairs of label and batch good, {found.tally['some']} some",
-        *_bounds(found.median),
-    ]
-    if found.n_shared:
-        beside.insert(
-            1,
-            f"in {found.n_shared} not particular to the batch: the prediction for another does nearly as well",
-        )
-    verdict, size = "Counterfactuals", ""
+    pairs = f"{found.n_judged} seen pairs of label and batch"
     if found.verdict == TOO_FEW:
-        verdict = (
+        opening = (
             "Counterfactuals could not be checked well, so take gene shifts as guesses. Only "
-            f"{found.n_judged} of {len(check)} pairs of label and batch have cells and shift enough to judge by; there"
+            f"{found.n_judged} of {len(check)} pairs of label and batch have cells and shift enough to judge by: "
+            f"{found.tally['good']} good, {found.tally['some']} some"
         )
-    elif found.verdict == "none":
-        verdict = "Do not use the counterfactuals and gene shifts of this run"
     else:
-        size = f"; the slope of observed on predicted is {found.median['slope']:z.2f} (1: the right size)"
+        not_to_use = "Do not use the counterfactuals and gene shifts of this run"
+        verdict = not_to_use if found.verdict == "none" else "Counterfactuals"
+        opening = f"{verdict}: {found.tally['good']} of {pairs} good, {found.tally['some']} some"
+    shared = ""
+    if found.n_shared:
+        shared = f" In {found.n_shared} the prediction for another batch does nearly as well."
+    size = ""
+    if found.verdict in ("good", "some"):
+        size = f" The slope of observed on predicted is {found.median['slope']:z.2f} (1: the right size)."
+    return f"{opening}{_against(found.against)}.{shared} {_bounds(found.median)}{size}"
+
+
+def _against(against: dict[str, int]) -> str:
+    """Return how often the model is better, ties or is worse than the baseline."""
+    if not sum(against.values()):
+        return ""
     return (
-        f"{verdict}: predicted and observed shifts of held-out cells correlate with "
-        f"{found.median['pearson']:z.2f} ({'; '.join(beside)}){size}."
+        f"; better than the plain difference of training means in {against['better']}, tie in {against['tie']}, "
+        f"worse in {against['worse']}"
     )
 
 
-def _bounds(median: dict[str, float | None]) -> list[str]:
-    """Give what a correlation stands beside: its ceiling, the best wrong batch and the baseline."""
-    said = [
+def _bounds(median: dict[str, float | None]) -> str:
+    """Return what predicted and observed shifts correlate with, beside baseline, ceiling and the best wrong batch."""
+    beside = [
         f"{median[name]:z.2f} for {what}"
         for name, what in (
+            ("additive_pearson", "the plain difference"),
             ("ceiling_pearson", "a perfect prediction, given how few the cells are"),
             ("best_wrong_pearson", "the best of the wrong batches"),
         )
         if median[name] is not None
     ]
-    model, additive = median["pearson"], median["additive_pearson"]
-    if model is not None and additive is not None:
-        plain = "the plain difference of training means"
-        better = round(additive, 2) > round(model, 2)
-        said.append(f"{plain} does better, at {additive:z.2f}" if better else f"{additive:z.2f} for {plain}")
+    said = (
+        f"Predicted shifts correlate with those of held-out cells with {median['pearson']:z.2f} (median; "
+        f"{'; '.join(beside)})."
+    )
+    r2, additive_r2 = median["r2_delta"], median["additive_r2_delta"]
+    if r2 is not None and additive_r2 is not None:
+        said += f" R² of the shift is {r2:z.2f}, and {additive_r2:z.2f} for the plain difference."
     return said

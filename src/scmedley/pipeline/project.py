@@ -15,7 +15,7 @@ from scmedley import io
 from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
-from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, agreement, summarise
+from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, against_baseline, agreement, summarise
 from scmedley.evaluate.panel import panel
 from scmedley.evidence import Asked
 from scmedley.models import MixedEffects
@@ -26,10 +26,11 @@ from scmedley.pp.counts import store_log_normalised
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
 LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
 WORDS = ("and", "or", "not", "in")
-UNSEEN = "never seen"
+UNSEEN, WORSE = "never seen", "worse"
 CAUTIONS = {
     UNSEEN: "never seen together, so this is an extrapolation that no cell of these data backs",
     "none": "predictions did not agree with held-out cells: draw no conclusion",
+    WORSE: "the plain difference of training means predicts held-out cells better",
     TOO_FEW: "the prediction was not checked, or too little was held out to check it: take it as a guess",
 }
 FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
@@ -209,7 +210,9 @@ def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
         return []
     seen = set(zip(obs[label].astype(str), obs[batch].astype(str), strict=True))
     check = _check_of(folder / CHECK)
-    words = dict(zip(zip(check["label"], check["batch"], strict=True), agreement(check), strict=True))
+    judged = agreement(check)
+    judged = judged.mask((judged == "some") & (against_baseline(check) == WORSE), WORSE)
+    words = dict(zip(zip(check["label"], check["batch"], strict=True), judged, strict=True))
     found: dict[str, list[str]] = {text: [] for text in CAUTIONS.values()}
     for name, target in product(sorted(set(adata.obs[label].dropna().astype(str))), to):
         word = UNSEEN if (name, target) not in seen else words.get((name, target), TOO_FEW) if words else ""
@@ -224,7 +227,8 @@ def _check_of(path: Path) -> pd.DataFrame:
     """Read the check; it has no rows where the run was not scored."""
     if not path.exists():
         return pd.DataFrame(columns=CHECK_COLUMNS)
-    return pd.read_csv(path, dtype={"label": str, "batch": str}, keep_default_na=False, na_values=[""])
+    check = pd.read_csv(path, dtype={"label": str, "batch": str}, keep_default_na=False, na_values=[""])
+    return check.reindex(columns=CHECK_COLUMNS)  # of an earlier version, some are missing
 
 
 def _draw(

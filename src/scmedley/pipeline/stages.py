@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData, read_h5ad
@@ -23,7 +24,7 @@ from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError, heard
 from scmedley.evaluate.counterfactual import counterfactual_check
 from scmedley.evaluate.scores import permute_batches, scores
-from scmedley.evaluate.shifts import gene_shifts
+from scmedley.evaluate.shifts import gene_shifts, interval_coverage
 from scmedley.formats import reader_for
 from scmedley.join import read_batches
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
@@ -351,6 +352,10 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)
+    if model.decoder.calibration is None:
+        this.record["warnings"].append(
+            "Intervals of shifts are not calibrated: too few validation cells share a label between batches."
+        )
     this.record["networks"] = networks
     for name, fitted in networks.items():
         if fitted["stopped"] == "interrupted":
@@ -391,8 +396,17 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
         this.say("Checking the counterfactuals on held-out cells")
         check = counterfactual_check(model, adata, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
+        this.record["intervals"] = _intervals(model, adata, config)
     about = this.record | {"hides_batch": model.random.settings.hide_batch > 0}
     this.record["findings"] = findings(table, shifts, check, about)
+
+
+def _intervals(model: MixedEffects, adata: AnnData, config: RunConfig) -> dict[str, float]:
+    """Return the factor of the intervals and how many shifts of held-out cells they hold; nothing if not calibrated."""
+    if model.decoder.calibration is None:
+        return {}
+    held = interval_coverage(model, adata, config.label, seed=config.seed)
+    return {"factor": model.decoder.calibration.factor} | ({"coverage": held} if np.isfinite(held) else {})
 
 
 def _report(out: Path, say: Say, cells: bool) -> Path:

@@ -125,6 +125,7 @@ def prepare(
     select_genes(adata, batch_key, n_top_genes)
     adata.uns[keys.UNS] = {
         **_ours(adata),
+        "label_key": label_key or "",
         "prepare": {
             "cells_before": before[0],
             "cells_after": adata.n_obs,

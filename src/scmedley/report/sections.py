@@ -8,7 +8,14 @@ from typing import Any
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import LIMITS, TOO_FEW, Summary, agreement, summarise
+from scmedley.evaluate.counterfactual import (
+    LIMITS,
+    TOO_FEW,
+    Summary,
+    against_baseline,
+    agreement,
+    summarise,
+)
 from scmedley.evaluate.probes import PROBES
 from scmedley.evaluate.shifts import batch_distances
 from scmedley.report.numbers import number
@@ -173,6 +180,7 @@ def shifts(run: Run) -> dict[str, Any] | None:
                     "name": batch,
                     "n_cells": first["n_cells"],
                     "n_observed": first["n_observed"],
+                    "observed_from": first["observed_from"],
                     "seen": bool(first["seen"]),
                     "genes": genes,
                 }
@@ -183,6 +191,7 @@ def shifts(run: Run) -> dict[str, Any] | None:
         "distances": _records(batch_distances(run.shifts)),
         "verdict": None if run.check is None or run.check.empty else summarise(run.check).verdict,
         "labels": labels,
+        "intervals": run.settings.get("intervals") or {},
         "modelled": (run.settings.get("prepare") or {}).get("n_hvg"),
         "unseen": sum(label["unseen"] for label in labels),
         "batches": int(run.shifts["batch"].nunique()),
@@ -199,7 +208,7 @@ def check(run: Run) -> dict[str, Any] | None:
     table = table.sort_values(
         ["reached", "pearson", "batch", "label"], ascending=[False, False, True, True], kind="stable"
     )
-    table["trust"] = agreement(table)
+    table["trust"], table["against"] = agreement(table), against_baseline(table)
     found = summarise(table)
     return {"rows": _records(table), "n": found.n_judged, "median": found.median, "words": _words(found)}
 
@@ -212,7 +221,7 @@ def _words(found: Summary) -> str:
             "Every pair of batch and label has too few held-out cells, or too small a shift, to judge the "
             "counterfactuals by."
         )
-    pairs = "the one pair" if judged == 1 else f"{judged} pairs"
+    pairs = "the one seen pair" if judged == 1 else f"{judged} seen pairs"
     text = (
         f"Of {pairs} of batch and label with enough held-out cells to judge, the agreement of predicted with "
         f"observed shifts is good in {tally['good']}, some in {tally['some']} and none in {tally['none']}."
@@ -231,10 +240,12 @@ def _words(found: Summary) -> str:
         TOO_FEW: " These are too few to speak for the others: take the counterfactuals of this run as guesses.",
     }[found.verdict]
     pearson, additive, slope = (found.median[name] for name in ("pearson", "additive_pearson", "slope"))
-    if pearson is not None and additive is not None and additive >= pearson - 0.02:
+    if pearson is not None and additive is not None:
+        against = found.against
         text += (
-            " The difference of training means, which needs no model, agrees as well or better "
-            f"(median Pearson {number(additive)}, the model {number(pearson)})."
+            " Against the plain difference of training means, which needs no model, predictions are better in "
+            f"{against['better']}, tie in {against['tie']} and are worse in {against['worse']} (median Pearson of the "
+            f"difference {number(additive)}, of the model {number(pearson)})."
         )
     # Where the direction is wrong the slope is low whatever the size, so it says nothing of the size.
     if found.verdict == "good" and slope is not None and not 0.7 <= slope <= 1.4:
