@@ -38,7 +38,7 @@ def test_donor_test_is_welchs_on_donor_means(sparse: bool) -> None:
     group = np.where(np.isin(donor, ["d0", "d1", "d2", "d3"]), "well", "ill")
     table = donor_test(coo_matrix(x) if sparse else x, names(5), donor, group, ("well", "ill"), min_cells=3)
     kept = [0, 1, 2, 4]
-    t, p, _ = ttest_ind(means[4:, kept], means[:4, kept], usevar="unequal")  # statsmodels': ours calls scipy's
+    t, p, _ = ttest_ind(means[4:, kept], means[:4, kept], usevar="unequal")  # of statsmodels, not scipy
     tested = table.iloc[kept]
     assert_allclose(tested["t"], t, rtol=1e-6)
     assert_allclose(tested["p"], p, rtol=1e-6)

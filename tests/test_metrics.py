@@ -118,6 +118,7 @@ def test_bras_is_that_of_plain_loops() -> None:
 
 def test_bras_is_that_of_scib_metrics() -> None:
     import scib_metrics as scib
+
     z = Z.astype(float) + np.eye(4)[BATCH]
     assert bras(z, BATCH, LABEL) == pytest.approx(scib.bras(z, LABEL, BATCH), abs=1e-5)
 

@@ -98,7 +98,7 @@ def _read_10x_h5(path: Path) -> AnnData:
 def _read_mtx(folder: Path) -> AnnData:
     features = pd.read_csv(_one(folder, "features.tsv", "genes.tsv"), **_TABLE)
     barcodes = pd.read_csv(_one(folder, "barcodes.tsv"), **_TABLE)
-    x = csr_matrix(mmread(_one(folder, "matrix.mtx")).T, dtype=np.float32)
+    x = csr_matrix(mmread(_one(folder, "matrix.mtx"), spmatrix=False).T, dtype=np.float32)
     if x.shape != (len(barcodes), len(features)):
         raise ScmedleyError(
             f"{folder}: the matrix has {x.shape[1]} genes and {x.shape[0]} cells, but there are "

@@ -20,6 +20,7 @@ from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN, Design, Labels
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.inplace import settle
 from scmedley.models.settings import Settings
 from scmedley.pp.counts import log_normalised
 from scmedley.pp.scale import MinMax
@@ -371,12 +372,6 @@ def described(model: Any, network: Model[Any]) -> str:
     if network.network is not None:
         to = f"fitted to {network.design.n_batches} batches, {len(network.genes)} genes"
     return f"{type(model).__name__}(batch_key={model.batch_key!r}{label}): {to}"
-
-
-def settle(adata: AnnData) -> None:
-    """Make a view of another AnnData an AnnData of its own before something is stored in it."""
-    if adata.is_view:
-        adata._init_as_actual(adata.copy())
 
 
 def check_split(adata: AnnData) -> None:

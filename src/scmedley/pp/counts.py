@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix, issparse, vstack
 from scmedley import keys
 from scmedley.checks import check, check_seed
 from scmedley.errors import ScmedleyError, listed
+from scmedley.inplace import settle, subset
 from scmedley.overlap import as_categories
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
@@ -87,8 +88,7 @@ def prepare(
     checked = check(adata, batch_key, label_key)
     if checked.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=checked.where))
-    if adata.is_view:
-        adata._init_as_actual(adata.copy())
+    settle(adata)
     adata.obs_names_make_unique()
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = as_categories(adata.obs[key])
@@ -269,11 +269,11 @@ def _subset(
         del adata.layers[keys.COUNTS]  # put back by the caller: what is shared must not be copied twice
     adata.layers.pop(keys.LOGNORM, None)  # an earlier run's
     if not cells.all():
-        adata._inplace_subset_obs(cells)
+        subset(adata, cells)
         source = source if from_x else source[cells]
     source = adata.X if from_x else source
     if not genes.all():
-        adata._inplace_subset_var(genes)
+        subset(adata, (slice(None), genes))
         source = source if from_x else source[:, genes]
     return adata.X if from_x else source
 
