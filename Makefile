@@ -32,7 +32,7 @@ test-lowest:
 	$(call venv,$(VENV)-lowest,$(PYTHON))
 	$(VENV)-lowest/bin/python $(PIP) uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct -e '.[dev]'
-	$(call SUITE,$(VENV)-lowest)
+	$(call SUITE,$(VENV)-lowest) -W ignore::DeprecationWarning -W ignore::FutureWarning  # old beside newer ones
 
 test-peers:
 	$(call venv,$(VENV)-peers,$(PYTHON))
