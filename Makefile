@@ -1,10 +1,16 @@
 # Two commands on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
 PYTHON ?= python3
+# The newest Python that runs: on PATH, or where pyenv keeps those that are not switched on.
+NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11; do \
+	for python in $$(which -a python$$v) "$$HOME"/.pyenv/versions/$$v.*/bin/python$$v; do \
+	"$$python" -c 'import ssl, sqlite3' 2>/dev/null && echo "$$python" && exit; done; done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := -m pip install --quiet --disable-pip-version-check
+SUITE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
 
-.PHONY: demo test check clean web web-test
+.PHONY: demo test test-newest test-lowest test-peers clean web web-test
 
 demo: $(READY)
 	$(BIN)/scmedley demo --out demo-run --overwrite
@@ -13,7 +19,31 @@ test: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	$(call SUITE,$(VENV))
+
+# The same suite with the newest versions of everything, with the lowest that pyproject.toml allows, and the
+# comparison with the rivals that are too heavy for every test. Each has an environment of its own.
+test-newest:
+	$(call venv,$(VENV)-newest,$(NEWEST_PYTHON))
+	$(VENV)-newest/bin/python $(PIP) --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(call SUITE,$(VENV)-newest)
+
+test-lowest:
+	$(call venv,$(VENV)-lowest,$(PYTHON))
+	$(VENV)-lowest/bin/python $(PIP) uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct -e '.[dev]'
+	$(call SUITE,$(VENV)-lowest) -W ignore::DeprecationWarning -W ignore::FutureWarning  # old beside newer ones
+
+test-peers:
+	$(call venv,$(VENV)-peers,$(PYTHON))
+	$(VENV)-peers/bin/python $(PIP) -c constraints.txt -e '.[dev,peers,liger]'
+	$(call SUITE,$(VENV)-peers) -m 'heavy or not heavy' tests/test_peers.py
+
+define venv
+@$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "scMedley needs Python 3.11 or newer; '$(2)' is older or does not run. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+$(2) -m venv $(1)
+endef
 
 # The report's explorer: only these two need Node. The bundle is in the repository.
 web:
@@ -25,11 +55,9 @@ web-test: $(READY) web
 		{ echo "The bundle in the repository is not what web/ builds: commit the new one."; exit 1; }
 
 clean:
-	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "scMedley needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(call venv,$(VENV),$(PYTHON))
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@

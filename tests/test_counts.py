@@ -102,6 +102,7 @@ def test_filters_are_scanpys() -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword:DeprecationWarning:scanpy")  # of pandas 3.1
 def test_genes_are_scanpys_on_training_cells_only(adata: AnnData) -> None:
     import scanpy as sc
 

@@ -198,7 +198,8 @@ def test_killed_twice_and_resumed_to_the_same_bits(done: Path, cells: Path, tmp_
 
 
 def test_a_dask_cluster_gives_the_same_tables(done: Path, cells: Path, tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
     ) as cluster:
@@ -215,7 +216,6 @@ def test_a_dask_cluster_gives_the_same_tables(done: Path, cells: Path, tmp_path:
 def test_a_scheduler_that_is_gone_leaves_nothing_behind(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("distributed")
     monkeypatch.setattr(grid, "SCHEDULER_TIMEOUT", "0.2s")
     with pytest.raises(ScmedleyError, match=r"No Dask scheduler answers at tcp://127\.0\.0\.1:1 "):
         run(small(cells), tmp_path / "out", scheduler="tcp://127.0.0.1:1", say=lambda _: None)

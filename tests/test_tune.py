@@ -14,7 +14,6 @@ from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.stages import network_settings
 from tiny import nested_design
 
-pytest.importorskip("optuna")
 COLUMNS = ["state", "value", "accuracy", "leak", "adversary_weight", "n_latent", "layers"]
 
 

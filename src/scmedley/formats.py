@@ -149,7 +149,7 @@ def _read_10x_h5(path: Path) -> AnnData:
 def _read_mtx(folder: Path) -> AnnData:
     features = pd.read_csv(_one(folder, "features.tsv", "genes.tsv"), **_TABLE)
     barcodes = pd.read_csv(_one(folder, "barcodes.tsv"), **_TABLE)
-    x = csr_matrix(mmread(_one(folder, "matrix.mtx")).T, dtype=np.float32)
+    x = csr_matrix(mmread(_one(folder, "matrix.mtx"), spmatrix=False).T, dtype=np.float32)
     # Some people write a header.
     features, barcodes = (
         t.iloc[int(len(t) - 1 in x.shape and len(t) not in x.shape) :] for t in (features, barcodes)

@@ -69,6 +69,7 @@ def read(path: str | Path) -> AnnData:
             warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
             # Old files are no fault of the user's.
             warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|zarr")
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="anndata|zarr")
             return _tidied(reader_for(path)(path), path)
     except (ScmedleyError, ScmedleyWarning):
         raise

@@ -60,7 +60,7 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> list[str]:
 
     Genes are chosen, scaled and decomposed later, on the training cells of each fold.
     """
-    adata.obs.drop(columns=keys.SPLIT, errors="ignore", inplace=True)
+    adata.obs = adata.obs.drop(columns=keys.SPLIT, errors="ignore")
     checked = prepare(
         adata,
         experiment.batch_key,

@@ -22,6 +22,7 @@ from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.gene_names import GeneNames, why_missing
+from scmedley.inplace import settle
 from scmedley.models import calibrate
 from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
@@ -522,12 +523,6 @@ def described(model: Any, network: Model[Any]) -> str:
     if network.network is not None:
         to = f"fitted to {network.design.n_batches} batches, {len(network.genes)} genes"
     return f"{type(model).__name__}(batch_key={model.batch_key!r}{label}): {to}"
-
-
-def settle(adata: AnnData) -> None:
-    """Make a view of another AnnData an AnnData of its own before something is stored in it."""
-    if adata.is_view:
-        adata._init_as_actual(adata.copy())
 
 
 def check_split(adata: AnnData) -> None:

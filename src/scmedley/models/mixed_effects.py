@@ -13,7 +13,8 @@ from anndata import AnnData
 from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.genomap import MOST_GENES, Layout, layout
-from scmedley.models.base import Model, described, settle
+from scmedley.inplace import settle
+from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.store import DESCRIPTION, GENOMAP, read, read_description, replacing_model, write

@@ -15,6 +15,7 @@ from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.evidence import TARGET_SUM, Asked, Checked, kind_words
 from scmedley.features import genes_alone
 from scmedley.gene_names import GeneNames, match
+from scmedley.inplace import become, settle, subset
 from scmedley.overlap import as_categories
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
@@ -88,8 +89,7 @@ def prepare(
     checked = check(adata, batch_key, label_key, values)
     if checked.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=checked.where))
-    if adata.is_view:
-        adata._init_as_actual(adata.copy())
+    settle(adata)
     adata.obs_names_make_unique()
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = as_categories(adata.obs[key])
@@ -143,7 +143,7 @@ def _leave_out_other_features(adata: AnnData) -> list[str]:
     """Keep the genes alone, in place; give what was left out, as sentences."""
     alone, said = genes_alone(adata)
     if alone is not adata:
-        adata._init_as_actual(alone)
+        become(adata, alone)
     return [said] if said else []
 
 
@@ -335,11 +335,11 @@ def _subset(adata: AnnData, source: Matrix, where: str, cells: np.ndarray, genes
         del adata.layers[keys.COUNTS]  # put back by the caller: what is shared must not be copied twice
     adata.layers.pop(keys.LOGNORM, None)  # an earlier run's
     if not cells.all():
-        adata._inplace_subset_obs(cells)
+        subset(adata, cells)
         source = source if from_x else source[cells]
     source = adata.X if from_x else source
     if not genes.all():
-        adata._inplace_subset_var(genes)
+        subset(adata, (slice(None), genes))
         source = source if from_x else source[:, genes]
     return adata.X if from_x else source
 

@@ -65,6 +65,7 @@ def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np
         warnings.filterwarnings("ignore", message="`n_top_genes` > number of normalized dispersions")
         # Its mean-variance code divides by n - 1, and logs variances of 0, in the smallest groups.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="scanpy")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="scanpy")  # of pandas 3.1
         try:
             table = sc.pp.highly_variable_genes(
                 cells, n_top_genes=n_top_genes, flavor="seurat", batch_key=batch_key, inplace=False
