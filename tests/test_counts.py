@@ -133,6 +133,13 @@ def test_split_is_made_once(adata: AnnData) -> None:
     assert adata.obs[keys.SPLIT].equals(first)
 
 
+def test_cells_joined_after_the_split_are_told_of(adata: AnnData) -> None:
+    prepare(adata, "batch")
+    joined = anndata.concat([adata, cells(csr_matrix(counts(seed=4)))], join="outer", index_unique="-")
+    with pytest.raises(ScmedleyError, match=r"60 of 120 cells have no part .*'cell0-1'"):
+        prepare(joined, "batch")
+
+
 def test_no_training_cell_is_said(adata: AnnData) -> None:
     adata.obs[keys.SPLIT] = "test"
     with pytest.raises(ScmedleyError, match="no training cell"):
