@@ -20,7 +20,7 @@ from anndata import AnnData, read_h5ad
 from scmedley import io, keys
 from scmedley.checks import check_seed
 from scmedley.data.design import Design
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, one_line
 from scmedley.evaluate.counterfactual import counterfactual_check
 from scmedley.evaluate.scores import permute_batches, scores
 from scmedley.evaluate.shifts import gene_shifts
@@ -36,7 +36,7 @@ from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.folder import CELLS, CHECK, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.pp import pca, prepare
-from scmedley.pp.umap import umap
+from scmedley.pp.umap import load_umap, umap
 from scmedley.report.build import LEFT_OUT
 from scmedley.train.precision import engine, resolve_device
 
@@ -175,6 +175,12 @@ def _check_extra() -> None:
         raise ScmedleyError(
             f"{' and '.join(missing)} not found, for maps and report: pip install 'scmedley[report]'"
         )
+    try:
+        load_umap()
+    except Exception as error:  # numba raises its own for a version of numpy that it does not know
+        raise ScmedleyError(
+            f"UMAP cannot be imported ({one_line(error)}). Install umap-learn anew."
+        ) from error
 
 
 def _check_inputs(inputs: Sequence[Path], out: Path) -> None:
