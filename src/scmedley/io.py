@@ -17,6 +17,7 @@ from scmedley.formats import reader_for
 from scmedley.values import TARGET_SUM, Checked, check_unique, find_values, matrix, rescaled
 from scmedley.writing import (
     add_results,
+    check_columns,
     check_place,
     replacing,
     sha256,
@@ -28,6 +29,7 @@ from scmedley.writing import (
 
 __all__ = [
     "add_results",
+    "check_columns",
     "check_place",
     "read",
     "read_batches",

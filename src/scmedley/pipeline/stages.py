@@ -129,9 +129,7 @@ def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
 def _write_cells(this: Run, adata: AnnData) -> None:
     """Write the cells before training: what cannot be written must not cost a fit."""
     with this.stage("write"):
-        config = this.config
-        keys_kept = [key for key in (config.batch, config.label) if key is not None]
-        for warning in io.write_h5ad(adata, this.folder / CELLS, keep=keys_kept):
+        for warning in io.write_h5ad(adata, this.folder / CELLS):
             this.record["warnings"].append(f"{CELLS}: {warning}")
             this.say(f"Warning: {CELLS}: {warning}")
 
@@ -299,6 +297,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
                 f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
             )
         Design.of(adata.obs, config.batch)
+        io.check_columns(adata, filter(None, (config.batch, config.label)))
         if config.fixed is not None:
             MixedEffects(config.batch, fixed=config.fixed).given(adata)
             checked.warnings.append(
