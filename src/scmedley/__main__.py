@@ -11,6 +11,7 @@ from typing import cast
 
 from cyclopts import CycloptsError
 
+from scmedley import caches
 from scmedley.cli import app
 from scmedley.errors import ScmedleyError
 
@@ -36,6 +37,7 @@ def entry() -> None:
 
     After a full disk h5py's destructors print tracebacks, and may crash, while Python tidies up.
     """
+    caches.ensure()
     if "--debug" in sys.argv:
         main()
         return

@@ -19,6 +19,7 @@ from scmedley.gene_names import GeneNames
 from scmedley.values import check_unique
 from scmedley.writing import (
     add_results,
+    check_columns,
     check_place,
     replacing,
     sha256,
@@ -30,6 +31,7 @@ from scmedley.writing import (
 
 __all__ = [
     "add_results",
+    "check_columns",
     "check_place",
     "read",
     "read_embedding",

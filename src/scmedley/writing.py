@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LIMITS = (errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)
 
 
-def write_h5ad(adata: AnnData, path: str | Path, *, keep: Sequence[str] = ()) -> list[str]:
+def write_h5ad(adata: AnnData, path: str | Path) -> list[str]:
     """Write ``adata`` as a compressed h5ad, all or nothing; return a sentence for each kind of conversion.
 
     Parameters
@@ -79,18 +79,15 @@ def write_h5ad(adata: AnnData, path: str | Path, *, keep: Sequence[str] = ()) ->
         Whatever it holds: :func:`scmedley.storable.storable` says what becomes of what an h5ad cannot hold.
     path
         The file.
-    keep
-        Columns of ``obs`` that are looked for by their names later.
 
     Raises
     ------
     ScmedleyError
-        The disk is full, the folder cannot be written to, a column of ``keep`` cannot have its name, or h5ad
-        cannot hold some entry (named).
+        The disk is full, the folder cannot be written to, or h5ad cannot hold some entry (named).
     """
     path = Path(path)
     with replacing(path) as temporary:
-        return _store(adata, temporary, path, keep=keep)
+        return _store(adata, temporary, path)
 
 
 def add_results(adata: AnnData, path: str | Path) -> list[str]:
@@ -122,17 +119,20 @@ def check_place(path: str | Path) -> None:
         raise ScmedleyError(f"{path} cannot be written ({error.strerror}). Choose another folder.") from error
 
 
-def _store(
-    adata: AnnData, file: Path, path: Path, *, only: Sequence[str] = (), keep: Sequence[str] = ()
-) -> list[str]:
+def check_columns(adata: AnnData, columns: Iterable[str]) -> None:
+    """Raise where the file cannot hold a column of ``obs`` under its name, by which it is looked for later."""
+    names = names_in_file(adata)
+    for column in columns:
+        if names[column] != column:
+            raise ScmedleyError(
+                f"An h5ad cannot hold obs[{column!r}] under this name beside the other columns, only as "
+                f"{names[column]!r}. Rename the column, and take the new name."
+            )
+
+
+def _store(adata: AnnData, file: Path, path: Path, *, only: Sequence[str] = ()) -> list[str]:
     """Write into ``file``, which will be ``path``: all parts, or some in place of those that it has."""
     parts, said = storable(adata.copy() if adata.is_view else adata)
-    for column in keep:
-        if (name := names_in_file(adata)[column]) != column:
-            raise ScmedleyError(
-                f"An h5ad cannot hold obs[{column!r}] under this name beside the other columns, only as {name!r}. "
-                "Rename the column, and take the new name."
-            )
     parts = {name: part for name, part in parts.items() if name in only or not only}
     versions = ("v108" if _widest(parts) > WIDE else "earliest", "latest")
     try:

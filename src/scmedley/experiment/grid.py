@@ -117,6 +117,8 @@ def _lay_data(
         )
     adata = read_data(experiment, folder)
     warnings = prepare_once(adata, experiment)
+    columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
+    io.check_columns(adata, sorted(columns & set(adata.obs)))
     for warning in warnings:
         say(f"Warning: {warning}")
     record = {
@@ -131,8 +133,7 @@ def _lay_data(
     for name in OUTPUTS:  # of what was done here before
         (out / name).unlink(missing_ok=True)
     io.write_json(record, out / RECORD)  # before the data: it marks the folder as an experiment's
-    columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
-    for warning in io.write_h5ad(adata, out / DATA, keep=sorted(columns & set(adata.obs))):
+    for warning in io.write_h5ad(adata, out / DATA):
         warnings.append(f"{DATA}: {warning}")
         say(f"Warning: {warnings[-1]}")
     return record

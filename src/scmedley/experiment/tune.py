@@ -120,6 +120,7 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
         raise ScmedleyError(f"{out} is no folder of a search, and not empty. Choose another --out.")
     say(f"Reading {path.name}")
     adata = io.read(path)
+    io.check_columns(adata, (experiment.batch_key, experiment.label_key))
     for warning in prepare_once(adata, experiment):
         say(f"Warning: {warning}")
     same = {k: v for k, v in asdict(experiment).items() if k not in ("name", "data", "threads")}
@@ -138,7 +139,7 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
             )
     record = wanted | {"status": "running"}
     io.write_json(record, out / RECORD)  # before the data: it marks the folder as a search's
-    for warning in io.write_h5ad(adata, out / DATA, keep=(experiment.batch_key, experiment.label_key)):
+    for warning in io.write_h5ad(adata, out / DATA):
         say(f"Warning: {DATA}: {warning}")
     return record
 

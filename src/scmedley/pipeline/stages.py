@@ -21,7 +21,7 @@ from anndata import AnnData, read_h5ad
 from scmedley import io, keys
 from scmedley.checks import check_seed
 from scmedley.data.design import Design
-from scmedley.errors import ScmedleyError, heard
+from scmedley.errors import ScmedleyError, heard, one_line
 from scmedley.evaluate.counterfactual import counterfactual_check
 from scmedley.evaluate.scores import permute_batches, scores
 from scmedley.evaluate.shifts import gene_shifts, interval_coverage
@@ -38,7 +38,7 @@ from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.folder import CELLS, CHECK, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.pp import pca, prepare
-from scmedley.pp.umap import umap
+from scmedley.pp.umap import load_umap, umap
 from scmedley.report.build import LEFT_OUT
 from scmedley.train.precision import engine, resolve_device
 
@@ -131,9 +131,7 @@ def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
 def _write_cells(this: Run, adata: AnnData) -> None:
     """Write the cells before training: what cannot be written must not cost a fit."""
     with this.stage("write"):
-        config = this.config
-        keys_kept = [key for key in (config.batch, config.label) if key is not None]
-        for warning in io.write_h5ad(adata, this.folder / CELLS, keep=keys_kept):
+        for warning in io.write_h5ad(adata, this.folder / CELLS):
             this.record["warnings"].append(f"{CELLS}: {warning}")
             this.say(f"Warning: {CELLS}: {warning}")
 
@@ -177,6 +175,12 @@ def _check_extra() -> None:
         raise ScmedleyError(
             f"{' and '.join(missing)} not found, for maps and report: pip install 'scmedley[report]'"
         )
+    try:
+        load_umap()
+    except Exception as error:  # numba raises its own for a version of numpy that it does not know
+        raise ScmedleyError(
+            f"UMAP cannot be imported ({one_line(error)}). Install umap-learn anew."
+        ) from error
 
 
 def _check_inputs(inputs: Sequence[Path], out: Path) -> None:
@@ -300,6 +304,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
                 f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
             )
         Design.of(adata.obs, config.batch)
+        io.check_columns(adata, filter(None, (config.batch, config.label)))
         if config.fixed is not None:
             MixedEffects(config.batch, fixed=config.fixed).given(adata)
             checked.warnings.append(

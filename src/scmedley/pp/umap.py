@@ -1,12 +1,22 @@
 """Two dimensions for the eye."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
-from scmedley import keys
+from scmedley import caches, keys
 from scmedley.pp.threads import threads_kept
+
+
+def load_umap() -> Any:
+    """Import UMAP, which takes seconds and may fail, and return its class."""
+    caches.ensure()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has no TensorFlow, and what its compiler has to say
+        from umap import UMAP
+    return UMAP
 
 
 def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) -> None:
@@ -17,10 +27,7 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
     """
     from sklearn.neighbors import NearestNeighbors
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImportWarning)  # that it has no TensorFlow
-        from umap import UMAP
-
+    make = load_umap()
     z_NP = np.asarray(adata.obsm[basis])
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(adata.n_obs, min(max_cells, adata.n_obs), replace=False))
@@ -33,7 +40,7 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
         spread = z_NP.shape[1] > 1 and np.ptp(z_NP, axis=0).any()
         with warnings.catch_warnings(), threads_kept():
             warnings.filterwarnings("ignore", message="precomputed_knn")  # that it cannot place new cells
-            xy_N2[rows] = UMAP(
+            xy_N2[rows] = make(
                 n_neighbors=k,
                 precomputed_knn=(indices_NK, distances_NK),
                 min_dist=0.3,
