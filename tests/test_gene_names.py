@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix, hstack
 
@@ -249,3 +249,12 @@ def test_symbols_that_repeat_get_their_id(tmp_path: Path) -> None:
     with heard() as said:
         assert list(io.read(tmp_path / "a.h5ad").var_names[:3]) == [f"g1_{IDS[0]}", f"g1_{IDS[1]}", "g2"]
     assert "2 genes share their symbol with another ('g1')" in said[0]
+
+
+def test_antibodies_of_a_backed_file(tmp_path: Path) -> None:
+    plain = nested_design()
+    with_antibodies(plain).write_h5ad(tmp_path / "a.h5ad")
+    backed = read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.warns(ScmedleyWarning, match="left out"):
+        x, _ = log_normalised(backed, list(plain.var_names))
+    assert_allclose(x.toarray(), log_normalised(plain, list(plain.var_names))[0].toarray(), rtol=1e-6)

@@ -476,3 +476,9 @@ def test_10x_matrices_with_headers_or_the_other_way_round(tmp_path: Path) -> Non
     mmwrite(tmp_path / "10x" / "matrix.mtx", csr_matrix(counts().astype(int)))
     with pytest.warns(ScmedleyWarning, match="it was turned"):
         assert_array_equal(io.read(tmp_path / "10x").X.toarray(), counts())
+
+
+def test_an_embedding_in_another_dialect(tmp_path: Path) -> None:
+    table = pd.DataFrame([[0.5, 1], [2, 3.5]], ["a", "b"])
+    (tmp_path / "z.csv").write_bytes(b"\xef\xbb\xbf" + table.to_csv(sep=";").encode())
+    assert_array_equal(io.read_embedding(tmp_path / "z.csv", ["b", "a"]), [[2, 3.5], [0.5, 1]])

@@ -9,7 +9,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 from typing import cast
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, RepeatArgumentError
 
 from scmedley import caches
 from scmedley.cli import app
@@ -70,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(tokens, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
+    except RepeatArgumentError as error:
+        joined = (
+            "adata.obs['joined'] = adata.obs['donor'].astype(str) + '_' + adata.obs['protocol'].astype(str)"
+        )
+        _fail(f"{error} Several columns of obs can be joined into one, in Python: {joined}.", 2, debug)
     except CycloptsError as error:
         _fail(f"{error} See scmedley --help.", 2, debug)
     except ScmedleyError as error:

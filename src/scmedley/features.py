@@ -28,7 +28,8 @@ def genes_alone(adata: AnnData) -> tuple[AnnData, str]:
     raw, said_raw = (keep, "") if adata.raw is None else _genes(adata.raw.var)
     if not said and not said_raw:
         return adata, ""
-    alone = adata[:, keep.to_numpy()].copy() if said else adata.copy()
+    view = adata[:, keep.to_numpy()] if said else adata
+    alone = view.to_memory() if adata.isbacked else view.copy()
     if said_raw:
         alone.raw = adata.raw[:, raw.to_numpy()].to_adata()
     return alone, said or f"raw: {said_raw}"

@@ -28,6 +28,10 @@ _BARCODE = re.compile(r"(.*[^A-Za-z])?[ACGT]{8,}([^A-Za-z].*)?")
 _NUMBERED = re.compile(r"[VX]?\d+")  # R's names of columns that have none
 _MONTH = "jan|feb|mar|apr|may|jun|jul|aug|sept?|oct|nov|dec"
 _DATE = re.compile(rf"\d{{1,2}}-({_MONTH})|({_MONTH})-\d{{1,2}}|\d{{4}}-\d\d-\d\d( 00:00:00)?", re.I)
+_LOOKED_AT, _MOST_GENES = (
+    2_000,
+    100_000,
+)  # names that tell what an axis holds, which may be that of a million cells
 _BLANK = ("", "nan", "<na>", "none", "null")
 
 
@@ -202,8 +206,9 @@ def _both(one: str, other: str) -> str:
 
 
 def _are(pattern: re.Pattern[str], names: Sequence[str]) -> bool:
-    return len(names) > 0 and sum(bool(pattern.fullmatch(name)) for name in names) > len(names) / 2
+    some = names[:: max(1, len(names) // _LOOKED_AT)]
+    return len(some) > 0 and sum(bool(pattern.fullmatch(name)) for name in some) > len(some) / 2
 
 
 def _like_genes(names: Sequence[str]) -> bool:
-    return are_ids(names) or sum(bool(_KNOWN.fullmatch(name)) for name in names) >= 2
+    return are_ids(names) or sum(bool(_KNOWN.fullmatch(name)) for name in names[:_MOST_GENES]) >= 2

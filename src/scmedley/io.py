@@ -16,6 +16,7 @@ from scmedley.errors import one_line as _one_line
 from scmedley.features import genes_alone, genomes
 from scmedley.formats import reader_for
 from scmedley.gene_names import GeneNames
+from scmedley.tables import dialect
 from scmedley.values import check_unique
 from scmedley.writing import (
     add_results,
@@ -114,11 +115,14 @@ def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
     path, cells = Path(path), pd.Index(obs_names)
     # All text at first: a name such as 007 is kept, and a wrong value can be shown.
     text: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
-    text["sep"] = "," if ".csv" in path.name.lower() else "\t"
     try:
+        how = dialect(path)
+        text |= {"sep": how.separator, "encoding": how.encoding}
         # The second row says how many columns there are: R leaves out the corner of the header.
         n_columns = pd.read_csv(path, skiprows=1, nrows=1, **text).shape[1]
         table = pd.read_csv(path, names=range(n_columns), index_col=False if n_columns > 1 else None, **text)
+    except ScmedleyError:
+        raise
     except Exception as error:  # OSError, zlib.error, pandas' own ...
         raise ScmedleyError(f"{path} cannot be read as a table: {_one_line(error)}.") from error
     table = table.set_index(table.columns[0])
