@@ -458,7 +458,7 @@ class Model(Generic[S]):
             return None
         prepared = adata.uns.get(keys.UNS)
         named = self.label_key or (prepared.get("label_key") if isinstance(prepared, dict) else None)
-        label = adata.obs[named] if named and named in adata.obs else None
+        label = adata.obs.get(named)
         codes, part_N = self.design.codes(adata.obs), adata.obs[keys.SPLIT].to_numpy()
         return calibrate.learn(self, x_NG, codes, label, part_N, seed)
 

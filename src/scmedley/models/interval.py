@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NOMINAL = 0.9  # share of shifts that intervals are to hold
+LEAST_FACTOR = 0.25
 WITHIN_90 = 1.645  # standard deviations to either side that hold 90 % of a Gaussian
 
 
@@ -72,13 +73,15 @@ class Deviations:
         """Return the factor with which 90 % of the shifts are in their interval.
 
         Each shift needs a factor of its own to be just inside; the result is their 90 % quantile, and one standard
-        error of that (jackknife over pairs): from few cells, rather too wide than too narrow.
+        error of that (jackknife over pairs): from few cells, rather too wide than too narrow. Where sampling noise
+        would explain all deviations, the cells cannot show how narrow the interval may be: at least ``LEAST_FACTOR``.
         """
         need2_PG = np.maximum((self.miss_PG / WITHIN_90) ** 2 - self.se_PG**2, 0)
         need_PG = np.divide(np.sqrt(need2_PG), self.sd_PG, out=np.zeros_like(need2_PG), where=self.sd_PG > 0)
         n_pairs = len(need_PG)
         without = [np.quantile(np.delete(need_PG, pair, axis=0), NOMINAL) for pair in range(n_pairs)]
-        return float(np.quantile(need_PG, NOMINAL) + np.sqrt((n_pairs - 1) * np.var(without)))
+        found = float(np.quantile(need_PG, NOMINAL) + np.sqrt((n_pairs - 1) * np.var(without)))
+        return max(found, LEAST_FACTOR)
 
 
 def half_width(drawn: np.ndarray, calibration: Calibration | None, axis: int = 0) -> np.ndarray:
