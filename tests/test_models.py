@@ -375,6 +375,9 @@ def test_unknown_batches(fitted, prepared: AnnData) -> None:
     cells.obs["donor"] = np.where(np.arange(180) < 4, "d9", cells.obs["donor"].astype(str))
     fitted("fixed").embed(cells)
     random, mixed = fitted("random"), fitted("mixed")
+    for model in (fitted("fixed"), random, mixed):
+        with pytest.raises(ScmedleyError, match="unknown='avg' must be 'error', or 'mean'"):
+            model.get_latent_representation(cells, unknown="avg")
     with pytest.raises(ScmedleyError, match=r"4 cells are of batches \['d9'\].*unknown='mean'"):
         random.embed(cells)
     with pytest.raises(ScmedleyError, match="d9"):

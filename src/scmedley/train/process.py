@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from scmedley.errors import ScmedleyWarning
 
 _imported_by = os.getpid()
-_warned_in = 0  # process id
+_limited_in = 0  # the forked child that was told
 _turn = threading.RLock()
 
 
@@ -40,7 +41,7 @@ def modes(grad: bool) -> Iterator[None]:
     Unless the caller has changed how a CPU multiplies matrices, it sets nothing that other threads see, so that fitted
     models can be used in several threads at once.
     """
-    _one_thread_if_forked()
+    one_thread_if_forked()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad() if grad else torch.no_grad())
@@ -114,20 +115,23 @@ def is_forked() -> bool:
     return os.getpid() != _imported_by
 
 
-def _one_thread_if_forked() -> None:
-    """Use one thread from now on in a forked child.
+def one_thread_if_forked() -> None:
+    """Use one thread from now on if this process is a forked child; call it before work in several threads.
 
-    The threads of OpenMP stay behind in the parent, and a child that waits for them waits for ever.
+    The threads of OpenMP, which PyTorch and scikit-learn share their work among, stay behind in the parent, and a child
+    that waits for them waits for ever.
     """
-    global _warned_in
-    if not is_forked() or torch.get_num_threads() == 1:
+    global _limited_in
+    if not is_forked() or (_limited_in == os.getpid() and torch.get_num_threads() == 1):
         return
+    _limited_in = os.getpid()
+    many = torch.get_num_threads() > 1
     torch.set_num_threads(1)
-    if _warned_in != os.getpid():
-        _warned_in = os.getpid()
+    threadpool_limits(1, user_api="openmp")
+    if many:
         warnings.warn(
-            "This process is a fork of one that had loaded scmedley, so PyTorch uses one thread and no GPU in it: the "
-            "parent's are not there. Start processes by 'spawn' (multiprocessing.get_context('spawn')) to use more.",
+            "This process is a fork of one that had loaded scmedley: it uses one thread and no GPU, as those of the "
+            "parent are not there. Start processes by 'spawn' (multiprocessing.get_context('spawn')) to use more.",
             ScmedleyWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
