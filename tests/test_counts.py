@@ -202,6 +202,13 @@ def test_settings_out_of_range(adata: AnnData, setting: dict, message: str) -> N
         prepare(adata, "batch", **setting)
 
 
+def test_what_is_no_anndata_and_what_is_no_key(adata: AnnData) -> None:
+    with pytest.raises(ScmedleyError, match="takes an AnnData, not a DataFrame"):
+        prepare(adata.to_df(), "batch")
+    with pytest.raises(ScmedleyError, match="The batch key None is not a column of obs"):
+        prepare(adata, None)
+
+
 def test_batches_of_a_few_cells_are_ranked_together() -> None:
     adata = cells(batch=[f"donor{i // 2}" for i in range(60)])  # 30 batches of 2 cells
     pooled = cells(batch=["a"] * 59 + ["b"])

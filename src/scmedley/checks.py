@@ -83,7 +83,7 @@ def column(adata: AnnData, key: str, what: str) -> "pd.Series[Any]":
         return found
     names = [str(name) for name in adata.obs.columns]
     lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(key.lower(), lower, n=1)
+    close = difflib.get_close_matches(str(key).lower(), lower, n=1)
     hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
     usable = [str(n) for n in adata.obs.columns if not pd.api.types.is_float_dtype(adata.obs[n])]
     raise ScmedleyError(

@@ -83,6 +83,10 @@ def prepare(
         than two batches left; all cells identical; a backed file; a setting out of range. What is found
         only after the filters leaves ``adata`` filtered.
     """
+    if not isinstance(adata, AnnData):
+        raise ScmedleyError(
+            f"prepare takes an AnnData, not a {type(adata).__name__}: AnnData(table) makes one of it."
+        )
     _check_settings(adata, n_top_genes, min_genes, min_cells)
     check_seed(seed)
     left_out = _leave_out_other_features(adata)
