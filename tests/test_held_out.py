@@ -40,6 +40,11 @@ def test_a_perfect_prediction_and_no_change_have_the_values_they_must(rng: np.ra
     assert np.isnan(none["pearson"])
     assert np.isnan(none["slope"])
     assert none["e_distance"] > 1
+    rounded = ho.measure(
+        held, 1e-9 * held.change_G
+    )  # of sums in another order: no change, not a perfect direction
+    assert np.isnan(rounded["pearson"])
+    assert np.isnan(rounded["slope"])
     opposite = ho.measure(held, -held.change_G)
     assert opposite["r2"] == pytest.approx(-3)  # 1 - (2 Δ)² / Δ²
     assert opposite["direction"] == 0

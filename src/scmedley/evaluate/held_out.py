@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.floating[Any]]
 N_TOP = 50  # genes whose direction is judged
 CLOUD = 500  # cells on either side of an E-distance, at most
 LEAST = 5  # cells of a label in a batch without which their mean is in no baseline
+ROUNDING = 1e-6  # of the observed change: what is smaller is no change, and has no direction
 N_SPLITS = 5  # random halves for the ceiling
 MEASURES = (
     *("pearson", "r2", "r2_weighted", "slope", "e_distance", "direction", "rank"),
@@ -70,9 +71,11 @@ def measure(
     """
     if not np.isfinite(change_G).all():
         return dict.fromkeys(MEASURES, float("nan"))
+    observed_G = held.change_G
+    if np.linalg.norm(change_G) <= ROUNDING * np.linalg.norm(observed_G):
+        change_G = np.zeros_like(change_G)
     if cells_NG is None:
         cells_NG = held.source_NG + change_G
-    observed_G = held.change_G
     mean_G = held.source_NG.mean(axis=0) + change_G
     return {
         "pearson": pearson(observed_G, change_G),
@@ -287,8 +290,8 @@ def ceiling(held: HeldOut, *, seed: int = 0, n_splits: int = N_SPLITS) -> dict[s
 def _moments(x_NG: csr_matrix) -> tuple[Floats, Floats]:
     """Return mean and sampling variance of the mean of each gene."""
     n = x_NG.shape[0]
-    mean_G = np.asarray(x_NG.mean(axis=0), dtype=np.float64).ravel()
-    square_G = np.asarray(x_NG.multiply(x_NG).mean(axis=0), dtype=np.float64).ravel()
+    mean_G = np.asarray(x_NG.mean(axis=0, dtype=np.float64)).ravel()
+    square_G = np.asarray(x_NG.multiply(x_NG).mean(axis=0, dtype=np.float64)).ravel()
     return mean_G, np.maximum(square_G - mean_G**2, 0) / (n - 1)
 
 

@@ -81,7 +81,7 @@ def held_out_pair(
     others = [np.flatnonzero((batch_N == b) & (label_N == label)) for b in np.unique(batch_N) if b != batch]
     others = [cells for cells in others if len(cells) >= held_out.LEAST]
     target = np.flatnonzero((batch_N == batch) & (label_N == label))
-    means = [np.asarray(x_NG[cells].mean(axis=0), dtype=np.float64).ravel() for cells in others]
+    means = [np.asarray(x_NG[cells].mean(axis=0, dtype=np.float64)).ravel() for cells in others]
     return HeldOut(
         _dense(x_NG[rows]),
         _dense(x_NG[target]),
