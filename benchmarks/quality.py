@@ -28,7 +28,7 @@ import pandas as pd
 import scmedley as sm
 from common import BATCH, DATA_SETS, LABEL, cached, find, record
 from scmedley import keys
-from scmedley.evaluate import PEERS, asw, batch_leak, counterfactual_check, embed_peer, knn_accuracy
+from scmedley.evaluate import PEERS, asw, batch_leaks, counterfactual_check, embed_peer, knn_accuracy
 from scmedley.io import write_json
 
 if TYPE_CHECKING:
@@ -126,16 +126,18 @@ def run(adata: AnnData, method: str, seed: int, threads: int) -> dict[str, Any]:
 
 
 def score(adata: AnnData, z_NP: np.ndarray, key: str, seed: int) -> dict[str, float]:
-    """Score a latent on the test cells: label accuracy, batch leak given label with its null, ASW."""
+    """Score a latent on the test cells: label accuracy, worst batch leak given label, each leak, ASW."""
     part = adata.obs[keys.SPLIT].to_numpy()
     train, test = part == "train", part == "test"
     batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (key, LABEL))
-    leak = batch_leak(
+    leaks = batch_leaks(
         z_NP[train], batch[train], label[train], z_NP[test], batch[test], label[test], seed=seed
     )
+    leak = max(leaks.values(), key=lambda one: one.value)
     return {
         "accuracy": knn_accuracy(z_NP[train], label[train], z_NP[test], label[test]),
         "leak": leak.value,
+        **{f"{probe} leak": one.value for probe, one in leaks.items()},
         "leak_null_sd": leak.null_sd,
         "asw_batch": asw(z_NP[test], batch[test], seed),
         "asw_label": asw(z_NP[test], label[test], seed),

@@ -7,7 +7,12 @@ from scmedley.experiment import BASIC, Experiment
 
 
 def config() -> Experiment:
-    """Compare all networks, and Harmony where it is installed, on two seeds of the folds."""
+    """Compare all networks, and Harmony where it is installed, on two seeds of the folds and of held-out pairs."""
     return Experiment(
-        name="Pancreas, 8 data sets", data="pancreas", methods=(*BASIC, "Harmony"), seeds=(0, 1)
+        name="Pancreas, 8 data sets",
+        data="pancreas",
+        methods=(*BASIC, "Harmony"),
+        seeds=(0, 1),
+        splits=("cells", "pairs"),
+        pair_cells=10,
     )

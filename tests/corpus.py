@@ -211,7 +211,12 @@ CASES = [
     Case(
         "beyond float32", _matrix(lambda x: x * _TOO_LARGE + _TOO_LARGE), error="cell 'cell0', gene 'gene3'"
     ),
-    Case("negative counts", _matrix(lambda x: _put(x, -1)), error="negative values"),
+    Case(
+        "one negative count",
+        _matrix(lambda x: _put(x, -1)),
+        warning="taken as 0: 1, .*-1 in cell 'cell7', gene 'gene3'",
+    ),
+    Case("shifted counts", _matrix(lambda x: x - 1), error="negative values"),
     Case("z-scored", _matrix(_scaled), error="scaled or centred"),
     Case("z-scored with counts in raw", _file(_scaled_with_raw)),
     Case("z-scored with counts layer", _file(_scaled_with_counts)),

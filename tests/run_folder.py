@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley import keys
+from scmedley.evaluate.counterfactual import CHECK_COLUMNS
 
 SCORES = ("ASW", "CH", "1/DB", "kNN accuracy", "kNN leak")
 
@@ -157,6 +158,7 @@ def _shifts(batch, label, batches, labels, genes, rng) -> pd.DataFrame:
                         "null_sd": 0.01 if seen else np.nan,
                         "n_cells": int((label == y).sum()),
                         "n_observed": int(((batch == b) & (label == y)).sum()),
+                        "observed_from": "held-out cells" if seen else "",
                         "seen": seen,
                     }
                 )
@@ -172,9 +174,27 @@ def _check(batch, label, batches, labels, rng) -> pd.DataFrame:
             if n:
                 pearson = float(np.clip(rng.normal(0.65, 0.25), -1, 1))
                 ceiling, wrong, additive = rng.uniform((0.2, -0.3, 0.5), (1.0, 0.4, 0.9))
-                rows.append((other, name, pearson, rng.normal(1, 0.2), ceiling, wrong, additive, 150, n // 5))
-    columns = ["label", "batch", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson"]
-    return pd.DataFrame(rows, columns=[*columns, "additive_pearson", "n_source", "n_target"])
+                rows.append(
+                    check_row(
+                        other,
+                        name,
+                        pearson,
+                        slope=rng.normal(1, 0.2),
+                        ceiling_pearson=ceiling,
+                        best_wrong_pearson=wrong,
+                        additive_pearson=additive,
+                        n_target=n // 5,
+                    )
+                )
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+
+
+def check_row(label: str, batch: str, pearson: float, **changes: float) -> dict[str, object]:
+    """Return a row of counterfactual_check.csv: a seen pair of 50 cells on each side."""
+    row = {"label": label, "batch": batch, "seen": True, "pearson": pearson, "slope": 1.0}
+    row |= {"ceiling_pearson": 0.9, "best_wrong_pearson": 0.1, "additive_pearson": 0.5, "gain_se": 0.02}
+    row |= {"r2_delta": 0.4, "additive_r2_delta": 0.3, "n_source": 50, "n_target": 50}
+    return row | changes
 
 
 def _settings(n_cells: int, unlabelled: bool, fixed: str | None) -> dict[str, object]:
@@ -199,7 +219,12 @@ def _settings(n_cells: int, unlabelled: bool, fixed: str | None) -> dict[str, ob
             "genes_before": 16468,
             "genes_after": 12001,
             "n_hvg": 3000,
-            "values": "counts",
+            "values": {
+                "where": "X",
+                "kind": "counts",
+                "genes": 16468,
+                "reason": "X holds counts: all are whole.",
+            },
             "target_sum": 1e4,
         },
         "warnings": ["Only 3 batches: what holds for these may not hold for others."],

@@ -63,6 +63,7 @@ def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
         adata.obsm[keys.umap(basis)] = np.ascontiguousarray(adata.obsm[basis][:, :2])
 
     monkeypatch.setattr(stages, "umap", first_two)
+    monkeypatch.setattr(stages, "load_umap", lambda: None)
     monkeypatch.setattr(
         figures, "picture", lambda draw, size, alt, title: figures.Picture("", "", alt, title)
     )

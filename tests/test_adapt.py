@@ -1,5 +1,6 @@
-"""Batches that a fitted random-effects model has not seen: their effects are learnt, all else stays."""
+"""Batches that a fitted model has not seen: their effects are learnt, all else stays."""
 
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
 
 from scmedley import keys, load
+from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
-from scmedley.models import RandomEffects
+from scmedley.models import FixedEffects, MixedEffects, RandomEffects
+from scmedley.models.adapt import _loss
+from scmedley.models.random_effects import RandomEffectsNetwork
 from scmedley.nn.bayesian import tables
 from tiny import FIT, differing, prepared_design, small, unfitted, weights
 
@@ -157,12 +161,10 @@ def test_saved_and_loaded(adapted: RandomEffects, prepared: AnnData, tmp_path: P
 
 
 def test_a_new_batch_can_be_the_target_of_a_counterfactual(adapted: RandomEffects, prepared: AnnData) -> None:
-    from scmedley.models.counterfactual import counterfactual
-
-    own = counterfactual(adapted, new_cells(prepared), "d3")
+    own = adapted.counterfactual(new_cells(prepared), "d3")
     assert isinstance(own, AnnData)
     assert_allclose(own.X, adapted.reconstruct(new_cells(prepared)).X, atol=1e-6)
-    there = counterfactual(adapted, new_cells(prepared), "d1")
+    there = adapted.counterfactual(new_cells(prepared), "d1")
     assert np.abs(there.X - own.X).max() > 0.01
 
 
@@ -189,6 +191,116 @@ def test_the_published_form_adapts_too(prepared: AnnData) -> None:
     model = unfitted("random", "paper", max_epochs=2).fit(known_cells(prepared), **FIT)
     cells = new_cells(prepared)
     assert error(model.adapt(cells, steps=STEPS), cells) < error(model, cells, unknown="mean")
+
+
+def test_fixed_effects_adapt_their_decoder(prepared: AnnData, tmp_path: Path) -> None:
+    """The latent, which knows no batch, stays; the new donor's own reconstruction gets better than without."""
+    model: FixedEffects = unfitted("fixed", **TRAINED).fit(known_cells(prepared), **FIT)
+    cells, before = new_cells(prepared), weights(model.network)
+    adapted = model.adapt(cells[::2].copy(), steps=STEPS, threads=1)
+    assert not differing(before, weights(model.network))
+    after = weights(adapted.network)
+    for name, tensor in before.items():
+        assert torch.equal(after[name][:2] if name.endswith("_BH") else after[name], tensor)
+    assert_array_equal(adapted.get_latent_representation(cells), model.get_latent_representation(cells))
+    held_out = cells[1::2].copy()
+    assert error(adapted, held_out) < 0.95 * error(model, held_out)
+    adapted.save(tmp_path / "model")
+    own = load(tmp_path / "model").counterfactual(held_out, "d3")
+    assert_allclose(own.X, adapted.reconstruct(held_out).X, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_mixed_effects_adapt_both(preset: str, prepared: AnnData, tmp_path: Path) -> None:
+    """In the ``paper`` preset the fixed network has no effects, and needs none for a new batch."""
+    settings = {f"{name}_settings": small(name, preset) for name in ("fixed", "random")}
+    model = MixedEffects("donor", preset=preset, **settings).fit(known_cells(prepared), **FIT)
+    cells = new_cells(prepared)
+    with pytest.raises(ScmedleyError, match="d3"):
+        model.counterfactual(cells, "d1")
+    adapted = model.adapt(cells, steps=2, threads=1)
+    assert model.random.design.batches == model.fixed.design.batches == ("d1", "d2")
+    alone = model.decoder.adapt(cells, steps=2, threads=1)
+    assert not differing(weights(alone.network), weights(adapted.decoder.network))
+    adapted.save(tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    for one in (adapted, loaded):
+        one.embed(cells)
+        shown = one.counterfactual(cells, ["d1", "d3"], draws=2)
+        assert set(shown.obs["counterfactual_batch"]) == {"d1", "d3"}
+        assert (len(tables(one.fixed.network)) == 0) == (preset == "paper")
+        assert one.random.design.batches == ("d1", "d2", "d3")
+
+
+def test_an_embedding_of_your_own_needs_no_adapting(prepared: AnnData) -> None:
+    prepared.obsm["X_mine"] = np.zeros((prepared.n_obs, 2))
+    model = MixedEffects("donor", fixed="X_mine", random_settings=small("random"))
+    adapted = model.fit(known_cells(prepared), **FIT).adapt(new_cells(prepared), steps=1)
+    adapted.embed(prepared)
+    assert adapted.random.design.batches == ("d1", "d2", "d3")
+
+
+@pytest.mark.parametrize("kl_weight", [None, 10.0])
+def test_a_new_row_is_pulled_as_if_it_had_been_trained(kl_weight: float | None) -> None:
+    """The gradient of a row in a training with the new cells, over their share of it, is that of ``adapt``.
+
+    Weights and effects are the same, effects are as good as not drawn, and the batch head is silent. Where a nat is
+    worth a share of the MSE (``kl_weight=None``) the parts' errors differ, so that their weight is compared instead.
+    """
+    old, new, n_genes = 30, 6, 8
+    settings = small("random", hide_batch=0.0, batch_weight=0.0, kl_weight=kl_weight)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = RandomEffectsNetwork(n_genes, 3, settings).eval()
+        x_NG = torch.rand(old + new, n_genes)
+    for table in tables(network):
+        torch.nn.init.constant_(table.rho_BH, -20.0)
+    b_N = torch.tensor([0, 1] * (old // 2) + [2] * new)
+
+    def pulls(loss: torch.Tensor) -> np.ndarray:
+        slopes = torch.autograd.grad(loss, [table.loc_BH for table in tables(network)])
+        return np.concatenate([slope[2].numpy() for slope in slopes])
+
+    network.begin(b_N)
+    (trained,) = network.play(Minibatch(x_NG, b_N))
+    network.begin(b_N[:old])
+    cells = Minibatch(x_NG[old:], b_N[old:])
+    adapting = _loss(network, cells, new)
+    if kl_weight is None:
+        kl = sum(table.kl().item() for table in tables(network))
+        error = network.drawn_error(cells).item()
+        assert adapting.item() == pytest.approx(settings.mse_weight * error * (1 + 2 / n_genes * kl / new))
+    else:
+        share = new / (old + new)
+        found, unshared = pulls(adapting), pulls(_loss(network, cells, 10**9))
+        assert_allclose(pulls(trained.loss) / share, found, rtol=1e-3, atol=1e-4)
+        assert np.abs(found - unshared).max() > 0.1  # the weight of the KL matters here
+
+
+def test_models_without_effects_name_those_that_have_them(fitted, prepared: AnnData) -> None:
+    for model in (fitted("autoencoder"), fitted("fixed", "paper"), unfitted("autoencoder")):
+        for verb, argument in (("counterfactual", "d1"), ("adapt", None)):
+            with pytest.raises(ScmedleyError, match=rf"{verb}\(\) needs. Fit MixedEffects or RandomEffects"):
+                getattr(model, verb)(prepared, *([argument] if argument else []))
+    for model in (fitted("mixed"), fitted("random"), fitted("fixed")):  # those that the error names
+        assert isinstance(model.counterfactual(prepared[:3], "d1"), AnnData)
+        new = prepared[:9].copy()
+        new.obs["donor"] = "d9"
+        assert isinstance(model.adapt(new, steps=1), type(model))
+
+
+def test_verbs_take_the_same_arguments(fitted) -> None:
+    for verb in (
+        "fit",
+        "embed",
+        "get_latent_representation",
+        "predict",
+        "reconstruct",
+        "counterfactual",
+        "adapt",
+    ):
+        signatures = {str(signature(getattr(fitted(name), verb))) for name in ("mixed", "random", "fixed")}
+        assert len(signatures) == 1, verb
 
 
 def test_what_is_wrong_is_said(model: RandomEffects, prepared: AnnData) -> None:

@@ -6,11 +6,14 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy.sparse import csc_matrix, csr_matrix
 
 from corpus import cells, counts
-from scmedley import checks, datasets, overlap, values
-from scmedley.errors import ScmedleyError
+from scmedley import checks, datasets, overlap, scan
+from scmedley.errors import ScmedleyError, heard
+from scmedley.evidence import Checked
+from scmedley.source import kind_of_values
 
 FORMS = [np.asarray, csr_matrix, csc_matrix]
 
@@ -21,7 +24,7 @@ def series(*values: object) -> pd.Series:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "_BLOCK", 100)  # a few cells at a time, so that offsets matter
+    monkeypatch.setattr(scan, "_BLOCK", 100)  # a few cells at a time, so that offsets matter
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -29,14 +32,14 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kind_of_values(form) -> None:
     x = counts()
     totals = x.sum(1, keepdims=True)
-    assert values.kind_of_values(form(x)) == "counts"
-    assert values.kind_of_values(form(x.astype(np.int64))) == "counts"
-    assert values.kind_of_values(form(x * 33.3)) == "counts"
-    assert values.kind_of_values(form(1e4 * x / totals)) == "counts"  # CP10k before the logarithm
-    assert values.kind_of_values(form(np.log1p(1e4 * x / totals))) == "log-normalised"
-    assert values.kind_of_values(form(np.log2(1 + 1e6 * x / totals))) == "log-normalised"
-    assert values.kind_of_values(form(x - 1)) == "other"
-    assert values.kind_of_values(form(np.zeros((3, 4)))) == "counts"
+    assert kind_of_values(form(x)) == "counts"
+    assert kind_of_values(form(x.astype(np.int64))) == "counts"
+    assert kind_of_values(form(x * 33.3)) == "counts"
+    assert kind_of_values(form(1e4 * x / totals)) == "counts"  # CP10k before the logarithm
+    assert kind_of_values(form(np.log1p(1e4 * x / totals))) == "log-normalised"
+    assert kind_of_values(form(np.log2(1 + 1e6 * x / totals))) == "log-normalised"
+    assert kind_of_values(form(x - 1)) == "other"
+    assert kind_of_values(form(np.zeros((3, 4)))) == "counts"
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -46,12 +49,12 @@ def test_the_bad_value_is_named(form, value: float) -> None:
     x = counts().astype(np.float64)
     x[41, 17] = value
     with pytest.raises(ScmedleyError, match="cell number 41, gene number 17"):
-        values.kind_of_values(form(x))
+        kind_of_values(form(x))
 
 
 def test_values_that_are_no_numbers() -> None:
     with pytest.raises(ScmedleyError, match="not numbers"):
-        values.kind_of_values(np.array([["a", "b"]]))
+        kind_of_values(np.array([["a", "b"]]))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -60,7 +63,7 @@ def test_kind_of_values_only_ever_holds_a_block() -> None:
 
     x = csr_matrix(np.random.default_rng(0).poisson(1.0, (2000, 500)).astype(np.float32))
     tracemalloc.start()
-    values.kind_of_values(x)
+    kind_of_values(x)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < x.data.nbytes / 10
@@ -70,7 +73,7 @@ def test_check_changes_nothing_and_reads_views_and_backed_files(tmp_path: Path) 
     adata = cells(batch=np.arange(60) % 3)
     before = adata.obs.copy()
     found = checks.check(adata, "batch", "cell_type")
-    assert found == values.Checked("counts", "X", [])
+    assert found == Checked("counts", "X", [])
     pd.testing.assert_frame_equal(adata.obs, before)
     assert checks.check(adata[:, :5], "batch") == found
     adata.write_h5ad(tmp_path / "a.h5ad")
@@ -192,3 +195,84 @@ def test_labels_that_are_measurements_are_refused():
     adata.obs["depth"] = np.linspace(0, 1, adata.n_obs)
     with pytest.raises(ScmedleyError, match="label column 'depth' holds measurements"):
         checks.check(adata, "batch", "depth")
+
+
+def test_text_that_stands_for_missing_values() -> None:
+    codes = overlap.as_categories(series("nan", "<NA>", "NaN", "NaT", "None", "NA")).codes
+    assert list(codes) == [-1, -1, -1, -1, 1, 0]
+    label = np.array(["B"] * 20 + ["T"] * 20 + ["nan"] * 12 + ["None"] * 8)
+    found = checks.check(cells(cell_type=label), "batch", "cell_type").warnings
+    assert any(
+        said.startswith("12 cells have the label 'nan' in obs['cell_type'], which is a missing")
+        for said in found
+    )
+    assert any(said.startswith("12 of 60 cells have no label") for said in found)
+    assert any(
+        said.startswith("8 cells have the label 'None' in obs['cell_type'], which is kept") for said in found
+    )
+    with pytest.raises(ScmedleyError, match=r"20 of 60 cells have no batch .* holds 'nan'"):
+        checks.check(cells(batch=np.array(["a", "b", "nan"] * 20)), "batch")
+    found = checks.check(cells(batch=np.array(["a", "b", "NA"] * 20)), "batch").warnings
+    assert any(said.startswith("20 cells have the batch 'NA'") for said in found)
+
+
+def test_values_that_are_one_or_nearly() -> None:
+    found = checks.check(cells(batch=np.array(["ctrl", "ctrl ", "stim"] * 20)), "batch").warnings
+    assert "The values 'ctrl', 'ctrl ' of obs['batch'] are put together as 'ctrl'." in found
+    found = checks.check(cells(batch=np.array(["ctrl", "Ctrl", "stim"] * 20)), "batch").warnings
+    assert "'ctrl', 'Ctrl' of obs['batch'] differ in upper and lower case only; they are kept apart." in found
+    assert overlap.oddly_named(series(1, "1", 1.5), "batch")[0].endswith("are put together as '1'.")
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ([f"AAC{i}" for i in range(60)], "Every cell has its own value .* not {}"),
+        ([f"AAC{i // 2 * 2 if i < 40 else i}" for i in range(60)], "The 60 cells have 40 values .* not {}"),
+        (np.arange(60) * 7, "Every cell has its own value .* not {}"),
+    ],
+)
+def test_names_of_cells_are_neither_batches_nor_labels(values: object, error: str) -> None:
+    adata = cells(wrong=values)
+    with pytest.raises(ScmedleyError, match=error.format("batches")):
+        checks.check(adata, "wrong")
+    with pytest.raises(ScmedleyError, match=error.format("labels")):
+        checks.check(adata, "batch", "wrong")
+
+
+def test_many_numbers_are_no_labels_but_may_be_donors() -> None:
+    adata = AnnData(
+        np.tile(counts(), (20, 1)),
+        obs=pd.DataFrame({"b": np.arange(1200) % 3, "n_counts": np.arange(1200) // 4}).rename(str),
+    )
+    with heard():
+        assert checks.check(adata, "n_counts").values == "counts"
+        with pytest.raises(ScmedleyError, match=r"300 different numbers .* measurements"):
+            checks.check(adata, "b", "n_counts")
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_doses_are_groups(kind: type) -> None:
+    adata = cells(dose=np.array([0.1, 1, 10], dtype=kind)[np.arange(60) % 3])
+    checks.check(adata, "dose")
+    assert list(overlap.as_categories(adata.obs["dose"]).categories) == ["0.1", "1", "10"]
+    days = pd.Series(pd.to_datetime(["2024-01-01", "2024-02-01"]))
+    assert list(overlap.as_categories(days).categories) == ["2024-01-01", "2024-02-01"]
+
+
+def test_keys_that_are_no_key() -> None:
+    with pytest.raises(ScmedleyError, match="the same column"):
+        checks.check(cells(), "batch", "batch")
+    for key in (["batch", "cell_type"], ("batch",), 3, None):
+        with pytest.raises(ScmedleyError, match=r"one column of obs.* Join several"):
+            checks.check(cells(), key)
+    adata = cells()
+    adata.obs = pd.concat([adata.obs, adata.obs[["batch"]]], axis=1)
+    with pytest.raises(ScmedleyError, match="several columns 'batch'"):
+        checks.check(adata, "batch")
+
+
+def test_a_table_that_was_not_swapped_is_warned_of() -> None:
+    adata = cells()
+    adata.obs_names = [f"ENSG{i:011d}" for i in range(60)]
+    assert any("swap rows and columns" in said for said in checks.check(adata, "batch").warnings)

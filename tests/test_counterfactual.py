@@ -12,10 +12,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scmedley import keys
 from scmedley.data.design import Design
-from scmedley.errors import ScmedleyError
+from scmedley.data.resident import Resident
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import MixedEffects
 from scmedley.models import counterfactual as cf
-from scmedley.models.counterfactual import counterfactual, mean_shift
+from scmedley.models.counterfactual import counterfactual, mean_shifts
+from scmedley.models.interval import Calibration
 from scmedley.nn.bayesian import tables
 from tiny import DONORS
 
@@ -26,12 +28,18 @@ MODELS = [("fixed", "default"), ("random", "default"), ("random", "paper")]
 def model(request: pytest.FixtureRequest, fitted):
     """A fitted network with effects that are large enough to be seen."""
     model = copy.deepcopy(fitted(*request.param))
+    model.calibration = Calibration(1.0, 3, 30)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for table in tables(model.network):
             table.loc_BH.copy_(0.3 * torch.randn_like(table.loc_BH))
             table.rho_BH.fill_(-2)
     return model
+
+
+def shift_to(model, adata: AnnData, target: str) -> np.ndarray:
+    cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
+    return mean_shifts(model, cells, [model.design.code(target), 0])[0]
 
 
 def of(cells: AnnData, batch: str) -> AnnData:
@@ -99,7 +107,7 @@ def test_changes_have_one_base(model, prepared: AnnData) -> None:
 
 def test_mean_shift_is_the_mean_of_the_difference(model, prepared: AnnData) -> None:
     difference = counterfactual(model, prepared, "d2").layers["difference"]
-    assert_allclose(mean_shift(model, prepared, "d2"), difference.mean(0), atol=1e-5)
+    assert_allclose(shift_to(model, prepared, "d2"), difference.mean(0), atol=1e-5)
 
 
 def test_draws_follow_the_seed(model, prepared: AnnData) -> None:
@@ -109,6 +117,23 @@ def test_draws_follow_the_seed(model, prepared: AnnData) -> None:
         assert not np.isclose(one.layers[name], other.layers[name]).all()
     assert_array_equal(one.X, same.X)
     assert not np.isclose(one.X, other.X).all()
+
+
+def test_intervals_are_calibrated_in_one_way(model, prepared: AnnData) -> None:
+    """Half the factor, half the width, about the same middle; without a factor it is said that there is none."""
+    widths = []
+    for factor in (1.0, 0.5):
+        model.calibration = Calibration(factor, 3, 30)
+        drawn = counterfactual(model, prepared[:20], "d2", draws=10)
+        for middle, name in ((drawn.X, "X"), (drawn.layers["difference"], "difference")):
+            low, high = drawn.layers[f"{name}_q05"], drawn.layers[f"{name}_q95"]
+            assert_allclose((low + high) / 2, middle, atol=1e-5)
+        widths.append(high - low)
+    assert_allclose(widths[0], 2 * widths[1], atol=1e-5)
+    model.calibration = None
+    with pytest.warns(ScmedleyWarning, match="not calibrated"):
+        drawn = counterfactual(model, prepared[:20], "d2", draws=10)
+    assert_allclose(drawn.layers["difference_q95"] - drawn.layers["difference_q05"], widths[0], atol=1e-5)
 
 
 def test_quantiles_bracket(model, prepared: AnnData) -> None:
@@ -130,10 +155,10 @@ def test_quantiles_bracket(model, prepared: AnnData) -> None:
 
 def test_chunks_make_no_difference(model, prepared: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = counterfactual(model, prepared, ["d1", "d3"], draws=2, seed=5)
-    shift = mean_shift(model, prepared, "d1")
+    shift = shift_to(model, prepared, "d1")
     monkeypatch.setattr(cf, "CHUNK", 50)
     assert_allclose(counterfactual(model, prepared, ["d1", "d3"], draws=2, seed=5).X, whole.X, atol=1e-5)
-    assert_allclose(mean_shift(model, prepared, "d1"), shift, atol=1e-6)
+    assert_allclose(shift_to(model, prepared, "d1"), shift, atol=1e-6)
 
 
 def test_several_targets_stand_below_each_other(model, prepared: AnnData) -> None:
@@ -177,7 +202,7 @@ def test_a_failure_leaves_no_zarr(
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cf, "_decoded", broken)
+    monkeypatch.setattr(cf, "decoded", broken)
     with pytest.raises(KeyboardInterrupt):
         counterfactual(model, prepared, "d1", out=tmp_path / "c.zarr")
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from scmedley.evaluate.counterfactual import (
     LIMITS,
     TOO_FEW,
     _ceiling,
+    against_baseline,
     agreement,
     counterfactual_check,
     summarise,
@@ -21,6 +22,7 @@ from scmedley.evaluate.counterfactual import (
 from scmedley.evaluate.scores import permute_batches
 from scmedley.evaluate.shifts import batch_distances, gene_shifts
 from scmedley.models.counterfactual import counterfactual
+from scmedley.models.interval import Calibration
 from scmedley.pp import log_normalised, prepare
 from scmedley.pp.scale import MinMax
 
@@ -54,6 +56,7 @@ def model(effect_BG=EFFECT_BG, strength=1.0):
         genes=[f"g{i}" for i in range(GENES)],
         scale=scale,
         settings=None,
+        calibration=None,
         network=Additive(effect_BG / SPAN_G, strength),
         read=lambda adata: scale.transform(adata.layers[keys.LOGNORM]),
     )
@@ -90,6 +93,7 @@ def test_shift_is_the_effect_in_log1p_units():
         "null_sd",
         "n_cells",
         "n_observed",
+        "observed_from",
         "seen",
     ]
     assert list(table.columns) == ["label", "batch", "gene", "shift", "q05", "q95", "observed", *of_pair]
@@ -103,7 +107,8 @@ def test_shift_is_the_effect_in_log1p_units():
     for of, size in (("shift", "size"), ("observed", "observed_size")):
         rms = np.sqrt((table[of] ** 2).groupby(pairs).mean())
         np.testing.assert_allclose(table.groupby(["label", "batch"])[size].first(), rms, rtol=1e-5)
-    assert (table["n_observed"] == 40).all()
+    assert set(table["n_observed"]) == {13}
+    assert set(table["observed_from"]) == {"held-out cells"}
     drawn = table["shift"] / np.array(expected)  # two draws scatter, alike for every gene
     np.testing.assert_allclose(drawn, drawn.iloc[0], rtol=1e-2)  # float32: a mean of 100 cells, less another
     assert abs(drawn.iloc[0] - 1) < 0.3
@@ -120,6 +125,15 @@ def test_shift_interval_spans_the_draws():
     width = (table["size_q95"] - table["size_q05"]) / table["size"]
     np.testing.assert_allclose(width, 2 * 1.645 * 0.1, rtol=0.2)
     assert (table["n_cells"] == 5).all()
+
+
+def test_a_factor_makes_intervals_wider_about_the_same_middle():
+    plain, wide = model(), model()
+    wide.calibration = Calibration(2.0, 3, 30)
+    one, other = (gene_shifts(m, cells(), "kind", draws=20, n_top=GENES) for m in (plain, wide))
+    for name, low, high in (("shift", "q05", "q95"), ("size", "size_q05", "size_q95")):
+        np.testing.assert_allclose(other[name], one[name])
+        np.testing.assert_allclose(other[high] - other[low], 2 * (one[high] - one[low]), rtol=1e-4)
 
 
 def test_distances_are_those_of_the_labels_that_all_batches_have():
@@ -152,8 +166,10 @@ def test_the_null_of_a_distance_is_that_of_permuted_batches():
     shifts = gene_shifts(model(), adata, "kind", draws=2)
     found = batch_distances(shifts)
     assert (found["observed"] < found["null"] + 4 * found["null_sd"]).all()
-    # The mean of 100 cells, less the average of three such means: variance 1/300 (1 - 1/3).
-    np.testing.assert_allclose(found["null"], np.sqrt(2 / 3 / 300), rtol=0.1)
+    # The mean of n held-out cells, less the average of three such means: variance 1/(3n) (1 - 1/3).
+    n_T = shifts.drop_duplicates(["label", "batch"])["n_observed"]
+    assert set(n_T) <= {33, 34}
+    np.testing.assert_allclose(found["null"], np.sqrt(2 / 3 / (3 * n_T.mean())), rtol=0.1)
 
 
 def test_batches_without_a_common_label_have_no_distances():
@@ -174,7 +190,7 @@ def test_the_largest_shifts_are_kept_for_each_label_and_batch():
 
 def test_pairs_never_seen_are_flagged_and_not_checked():
     adata = cells(unseen=("b", "T"))
-    shifts = gene_shifts(model(), adata, "kind", draws=1, n_top=GENES)
+    shifts = gene_shifts(model(), adata, "kind", draws=2, n_top=GENES)
     of_t = shifts[shifts["label"] == "T"].set_index(["batch", "gene"])
     assert of_t.loc["b", "observed"].isna().all()
     # "b" has no part in the average of this label, and is measured from it all the same.
@@ -195,7 +211,7 @@ def test_pairs_never_seen_are_flagged_and_not_checked():
 def test_a_label_of_one_batch_is_measured_from_all_batches():
     adata = cells()
     adata = adata[(adata.obs["kind"] == "B") | (adata.obs["batch"] == "a")].copy()
-    of_t = gene_shifts(model(), adata, "kind", draws=1, n_top=GENES).query("label == 'T'")
+    of_t = gene_shifts(model(), adata, "kind", draws=2, n_top=GENES).query("label == 'T'")
     assert of_t["observed"].isna().all()
     assert of_t.groupby("gene")["shift"].sum().abs().max() < 1e-4
     assert (of_t.groupby("batch")["size"].first() > 0).all()
@@ -204,6 +220,7 @@ def test_a_label_of_one_batch_is_measured_from_all_batches():
 def test_agreement_is_judged_against_its_ceiling():
     columns = ["pearson", "ceiling_pearson", "best_wrong_pearson"]
     nan = np.nan
+    no_baseline = {"additive_pearson": nan, "gain_se": nan}
     rows = {
         (0.72, 1.0, 0.3): "good",
         (0.36, 0.5, nan): "good",
@@ -217,7 +234,81 @@ def test_agreement_is_judged_against_its_ceiling():
         (nan, 1.0, 0.0): TOO_FEW,
         (0.5, nan, 0.0): TOO_FEW,
     }
-    assert agreement(pd.DataFrame(list(rows), columns=columns)).tolist() == list(rows.values())
+    check = pd.DataFrame(list(rows), columns=columns).assign(**no_baseline)
+    assert agreement(check).tolist() == list(rows.values())
+    assert set(against_baseline(check)) == {""}
+
+
+def test_what_is_worse_than_the_baseline_is_not_good():
+    rows = {  # pearson, additive_pearson, standard error of their difference
+        (0.8, 0.9, 0.01): ("some", "worse"),
+        (0.8, 0.9, 0.06): ("good", "tie"),
+        (0.8, 0.815, 0.001): ("good", "tie"),  # too small to matter, however sure
+        (0.8, 0.7, 0.01): ("good", "better"),
+        (0.8, 0.7, 0.06): ("good", "tie"),
+        (0.8, 0.9, np.nan): ("some", "worse"),  # a table of an earlier version
+        (0.1, 0.9, 0.01): ("none", "worse"),
+        (0.8, np.nan, np.nan): ("good", ""),
+    }
+    check = pd.DataFrame(list(rows), columns=["pearson", "additive_pearson", "gain_se"])
+    check = check.assign(
+        ceiling_pearson=1.0, best_wrong_pearson=0.0, slope=1.0, r2_delta=0.5, additive_r2_delta=0.5
+    )
+    assert list(zip(agreement(check), against_baseline(check), strict=True)) == list(rows.values())
+    assert summarise(check).against == {"better": 1, "tie": 3, "worse": 3}
+
+
+def test_a_tie_is_within_the_noise_of_the_held_out_cells():
+    """A prediction that differs from the baseline by noise ties; one of a part of the genes is worse."""
+    rng = np.random.default_rng(0)
+    adata = cells(n=600)
+    adata.layers[keys.LOGNORM] = adata.layers[keys.LOGNORM] + rng.normal(0, 0.5, adata.shape).astype(
+        np.float32
+    )
+    alike = EFFECT_BG + rng.normal(0, 0.02, EFFECT_BG.shape).astype(np.float32)
+    assert set(against_baseline(counterfactual_check(model(alike), adata, "kind"))) == {"tie"}
+    part = EFFECT_BG * (np.arange(GENES) % 3 > 0)
+    check = counterfactual_check(model(part), adata, "kind")
+    assert set(against_baseline(check)) == {"worse"}
+    assert "good" not in set(agreement(check))
+    assert (check["r2_delta"] < check["additive_r2_delta"]).all()
+    # The standard error is that of drawing other cells: here of the same size in every pair.
+    assert (check["gain_se"] > 0.001).all()
+    assert (check["gain_se"] < 0.1).all()
+
+
+def test_pairs_that_trained_are_called_seen():
+    adata = cells()
+    mine = (adata.obs["batch"] == "a") & (adata.obs["kind"] == "T") & (adata.obs[keys.SPLIT] == "train")
+    check = counterfactual_check(model(), adata[~mine.to_numpy()].copy(), "kind").set_index(
+        ["label", "batch"]
+    )
+    assert not check.loc[("T", "a"), "seen"]
+    assert np.isnan(check.loc[("T", "a"), "additive_pearson"])
+    assert check.drop(("T", "a"))["seen"].all()
+
+
+def test_observed_means_are_of_held_out_cells_or_say_that_they_are_not():
+    adata = cells()
+    few = np.flatnonzero(
+        (adata.obs["batch"] == "a") & (adata.obs["kind"] == "T") & (adata.obs[keys.SPLIT] == "test")
+    )
+    adata.obs.iloc[few[5:], adata.obs.columns.get_loc(keys.SPLIT)] = "train"
+    train = (adata.obs[keys.SPLIT] == "train").to_numpy()
+    adata.layers[keys.LOGNORM][train] += 1  # what a mean of held-out cells must not see
+    shifts = gene_shifts(model(), adata, "kind", draws=2, n_top=GENES)
+    pairs = shifts.drop_duplicates(["label", "batch"]).set_index(["label", "batch"])["observed_from"]
+    assert pairs["T", "a"] == "all cells"
+    assert set(pairs.drop(("T", "a"))) == {"held-out cells"}
+    of_b = shifts[shifts["label"] == "B"]
+    expected = [
+        CENTRED_BG[BATCHES.index(b), int(g[1:])] for b, g in zip(of_b["batch"], of_b["gene"], strict=True)
+    ]
+    np.testing.assert_allclose(of_b["observed"], expected, atol=1e-5)
+    far = batch_distances(shifts).set_index("batch")["observed_from"]
+    assert far.to_dict() == {"a": "held-out and all cells", "b": "held-out cells", "c": "held-out cells"}
+    del adata.obs[keys.SPLIT]
+    assert set(gene_shifts(model(), adata, "kind", draws=2)["observed_from"]) == {"all cells"}
 
 
 def _check(*words: str) -> pd.DataFrame:
@@ -230,7 +321,8 @@ def _check(*words: str) -> pd.DataFrame:
     table = pd.DataFrame(
         [rows[w] for w in words], columns=["pearson", "ceiling_pearson", "best_wrong_pearson"]
     )
-    return table.assign(slope=2.0, additive_pearson=np.nan)
+    none = dict.fromkeys(("additive_pearson", "gain_se", "r2_delta", "additive_r2_delta"), np.nan)
+    return table.assign(slope=2.0, **none)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +444,7 @@ def test_ten_held_out_cells_are_needed_on_each_side(least, rows):
             adata.obs.loc[mine[:least], keys.SPLIT] = "test"
     check = counterfactual_check(model(), adata, "kind")
     assert len(check) == rows
-    assert list(check.columns[:4]) == ["label", "batch", "pearson", "slope"]
+    assert list(check.columns[:4]) == ["label", "batch", "seen", "pearson"]
 
 
 def test_same_seed_same_tables():

@@ -91,7 +91,13 @@ def test_filters_are_scanpys() -> None:
         "genes_before": 30,
         "genes_after": ours.n_vars,
         "n_hvg": ours.n_vars,
-        "values": "counts",
+        "values": {
+            "where": "X",
+            "kind": "counts",
+            "genes": 30,
+            "doubtful": False,
+            "reason": "X holds counts: all values are whole numbers.",
+        },
         "target_sum": 1e4,
     }
 
@@ -125,6 +131,13 @@ def test_split_is_made_once(adata: AnnData) -> None:
     assert not first.equals(other.obs[keys.SPLIT])
     prepare(adata, "batch", label_key="cell_type", seed=2)
     assert adata.obs[keys.SPLIT].equals(first)
+
+
+def test_cells_joined_after_the_split_are_told_of(adata: AnnData) -> None:
+    prepare(adata, "batch")
+    joined = anndata.concat([adata, cells(csr_matrix(counts(seed=4)))], join="outer", index_unique="-")
+    with pytest.raises(ScmedleyError, match=r"60 of 120 cells have no part .*'cell0-1'"):
+        prepare(joined, "batch")
 
 
 def test_no_training_cell_is_said(adata: AnnData) -> None:

@@ -16,7 +16,9 @@ from anndata import AnnData, concat
 
 from scmedley.__main__ import main
 from scmedley.errors import ScmedleyError
+from scmedley.evaluate.held_out import BASELINES, CEILING
 from scmedley.experiment import Experiment, grid, read_config
+from scmedley.experiment import cells as cells_module
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import NULL
@@ -63,6 +65,7 @@ def small(cells: Path, **changes) -> Experiment:
         "thorough": False,
         "n_latent": 4,
         "min_genes": 5,
+        "pair_cells": 10,
     }
     return Experiment(**{**given, **changes})
 
@@ -141,6 +144,14 @@ def test_a_changed_setting_makes_only_its_own_fits_anew(cells: Path, tmp_path: P
     assert mark(one, fits[0]) != mark(replace(one, seeds=(1, 0)), fits[0])  # other folds
     for t in fits:  # donors are held out by the first target
         assert (mark(one, t) != mark(replace(one, targets=()), t)) == (t.split == "donors")
+    held_out = replace(one, splits=("cells", "pairs"))
+    for t in tasks(held_out)[0]:  # what is only of pairs changes nothing else, and the other way round
+        for changes, splits in (
+            ({"pair_cells": 5, "pair_batches": ("d1",)}, ("pairs",)),
+            ({"folds": 4}, ("cells",)),
+            ({"pairs": 2}, ()),
+        ):
+            assert (mark(held_out, t) != mark(replace(held_out, **changes), t)) == (t.split in splits)
     before = mark(one, classifications[0])
     folder = tmp_path / work.TASKS / fits[0].name
     folder.mkdir(parents=True)
@@ -241,6 +252,10 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
         ({"methods": ("PCA", "PCE")}, "no method 'PCE'"),
         ({"methods": ()}, "at least one"),
         ({"folds": 2}, "at least 3"),
+        ({"pairs": 0}, "at least 1"),
+        ({"splits": ("pairs",), "methods": ("PCA", "AE")}, "none of the methods has batch effects"),
+        ({"splits": ("pairs",), "methods": ("FE",), "preset": "paper"}, "Add 'FE' .default preset. or 'RE'"),
+        ({"pair_batches": ("a", "a")}, "none twice"),
         ({"splits": ("genes",)}, "none of"),
         ({"seeds": (0, 0)}, "none twice"),
         ({"seeds": (-1,)}, "seed -1"),
@@ -347,3 +362,68 @@ def test_a_spoilt_record_means_the_fit_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "tasks" / task.name).mkdir(parents=True)
     (tmp_path / "tasks" / task.name / work.ABOUT).write_text(json.dumps({"status": "done"})[:-3])
     assert work.about(tmp_path, task) == {}
+
+
+def test_held_out_pairs_are_predicted_in_no_fit_seen_and_resumed_to_the_same_bits(
+    cells: Path, tmp_path: Path
+) -> None:
+    tried = small(
+        cells,
+        methods=("PCA", "FE"),
+        splits=("pairs",),
+        pairs=2,
+        targets=(),
+        seeds=(0, 1),
+        settings={"FE": SMALL},
+    )
+    obs = six_donors().obs
+    pair = cells_module.pairs(obs, tried)
+    for fold, (batch, label) in enumerate(pair):
+        held = (obs.donor.cat.codes == batch) & (obs.cell_type.cat.codes == label)
+        assert ((parts(obs, tried, "pairs", fold) == "test") == held).all()
+    out = tmp_path / "out"
+    record = run(tried, out, jobs=1, say=lambda _: None, progress=False)
+    assert not (out / "scores.csv").exists()
+    made = (out / "counterfactuals.csv").read_bytes()
+    table = pd.read_csv(out / "counterfactuals.csv")
+    names = {(obs.donor.cat.categories[b], obs.cell_type.cat.categories[k]) for b, k in pair}
+    assert set(zip(table.batch, table.label, strict=True)) == names
+    rows = table.groupby("method").size().to_dict()
+    assert rows == {"FE": 4} | dict.fromkeys((*BASELINES, CEILING), 2)  # baselines: of one seed
+    assert (table[table.method == "no change"].r2 == 0).all()
+    assert table[table.method == "additive"].r2.notna().all()
+    assert (table.n_target == 15).all()
+    assert (table.n_source == 5 * 15).all()
+    summary = pd.read_csv(out / "counterfactuals_summary.csv").set_index("method")
+    assert set(summary.index) == set(rows)
+    assert set(summary.verdict.dropna()) <= {"better", "ties", "worse"}
+    assert summary.verdict.notna().sum() == 1
+    assert "the best baseline" in record["findings"][0]
+    page = (out / "report.html").read_text()
+    assert "Held-out pairs" in page
+    assert "shrunk additive" in page
+    assert "<script" not in page
+    lost = next((out / "tasks").glob("pairs-fold1-seed1-FE*"))
+    (lost / work.PREDICTED).unlink()
+    kept = {p: p.stat().st_mtime_ns for p in out.glob(f"tasks/*/{work.PREDICTED}")}
+    run(replace(tried, folds=4), out, jobs=1, say=lambda _: None, progress=False)
+    assert (out / "counterfactuals.csv").read_bytes() == made
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept  # more folds of cells change no pair
+
+
+def test_pairs_may_be_of_named_batches(cells: Path) -> None:
+    obs = six_donors().obs
+    chosen = cells_module.pairs(obs, small(cells, pairs=3, pair_batches=("d5",)))
+    assert {obs.donor.cat.categories[batch] for batch, _ in chosen} == {"d5"}
+    assert len(set(chosen)) == 3
+    more = cells_module.pairs(obs, small(cells, pairs=4, pair_batches=("d5",)))
+    assert more[:3] == chosen
+    with pytest.raises(ScmedleyError, match=r"pair_batches names 'd9', but obs\['donor'\] has 'd1'"):
+        cells_module.pairs(obs, small(cells, pair_batches=("d9",)))
+
+
+def test_a_network_that_is_told_permuted_batches_takes_part_in_pairs(cells: Path) -> None:
+    tried = small(cells, methods=("PCA", "AE", "FE", NULL), settings={}, splits=("cells", "pairs"))
+    fits, classifications = tasks(tried)
+    assert {t.method for t in fits if t.split == "pairs"} == {"FE", NULL, work.BASELINES}
+    assert {t.split for t in classifications} == {"cells"}

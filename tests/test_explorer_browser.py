@@ -19,9 +19,9 @@ import run_folder
 from explorer_page import unpack
 from scmedley import keys
 from scmedley.data.resident import Resident
-from scmedley.evaluate.counterfactual import CHECK_COLUMNS
 from scmedley.models import MixedEffects
-from scmedley.models.counterfactual import _decoded, counterfactual
+from scmedley.models.counterfactual import counterfactual, decoded
+from scmedley.models.interval import half_width
 from scmedley.nn.bayesian import tables
 from scmedley.report import build
 from tiny import FIT, prepared_design, small
@@ -81,13 +81,15 @@ def said(model: MixedEffects, adata: AnnData, target: str, draws: int = 0) -> di
         there_N = torch.full_like(cells.b_M, model.decoder.design.code(target))
 
         def mean(batch_N: torch.Tensor, draw: int) -> np.ndarray:
-            return _decoded(model.decoder, cells, batch_N, draw).mean(0).numpy()
+            (xhat_NG,) = decoded(model.decoder, cells, [batch_N], draw)
+            return xhat_NG.mean(0).numpy()
 
         with torch.no_grad():
             drawn = [mean(there_N, draw) - mean(cells.b_M, draw) for draw in range(draws)]
         change_DG = np.array(drawn) * model.decoder.scale.span_G
-        low, high = np.quantile(change_DG, (0.05, 0.95), axis=0)
-        found |= {"q05": low, "q95": high, "sd": change_DG.std(0)}
+        half_G = half_width(change_DG, model.decoder.calibration)
+        middle_G = change_DG.mean(0)
+        found |= {"q05": middle_G - half_G, "q95": middle_G + half_G, "sd": half_G / 1.645}
     return {name: np.asarray(values, float).tolist() for name, values in found.items()}
 
 
@@ -118,7 +120,7 @@ def write_unlabelled(folder: Path) -> None:
     """Write the page of a run without labels, whose check judged one batch."""
     adata = cells()
     folder.mkdir(parents=True)
-    check = pd.DataFrame([["all cells", BATCHES[1], 0.9, 1, 0.95, 0.1, 0.5, 50, 50]], columns=CHECK_COLUMNS)
+    check = pd.DataFrame([run_folder.check_row("all cells", BATCHES[1], 0.9)])
     check.to_csv(folder / "counterfactual_check.csv", index=False)
     write_folder(folder, adata, trained(adata), label=None)
 
@@ -130,8 +132,8 @@ def write_failed(folder: Path) -> None:
     with torch.no_grad():
         tables(model.decoder.network)[-1].loc_BH[0] = -30
     folder.mkdir(parents=True)
-    rows = [[label, batch, -0.3, 1, 0.9, 0.1, 0.5, 50, 50] for label in LABELS for batch in BATCHES]
-    pd.DataFrame(rows, columns=CHECK_COLUMNS).to_csv(folder / "counterfactual_check.csv", index=False)
+    rows = [run_folder.check_row(label, batch, -0.3) for label in LABELS for batch in BATCHES]
+    pd.DataFrame(rows).to_csv(folder / "counterfactual_check.csv", index=False)
     write_folder(folder, adata, model)
 
 

@@ -216,17 +216,21 @@ def random_decoded(w: dict[str, np.ndarray], z: np.ndarray, b: np.ndarray) -> np
 def test_random_effects_loss_by_hand(preset: str, cells) -> None:
     minibatch, x, b = cells
     settings = small("random", preset, hidden=(6, 5), n_latent=3, mse_weight=11.0, batch_weight=0.4)
+    settings = settings if preset == "paper" else settings.replace(hide_batch=0.3)
     network = RandomEffectsNetwork(G, B, settings)
     network.begin(torch.zeros(20, dtype=torch.int64))
     w = numbers(network)
     assert len(kls(w)) == 10
-    z = random_encoded(w, x, b)
-    mse, kl = ((x - random_decoded(w, z, b)) ** 2).mean(), sum(kls(w)) / 20  # nats per cell
+    z, masked = random_encoded(w, x, b), random_encoded(w, x, None)
+    mse, mse_masked = (((x - random_decoded(w, latent, b)) ** 2).mean() for latent in (z, masked))
+    assert mse != nearly(mse_masked)
+    kl = sum(kls(w)) / 20  # nats per cell
     if preset == "paper":  # the batch head answers for cells whose batch the encoder was told
         told = ce(mlp(w, "batch_head", z, 2), b)
         total = 11 * mse + 0.4 * told + 1e-5 * np.mean(kls(w))
-    else:
-        told = ce(mlp(w, "batch_head", random_encoded(w, x, None), 2), b)
+    else:  # validation does the task of training, which masks the batch of 3 cells in 10
+        told = ce(mlp(w, "batch_head", masked, 2), b)
+        mse = 0.7 * mse + 0.3 * mse_masked
         total = 11 * mse + 0.4 * told + 11 * (2 * mse / G) * kl
     ((player, loss, terms),) = moves(network, minibatch)
     assert player == "autoencoder"
@@ -350,11 +354,30 @@ def test_raw_counts_are_normalised_on_the_way(fitted, prepared: AnnData) -> None
         )
 
 
+def test_a_masked_batch_is_no_part_of_the_latent(fitted, prepared: AnnData) -> None:
+    """As if nothing were known of the batch: no name of ``obs`` matters, and no effect is added."""
+    random, mixed = fitted("random"), fitted("mixed")
+    told, masked = (random.get_latent_representation(prepared, mask_batch=mask) for mask in (False, True))
+    assert np.abs(told - masked).max() > 1e-3
+    without = prepared.copy()
+    del without.obs["donor"]
+    assert_array_equal(random.get_latent_representation(without, mask_batch=True), masked)
+    assert_array_equal(random.get_latent_representation(without, unknown="mean"), masked)
+    for model in (fitted("fixed"), fitted("autoencoder"), mixed):  # whose encoders never see it
+        assert_array_equal(
+            model.get_latent_representation(without, mask_batch=True),
+            model.get_latent_representation(prepared),
+        )
+
+
 def test_unknown_batches(fitted, prepared: AnnData) -> None:
     cells = prepared.copy()
     cells.obs["donor"] = np.where(np.arange(180) < 4, "d9", cells.obs["donor"].astype(str))
     fitted("fixed").embed(cells)
     random, mixed = fitted("random"), fitted("mixed")
+    for model in (fitted("fixed"), random, mixed):
+        with pytest.raises(ScmedleyError, match="unknown='avg' must be 'error', or 'mean'"):
+            model.get_latent_representation(cells, unknown="avg")
     with pytest.raises(ScmedleyError, match=r"4 cells are of batches \['d9'\].*unknown='mean'"):
         random.embed(cells)
     with pytest.raises(ScmedleyError, match="d9"):

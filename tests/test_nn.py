@@ -218,3 +218,18 @@ def test_classifier_by_hand() -> None:
     first, last = head.linears
     hidden = np.maximum(h.numpy() @ first.weight.detach().numpy().T, 0)
     assert_allclose(head(h).detach(), hidden @ last.weight.detach().numpy().T, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("draw", [False, True])
+def test_small_effects_survive_bfloat16(draw: bool) -> None:
+    """1.0018 in bfloat16 is 1: effects are computed in float32, whatever the precision of the layers."""
+    effects = ScaleAndBias(2, 3, EffectStart(posterior_scale=1e-6))
+    with torch.no_grad():
+        effects.gamma.loc_BH.fill_(0.0018)
+        effects.beta.loc_BH.fill_(1 / 3)
+    h_NH, b_NB = torch.full((4, 3), 2.0), one_hot(torch.tensor([0, 1, 1, -1]), 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = effects(h_NH.bfloat16(), b_NB, draw=draw)
+    assert_allclose(found[:3].detach(), 2 * 1.0018 + 1 / 3, atol=2e-5)
+    assert_allclose(found[3].detach(), 2.0)
+    assert_allclose(effects(h_NH, b_NB, draw=draw).detach(), found.detach(), atol=2e-5)

@@ -290,7 +290,8 @@ def test_healthy_heart_that_is_spoilt(tmp_path: Path) -> None:
     ):
         read_healthy_heart(tmp_path)
     adata = heart(HEART)
-    adata.X = csr_matrix(np.log1p(adata.X.toarray()))
+    x = adata.X.toarray()
+    adata.X = csr_matrix(np.log1p(1e4 * x / x.sum(1, keepdims=True)))
     adata.write_h5ad(tmp_path / "heart.h5ad")
     with pytest.raises(ScmedleyError, match="has no counts: X holds log-normalised values"):
         read_healthy_heart(tmp_path)

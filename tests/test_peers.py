@@ -149,7 +149,11 @@ def test_scanvi_never_sees_a_held_out_label(mixology: AnnData, fake_scvi: dict[s
     for shown in ("setup", "fit", "labelled", "embedded"):
         cells = fake_scvi[shown]
         assert set(cells.obs) == {"batch", "label"}
-        assert not [*filter(None, cells.layers), *cells.obsm, *cells.uns]  # anndata 0.13 counts X as layer None
+        assert not [
+            *filter(None, cells.layers),
+            *cells.obsm,
+            *cells.uns,
+        ]  # anndata 0.13 counts X as layer None
         label = cells.obs["label"].astype(str)
         train = (part[cells.obs_names] == "train") & (cells.obs_names != first)
         assert set(label[~train]) == {hidden}

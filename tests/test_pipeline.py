@@ -12,9 +12,11 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 
 from running import SMALL, Shell, some_cells, tree, without_drawing
-from scmedley import io, keys
+from scmedley import keys, writing
+from scmedley.errors import ScmedleyError
 from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline import stages
 from scmedley.train import loop
@@ -249,11 +251,11 @@ def test_ctrl_c_before_training_leaves_nothing(shell, data, monkeypatch, tmp_pat
 
 WRITTEN = (
     "run.json",
+    "integrated.h5ad",
     "fixed.safetensors",
     "model",
     "null.safetensors",
     "history.csv",
-    "integrated.h5ad",
     "scores.csv",
     "counterfactual_check.csv",
     "versions.json",
@@ -263,7 +265,7 @@ WRITTEN = (
 
 def test_disk_full_at_every_file_in_turn(shell, data, whole, monkeypatch, tmp_path):
     """Each time one file cannot be written; the same command goes on from there, at last to the same bits."""
-    take_place = io._take_place
+    take_place = writing._take_place
     out = tmp_path / "run"
     run = ("run", data, *LABEL, "--out", out, "--quiet", *SMALL)
     for name in WRITTEN:
@@ -273,7 +275,7 @@ def test_disk_full_at_every_file_in_turn(shell, data, whole, monkeypatch, tmp_pa
                 raise OSError(errno.ENOSPC, "No space left on device")
             take_place(new, path)
 
-        monkeypatch.setattr(io, "_take_place", full)
+        monkeypatch.setattr(writing, "_take_place", full)
         error = shell(*run).error
         assert "The disk is full" in error
         assert f"{name} was not written" in error
@@ -281,7 +283,30 @@ def test_disk_full_at_every_file_in_turn(shell, data, whole, monkeypatch, tmp_pa
         assert half_written(tmp_path) == []
         if name == "run.json":
             assert tree(tmp_path) == {}
-    monkeypatch.setattr(io, "_take_place", take_place)
+    monkeypatch.setattr(writing, "_take_place", take_place)
+    shell.well(*run)
+    assert_same_results(whole, out)
+
+
+def test_disk_full_when_the_results_are_added(shell, data, whole, monkeypatch, tmp_path):
+    """The cells of before the training stay; the same command goes on."""
+    take_place, out, times = writing._take_place, tmp_path / "run", []
+
+    def full(new, path):
+        times.append(path.name)
+        if times.count("integrated.h5ad") == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        take_place(new, path)
+
+    run = ("run", data, *LABEL, "--out", out, "--quiet", *SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "_take_place", full)
+        assert "integrated.h5ad was not written" in shell(*run).error
+    cells = ad.read_h5ad(out / "integrated.h5ad")
+    assert keys.FIXED not in cells.obsm
+    assert keys.SPLIT in cells.obs
+    assert half_written(tmp_path) == []
+    assert "not finished" in shell("evaluate", out).error
     shell.well(*run)
     assert_same_results(whole, out)
 
@@ -303,6 +328,7 @@ def test_really_full_disk(shell, data, whole, tiny_disk):
     for command in (
         ("embed", whole, "--cells", data, "--out", tiny_disk / "e.h5ad"),
         ("project", whole, "--to", "mean", "--draws", "3", "--out", tiny_disk / "p.h5ad"),
+        ("run", data, "--out", tiny_disk / "run", *SMALL, "--quiet"),
     ):
         ran = subprocess.run(
             [sys.executable, "-m", "scmedley", *map(str, command)],
@@ -314,20 +340,150 @@ def test_really_full_disk(shell, data, whole, tiny_disk):
         assert ran.returncode == 1
         assert ran.stderr.count("\n") == 1, ran.stderr
         assert "The disk is full" in ran.stderr
-        assert tree(tiny_disk) == {}
+        assert half_written(tiny_disk) == []
+        assert set(tree(tiny_disk)) <= {"run", "run/.lock", "run/run.json"}
+        shutil.rmtree(tiny_disk / "run", ignore_errors=True)
     assert "The disk is full" in shell("project", whole, "--to", "mean", "--out", tiny_disk / "p.zarr").error
     assert tree(tiny_disk) == {}
-    assert "The disk is full" in shell("run", data, "--out", tiny_disk / "run", *SMALL, "--quiet").error
-    assert half_written(tiny_disk) == []
-    assert set(tree(tiny_disk / "run")) <= {"run.json", ".lock", ".checkpoints"}
+    network = torch.nn.Linear(100, 300)
+    with pytest.raises(ScmedleyError, match="The disk is full"):
+        loop.checkpoint.save(tiny_disk / "fixed.safetensors", network, {}, {}, {})
+    assert tree(tiny_disk) == {}
+
+
+# --- what cannot be written ---------------------------------------------------------------------------------
+
+
+def test_nothing_is_trained_before_a_refusal_to_write(shell, monkeypatch, tmp_path):
+    """A batch key that the file cannot hold by its name, and a writer that fails."""
+    monkeypatch.setattr(stages, "_fit", lambda *_: pytest.fail("trained before it was known"))
+    cells = some_cells(60)
+    cells.obs["batch"] = cells.obs["batch"].astype(str)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+
+    def with_odd_columns(path):
+        adata = read(path)
+        adata.obs["batch/lane"] = adata.obs["batch"]
+        return adata
+
+    read = stages.io.read
+    monkeypatch.setattr(stages.io, "read", with_odd_columns)
+    run = ("fit", tmp_path / "cells.h5ad", "--out", tmp_path / "run", *SMALL, "--batch", "batch/lane")
+    assert "cannot hold obs['batch/lane'] under this name" in shell(*run).error
+    assert not (tmp_path / "run").exists()
+
+    def fail(*_, **__):
+        raise TypeError("no method")
+
+    monkeypatch.setattr(writing, "write_elem", fail)
+    assert "an h5ad cannot hold this: no method" in shell(*run[:-2]).error
+    assert half_written(tmp_path) == []
+
+
+def test_odd_cells_are_run_scored_embedded_and_shown(shell, monkeypatch, tmp_path):
+    """Slashes in the keys, columns of several kinds, a name in raw: all works, and each change is said once."""
+    cells = some_cells(120)
+    cells.raw = cells.copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    read = stages.io.read
+
+    def odd(path):
+        adata = read(path)
+        adata.obs = adata.obs.rename(columns={"batch": "donor/lane", "cell_type": "type/sub"})
+        adata.obs["cluster"] = [i if i % 2 else f"c{i % 3}" for i in range(adata.n_obs)]
+        adata.raw.var["_index"] = list(adata.raw.var_names)
+        adata.uns["made by"] = print
+        return adata
+
+    monkeypatch.setattr(stages.io, "read", odd)
+    out = tmp_path / "run"
+    keys_given = ("--batch", "donor/lane", "--label", "type/sub")
+    ran = shell("run", tmp_path / "cells.h5ad", "--out", out, *SMALL, "--no-null", *keys_given)
+    assert ran.code == 0, ran.err
+    warnings = json.loads((out / "run.json").read_text())["warnings"]
+    for place in ("obs['cluster'] (int and str)", "raw.var['_index'] (now '_index_')", "uns['made by']"):
+        assert ran.out.count(place) == 1
+        assert sum(place in warning for warning in warnings) == 1
+    found = ad.read_h5ad(out / "integrated.h5ad")
+    assert {"donor/lane", "type/sub", "cluster"} <= set(found.obs)
+    assert keys.FIXED in found.obsm
+    assert shell("evaluate", out).code == 0
+    new = tmp_path / "new.h5ad"
+    told = shell("embed", out, "--cells", tmp_path / "cells.h5ad", "--out", new)
+    assert (told.code, "new.h5ad: Left out" in told.err) == (0, True)
+    assert {"donor/lane", "cluster"} <= set(ad.read_h5ad(new).obs)
+    target = found.obs["donor/lane"].cat.categories[0]
+    told = shell("project", out, "--to", target, "--out", tmp_path / "p.zarr")
+    assert (told.code, "obs['donor/lane'] (now 'donor_lane')" in told.err) == (0, True)
+    assert "donor_lane" in ad.read_zarr(tmp_path / "p.zarr").obs
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_work(shell, data, whole, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("scmedley.models.MixedEffects.embed", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr("scmedley.models.MixedEffects.counterfactual", lambda *_, **__: pytest.fail("worked"))
+    place = tmp_path / "file" / "x.h5ad"
+    assert "cannot be written" in shell("embed", whole, "--cells", data, "--out", place).error
+    assert "cannot be written" in shell("project", whole, "--to", "mean", "--out", place).error
+
+
+def test_file_that_is_open_elsewhere(shell, data, tmp_path):
+    shutil.copy(data, tmp_path / "open.h5ad")
+    held = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", held, str(tmp_path / "open.h5ad")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        error = shell("fit", tmp_path / "open.h5ad", "--out", tmp_path / "run", *SMALL).error
+        other.stdin.close()
+    assert "is locked: another program has it open" in error
+
+
+# --- the process --------------------------------------------------------------------------------------------
+
+
+def test_terminated_leaves_nothing_half_written_and_the_same_command_resumes(shell, data, whole, tmp_path):
+    code = """
+import os, signal, sys
+from scmedley import __main__, writing
+
+def stop(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+writing._sync, sys.argv = stop, ["scmedley", *sys.argv[1:]]
+__main__.entry()
+"""
+    run = ("run", data, *LABEL, "--out", tmp_path / "run", "--quiet", *SMALL)
+    command = [sys.executable, "-c", code, *map(str, run)]
+    ran = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 143
+    assert "same command resumes" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert half_written(tmp_path) == []
+
+
+def test_closed_pipe_ends_quietly(data, tmp_path):
+    command = [sys.executable, "-m", "scmedley", "fit", str(data), "--out", str(tmp_path / "run"), *SMALL]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        ran = subprocess.run(
+            command, env=ENVIRONMENT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
+def test_file_whose_name_is_no_utf8(shell, data, tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es.h5ad")
+    shutil.copy(data, name)
+    shell.well("fit", name, "--out", tmp_path / "run", "--quiet", *SMALL)
+    record = run_folder.read_record(tmp_path / "run")
+    assert record["input"]["name"] == Path(name).name
 
 
 # --- the folder ---------------------------------------------------------------------------------------------
 
 
 def test_threads_hold_for_the_whole_run(shell, data, monkeypatch, tmp_path):
-    import torch
-
     seen, before = [], torch.get_num_threads()
     monkeypatch.setattr(stages, "_after_preparing", lambda *_: seen.append(torch.get_num_threads()))
     for i, threads in enumerate(([], ["--threads", str(before + 2)])):

@@ -9,8 +9,8 @@ import anndata as ad
 import pandas as pd
 import pytest
 
+import run_folder
 from running import SMALL, Shell, some_cells, tree, without_drawing
-from scmedley.evaluate.counterfactual import CHECK_COLUMNS
 from scmedley.models.store import GENOMAP
 
 
@@ -72,7 +72,14 @@ def test_what_not_to_believe_is_said(shell, done, tmp_path):
     unseen = "'H2228 in sc_10x': never seen together, so this is an extrapolation that no cell of these data backs."
     assert (said.code, said.err) == (0, f"scmedley: warning: {unseen}\n")
     assert unseen in html.unescape(" ".join(texts(tmp_path / "a.svg")))
-    check = pd.DataFrame([["H2228", "sc_dropseq", -0.1, 1, 0.9, 0.1, 0.5, 50, 50]], columns=CHECK_COLUMNS)
+    check = pd.DataFrame([run_folder.check_row("H2228", "sc_dropseq", 0.5, additive_pearson=0.8)])
+    check.to_csv(run / "counterfactual_check.csv", index=False)
+    said = shell("project", run, *to, "--figure", tmp_path / "b.svg")
+    assert (
+        "'H2228 in sc_dropseq': the plain difference of training means predicts held-out cells better"
+        in said.err
+    )
+    check = pd.DataFrame([run_folder.check_row("H2228", "sc_dropseq", -0.1)])
     check.to_csv(run / "counterfactual_check.csv", index=False)
     said = shell("project", run, *to, "--figure", tmp_path / "b.svg")
     assert (

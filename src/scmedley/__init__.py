@@ -8,7 +8,8 @@ from scmedley.report import build as report  # eager: the subpackage of that nam
 
 if TYPE_CHECKING:
     from scmedley import datasets, evaluate, genomap, pl, pp
-    from scmedley.io import read, read_batches
+    from scmedley.io import read
+    from scmedley.join import read_batches
     from scmedley.models import (
         Autoencoder,
         AutoencoderSettings,
@@ -48,7 +49,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'scmedley' has no attribute {name!r}")
     if name in ("datasets", "evaluate", "genomap", "pl", "pp"):
         return importlib.import_module(f"scmedley.{name}")
-    home = "scmedley.io" if name.startswith("read") else "scmedley.models"
+    home = {"read": "scmedley.io", "read_batches": "scmedley.join"}.get(name, "scmedley.models")
     return getattr(importlib.import_module(home), name)
 
 

@@ -2,13 +2,16 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import cast
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, RepeatArgumentError
 
+from scmedley import caches
 from scmedley.cli import app
 from scmedley.errors import ScmedleyError
 
@@ -34,17 +37,26 @@ def entry() -> None:
 
     After a full disk h5py's destructors print tracebacks, and may crash, while Python tidies up.
     """
+    caches.ensure()
     if "--debug" in sys.argv:
         main()
         return
     sys.unraisablehook = lambda _: None
     sys.excepthook = lambda *_: None  # Cython's destructors take this one too
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
     except SystemExit as end:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a pipe that is closed at the other end
+                stream.flush()
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _terminated(*_: object) -> None:
+    """End as on an error, so that nothing is left half-written: a scheduler that stops a job sends SIGTERM first."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _fail("stopped (SIGTERM). The same command resumes an unfinished run.", 143, debug=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,10 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(tokens, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
+    except RepeatArgumentError as error:
+        joined = (
+            "adata.obs['joined'] = adata.obs['donor'].astype(str) + '_' + adata.obs['protocol'].astype(str)"
+        )
+        _fail(f"{error} Several columns of obs can be joined into one, in Python: {joined}.", 2, debug)
     except CycloptsError as error:
         _fail(f"{error} See scmedley --help.", 2, debug)
     except ScmedleyError as error:
         _fail(str(error), 1, debug)
+    except BrokenPipeError:  # `scmedley ... | head`: nobody reads on, so there is nobody to tell
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in REFUSED:
             _unexpected(error, debug)

@@ -9,13 +9,19 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley.errors import ScmedleyError, listed
-from scmedley.overlap import as_categories, overlap
-from scmedley.values import Checked, check_unique, find_values
+from scmedley.evidence import Asked, Checked
+from scmedley.gene_names import oddities, rows_are_genes
+from scmedley.overlap import as_categories, oddly_named, overlap
+from scmedley.source import find_values
+from scmedley.values import check_unique
 
+MOST_VALUES = 0.5  # batches or labels for each cell, from which on they are names of cells
+MOST_DOSES = 20  # values with fractions that may be groups
+MOST_NUMBERS = 200  # whole numbers that may be labels, such as those of clusters
 FEW_CELLS = 20  # a batch below this gets a warning, and its genes are not ranked on their own
 
 
-def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Checked:
+def check(adata: AnnData, batch_key: str, label_key: str | None = None, values: Asked = "auto") -> Checked:
     """Say whether ``adata`` can be used, and how. Nothing is changed or copied; backed files work.
 
     Parameters
@@ -26,6 +32,8 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
         ``obs`` column of the batches (donors, samples, protocols).
     label_key
         ``obs`` column of the cell types, where there is one.
+    values
+        What the values are, where the evidence should not decide.
 
     Raises
     ------
@@ -40,8 +48,18 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
         )
     check_unique(adata.var_names)
     batch = _batches(adata, batch_key)
-    found = find_values(adata)
-    warnings = list(found.warnings)
+    if label_key is not None and label_key == batch_key:
+        raise ScmedleyError(
+            f"Batch and label are the same column, obs[{batch_key!r}]. The label is the cell type, or what else is "
+            "to be kept; name its column, or leave the label out."
+        )
+    found = find_values(adata, values)
+    warnings = list(found.warnings) + oddities(adata.var_names)
+    if rows_are_genes(adata.obs_names, adata.var_names):
+        warnings.append(
+            f"The cells are called like genes ({listed(list(adata.obs_names[:2]))}) and the genes are not "
+            f"({listed(list(adata.var_names[:2]))}): swap rows and columns (adata.T) if this is genes x cells."
+        )
     n_duplicate = int(adata.obs_names.duplicated().sum())
     if n_duplicate:
         first = adata.obs_names[adata.obs_names.duplicated()][0]
@@ -49,16 +67,19 @@ def check(adata: AnnData, batch_key: str, label_key: str | None = None) -> Check
             f"{n_duplicate:,} cell names occur a second time (the first: {first!r}); "
             "preparing the data adds a number to them."
         )
-    warnings += _batch_warnings(batch, batch_key)
+    warnings += oddly_named(adata.obs[batch_key], "batch") + _batch_warnings(batch, batch_key)
     if label_key is not None:
         warnings += _label_warnings(adata, batch, label_key)
     return replace(found, warnings=warnings)
 
 
 def column(adata: AnnData, key: str, what: str) -> "pd.Series[Any]":
-    """Give ``obs[key]``; where it is missing, say which columns there are and which is the closest."""
+    """Return ``obs[key]``; where it is missing, say which columns there are and which is the closest."""
+    check_key(key, what)
     if key in adata.obs:
         found: pd.Series[Any] = adata.obs[key]
+        if found.ndim > 1:
+            raise ScmedleyError(f"obs has several columns {key!r}. Rename all but the {what}.")
         return found
     names = [str(name) for name in adata.obs.columns]
     lower = {name.lower(): name for name in names}
@@ -76,6 +97,18 @@ def column(adata: AnnData, key: str, what: str) -> "pd.Series[Any]":
     )
 
 
+def check_key(key: object, what: str = "batch") -> None:
+    """Raise where a key is not one column's name."""
+    if isinstance(key, str):
+        return
+    names = list(key) if isinstance(key, list | tuple) else ["donor", "protocol"]
+    joined = " + '_' + ".join(f"adata.obs[{name!r}].astype(str)" for name in names)
+    raise ScmedleyError(
+        f"The {what} key is one column of obs, not {key!r}. Join several columns into one: "
+        f"adata.obs['joined'] = {joined}."
+    )
+
+
 def check_seed(seed: int) -> None:
     """Say which seeds there are."""
     if not 0 <= seed < 2**32:
@@ -83,24 +116,34 @@ def check_seed(seed: int) -> None:
 
 
 def _batches(adata: AnnData, key: str) -> pd.Categorical:
-    batch = as_categories(_no_measurements(column(adata, key, "batch"), "batch", "batch, donor or sample"))
+    values = column(adata, key, "batch")
+    batch = as_categories(_no_measurements(values, "batch", "batch, donor or sample"))
     missing = np.flatnonzero(batch.codes < 0)
     if len(missing):
         raise ScmedleyError(
             f"{len(missing):,} of {len(batch):,} cells have no batch in obs[{key!r}] (the first: "
-            f"{adata.obs_names[missing[0]]!r}). Fill them in, or drop those cells."
+            f"{adata.obs_names[missing[0]]!r}, which holds {values.iloc[missing[0]]!r}). Fill them in, "
+            "or drop those cells."
         )
     if len(batch.categories) < 2:
         raise ScmedleyError(
             f"obs[{key!r}] holds one batch only, {batch.categories[0]!r}. "
             "Two or more are needed to tell batch effects from the rest."
         )
-    if len(batch.categories) == len(batch):
-        raise ScmedleyError(
-            f"Every cell has its own value in obs[{key!r}] (such as {batch.categories[0]!r}): these are "
-            "names of cells, not batches. Name the column that says which batch or donor a cell comes from."
-        )
+    _no_cell_names(batch, key, "batches", "which batch or donor a cell comes from")
     return batch
+
+
+def _no_cell_names(values: pd.Categorical, key: str, what: str, meant: str) -> None:
+    """Raise where most cells have a value of their own."""
+    n_cells, n = int((values.codes >= 0).sum()), len(values.categories)
+    if n <= max(2, n_cells * MOST_VALUES):
+        return
+    every = "Every cell has its own value" if n == n_cells else f"The {n_cells:,} cells have {n:,} values"
+    raise ScmedleyError(
+        f"{every} in obs[{key!r}] (such as {values.categories[0]!r}): these are names of cells or measurements, not "
+        f"{what}. Name the column that says {meant}."
+    )
 
 
 def _batch_warnings(batch: pd.Categorical, key: str) -> list[str]:
@@ -121,22 +164,34 @@ def _batch_warnings(batch: pd.Categorical, key: str) -> list[str]:
 
 
 def _no_measurements(values: "pd.Series[Any]", what: str, meant: str) -> "pd.Series[Any]":
-    if pd.api.types.is_float_dtype(values) and not (values.dropna() % 1 == 0).all():
+    """Raise for a column of measurements; a few numbers that repeat, such as doses, are groups."""
+    numbers = values.dropna()
+    n = numbers.nunique()
+    few = n <= MOST_DOSES and n <= len(numbers) / FEW_CELLS
+    if pd.api.types.is_float_dtype(values) and not few and not (numbers % 1 == 0).all():
         raise ScmedleyError(
-            f"The {what} column {values.name!r} holds measurements (such as {values.dropna().iloc[0]!s}). "
-            f"Name the column that says which {meant} a cell is from or of."
+            f"The {what} column {values.name!r} holds measurements (such as {numbers.iloc[0]!s}). "
+            f"Name the column that says which {meant} a cell is from or of; turn numbers that are groups into text."
         )
     return values
 
 
 def _label_warnings(adata: AnnData, batch: pd.Categorical, key: str) -> list[str]:
     warnings = []
-    label = as_categories(_no_measurements(column(adata, key, "label"), "label", "type"))
+    values = column(adata, key, "label")
+    label = as_categories(_no_measurements(values, "label", "type"))
     n_missing = int((label.codes < 0).sum())
     if n_missing == len(label):
         raise ScmedleyError(
             f"No cell has a label in obs[{key!r}]. Name another column, or leave the label out."
         )
+    _no_cell_names(label, key, "labels", "of which type a cell is")
+    if pd.api.types.is_numeric_dtype(values) and len(label.categories) > MOST_NUMBERS:
+        raise ScmedleyError(
+            f"obs[{key!r}] holds {len(label.categories):,} different numbers (such as {label.categories[0]}): these "
+            "are measurements, not labels. Name the column that says of which type a cell is."
+        )
+    warnings += oddly_named(values, "label")
     if n_missing:
         warnings.append(
             f"{n_missing:,} of {len(label):,} cells have no label in obs[{key!r}]; "

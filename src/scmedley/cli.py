@@ -1,7 +1,6 @@
 """The commands: parse, call, print. Heavy imports are inside the commands, so that --help is quick."""
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from scmedley import __version__
-from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.errors import ScmedleyError, heard
 from scmedley.pipeline.config import RunConfig
 
 app = App(
@@ -22,6 +21,7 @@ app = App(
 )
 Settings = Annotated[RunConfig, Parameter(name="*")]
 NO_SETTINGS = RunConfig()
+ValuesKind = Literal["auto", "counts", "log1p", "log2", "log10"]
 
 
 @app.command
@@ -90,7 +90,15 @@ def fit(
 
 
 @app.command
-def embed(folder: Path, /, *, cells: Path, out: Path, unknown: Literal["error", "mean"] = "error") -> None:
+def embed(
+    folder: Path,
+    /,
+    *,
+    cells: Path,
+    out: Path,
+    values: ValuesKind = "auto",
+    unknown: Literal["error", "mean"] = "error",
+) -> None:
     """Embed new cells with the model of a run folder; write them with both latents in obsm.
 
     Parameters
@@ -101,17 +109,25 @@ def embed(folder: Path, /, *, cells: Path, out: Path, unknown: Literal["error", 
         New cells, in any of the formats of run.
     out
         h5ad to write.
+    values
+        As for run.
     unknown
         Batches that the model does not know: "error", or "mean" for the population mean.
     """
     from scmedley import io
     from scmedley.pipeline import stages
+    from scmedley.pp.counts import store_log_normalised
 
     _must_be_new(out, ".h5ad")
-    model, adata = stages.read_model(folder), io.read(cells)
+    model = stages.read_model(folder)
     with _warnings_as_lines():
+        adata = io.read(cells)
+        if values != "auto":
+            store_log_normalised(adata, values)
+    with _warnings_as_lines(), io.with_results(adata, out) as said:
         model.embed(adata, unknown=unknown)
-    io.write_h5ad(adata, out)
+    for line in said:
+        print(f"scmedley: warning: {out.name}: {line}", file=sys.stderr)
     print(f"{adata.n_obs} cells embedded: {out}")
 
 
@@ -127,6 +143,7 @@ def project(
     rows: int = 4,
     draws: int = 0,
     seed: int = 0,
+    values: ValuesKind = "auto",
     unknown: Literal["error", "mean"] = "error",
 ) -> None:
     """Show cells as if they had come from other batches (counterfactuals).
@@ -149,6 +166,8 @@ def project(
         Posterior draws, for 5 % and 95 % quantiles in --out.
     seed
         Seed of the draws.
+    values
+        As for run, of the cells of a file.
     unknown
         Batches that the model does not know: "error", or "mean" for the population mean.
     """
@@ -156,7 +175,7 @@ def project(
 
     _must_be_new(out, ".h5ad", ".zarr")
     _must_be_new(figure, ".svg", ".png", ".pdf", option="--figure")
-    more: Any = {"rows": rows, "draws": draws, "seed": seed, "unknown": unknown}
+    more: Any = {"rows": rows, "draws": draws, "seed": seed, "unknown": unknown, "values": values}
     with _warnings_as_lines():
         said = work.project(folder, to, cells=cells or (), out=out, figure=figure, **more)
     print("\n".join(said))
@@ -327,10 +346,9 @@ def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, cells: bool =
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Print what a step warns the user of as one line each, without the place in the code."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ScmedleyWarning)
+    with heard() as said:
         yield
-    for line in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ScmedleyWarning)):
+    for line in said:
         print(f"scmedley: warning: {line}", file=sys.stderr)
 
 

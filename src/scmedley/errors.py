@@ -1,6 +1,8 @@
 """The one exception, and the one warning, that are meant for the user."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class ScmedleyError(ValueError):
@@ -15,7 +17,32 @@ class ScmedleyWarning(UserWarning):
     """Something the user should know about a result that is given all the same."""
 
 
+def warn(message: str) -> None:
+    """Warn the user, as if from the caller of the function that calls this."""
+    warnings.warn(message, ScmedleyWarning, stacklevel=3)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Collect the messages of :class:`ScmedleyWarning` in a list, each once; other warnings go where they go."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ScmedleyWarning)
+        yield said
+    for one in caught:
+        if not issubclass(one.category, ScmedleyWarning):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+        elif str(one.message) not in said:
+            said.append(str(one.message))
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Write names as ``'a', 'b' and 3 more``."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one line, with the notes that libraries such as anndata add (which key it was)."""
+    words = [str(error), *getattr(error, "__notes__", [])]
+    return " ".join(" ".join(words).split())[:400] or type(error).__name__

@@ -1,28 +1,48 @@
-"""Read what people have; write so that nothing is ever left half-written."""
+"""Read what people have. The names of :mod:`scmedley.writing` are here as well."""
 
-import errno
-import hashlib
-import json
-import math
-import os
-import secrets
-import shutil
-import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData, concat
+from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse
 
 from scmedley import keys
-from scmedley.errors import ScmedleyError, listed
+from scmedley.errors import ScmedleyError, ScmedleyWarning, listed, warn
+from scmedley.errors import one_line as _one_line
+from scmedley.features import genes_alone, genomes
 from scmedley.formats import reader_for
-from scmedley.values import TARGET_SUM, Checked, check_unique, find_values, matrix, rescaled
+from scmedley.gene_names import GeneNames
+from scmedley.tables import dialect
+from scmedley.values import check_unique
+from scmedley.writing import (
+    add_results,
+    check_columns,
+    check_place,
+    replacing,
+    sha256,
+    with_results,
+    write_csv,
+    write_h5ad,
+    write_json,
+)
+
+__all__ = [
+    "add_results",
+    "check_columns",
+    "check_place",
+    "read",
+    "read_embedding",
+    "replacing",
+    "sha256",
+    "with_results",
+    "write_csv",
+    "write_h5ad",
+    "write_json",
+]
 
 
 def read(path: str | Path) -> AnnData:
@@ -31,14 +51,14 @@ def read(path: str | Path) -> AnnData:
     Parameters
     ----------
     path
-        h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5 (gene expression is
-        kept, repeated gene symbols get their gene id); csv or tsv with a header of gene names, cell names
-        first in each row, and numbers only.
+        h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5; csv or tsv with a header
+        of gene names, cell names first in each row, and numbers only, or its transpose.
 
     Returns
     -------
     AnnData
-        ``X`` is CSR or dense, float32; names are strings.
+        ``X`` is CSR or dense, float32; names are strings. Of features of several types (10x) gene expression is
+        kept; gene symbols that repeat get their gene id. What was changed is said as a ``ScmedleyWarning``.
 
     Raises
     ------
@@ -54,102 +74,21 @@ def read(path: str | Path) -> AnnData:
             warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|zarr")
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="anndata|zarr")
             return _tidied(reader_for(path)(path), path)
-    except ScmedleyError:
+    except (ScmedleyError, ScmedleyWarning):
         raise
     except PermissionError as error:
         raise ScmedleyError(
             f"{path} may not be read by you ({error.strerror}). Change its permissions."
+        ) from error
+    except BlockingIOError as error:  # h5py could not lock the file
+        raise ScmedleyError(
+            f"{path} is locked: another program has it open for writing. Close it there, or wait."
         ) from error
     except Exception as error:  # readers raise anything on a broken file: OSError, KeyError, zlib.error ...
         raise ScmedleyError(
             f"{path} cannot be read: {_one_line(error)}. It may be cut short, or not be what "
             "its name says; copy or write it again."
         ) from error
-
-
-def read_batches(paths: Sequence[str | Path], batch_key: str = "batch") -> AnnData:
-    """Read several files, one batch each, and keep the genes that all of them have.
-
-    Where the usable values do not lie in the same place in all files, or are log-normalised to different totals,
-    ``X`` holds them: counts, or log1p CP10k.
-
-    Parameters
-    ----------
-    paths
-        Two or more; a batch is called by its file's name without endings.
-    batch_key
-        ``obs`` column that says which file a cell came from; cell names are prefixed with it.
-
-    Raises
-    ------
-    ScmedleyError
-        As :func:`read` does; fewer than two files, two of the same name, no gene in common, repeated genes,
-        counts in one file and log-normalised values in another.
-    """
-    if len(paths) < 2:
-        raise ScmedleyError(f"{len(paths)} file given; one file for each of two or more batches is needed.")
-    names = [Path(p).name.split(".")[0] for p in paths]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ScmedleyError(
-            f"Batches are called by their file, but several files are called {repeated[0]!r}. Rename them."
-        )
-    parts: dict[str, AnnData] = {}
-    shared: pd.Index | None = None
-    for name, path in zip(names, paths, strict=True):
-        part = read(path)
-        if not part.var_names.is_unique:
-            twice = part.var_names[part.var_names.duplicated()][0]
-            raise ScmedleyError(
-                f"{path}: gene {twice!r} occurs more than once, so files cannot be put together."
-            )
-        if batch_key in part.obs:
-            raise ScmedleyError(
-                f"{path} has an obs column {batch_key!r} already, and of several files each is one batch. Choose "
-                "another --batch for the files, or put them together first to use that column."
-            )
-        part.obs_names = [f"{name}_{cell}" for cell in part.obs_names]
-        shared = part.var_names if shared is None else shared.intersection(part.var_names)
-        if not len(shared):
-            raise ScmedleyError(
-                f"{path} shares no gene name with the files before it. Its genes are called like "
-                f"{listed(part.var_names[:2])}, those of {names[0]} like "
-                f"{listed(parts[names[0]].var_names[:2])}: use symbols in all files, or ids in all; if those are "
-                "names of cells, swap rows and columns."
-            )
-        parts[name] = part
-    _bring_together(parts, paths)
-    return concat(parts, join="inner", label=batch_key, merge="same")
-
-
-def _bring_together(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> None:
-    """Put the usable values of all parts in ``X``, unless they are alike as they are."""
-    found: list[Checked] = []
-    for path, part in zip(paths, parts.values(), strict=True):
-        try:
-            found.append(find_values(part))
-        except ScmedleyError as error:
-            raise ScmedleyError(f"{path}: {error}") from error
-    kinds = {this.values: path for this, path in zip(found, paths, strict=True)}
-    if len(kinds) > 1:
-        said = ", ".join(f"{path} holds {_KINDS[kind]}" for kind, path in kinds.items())
-        raise ScmedleyError(
-            f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
-        )
-    if len({(this.where, this.total) for this in found}) == 1:
-        return
-    for part, this in zip(parts.values(), found, strict=True):
-        x = matrix(part, this.where)
-        part.X = x if this.total in (None, TARGET_SUM) else rescaled(x, this.total)
-        part.layers.pop(keys.COUNTS, None)
-        del part.raw
-
-
-_KINDS = {
-    "counts": "counts",
-    "log-normalised": "log-normalised values",
-    "other": "scaled or centred values",
-}
 
 
 def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
@@ -176,11 +115,14 @@ def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
     path, cells = Path(path), pd.Index(obs_names)
     # All text at first: a name such as 007 is kept, and a wrong value can be shown.
     text: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
-    text["sep"] = "," if ".csv" in path.name.lower() else "\t"
     try:
+        how = dialect(path)
+        text |= {"sep": how.separator, "encoding": how.encoding}
         # The second row says how many columns there are: R leaves out the corner of the header.
         n_columns = pd.read_csv(path, skiprows=1, nrows=1, **text).shape[1]
         table = pd.read_csv(path, names=range(n_columns), index_col=False if n_columns > 1 else None, **text)
+    except ScmedleyError:
+        raise
     except Exception as error:  # OSError, zlib.error, pandas' own ...
         raise ScmedleyError(f"{path} cannot be read as a table: {_one_line(error)}.") from error
     table = table.set_index(table.columns[0])
@@ -209,159 +151,6 @@ def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
     return values
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place if, and only if, all goes well.
-
-    Works for files and folders (such as Zarr). On any failure, Ctrl-C included, the temporary one is removed
-    and what was at ``path`` stays as it was.
-
-    Raises
-    ------
-    ScmedleyError
-        The disk is full, or the folder cannot be written to.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        _take_place(temporary, path)
-    except BaseException as error:
-        _remove(temporary)
-        if _disk_full(error):
-            raise ScmedleyError(
-                f"The disk is full: {path} was not written, and what was there before is unchanged. "
-                "Make room, or choose another folder."
-            ) from error
-        if isinstance(error, OSError) and (type(error) in _PLACES or error.errno in _LIMITS):
-            reason = os.strerror(error.errno) if error.errno else error
-            raise ScmedleyError(f"{path} cannot be written ({reason}). Choose another folder.") from error
-        raise
-
-
-# What a place that cannot be written to raises; FileNotFoundError where not even a folder can be made.
-_PLACES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
-_LIMITS = (errno.EFBIG, errno.ENAMETOOLONG, errno.EROFS)
-
-
-def write_h5ad(adata: AnnData, path: str | Path) -> None:
-    """Write ``adata`` as a compressed h5ad, all or nothing.
-
-    Raises
-    ------
-    ScmedleyError
-        The disk is full, the folder cannot be written to, or h5ad cannot hold some entry (named).
-    """
-    adata = adata.copy() if adata.is_view else adata  # writing makes strings categorical, in place
-    with replacing(path) as temporary:
-        try:
-            adata.write_h5ad(temporary, compression="gzip", compression_opts=1)
-        except OSError:
-            raise
-        except Exception as error:  # anndata raises TypeError, ValueError, its own IORegistryError ...
-            raise ScmedleyError(
-                f"{path}: an h5ad cannot hold this: {_one_line(error)}. Convert or remove that entry."
-            ) from error
-
-
-def write_csv(df: pd.DataFrame, path: str | Path) -> None:
-    """Write a table without its index, all or nothing."""
-    with replacing(path) as temporary:
-        df.to_csv(temporary, index=False)
-
-
-def write_json(obj: Any, path: str | Path) -> None:
-    """Write JSON, all or nothing; numpy scalars and arrays become plain numbers and lists.
-
-    NaN and infinity become null: JSON has no name for them.
-    """
-    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def sha256(path: str | Path) -> str:
-    """Give the SHA-256 of a file, or of a folder's sorted relative names and contents."""
-    path = Path(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for name in sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{name}\0{sha256(path / name)}\n".encode())
-    return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _plain(obj: Any) -> Any:
-    if isinstance(obj, dict):
-        return {str(key): _plain(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
-    if isinstance(obj, np.ndarray | np.generic):
-        return _plain(obj.tolist())
-    if isinstance(obj, float) and not math.isfinite(obj):
-        return None
-    return str(obj) if isinstance(obj, Path) else obj
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_file():
-        with suppress(OSError):
-            path.unlink()
-    for _ in range(10):
-        if not path.is_dir():
-            return
-        # Zarr writes in threads of its own: when one fails, the others may make the folder once more.
-        shutil.rmtree(path, ignore_errors=True)
-        time.sleep(0.2)
-
-
-def _sync(path: Path) -> None:
-    """Make sure that the file, or each file of the folder, is on the disk and not only in memory."""
-    for p in [path, *path.rglob("*")]:
-        handle = os.open(p, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _take_place(new: Path, path: Path) -> None:
-    """Put ``new`` where ``path`` is: a file in one step, a folder in two.
-
-    A process killed between the two steps of a folder leaves the old one beside it, under a hidden name.
-    """
-    if not (path.is_dir() and new.is_dir()):
-        os.replace(new, path)
-        return
-    old = new.with_name(f"{new.name}.old")  # a folder with something in it cannot be replaced in one step
-    path.rename(old)
-    try:
-        new.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _disk_full(error: BaseException) -> bool:
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(seen):  # h5py and wrappers keep the words, not the number
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
 def _tidied(adata: AnnData, path: Path) -> AnnData:
     if adata.X is None:
         if keys.COUNTS in adata.layers:
@@ -378,4 +167,25 @@ def _tidied(adata: AnnData, path: Path) -> AnnData:
             adata.X = csr_matrix(x, dtype=np.float32) if issparse(x) else np.asarray(x, dtype=np.float32)
     adata.obs_names = adata.obs_names.astype(str)
     adata.var_names = adata.var_names.astype(str)
+    adata, left_out = genes_alone(adata)
+    for said in (left_out, genomes(adata.var), _named_apart(adata)):
+        if said:
+            warn(f"{path.name}: {said}")
     return adata
+
+
+def _named_apart(adata: AnnData) -> str:
+    """Add the id to gene symbols that repeat, where that makes them unique; say so."""
+    again = adata.var_names.duplicated(keep=False)
+    ids = GeneNames.of(adata.var).ids
+    if not again.any() or ids is None:
+        return ""
+    names = np.where(again, adata.var_names + "_" + pd.Index(ids), adata.var_names)
+    if pd.Index(names).duplicated().any():
+        return ""
+    first = adata.var_names[again][0]
+    adata.var_names = names
+    return (
+        f"{int(again.sum())} genes share their symbol with another ({first!r}); these got their id, "
+        f"{names[again][0]!r}."
+    )

@@ -71,24 +71,63 @@ def overlap(batch: "pd.Series[Any]", label: "pd.Series[Any]") -> Overlap:
 
 
 def as_categories(column: "pd.Series[Any]") -> pd.Categorical:
-    """Give a column as categories that are strings, all used; blank strings and missing values are missing.
+    """Return a column as categories that are strings, all used.
 
-    Whole floats lose their ``.0``, so that a batch read from a text file as 1.0 is called "1".
+    Missing values, blank strings and texts that pandas makes of missing values ("nan", "<NA>", "NaT") are missing.
+    Whole floats lose their ``.0``, so that a batch read from a text file as 1.0 is called "1", and days their time.
     """
     raw = column.astype("category").cat.remove_unused_categories()
-    names = [_name(value) for value in raw.cat.categories]
-    unique = list(dict.fromkeys(name for name in names if name))
+    names = [called(value) for value in raw.cat.categories]
+    unique = list(dict.fromkeys(name for name in names if not _is_missing(name)))
     # The last entry is for pandas' code -1, a missing value.
-    recode = np.array([unique.index(name) if name else -1 for name in names] + [-1], dtype=np.int64)
+    recode = np.array([unique.index(n) if not _is_missing(n) else -1 for n in names] + [-1], dtype=np.int64)
     return pd.Categorical.from_codes(
         recode[raw.cat.codes.to_numpy()], categories=pd.Index(unique, dtype=object)
     )
 
 
-def _name(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value).strip()
+def called(value: Any) -> str:
+    """Return what a batch or a label is called."""
+    if isinstance(value, float | np.floating):  # 0.1 of a column of 32 bits is 0.10000000149
+        value = int(value) if float(value).is_integer() else f"{value:.7g}"
+    return str(value).strip().removesuffix(" 00:00:00")
+
+
+def _is_missing(name: str) -> bool:
+    return name.lower() in ("", "nan", "<na>", "nat")
+
+
+def oddly_named(column: "pd.Series[Any]", what: str) -> list[str]:
+    """Return warnings of values that are hardly what they are called: text for missing, or one thing spelled twice."""
+    sizes = column.value_counts()
+    of_name: dict[str, dict[Any, int]] = {}
+    for value, size in sizes[sizes > 0].items():
+        of_name.setdefault(called(value), {})[value] = int(size)
+    said = []
+    for name, values in of_name.items():
+        n = sum(values.values())
+        if name and _is_missing(name) and all(isinstance(value, str) for value in values):
+            said.append(
+                f"{n:,} cells have the {what} {name!r} in obs[{column.name!r}], which is a missing value turned into "
+                "text; they are taken as missing."
+            )
+        elif name.lower() in ("none", "na", "n/a", "null", "unknown", "unassigned"):
+            said.append(
+                f"{n:,} cells have the {what} {name!r} in obs[{column.name!r}], which is kept as a {what} like any "
+                "other. If it stands for a missing value, make it one (numpy.nan)."
+            )
+        elif len(values) > 1:
+            said.append(
+                f"The values {', '.join(map(repr, values))} of obs[{column.name!r}] are put together as {name!r}."
+            )
+    lower = pd.Series(list(of_name), index=[name.lower() for name in of_name], dtype=object)
+    for _, alike in lower[lower.index.duplicated(keep=False)].groupby(level=0):
+        if not _is_missing(alike.iloc[0]):
+            said.append(
+                f"{listed(list(alike))} of obs[{column.name!r}] differ in upper and lower case only; they are kept "
+                "apart."
+            )
+    return said
 
 
 def _overlap_words(verdict: Verdict, parts: list[list[str]], apart: list[tuple[str, str]]) -> str:

@@ -41,6 +41,7 @@ export class Decoder {
   private readonly latent: Float32Array;
   private readonly minimum: Float32Array;
   private readonly span: Float32Array;
+  private readonly wide: number;
   private until = 0; // when the browser gets its next turn
 
   constructor(payload: Payload) {
@@ -51,6 +52,7 @@ export class Decoder {
       const effects = { gamma: get("gamma"), gamma_sd: get("gamma_sd"), beta: get("beta"), beta_sd: get("beta_sd") };
       return { w: get("w"), b: get("b"), s: get("s"), t: get("t"), ...effects, inputs, outputs, preSelu };
     });
+    this.wide = WIDE * (payload.header.whatif!.factor ?? 1);
     this.genes = this.blocks[this.blocks.length - 1]!.outputs;
     const scale = payload.floats("scale");
     this.minimum = scale.subarray(0, this.genes);
@@ -66,7 +68,7 @@ export class Decoder {
 
   /**
    * Give how far 5 % and 95 % lie from the change of the mean from `own` to `target` batches: 1.645 standard deviations
-   * over draws of the effects. A change is a sum over many normal effects; its quantiles over so few draws would be
+   * over draws of the effects, times the model's factor (scmedley/models/interval.py). A change is a sum over many normal effects; its quantiles over so few draws would be
    * noisier, and too near (see README.md).
    */
   async halfWidth(
@@ -89,7 +91,7 @@ export class Decoder {
         squares[g]! += away * (change - mean[g]!);
       }
     }
-    return this.span.map((span, g) => WIDE * span * Math.sqrt(squares[g]! / (DRAWS - 1)));
+    return this.span.map((span, g) => this.wide * span * Math.sqrt(squares[g]! / (DRAWS - 1)));
   }
 
   /** The first product of every cell: no effect of a batch enters it, so that all batches and draws share it. */

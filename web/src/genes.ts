@@ -7,6 +7,7 @@ export class Genes {
   readonly measured: boolean;
   private readonly pairOf = new Map<number, number>(); // label × batch → row of the means
   private readonly means: Float32Array | undefined;
+  private readonly heldOut: Uint8Array | undefined;
 
   constructor(
     private readonly payload: Payload,
@@ -15,6 +16,7 @@ export class Genes {
     this.measured = payload.has("gene_cells");
     if (!payload.has("means")) return;
     this.means = payload.floats("means");
+    this.heldOut = payload.get("held_out") as Uint8Array;
     const pairs = payload.get("pairs");
     for (let i = 0; i < pairs.length / 2; i++) this.pairOf.set(this.key(pairs[2 * i]!, pairs[2 * i + 1]!), i);
   }
@@ -54,9 +56,19 @@ export class Genes {
     return cells.reduce((sum, cell) => sum + values[cell]!, 0) / cells.length;
   }
 
-  /** Give the mean over all cells of the run with a label in a batch; not a number where there are none. */
+  private row(label: number, batch: number): number | undefined {
+    return label === NONE || batch === NONE ? undefined : this.pairOf.get(this.key(label, batch));
+  }
+
+  /** Tell whether the mean of a label in a batch is of held-out cells alone. */
+  isHeldOut(label: number, batch: number): boolean {
+    const row = this.row(label, batch);
+    return row !== undefined && this.heldOut![row] === 1;
+  }
+
+  /** Give the mean over cells of the run with a label in a batch; not a number where there are none. */
   ofPair(gene: number, label: number, batch: number): number {
-    const row = label === NONE || batch === NONE ? undefined : this.pairOf.get(this.key(label, batch));
+    const row = this.row(label, batch);
     if (!this.means || row === undefined) return NaN;
     return this.means[row * this.payload.header.genes.length + gene]!;
   }

@@ -21,8 +21,8 @@ export interface Header {
   palette: string[];
   no_value: string;
   verdict: string | null; // of the check over the whole run
-  trust: [number, number, string][];
-  whatif: { kind: string; pre_selu: boolean[]; shape: [number, number] | null } | null;
+  trust: [number, number, string, string][]; // label, batch, agreement, than the plain difference of training means
+  whatif: { kind: string; pre_selu: boolean[]; shape: [number, number] | null; factor: number | null } | null;
   genes: string[];
   arrays: Record<string, [string, number[], number]>;
 }

@@ -227,7 +227,8 @@ export class WhatIf {
 
   /** Repeat what the check on held-out cells said of the labels in the target. */
   private trust(labels: number[], target: number, name: string): [string, string][] {
-    const words = new Map(this.payload.header.trust.filter(([, b]) => b === target).map(([k, , word]) => [k, word]));
+    const checked = this.payload.header.trust.filter(([, b]) => b === target);
+    const words = new Map(checked.map(([k, , word, against]) => [k, `${word}|${against}`]));
     const { labels: names, label_key } = this.payload.header;
     const by = new Map<string, string[]>();
     for (const k of labels) {
@@ -240,10 +241,18 @@ export class WhatIf {
       none: "predictions did not agree with held-out cells: draw no conclusion",
       "": "the prediction was not checked on held-out cells: take it as a guess",
     };
-    return [...by].map(([word, names]) => [
-      word === "good" ? "fine" : "note",
-      `${listed(names)} in ${name}: ${said[word] ?? "too few held-out cells, or too small a shift, to check the prediction: take it as a guess"}.`,
-    ]);
+    const compared: Record<string, string> = {
+      better: "Better than the plain difference of training means.",
+      tie: "A tie with the plain difference of training means.",
+      worse: "Worse than the plain difference of training means.",
+    };
+    return [...by].map(([key, names]) => {
+      const [word, against] = key.split("|") as [string, string?];
+      const few = "too few held-out cells, or too small a shift, to check the prediction: take it as a guess";
+      const beside = word in said ? compared[against ?? ""] : undefined;
+      const text = `${listed(names)} in ${name}: ${said[word] ?? few}.${beside ? ` ${beside}` : ""}`;
+      return [word === "good" ? "fine" : "note", text];
+    });
   }
 
   private draw(answer: Answer): void {
@@ -267,10 +276,28 @@ export class WhatIf {
     return Array.from(answer.change.keys()).sort((a, b) => size(b) - size(a) || a - b);
   }
 
-  /** Say what the interval is of, and what not. */
+  /** Say what the interval and the seen change are of, and what not. */
+  private notes(answer: Answer): string {
+    return [this.intervalNote(answer), this.seenNote(answer)].filter(Boolean).join(" ");
+  }
+
+  private seenNote(answer: Answer): string {
+    const source = this.seenIn(answer);
+    return source && `(change that was seen: of ${source === "all cells" ? "all cells, training cells included" : source})`;
+  }
+
+  /** Give the cells that the seen change is of; nothing where there is none. */
+  private seenIn(answer: Answer): string {
+    if (Number.isNaN(this.seen(0, answer))) return "";
+    const heldOut = (label: number, batch: number) => this.genes.isHeldOut(label, batch);
+    const all = answer.kinds.every(([label, batch]) => heldOut(label, batch) && heldOut(label, answer.code));
+    return all ? "held-out cells" : "all cells";
+  }
+
   private intervalNote({ nDrawn, nMean }: Answer): string {
     if (nDrawn === undefined) return "(5–95 %: computing)";
     const said = [];
+    if (this.payload.header.whatif!.factor === null) said.push("not calibrated");
     if (this.payload.header.whatif!.kind === "random") {
       said.push("of the decoder's effects only, so they may be too narrow; scmedley project --draws has the encoder's too");
     }
@@ -296,7 +323,7 @@ export class WhatIf {
         return row;
       });
     byId("genes").replaceChildren(...rows);
-    byId("genes-note").textContent = this.intervalNote(answer);
+    byId("genes-note").textContent = this.notes(answer);
   }
 
   /** Put the intervals into the table's rows as they stand, so that what has the focus keeps it. */
@@ -307,7 +334,7 @@ export class WhatIf {
       row.cells[2]!.textContent = `${number(low, true)} to ${number(high, true)}`;
       row.classList.toggle("unsure", low <= 0 && high >= 0);
     });
-    byId("genes-note").textContent = this.intervalNote(answer);
+    byId("genes-note").textContent = this.notes(answer);
   }
 
   /**
@@ -333,7 +360,8 @@ export class WhatIf {
     const { own, there, change, low, high, cells } = answer;
     const asked = [answer.what, answer.target].map(quoted);
     asked.push(...[cells.length, answer.nMean, answer.nDrawn ?? ""].map(String));
-    const about = "selection,as_if_from,cells,cells_of_means,cells_of_intervals";
+    asked.push(quoted(this.seenIn(answer)));
+    const about = "selection,as_if_from,cells,cells_of_means,cells_of_intervals,seen_change_of";
     const lines = [`gene,own_batch,as_if,change,q05,q95,measured,seen_change,${about}`];
     let until = performance.now() + BUSY;
     for (const g of this.order(answer)) {

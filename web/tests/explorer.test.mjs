@@ -307,9 +307,10 @@ test("the saved table says what was asked, and saving lets the browser answer", 
   const [head, first, ...others] = readFileSync(await saved.path(), "utf8").split("\n");
   assert.equal([first, ...others].filter((line) => line.startsWith('"\'=')).length, 1); // no formula for a spreadsheet
   assert.ok(![first, ...others].some((line) => line.startsWith('"=')));
-  assert.ok(head.endsWith("selection,as_if_from,cells,cells_of_means,cells_of_intervals"));
+  assert.ok(head.endsWith("selection,as_if_from,cells,cells_of_means,cells_of_intervals,seen_change_of"));
   const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
-  assert.ok(first.endsWith(`,${quoted(await page.textContent("#ex-selection"))},${quoted(expected.batches[1])},${n},${n},30`));
+  assert.ok(first.endsWith(`,${quoted(await page.textContent("#ex-selection"))},${quoted(expected.batches[1])},${n},${n},30,"all cells"`));
+  assert.match(await page.textContent("#ex-genes-note"), /change that was seen: of all cells, training cells included/);
   assert.match(await page.textContent("#ex-genes-note"), /width from 30 of the cells/);
   none(errors);
   await page.close();

@@ -1,21 +1,29 @@
 """Names of batches and labels and their integer codes, stored with the model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from scmedley.checks import check_key
 from scmedley.errors import ScmedleyError
-from scmedley.overlap import as_categories
+from scmedley.overlap import as_categories, called
 
 POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effects at zero
+
+
+def named_targets(to: object) -> list[str]:
+    """Return the names of one target batch or of several, whatever the type of their column (1, 1.0 and "1")."""
+    one = isinstance(to, str) or not isinstance(to, Iterable)
+    return [called(target) for target in ([to] if one else to)]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class Design:
     """The batches that a model knows; code i is ``batches[i]``.
 
-    The last ``n_adapted`` of them were added to the fitted model (:meth:`RandomEffects.adapt`), the others trained it.
+    The last ``n_adapted`` of them were added to the fitted model (:meth:`Model.adapt`), the others trained it.
     """
 
     batch_key: str
@@ -59,6 +67,7 @@ class Design:
             ``"error"`` raises for a batch the model was not trained on; ``"mean"`` lets code -1, the
             population mean, stand for it.
         """
+        check_unknown(unknown)
         codes = self.codes(obs)
         if unknown == POPULATION_MEAN or (codes >= 0).all():
             return codes
@@ -115,7 +124,16 @@ class Labels:
         return np.asarray(values.set_categories(self.names).codes, dtype=np.int64)
 
 
+def check_unknown(unknown: str) -> None:
+    """Raise if ``unknown`` is neither of its two values."""
+    if unknown not in ("error", POPULATION_MEAN):
+        raise ScmedleyError(
+            f"unknown={unknown!r} must be 'error', or {POPULATION_MEAN!r} for the population mean."
+        )
+
+
 def _categories(obs: pd.DataFrame, key: str) -> pd.Categorical:
+    check_key(key)
     if key not in obs:
         raise ScmedleyError(f"obs has no column {key!r}. It has {list(map(str, obs.columns))}.")
     return as_categories(obs[key])

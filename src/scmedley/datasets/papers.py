@@ -16,7 +16,7 @@ from scmedley import io
 from scmedley.datasets.text import read_genes, read_table
 from scmedley.errors import ScmedleyError, listed
 from scmedley.overlap import as_categories
-from scmedley.values import find_values, matrix
+from scmedley.source import find_values, matrix
 
 AML_AMBIGUOUS = ("AML314", "AML371", "AML722B", "AML997")
 """Donors whose cell types Dai et al. 2021 found ambiguous; the papers leave them out."""
@@ -211,7 +211,7 @@ def read_healthy_heart(path: str | Path) -> AnnData:
                 f"{path} has no obs column {listed(known)}; its columns are {listed(list(adata.obs.columns), 20)}. "
                 f"Rename the one with each cell's {name.replace('_', ' ')}."
             )
-    heart = AnnData(csr_matrix(matrix(adata, found.where), dtype=np.float32), obs=obs, var=adata.var[[]])
+    heart = AnnData(csr_matrix(matrix(adata, found), dtype=np.float32), obs=obs, var=adata.var[[]])
     heart.uns["source"] = "figshare 20499630 (Yu et al. 2023; Litvinukova et al. 2020, Nature)"
     return heart
 

@@ -18,6 +18,7 @@ from scmedley.evaluate.peers import PEERS, embed_peer
 from scmedley.evaluate.probes import (
     Leak,
     batch_leak,
+    batch_leaks,
     knn_accuracy,
     knn_probe,
     label_leak,
@@ -25,7 +26,7 @@ from scmedley.evaluate.probes import (
     network_probe,
 )
 from scmedley.evaluate.scores import permute_batches, scores
-from scmedley.evaluate.shifts import batch_distances, gene_shifts
+from scmedley.evaluate.shifts import batch_distances, gene_shifts, interval_coverage
 
 __all__ = [
     "PEERS",
@@ -38,6 +39,7 @@ __all__ = [
     "batch_distances",
     "batch_effects",
     "batch_leak",
+    "batch_leaks",
     "bras",
     "calinski_harabasz",
     "classify",
@@ -47,6 +49,7 @@ __all__ = [
     "donor_test",
     "embed_peer",
     "gene_shifts",
+    "interval_coverage",
     "inverse_davies_bouldin",
     "kmeans_clusters",
     "knn_accuracy",

@@ -1,4 +1,8 @@
-"""How far the counterfactuals can be trusted: do predicted shifts agree with those that are seen?"""
+"""How far the counterfactuals can be trusted: do predicted shifts agree with those of held-out cells?
+
+The pairs of label and batch are *seen*: other cells of them were in training. Pairs that were held out whole are
+tested by ``scmedley experiment``.
+"""
 
 from dataclasses import dataclass
 from itertools import product
@@ -6,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy.stats import pearsonr
 
 from scmedley import keys
+from scmedley.data.resident import Resident
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
-from scmedley.models.counterfactual import mean_shift
+from scmedley.models.counterfactual import mean_shifts
 from scmedley.overlap import as_categories
 from scmedley.pp.counts import log_normalised
 
@@ -20,6 +26,7 @@ ALL = "all cells"  # stands for the label where there is none
 LEAST = 10  # held-out cells on each side without which a shift is not compared
 TOO_FEW = "too little to judge by"  # too few cells, or a shift no larger than their noise
 AGREEMENT = ("good", "some", "none", TOO_FEW)
+BASELINE = ("better", "tie", "worse")  # than the plain difference of training means
 # Of a pair's ceiling: what is good, what is some agreement, and by how much either must exceed the best of the wrong
 # batches. One of those put in the right one's place would then pass as some in 4 % of onek1k's pairs (in 5 % without a
 # margin, as it is the best by luck; in 3 % with 0.2), and the right one fails in 1 of 45 (in 4 with 0.2).
@@ -27,14 +34,21 @@ AGREEMENT = ("good", "some", "none", TOO_FEW)
 # labels, so that there is no shift to predict, 98 % of the pairs stay below it (three of the sets of
 # scmedley.datasets; 0.3 would judge 11 to 24 % of them).
 LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.1, "ceiling": 0.5}
+# Model and baseline tie where their Pearsons differ by no more than this, or by no more than two standard errors.
+TIE = 0.02
+RESAMPLES = 100  # of the held-out cells, for that standard error
 ENOUGH = {
     "pairs": 3,
     "share": 0.25,
 }  # pairs that must be judged, or all if there are fewer, for a verdict on a run
 CHECK_COLUMNS = [
-    *("label", "batch", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson", "additive_pearson"),
-    *("n_source", "n_target"),
+    *("label", "batch", "seen", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson"),
+    *("additive_pearson", "gain_se", "r2_delta", "additive_r2_delta", "n_source", "n_target"),
 ]
+MEDIANS = (
+    *("pearson", "slope", "ceiling_pearson", "best_wrong_pearson", "additive_pearson"),
+    *("r2_delta", "additive_r2_delta"),
+)
 
 
 def counterfactual_check(
@@ -66,7 +80,8 @@ def counterfactual_check(
     Returns
     -------
     DataFrame
-        A row for each label and batch with at least 10 held-out cells on both sides: label, batch,
+        A row for each label and batch with at least 10 held-out cells on both sides: label, batch, seen (whether
+        other cells of the pair were in training),
 
         - pearson: predicted with observed shift, over genes;
         - slope: observed regressed on predicted, a.b / a.a with a predicted; above 1, predicted too small;
@@ -76,13 +91,16 @@ def counterfactual_check(
           batches). Their average would be near 0 whatever the model: from the same cells, those batches lie in
           opposite directions;
         - additive_pearson: the baseline, the plain difference of means on the training cells;
+        - gain_se: standard error of pearson - additive_pearson, from resamples of the held-out cells;
+        - r2_delta, additive_r2_delta: 1 - ||observed - predicted||^2 / ||observed||^2 of model and baseline, which
+          counts the size too; predicting no change gives 0;
         - n_source, n_target: held-out cells.
     """
     network = decoder(model)
     label = labels_of(adata, label_key)
     batch = network.design.codes(adata.obs)
     part = adata.obs[keys.SPLIT].astype(str).to_numpy()
-    x_NG, _ = log_normalised(adata, network.genes)
+    x_NG, _ = log_normalised(adata, network.gene_names)
     rng = np.random.default_rng(seed)
     rows = []
     for name, (code, target) in product(names_of(label), enumerate(network.design.batches)):
@@ -91,10 +109,11 @@ def counterfactual_check(
         if min(len(source), len(goal)) < LEAST:
             continue
         source = np.sort(rng.choice(source, min(max_cells, len(source)), replace=False))
-        others = [b for i, b in enumerate(network.design.batches) if i != code and (batch[source] != i).any()]
-        predicted_G, *wrong_BG = (
-            mean_shift(network, adata[source], to) for to in (target, *rng.permutation(others)[:max_others])
-        )
+        others = [i for i in range(network.design.n_batches) if i != code and (batch[source] != i).any()]
+        codes = [code, *rng.permutation(others)[:max_others].tolist()]
+        x_source_NG = network.scale.transform(x_NG[source])
+        shown = Resident(x_source_NG, batch[source], torch.device("cpu"))
+        predicted_G, *wrong_BG = mean_shifts(network, shown, codes)
         observed_G = _difference(x_NG, goal, source)
         train = part == "train"
         additive_G = _difference(x_NG, np.flatnonzero(there & train), np.flatnonzero(here & train))
@@ -102,11 +121,15 @@ def counterfactual_check(
             {
                 "label": name,
                 "batch": target,
+                "seen": bool((there & train).any()),
                 "pearson": _correlation(predicted_G, observed_G),
                 "slope": _slope(predicted_G, observed_G),
                 "ceiling_pearson": _ceiling(x_NG, goal, source, rng),
                 "best_wrong_pearson": _best([_correlation(w_G, observed_G) for w_G in wrong_BG]),
                 "additive_pearson": _correlation(additive_G, observed_G),
+                "gain_se": _gain_se(x_NG, goal, source, predicted_G, additive_G, rng),
+                "r2_delta": _r2(predicted_G, observed_G),
+                "additive_r2_delta": _r2(additive_G, observed_G),
                 "n_source": len(source),
                 "n_target": len(goal),
             }
@@ -118,14 +141,24 @@ def agreement(check: pd.DataFrame) -> "pd.Series[str]":
     """Judge each row of :func:`counterfactual_check`: how much of what its cells allow does it reach?
 
     "good", "some" or "none" by ``LIMITS``, or "too little to judge by". A prediction that is not particular to its
-    batch, where the best of the wrong batches does nearly as well, is none.
+    batch, where the best of the wrong batches does nearly as well, is none. One that is worse than the plain difference
+    of training means is some at most.
     """
     reached = check["pearson"] / check["ceiling_pearson"]
     wrong = check["best_wrong_pearson"] / check["ceiling_pearson"]  # not a number: there is no third batch
     particular = ~(reached - wrong < LIMITS["margin"])
     judged = (check["ceiling_pearson"] >= LIMITS["ceiling"]) & check["pearson"].notna()
-    choices = [~judged, (reached >= LIMITS["good"]) & particular, (reached >= LIMITS["some"]) & particular]
+    good = (reached >= LIMITS["good"]) & (against_baseline(check) != "worse")
+    choices = [~judged, good & particular, (reached >= LIMITS["some"]) & particular]
     return pd.Series(np.select(choices, [TOO_FEW, "good", "some"], "none"), check.index, dtype=object)
+
+
+def against_baseline(check: pd.DataFrame) -> "pd.Series[str]":
+    """Compare each row with the plain difference of training means: "better", "tie", "worse"; "" without one."""
+    gain = check["pearson"] - check["additive_pearson"]
+    least = np.fmax(2 * check["gain_se"], TIE)
+    choices = [gain.isna(), gain > least, gain < -least]
+    return pd.Series(np.select(choices, ["", "better", "worse"], "tie"), check.index, dtype=object)
 
 
 @dataclass(frozen=True)
@@ -136,19 +169,21 @@ class Summary:
     ----------
     tally
         Pairs of each :data:`AGREEMENT`.
+    against
+        Of the pairs that could be judged and have a baseline, those of each :data:`BASELINE`.
     n_judged
         Pairs that could be judged.
     n_shared
         Those that are "none" only because the prediction for another batch does nearly as well.
     median
-        Over the judged, of pearson, slope, ceiling_pearson, best_wrong_pearson and additive_pearson; ``None`` where
-        no pair has one.
+        Over the judged, of each of :data:`MEDIANS`; ``None`` where no pair has one.
     verdict
         "good": at least half of the pairs that were judged are; "some": at least half are good or some; "none":
         fewer; "too little to judge by": fewer than ``ENOUGH`` could be.
     """
 
     tally: dict[str, int]
+    against: dict[str, int]
     n_judged: int
     n_shared: int
     median: dict[str, float | None]
@@ -161,10 +196,9 @@ def summarise(check: pd.DataFrame) -> Summary:
     tally = {word: int((words == word).sum()) for word in AGREEMENT}
     of_judged = words[(words != TOO_FEW).to_numpy()].to_numpy()
     judged = check[(words != TOO_FEW).to_numpy()]
-    median = {
-        name: None if judged[name].isna().all() else float(judged[name].median())
-        for name in ("pearson", "slope", "ceiling_pearson", "best_wrong_pearson", "additive_pearson")
-    }
+    median = {name: None if judged[name].isna().all() else float(judged[name].median()) for name in MEDIANS}
+    baseline = against_baseline(judged)
+    against = {word: int((baseline == word).sum()) for word in BASELINE}
     n = len(judged)
     reached = judged["pearson"] / judged["ceiling_pearson"]
     n_shared = int(((reached >= LIMITS["some"]) & (of_judged == "none")).sum())
@@ -175,7 +209,7 @@ def summarise(check: pd.DataFrame) -> Summary:
         verdict = "good"
     elif (tally["good"] + tally["some"]) * 2 >= n:
         verdict = "some"
-    return Summary(tally, n, n_shared, median, verdict)
+    return Summary(tally, against, n, n_shared, median, verdict)
 
 
 def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
@@ -226,6 +260,31 @@ def _correlation(a_G: np.ndarray, b_G: np.ndarray) -> float:
 def _slope(predicted_G: np.ndarray, observed_G: np.ndarray) -> float:
     size = float(predicted_G @ predicted_G)
     return float(predicted_G @ observed_G) / size if size > 0 else float("nan")
+
+
+def _r2(predicted_G: np.ndarray, observed_G: np.ndarray) -> float:
+    size = float(observed_G @ observed_G)
+    missed_G = observed_G - predicted_G
+    return 1 - float(missed_G @ missed_G) / size if size > 0 else float("nan")
+
+
+def _gain_se(
+    x_NG: Any,
+    goal: np.ndarray,
+    source: np.ndarray,
+    predicted_G: np.ndarray,
+    additive_G: np.ndarray,
+    rng: np.random.Generator,
+) -> float:
+    """Return the standard error of the difference of both correlations, by resampling the held-out cells."""
+
+    def means(rows: np.ndarray) -> np.ndarray:
+        times_RN = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), RESAMPLES)
+        return np.asarray((times_RN / len(rows)).astype(np.float32) @ x_NG[rows], dtype=np.float64)
+
+    observed_RG = means(goal) - means(source)
+    gains = [_correlation(predicted_G, o_G) - _correlation(additive_G, o_G) for o_G in observed_RG]
+    return float(np.std(gains))
 
 
 def _average(values: list[float]) -> float:

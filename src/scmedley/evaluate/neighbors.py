@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scmedley.train.process import one_thread_if_forked
+
 Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.integer[Any]]
 
@@ -60,6 +62,7 @@ def nearest(query_NP: Floats, reference_MP: Floats, k: int, *, exclude_self: boo
     k = min(k, len(reference_MP) - exclude_self)
     if k < 1:
         raise ValueError(f"no neighbours to find: k and the number of reference cells leave {k}")
+    one_thread_if_forked()
     index = NearestNeighbors(n_neighbors=k).fit(np.asarray(reference_MP, dtype=np.float64))
     query = None if exclude_self else np.asarray(query_NP, dtype=np.float64)
     distances_NK, indices_NK = index.kneighbors(query)

@@ -4,13 +4,13 @@ Shapes: R cells, T targets, G genes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
-from scmedley.data.design import POPULATION_MEAN
+from scmedley.data.design import POPULATION_MEAN, named_targets
 from scmedley.errors import ScmedleyError
 from scmedley.genomap import MOST_GENES, Layout
 from scmedley.models import MixedEffects
@@ -77,14 +77,13 @@ def panel(model: MixedEffects, adata: AnnData, to: str | Sequence[str], *, unkno
             f"This model has no layout of genes: it has more than {MOST_GENES:,}, or was fitted by an earlier version. "
             "Fit it again, with fewer genes (--genes), and save it."
         )
-    named = [to] if isinstance(to, str) else list(to)
-    targets = [POPULATION_MEAN, *(name for name in named if name != POPULATION_MEAN)]
+    targets = [POPULATION_MEAN, *(name for name in named_targets(to) if name != POPULATION_MEAN)]
     made: Any = model.counterfactual(adata, targets, unknown=unknown)
     shape = (len(targets), adata.n_obs, len(model.decoder.genes))
     shown, difference = (
         np.asarray(values).reshape(shape).swapaxes(0, 1) for values in (made.X, made.layers["difference"])
     )
-    x_RG, _ = log_normalised(adata, model.decoder.genes)
+    x_RG, _ = log_normalised(adata, model.decoder.gene_names)
     return Panel(
         tuple(map(str, adata.obs_names)),
         _batches(model, adata),
@@ -93,7 +92,7 @@ def panel(model: MixedEffects, adata: AnnData, to: str | Sequence[str], *, unkno
         np.asarray(model.decoder.reconstruct(adata, unknown=unknown).X),
         shown,
         difference,
-        model.genomap,
+        replace(model.genomap, genes=model.decoder.gene_names.shown),
     )
 
 

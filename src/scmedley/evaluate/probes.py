@@ -1,34 +1,35 @@
 """Fresh classifiers that try to read a label or the batch from an embedding, and what they read by chance.
 
-A probe is a function ``(z_train, z_test) -> (codes_train -> predicted codes of the test cells)``: what does
-not depend on the codes (the neighbours, the standardising) is done in the first step, so that the
-permutations that give the chance repeat the second step only. Another classifier is another such function.
-All answer with the class that is most probable for its size, which is what balanced accuracy rewards: a
-batch of few cells can still be found, and a large batch does not win everywhere.
+A probe is a function ``(z_train, codes_train, z_test) -> predicted codes of the test cells``. Another
+classifier is another such function. All answer with the class that is most probable for its size, which is
+what balanced accuracy rewards: a batch of few cells can still be found, and a large batch does not win
+everywhere.
 
-Shapes: N cells, M training cells, P latent dimensions, K neighbours, C classes, R permutations.
+Chance needs no second fit. Batches of held-out cells that are permuted have nothing to do with what a probe
+predicts for these cells, so that each of C batches is met once in C times, whatever the probe has learnt and
+however unequal the batches are; and how far single permutations lie from that mean has a closed form.
+
+Shapes: N cells, M training cells, P latent dimensions, K neighbours, C classes.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from scmedley.evaluate.neighbors import Codes, Floats, nearest
 
-Predict = Callable[[Codes], npt.NDArray[np.int64]]
-Probe = Callable[[Floats, Floats], Predict]
+Probe = Callable[[Floats, Codes, Floats], Codes]
 ProbeName = Literal["kNN", "logistic", "network"]
 
-# Behind chance; the latter two probes are fitted anew for each.
-PERMUTATIONS = {"kNN": 20, "logistic": 5, "network": 5}
-MAX_TRAIN = 2_000  # training cells of a label for the probes that are fitted
+PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
+MAX_TRAIN = 5_000  # training cells of a label
 _STEPS = 300  # of the network, about
 
 
@@ -41,10 +42,10 @@ class Leak:
     Attributes
     ----------
     value
-        0: nothing is left. 1: the batch of every held-out cell is read. nan: no label could be scored.
-    null, null_sd
-        Mean and standard deviation of the same statistic with the training batches permuted.
-        The mean is 0 by construction; the spread says how far from 0 chance alone can take ``value``.
+        0: what chance gives. 1: the batch of every held-out cell is read. nan: no label could be scored.
+    null_sd
+        Standard deviation of ``value`` around 0 when the batches of held-out cells are permuted within labels:
+        how far from 0 chance alone can take it.
     per_label
         Value of each label (in a label leak, of each batch) that could be scored, by its code.
     n_cells
@@ -55,7 +56,6 @@ class Leak:
     """
 
     value: float
-    null: float
     null_sd: float
     per_label: dict[int, float]
     n_cells: int
@@ -91,36 +91,115 @@ def knn_accuracy(
     return float(np.mean(_vote(indices_NK, codes_train[train], by_size=False) == codes_test[test]))
 
 
-def knn_probe(z_train: Floats, z_test: Floats, k: int = 15) -> Predict:
+def knn_probe(z_train: Floats, codes_train: Codes, z_test: Floats, k: int = 15) -> Codes:
     """Predict by the ``k`` nearest training cells, each vote divided by the size of its class."""
-    return partial(_vote, nearest(z_test, z_train, k).indices_NK, by_size=True)
+    return _vote(nearest(z_test, z_train, k).indices_NK, codes_train, by_size=True)
 
 
-def logistic_probe(z_train: Floats, z_test: Floats) -> Predict:
+def logistic_probe(z_train: Floats, codes_train: Codes, z_test: Floats) -> Codes:
     """Predict by logistic regression on standardised inputs: what can be read by a plane.
 
-    Penalised (scikit-learn's C = 1). Probabilities are divided by the classes' shares of the training cells.
+    Penalised (scikit-learn's C = 1), with classes weighted to count the same.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(max_iter=100)
-    return partial(_fitted, model, *_standardised(z_train, z_test))
+    model = LogisticRegression(class_weight="balanced", max_iter=100)
+    z_train, z_test = _standardised(z_train, z_test)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed, small effort is what is wanted
+        return np.asarray(model.fit(z_train, codes_train).predict(z_test))
 
 
-def network_probe(z_train: Floats, z_test: Floats, *, seed: int) -> Predict:
+def network_probe(z_train: Floats, codes_train: Codes, z_test: Floats, *, seed: int) -> Codes:
     """Predict by a network of one hidden layer of 64 on standardised inputs: what can be read by a curve.
 
-    Adam, about 300 steps of up to 200 cells. Probabilities are divided by the classes' shares of the
-    training cells.
+    Adam, about 300 steps of up to 200 cells, penalised (scikit-learn's alpha = 1). Probabilities are divided by
+    the classes' shares of the training cells.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
     batch_size = min(200, len(z_train))
     epochs = -(-_STEPS // -(-len(z_train) // batch_size))
     model = MLPClassifier(
-        64, batch_size=batch_size, learning_rate_init=0.01, max_iter=epochs, random_state=seed
+        64, alpha=1.0, batch_size=batch_size, learning_rate_init=0.01, max_iter=epochs, random_state=seed
     )
-    return partial(_fitted, model, *_standardised(z_train, z_test))
+    z_train, z_test = _standardised(z_train, z_test)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(z_train, codes_train)
+    classes, size_C = np.unique(codes_train, return_counts=True)
+    return np.asarray(classes[(model.predict_proba(z_test) / size_C).argmax(axis=1)])
+
+
+def batch_leaks(
+    z_train: Floats,
+    batch_train: Codes,
+    label_train: Codes,
+    z_test: Floats,
+    batch_test: Codes,
+    label_test: Codes,
+    *,
+    probes: Sequence[ProbeName] = PROBES,
+    k: int = 15,
+    seed: int,
+) -> dict[ProbeName, Leak]:
+    """Measure how well the batch of held-out cells is read from their embedding, within each label.
+
+    For each label, a fresh probe learns the batch from the training cells of that label; its balanced
+    accuracy on the held-out cells is brought to a scale on which chance, one in as many batches, is 0 and all is
+    1: leak = (accuracy - chance) / (1 - chance). The leaks of the labels are averaged by their numbers of
+    held-out cells. All probes learn from the same cells and are scored on the same cells.
+
+    Within a label, cells of a batch that has no training cell or no held-out cell there are left out. Labels with
+    fewer than two batches left are skipped.
+
+    Parameters
+    ----------
+    z_train, z_test
+        Embedding of the training and of the held-out cells, M × P and N × P.
+    batch_train, batch_test, label_train, label_test
+        Codes; cells with -1 in either are left out. Give one constant label to score all cells
+        together: a difference in composition between the batches then counts as leak.
+    probes
+        Any of "kNN" (``knn_probe``), "logistic" (``logistic_probe``) and "network" (``network_probe``). They learn
+        from at most 5,000 cells of a label, drawn with the seed in proportion to its batches.
+    k
+        Neighbours of the kNN probe, clipped to the number of training cells of the label.
+    seed
+        Seed of the draw and the network.
+
+    Returns
+    -------
+    dict of Leak
+        By probe.
+    """
+    known: dict[ProbeName, Probe] = {
+        "kNN": partial(knn_probe, k=k),
+        "logistic": logistic_probe,
+        "network": partial(network_probe, seed=seed),
+    }
+    for name in probes:
+        if name not in known:
+            raise ValueError(f"there is no probe {name!r}; choose one of: {', '.join(known)}")
+    read: dict[ProbeName, dict[int, tuple[Codes, Codes]]] = {name: {} for name in probes}
+    for label in np.unique(label_train[label_train >= 0]).tolist():
+        train, test = label_train == label, label_test == label
+        batches = np.intersect1d(batch_train[train], batch_test[test])
+        batches = batches[batches >= 0]
+        if len(batches) < 2:
+            continue
+        rows = np.flatnonzero(train & np.isin(batch_train, batches))
+        if len(rows) > MAX_TRAIN:
+            rows = rows[_stratified(batch_train[rows], MAX_TRAIN, [seed, label, 1])]
+        test &= np.isin(batch_test, batches)
+        codes_train, codes_test = (
+            np.searchsorted(batches, codes) for codes in (batch_train[rows], batch_test[test])
+        )
+        for name in probes:
+            read[name][label] = codes_test, known[name](z_train[rows], codes_train, z_test[test])
+    return {name: _leak(per_label) for name, per_label in read.items()}
 
 
 def batch_leak(
@@ -133,52 +212,19 @@ def batch_leak(
     *,
     probe: ProbeName = "kNN",
     k: int = 15,
-    n_permutations: int | None = None,
     seed: int,
 ) -> Leak:
-    """Measure how well the batch of held-out cells is read from their embedding, within each label.
-
-    For each label, a fresh probe learns the batch from the training cells of that label; its balanced
-    accuracy on the held-out cells is compared with the mean over permutations of the training batches
-    within the label: leak = (accuracy - chance) / (1 - chance). The leaks of the labels are averaged by
-    their numbers of held-out cells.
-
-    Within a label, held-out cells of a batch that has no training cell there cannot be predicted and are
-    left out. Labels with fewer than two batches left are skipped.
+    """Measure how well one probe reads the batch of held-out cells, within each label.
 
     Parameters
     ----------
-    z_train, z_test
-        Embedding of the training and of the held-out cells, M × P and N × P.
-    batch_train, batch_test, label_train, label_test
-        Codes; cells with -1 in either are left out. Give one constant label to score all cells
-        together: a difference in composition between the batches then counts as leak.
+    z_train, batch_train, label_train, z_test, batch_test, label_test, k, seed
+        As in :func:`batch_leaks`.
     probe
-        "kNN" (``knn_probe``), "logistic" (``logistic_probe``) or "network" (``network_probe``). The latter
-        two learn from at most 2,000 cells of a label, drawn with the seed in proportion to its batches.
-    k
-        Neighbours of the kNN probe, clipped to the number of training cells of the label.
-    n_permutations
-        Permutations behind chance and its spread, at least 2; without it 20, or 5 for the probes that are
-        fitted anew for each.
-    seed
-        Seed of the permutations, the draw and the network.
+        "kNN", "logistic" or "network".
     """
-    probes: dict[str, Probe] = {
-        "kNN": partial(knn_probe, k=k),
-        "logistic": logistic_probe,
-        "network": partial(network_probe, seed=seed),
-    }
-    if probe not in probes:
-        raise ValueError(f"there is no probe {probe!r}; choose one of: {', '.join(probes)}")
-    return _leak(
-        probes[probe],
-        (z_train, batch_train, label_train),
-        (z_test, batch_test, label_test),
-        n_permutations=PERMUTATIONS[probe] if n_permutations is None else n_permutations,
-        max_train=None if probe == "kNN" else MAX_TRAIN,
-        seed=seed,
-    )
+    train, test = (z_train, batch_train, label_train), (z_test, batch_test, label_test)
+    return batch_leaks(*train, *test, probes=[probe], k=k, seed=seed)[probe]
 
 
 def label_leak(
@@ -191,7 +237,6 @@ def label_leak(
     *,
     probe: ProbeName = "kNN",
     k: int = 15,
-    n_permutations: int | None = None,
     seed: int,
 ) -> Leak:
     """Measure how well the label of held-out cells is read from their embedding, within each batch.
@@ -201,79 +246,31 @@ def label_leak(
 
     Parameters
     ----------
-    z_train, batch_train, label_train, z_test, batch_test, label_test, probe, k, n_permutations, seed
+    z_train, batch_train, label_train, z_test, batch_test, label_test, probe, k, seed
         As in :func:`batch_leak`, in the same order.
     """
-    return batch_leak(
-        z_train,
-        label_train,
-        batch_train,
-        z_test,
-        label_test,
-        batch_test,
-        probe=probe,
-        k=k,
-        n_permutations=n_permutations,
-        seed=seed,
-    )
+    train, test = (z_train, label_train, batch_train), (z_test, label_test, batch_test)
+    return batch_leak(*train, *test, probe=probe, k=k, seed=seed)
 
 
-Cells = tuple[Floats, Codes, Codes]  # embedding, batch and label of the same cells
-
-
-def _leak(
-    probe: Probe,
-    train_cells: Cells,
-    test_cells: Cells,
-    *,
-    n_permutations: int,
-    max_train: int | None,
-    seed: int,
-) -> Leak:
-    """``batch_leak`` for any probe."""
-    if n_permutations < 2:
-        raise ValueError(f"n_permutations is {n_permutations}; chance and its spread need at least 2")
-    (z_train, batch_train, label_train), (z_test, batch_test, label_test) = train_cells, test_cells
-    per_label: dict[int, float] = {}
-    nulls: list[npt.NDArray[np.float64]] = []  # per label, R
-    variances: list[float] = []
-    weights: list[int] = []
-    for label in np.unique(label_train[label_train >= 0]).tolist():
-        train = np.flatnonzero((label_train == label) & (batch_train >= 0))
-        if max_train is not None and len(train) > max_train:
-            train = train[_stratified(batch_train[train], max_train, [seed, label, 1])]
-        batches, codes_train = np.unique(batch_train[train], return_inverse=True)
-        test = (label_test == label) & np.isin(batch_test, batches)
-        codes_test = np.searchsorted(batches, batch_test[test])
-        if len(np.unique(codes_test)) < 2:  # then the training cells have two batches as well
-            continue
-        predict = probe(z_train[train], z_test[test])
-        rng = np.random.default_rng([seed, label])  # a label's chance does not hang on the other labels
-        predicted = predict(codes_train)
-        accuracy = _balanced_accuracy(codes_test, predicted)
-        chance_R = np.array(
-            [
-                _balanced_accuracy(codes_test, predict(rng.permutation(codes_train)))
-                for _ in range(n_permutations)
-            ]
-        )
-        chance = float(chance_R.mean())
-        if chance >= 1:  # so few cells that no permutation changed anything: nothing can be said
-            continue
-        per_label[label] = (accuracy - chance) / (1 - chance)
-        nulls.append((chance_R - chance) / (1 - chance))
-        variances.append(_variance(codes_test, predicted) / (1 - chance) ** 2)
-        weights.append(len(codes_test))
+def _leak(per_label: dict[int, tuple[Codes, Codes]]) -> Leak:
+    """Average over labels, given the true and the predicted codes of each label's held-out cells."""
     if not per_label:
-        return Leak(float("nan"), float("nan"), float("nan"), {}, 0, float("nan"))
-    null_R = np.average(nulls, axis=0, weights=weights)
+        return Leak(float("nan"), float("nan"), {}, 0, float("nan"))
+    values, null_variances, variances = [], [], []
+    for true_N, predicted_N in per_label.values():
+        chance = 1 / (int(true_N.max()) + 1)  # every class has held-out cells
+        values.append((_balanced_accuracy(true_N, predicted_N) - chance) / (1 - chance))
+        null_variances.append(_null_variance(true_N, predicted_N) / (1 - chance) ** 2)
+        variances.append(_variance(true_N, predicted_N) / (1 - chance) ** 2)
+    weights = np.array([len(true_N) for true_N, _ in per_label.values()])
+    weights_L = weights / weights.sum()
     return Leak(
-        value=float(np.average(list(per_label.values()), weights=weights)),
-        null=round(float(null_R.mean()), 9) + 0.0,  # 0 but for rounding; no negative zero
-        null_sd=float(null_R.std(ddof=1)),
-        per_label=per_label,
-        n_cells=sum(weights),
-        se=float(np.sqrt(np.square(weights) @ np.array(variances)) / sum(weights)),
+        value=float(weights_L @ values),
+        null_sd=float(np.sqrt(weights_L**2 @ null_variances)),
+        per_label=dict(zip(per_label, values, strict=True)),
+        n_cells=int(weights.sum()),
+        se=float(np.sqrt(weights_L**2 @ variances)),
     )
 
 
@@ -292,17 +289,6 @@ def _standardised(z_train: Floats, z_test: Floats) -> tuple[Floats, Floats]:
 
     scaler = StandardScaler().fit(np.asarray(z_train, dtype=np.float64))
     return scaler.transform(z_train), scaler.transform(z_test)
-
-
-def _fitted(model: Any, z_train: Floats, z_test: Floats, codes_train: Codes) -> npt.NDArray[np.int64]:
-    """Fit a classifier of scikit-learn and give the class that is most probable for its size."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed, small effort is what is wanted
-        model.fit(z_train, codes_train)
-    share_C = np.bincount(codes_train) / len(codes_train)
-    return np.asarray((model.predict_proba(z_test) / share_C).argmax(axis=1))
 
 
 def _vote(indices_NK: npt.NDArray[np.int64], codes_M: Codes, *, by_size: bool) -> npt.NDArray[np.int64]:
@@ -339,3 +325,16 @@ def _variance(true_N: Codes, predicted_N: Codes) -> float:
     mean = right_C.mean()
     var_C = np.where(size_C > 1, right_C * (1 - right_C) / np.maximum(size_C - 1, 1), mean * (1 - mean))
     return float(var_C.sum()) / len(size_C) ** 2
+
+
+def _null_variance(true_N: Codes, predicted_N: Codes) -> float:
+    """Give the variance of the balanced accuracy over permutations of ``true_N``, exactly.
+
+    The hits of class c are hypergeometric: its n_c cells are a draw from N, of which the share q_c is predicted
+    to be c. Hits of two classes hang together through the draw alone, and all sums to
+    N / (N - 1) * sum_c q_c (1 - q_c) / n_c, / C² (Hoeffding's variance of a permutation statistic).
+    """
+    size_C = np.bincount(true_N)
+    share_C = np.bincount(predicted_N, minlength=len(size_C)) / len(true_N)
+    variance = np.sum(share_C * (1 - share_C) / size_C) * len(true_N) / (len(true_N) - 1)
+    return float(variance) / len(size_C) ** 2

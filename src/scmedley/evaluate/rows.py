@@ -17,7 +17,7 @@ from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.lisi import N_NEIGHBORS, lisi, median, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import bras, calinski_harabasz, draw, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Codes, Floats, nearest
-from scmedley.evaluate.probes import ProbeName, batch_leak, knn_accuracy, label_leak
+from scmedley.evaluate.probes import PROBES, Leak, batch_leaks, knn_accuracy, label_leak
 
 N_PERMUTATIONS = 5  # behind the nulls of all but the probes; their spread over permutations is small
 
@@ -80,7 +80,7 @@ def draw_cells(
 
 
 def default_rows(z_NP: Floats, cells: Cells, max_cells: int, seed: int) -> list[Row]:
-    """Give the rows of ASW, CH, 1/DB, kNN accuracy and kNN leak for an embedding of all cells."""
+    """Return the rows of ASW, CH, 1/DB, kNN accuracy and the batch leaks for an embedding of all cells."""
     rows = _separation_rows(z_NP[cells.test], cells.by_batch, max_cells, seed)
     if cells.by_label is not None:
         rows += _separation_rows(z_NP[cells.test], cells.by_label, max_cells, seed)
@@ -90,20 +90,21 @@ def default_rows(z_NP: Floats, cells: Cells, max_cells: int, seed: int) -> list[
         rows.append(
             Row("kNN accuracy", "label", accuracy, *_chance(train, test), kind, len(cells.by_label.cells))
         )
-    return [*rows, _leak_row(z_NP, cells, "kNN", seed)]
+    leaks = batch_leaks(*_learnt_and_held_out(z_NP, cells), seed=seed)
+    return rows + [_leak_row(probe, leaks[probe], "batch", cells.by_batch.null_kind) for probe in PROBES]
 
 
 def thorough_rows(z_NP: Floats, cells: Cells, seed: int) -> list[Row]:
-    """Give the rows of LISI, BRAS and the fitted probes and, where there are labels, ARI, NMI and label leak."""
+    """Return the rows of LISI and BRAS and, where there are labels, ARI, NMI and label leak."""
     z_test = z_NP[cells.test]
     rows = _lisi_rows(z_test, cells)
     within_N, by_batch = cells.label_N[cells.test], cells.by_batch
     bras_R = np.array([bras(z_test, codes_N, within_N) for codes_N in by_batch.codes_RN])
     rows.append(Row("BRAS", "batch", *_against_null(bras_R), by_batch.null_kind, int((within_N >= 0).sum())))
-    rows += [_leak_row(z_NP, cells, "logistic", seed), _leak_row(z_NP, cells, "network", seed)]
     if cells.by_label is not None:
         rows += _cluster_rows(z_test, cells.by_label, seed)
-        rows.append(_leak_row(z_NP, cells, "kNN", seed, of="label"))
+        leak = label_leak(*_learnt_and_held_out(z_NP, cells), seed=seed)
+        rows.append(_leak_row("kNN", leak, "label", "labels permuted within batch"))
     return rows
 
 
@@ -167,21 +168,16 @@ def _cluster_rows(z_NP: Floats, by_label: Grouping, seed: int) -> list[Row]:
     ]
 
 
-def _leak_row(z_NP: Floats, cells: Cells, probe: ProbeName, seed: int, of: str = "batch") -> Row:
-    """Give the row of a leak: of the batch within labels, or of the label within batches."""
-    train, test = cells.train, cells.test
-    leak = (batch_leak if of == "batch" else label_leak)(
-        z_NP[train],
-        cells.batch_N[train],
-        cells.label_N[train],
-        z_NP[test],
-        cells.batch_N[test],
-        cells.label_N[test],
-        probe=probe,
-        seed=seed,
-    )
-    kind = cells.by_batch.null_kind if of == "batch" else "labels permuted within batch"
-    return Row(f"{probe} leak", of, leak.value, leak.null, leak.null_sd, kind, leak.n_cells, leak.se)
+def _learnt_and_held_out(z_NP: Floats, cells: Cells) -> tuple[Floats, Codes, Codes, Floats, Codes, Codes]:
+    """Return embedding, batch and label of the training cells and of the held-out cells."""
+    train, test, batch_N, label_N = cells.train, cells.test, cells.batch_N, cells.label_N
+    return z_NP[train], batch_N[train], label_N[train], z_NP[test], batch_N[test], label_N[test]
+
+
+def _leak_row(probe: str, leak: Leak, of: str, null_kind: str) -> Row:
+    """Return the row of a leak; its null is 0, as chance is taken off."""
+    null = 0.0 if leak.per_label else float("nan")
+    return Row(f"{probe} leak", of, leak.value, null, leak.null_sd, null_kind, leak.n_cells, leak.se)
 
 
 def _with_nulls(codes_N: Codes, within_N: Codes, rng: np.random.Generator) -> Codes:

@@ -45,8 +45,13 @@ def scores(
     CH           batch, label ``metrics.calinski_harabasz``                     codes permuted (mean of 5)
     1/DB         batch, label ``metrics.inverse_davies_bouldin``                codes permuted (mean of 5)
     kNN accuracy label        15 training neighbours vote (``knn_accuracy``)    labels drawn by their shares
-    kNN leak     batch        batch read within labels (``probes.batch_leak``)  batches permuted (20)
+    kNN leak     batch        batch read within labels (``probes.batch_leaks``) 0; batches permuted
+    logistic ..  batch        the same, read by logistic regression             0; batches permuted
+    network ..   batch        the same, read by a network of one hidden layer   0; batches permuted
     ============ ============ ================================================= ==========================
+
+    The leak of an embedding is the worst of the three: a batch that one probe does not find may be plain to
+    another.
 
     With ``thorough``, which takes some minutes on many cells, also:
 
@@ -56,13 +61,11 @@ def scores(
     iLISI         batch median of ``lisi.lisi``: batches nearby       batches permuted (mean of 5) high
     iLISI scaled  batch ``lisi.scaled_ilisi``, 0 to 1                 batches permuted (mean of 5) high
     BRAS          batch ``metrics.bras``: batches mixed within labels batches permuted (mean of 5) high
-    logistic leak batch leak as above, to a logistic regression       batches permuted (5)         low
-    network leak  batch leak as above, to a network                   batches permuted (5)         low
     cLISI         label median of ``lisi.lisi``: labels nearby        labels permuted (mean of 5)  low
     cLISI scaled  label ``lisi.scaled_clisi``, 0 to 1                 labels permuted (mean of 5)  high
     ARI           label ``clusters.ari`` of k-means clusters          labels permuted (mean of 5)  high
     NMI, NMI max  label ``clusters.nmi`` of the same                  labels permuted (mean of 5)  high
-    kNN leak      label label read within batches (``label_leak``)    labels permuted in batch (20) see (*)
+    kNN leak      label label read within batches (``label_leak``)    0; labels permuted in batch  see (*)
     ============= ===== ============================================= ============================ =========
 
     (*) For a fixed-effects embedding. A random-effects embedding should tell the batch and not the label, so

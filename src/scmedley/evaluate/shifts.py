@@ -7,19 +7,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 
-from scmedley.evaluate.counterfactual import decoder, labels_of, names_of
+from scmedley import keys
+from scmedley.data.resident import Resident
+from scmedley.errors import ScmedleyError
+from scmedley.evaluate.counterfactual import LEAST, decoder, labels_of, names_of
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
+from scmedley.models.calibrate import deviations
 from scmedley.models.counterfactual import drawn_means
+from scmedley.models.interval import half_width
+from scmedley.overlap import as_categories
 from scmedley.pp.counts import log_normalised
 
-WITHIN_90 = (
-    1.645  # standard deviations to either side that hold 90 % of a Gaussian; 30 draws give no quantiles
-)
 N_PERMUTATIONS = 10
 DISTANCES = ["batch", "distance", "q05", "q95", "observed", "null", "null_sd"]
+HELD_OUT, ALL_CELLS = (
+    "held-out cells",
+    "all cells",
+)  # what an observed mean is of; the second includes training cells
 
 
 def gene_shifts(
@@ -55,39 +63,51 @@ def gene_shifts(
     Returns
     -------
     DataFrame
-        label, batch, gene, and in log1p CP10k: shift, its q05 and q95 (1.645 standard deviations of the draws to
-        either side), observed (the same difference between the means of the label's cells that are from each batch;
-        not a number where there are none). The same for all genes of a pair: size (root mean square of the shift over
-        all genes of the model) with size_q05 and size_q95, observed_size (of the observed difference), null_size and
-        null_sd (mean and standard deviation of that over permutations of the label's cells among its batches);
-        n_cells (shown), n_observed (cells of the label from that batch), seen (whether there are any).
+        label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05 and q95
+        (:mod:`scmedley.models.interval`), observed (the same difference between the means of the label's cells that
+        are from each batch; not a number where there are none). The same for all genes of a pair: size (root mean
+        square of the shift over all genes of the model) with size_q05 and size_q95, observed_size (of the observed
+        difference), null_size and null_sd (mean and standard deviation of that over permutations of the same cells
+        among the label's batches); n_cells (shown), n_observed (cells that the observed mean is of), observed_from
+        ("held-out cells", or "all cells", training cells included, where fewer than 10 of the pair are held out), seen
+        (whether the label is in the batch at all).
     """
+    if draws < 2:
+        raise ScmedleyError(f"draws is {draws}; give 2 or more, or there is no interval.")
     network = decoder(model)
     label = labels_of(adata, label_key)
     batch = network.design.codes(adata.obs)
     rng, permuting = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     genes, batches = np.asarray(network.genes), network.design.batches
-    x_NG, _ = log_normalised(adata, network.genes)
+    beside = network.gene_names.symbols_beside
+    symbols = {} if beside is None else {"symbol": np.asarray(beside)}
+    x_NG, _ = log_normalised(adata, network.gene_names)
+    held_out = adata.obs[keys.SPLIT] == "test" if keys.SPLIT in adata.obs else np.zeros(adata.n_obs)
+    held_out_N = np.asarray(held_out, dtype=bool)
     tables = []
     for name in names_of(label):
         rows = np.flatnonzero(label == name)
         own = [rows[batch[rows] == code] for code in range(len(batches))]
         seen_T = np.array([len(cells) > 0 for cells in own])
         compared_T = seen_T if seen_T.sum() > 1 else np.ones_like(seen_T)
+        enough = [np.sum(held_out_N[cells]) >= LEAST for cells in own]
+        own = [cells[held_out_N[cells]] if e else cells for cells, e in zip(own, enough, strict=True)]
         observed_TG = _observed(x_NG, own)
         null_KT = [_size(_observed(x_NG, _permuted(own, permuting))) for _ in range(N_PERMUTATIONS)]
         rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
-        mean_TDG = drawn_means(network, adata[rows], draws, seed)
+        shown = Resident(network.scale.transform(x_NG[rows]), batch[rows], torch.device("cpu"))
+        mean_TDG = drawn_means(network, shown, draws, seed, range(len(batches)))
         mean_TDG -= mean_TDG[compared_T].mean(axis=0)
         pairs = pd.DataFrame(
             {
                 "size": _size(mean_TDG.mean(axis=1)),
-                "half": WITHIN_90 * _size(mean_TDG).std(axis=1),
+                "half": half_width(_size(mean_TDG), network.calibration, axis=1),
                 "observed_size": _size(observed_TG),
                 "null_size": np.mean(null_KT, axis=0),
                 "null_sd": np.std(null_KT, axis=0),
                 "n_cells": len(rows),
                 "n_observed": [len(cells) for cells in own],
+                "observed_from": np.select([~seen_T, enough], ["", HELD_OUT], ALL_CELLS),
                 "seen": seen_T,
             }
         )
@@ -96,9 +116,15 @@ def gene_shifts(
         for target, shift_DG, observed_G, pair in zip(
             batches, mean_TDG, observed_TG, pairs.to_dict("records"), strict=True
         ):
-            shift_G, half_G = shift_DG.mean(0), WITHIN_90 * shift_DG.std(0)
+            shift_G, half_G = shift_DG.mean(0), half_width(shift_DG, network.calibration)
             top = np.argsort(-np.abs(shift_G), kind="stable")[:n_top]
-            columns = {"gene": genes, "shift": shift_G, "q05": shift_G - half_G, "q95": shift_G + half_G}
+            columns = {
+                "gene": genes,
+                **symbols,
+                "shift": shift_G,
+                "q05": shift_G - half_G,
+                "q95": shift_G + half_G,
+            }
             table = pd.DataFrame(columns | {"observed": observed_G}).iloc[top]
             table.insert(0, "label", name)
             table.insert(1, "batch", target)
@@ -106,8 +132,26 @@ def gene_shifts(
     return pd.concat(tables, ignore_index=True)
 
 
+def interval_coverage(
+    model: MixedEffects | Model[Any], adata: AnnData, label_key: str | None = None, *, seed: int = 0
+) -> float:
+    """Return the share of shifts of held-out cells, of all pairs and genes, that are in their interval of 90 %.
+
+    The sampling noise of the observed means is counted (:mod:`scmedley.models.interval`). Not a number where no label
+    has held-out cells in two batches, or the model's intervals are not calibrated.
+    """
+    network = decoder(model)
+    label = None if label_key is None else as_categories(adata.obs[label_key]).codes
+    x_NG = network.scale.transform(log_normalised(adata, network.gene_names)[0])
+    codes, part_N = network.design.codes(adata.obs), adata.obs[keys.SPLIT].to_numpy()
+    found = deviations(network, x_NG, codes, label, part_N, "test", seed=seed)
+    if found is None or network.calibration is None:
+        return float("nan")
+    return found.coverage(network.calibration.factor)
+
+
 def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
-    """Say how far each batch lies from the average batch, the farthest first.
+    """Return how far each batch lies from the average batch, the farthest first.
 
     Batches are compared on the labels that all of them have: the average batch of another label is another one.
 
@@ -121,18 +165,27 @@ def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         batch, and in log1p CP10k, means over those labels: distance (the size of the model's shift) with q05 and q95;
         observed, the distance of the cells' own means; null and null_sd, of that with batches permuted within
-        labels. Empty where fewer than two batches share a label with all others. Of two batches each lies half as far
-        from their average as from the other.
+        labels; observed_from, which cells these are ("held-out cells", "all cells", or "held-out and all cells"
+        where labels differ). Empty where fewer than two batches share a label with all others. Of two batches each lies
+        half as far from their average as from the other.
     """
     pairs = shifts.drop_duplicates(["batch", "label"])
     n_seen = pairs[pairs["seen"]].groupby("label")["batch"].nunique()
     n_batches = pairs["batch"].nunique()
     shared = pairs[pairs["label"].isin(n_seen.index[n_seen == n_batches])]
     if n_batches < 2 or shared.empty:
-        return pd.DataFrame(columns=DISTANCES)
+        return pd.DataFrame(columns=[*DISTANCES, "observed_from"])
     sizes = ["size", "size_q05", "size_q95", "observed_size", "null_size", "null_sd"]
-    found = shared.groupby("batch", sort=True)[sizes].mean().reset_index().set_axis(DISTANCES, axis=1)
+    groups = shared.groupby("batch", sort=True)
+    found = groups[sizes].mean().reset_index().set_axis(DISTANCES, axis=1)
+    found["observed_from"] = groups["observed_from"].agg(source_of).to_numpy()
     return found.sort_values("distance", ascending=False, kind="stable", ignore_index=True)
+
+
+def source_of(observed_from: "pd.Series[str]") -> str:
+    """Return in words which cells several observed means are of."""
+    used = [name for name in (HELD_OUT, ALL_CELLS) if (observed_from == name).any()]
+    return "held-out and all cells" if len(used) > 1 else (used or [""])[0]
 
 
 def _observed(x_NG: Any, own: list[np.ndarray]) -> np.ndarray:

@@ -12,11 +12,11 @@ from scipy.sparse import issparse
 
 from scmedley import datasets, io, keys
 from scmedley.checks import column
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 from scmedley.experiment.config import Experiment, Split
 from scmedley.overlap import as_categories
 from scmedley.pp import prepare
-from scmedley.pp.folds import donor_folds, rotating_folds
+from scmedley.pp.folds import donor_folds, held_out_pairs, held_out_parts, rotating_folds
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import PARTS
 from scmedley.pp.split import split as split_cells
@@ -109,18 +109,39 @@ def read_cells(path: Path, experiment: Experiment, split: Split, fold: int) -> A
     return adata
 
 
+def pairs(obs: pd.DataFrame, experiment: Experiment) -> list[tuple[int, int]]:
+    """Return the codes of batch and label of each pair that is held out."""
+    batch, label = (obs[k].cat for k in (experiment.batch_key, experiment.label_key))
+    named = [str(name) for name in batch.categories]
+    absent = [name for name in experiment.pair_batches if name not in named]
+    if absent:
+        raise ScmedleyError(
+            f"pair_batches names {absent[0]!r}, but obs[{experiment.batch_key!r}] has {listed(named)}."
+        )
+    return held_out_pairs(
+        batch.codes.to_numpy(),
+        label.codes.to_numpy(),
+        n_pairs=experiment.pairs,
+        seed=experiment.seeds[0],
+        least=experiment.pair_cells,
+        batches=[named.index(name) for name in experiment.pair_batches] or None,
+    )
+
+
 def parts(obs: pd.DataFrame, experiment: Experiment, split: Split, fold: int) -> np.ndarray:
     """Give each cell's part in a fold.
 
     With whole donors held out, "test" are the cells of the fold's donors. Training and its early stopping need
-    known batches, so "train" and "validation" share the cells of all other donors. Folds are drawn with the first
-    seed; the others vary the fits alone.
+    known batches, so "train" and "validation" share the cells of all other donors. With pairs held out, "test" are
+    all cells of the pair. Folds are drawn with the first seed; the others vary the fits alone.
     """
     seed = experiment.seeds[0]
     batch, label = (obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
     if split == "cells":
         folds = rotating_folds(batch, label, n_folds=experiment.folds, seed=seed)
         return np.asarray(folds[fold])
+    if split == "pairs":
+        return np.asarray(held_out_parts(batch, label, pairs(obs, experiment)[fold], seed=seed))
     target = obs[experiment.targets[0]].to_numpy() if experiment.targets else None
     donor = obs[experiment.donors].to_numpy()
     held_out = donor_folds(donor, target, n_folds=experiment.folds, seed=seed)[fold] == "test"

@@ -13,7 +13,7 @@ from scmedley.datasets.papers import LOSS_WEIGHTS
 from scmedley.errors import ScmedleyError
 from scmedley.models.settings import as_changes
 
-Split = Literal["cells", "donors"]
+Split = Literal["cells", "donors", "pairs"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 NULL = "RE, permuted batches"
@@ -27,6 +27,7 @@ NETWORKS = {
     NULL: ("RandomEffects", False),
 }
 BASIC = ("PCA", *NETWORKS)
+LISTS = ("methods", "splits", "targets", "pair_batches")  # fields that hold names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +54,17 @@ class Experiment:
     settings
         Changes to the preset, by method: ``{"FE": {"mse_weight": 4000.0}}``. Those of "RE" hold for its null.
     splits
-        ``"cells"``: cells of all donors are in all parts. ``"donors"``: whole donors are held out.
+        ``"cells"``: cells of all donors are in all parts. ``"donors"``: whole donors are held out. ``"pairs"``: all
+        cells of a label in a batch are held out, one such pair at a time, and predicted from the label's cells in
+        other batches by the networks that have counterfactuals.
     folds, seeds
-        Number of folds; seeds of the fits, the first of which draws the folds.
+        Number of folds of cells and of donors; seeds of the fits, the first of which draws the folds and the pairs.
+    pairs
+        Number of pairs that are held out.
+    pair_batches
+        Batches that the pairs are of (``("treated",)``); any, if none is named.
+    pair_cells
+        Cells that a pair has at least.
     classify
         Whether random forests read the cell type and the targets from the latents.
     thorough
@@ -81,6 +90,9 @@ class Experiment:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     splits: tuple[Split, ...] = ("cells",)
     folds: int = 5
+    pairs: int = 5
+    pair_batches: tuple[str, ...] = ()
+    pair_cells: int = 20
     seeds: tuple[int, ...] = (0,)
     classify: bool = True
     thorough: bool = True
@@ -98,15 +110,16 @@ class Experiment:
             wanted = type(getattr(type(self), name, "")) if name != "settings" else dict
             if not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
                 raise ScmedleyError(f"{name} = {value!r} must be of type {wanted.__name__}.")
-        for name, least in (("folds", 3), ("n_latent", 1), ("n_top_genes", 1), ("threads", 1)):
+        for name in ("folds", "pairs", "pair_cells", "n_latent", "n_top_genes", "threads"):
+            least = 3 if name == "folds" else 1
             if getattr(self, name) < least:
                 raise ScmedleyError(f"{name} = {getattr(self, name)} must be at least {least}.")
-        for name, kind in (("methods", str), ("splits", str), ("targets", str), ("seeds", int)):
+        for name, kind in (*((name, str) for name in LISTS), ("seeds", int)):
             if any(not isinstance(value, kind) or isinstance(value, bool) for value in getattr(self, name)):
                 raise ScmedleyError(f"{name} = {list(getattr(self, name))} must hold {kind.__name__} only.")
-        for name in ("splits", "methods", "seeds", "targets"):
+        for name in (*LISTS, "seeds"):
             values = getattr(self, name)
-            if (not values and name != "targets") or len(set(values)) < len(values):
+            if (not values and name not in ("targets", "pair_batches")) or len(set(values)) < len(values):
                 raise ScmedleyError(f"{name} = {list(values)} must name at least one, and none twice.")
         if {self.label_key, self.batch_key, self.donors} & set(self.targets):
             raise ScmedleyError(
@@ -134,11 +147,32 @@ class Experiment:
                 f"published = {self.published!r} is none of {list(LOSS_WEIGHTS['release'])}, the papers' data sets."
             )
         self.models()
+        if "pairs" in self.splits and not self.counterfactual_methods:
+            raise ScmedleyError(
+                "splits has 'pairs', but none of the methods has batch effects in its decoder to predict a held-out "
+                "pair with. Add 'FE' (default preset) or 'RE' to the methods."
+            )
 
     @property
     def donors(self) -> str:
         """Give the column of the donors."""
         return self.donor_key or self.batch_key
+
+    @property
+    def counterfactual_methods(self) -> list[str]:
+        """Return the methods that can predict a label's cells in a batch where they were not seen."""
+        from scmedley import models
+
+        found = []
+        for method, settings in self.models().items():
+            kind = getattr(models, NETWORKS[method][0])
+            if kind(self.batch_key, settings=settings).has_effects:
+                found.append(method)
+        return found
+
+    def n_folds(self, split: Split) -> int:
+        """Return how many times cells are held out in a split."""
+        return self.pairs if split == "pairs" else self.folds
 
     def models(self) -> dict[str, Any]:
         """Give the settings of each network that is compared, with the changes made."""

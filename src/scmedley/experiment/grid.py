@@ -27,9 +27,13 @@ from scmedley.pipeline import folder as run_folder
 
 RECORD = "experiment.json"
 OUTPUTS = [tables.SCORES, tables.SUMMARY, tables.CLASSIFIED, tables.CLASSIFIED_SUMMARY, tables.HISTORY]
-OUTPUTS += [tables.FITS, run_folder.REPORT]
+OUTPUTS += [tables.PREDICTED, tables.PREDICTED_SUMMARY, tables.FITS, run_folder.REPORT]
 SCHEDULER_TIMEOUT = "20s"
-OURS = (*BASIC, work.CLASSIFIERS)  # what of these fails is an error; a rival's failure is a result
+OURS = (
+    *BASIC,
+    work.CLASSIFIERS,
+    work.BASELINES,
+)  # what of these fails is an error; a rival's failure is a result
 
 
 def run(
@@ -113,6 +117,8 @@ def _lay_data(
         )
     adata = read_data(experiment, folder)
     warnings = prepare_once(adata, experiment)
+    columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
+    io.check_columns(adata, sorted(columns & set(adata.obs)))
     for warning in warnings:
         say(f"Warning: {warning}")
     record = {
@@ -127,7 +133,9 @@ def _lay_data(
     for name in OUTPUTS:  # of what was done here before
         (out / name).unlink(missing_ok=True)
     io.write_json(record, out / RECORD)  # before the data: it marks the folder as an experiment's
-    io.write_h5ad(adata, out / DATA)
+    for warning in io.write_h5ad(adata, out / DATA):
+        warnings.append(f"{DATA}: {warning}")
+        say(f"Warning: {warnings[-1]}")
     return record
 
 

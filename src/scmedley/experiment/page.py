@@ -11,10 +11,18 @@ import numpy as np
 import pandas as pd
 from anndata import read_h5ad
 
+from scmedley.evaluate.held_out import BASELINES, CEILING
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import Experiment
-from scmedley.experiment.tables import CLASSIFIED_SUMMARY, FITS, HISTORY, SUMMARY
+from scmedley.experiment.tables import (
+    CLASSIFIED_SUMMARY,
+    FITS,
+    HISTORY,
+    PREDICTED,
+    PREDICTED_SUMMARY,
+    SUMMARY,
+)
 from scmedley.experiment.task import Task
 
 MAIN = [  # scores of the first table, in its order; the others are folded away
@@ -34,18 +42,17 @@ def build(folder: Path) -> Path:
         k: tuple(v) if isinstance(v, list) else v for k, v in record["experiment"].items()
     }
     experiment = Experiment(**fields)
-    summary = pd.read_csv(folder / SUMMARY)
+    summary, read = (_read(folder / name) for name in (SUMMARY, CLASSIFIED_SUMMARY))
     fits = pd.read_csv(folder / FITS)
-    path = folder / CLASSIFIED_SUMMARY
-    read = pd.read_csv(path, keep_default_na=True) if path.exists() else pd.DataFrame()
     obs = read_h5ad(folder / work.DATA, backed="r").obs
     with figures.drawing():
         context = {
             "record": record,
             "experiment": experiment,
-            "tables": [_table(str(part), rows) for part, rows in summary.groupby("part", sort=False)],
+            "tables": _tables(summary),
             "pictures": _comparisons(summary, experiment),
-            "published": bool(summary["published"].notna().any()),
+            "published": len(summary) > 0 and bool(summary["published"].notna().any()),
+            "pairs": _pairs(folder),
             "classified": _classified(read),
             "confounding": _confounding(obs, experiment),
             "maps": _maps(folder, obs, experiment),
@@ -56,6 +63,46 @@ def build(folder: Path) -> Path:
             "n_batches": obs[experiment.batch_key].nunique(),
         }
     return write(render(context, "experiment.html.j2"), folder / "report.html")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Read a table, or none where the experiment made none."""
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def _tables(summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """Lay out the scores of each part of the cells."""
+    if summary.empty:
+        return []
+    return [_table(str(part), rows) for part, rows in summary.groupby("part", sort=False)]
+
+
+def _pairs(folder: Path) -> dict[str, Any] | None:
+    """Lay out what was predicted of held-out pairs: means over pairs by method, and R²Δ pair by pair."""
+    summary, predicted = _read(folder / PREDICTED_SUMMARY), _read(folder / PREDICTED)
+    if summary.empty:
+        return None
+    methods = [m for m in summary["method"] if m not in (*BASELINES, CEILING)]
+    methods += [m for m in (*BASELINES, CEILING) if m in set(summary["method"])]
+    rows = {row["method"]: row for row in summary.to_dict("records")}
+    lines = []
+    for fold, one in predicted.groupby("fold", sort=True):
+        r2 = one.groupby("method")["r2"].mean()
+        first = one.iloc[0]
+        lines.append(
+            {
+                **{"number": fold, "batch": first["batch"], "label": first["label"]},
+                **{"n_source": first["n_source"], "n_target": first["n_target"]},
+                "r2": [float(r2.get(method, np.nan)) for method in methods],
+            }
+        )
+    return {
+        "methods": [rows[method] for method in methods],
+        "lines": lines,
+        "names": methods,
+        "n": len(lines),
+        "n_genes": int(predicted["n_genes"].max()),
+    }
 
 
 def _table(part: str, rows: pd.DataFrame) -> dict[str, Any]:
@@ -78,6 +125,8 @@ def _comparisons(summary: pd.DataFrame, experiment: Experiment) -> list[Any]:
     from scmedley.pl.comparison import comparison
     from scmedley.report.figures import picture
 
+    if summary.empty:
+        return []
     rows = summary[(summary["part"] == "test") & (summary["split"] == "cells")]
     methods = [m for m in experiment.methods if m in set(rows["method"])]
     size = (4.6, 0.7 + 0.3 * len(methods))

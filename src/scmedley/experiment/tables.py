@@ -1,6 +1,5 @@
 """The results of all fits side by side: tidy tables, means with intervals over folds, what they say in words."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,18 @@ import pandas as pd
 
 from scmedley import io
 from scmedley.evaluate.classify import COMPOSITION
+from scmedley.evaluate.held_out import MEASURES
 from scmedley.evaluate.intervals import t_interval
+from scmedley.evaluate.probes import PROBES
 from scmedley.experiment import task as work
 from scmedley.experiment.config import NETWORKS, NULL, Experiment
+from scmedley.experiment.pairs import finding, verdicts
 from scmedley.experiment.task import Task, tasks
 from scmedley.models.contributions import contributions
 
 SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv", "fits.csv"
 SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
+PREDICTED, PREDICTED_SUMMARY = "counterfactuals.csv", "counterfactuals_summary.csv"
 HEADLINE = (
     "FE + RE",
     "FE + RE, adapted",
@@ -32,16 +35,11 @@ PLACE = ["split", "fold", "seed"]
 def write_tables(experiment: Experiment, out: Path) -> list[str]:
     """Write all tables of a finished grid to ``out``; give the findings as sentences."""
     fits, classifications = tasks(experiment)
-    scores = _collect(out, fits, work.SCORES)
-    io.write_csv(scores, out / SCORES)
-    summary = summarise(scores, ["split", "part", "score", "of", "method"], ["value", "null"])
-    summary = _beside_published(summary, experiment)
-    io.write_csv(summary, out / SUMMARY)
+    said = _write_scores(_collect(out, fits, work.SCORES), experiment, out)
     io.write_csv(_fits(out, fits + classifications), out / FITS)
     history = _collect(out, [t for t in fits if t.method in NETWORKS], work.HISTORY)
     io.write_csv(_weighted(history, experiment), out / HISTORY)
     classified = _collect(out, classifications, work.CLASSIFIED)
-    read = pd.DataFrame()
     if len(classified):
         io.write_csv(classified, out / CLASSIFIED)
         classified["caution"] = classified["caution"].fillna("")
@@ -50,7 +48,30 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
         read = summarise(classified, CLASSIFIED_BY, values)
         read = read.merge(_donors(classified), how="left", on=CLASSIFIED_BY)
         io.write_csv(read, out / CLASSIFIED_SUMMARY)
-    return findings(scores, summary, read, experiment.targets)
+        said += [_reading(read[read["target"] == target], target) for target in experiment.targets]
+    return said + _write_predicted(_collect(out, fits, work.PREDICTED), out)
+
+
+def _write_scores(scores: pd.DataFrame, experiment: Experiment, out: Path) -> list[str]:
+    """Write the scores and their means, if any method was scored; give what they say."""
+    if scores.empty:
+        return []
+    io.write_csv(scores, out / SCORES)
+    summary = summarise(scores, ["split", "part", "score", "of", "method"], ["value", "null"])
+    summary = _beside_published(summary, experiment)
+    io.write_csv(summary, out / SUMMARY)
+    return findings(scores, summary)
+
+
+def _write_predicted(predicted: pd.DataFrame, out: Path) -> list[str]:
+    """Write the measures of held-out pairs and their means over pairs; return what they say."""
+    if predicted.empty:
+        return []
+    io.write_csv(predicted, out / PREDICTED)
+    summary = summarise(predicted, ["method"], list(MEASURES)).rename(columns={"n_folds": "n_pairs"})
+    summary = summary.merge(verdicts(predicted).drop(columns="n_pairs"), how="left", on="method")
+    io.write_csv(summary, out / PREDICTED_SUMMARY)
+    return [finding(predicted)] if summary["verdict"].notna().any() else []
 
 
 def summarise(table: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
@@ -126,18 +147,19 @@ def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataF
     return summary.assign(published=beside["value"].where(is_theirs))
 
 
-def findings(
-    scores: pd.DataFrame, summary: pd.DataFrame, read: pd.DataFrame, targets: Sequence[str]
-) -> list[str]:
-    """Say what the tables show, each number beside its null."""
+def findings(scores: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
+    """Say what the scores show, each number beside its null."""
     rows = summary[(summary["split"] == "cells") & (summary["part"] == "test") & (summary["of"] == "batch")]
     said = [sentence for score in ("kNN leak", "ASW") if (sentence := _separation(scores, score))]
-    leak = {str(row["method"]): row for row in rows[rows["score"] == "kNN leak"].to_dict("records")}
-    if {"PCA", "FE"} <= set(leak):
+    leaks = rows[rows["score"].isin([f"{probe} leak" for probe in PROBES])].dropna(subset="value")
+    worst = leaks.sort_values("value").groupby("method").tail(1).set_index("method")
+    if {"PCA", "FE"} <= set(worst.index):
+        fe, pca = ({**worst.loc[method]} for method in ("FE", "PCA"))
         said.append(
-            f"Batch leak given label: FE {_with(leak['FE'])}, PCA {_with(leak['PCA'])} (0 by chance)."
+            f"Batch leak given label, by the worst of the probes: FE {_with(fe)} ({fe['score']}), PCA {_with(pca)} "
+            f"({pca['score']}; 0 by chance)."
         )
-    return said + [_reading(read[read["target"] == target], target) for target in targets if len(read)]
+    return said
 
 
 def _separation(scores: pd.DataFrame, score: str) -> str:

@@ -6,6 +6,7 @@ import re
 import time
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +24,24 @@ if TYPE_CHECKING:
     from scmedley.models.base import Model
 
 TASKS, CHECKPOINTS, DATA = "tasks", ".checkpoints", "data.h5ad"
-ABOUT, SCORES, HISTORY, LATENT, MAP, CLASSIFIED = (
+ABOUT, SCORES, HISTORY, LATENT, MAP, CLASSIFIED, PREDICTED = (
     "task.json",
     "scores.csv",
     "history.csv",
     "latent.npz",
     "umap.npz",
     "classified.csv",
+    "counterfactuals.csv",
 )
 CLASSIFIERS = "classifiers"  # stands for the method in the task that reads the latents of all others
+BASELINES = "baselines"  # stands for the method in the task that predicts a held-out pair without a network
 SCORED = "scmedley_scored"  # obs: the cells that probes learn from, and those that are scored
 MAP_CELLS = 3000  # held-out cells on a map, at most
 
 
 @dataclass(frozen=True)
 class Task:
-    """One method (or the classifiers on all of them) on one fold with one seed."""
+    """One method (or the classifiers on all of them, or the baselines) on one fold or held-out pair with one seed."""
 
     split: Split
     fold: int
@@ -56,11 +59,17 @@ class Task:
 
 def tasks(experiment: Experiment) -> tuple[list[Task], list[Task]]:
     """Give all fits of an experiment, and the classifications that need them."""
-    grid = [
-        (s, f, seed) for s in experiment.splits for seed in experiment.seeds for f in range(experiment.folds)
-    ]
-    fits = [Task(*place, method) for place in grid for method in experiment.methods]
-    return fits, [Task(*place, CLASSIFIERS) for place in grid] if experiment.classify else []
+    fits, classifications = [], []
+    for split in experiment.splits:
+        of_pairs = split == "pairs"
+        methods = experiment.counterfactual_methods if of_pairs else experiment.methods
+        for seed, fold in product(experiment.seeds, range(experiment.n_folds(split))):
+            fits += [Task(split, fold, seed, method) for method in methods]
+            if of_pairs and seed == experiment.seeds[0]:  # the baselines learn nothing that hangs on a seed
+                fits.append(Task(split, fold, seed, BASELINES))
+            if experiment.classify and not of_pairs:
+                classifications.append(Task(split, fold, seed, CLASSIFIERS))
+    return fits, classifications
 
 
 def fingerprint(
@@ -72,7 +81,8 @@ def fingerprint(
     fits that they read.
     """
     settings = asdict(experiment)
-    for name in ("name", "seeds", "splits", "published", "classify"):
+    unused = ["folds", "thorough"] if task.split == "pairs" else ["pair_batches", "pair_cells"]
+    for name in ("name", "seeds", "splits", "published", "classify", "pairs", *unused):
         del settings[name]
     settings["fold_seed"] = experiment.seeds[0]
     if task.method == CLASSIFIERS:
@@ -137,6 +147,10 @@ def run(out: Path, experiment: Experiment, task: Task, mark: str) -> None:
                 from scmedley.experiment.classifiers import classify
 
                 classify(out, experiment, task).to_csv(folder / CLASSIFIED, index=False)
+            elif task.split == "pairs":
+                from scmedley.experiment.pairs import predict
+
+                state |= predict(out, experiment, task, folder, mark)
             else:
                 state |= _fit_and_score(out, experiment, task, folder, mark)
         except ScmedleyError as error:
@@ -244,17 +258,28 @@ def _given(stored: Any, key: str) -> np.ndarray:
 def _embed_by_network(
     out: Path, adata: AnnData, experiment: Experiment, task: Task, mark: str
 ) -> tuple[dict[str, np.ndarray], "Model[Any]"]:
+    model: Any = fit_network(out, adata, experiment, task, mark)
+    latents = {"": model.get_latent_representation(adata, unknown="mean")}
+    if task.method == "RE" and (model.design.codes(adata.obs) < 0).any():
+        new = adata[model.design.codes(adata.obs) < 0].copy()
+        adapted = model.adapt(new, seed=task.seed)
+        latents[", adapted"] = adapted.get_latent_representation(adata)
+    return latents, model
+
+
+def fit_network(out: Path, adata: AnnData, experiment: Experiment, task: Task, mark: str) -> "Model[Any]":
+    """Return the task's network, fitted; it never meets the cells of donors and of pairs that are held out."""
     from scmedley import models
 
     kind, supervised = NETWORKS[task.method]
     batch_key = experiment.batch_key
-    held_out = ((adata.obs[keys.SPLIT] == "test") & (task.split == "donors")).to_numpy()
+    held_out = ((adata.obs[keys.SPLIT] == "test") & (task.split != "cells")).to_numpy()
     if task.method == NULL:
         _permute(adata, experiment, held_out, task.seed)
         batch_key = keys.PERMUTED
     settings = experiment.models()[task.method]
     label = {"label_key": experiment.label_key} if supervised else {}
-    model = getattr(models, kind)(batch_key, settings=settings, **label)
+    model: Model[Any] = getattr(models, kind)(batch_key, settings=settings, **label)
     known = adata[~held_out].copy() if held_out.any() else adata
     model.fit(
         known,
@@ -265,12 +290,7 @@ def _embed_by_network(
         checkpoint=_checkpoint(out, task, mark),
         progress=False,
     )
-    latents = {"": model.get_latent_representation(adata, unknown="mean")}
-    if task.method == "RE" and (model.design.codes(adata.obs) < 0).any():
-        new = adata[model.design.codes(adata.obs) < 0].copy()
-        adapted = model.adapt(new, seed=task.seed)
-        latents[", adapted"] = adapted.get_latent_representation(adata)
-    return latents, model
+    return model
 
 
 def _permute(adata: AnnData, experiment: Experiment, held_out: np.ndarray, seed: int) -> None:

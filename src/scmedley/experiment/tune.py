@@ -120,6 +120,7 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
         raise ScmedleyError(f"{out} is no folder of a search, and not empty. Choose another --out.")
     say(f"Reading {path.name}")
     adata = io.read(path)
+    io.check_columns(adata, (experiment.batch_key, experiment.label_key))
     for warning in prepare_once(adata, experiment):
         say(f"Warning: {warning}")
     same = {k: v for k, v in asdict(experiment).items() if k not in ("name", "data", "threads")}
@@ -138,7 +139,8 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
             )
     record = wanted | {"status": "running"}
     io.write_json(record, out / RECORD)  # before the data: it marks the folder as a search's
-    io.write_h5ad(adata, out / DATA)
+    for warning in io.write_h5ad(adata, out / DATA):
+        say(f"Warning: {DATA}: {warning}")
     return record
 
 
@@ -221,9 +223,9 @@ def _scores(experiment: Experiment, out: Path, params: dict[str, Any], part: str
 def _score(
     experiment: Experiment, out: Path, params: dict[str, Any], fold: int, part: str
 ) -> tuple[float, float]:
-    """Fit on a fold; give label accuracy and batch leak on its cells of ``part``."""
+    """Fit on a fold; return label accuracy and the worst of three batch leaks on its cells of ``part``."""
     from scmedley import models
-    from scmedley.evaluate.probes import batch_leak, knn_accuracy
+    from scmedley.evaluate.probes import batch_leaks, knn_accuracy
 
     method, seed = experiment.methods[0], experiment.seeds[0]
     adata = _read_fold(out, experiment, fold)
@@ -238,10 +240,11 @@ def _score(
     which = adata.obs[keys.SPLIT].to_numpy()
     batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
     train, held_out = which == "train", which == part
-    leak = batch_leak(
+    leaks = batch_leaks(
         z_NP[train], batch[train], label[train], z_NP[held_out], batch[held_out], label[held_out], seed=seed
     )
-    return knn_accuracy(z_NP[train], label[train], z_NP[held_out], label[held_out]), leak.value
+    worst = max(leak.value for leak in leaks.values())
+    return knn_accuracy(z_NP[train], label[train], z_NP[held_out], label[held_out]), worst
 
 
 def _read_fold(out: Path, experiment: Experiment, fold: int) -> AnnData:

@@ -1,4 +1,7 @@
-"""Effects of batches that a fitted random-effects network has not seen, with all else frozen.
+"""Effects of batches that a fitted network with batch effects has not seen, with all else frozen.
+
+A network offers what :mod:`scmedley.train.loop` needs, and ``drawn_error(cells)`` (the MSE of a training step) and
+``kl(error, n_genes, n_cells)``.
 
 Shapes: M cells of a minibatch, B batches known so far, H units of a layer.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from anndata import AnnData
@@ -18,21 +21,21 @@ from scmedley.checks import check_seed
 from scmedley.data.design import Design
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
-from scmedley.nn.bayesian import inverse_softplus, tables
-from scmedley.nn.likelihoods import mse
+from scmedley.nn.bayesian import tables
 from scmedley.train.precision import engine
 
 if TYPE_CHECKING:
-    from scmedley.models.random_effects import RandomEffects
+    from scmedley.models.base import Model
+
+M = TypeVar("M", bound="Model[Any]")
 
 LEARNING_RATE = 0.01  # of Adam, on the new rows alone; falls to 0 along half a cosine
 CPU = torch.device("cpu")
 
 
-def adapted(
-    model: RandomEffects, adata: AnnData, *, steps: int, seed: int, threads: int | None
-) -> RandomEffects:
-    """Give a model that also knows the new batches of ``adata``. See :meth:`RandomEffects.adapt`."""
+def adapted(model: M, adata: AnnData, *, steps: int, seed: int, threads: int | None) -> M:
+    """Return a model that also knows the new batches of ``adata``. See :meth:`Model.adapt`."""
+    model.check_effects("adapt")
     model.check_fitted()
     check_seed(seed)
     if steps < 1:
@@ -48,10 +51,10 @@ def adapted(
     codes = design.codes(adata.obs)
     cells = adata[codes >= len(known)]
     extended = copy.copy(model)
-    extended.design, extended.network = design, copy.deepcopy(model.network)
-    add_batches(extended.network, len(new))
     with engine(threads, CPU):
         torch.manual_seed(seed)
+        extended.design, extended.network = design, copy.deepcopy(model.network)
+        add_batches(extended.network, len(new))
         resident = Resident(model.read(cells), codes[codes >= len(known)], CPU)
         _learn_rows(extended.network, resident, len(known), steps, model.settings.sizes(cells.n_obs)[0])
     extended.fitted = {**model.fitted, "adapted": {"batches": len(new), "steps": steps, "seed": seed}}
@@ -60,12 +63,12 @@ def adapted(
 
 @torch.no_grad()
 def add_batches(network: Any, n_new: int) -> None:
-    """Give every effect table ``n_new`` more rows, each of them the prior: mean 0, the prior's width."""
+    """Add ``n_new`` rows to every effect table, each of them the prior: mean 0, the prior's width."""
     for table in tables(network):
         shape = (n_new, table.loc_BH.shape[1])
-        rho = inverse_softplus(float(table.prior_scale))
-        table.loc_BH = nn.Parameter(torch.cat([table.loc_BH, torch.zeros(shape)]))
-        table.rho_BH = nn.Parameter(torch.cat([table.rho_BH, torch.full(shape, rho)]))
+        rho = table.prior_scale.expm1().log()  # softplus(rho) is the prior's width
+        table.loc_BH = nn.Parameter(torch.cat([table.loc_BH, table.loc_BH.new_zeros(shape)]))
+        table.rho_BH = nn.Parameter(torch.cat([table.rho_BH, rho.expand(shape)]))
     network.n_batches += n_new
 
 
@@ -85,17 +88,17 @@ def _learn_rows(network: Any, cells: Resident, n_known: int, steps: int, batch_s
         falling.step()
 
 
-def _loss(network: Any, cells: Minibatch, n_cells: int) -> Tensor:
-    """Give lambda_MSE * MSE + lambda_KL * KL, with as many cells of the new batches hidden as in training.
+def _loss(network: Any, cells: Minibatch, n_new: int) -> Tensor:
+    """Return lambda_MSE * MSE + lambda_KL * KL, the KL weighed as if the ``n_new`` cells had been trained on too.
 
-    In training a row's KL is shared out among all training cells; here there are ``n_cells`` to share it.
+    Among all n cells of such a training the new ones have a share of n_new / n in the MSE, while the KL of their rows
+    counts once. Here the MSE is theirs alone, so the KL counts n / n_new times. Where the KL is a mean over
+    cells (``kl_weight=None``), n cancels out, and n_new cells share it; where it is not, n stays.
     """
-    settings = network.settings
-    hidden_M = torch.rand(len(cells.b_M)) < settings.hide_batch
-    z_MP = network.encode(cells.x_MG, cells.b_M.masked_fill(hidden_M, -1), draw=True)
-    error = mse(cells.x_MG, network.decode(z_MP, cells.b_M, draw=True))
-    _, penalty = network.kl(error, cells.x_MG.shape[1])
-    loss: Tensor = settings.mse_weight * error + penalty * network.n_cells / n_cells
+    n_cells = float(network.n_cells) + n_new
+    error = network.drawn_error(cells)
+    _, penalty = network.kl(error, cells.x_MG.shape[1], n_cells)
+    loss: Tensor = network.settings.mse_weight * error + penalty * (n_cells / n_new)
     return loss
 
 

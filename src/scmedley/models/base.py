@@ -5,6 +5,7 @@ Shapes: N cells, G genes of the model, P latent dimensions, B batches.
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -17,16 +18,22 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.checks import check_seed
-from scmedley.data.design import POPULATION_MEAN, Design, Labels
+from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.gene_names import GeneNames, why_missing
 from scmedley.inplace import settle
+from scmedley.models import calibrate
+from scmedley.models.adapt import adapted
+from scmedley.models.interval import Calibration
 from scmedley.models.settings import Settings
-from scmedley.pp.counts import log_normalised
+from scmedley.pp.counts import log_normalised, read_log_normalised
+from scmedley.pp.kinds import differences, trained_on
 from scmedley.pp.scale import MinMax
 from scmedley.pp.split import store_split
 from scmedley.train import loop
 from scmedley.train.precision import engine, resolve_device, resolve_precision
+from scmedley.train.process import modes
 
 S = TypeVar("S", bound=Settings)
 
@@ -55,6 +62,9 @@ class Model(Generic[S]):
         Tidy table of the fit: epoch, part, term, value.
     fitted
         Epochs, best epoch and why training stopped.
+    calibration
+        How wide its intervals are (:mod:`scmedley.models.interval`); ``None`` without batch effects or with too few
+        validation cells to learn it from.
     """
 
     key: ClassVar[str]
@@ -67,9 +77,12 @@ class Model(Generic[S]):
     design: Design
     labels: Labels | None
     genes: list[str]
+    gene_names: GeneNames  # the same genes, with ids and symbols
     scale: MinMax
     history: pd.DataFrame
     fitted: dict[str, Any]
+    trained_on: dict[str, Any] | None = None  # what the training cells' values were; None in old models
+    calibration: Calibration | None = None
 
     def __init__(self, batch_key: str, label_key: str | None = None, settings: str | S = "default"):
         self.batch_key = batch_key
@@ -137,12 +150,12 @@ class Model(Generic[S]):
         """
         self.network = None
         check_seed(seed)
-        x_NG = self._learn_reading(adata, seed)
         on = resolve_device(device)
         precision = resolve_precision(precision, on)
-        part = adata.obs[keys.SPLIT].to_numpy()
         with engine(threads, on):
             torch.manual_seed(seed)
+            x_NG = self._learn_reading(adata, seed)
+            part = adata.obs[keys.SPLIT].to_numpy()
             y_N = self._label_codes(adata.obs)
             cells = Resident(x_NG, self.design.codes(adata.obs), on, y_N)
             train, validation = (
@@ -169,7 +182,8 @@ class Model(Generic[S]):
             except BaseException:
                 self.network = None  # half trained is not fitted
                 raise
-        self.network.to("cpu")
+            self.network.to("cpu")
+            self.calibration = self._calibrated(adata, x_NG, seed)
         self.history = done.history()
         self.fitted = {
             "epochs": done.epoch,
@@ -193,16 +207,30 @@ class Model(Generic[S]):
         adata
             Any cells with (most of) the model's genes, prepared or with counts.
         unknown
-            What to do with a batch that a random-effects network does not know: ``"error"``, or
+            What to do with cells of a batch that a random-effects network does not know: ``"error"``, or
             ``"mean"`` for the population mean.
         """
         z_NP = self.get_latent_representation(adata, unknown=unknown)
         settle(adata)
         adata.obsm[self.key] = z_NP
 
-    def get_latent_representation(self, adata: AnnData, *, unknown: str = "error") -> np.ndarray:
-        """Give the latent of every cell, N x P float32, and store nothing."""
-        return self._through(adata, unknown, lambda x, b: self.network.encode(x, b))
+    def get_latent_representation(
+        self, adata: AnnData, *, unknown: str = "error", mask_batch: bool = False
+    ) -> np.ndarray:
+        """Return the latent of every cell, N x P float32, and store nothing.
+
+        Parameters
+        ----------
+        adata
+            Any cells with (most of) the model's genes, prepared or with counts.
+        unknown
+            As in :meth:`embed`.
+        mask_batch
+            Encode every cell without its batch, as a random-effects network does with ``hide_batch`` of its training
+            cells: what such a latent holds of the batch was found in the expression, not told. An encoder that never
+            sees the batch gives the same latent either way.
+        """
+        return self._through(adata, unknown, lambda x, b: self.network.encode(x, b), mask_batch)
 
     def predict(self, adata: AnnData) -> pd.DataFrame:
         """Give the probability of every label for every cell, N x K: rows are cells, columns labels.
@@ -239,7 +267,7 @@ class Model(Generic[S]):
             return xhat
 
         values = self.scale.inverse(self._through(adata, unknown, decode))
-        return AnnData(values, obs=adata.obs.copy(), var=pd.DataFrame(index=self.genes))
+        return AnnData(values, obs=adata.obs.copy(), var=self.var())
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.json`` and ``weights.safetensors`` to ``folder``, all or nothing."""
@@ -247,11 +275,104 @@ class Model(Generic[S]):
 
         save(self, folder)
 
+    def counterfactual(
+        self,
+        adata: AnnData,
+        to: str | Sequence[str],
+        *,
+        draws: int = 0,
+        seed: int = 0,
+        unknown: str = "error",
+        out: str | Path | None = None,
+    ) -> AnnData | Path:
+        """Show cells as if they had come from other batches.
+
+        Parameters
+        ----------
+        adata
+            N cells, with their batch.
+        to
+            A batch, several, or ``"mean"`` for the population mean (all batch effects zero).
+        draws
+            Posterior draws of the effects, for 5 % and 95 % quantiles; 0 for the posterior mean alone.
+        seed
+            Seed of the draws: equal seeds give equal draws.
+        unknown
+            What to do with cells of batches that the model does not know: ``"error"`` or ``"mean"``.
+        out
+            A path ending in ``.zarr``, to write a large result to disk chunk by chunk.
+
+        Returns
+        -------
+        AnnData or Path
+            N x targets rows, target after target, by G genes. ``X``: expression in the target batch,
+            log1p CP10k. ``layers["difference"]``: that minus the reconstruction in the own batch. With
+            draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
+            ``counterfactual_batch``. Or the path, with ``out``.
+
+        Raises
+        ------
+        ScmedleyError
+            The decoder has no batch effects; an unknown target or batch; a result over 2 GB without ``out``.
+        """
+        from scmedley.models.counterfactual import counterfactual
+
+        return counterfactual(self, adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
+
+    def adapt(self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
+        """Learn the effects of batches that the model does not know, and nothing else.
+
+        Every effect table gets a row for each new batch, which starts at the prior, around no effect: the
+        population mean. ``steps`` minibatches move these rows alone, towards less lambda_MSE * MSE + lambda_KL *
+        KL(q(U) || p(U)), weighed as if the new cells had been among the training cells. Weights, BatchNorm, priors
+        and the rows of known batches stay as they are, bit for bit. Only expression and batch of the new cells are
+        read, never a label.
+
+        The batch head and the adversary are not extended: they act in training only.
+
+        Parameters
+        ----------
+        adata
+            Cells of new batches; cells of known batches may be among them and are left out.
+        steps
+            Minibatches to learn from.
+        seed
+            Of minibatches and posterior draws: the same seed, threads and CPU give the same bits.
+        threads
+            CPU threads; ``None`` leaves torch's setting.
+
+        Returns
+        -------
+        Model
+            A new fitted model of the same class that knows the old and the new batches. This one is not changed.
+
+        Raises
+        ------
+        ScmedleyError
+            The decoder has no batch effects, the model is not fitted, ``obs`` lacks the batch, or there is no new
+            batch.
+
+        See Also
+        --------
+        get_latent_representation : ``unknown="mean"`` embeds such cells with the population mean instead.
+        """
+        return adapted(self, adata, steps=steps, seed=seed, threads=threads)
+
     @property
     def has_effects(self) -> bool:
-        """Whether the decoder knows batches, so that counterfactuals can be had."""
+        """Whether the decoder has effects of the batch: what counterfactuals and ``adapt`` need."""
         return self.needs_batch or bool(getattr(self.settings, "decoder_effects", False))
 
+    def check_effects(self, verb: str) -> None:
+        """Raise if the decoder has no batch effects, which ``verb`` needs."""
+        if not self.has_effects:
+            raise ScmedleyError(
+                f"This {type(self).__name__} has no batch effects in its decoder, which {verb}() needs. Fit "
+                "MixedEffects or RandomEffects, or FixedEffects with decoder_effects=True in its settings (so it is in "
+                "the default preset)."
+            )
+
+    @modes(grad=False)
     def read(self, adata: AnnData) -> sparse.csr_matrix | np.ndarray:
         """Give the scaled input x_NG of any cells, genes aligned by name.
 
@@ -263,22 +384,33 @@ class Model(Generic[S]):
         self.check_fitted()
         if adata.n_obs == 0:
             raise ScmedleyError("There are no cells here. Look at the step that chose them.")
-        x_NG, n_missing = log_normalised(adata, self.genes)
+        expected = None if self.trained_on is None else self.trained_on.get("kind")
+        x_NG, n_missing, found, n_counted = read_log_normalised(adata, self.gene_names, expected=expected)
         if n_missing > MAX_MISSING * len(self.genes):
             absent = [g for g in self.genes if g not in set(adata.var_names)][:3]
+            hint = why_missing(self.gene_names, GeneNames.of(adata.var), adata.obs_names)
             raise ScmedleyError(
                 f"{n_missing} of the model's {len(self.genes)} genes are missing (for example "
                 f"{', '.join(absent)}); at most {MAX_MISSING:.0%} may be. Genes here are called like "
-                f"{', '.join(map(str, adata.var_names[:2]))}: check that both use the same kind of name."
+                f"{', '.join(map(str, adata.var_names[:2]))}. {hint}"
             )
         if n_missing:
             message = f"{n_missing} of the model's {len(self.genes)} genes are missing here and taken as 0."
             warnings.warn(message, ScmedleyWarning, stacklevel=2)
+        if found is not None:
+            for message in differences(self.trained_on, found, x_NG, n_counted):
+                warnings.warn(message, ScmedleyWarning, stacklevel=2)
         n_empty = adata.n_obs - len(np.unique(x_NG.nonzero()[0]))
         if n_empty:
             message = f"{n_empty} cells have no value above 0 in any of the model's genes."
             warnings.warn(message, ScmedleyWarning, stacklevel=2)
         return self.scale.transform(x_NG)
+
+    def var(self) -> pd.DataFrame:
+        """Give a table of the model's genes for a new AnnData, with symbols where names are ids."""
+        symbols = self.gene_names.symbols_beside
+        columns = {} if symbols is None else {"gene_symbols": list(symbols)}
+        return pd.DataFrame(columns, index=self.genes)
 
     def check_fitted(self) -> None:
         """Say so if there is nothing to use yet."""
@@ -308,12 +440,27 @@ class Model(Generic[S]):
             self.labels = None
         else:
             self.labels = Labels.of(adata.obs[adata.obs[keys.SPLIT] == "train"], self.label_key)
-        self.genes = list(map(str, adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]))
+        chosen = np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool))
+        self.gene_names = GeneNames.of(adata.var).take(chosen)
+        self.genes = list(self.gene_names.names)
         if not self.genes:
             raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
         x_NG, _ = log_normalised(adata, self.genes)
+        self.trained_on = trained_on(adata, x_NG)
         self.scale = MinMax.fit(x_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
         return self.scale.transform(x_NG)
+
+    def _calibrated(
+        self, adata: AnnData, x_NG: sparse.csr_matrix | np.ndarray, seed: int
+    ) -> Calibration | None:
+        """Learn the width of intervals, within the labels that the model or ``prepare`` was told of."""
+        if not self.has_effects:
+            return None
+        prepared = adata.uns.get(keys.UNS)
+        named = self.label_key or (prepared.get("label_key") if isinstance(prepared, dict) else None)
+        label = adata.obs.get(named)
+        codes, part_N = self.design.codes(adata.obs), adata.obs[keys.SPLIT].to_numpy()
+        return calibrate.learn(self, x_NG, codes, label, part_N, seed)
 
     def _label_codes(self, obs: pd.DataFrame) -> np.ndarray | None:
         """Give the codes of the labels that training and validation may see, -1 for all others."""
@@ -355,11 +502,15 @@ class Model(Generic[S]):
         network = self.network_type(len(self.genes), n_trained, self.settings, **sizes)
         self.network = network.to(device)
 
-    @torch.no_grad()
-    def _through(self, adata: AnnData, unknown: str, step: Any) -> np.ndarray:
+    @modes(grad=False)
+    def _through(self, adata: AnnData, unknown: str, step: Any, mask_batch: bool = False) -> np.ndarray:
         """Send all cells through ``step(x_NG, b_N)`` in chunks, in float32, and join what comes out."""
+        check_unknown(unknown)
         x_NG = self.read(adata)
-        codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
+        if mask_batch:
+            codes = np.full(adata.n_obs, -1, dtype=np.int64)
+        else:
+            codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
         cells = Resident(x_NG, codes, torch.device("cpu"))
         parts = cells.minibatches(torch.arange(cells.n_cells), CHUNK)
         return np.concatenate([step(m.x_MG, m.b_M).numpy() for m in parts])

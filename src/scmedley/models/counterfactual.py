@@ -5,10 +5,13 @@ and decoded with the target's effects. All effects at zero give the population m
 target is the reconstruction. Shapes: N cells, G genes, T targets, D posterior draws.
 """
 
+from __future__ import annotations
+
+import warnings
 from collections.abc import Iterator, Sequence
-from itertools import product
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,40 +23,48 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.checks import check_seed
+from scmedley.data.design import named_targets
 from scmedley.data.resident import Minibatch, Resident
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.io import replacing
-from scmedley.models.base import Model
+from scmedley.models.interval import half_width
+from scmedley.storable import storable_obs
+from scmedley.train.process import modes, seeded
 
-QUANTILES = (0.05, 0.95)
+if TYPE_CHECKING:
+    from scmedley.models.base import Model
+
+UNCALIBRATED = (
+    "The intervals of this model are not calibrated (too few validation cells when it was fitted, or an earlier "
+    "version of scmedley): they say how sure the model is, not how often it is right."
+)
 CHUNK = 512  # cells that go through the network at one time; fewer with draws, which are held together
 ROWS = 2048  # cells x targets that are decoded at one time for the means of draws
 LARGEST = 2 * 1024**3  # bytes that a result may take in memory
 
 
+@modes(grad=False)
 def counterfactual(
     model: Model[Any],
     adata: AnnData,
-    to: str | Sequence[str],
+    to: object,
     *,
     draws: int = 0,
     seed: int = 0,
     unknown: str = "error",
     out: str | Path | None = None,
 ) -> AnnData | Path:
-    """Show cells as if they had come from other batches. See :meth:`MixedEffects.counterfactual`."""
-    targets = [to] if isinstance(to, str) else list(to)
-    if not model.has_effects:
-        raise ScmedleyError(
-            f"This {type(model).__name__} has no batch effects in its decoder, so it has no counterfactuals. "
-            "Use RandomEffects, or FixedEffects with decoder_effects=True."
-        )
+    """Show cells as if they had come from other batches. See :meth:`Model.counterfactual`."""
+    targets = named_targets(to)
+    model.check_effects("counterfactual")
     model.check_fitted()
     check_seed(seed)
     if not targets:
         raise ScmedleyError('Name at least one target batch, or "mean" for the population mean.')
     if draws < 0 or draws == 1:
         raise ScmedleyError(f"draws is {draws}; give 0 for none, or 2 and more.")
+    if draws and model.calibration is None:
+        warnings.warn(UNCALIBRATED, ScmedleyWarning, stacklevel=3)
     codes = [model.design.code(target) for target in targets]
     repeated = [target for target in targets if targets.count(target) > 1]
     if repeated:
@@ -73,63 +84,74 @@ def counterfactual(
     obs = _obs(adata.obs, targets)
     chunks = _chunks(model, cells, codes, draws, seed)
     if out is not None:
-        return _to_zarr(Path(out), chunks, layers, shape, obs, model.genes)
+        return _to_zarr(Path(out), chunks, layers, shape, obs, model.var())
     values = {name: np.empty(shape, np.float32) for name in layers}
     for rows, parts in chunks:
         for name in layers:
             values[name][rows] = parts[name]
     x = values.pop("X")
-    return AnnData(x, obs=obs, var=pd.DataFrame(index=model.genes), layers=values)
+    return AnnData(x, obs=obs, var=model.var(), layers=values)
 
 
-@torch.no_grad()
-def mean_shift(model: Model[Any], adata: AnnData, to: str) -> np.ndarray:
-    """Give the change of the cells' mean from their own batches to batch ``to``: G, log1p CP10k."""
-    cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
-    target = model.design.code(to)
-    total_G = np.zeros(len(model.genes))
+@modes(grad=False)
+def mean_shifts(model: Model[Any], cells: Resident, codes: Sequence[int]) -> np.ndarray:
+    """Return the change of the cells' mean from their own batches to each batch of ``codes``: T x G, log1p CP10k."""
+    total_TG = np.zeros((len(codes), len(model.genes)))
     for minibatch in cells.minibatches(torch.arange(cells.n_cells), CHUNK):
-        target_N = torch.full_like(minibatch.b_M, target)
-        there, here = (_decoded(model, minibatch, b_N) for b_N in (target_N, minibatch.b_M))
-        total_G += (there - here).sum(0).numpy()
-    return np.asarray(total_G / cells.n_cells * model.scale.span_G, dtype=np.float32)
+        targets = [torch.full_like(minibatch.b_M, code) for code in codes]
+        here, *shown = decoded(model, minibatch, [minibatch.b_M, *targets])
+        total_TG += [(there - here).sum(0).numpy() for there in shown]
+    return np.asarray(total_TG / cells.n_cells * model.scale.span_G, dtype=np.float32)
 
 
-@torch.no_grad()
-def drawn_means(model: Model[Any], adata: AnnData, draws: int, seed: int) -> np.ndarray:
-    """Give the cells' mean in each batch of the model, for each posterior draw: T x D x G, log1p CP10k."""
-    cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
+@modes(grad=False)
+def drawn_means(
+    model: Model[Any], cells: Resident, draws: int, seed: int, codes: Sequence[int] | np.ndarray
+) -> np.ndarray:
+    """Return the cells' mean in each batch of ``codes``, for each posterior draw: T x D x G, log1p CP10k."""
     chunk = cells.take(torch.arange(cells.n_cells))
-    codes_T = torch.arange(model.design.n_batches)
+    codes_T = torch.as_tensor(np.asarray(codes, dtype=np.int64))
     mean_TDG = np.empty((len(codes_T), draws, len(model.genes)), dtype=np.float32)
     blocks = torch.split(codes_T, max(1, ROWS // cells.n_cells))
-    for draw, block in product(range(draws), blocks):
-        target_N = block.repeat_interleave(cells.n_cells)
-        xhat_NG = _decoded(model, chunk, target_N, draw, seed)
-        mean_TDG[block.numpy(), draw] = xhat_NG.view(len(block), cells.n_cells, -1).mean(1).numpy()
+    targets = [block.repeat_interleave(cells.n_cells) for block in blocks]
+    for draw in range(draws):
+        shown = decoded(model, chunk, targets, draw, seed)
+        means = [xhat_NG.view(-1, cells.n_cells, xhat_NG.shape[1]).mean(1) for xhat_NG in shown]
+        mean_TDG[:, draw] = torch.cat(means).numpy()
     return model.scale.inverse(mean_TDG)
 
 
-def _decoded(
-    model: Model[Any], cells: Minibatch, target_N: Tensor, draw: int | None = None, seed: int = 0
-) -> Tensor:
-    """Give xhat of the cells with the effects of ``target_N``: a target for each cell, once or several times over.
+def decoded(
+    model: Model[Any], cells: Minibatch, targets: Sequence[Tensor], draw: int | None = None, seed: int = 0
+) -> Iterator[Tensor]:
+    """Yield xhat of the cells with the effects of each of ``targets``.
+
+    A target has a batch for each cell, or for all cells several times over, one round after the other.
 
     Without ``draw`` effects are at their posterior mean. A draw's tables depend on ``seed`` and its number alone,
-    so that all targets and chunks of cells share them.
+    so that all targets and chunks of cells share them. Cells are encoded once, unless the encoder takes the
+    target's effects.
     """
-    network, drawn, times = model.network, draw is not None, len(target_N) // len(cells.b_M)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed * 100_003 + (draw or 0))
-        if getattr(model.settings, "encode_as_target", False):
-            z_NP = network.encode(cells.x_MG.repeat(times, 1), target_N, draw=drawn)
-        else:
-            z_NP = network.encode(cells.x_MG, cells.b_M, draw=drawn).repeat(times, 1)
-        xhat_NG: Tensor = network.decode(z_NP, target_N, draw=drawn)
-    return xhat_NG
+    network, drawn = model.network, draw is not None
+    encode_as_target = getattr(model.settings, "encode_as_target", False)
+    generator = torch.default_generator
+    with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
+        if not encode_as_target:
+            z_NP: Tensor = network.encode(cells.x_MG, cells.b_M, draw=drawn)
+        state = generator.get_state()
+    for target_N in targets:
+        times = len(target_N) // len(cells.b_M)
+        with nullcontext() if draw is None else seeded(0):
+            if drawn:
+                generator.set_state(state)
+            if encode_as_target:
+                shown_NP = network.encode(cells.x_MG.repeat(times, 1), target_N, draw=drawn)
+            else:
+                shown_NP = z_NP.repeat(times, 1)
+            xhat_NG: Tensor = network.decode(shown_NP, target_N, draw=drawn)
+        yield xhat_NG
 
 
-@torch.no_grad()
 def _chunks(
     model: Model[Any], cells: Resident, codes: list[int], draws: int, seed: int
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
@@ -139,10 +161,7 @@ def _chunks(
         for minibatch in cells.minibatches(torch.arange(cells.n_cells), max(8, CHUNK // (1 + draws // 8))):
             target_N = torch.full_like(minibatch.b_M, code)
             pairs = [
-                (
-                    _decoded(model, minibatch, target_N, i, seed),
-                    _decoded(model, minibatch, minibatch.b_M, i, seed),
-                )
+                tuple(decoded(model, minibatch, [target_N, minibatch.b_M], i, seed))
                 for i in (range(draws) if draws else (None,))
             ]
             x_DNG = np.stack([model.scale.inverse(there.numpy()) for there, _ in pairs])
@@ -150,8 +169,8 @@ def _chunks(
             parts = {"X": x_DNG.mean(0), "difference": d_DNG.mean(0)}
             if draws:
                 for name, values in (("X", x_DNG), ("difference", d_DNG)):
-                    low, high = np.quantile(values, QUANTILES, axis=0)
-                    parts |= {f"{name}_q05": low, f"{name}_q95": high}
+                    half_NG = half_width(values, model.calibration)
+                    parts |= {f"{name}_q05": parts[name] - half_NG, f"{name}_q95": parts[name] + half_NG}
             stop = start + len(target_N)
             yield slice(start, stop), parts
             start = stop
@@ -168,16 +187,19 @@ def _to_zarr(
     layers: list[str],
     shape: tuple[int, int],
     obs: pd.DataFrame,
-    genes: list[str],
+    var: pd.DataFrame,
 ) -> Path:
     """Write the result chunk by chunk as an AnnData Zarr store, all or nothing."""
     if path.suffix != ".zarr":
         raise ScmedleyError(f"out={str(path)!r} must end in .zarr.")
+    obs, said = storable_obs(obs)
+    for sentence in said:
+        warnings.warn(f"{path.name}: {sentence}", ScmedleyWarning, stacklevel=4)
     with replacing(path) as temporary:
         # Made by hand, not by write_zarr: the arrays are filled later and never in memory whole.
         store = zarr.open_group(temporary, mode="w", zarr_format=2)
         store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name, value in (("obs", obs), ("var", pd.DataFrame(index=genes)), ("layers", {})):
+        for name, value in (("obs", obs), ("var", var), ("layers", {})):
             write_elem(store, name, value)
         arrays = {}
         for name in layers:

@@ -170,9 +170,22 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         shared = activations[0] if s.adversary_sees == "activations" else activations[-1]
         total = self.balance(shared, s.mse_weight * error, terms)
         if s.decoder_effects:
-            terms["kl"] = torch.stack([table.kl() for table in tables(self)]).sum() / self.n_cells
-            total = total + s.mse_weight * nat(error, cells.x_MG.shape[1]) * terms["kl"]
+            terms["kl"], weighted = self.kl(error, cells.x_MG.shape[1])
+            total = total + weighted
         yield Move("autoencoder", total, terms)
+
+    def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return KL(q(U) || p(U)) of the effects in nats per cell, and what it adds to the total beside ``error``.
+
+        ``n_cells`` is the number of training cells, unless given.
+        """
+        kl_T = torch.stack([table.kl() for table in tables(self)])
+        kl = kl_T.sum() / (self.n_cells if n_cells is None else n_cells)
+        return kl, self.settings.mse_weight * nat(error, n_genes) * kl
+
+    def drawn_error(self, cells: Minibatch) -> Tensor:
+        """Return the MSE with drawn effects."""
+        return mse(cells.x_MG, self.decode(self.encode(cells.x_MG, cells.b_M), cells.b_M, draw=True))
 
     def _decode_batch(self, z_NP: Tensor, b_N: Tensor) -> Tensor:
         return self.decode(z_NP, b_N, draw=self.training)

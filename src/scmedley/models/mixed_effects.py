@@ -1,5 +1,6 @@
 """Fixed and random effects side by side: what is common to all batches, and what each batch adds."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +14,12 @@ from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.genomap import MOST_GENES, Layout, layout
 from scmedley.inplace import settle
-from scmedley.models import counterfactual as cf
 from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.store import DESCRIPTION, GENOMAP, read, read_description, replacing_model, write
 from scmedley.pp.counts import log_normalised
+from scmedley.train.process import modes
 
 
 class MixedEffects:
@@ -75,6 +76,7 @@ class MixedEffects:
         """Say what it is and what it was fitted to."""
         return described(self, self.decoder)
 
+    @modes(grad=False)  # of NumPy, for the layout; a fit sets its own
     def fit(
         self,
         adata: AnnData,
@@ -131,9 +133,17 @@ class MixedEffects:
         settle(adata)
         adata.obsm[keys.FIXED], adata.obsm[keys.RANDOM] = fixed, random
 
-    def get_latent_representation(self, adata: AnnData) -> np.ndarray:
-        """Give the fixed-effects latent, N x P float32, and store nothing."""
-        return self.given(adata) if self.fixed is None else self.fixed.get_latent_representation(adata)
+    def get_latent_representation(
+        self, adata: AnnData, *, unknown: str = "error", mask_batch: bool = False
+    ) -> np.ndarray:
+        """Return the fixed-effects latent, N x P float32, and store nothing.
+
+        ``unknown`` and ``mask_batch`` are as in ``Model.get_latent_representation``; the fixed part never sees the
+        batch, so they change nothing here. For the other latent call ``model.random.get_latent_representation``.
+        """
+        if self.fixed is None:
+            return self.given(adata)
+        return self.fixed.get_latent_representation(adata, unknown=unknown, mask_batch=mask_batch)
 
     def predict(self, adata: AnnData) -> pd.DataFrame:
         """Give the probability of every label for every cell, N x K, as the fixed-effects network has it.
@@ -177,37 +187,20 @@ class MixedEffects:
         unknown: str = "error",
         out: str | Path | None = None,
     ) -> AnnData | Path:
-        """Show cells as if they had come from other batches.
+        """Show cells as if they had come from other batches, as ``Model.counterfactual`` of :attr:`decoder`."""
+        return self.decoder.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
 
-        Parameters
-        ----------
-        adata
-            N cells, with their batch.
-        to
-            A batch, several, or ``"mean"`` for the population mean (all batch effects zero).
-        draws
-            Posterior draws of the effects, for 5 % and 95 % quantiles; 0 for the posterior mean alone.
-        seed
-            Seed of the draws: equal seeds give equal draws.
-        unknown
-            What to do with cells of batches that the model does not know: ``"error"`` or ``"mean"``.
-        out
-            A path ending in ``.zarr``, to write a large result to disk chunk by chunk.
+    def adapt(self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
+        """Learn the effects of batches that the model does not know, as ``Model.adapt``, in both networks.
 
-        Returns
-        -------
-        AnnData or Path
-            N x targets rows, target after target, by G genes. ``X``: expression in the target batch,
-            log1p CP10k. ``layers["difference"]``: that minus the reconstruction in the own batch. With
-            draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
-            ``counterfactual_batch``. Or the path, with ``out``.
-
-        Raises
-        ------
-        ScmedleyError
-            An unknown target or batch; a result over 2 GB without ``out``.
+        A new fitted model is returned; this one is not changed. A fixed part without batch effects, of the ``paper``
+        preset or an embedding of your own, needs none for new batches and stays the same.
         """
-        return cf.counterfactual(self.decoder, adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
+        extended = copy.copy(self)
+        for name, model in self.networks().items():
+            if model.has_effects:
+                setattr(extended, name, model.adapt(adata, steps=steps, seed=seed, threads=threads))
+        return extended
 
     def save(self, folder: str | Path) -> None:
         """Write both networks to ``folder``, all or nothing."""

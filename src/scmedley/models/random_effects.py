@@ -6,17 +6,15 @@ Shapes: N cells of a minibatch, G genes, H hidden units, P latent dimensions, B 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
-from anndata import AnnData
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
-from scmedley.models.adapt import adapted
 from scmedley.models.base import Model
 from scmedley.models.settings import Settings, check_setting, named
 from scmedley.nn.balance import Balance
@@ -148,35 +146,60 @@ class RandomEffectsNetwork(nn.Module):
     def play(self, cells: Minibatch) -> Iterator[Move]:
         """Yield L_RE = lambda_MSE * MSE + lambda_b * CE(b, batch head) + lambda_KL * KL(q(U) || p(U))."""
         s = self.settings
-        z_NP, z_answering, b_answering = self._encode_batch(cells)
-        error = mse(cells.x_MG, self.decode(z_NP, cells.b_M, draw=self.training))
-        logits_NB = self.batch_head(z_answering).float()
-        told = F.cross_entropy(logits_NB, b_answering, reduction="sum") / max(len(b_answering), 1)
-        terms = {"reconstruction": error, "batch": told}
-        total = self.balance(z_NP, s.mse_weight * error, terms)
+        encoded = self._encode_training(cells) if self.training else self._encode_validation(cells)
+        logits_NB = self.batch_head(encoded.masked_KP).float()
+        error = encoded.error
+        batch = F.cross_entropy(logits_NB, encoded.b_K, reduction="sum") / max(len(encoded.b_K), 1)
+        terms = {"reconstruction": error, "batch": batch}
+        total = self.balance(encoded.z_NP, s.mse_weight * error, terms)
         kl, weighted = self.kl(error, cells.x_MG.shape[1])
         yield Move("autoencoder", total + weighted, terms | {"kl": kl})
 
-    def kl(self, error: Tensor, n_genes: int) -> tuple[Tensor, Tensor]:
-        """Give KL(q(U) || p(U)) of all tables in nats per cell, and what it adds to the total beside ``error``."""
+    def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return KL(q(U) || p(U)) of all tables in nats per cell, and what it adds to the total beside ``error``.
+
+        ``n_cells`` is the number of training cells, unless given.
+        """
         kl_T = torch.stack([table.kl() for table in tables(self)])
-        kl = kl_T.sum() / self.n_cells
+        kl = kl_T.sum() / (self.n_cells if n_cells is None else n_cells)
         if self.settings.kl_weight is None:
             return kl, self.settings.mse_weight * nat(error, n_genes) * kl
         return kl, self.settings.kl_weight * kl_T.mean()
 
-    def _encode_batch(self, cells: Minibatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode a minibatch; give z_NP, and latent and batch of the cells that answer to the batch head."""
-        hide = self.settings.hide_batch
-        if not hide:
-            z_NP = self.encode(cells.x_MG, cells.b_M, draw=self.training)
-            return z_NP, z_NP, cells.b_M
-        if not self.training:
-            nobody = torch.full_like(cells.b_M, -1)
-            return self.encode(cells.x_MG, cells.b_M), self.encode(cells.x_MG, nobody), cells.b_M
-        hidden_N = torch.rand(len(cells.b_M), device=cells.b_M.device) < hide
-        z_NP = self.encode(cells.x_MG, cells.b_M.masked_fill(hidden_N, -1), draw=True)
-        return z_NP, z_NP[hidden_N], cells.b_M[hidden_N]
+    def drawn_error(self, cells: Minibatch) -> Tensor:
+        """Return the MSE as in a training step: effects drawn, some cells' batches masked."""
+        return self._encode_training(cells).error
+
+    def _encode_training(self, cells: Minibatch) -> "_Encoded":
+        """Encode with drawn effects, and with the batch masked in a share ``hide_batch`` of the cells."""
+        if not self.settings.hide_batch:
+            z_NP = self.encode(cells.x_MG, cells.b_M, draw=True)
+            return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_M)
+        masked_N = torch.rand(len(cells.b_M), device=cells.b_M.device) < self.settings.hide_batch
+        z_NP = self.encode(cells.x_MG, cells.b_M.masked_fill(masked_N, -1), draw=True)
+        return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP[masked_N], cells.b_M[masked_N])
+
+    def _encode_validation(self, cells: Minibatch) -> "_Encoded":
+        """Encode every cell both with its batch and masked, and weigh the two errors as training draws them."""
+        z_NP = self.encode(cells.x_MG, cells.b_M)
+        error = self._error(cells, z_NP)
+        if not self.settings.hide_batch:
+            return _Encoded(z_NP, error, z_NP, cells.b_M)
+        masked_NP = self.encode(cells.x_MG, torch.full_like(cells.b_M, -1))
+        error = torch.lerp(error, self._error(cells, masked_NP), self.settings.hide_batch)
+        return _Encoded(z_NP, error, masked_NP, cells.b_M)
+
+    def _error(self, cells: Minibatch, z_NP: Tensor, draw: bool = False) -> Tensor:
+        return mse(cells.x_MG, self.decode(z_NP, cells.b_M, draw))
+
+
+class _Encoded(NamedTuple):
+    """A minibatch: its latent, the MSE, and latent and batch of the K cells that the batch head is trained on."""
+
+    z_NP: Tensor
+    error: Tensor
+    masked_KP: Tensor
+    b_K: Tensor
 
 
 class RandomEffects(Model[RandomEffectsSettings]):
@@ -192,42 +215,3 @@ class RandomEffects(Model[RandomEffectsSettings]):
     def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:
         """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
         return named(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())
-
-    def adapt(
-        self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None
-    ) -> "RandomEffects":
-        """Learn the effects of batches that the model does not know, and nothing else.
-
-        Every effect table gets a row for each new batch, which starts at the prior, around no effect: the
-        population mean. ``steps`` minibatches move these rows alone, towards less lambda_MSE * MSE + lambda_KL *
-        KL(q(U) || p(U)), weighed as in training. Weights, BatchNorm, priors and the rows of known batches stay
-        as they are, bit for bit. Only expression and batch of the new cells are read, never a label.
-
-        The batch head is not extended: it answers in training only.
-
-        Parameters
-        ----------
-        adata
-            Cells of new batches; cells of known batches may be among them and are left out.
-        steps
-            Minibatches to learn from.
-        seed
-            Of minibatches and posterior draws: the same seed, threads and CPU give the same bits.
-        threads
-            CPU threads; ``None`` leaves torch's setting.
-
-        Returns
-        -------
-        RandomEffects
-            A new fitted model that knows the old and the new batches. This one is not changed.
-
-        Raises
-        ------
-        ScmedleyError
-            The model is not fitted, ``obs`` lacks the batch, or there is no new batch.
-
-        See Also
-        --------
-        get_latent_representation : ``unknown="mean"`` embeds such cells with the population mean instead.
-        """
-        return adapted(self, adata, steps=steps, seed=seed, threads=threads)

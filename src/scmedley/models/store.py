@@ -15,13 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from scmedley.data.design import Design, Labels
 from scmedley.errors import ScmedleyError
+from scmedley.gene_names import GeneNames
 from scmedley.io import replacing
 from scmedley.models.adapt import add_batches
 from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model
 from scmedley.models.fixed_effects import FixedEffects
+from scmedley.models.interval import Calibration
 from scmedley.models.random_effects import RandomEffects
 from scmedley.pp.scale import MinMax
+from scmedley.train.process import modes
 
 CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
 DESCRIPTION, WEIGHTS, GENOMAP = "model.json", "weights.safetensors", "genomap.json"
@@ -55,6 +58,7 @@ def replacing_model(folder: str | Path) -> Iterator[Path]:
         yield temporary
 
 
+@modes(grad=False)
 def write(model: Model[Any], folder: Path) -> None:
     """Write a fitted model's files into an existing folder."""
     if model.network is None:
@@ -68,7 +72,11 @@ def write(model: Model[Any], folder: Path) -> None:
         "labels": None if model.labels is None else model.labels.names,
         "settings": dataclasses.asdict(model.settings),
         "genes": model.genes,
+        "gene_ids": model.gene_names.ids,
+        "gene_symbols": model.gene_names.symbols,
+        "trained_on": model.trained_on,
         "fitted": model.fitted,
+        "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
         "history": model.history.to_dict("list"),
     }
     tensors = {f"network/{name}": tensor.contiguous() for name, tensor in model.network.state_dict().items()}
@@ -91,6 +99,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+@modes(grad=False)
 def read(folder: Path) -> Model[Any]:
     """Read one network's model from ``folder``."""
     about = read_description(folder)
@@ -107,11 +116,20 @@ def read(folder: Path) -> Model[Any]:
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         model.genes = about["genes"]
+        ids, symbols = (
+            about.get(key) for key in ("gene_ids", "gene_symbols")
+        )  # not in models of earlier versions
+        model.gene_names = GeneNames(tuple(model.genes), ids and tuple(ids), symbols and tuple(symbols))
+        model.trained_on = about.get("trained_on")
         model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
-        model._build()
-        add_batches(model.network, n_adapted)
-        model.network.load_state_dict({n.removeprefix("network/"): t for n, t in tensors.items()})
+        with torch.device("meta"):  # shapes alone: nothing is drawn, and the file's dtypes hold
+            model._build("meta")
+            add_batches(model.network, n_adapted)
+        weights = {n.removeprefix("network/"): tensor.clone() for n, tensor in tensors.items()}
+        model.network.load_state_dict(weights, assign=True)
         model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
+        calibration = about.get("calibration")  # models of earlier versions have none
+        model.calibration = None if calibration is None else Calibration(**calibration)
     except (
         SafetensorError,
         OSError,

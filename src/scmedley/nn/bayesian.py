@@ -106,7 +106,9 @@ class ScaleAndBias(nn.Module):
         """
         gamma_BH = self.gamma.draw_BH() if draw else self.gamma.loc_BH
         beta_BH = self.beta.draw_BH() if draw else self.beta.loc_BH
-        return h_NH * (1 + b_NB @ gamma_BH) + b_NB @ beta_BH
+        with torch.autocast(h_NH.device.type, enabled=False):  # bfloat16 has no number between 1 and 1.0078
+            scale_NH, bias_NH = 1 + b_NB @ gamma_BH, b_NB @ beta_BH
+        return h_NH * scale_NH + bias_NH
 
 
 def one_hot(b_N: Tensor, n_batches: int) -> Tensor:

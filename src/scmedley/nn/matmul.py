@@ -12,7 +12,9 @@ ONEDNN_WORTH = 2**20  # multiplications below which the call costs more than it 
 def _has_onednn() -> bool:
     """Try the operator: it is PyTorch's own, but not part of its public interface."""
     try:
-        torch.ops.mkldnn._linear_pointwise(torch.zeros(2, 2), torch.zeros(2, 2), None, "none", [], "")
+        # Said in full: the importing program may have other defaults.
+        x = torch.zeros(2, 2, dtype=torch.float32, device="cpu")
+        torch.ops.mkldnn._linear_pointwise(x, x, None, "none", [], "")
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
         return False
     return True

@@ -31,6 +31,9 @@ class RunConfig:
         Cells with fewer genes found are removed.
     min_cells
         Genes found in fewer cells are removed.
+    values
+        What the matrix holds, where the evidence should not decide: "counts", or logarithms of normalised
+        counts plus 1: "log1p" (natural), "log2", "log10".
     latent
         Latent dimensions of both networks (preset's: 50).
     epochs
@@ -58,6 +61,7 @@ class RunConfig:
     genes: int = 3000
     min_genes: int = 10
     min_cells: int = 3
+    values: Literal["auto", "counts", "log1p", "log2", "log10"] = "auto"
     latent: int | None = None
     epochs: int | None = None
     null: bool = True

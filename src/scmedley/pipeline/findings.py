@@ -7,9 +7,12 @@ import pandas as pd
 
 from scmedley import keys
 from scmedley.evaluate.counterfactual import ALL, TOO_FEW, agreement, summarise
-from scmedley.evaluate.shifts import batch_distances
+from scmedley.evaluate.probes import PROBES, ProbeName
+from scmedley.evaluate.shifts import HELD_OUT, batch_distances, source_of
+from scmedley.gene_names import shown_in
 
 NULL_NAME = "random, permuted batches"  # the network that is the null of the random effects
+NAMES: dict[ProbeName, str] = {"kNN": "kNN", "logistic": "logistic regression", "network": "network"}
 LEAK_SEEN = 0.05  # a leak that exceeds its null by less, or by less than its error, is called nothing to find
 
 
@@ -21,7 +24,7 @@ def findings(
     said = [
         _fixed(scores),
         _labels(scores),
-        _random(scores, has_labels, record.get("networks", {})),
+        _random(scores, has_labels, record),
         _most_different(shifts, check),
     ]
     said.insert(0 if summarise(check).verdict == "none" else 3, _trust(check))
@@ -39,27 +42,56 @@ def _row(scores: pd.DataFrame, embedding: str, score: str, of: str) -> pd.Series
     return None if rows.empty or not np.isfinite(rows.value.iloc[0]) else rows.iloc[0]
 
 
+def _leaks(scores: pd.DataFrame, embedding: str) -> dict[ProbeName, pd.Series]:
+    """Return the batch leaks of an embedding, by probe."""
+    rows = {probe: _row(scores, embedding, f"{probe} leak", "batch") for probe in PROBES}
+    return {probe: row for probe, row in rows.items() if row is not None}
+
+
+def _worst(leaks: dict[ProbeName, pd.Series]) -> ProbeName:
+    """Return the probe that reads most."""
+    return max(leaks, key=lambda probe: float(leaks[probe].value))
+
+
+def _listed(leaks: dict[ProbeName, pd.Series], named: bool = True) -> str:
+    return ", ".join(
+        f"{NAMES[probe]} {row.value:z.2f}" if named else f"{row.value:z.2f}" for probe, row in leaks.items()
+    )
+
+
 def _fixed(scores: pd.DataFrame) -> str:
-    fixed, pca = (_row(scores, key, "kNN leak", "batch") for key in (keys.FIXED, keys.PCA))
-    if fixed is None or pca is None:
+    """Compare the worst leak of the fixed effects with the worst of the principal components."""
+    fixed, pca = _leaks(scores, keys.FIXED), _leaks(scores, keys.PCA)
+    if not (fixed and pca):
         return (
             "Whether the fixed-effects embedding gives away the batch could not be measured: no label has "
             "enough cells, held out and not, in two batches."
         )
-    gap, error = fixed.value - pca.value, _error(fixed, pca)
-    left = ""
-    if fixed.value > max(fixed.null + 2 * float(fixed.se), LEAK_SEEN):
-        left = " Something of the batch is left in it."
+    by, pca_by = _worst(fixed), _worst(pca)
+    worst, pca_worst = fixed[by], pca[pca_by]
+    gap, error = worst.value - pca_worst.value, _error(worst, pca_worst)
     much = "about as much as" if abs(gap) <= error else "less than" if gap < 0 else "more than"
     return (
-        f"Fixed effects: this embedding gives away a held-out cell's batch {much} the principal components do "
-        f"(leak {fixed.value:z.2f} against {pca.value:z.2f}, a difference known to ±{error:.2f} with so many "
-        f"held-out cells, and less well with one fit alone; 0 is chance, 1 is all).{left}"
+        f"Fixed effects: this embedding gives away a held-out cell's batch {much} the principal components do: by "
+        f"the worst of three probes, leak {worst.value:z.2f} ({NAMES[by]}) against {pca_worst.value:z.2f} "
+        f"({NAMES[pca_by]}), a difference known to ±{error:.2f} with so many held-out cells, and less well with one "
+        f"fit alone; 0 is chance, 1 is all. The three: {_listed(fixed)}; principal components "
+        f"{_listed(pca, named=False)}. {_left(worst)}"
     )
 
 
+def _left(worst: pd.Series) -> str:
+    """Say whether the probe that reads most reads more than chance can explain."""
+    by_chance = 2 * float(worst.null_sd)
+    if worst.value > max(by_chance, LEAK_SEEN):
+        return "Something of the batch is left in it."
+    if by_chance > LEAK_SEEN:
+        return f"With so few held-out cells chance alone reaches {by_chance:.2f}: that nothing is left is not shown."
+    return "No probe finds more of the batch in it than chance gives."
+
+
 def _error(one: pd.Series, other: pd.Series) -> float:
-    """Give two standard errors of the difference of two leaks.
+    """Return two standard errors of the difference of two leaks.
 
     As if they were measured on different cells: the same cells make it smaller, so that this is on the safe side.
     """
@@ -76,17 +108,19 @@ def _labels(scores: pd.DataFrame) -> str:
     )
 
 
-def _random(scores: pd.DataFrame, has_labels: bool, networks: dict[str, Any]) -> str:
-    random, null = (_row(scores, key, "kNN leak", "batch") for key in (keys.RANDOM, keys.NULL))
-    if random is None:
+def _random(scores: pd.DataFrame, has_labels: bool, about: dict[str, Any]) -> str:
+    """Compare the leaks of the random effects with those of the null, told the batch and not told it."""
+    random, null = _leaks(scores, keys.RANDOM), _leaks(scores, keys.NULL)
+    if not random:
         return ""
-    if null is None:
+    if not null:
         return (
-            f"Random effects: this embedding tells batches apart with a leak of {random.value:z.2f}. No network was "
+            f"Random effects: this embedding tells batches apart with a leak of {_listed(random)}. No network was "
             "trained on permuted batches, so how much of that is the label being read back is not known."
+            f"{_masked(scores, about.get('hides_batch', True))}"
         )
-    margin = random.value - null.value
     within = " within cell types" if has_labels else ""
+    networks = about.get("networks", {})
     cut = [
         f"of {what} after epoch {networks[name]['epochs']}"
         for name, what in (("random", "this network"), (NULL_NAME, "the null"))
@@ -94,16 +128,44 @@ def _random(scores: pd.DataFrame, has_labels: bool, networks: dict[str, Any]) ->
     ]
     if cut:
         return (
-            f"Random effects: this embedding has a leak of {random.value:z.2f}, and its null, the same network for "
-            f"batch labels permuted{within}, {null.value:z.2f}; but the comparison is void, as training was "
+            f"Random effects: this embedding has a leak of {_listed(random)}, and its null, the same network for "
+            f"batch labels permuted{within}, {_listed(null, named=False)}; but the comparison is void, as training was "
             f"interrupted: {', '.join(cut)}. Run again with --overwrite to compare."
         )
-    least = max(_error(random, null), LEAK_SEEN)
-    verdict = "tells batches apart beyond its null" if margin > least else "finds no more than its null does"
     return (
-        f"Random effects: this embedding {verdict} (leak {random.value:z.2f}; {null.value:z.2f} for the same "
-        f"network, fitted once, to batch labels permuted{within})."
+        f"Random effects: this embedding {_beyond(random, null)} (leak by {_listed(random)}; "
+        f"{_listed(null, named=False)} for the same network, fitted once, to batch labels permuted{within})."
+        f"{_masked(scores, about.get('hides_batch', True))}"
     )
+
+
+def _masked(scores: pd.DataFrame, hides_batch: bool) -> str:
+    """Say what is left of that where the encoder is not told the batch."""
+    random, null = _leaks(scores, keys.RANDOM_MASKED), _leaks(scores, keys.NULL_MASKED)
+    if not random:
+        return ""
+    told = f"it {_beyond(random, null)}" if null else "that is"
+    beside = f"; null {_listed(null, named=False)}" if null else ""
+    unlearnt = "" if hides_batch else "; in training it was always told, so that this is new to it"
+    return (
+        f" With the batch masked, so that the encoder sees expression alone, {told} "
+        f"({_listed(random, named=False)}{beside}{unlearnt})."
+    )
+
+
+def _beyond(random: dict[ProbeName, pd.Series], null: dict[ProbeName, pd.Series]) -> str:
+    """Say by which probes a leak exceeds its null: by all three, or it is told which do not see it."""
+    seen = {
+        probe: row.value - null[probe].value > max(_error(row, null[probe]), LEAK_SEEN)
+        for probe, row in random.items()
+        if probe in null
+    }
+    if not any(seen.values()):
+        return "finds no more than its null does"
+    if all(seen.values()):
+        return "tells batches apart beyond its null by all three probes"
+    by, not_by = (" and ".join(NAMES[p] for p in seen if bool(seen[p]) is yes) for yes in (True, False))
+    return f"tells batches apart beyond its null by {by}, but not by {not_by}"
 
 
 def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
@@ -126,10 +188,17 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
         trusted = own[own.label.isin(judged.index[judged != "none"])]
     named = "No gene is named: no label that was judged agrees"
     if not trusted.empty:
-        named = f"Genes that shift most there, and were seen to: {_genes(trusted)}"
+        named = f"Genes that shift most there, in the direction observed: {_genes(trusted)}"
     return (
-        f"{said} {named}. Agreement with held-out cells in {batch}: {_judged(judged, own.label.nunique())}."
+        f"{said} {named}.{_included(own)} Agreement with held-out cells in {batch}: "
+        f"{_judged(judged, own.label.nunique())}."
     )
+
+
+def _included(own: pd.DataFrame) -> str:
+    """Warn where what is called observed is not of held-out cells alone."""
+    source = source_of(own.observed_from)
+    return "" if source == HELD_OUT else f" Observed means are of {source}: training cells are included."
 
 
 def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, bool]:
@@ -139,8 +208,8 @@ def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, bool]:
         2 if len(distances) == 2 else 1
     )  # two batches lie twice as far from each other as from their average
     beside = (
-        f"root mean square over genes; observed {times * first.observed:.2f}, and {times * first.null:.2f} for batches "
-        f"permuted{within}"
+        f"root mean square over genes; observed in {first.observed_from} {times * first.observed:.2f}, and "
+        f"{times * first.null:.2f} for batches permuted{within}"
     )
     if first.observed <= first.null + 2 * first.null_sd:
         far = f"{first.batch} lies farthest from the average batch, but no farther than by chance"
@@ -172,7 +241,7 @@ def _genes(own: pd.DataFrame) -> str:
     """List the largest shifts whose interval excludes 0 and whose sign is the observed one."""
     sure = own[((own.q05 > 0) | (own.q95 < 0)) & (np.sign(own.observed) == np.sign(own["shift"]))]
     order = sure["shift"].abs().sort_values(ascending=False, kind="stable").index
-    top = sure.loc[order].drop_duplicates("gene").head(5)
+    top = shown_in(sure.loc[order]).drop_duplicates("gene").head(5)
     where = "" if set(own.label) == {ALL} else " in {label}"
     named = [
         f"{row.gene} ({row.shift:+.2f}{where.format(label=row.label)}; observed {row.observed:+.2f})"
@@ -188,44 +257,52 @@ def _trust(check: pd.DataFrame) -> str:
             "Counterfactuals could not be checked: no label has a shift between batches that stands out from the "
             "noise of its held-out cells (they are few, or the batches hardly differ). Take gene shifts as guesses."
         )
-    beside = [
-        f"{found.tally['good']} of {found.n_judged} pairs of label and batch good, {found.tally['some']} some",
-        *_bounds(found.median),
-    ]
-    if found.n_shared:
-        beside.insert(
-            1,
-            f"in {found.n_shared} not particular to the batch: the prediction for another does nearly as well",
-        )
-    verdict, size = "Counterfactuals", ""
+    pairs = f"{found.n_judged} seen pairs of label and batch"
     if found.verdict == TOO_FEW:
-        verdict = (
+        opening = (
             "Counterfactuals could not be checked well, so take gene shifts as guesses. Only "
-            f"{found.n_judged} of {len(check)} pairs of label and batch have cells and shift enough to judge by; there"
+            f"{found.n_judged} of {len(check)} pairs of label and batch have cells and shift enough to judge by: "
+            f"{found.tally['good']} good, {found.tally['some']} some"
         )
-    elif found.verdict == "none":
-        verdict = "Do not use the counterfactuals and gene shifts of this run"
     else:
-        size = f"; the slope of observed on predicted is {found.median['slope']:z.2f} (1: the right size)"
+        not_to_use = "Do not use the counterfactuals and gene shifts of this run"
+        verdict = not_to_use if found.verdict == "none" else "Counterfactuals"
+        opening = f"{verdict}: {found.tally['good']} of {pairs} good, {found.tally['some']} some"
+    shared = ""
+    if found.n_shared:
+        shared = f" In {found.n_shared} the prediction for another batch does nearly as well."
+    size = ""
+    if found.verdict in ("good", "some"):
+        size = f" The slope of observed on predicted is {found.median['slope']:z.2f} (1: the right size)."
+    return f"{opening}{_against(found.against)}.{shared} {_bounds(found.median)}{size}"
+
+
+def _against(against: dict[str, int]) -> str:
+    """Return how often the model is better, ties or is worse than the baseline."""
+    if not sum(against.values()):
+        return ""
     return (
-        f"{verdict}: predicted and observed shifts of held-out cells correlate with "
-        f"{found.median['pearson']:z.2f} ({'; '.join(beside)}){size}."
+        f"; better than the plain difference of training means in {against['better']}, tie in {against['tie']}, "
+        f"worse in {against['worse']}"
     )
 
 
-def _bounds(median: dict[str, float | None]) -> list[str]:
-    """Give what a correlation stands beside: its ceiling, the best wrong batch and the baseline."""
-    said = [
+def _bounds(median: dict[str, float | None]) -> str:
+    """Return what predicted and observed shifts correlate with, beside baseline, ceiling and the best wrong batch."""
+    beside = [
         f"{median[name]:z.2f} for {what}"
         for name, what in (
+            ("additive_pearson", "the plain difference"),
             ("ceiling_pearson", "a perfect prediction, given how few the cells are"),
             ("best_wrong_pearson", "the best of the wrong batches"),
         )
         if median[name] is not None
     ]
-    model, additive = median["pearson"], median["additive_pearson"]
-    if model is not None and additive is not None:
-        plain = "the plain difference of training means"
-        better = round(additive, 2) > round(model, 2)
-        said.append(f"{plain} does better, at {additive:z.2f}" if better else f"{additive:z.2f} for {plain}")
+    said = (
+        f"Predicted shifts correlate with those of held-out cells with {median['pearson']:z.2f} (median; "
+        f"{'; '.join(beside)})."
+    )
+    r2, additive_r2 = median["r2_delta"], median["additive_r2_delta"]
+    if r2 is not None and additive_r2 is not None:
+        said += f" R² of the shift is {r2:z.2f}, and {additive_r2:z.2f} for the plain difference."
     return said

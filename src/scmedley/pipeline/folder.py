@@ -55,7 +55,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ScmedleyError(f"{folder} is not a run folder (no {RECORD}). `scmedley run` or `fit` makes one.")
     try:
-        record: dict[str, Any] = loads(path.read_text())
+        record: dict[str, Any] = loads(path.read_text(encoding="utf-8"))
     except (OSError, JSONDecodeError, UnicodeDecodeError) as error:
         raise ScmedleyError(f"{path} cannot be read ({error}). Run again with --overwrite.") from error
     if not isinstance(record, dict) or "config" not in record:

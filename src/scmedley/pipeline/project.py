@@ -15,19 +15,22 @@ from scmedley import io
 from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
-from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, agreement, summarise
+from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, against_baseline, agreement, summarise
 from scmedley.evaluate.panel import panel
+from scmedley.evidence import Asked
 from scmedley.models import MixedEffects
 from scmedley.pipeline.folder import CELLS, CHECK, read_record
 from scmedley.pipeline.stages import read_cells, read_model
+from scmedley.pp.counts import store_log_normalised
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
 LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
 WORDS = ("and", "or", "not", "in")
-UNSEEN = "never seen"
+UNSEEN, WORSE = "never seen", "worse"
 CAUTIONS = {
     UNSEEN: "never seen together, so this is an extrapolation that no cell of these data backs",
     "none": "predictions did not agree with held-out cells: draw no conclusion",
+    WORSE: "the plain difference of training means predicts held-out cells better",
     TOO_FEW: "the prediction was not checked, or too little was held out to check it: take it as a guess",
 }
 FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
@@ -43,6 +46,7 @@ def project(
     rows: int = 4,
     draws: int = 0,
     seed: int = 0,
+    values: Asked = "auto",
     unknown: str = "error",
 ) -> list[str]:
     """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; give what to tell the user.
@@ -61,14 +65,20 @@ def project(
         Cells in the figure at most: of more, so many are drawn.
     draws, seed, unknown
         As :meth:`MixedEffects.counterfactual` takes them; the seed also draws the cells of the figure.
+    values
+        What the cells' values are, as in :func:`scmedley.pp.prepare`.
     """
     if out is None and figure is None:
         raise ScmedleyError("Nothing to write: give --out, --figure, or both.")
     if figure is not None:
         _check_figure(to, rows)
     check_seed(seed)
+    for path in filter(None, (out, figure)):
+        io.check_place(path)
     model = read_model(folder)
     chosen = choose(cells, folder)
+    if values != "auto":
+        store_log_normalised(chosen, values)
     for line in cautions(folder, chosen, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:
@@ -88,7 +98,8 @@ def _write(
     zarr = out if out.suffix == ".zarr" else None
     result = model.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
     if isinstance(result, AnnData):
-        io.write_h5ad(result, out)
+        for line in io.write_h5ad(result, out):
+            warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
     return f"{adata.n_obs} cells shown in {', '.join(to)}: {out}"
 
 
@@ -199,7 +210,9 @@ def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
         return []
     seen = set(zip(obs[label].astype(str), obs[batch].astype(str), strict=True))
     check = _check_of(folder / CHECK)
-    words = dict(zip(zip(check["label"], check["batch"], strict=True), agreement(check), strict=True))
+    judged = agreement(check)
+    judged = judged.mask((judged == "some") & (against_baseline(check) == WORSE), WORSE)
+    words = dict(zip(zip(check["label"], check["batch"], strict=True), judged, strict=True))
     found: dict[str, list[str]] = {text: [] for text in CAUTIONS.values()}
     for name, target in product(sorted(set(adata.obs[label].dropna().astype(str))), to):
         word = UNSEEN if (name, target) not in seen else words.get((name, target), TOO_FEW) if words else ""
@@ -214,7 +227,8 @@ def _check_of(path: Path) -> pd.DataFrame:
     """Read the check; it has no rows where the run was not scored."""
     if not path.exists():
         return pd.DataFrame(columns=CHECK_COLUMNS)
-    return pd.read_csv(path, dtype={"label": str, "batch": str}, keep_default_na=False, na_values=[""])
+    check = pd.read_csv(path, dtype={"label": str, "batch": str}, keep_default_na=False, na_values=[""])
+    return check.reindex(columns=CHECK_COLUMNS)  # of an earlier version, some are missing
 
 
 def _draw(

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData, read_h5ad
@@ -20,11 +21,12 @@ from anndata import AnnData, read_h5ad
 from scmedley import io, keys
 from scmedley.checks import check_seed
 from scmedley.data.design import Design
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, heard, one_line
 from scmedley.evaluate.counterfactual import counterfactual_check
 from scmedley.evaluate.scores import permute_batches, scores
-from scmedley.evaluate.shifts import gene_shifts
+from scmedley.evaluate.shifts import gene_shifts, interval_coverage
 from scmedley.formats import reader_for
+from scmedley.join import read_batches
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split
 from scmedley.models.fixed_effects import FixedEffectsSettings
@@ -36,7 +38,7 @@ from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.folder import CELLS, CHECK, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.pp import pca, prepare
-from scmedley.pp.umap import umap
+from scmedley.pp.umap import load_umap, umap
 from scmedley.report.build import LEFT_OUT
 from scmedley.train.precision import engine, resolve_device
 
@@ -112,17 +114,26 @@ def run(
 
 
 def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
+    _write_cells(this, adata)
     model = _fit(this, adata)
     if not only_fit:
         this.say(EMBEDDING)
         with this.stage("embed"):
             embed_all(adata, model, this.config)
-    io.write_h5ad(adata, this.folder / CELLS)
+    io.add_results(adata, this.folder / CELLS)
     if not only_fit:
         _evaluate(this, adata, model)
     this.finish()
     if not only_fit:
         _report(this.folder, this.say, this.cells)
+
+
+def _write_cells(this: Run, adata: AnnData) -> None:
+    """Write the cells before training: what cannot be written must not cost a fit."""
+    with this.stage("write"):
+        for warning in io.write_h5ad(adata, this.folder / CELLS):
+            this.record["warnings"].append(f"{CELLS}: {warning}")
+            this.say(f"Warning: {CELLS}: {warning}")
 
 
 def check_config(config: RunConfig) -> None:
@@ -164,6 +175,12 @@ def _check_extra() -> None:
         raise ScmedleyError(
             f"{' and '.join(missing)} not found, for maps and report: pip install 'scmedley[report]'"
         )
+    try:
+        load_umap()
+    except Exception as error:  # numba raises its own for a version of numpy that it does not know
+        raise ScmedleyError(
+            f"UMAP cannot be imported ({one_line(error)}). Install umap-learn anew."
+        ) from error
 
 
 def _check_inputs(inputs: Sequence[Path], out: Path) -> None:
@@ -184,6 +201,7 @@ def _check_inputs(inputs: Sequence[Path], out: Path) -> None:
 def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
     """Store both latents, the principal components and their UMAPs, and how they were made."""
     model.embed(adata)
+    adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(adata, mask_batch=True)
     pca(adata, seed=config.seed)
     for basis in (keys.FIXED, keys.RANDOM, keys.PCA):
         umap(adata, basis, seed=config.seed)
@@ -199,6 +217,8 @@ def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
 def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
     """Score the cells of a run folder anew: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
     record = run_folder.read_record(out)
+    if record.get("status") != "done":
+        raise ScmedleyError(f"The run in {out} is not finished: repeat its command.")
     try:
         config = RunConfig(**record["config"])
     except TypeError as error:
@@ -208,11 +228,11 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
     with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
         adata, model = read_cells(out), read_model(out)
         this = Run(out, config, record, say, seconds=dict(record.get("seconds", {})))
-        if not {keys.FIXED, keys.RANDOM, keys.PCA} <= set(adata.obsm):
+        if not {keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA} <= set(adata.obsm):
             _check_extra()
             say(EMBEDDING)
             embed_all(adata, model, config)
-            io.write_h5ad(adata, out / CELLS)
+            io.add_results(adata, out / CELLS)
         _evaluate(this, adata, model)
         this.finish()
         page = out / run_folder.REPORT
@@ -260,7 +280,10 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     config, record = this.config, this.record
     with this.stage("read"):
         this.say(f"Reading {record['input']['name']}")
-        adata = io.read(inputs[0]) if len(inputs) == 1 else io.read_batches(inputs, config.batch)
+        with heard() as said:
+            adata = (
+                io.read(inputs[0]) if len(inputs) == 1 else read_batches(inputs, config.batch, config.values)
+            )
         record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
     with this.stage("prepare"):
         if keys.SPLIT in adata.obs:
@@ -272,6 +295,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
             n_top_genes=config.genes,
             min_genes=config.min_genes,
             min_cells=config.min_cells,
+            values=config.values,
             seed=config.seed,
         )
         check_split(adata)
@@ -280,6 +304,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
                 f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
             )
         Design.of(adata.obs, config.batch)
+        io.check_columns(adata, filter(None, (config.batch, config.label)))
         if config.fixed is not None:
             MixedEffects(config.batch, fixed=config.fixed).given(adata)
             checked.warnings.append(
@@ -291,11 +316,12 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
                 "The fixed-effects network was trained on the labels of the training cells: its scores by label say "
                 "less than those of a network that saw none."
             )
-    record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": list(checked.warnings)}
+    record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": said + checked.warnings}
     if config.label is not None:
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
-    for warning in checked.warnings:
+    this.say(checked.reason)
+    for warning in record["warnings"]:
         this.say(f"Warning: {warning}")
     return adata
 
@@ -331,6 +357,10 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)
+    if model.decoder.calibration is None:
+        this.record["warnings"].append(
+            "Intervals of shifts are not calibrated: too few validation cells share a label between batches."
+        )
     this.record["networks"] = networks
     for name, fitted in networks.items():
         if fitted["stopped"] == "interrupted":
@@ -346,10 +376,11 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
 
 
 def _fit_null(adata: AnnData, null: RandomEffects, this: Run, how: dict[str, Any]) -> Model[Any]:
-    """Fit the random-effects network to batches permuted within labels; store labels and latent."""
+    """Fit the random-effects network to batches permuted within labels; store labels and both latents."""
     permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
     null.fit(adata, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
     adata.obsm[keys.NULL] = null.get_latent_representation(adata)
+    adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(adata, mask_batch=True)
     return null
 
 
@@ -358,10 +389,10 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
     config, out = this.config, this.folder
     with this.stage("evaluate"):
         this.say("Scoring the embeddings on held-out cells")
-        shown = [keys.FIXED, keys.RANDOM, keys.PCA]
+        shown = [keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA]
         tables = [scores(adata, shown, config.batch, config.label, seed=config.seed)]
-        if keys.NULL in adata.obsm:
-            tables.append(scores(adata, [keys.NULL], keys.PERMUTED, config.label, seed=config.seed))
+        if nulls := [key for key in (keys.NULL, keys.NULL_MASKED) if key in adata.obsm]:
+            tables.append(scores(adata, nulls, keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
         this.say("Finding the genes that each batch shifts")
@@ -370,7 +401,17 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
         this.say("Checking the counterfactuals on held-out cells")
         check = counterfactual_check(model, adata, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
-    this.record["findings"] = findings(table, shifts, check, this.record)
+        this.record["intervals"] = _intervals(model, adata, config)
+    about = this.record | {"hides_batch": model.random.settings.hide_batch > 0}
+    this.record["findings"] = findings(table, shifts, check, about)
+
+
+def _intervals(model: MixedEffects, adata: AnnData, config: RunConfig) -> dict[str, float]:
+    """Return the factor of the intervals and how many shifts of held-out cells they hold; nothing if not calibrated."""
+    if model.decoder.calibration is None:
+        return {}
+    held = interval_coverage(model, adata, config.label, seed=config.seed)
+    return {"factor": model.decoder.calibration.factor} | ({"coverage": held} if np.isfinite(held) else {})
 
 
 def _report(out: Path, say: Say, cells: bool) -> Path:

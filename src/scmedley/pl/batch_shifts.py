@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley.errors import ScmedleyError
+from scmedley.gene_names import shown_in
 from scmedley.pl._inputs import is_whole, table_of
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def batch_shifts(
 
 def _of_label(shifts: pd.DataFrame, label: str | None) -> pd.DataFrame:
     rows = table_of(shifts, "the table of shifts", COLUMNS, ["shift", "q05", "q95"], finite=["shift"])
-    rows = rows.assign(**{name: rows[name].astype(str) for name in ("label", "batch", "gene")})
+    rows = shown_in(rows.assign(**{name: rows[name].astype(str) for name in ("label", "batch", "gene")}))
     labels = list(dict.fromkeys(rows["label"]))
     if label is None and len(labels) > 1:
         raise ScmedleyError(f"name one label; the table has: {', '.join(labels)}")

@@ -165,7 +165,7 @@ def _values(adata: AnnData, color: str) -> pd.Series:
         )
     if n_genes:
         layer = keys.LOGNORM if keys.LOGNORM in adata.layers else None
-        return adata[:, [color]].to_df(layer=layer)[color].astype(float)
+        return pd.Series(adata[:, [color]].to_df(layer=layer)[color].astype(float))
     close = get_close_matches(str(color), [str(name) for name in (*adata.obs, *adata.var_names)], n=1)
     hint = (
         f"; did you mean {close[0]!r}?"

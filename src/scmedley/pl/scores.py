@@ -20,7 +20,9 @@ Z = 1.96  # standard errors to either side of a 95 % interval
 NAMES = {
     keys.FIXED: "Fixed effects",
     keys.RANDOM: "Random effects",
+    keys.RANDOM_MASKED: "Random effects, batch masked",
     keys.NULL: "Random effects, permuted batches",
+    keys.NULL_MASKED: "Random effects, permuted and masked",
     keys.PCA: "PCA",
     keys.AUTOENCODER: "Plain autoencoder",
 }

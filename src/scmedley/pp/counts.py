@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,28 +11,22 @@ from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
 from scmedley.checks import check, check_seed
-from scmedley.errors import ScmedleyError, listed
-from scmedley.inplace import settle, subset
+from scmedley.errors import ScmedleyError, listed, warn
+from scmedley.evidence import TARGET_SUM, Asked, Checked, kind_words
+from scmedley.features import genes_alone
+from scmedley.gene_names import GeneNames, match
+from scmedley.inplace import become, settle, subset
 from scmedley.overlap import as_categories
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
-from scmedley.values import (
-    TARGET_SUM,
-    Checked,
-    check_unique,
-    find_values,
-    kind_of_values,
-    log1p_cp10k,
-    matrix,
-    rescaled,
-    tidy,
-    totals,
-)
+from scmedley.scan import examine
+from scmedley.source import COUNTS_LAYER, counted, find_values, normalised
+from scmedley.values import Matrix, check_unique, tidy
 
 DEEPER = 3  # times the median counts per cell of another batch, from which on it is warned of
 _NEGATIVE = (
-    "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X or "
-    "layers['counts']) or log1p-normalised values."
+    "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X, layers['counts'] or "
+    "raw) or log1p-normalised values."
 )
 _BLOCK = 20_000_000  # values of a backed file that are read in one go
 
@@ -45,21 +39,24 @@ def prepare(
     n_top_genes: int = 3000,
     min_genes: int = 10,
     min_cells: int = 3,
+    values: Asked = "auto",
     seed: int = 0,
 ) -> Checked:
     """Check, filter, normalise and split ``adata`` in place, and flag its highly variable genes.
 
     ``X`` keeps its values. ``layers["counts"]`` holds a copy of the counts (float32; a copy, so that
     ``scanpy.pp.log1p(adata)`` afterwards leaves it alone), ``layers["log1p_cp10k"]`` the normalised values.
-    Data that are log-normalised already get no counts layer; where every cell has the same total, but not 10,000
-    (scanpy's default is the median of the cells' totals), they are brought to 10,000.
+    Data that are log-normalised already get no counts layer; logarithms to base 2 or 10 become natural ones, and
+    where every cell has the same total, but not 10,000 (scanpy's default is the median of the cells' totals), they
+    are brought to 10,000. Totals of counts are over all the genes that were counted, those of ``raw`` too.
     ``obs["scmedley_split"]`` says which cells train, validate and test (a column of that name is kept); the
     highly variable genes are chosen on the training cells. A view becomes an AnnData of its own.
 
     Parameters
     ----------
     adata
-        Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X`` or ``raw``.
+        Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X``, ``raw`` or another
+        layer; :func:`scmedley.source.find_values` says which is used.
     batch_key, label_key
         ``obs`` columns; they become categorical, without unused categories.
     n_top_genes
@@ -68,6 +65,9 @@ def prepare(
         Cells with fewer genes found are removed.
     min_cells
         Genes found in fewer of the cells that stay are removed.
+    values
+        What the values are, where the evidence should not decide (``"auto"``): ``"counts"``, ``"log1p"``,
+        ``"log2"`` or ``"log10"`` (of counts per total, plus 1).
     seed
         Seed of the split.
 
@@ -85,7 +85,8 @@ def prepare(
     """
     _check_settings(adata, n_top_genes, min_genes, min_cells)
     check_seed(seed)
-    checked = check(adata, batch_key, label_key)
+    left_out = _leave_out_other_features(adata)
+    checked = check(adata, batch_key, label_key, values)
     if checked.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=checked.where))
     settle(adata)
@@ -95,45 +96,55 @@ def prepare(
     before = adata.shape
     batches_before = adata.obs[batch_key].cat.categories
 
-    source = matrix(adata, checked.where)
+    read, total_N, names = counted(adata, checked)
+    n_counted = len(names)
+    source = read if names.equals(adata.var_names) else read[:, names.get_indexer(adata.var_names)]
     cells, genes = _passing(source, min_genes, min_cells)
-    total_N = totals(source)[cells]  # of all genes, as in cells that come to the fitted model later
+    total_N = total_N[cells]  # of all genes, as in cells that come to the fitted model later
     source = _subset(adata, source, checked.where, cells, genes)
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
     more = _check_filtered(adata, source, batch_key, batches_before, min_genes)
 
+    values_NG = normalised(source, total_N, checked)
+    stored = [adata.X, *(layer for name, layer in adata.layers.items() if name != keys.COUNTS)]
     if checked.values == "counts":
-        adata.layers[keys.COUNTS] = source.copy() if checked.where == "X" else source
-        adata.layers[keys.LOGNORM] = log1p_cp10k(source, total_N)
+        adata.layers[keys.COUNTS] = source.copy() if any(source is x for x in stored) else source
         more += _depth(total_N, adata.obs[batch_key])
     else:
-        if keys.COUNTS in adata.layers:  # left where X or raw.X was better: everyone would take it for counts
+        if (
+            keys.COUNTS in adata.layers
+        ):  # left where another matrix was better: everyone would take it for counts
             del adata.layers[keys.COUNTS]
-            more.append("layers['counts'] held no counts and was removed.")
-        if checked.total not in (None, TARGET_SUM):
-            adata.layers[keys.LOGNORM] = rescaled(source, checked.total)
-            more.append(
-                f"{checked.where} is log-normalised to {checked.total:,.6g} counts per cell; "
-                f"layers[{keys.LOGNORM!r}] holds it brought to {TARGET_SUM:,.0f}."
-            )
-        else:
-            adata.layers[keys.LOGNORM] = source.copy() if checked.where == "X" else source
+            more.append(f"{COUNTS_LAYER} held no counts and was removed.")
+        more += _brought(checked)
+        if any(values_NG is x for x in stored):
+            values_NG = values_NG.copy()
+    adata.layers[keys.LOGNORM] = values_NG
     store_split(adata, batch_key, label_key, seed)
     select_genes(adata, batch_key, n_top_genes)
     adata.uns[keys.UNS] = {
         **_ours(adata),
+        "label_key": label_key or "",
         "prepare": {
             "cells_before": before[0],
             "cells_after": adata.n_obs,
             "genes_before": before[1],
             "genes_after": adata.n_vars,
             "n_hvg": int(adata.var[keys.HVG].sum()),
-            "values": checked.values,
+            "values": _described(checked, n_counted),
             **_target_sums(checked),
         },
     }
-    return replace(checked, warnings=checked.warnings + more)
+    return replace(checked, warnings=left_out + checked.warnings + more)
+
+
+def _leave_out_other_features(adata: AnnData) -> list[str]:
+    """Keep the genes alone, in place; give what was left out, as sentences."""
+    alone, said = genes_alone(adata)
+    if alone is not adata:
+        become(adata, alone)
+    return [said] if said else []
 
 
 def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
@@ -148,20 +159,25 @@ def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
     ]
 
 
-def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | np.ndarray, int]:
-    """Give the values a fitted model reads, aligned by gene name.
+def log_normalised(
+    adata: AnnData, genes: Sequence[str] | GeneNames, *, values: Asked = "auto"
+) -> tuple[csr_matrix | np.ndarray, int]:
+    """Return the values a fitted model reads, aligned by gene name.
 
-    ``layers["log1p_cp10k"]`` where :func:`prepare` put it, else computed from counts, with all genes of the
-    file in the size factor, or from log-normalised values, brought to 10,000 where all cells have one other
-    total. Views and backed files work; the latter are read in blocks. ``adata`` stays as it is; the result may
-    share its memory, so do not write to it.
+    ``layers["log1p_cp10k"]`` where :func:`prepare` put it, else computed as :func:`prepare` does: from counts, with
+    all genes that were counted in the size factor, or from log-normalised values, brought to natural logarithms
+    and, where all cells have one total, to 10,000. Views and backed files work; the latter are read in blocks.
+    ``adata`` stays as it is; the result may share its memory, so do not write to it.
 
     Parameters
     ----------
     adata
         Cells x genes.
     genes
-        Names of the model's G genes, in its order.
+        The model's G genes, in its order: their names, or :class:`GeneNames`, by which genes are found that
+        ``adata`` calls otherwise.
+    values
+        What the values are, as in :func:`prepare`.
 
     Returns
     -------
@@ -175,38 +191,90 @@ def log_normalised(adata: AnnData, genes: Sequence[str]) -> tuple[csr_matrix | n
     ScmedleyError
         Gene names not unique; values that are not finite, or neither counts nor log-normalised.
     """
+    return read_log_normalised(adata, genes, values=values)[:2]
+
+
+def read_log_normalised(
+    adata: AnnData, genes: Sequence[str] | GeneNames, *, values: Asked = "auto", expected: str | None = None
+) -> tuple[Matrix, int, Checked | None, int]:
+    """Do what :func:`log_normalised` does; also return what was found, and of how many genes totals were made.
+
+    Nothing was looked for (None) where ``layers["log1p_cp10k"]`` is there. Where the evidence leaves doubts, the
+    values are taken to be of the ``expected`` kind.
+    """
     check_unique(adata.var_names)
+    adata, left_out = genes_alone(adata)
+    if left_out:
+        warn(left_out)
     layer = adata.layers.get(keys.LOGNORM)
-    if layer is not None:
-        if kind_of_values(layer, adata.obs_names, adata.var_names) == "other":
-            raise ScmedleyError(_NEGATIVE.format(where=f"layers[{keys.LOGNORM!r}]"))
-        return _aligned(tidy(layer), adata.var_names, genes)
-    found = find_values(adata)
+    if layer is not None and values == "auto":
+        where = f"layers[{keys.LOGNORM!r}]"
+        if examine(layer, where, adata.obs_names, adata.var_names, logarithms=False).n_negative:
+            raise ScmedleyError(_NEGATIVE.format(where=where))
+        return *_aligned(tidy(layer), _places(adata.var, genes)), None, adata.n_vars
+    found = find_values(adata, values)
     if found.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=found.where))
-    names = adata.raw.var_names if found.where == "raw.X" else adata.var_names
-    x = (
-        adata.raw.X
-        if found.where == "raw.X"
-        else adata.layers[keys.COUNTS]
-        if found.where != "X"
-        else adata.X
-    )
-    in_memory = issparse(x) or isinstance(x, np.ndarray)
+    if not found.sure and expected in get_args(Asked) and expected != found.kind:
+        found = _as_expected(adata, found, expected)
+    place_G = _places(adata.raw.var if found.where == "raw.X" else adata.var, genes)
+    in_memory = not adata.isbacked and not hasattr(adata.X, "compute")
     step = adata.n_obs if in_memory else max(1, _BLOCK // adata.n_vars)
-    blocks, n_missing = [], 0
+    blocks, n_missing, n_counted = [], 0, 0
     for start in range(0, adata.n_obs, max(step, 1)):
-        block = tidy(x if in_memory else x[start : start + step])
-        total_N = totals(block)
-        block, n_missing = _aligned(block, names, genes)
-        if found.values == "counts":
-            block = log1p_cp10k(block, total_N)
-        elif found.total not in (None, TARGET_SUM):
-            block = rescaled(block, found.total)
-        blocks.append(block)
+        block, total_N, names = counted(adata, found, None if in_memory else slice(start, start + step))
+        block, n_missing = _aligned(block, place_G)
+        n_counted = len(names)
+        blocks.append(normalised(block, total_N, found))
     if len(blocks) == 1:
-        return blocks[0], n_missing
-    return (vstack(blocks, format="csr") if issparse(blocks[0]) else np.vstack(blocks)), n_missing
+        return blocks[0], n_missing, found, n_counted
+    joined = vstack(blocks, format="csr") if issparse(blocks[0]) else np.vstack(blocks)
+    return joined, n_missing, found, n_counted
+
+
+def _as_expected(adata: AnnData, found: Checked, expected: Any) -> Checked:
+    """Take doubtful values for what is expected, where they can be that."""
+    try:
+        other = find_values(adata, expected)
+    except ScmedleyError:
+        return found
+    words = f"{other.where} is taken to hold {kind_words(expected)}, as the training cells do; the values leave doubts."
+    return replace(other, warnings=[words])
+
+
+def store_log_normalised(adata: AnnData, values: Asked) -> None:
+    """Store ``layers["log1p_cp10k"]`` of cells whose kind of values is known; models read that layer."""
+    names = list(map(str, adata.var_names))
+    adata.layers[keys.LOGNORM] = log_normalised(adata, names, values=values)[0]
+
+
+def _described(checked: Checked, n_counted: int) -> dict[str, Any]:
+    """Return what was found, without what is not known: an h5ad cannot hold None."""
+    about = {
+        "where": checked.where,
+        "kind": checked.kind,
+        "base": checked.base,
+        "total": checked.total,
+        "genes": n_counted,
+        "doubtful": checked.caution is not None,
+        "reason": checked.reason,
+    }
+    return {key: value for key, value in about.items() if value is not None}
+
+
+def _brought(checked: Checked) -> list[str]:
+    """Say how log-normalised values were changed."""
+    if checked.total not in (None, TARGET_SUM):
+        plus = "" if checked.base == "log1p" else f", in {kind_words(str(checked.base))}"
+        return [
+            f"{checked.where} is log-normalised to {checked.total:,.6g} counts per cell{plus}; "
+            f"layers[{keys.LOGNORM!r}] holds it brought to {TARGET_SUM:,.0f}."
+        ]
+    if checked.base not in (None, "log1p"):
+        return [
+            f"{checked.where} holds {kind_words(str(checked.base))}; layers[{keys.LOGNORM!r}] holds natural logarithms."
+        ]
+    return []
 
 
 def _target_sums(checked: Checked) -> dict[str, float]:
@@ -260,12 +328,10 @@ def _passing(x: csr_matrix | np.ndarray, min_genes: int, min_cells: int) -> tupl
     return cells, genes
 
 
-def _subset(
-    adata: AnnData, source: csr_matrix | np.ndarray, where: str, cells: np.ndarray, genes: np.ndarray
-) -> csr_matrix | np.ndarray:
+def _subset(adata: AnnData, source: Matrix, where: str, cells: np.ndarray, genes: np.ndarray) -> Matrix:
     """Keep these cells and genes in ``adata`` and in the source matrix, which is copied once at most."""
     from_x = source is adata.X
-    if where == "layers['counts']":
+    if where == COUNTS_LAYER:
         del adata.layers[keys.COUNTS]  # put back by the caller: what is shared must not be copied twice
     adata.layers.pop(keys.LOGNORM, None)  # an earlier run's
     if not cells.all():
@@ -306,22 +372,28 @@ def _all_same(x: csr_matrix | np.ndarray) -> bool:
     return all(bool((a.reshape(shape) == a[: shape[1]]).all()) for a in (x.indices, x.data))
 
 
-def _aligned(
-    x: csr_matrix | np.ndarray, names: pd.Index, genes: Sequence[str]
-) -> tuple[csr_matrix | np.ndarray, int]:
-    """Give the columns called ``genes``, in that order; 0 for those that are missing."""
-    if len(names) == len(genes) and (names == pd.Index(genes)).all():
+def _places(var: pd.DataFrame, genes: Sequence[str] | GeneNames) -> np.ndarray:
+    """Give the column of each of ``genes``, -1 for those that are missing; say where names alone do not find them."""
+    wanted = genes if isinstance(genes, GeneNames) else GeneNames(tuple(genes))
+    place_G, said = match(wanted, GeneNames.of(var))
+    if said:
+        warn(said)
+    return place_G
+
+
+def _aligned(x: csr_matrix | np.ndarray, place_G: np.ndarray) -> tuple[csr_matrix | np.ndarray, int]:
+    """Give these columns, in that order; 0 for those that are missing (-1), and how many these are."""
+    if np.array_equal(place_G, np.arange(x.shape[1])):
         return x, 0
-    place = names.get_indexer(pd.Index(genes))
-    present = np.flatnonzero(place >= 0)
-    n_missing = len(genes) - len(present)
-    sub = x[:, place[present]]
+    present = np.flatnonzero(place_G >= 0)
+    n_genes, n_missing = len(place_G), len(place_G) - len(present)
+    sub = x[:, place_G[present]]
     if isinstance(sub, np.ndarray):
-        out = np.zeros((x.shape[0], len(genes)), dtype=np.float32)
+        out = np.zeros((x.shape[0], n_genes), dtype=np.float32)
         out[:, present] = sub
         return out, n_missing
     sub.sort_indices()
-    shape = (x.shape[0], len(genes))
+    shape = (x.shape[0], n_genes)
     return csr_matrix(
         (sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape
     ), n_missing

@@ -3,6 +3,7 @@
 Shapes: N cells, F folds, D donors, B batches, K labels.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -139,14 +140,20 @@ def donor_folds(
 
 
 def held_out_pairs(
-    batch_N: Codes, label_N: Codes, *, n_pairs: int, seed: int, least: int = 20
+    batch_N: Codes,
+    label_N: Codes,
+    *,
+    n_pairs: int,
+    seed: int,
+    least: int = 20,
+    batches: Sequence[int] | None = None,
 ) -> list[tuple[int, int]]:
     """Choose (batch, label) pairs to hold out, one at a time, for tests of counterfactuals.
 
     What is held out must be known from elsewhere: the batch has another label, and the label is in another
     batch, each with ``least`` cells or more in one stratum. And the batches linked by shared labels stay
     linked without the pair (:func:`scmedley.overlap.overlap`). Pairs are drawn at random, of batches and
-    labels that were drawn least often so far.
+    labels that were drawn least often so far; the first pairs are the same, however many are asked for.
 
     Parameters
     ----------
@@ -158,6 +165,8 @@ def held_out_pairs(
         Seed of the draw; the order of the cells does not matter.
     least
         Cells that a pair has at least.
+    batches
+        Codes of the batches that pairs are of; all by default.
 
     Returns
     -------
@@ -171,19 +180,22 @@ def held_out_pairs(
     """
     batch_N, label_N = checked(batch_N, label_N)
     labelled = label_N >= 0
-    batches, batch_N = np.unique(batch_N[labelled], return_inverse=True)
+    wanted = None if batches is None else set(batches)
+    codes_B, batch_N = np.unique(batch_N[labelled], return_inverse=True)
     labels, label_N = np.unique(label_N[labelled], return_inverse=True)
-    counts_BK = np.zeros((len(batches), len(labels)), dtype=np.int64)
+    counts_BK = np.zeros((len(codes_B), len(labels)), dtype=np.int64)
     np.add.at(counts_BK, (batch_N, label_N), 1)
 
     large_BK = counts_BK >= max(least, 1)
     known_BK = (large_BK.sum(axis=1, keepdims=True) > 1) & (large_BK.sum(axis=0) > 1)
+    if wanted is not None:
+        large_BK &= np.isin(codes_B, list(wanted))[:, None]
     found = [(int(b), int(k)) for b, k in np.argwhere(large_BK & known_BK) if _links(counts_BK > 0, b, k)]
     if len(found) < n_pairs:
         raise ScmedleyError(
-            f"{len(found)} pairs of batch and label can be held out, not {n_pairs}: the others have fewer than "
+            f"{len(found)} pairs of batch and label can be held out, not {n_pairs}: all others have fewer than "
             f"{least} cells, or without them the batch, its label or the link between batches is lost. "
-            "Ask for fewer pairs or a smaller `least`."
+            "Ask for fewer pairs, or for smaller ones."
         )
     order = np.random.default_rng(seed).permutation(len(found))
     left = [found[i] for i in order]
@@ -192,7 +204,7 @@ def held_out_pairs(
         pair = min(left, key=lambda pair: sum((pair[0] == b) + (pair[1] == k) for b, k in chosen))
         left.remove(pair)
         chosen.append(pair)
-    return [(int(batches[b]), int(labels[k])) for b, k in chosen]
+    return [(int(codes_B[b]), int(labels[k])) for b, k in chosen]
 
 
 def held_out_parts(batch_N: Codes, label_N: Codes, pair: tuple[int, int], *, seed: int) -> Parts:

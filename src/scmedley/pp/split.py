@@ -98,8 +98,20 @@ def checked(batch_N: Codes, label_N: Codes | None) -> tuple[Codes, Codes]:
 
 
 def store_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int) -> None:
-    """Store a split of the cells in ``obs["scmedley_split"]``, unless that column is there."""
+    """Store a split of the cells in ``obs["scmedley_split"]``, unless that column is there.
+
+    Raises
+    ------
+    ScmedleyError
+        The column is there, but not for all cells: others were joined to those that it was drawn for.
+    """
     if keys.SPLIT in adata.obs:
+        without = adata.obs_names[adata.obs[keys.SPLIT].isna()]
+        if len(without):
+            raise ScmedleyError(
+                f"{len(without):,} of {adata.n_obs:,} cells have no part in obs[{keys.SPLIT!r}] (the first: "
+                f"{without[0]!r}). Fill it in, or delete that column to have all cells split anew."
+            )
         return
     batch = as_categories(column(adata, batch_key, "batch")).codes
     label = None if label_key is None else as_categories(column(adata, label_key, "label")).codes

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from scmedley.train.process import one_thread_if_forked
+
 
 @contextmanager
 def threads_kept() -> Iterator[None]:
@@ -12,6 +14,7 @@ def threads_kept() -> Iterator[None]:
 
     It does so when it first runs, so that the bits of a result would hang on what ran before.
     """
+    one_thread_if_forked()
     threads = torch.get_num_threads()
     try:
         yield

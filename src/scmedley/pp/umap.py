@@ -1,12 +1,24 @@
 """Two dimensions for the eye."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
-from scmedley import keys
+from scmedley import caches, keys
+from scmedley.errors import ScmedleyError
 from scmedley.pp.threads import threads_kept
+from scmedley.train.process import is_forked
+
+
+def load_umap() -> Any:
+    """Import UMAP, which takes seconds and may fail, and return its class."""
+    caches.ensure()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has no TensorFlow, and what its compiler has to say
+        from umap import UMAP
+    return UMAP
 
 
 def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) -> None:
@@ -17,10 +29,7 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
     """
     from sklearn.neighbors import NearestNeighbors
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ImportWarning)  # that it has no TensorFlow
-        from umap import UMAP
-
+    make = load_umap()
     z_NP = np.asarray(adata.obsm[basis])
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(adata.n_obs, min(max_cells, adata.n_obs), replace=False))
@@ -28,12 +37,13 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
     if len(rows) > 4:  # below that UMAP has no neighbourhoods to draw
         z_NP = z_NP[rows]
         k = min(15, len(rows) - 1)
-        # Exact and in numpy: UMAP's own search takes ten times as long.
-        distances_NK, indices_NK = NearestNeighbors(n_neighbors=k).fit(z_NP).kneighbors(z_NP)
+        _check_not_forked()
         spread = z_NP.shape[1] > 1 and np.ptp(z_NP, axis=0).any()
         with warnings.catch_warnings(), threads_kept():
+            # Exact and in numpy: UMAP's own search takes ten times as long.
+            distances_NK, indices_NK = NearestNeighbors(n_neighbors=k).fit(z_NP).kneighbors(z_NP)
             warnings.filterwarnings("ignore", message="precomputed_knn")  # that it cannot place new cells
-            xy_N2[rows] = UMAP(
+            xy_N2[rows] = make(
                 n_neighbors=k,
                 precomputed_knn=(indices_NK, distances_NK),
                 min_dist=0.3,
@@ -42,3 +52,18 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
                 n_jobs=1,  # with a seed UMAP runs on one thread, and says so unless it was asked to
             ).fit_transform(z_NP)
     adata.obsm[keys.umap(basis)] = xy_N2
+
+
+def _check_not_forked() -> None:
+    """Raise where numba would end the process: in a forked child of one that has used its OpenMP threads."""
+    from numba import threading_layer  # type: ignore[attr-defined]
+
+    try:
+        layer = threading_layer()
+    except ValueError:  # not used yet
+        return
+    if is_forked() and layer == "omp":
+        raise ScmedleyError(
+            "UMAP was used before this process was forked, and cannot be used in the fork as well. Start processes by "
+            "'spawn' (multiprocessing.get_context('spawn'))."
+        )

@@ -45,7 +45,7 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
         or the packages of the extra ``report`` are not installed.
     """
     check_extra()
-    from scmedley.evaluate.counterfactual import LIMITS
+    from scmedley.evaluate.counterfactual import LIMITS, TIE
     from scmedley.report import figures, sections
     from scmedley.report.read import read
 
@@ -63,6 +63,7 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "provenance": sections.provenance(run),
             "given": run.given,
             "limits": LIMITS,
+            "tie": TIE,
         }
     # What the rest of the page leaves of its 30 MB is the explorer's.
     page = render(context | {"explorer": {"text": "", "why": LEFT_OUT}})

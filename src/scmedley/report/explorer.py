@@ -55,6 +55,7 @@ class Decoder:
     """The network that counterfactuals come from, and where its genes lie in a picture of a cell.
 
     ``scale`` holds minimum and span of each gene, 2 × G; ``genomap`` rows and columns, 2 × G, with ``shape``.
+    ``factor`` widens or narrows intervals (:mod:`scmedley.models.interval`); ``None``: they are not calibrated.
     """
 
     genes: tuple[str, ...]
@@ -63,6 +64,8 @@ class Decoder:
     kind: str
     genomap: Array | None = None
     shape: tuple[int, int] | None = None
+    shown: tuple[str, ...] = ()  # what the genes are called on the page, if not by their names
+    factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ class Explored:
     """All that the explorer can show of a run. ``missing`` says what is not there and why, in sentences.
 
     ``counts_KB`` are cells of the whole run per label and batch; ``pairs`` and ``means`` the mean of each gene over
-    those of each observed pair of label and batch. ``verdict`` is that of the check on held-out cells.
+    those of each observed pair of label and batch, of held-out cells alone where ``held_out`` is true. ``trust`` has
+    label, batch and the two words of the check for each pair that was checked; ``verdict`` is that of the whole check.
     """
 
     cells: Cells
@@ -112,7 +116,8 @@ class Explored:
     decoder: Decoder | None = None
     pairs: Array | None = None
     means: Array | None = None
-    trust: Sequence[tuple[int, int, str]] = ()
+    held_out: Array | None = None
+    trust: Sequence[tuple[int, int, str, str]] = ()
     missing: Sequence[str] = ()
     verdict: str | None = None
 
@@ -260,17 +265,20 @@ def pack(run: Explored) -> str:
         "genes": [],
     }
     if run.decoder is not None:
-        header["genes"] = list(run.decoder.genes)
+        header["genes"] = list(run.decoder.shown or run.decoder.genes)
         arrays |= _genes(cells.x_NG)
         if cells.z_NP is not None:
             header["whatif"] = {
                 "kind": run.decoder.kind,
                 "pre_selu": [block.pre_selu for block in run.decoder.blocks],
                 "shape": run.decoder.shape,
+                "factor": run.decoder.factor,
             }
             arrays |= _decoder(run.decoder) | {"latent": cells.z_NP.astype("<f2")}
         if run.pairs is not None and run.means is not None:
             arrays |= {"pairs": run.pairs.astype("<u2"), "means": run.means.astype("<f2")}
+            held_out = np.zeros(len(run.pairs)) if run.held_out is None else run.held_out
+            arrays["held_out"] = held_out.astype("u1")
     return _join(header, arrays)
 
 

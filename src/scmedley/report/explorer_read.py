@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy import sparse
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError, listed
-from scmedley.evaluate.counterfactual import ALL, agreement, summarise
+from scmedley.evaluate.counterfactual import ALL, LEAST, against_baseline, agreement, summarise
 from scmedley.overlap import as_categories
 from scmedley.report.explorer import (
     MAX_CELLS,
@@ -65,14 +66,17 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     drawn_N = on_a_map(len(run.obs), [xy for _, xy in run.maps.values()])
     path = run.folder / "integrated.h5ad"
     rows = sample(batch_N * (len(labels) + 1) + label_N, _at_most(path), drawn_N, seed)
-    z_NP = x_NG = pairs = means = None
+    z_NP = x_NG = pairs = means = held_out = None
     if decoder is not None:
         z_NP = _latent(path, model.key, rows, decoder, missing)
         # Without labels the means would differ by composition as well as by batch.
         pair_N = np.where(known & (label is not None), label_N * len(batches) + batch_N, -1)
         if label is None:
             missing.append(NO_LABELS)
+        pair_N, held_out_U = _observed(run.obs, pair_N, len(labels) * len(batches))
         x_NG, pairs, means = _measured(path, decoder.genes, rows, pair_N, len(batches), missing)
+        if pairs is not None:
+            held_out = held_out_U[pairs[:, 0] * len(batches) + pairs[:, 1]]
     missing += [f"No map of {run.name(key)}." for key in MAPS if key not in run.maps]
     names = run.obs.index.astype(str)
     cells = Cells(
@@ -95,6 +99,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         decoder,
         pairs,
         means,
+        held_out,
         _trust(run, list(labels), list(batches)),
         missing,
         None if run.check is None or run.check.empty else summarise(run.check).verdict,
@@ -142,11 +147,14 @@ def decoder_of(model: Any) -> Decoder:
         ]
     scale = np.stack([network_model.scale.minimum_G, network_model.scale.span_G])
     kind = "fixed" if network_model.key == keys.FIXED else "random"
+    calibration = network_model.calibration
+    factor = None if calibration is None else calibration.factor
+    genes, shown = tuple(network_model.genes), network_model.gene_names.shown
+    decoder = Decoder(genes, tuple(blocks), scale, kind, shown=shown, factor=factor)
     found = getattr(model, "genomap", None)
-    if found is None or list(found.genes) != list(network_model.genes):
-        return Decoder(tuple(network_model.genes), tuple(blocks), scale, kind)
-    place = np.stack([found.rows, found.columns])
-    return Decoder(tuple(network_model.genes), tuple(blocks), scale, kind, place, found.shape)
+    if found is None or found.genes != genes:
+        return decoder
+    return replace(decoder, genomap=np.stack([found.rows, found.columns]), shape=found.shape)
 
 
 def _block(w: Any, b: Any, norm: Any, effects: Any, pre_selu: bool) -> Block:
@@ -215,12 +223,21 @@ def _columns(run: Run, missing: list[str]) -> pd.DataFrame:
     return run.obs[kept]
 
 
-def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, int, str]]:
+def _observed(obs: pd.DataFrame, pair_N: np.ndarray, n_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each cell's pair, -1 for cells that no mean is of, and which pairs have enough held-out cells for one."""
+    test_N = (obs[keys.SPLIT] == "test").to_numpy() if keys.SPLIT in obs else np.zeros(len(obs), bool)
+    held_out_U = np.bincount(pair_N[test_N & (pair_N >= 0)], minlength=n_pairs) >= LEAST
+    left_out = held_out_U[pair_N] & (pair_N >= 0) & ~test_N
+    return np.where(left_out, -1, pair_N), held_out_U
+
+
+def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, int, str, str]]:
     """Give the words of the check on held-out cells for each pair of label and batch."""
     if run.check is None or run.check.empty:
         return []
-    rows = zip(run.check["label"], run.check["batch"], agreement(run.check), strict=True)
-    return [(labels.index(k), batches.index(b), str(w)) for k, b, w in rows if k in labels and b in batches]
+    words = agreement(run.check), against_baseline(run.check)
+    rows = zip(run.check["label"], run.check["batch"], *words, strict=True)
+    return [(labels.index(k), batches.index(b), w, a) for k, b, w, a in rows if k in labels and b in batches]
 
 
 def _at_most(path: Path) -> int:

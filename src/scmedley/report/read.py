@@ -13,39 +13,33 @@ from numpy.typing import NDArray
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.evaluate.counterfactual import CHECK_COLUMNS
+from scmedley.gene_names import shown_in
 from scmedley.pl.scores import NAMES
 
 TABLES = {  # text columns, number columns
     "history.csv": (["network", "part", "term"], ["epoch", "value"]),
     "scores.csv": (["embedding", "score", "of", "null_kind"], ["value", "null", "null_sd", "n_cells", "se"]),
     "gene_shifts.csv": (
-        ["label", "batch", "gene", "seen"],
+        ["label", "batch", "gene", "observed_from", "seen"],
         [
             *("shift", "q05", "q95", "observed", "size", "size_q05", "size_q95", "observed_size"),
             *("null_size", "null_sd", "n_cells", "n_observed"),
         ],
     ),
     "counterfactual_check.csv": (
-        ["label", "batch"],
-        [
-            "pearson",
-            "slope",
-            "ceiling_pearson",
-            "best_wrong_pearson",
-            "additive_pearson",
-            "n_source",
-            "n_target",
-        ],
+        ["label", "batch", "seen"],
+        [name for name in CHECK_COLUMNS if name not in ("label", "batch", "seen")],
     ),
 }
 # What parts of run.json hold, and what their values are, where a section counts on it; "*": each of them.
 PARTS: dict[str, type] = {
-    **dict.fromkeys(("config", "versions", "input", "prepare", "networks", "seconds"), dict),
+    **dict.fromkeys(("config", "versions", "input", "prepare", "networks", "seconds", "intervals"), dict),
     **dict.fromkeys(("warnings", "findings"), list),
 }
 VALUES: dict[str, Any] = {
     **dict.fromkeys(("config.batch", "config.label", "config.fixed"), str),
-    **dict.fromkeys(("input.cells", "input.genes", "seconds.*"), int | float),
+    **dict.fromkeys(("input.cells", "input.genes", "seconds.*", "intervals.*"), int | float),
     **{f"prepare.{part}_{when}": int | float for part in ("cells", "genes") for when in ("before", "after")},
     **{"prepare.n_hvg": int | float, "networks.*": dict},
 }
@@ -98,6 +92,7 @@ def read(folder: Path) -> Run:
     settings = _settings(folder / "run.json")
     obs, maps = _cells(folder / "integrated.h5ad")
     history, scores, shifts, check = (_table(folder / name) for name in TABLES)
+    shifts = None if shifts is None else shown_in(shifts)
     return Run(folder, settings, obs, maps, history, scores, shifts, check)
 
 

@@ -8,19 +8,28 @@ from typing import Any
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import LIMITS, TOO_FEW, Summary, agreement, summarise
+from scmedley.evaluate.counterfactual import (
+    LIMITS,
+    TOO_FEW,
+    Summary,
+    against_baseline,
+    agreement,
+    summarise,
+)
+from scmedley.evaluate.probes import PROBES
 from scmedley.evaluate.shifts import batch_distances
 from scmedley.report.numbers import number
 from scmedley.report.read import Run
 
 TOP = 10  # genes shown for each label and batch
-SCORE_ORDER = ["ASW", "CH", "1/DB", "kNN accuracy", "kNN leak"]
-EMBEDDING_ORDER = [keys.FIXED, keys.PCA, keys.RANDOM, keys.NULL, keys.AUTOENCODER]
+SCORE_ORDER = [*(f"{probe} leak" for probe in PROBES), "kNN accuracy", "ASW", "CH", "1/DB"]
+RETRAINED = {keys.RANDOM: keys.NULL, keys.RANDOM_MASKED: keys.NULL_MASKED}
+EMBEDDING_ORDER = [keys.FIXED, keys.PCA, *RETRAINED, *RETRAINED.values(), keys.AUTOENCODER]
 # +1: the higher the better, −1: the lower the better. Every score is higher the better the groups separate.
 WANTED = {
     **{(key, "batch"): -1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
     **{(key, "label"): 1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
-    (keys.RANDOM, "batch"): 1,
+    **{(key, "batch"): 1 for key in RETRAINED},
 }
 
 
@@ -116,7 +125,7 @@ def scores(run: Run) -> dict[str, Any] | None:
         for score in _ordered(table.loc[table["of"] == of, "score"], SCORE_ORDER):
             here = table[(table["of"] == of) & (table["score"] == score)].drop_duplicates("embedding")
             by = {row["embedding"]: row for row in _records(here)}
-            rows.append((score, [_cell(by.get(key), by.get(keys.NULL)) for key in embeddings]))
+            rows.append((score, [_cell(by.get(key), by.get(RETRAINED.get(key, ""))) for key in embeddings]))
         groups.append((of, rows))
     kinds = sorted({kind for kind in table["null_kind"] if kind})
     return {
@@ -134,7 +143,7 @@ def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[
     gap = row["value"] - row["null"]
     distinct = None if pd.isna(row["null_sd"]) or pd.isna(gap) else bool(abs(gap) > 2 * row["null_sd"])
     against = None
-    if row["embedding"] == keys.RANDOM and row["of"] == "batch" and retrained is not None:
+    if row["of"] == "batch" and retrained is not None:
         against = {"value": retrained["value"], "gap": row["value"] - retrained["value"]}
     return {
         "value": row["value"],
@@ -171,6 +180,7 @@ def shifts(run: Run) -> dict[str, Any] | None:
                     "name": batch,
                     "n_cells": first["n_cells"],
                     "n_observed": first["n_observed"],
+                    "observed_from": first["observed_from"],
                     "seen": bool(first["seen"]),
                     "genes": genes,
                 }
@@ -181,6 +191,7 @@ def shifts(run: Run) -> dict[str, Any] | None:
         "distances": _records(batch_distances(run.shifts)),
         "verdict": None if run.check is None or run.check.empty else summarise(run.check).verdict,
         "labels": labels,
+        "intervals": run.settings.get("intervals") or {},
         "modelled": (run.settings.get("prepare") or {}).get("n_hvg"),
         "unseen": sum(label["unseen"] for label in labels),
         "batches": int(run.shifts["batch"].nunique()),
@@ -197,7 +208,7 @@ def check(run: Run) -> dict[str, Any] | None:
     table = table.sort_values(
         ["reached", "pearson", "batch", "label"], ascending=[False, False, True, True], kind="stable"
     )
-    table["trust"] = agreement(table)
+    table["trust"], table["against"] = agreement(table), against_baseline(table)
     found = summarise(table)
     return {"rows": _records(table), "n": found.n_judged, "median": found.median, "words": _words(found)}
 
@@ -210,7 +221,7 @@ def _words(found: Summary) -> str:
             "Every pair of batch and label has too few held-out cells, or too small a shift, to judge the "
             "counterfactuals by."
         )
-    pairs = "the one pair" if judged == 1 else f"{judged} pairs"
+    pairs = "the one seen pair" if judged == 1 else f"{judged} seen pairs"
     text = (
         f"Of {pairs} of batch and label with enough held-out cells to judge, the agreement of predicted with "
         f"observed shifts is good in {tally['good']}, some in {tally['some']} and none in {tally['none']}."
@@ -229,10 +240,12 @@ def _words(found: Summary) -> str:
         TOO_FEW: " These are too few to speak for the others: take the counterfactuals of this run as guesses.",
     }[found.verdict]
     pearson, additive, slope = (found.median[name] for name in ("pearson", "additive_pearson", "slope"))
-    if pearson is not None and additive is not None and additive >= pearson - 0.02:
+    if pearson is not None and additive is not None:
+        against = found.against
         text += (
-            " The difference of training means, which needs no model, agrees as well or better "
-            f"(median Pearson {number(additive)}, the model {number(pearson)})."
+            " Against the plain difference of training means, which needs no model, predictions are better in "
+            f"{against['better']}, tie in {against['tie']} and are worse in {against['worse']} (median Pearson of the "
+            f"difference {number(additive)}, of the model {number(pearson)})."
         )
     # Where the direction is wrong the slope is low whatever the size, so it says nothing of the size.
     if found.verdict == "good" and slope is not None and not 0.7 <= slope <= 1.4:
@@ -276,6 +289,8 @@ def _text(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_text(item)}" for name, item in value.items())
     return str(value)
 
 

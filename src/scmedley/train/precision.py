@@ -1,22 +1,27 @@
 """Which device, how many threads, and which number format a fit uses."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Literal, get_args
 
 import torch
 
 from scmedley.errors import ScmedleyError
+from scmedley.train.process import is_forked, matrix_products, modes, one_at_a_time
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn ``"auto"`` into a GPU when there is one, else the CPU; check any other name."""
+    """Return a GPU for ``"auto"`` when there is one, else the CPU; check any other name.
+
+    A forked child cannot use its parent's GPU.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() and not is_forked() else "cpu")
     try:
         resolved = torch.device(device)
         torch.empty(1, device=resolved).item()
@@ -38,11 +43,17 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["float32"
     return "bfloat16" if device.type == "cpu" and native else "float32"
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Give the context in which forward passes run; weights and losses stay float32."""
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Run forward passes in ``precision``; weights and losses stay float32."""
     if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16):
+        try:
+            yield
+        finally:  # PyTorch keeps its bfloat16 copies of the weights until the outermost autocast ends: the caller's
+            torch.clear_autocast_cache()
 
 
 def keep_freed_memory() -> None:
@@ -60,19 +71,35 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def engine(threads: int | None, device: torch.device) -> Iterator[None]:
-    """Set CPU threads and TF32 for a while, and give the caller's settings and random state back."""
+    """Train in here: CPU threads, number formats and modes are the same for every caller.
+
+    The caller's threads, dtype, modes and random state are as before afterwards. One thing stays changed for the rest
+    of the process, as it cannot be read and so not be restored: how much freed memory glibc keeps
+    (:func:`keep_freed_memory`); it changes no result. Two threads of one process take turns.
+    """
     if threads is not None and threads < 1:
         raise ScmedleyError(f"threads={threads} must be at least 1.")
-    threads_before = torch.get_num_threads()
-    tf32_before = torch.backends.cuda.matmul.allow_tf32
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if device.type == "cpu":
-        keep_freed_memory()
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        torch.set_num_threads(threads_before)
-        torch.backends.cuda.matmul.allow_tf32 = tf32_before
+    _check_deterministic(device)
+    with one_at_a_time(), modes(grad=True), matrix_products(device.type):
+        threads_before = torch.get_num_threads()
+        if threads is not None and not is_forked():
+            torch.set_num_threads(threads)
+        if device.type == "cpu":
+            keep_freed_memory()
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                yield
+        finally:
+            torch.set_num_threads(threads_before)
+
+
+def _check_deterministic(device: torch.device) -> None:
+    """Raise before training what PyTorch would raise in the midst of it."""
+    asked = torch.are_deterministic_algorithms_enabled()
+    if not asked or torch.is_deterministic_algorithms_warn_only_enabled() or device.type != "cuda":
+        return
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
+        raise ScmedleyError(
+            "torch.use_deterministic_algorithms(True) is on, and on a GPU it needs the environment variable "
+            "CUBLAS_WORKSPACE_CONFIG=:4096:8. Set it before Python starts, or pass device='cpu'."
+        )

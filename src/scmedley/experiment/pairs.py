@@ -1,0 +1,169 @@
+"""Held-out pairs of batch and label: predicted by networks and by baselines, and what the comparison says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scmedley import keys
+from scmedley.evaluate import held_out
+from scmedley.evaluate.held_out import BASELINES, CEILING, HeldOut
+from scmedley.evaluate.intervals import t_interval
+from scmedley.experiment import task as work
+from scmedley.experiment.cells import pairs, read_cells
+from scmedley.experiment.config import NULL, Experiment
+from scmedley.experiment.task import Task
+
+SOURCE_CELLS = 1000  # cells that are shown in the held-out batch, at most
+TIE = 0.01  # of R²Δ, on average: what is as far behind, or less, counts as equal
+
+
+def predict(out: Path, experiment: Experiment, task: Task, folder: Path, mark: str) -> dict[str, Any]:
+    """Predict the held-out pair of a task by its network or by the baselines; write the measures to ``folder``.
+
+    A predicted cell is a cell of the source plus its own predicted change: the network's reconstructions alone
+    lack the cells' noise, and would be too close together.
+    """
+    from scmedley.models.counterfactual import counterfactual
+
+    adata = read_cells(out / work.DATA, experiment, task.split, task.fold)
+    batch, label = pairs(adata.obs, experiment)[task.fold]
+    rows = source_rows(adata, experiment, batch, label)
+    state: dict[str, Any] = {}
+    if task.method == work.BASELINES:
+        genes = adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]
+        found = _by_baselines(adata[:, genes], experiment, rows, batch, label)
+    else:
+        model = work.fit_network(out, adata, experiment, task, mark)
+        genes = pd.Index(model.genes)
+        held = held_out_pair(adata[:, genes], experiment, rows, batch, label)
+        shown = counterfactual(model, adata[rows], str(adata.obs[experiment.batch_key].cat.categories[batch]))
+        assert isinstance(shown, AnnData)  # as no file was named
+        change_NG = np.asarray(shown.layers["difference"], dtype=np.float64)
+        found = {task.method: held_out.measure(held, change_NG.mean(axis=0), held.source_NG + change_NG)}
+        model.history.to_csv(folder / work.HISTORY, index=False)
+        state["fitted"] = model.fitted
+    names = {
+        name: str(adata.obs[key].cat.categories[code])
+        for name, key, code in (
+            ("batch", experiment.batch_key, batch),
+            ("label", experiment.label_key, label),
+        )
+    }
+    n_target = int((adata.obs[keys.SPLIT] == "test").sum())
+    table = pd.DataFrame([names | {"method": method} | values for method, values in found.items()])
+    table = table.assign(n_source=len(rows), n_target=n_target, n_genes=len(genes))
+    table.to_csv(folder / work.PREDICTED, index=False)
+    return state
+
+
+def source_rows(adata: AnnData, experiment: Experiment, batch: int, label: int) -> np.ndarray:
+    """Return which cells are shown in the batch: the label's, from all other batches, drawn if they are many."""
+    of_label = adata.obs[experiment.label_key].cat.codes.to_numpy() == label
+    rows = np.flatnonzero(of_label & (adata.obs[experiment.batch_key].cat.codes.to_numpy() != batch))
+    if len(rows) > SOURCE_CELLS:
+        rows = np.random.default_rng(experiment.seeds[0]).choice(rows, SOURCE_CELLS, replace=False)
+    return np.sort(rows)
+
+
+def held_out_pair(
+    adata: AnnData, experiment: Experiment, rows: np.ndarray, batch: int, label: int
+) -> HeldOut:
+    """Return the values of the source cells, of the held-out cells, and the label's means in other batches."""
+    x_NG: Any = adata.layers[keys.LOGNORM]
+    batch_N, label_N = (
+        adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key)
+    )
+    others = [np.flatnonzero((batch_N == b) & (label_N == label)) for b in np.unique(batch_N) if b != batch]
+    others = [cells for cells in others if len(cells) >= held_out.LEAST]
+    target = np.flatnonzero((batch_N == batch) & (label_N == label))
+    means = [np.asarray(x_NG[cells].mean(axis=0), dtype=np.float64).ravel() for cells in others]
+    return HeldOut(
+        _dense(x_NG[rows]),
+        _dense(x_NG[target]),
+        np.stack(means) if means else np.empty((0, adata.n_vars)),
+    )
+
+
+def _by_baselines(
+    adata: AnnData, experiment: Experiment, rows: np.ndarray, batch: int, label: int
+) -> dict[str, dict[str, float]]:
+    held = held_out_pair(adata, experiment, rows, batch, label)
+    learnt = adata[(adata.obs[keys.SPLIT] != "test").to_numpy()]
+    batch_N, label_N = (
+        learnt.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key)
+    )
+    from_N = adata.obs[experiment.batch_key].cat.codes.to_numpy()[rows]
+    weight_B = np.bincount(from_N, minlength=adata.obs[experiment.batch_key].cat.categories.size).astype(
+        float
+    )
+    x_NG: Any = learnt.layers[keys.LOGNORM]
+    shifts = held_out.label_shifts(x_NG, batch_N, label_N, batch=batch, label=label, weight_B=weight_B)
+    found = {
+        name: held_out.measure(held, change_G) for name, change_G in held_out.baselines(held, *shifts).items()
+    }
+    return found | {CEILING: held_out.ceiling(held)}
+
+
+def _dense(x_NG: Any) -> np.ndarray:
+    return np.asarray(x_NG.toarray() if hasattr(x_NG, "toarray") else x_NG, dtype=np.float64)
+
+
+def verdicts(predicted: pd.DataFrame) -> pd.DataFrame:
+    """Compare each network with the best of the baselines, pair by pair, by R²Δ.
+
+    Returns
+    -------
+    DataFrame
+        A row for each network: method, baseline (the one with the best mean R²Δ over the pairs), difference (mean of
+        model less baseline over pairs) with its 95 % t-interval difference_low and difference_high, n_better (pairs
+        in which the model is ahead), n_pairs, and the verdict. "better": the interval is above 0; "worse": the
+        difference is below -0.01, whatever the interval; "ties": all else.
+    """
+    per_pair = predicted.pivot_table(index="fold", columns="method", values="r2", sort=False)
+    means = per_pair[[name for name in BASELINES if name in per_pair]].mean()
+    rows = []
+    if means.notna().any():
+        baseline = str(means.idxmax())
+        for method in [m for m in per_pair if m not in (*BASELINES, CEILING)]:
+            ahead = (per_pair[method] - per_pair[baseline]).dropna()
+            mean, low, high = t_interval(ahead.tolist())
+            verdict = "better" if low > 0 else "ties" if mean >= -TIE else "worse"
+            row = {"method": method, "baseline": baseline, "difference": mean}
+            row |= {"difference_low": low, "difference_high": high, "n_better": int((ahead > 0).sum())}
+            rows.append(row | {"n_pairs": len(ahead), "verdict": verdict})
+    columns = ["method", "baseline", "difference", "difference_low", "difference_high", "n_better", "n_pairs"]
+    return pd.DataFrame(rows, columns=[*columns, "verdict"])
+
+
+def finding(predicted: pd.DataFrame) -> str:
+    """Say in a sentence what the networks predict of held-out pairs, beside the baselines and the ceiling."""
+    judged = verdicts(predicted)
+    per_pair = predicted.pivot_table(index="fold", columns="method", values="r2", sort=False)
+    mean = per_pair.mean()
+    best_first = mean[[name for name in BASELINES if name in mean]].sort_values(
+        ascending=False, kind="stable"
+    )
+    models = ", ".join(f"{method} {mean[method]:z.2f}" for method in judged["method"])
+    simple = ", ".join(f"{name} {value:z.2f}" for name, value in best_first.items())
+    top = f"; {CEILING} {mean[CEILING]:z.2f}" if CEILING in mean else ""
+    said = [
+        f"Share of the change of the mean that is predicted (R²Δ) for {len(per_pair)} held-out pairs of batch and "
+        f"label: {models}; {simple}{top}."
+    ]
+    return " ".join([*said, *(_verdict(row) for row in judged.to_dict("records") if row["method"] != NULL)])
+
+
+def _verdict(row: dict[Any, Any]) -> str:
+    """Say how a network compares with the best baseline."""
+    low, high = row["difference_low"], row["difference_high"]
+    interval = "" if np.isnan(low) else f" [{low:z.2f}, {high:z.2f}]"
+    words = {"better": "is better than", "ties": "only ties with", "worse": "is worse than"}[row["verdict"]]
+    return (
+        f"{row['method']} {words} the best baseline, {row['baseline']}: a difference of {row['difference']:z.2f}"
+        f"{interval}, ahead in {row['n_better']} of {row['n_pairs']} pairs."
+    )

@@ -1,0 +1,114 @@
+"""Learn how wide a fitted model's intervals must be: predicted beside observed shifts of cells that did not train it.
+
+Shapes: N cells, G genes, T batches, D posterior draws, P pairs of label and batch.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+
+from scmedley.data.resident import Resident
+from scmedley.models.counterfactual import drawn_means
+from scmedley.models.interval import Calibration, Deviations
+from scmedley.overlap import as_categories
+
+DRAWS, SHOWN = 20, 20  # posterior draws, and cells of a label that are shown in the batches
+MOST_LABELS, MOST_BATCHES = 8, 20  # that are compared: enough to learn one number from
+PRIOR_CELLS = 10  # weight of all batches in the estimated variance of a gene in one of them
+LEAST_PAIRS = 3  # of label and batch with validation cells, without which nothing is learnt
+
+
+def learn(
+    model: Any,
+    x_NG: sparse.csr_matrix | np.ndarray,
+    batch_N: np.ndarray,
+    label: "pd.Series[Any] | None",
+    part_N: np.ndarray,
+    seed: int,
+) -> Calibration | None:
+    """Learn the factor of a fitted model's intervals from its validation cells; ``None`` where they are too few."""
+    label_N = None if label is None else as_categories(label).codes
+    found = deviations(model, x_NG, batch_N, label_N, part_N, "validation", seed=seed)
+    if found is None or len(found.n_P) < LEAST_PAIRS or not (found.sd_PG > 0).any(axis=1).all():
+        return None
+    key = None if label is None else str(label.name)
+    return Calibration(found.factor(), len(found.n_P), int(found.n_P.sum()), key)
+
+
+def deviations(
+    model: Any,
+    x_NG: sparse.csr_matrix | np.ndarray,
+    batch_N: np.ndarray,
+    label_N: np.ndarray | None,
+    part_N: np.ndarray,
+    part: str,
+    *,
+    seed: int = 0,
+) -> Deviations | None:
+    """Compare predicted with observed shifts of the cells of one part of the split.
+
+    Parameters
+    ----------
+    x_NG
+        Scaled expression, as the model reads it.
+    batch_N, label_N
+        Codes, -1 for none; without labels all cells are one group.
+    part_N, part
+        The split, and the part whose cells are observed. Cells shown in the batches are training cells.
+
+    Returns
+    -------
+    Deviations or None
+        Of up to 8 labels in up to 20 batches each; ``None`` where no label has observed cells in two batches.
+    """
+    label_N = np.zeros(len(batch_N), np.int64) if label_N is None else label_N
+    labels, sizes = np.unique(label_N[label_N >= 0], return_counts=True)
+    rng = np.random.default_rng(seed)
+    found = []
+    for name in labels[np.argsort(-sizes, kind="stable")][:MOST_LABELS]:
+        here, observed = label_N == name, part_N == part
+        codes_T = np.unique(batch_N[here & observed & (batch_N >= 0)])
+        codes_T = np.sort(rng.permutation(codes_T)[:MOST_BATCHES])
+        trained = np.flatnonzero(here & (part_N == "train"))
+        if len(codes_T) < 2 or not len(trained):
+            continue
+        shown = np.sort(rng.permutation(trained)[:SHOWN])
+        cells = Resident(x_NG[shown], batch_N[shown], torch.device("cpu"))
+        shift_TDG = drawn_means(model, cells, DRAWS, seed, codes_T)
+        shift_TDG -= shift_TDG.mean(axis=0)
+        own = [np.flatnonzero(here & observed & (batch_N == code)) for code in codes_T]
+        seen = [trained[batch_N[trained] == code] for code in codes_T]
+        n_T = np.array([len(rows) for rows in own])
+        mean_TG = np.stack([model.scale.inverse(_mean(x_NG[rows])) for rows in own])
+        variance_TG = _variances(x_NG, seen) * model.scale.span_G**2 / n_T[:, None]
+        # Of a mean less the average of all T means, of which it is one.
+        error_TG = np.sqrt((1 - 2 / len(n_T)) * variance_TG + variance_TG.sum(axis=0) / len(n_T) ** 2)
+        miss_TG = mean_TG - mean_TG.mean(axis=0) - shift_TDG.mean(axis=1)
+        found.append(Deviations(miss_TG, shift_TDG.std(axis=1, ddof=1), error_TG, n_T))
+    if not found:
+        return None
+    return Deviations(
+        *(
+            np.concatenate([getattr(one, name) for one in found])
+            for name in ("miss_PG", "sd_PG", "se_PG", "n_P")
+        )
+    )
+
+
+def _mean(x_NG: Any) -> np.ndarray:
+    return np.asarray(x_NG.mean(axis=0), dtype=np.float64).ravel()
+
+
+def _variances(x_NG: Any, rows: list[np.ndarray]) -> np.ndarray:
+    """Return the variance of each gene among the cells of each batch, drawn towards that within all batches: T x G."""
+    squares, free = [], np.array([max(len(own) - 1, 0) for own in rows])
+    for own in rows:
+        mean_G = _mean(x_NG[own]) if len(own) else 0.0
+        x2_NG = x_NG[own].power(2) if sparse.issparse(x_NG) else np.square(x_NG[own], dtype=np.float64)
+        squares.append((_mean(x2_NG) - mean_G**2) * len(own) if len(own) else np.zeros(x_NG.shape[1]))
+    squares_TG = np.maximum(np.stack(squares), 0)
+    pooled_G = squares_TG.sum(axis=0) / max(free.sum(), 1)
+    return np.asarray((squares_TG + PRIOR_CELLS * pooled_G) / (free + PRIOR_CELLS)[:, None])

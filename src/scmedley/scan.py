@@ -1,0 +1,196 @@
+"""One pass over a matrix of numbers: what is seen of its values, without making it dense."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import issparse
+
+from scmedley.errors import ScmedleyError
+
+Base = Literal["log1p", "log2", "log10"]
+
+LN: dict[Base, float] = {"log1p": 1.0, "log2": float(np.log(2)), "log10": float(np.log(10))}
+LARGEST: dict[Base, float] = {"log1p": 20.0, "log2": 20.0, "log10": 7.0}  # no logarithm of counts is larger
+NOISE = 1e-3  # negative values above minus this are rounding
+_MOST = float(np.finfo(np.float32).max)
+_FEW = 0.05  # negative values among positive ones, in number and in sum, that may be rests of a subtraction
+_SAMPLE = 256  # cells whose values are looked at one by one
+_BLOCK = 500_000  # values looked at in one go: about 20 MB of scratch memory
+
+
+@dataclass
+class Evidence:
+    """What one pass over a matrix of N cells has seen; sums are over positive values."""
+
+    total_N: np.ndarray
+    found_N: np.ndarray  # genes found in each cell
+    undone_N: dict[Base, np.ndarray]  # totals after undoing a logarithm, for each that is possible
+    largest: float = 0.0
+    lowest: float = 0.0
+    n_positive: int = 0
+    n_negative: int = 0
+    n_whole: int = 0
+    n_nearly_whole: int = 0
+    negative_sum: float = 0.0
+    first_negative: str = ""
+    rows: list[np.ndarray] = field(default_factory=list)  # of the sampled values
+    sample: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def few_negative(self) -> bool:
+        """Whether the negative values are few and small enough to be rests of a subtraction."""
+        few = self.n_negative <= _FEW * self.n_positive or self.lowest > -NOISE
+        return few and -self.negative_sum <= _FEW * float(self.total_N.sum())
+
+    def by_cell(self) -> list[np.ndarray]:
+        """Give the positive values of each sampled cell."""
+        if not self.rows:
+            return []
+        rows, values = np.concatenate(self.rows), np.concatenate(self.sample)
+        order = np.argsort(rows, kind="stable")
+        return np.split(values[order], np.flatnonzero(np.diff(rows[order])) + 1)
+
+
+def examine(
+    x: Any,
+    where: str,
+    cells: Sequence[str] | pd.Index | None,
+    genes: Sequence[str] | pd.Index | None,
+    logarithms: bool = True,
+) -> Evidence:
+    """Read a matrix once, in blocks, and never make it dense. Without ``logarithms`` none is undone.
+
+    Raises
+    ------
+    ScmedleyError
+        Not numbers; or a value is missing, infinite or masked: the first such cell and gene are named.
+    """
+    _check_type(x.dtype, where)
+    n = x.shape[0]
+    seen = Evidence(np.zeros(n), np.zeros(n), {base: np.zeros(n) for base in LN if logarithms})
+    sampled_N = np.zeros(n, dtype=bool)
+    sampled_N[np.linspace(0, max(n - 1, 0), min(n, _SAMPLE)).astype(int)] = True
+    for values, rows, cols, first in _blocks(x, where):
+        if not len(values):
+            continue
+        largest, lowest = float(values.max()), float(values.min())
+        if not max(largest, -lowest) <= _MOST:  # NaN fails every comparison
+            _refuse(values, rows + first[0], cols + first[1], where, cells, genes)
+        seen.largest, seen.lowest = max(seen.largest, largest), min(seen.lowest, lowest)
+        if lowest < 0:
+            _note_negative(seen, values, rows + first[0], cols + first[1], cells, genes)
+            if seen.n_negative > max(seen.n_positive, _BLOCK) / 4:
+                break  # scaled or centred, whatever comes
+        kept = values > 0
+        values, rows = values[kept], rows[kept]
+        span = slice(first[0], first[0] + int(rows.max()) + 1) if len(rows) else slice(0, 0)
+        seen.n_positive += len(values)
+        seen.found_N[span] += np.bincount(rows)
+        seen.total_N[span] += np.bincount(rows, weights=values)
+        if values.dtype.kind != "f":
+            seen.n_whole += len(values)
+            continue
+        _look_closely(seen, values, rows, first[0], span, sampled_N)
+    return seen
+
+
+def _look_closely(
+    seen: Evidence, values: np.ndarray, rows: np.ndarray, first: int, span: slice, sampled_N: np.ndarray
+) -> None:
+    """Count whole numbers and undo each logarithm that is possible, in positive values that are no integers."""
+    off = np.abs(values - np.rint(values))
+    n_whole = int((off == 0).sum())
+    seen.n_whole += n_whole
+    # expm1(log1p(k)) in 32 bits is off by 1e-6 k; chance alone makes few values that near to a whole number.
+    seen.n_nearly_whole += int((off <= np.minimum(1e-4 + 2e-6 * values, 0.01)).sum())
+    for base in [base for base in seen.undone_N if seen.largest > LARGEST[base]]:
+        del seen.undone_N[base]
+    for base, total_N in seen.undone_N.items():
+        total_N[span] += np.bincount(rows, weights=np.expm1(values * values.dtype.type(LN[base])))
+    if n_whole < len(values) and seen.undone_N:
+        chosen = sampled_N[rows + first]
+        seen.rows.append(rows[chosen] + first)
+        seen.sample.append(values[chosen])
+
+
+def _check_type(dtype: Any, where: str) -> None:
+    # Objects may be numbers; the blocks tell.
+    if np.dtype(dtype).kind not in "biufO":
+        raise ScmedleyError(f"{where} holds values of type {dtype}, not numbers. Fix the step that wrote it.")
+
+
+def _numbers(block: Any, where: str) -> np.ndarray:
+    """Return the values of a dense block as plain numbers of 32 bits or more."""
+    if isinstance(block, np.ma.MaskedArray) and np.ma.is_masked(block):  # what lies behind a mask is missing
+        block = np.ma.filled(block.astype(np.float64), np.nan)
+    block = np.asarray(block)
+    if block.dtype.kind in "biu":
+        return np.asarray(block)
+    try:
+        return np.asarray(block, dtype=np.float32 if block.dtype.itemsize <= 4 else np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScmedleyError(
+            f"{where} holds objects that are not numbers ({error}). Fix the step that wrote it."
+        ) from error
+
+
+def _blocks(x: Any, where: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]]:
+    """Yield the stored values with their rows and columns in the block, and where the block begins."""
+    by_column = getattr(x, "format", "") == "csc"
+    n = x.shape[1] if by_column else x.shape[0]
+    step = max(1, int(_BLOCK * n / max(n_stored(x), 1)))
+    for start in range(0, n, step):
+        block = x[:, start : start + step] if by_column else x[start : start + step]
+        if hasattr(block, "compute"):  # dask
+            block = block.compute()
+        if issparse(block):
+            block = block.copy() if block is x else block
+            block.sum_duplicates()
+            block = block.tocoo()
+            values, rows, cols = _numbers(block.data, where), block.row, block.col
+        else:
+            block = _numbers(block, where)
+            values = block.ravel()
+            rows, cols = (grid.ravel() for grid in np.indices(block.shape))
+        yield values, rows, cols, ((0, start) if by_column else (start, 0))
+
+
+def n_stored(x: Any) -> int:
+    """Count the stored values of a matrix in memory or on disk."""
+    if issparse(x):
+        return int(x.nnz)
+    group = getattr(x, "group", None)  # a sparse matrix on disk
+    return int(group["data"].shape[0]) if group is not None else int(x.shape[0]) * int(x.shape[1])
+
+
+def _note_negative(
+    seen: Evidence, values: np.ndarray, rows: np.ndarray, cols: np.ndarray, cells: Any, genes: Any
+) -> None:
+    below = values < 0
+    if not seen.n_negative:
+        i = int(below.argmax())
+        seen.first_negative = (
+            f"{values[i]:.6g} in {_called(cells, rows[i], 'cell')}, {_called(genes, cols[i], 'gene')}"
+        )
+    seen.n_negative += int(below.sum())
+    seen.negative_sum += float(values[below].sum(dtype=np.float64))
+
+
+def _refuse(
+    values: np.ndarray, rows: np.ndarray, cols: np.ndarray, where: str, cells: Any, genes: Any
+) -> None:
+    """Name the first value that is no finite number."""
+    i = int((~(np.abs(values) <= _MOST)).argmax())
+    cell, gene = _called(cells, rows[i], "cell"), _called(genes, cols[i], "gene")
+    what = "missing (NaN)" if np.isnan(values[i]) else f"infinite or beyond 32-bit floats ({values[i]})"
+    raise ScmedleyError(
+        f"{where} has a value that is {what} in {cell}, {gene}. "
+        "Fix the step that wrote it, or drop those cells or genes."
+    )
+
+
+def _called(names: Sequence[str] | pd.Index | None, i: int, what: str) -> str:
+    return f"{what} {names[i]!r}" if names is not None else f"{what} number {i}"
