@@ -18,6 +18,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 
 from scmedley import io, writing
 from scmedley.errors import ScmedleyError
+from scmedley.inplace import layers_of
 from scmedley.storable import CLEANED, LEFT_OUT, RENAMED, SLASH, TEXT, storable_obs
 
 N, G = 6, 4
@@ -182,7 +183,7 @@ def test_keys_with_slashes_and_wide_tables(tmp_path: Path) -> None:
     found, said = written(adata, tmp_path)
     pd.testing.assert_frame_equal(found.obsm["wide"], wide)
     assert set(found.obsm) == {"X_a_b", "wide"}
-    assert (set(found.layers), set(found.obsp)) == ({"a_b"}, {"a_b"})
+    assert (set(layers_of(found)), set(found.obsp)) == ({"a_b"}, {"a_b"})
     assert found.uns["DE_t0"] == 2
     for place in ("obsm['X_a/b'] (now 'X_a_b')", "layers['a/b']", "obsp['a/b']", "uns['DE/t0']"):
         assert place in said[0]

@@ -1,4 +1,4 @@
-"""Change an AnnData where it is, by anndata's public calls alone."""
+"""Change an AnnData where it is, and list its layers, by what all versions of anndata offer in public."""
 
 from typing import Any
 
@@ -19,3 +19,8 @@ def subset(adata: AnnData, index: Any) -> None:
 def become(adata: AnnData, other: AnnData) -> None:
     """Make ``adata`` a copy of ``other`` for everyone who holds it."""
     AnnData.__init__(adata, other.copy())
+
+
+def layers_of(adata: AnnData) -> dict[str, Any]:
+    """Return the layers by name, without ``X``: anndata 0.13 lists it among them, under None."""
+    return {name: values for name, values in adata.layers.items() if name is not None}

@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.evidence import Asked
 from scmedley.gene_names import GeneNames, match
+from scmedley.inplace import layers_of
 from scmedley.io import read
 from scmedley.source import brought_together
 
@@ -194,8 +195,8 @@ def _with_all_columns(joined: AnnData, parts: dict[str, AnnData]) -> AnnData:
             values if pd.api.types.is_numeric_dtype(values) else values.astype("category")
         ).array
         warn(f"obs[{key!r}] is missing for all cells of {listed(lacking)}.")
-    for kind in ("obsm", "layers"):
-        have = [set(getattr(part, kind)) for part in parts.values()]
+    for kind, of in (("obsm", lambda part: part.obsm), ("layers", layers_of)):
+        have = [set(of(part)) for part in parts.values()]
         lost = sorted(set.union(*have) - set.intersection(*have))
         if lost:
             warn(f"{kind} {listed(lost)} {'is' if len(lost) == 1 else 'are'} not in all files and left out.")

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.evidence import TARGET_SUM, Asked, Checked, Values, judge, kind_words
+from scmedley.inplace import layers_of
 from scmedley.scan import LN, Base, examine
 from scmedley.values import Matrix, check_unique, log1p_cp10k, rescaled, tidy, totals
 
@@ -190,7 +191,7 @@ _IN_WORDS = {
 
 def _places(adata: AnnData, asked: Asked) -> Iterator[str]:
     """Name the matrices, the most wanted first."""
-    names = [str(name) for name in adata.layers if not any(word in str(name).lower() for word in _A_PART)]
+    names = [str(name) for name in layers_of(adata) if not any(word in str(name).lower() for word in _A_PART)]
     by_name = sorted(
         (name for name in names if name not in (keys.COUNTS, keys.LOGNORM)), key=lambda n: not _says_counts(n)
     )

@@ -18,6 +18,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import issparse
 
+from scmedley.inplace import layers_of
+
 TEXT = "Written as text, because the file cannot hold what they are"
 LEFT_OUT = "Left out, because the file cannot hold them"
 RENAMED = "Written under another name, because the file cannot hold theirs"
@@ -57,8 +59,9 @@ def storable(adata: AnnData) -> tuple[dict[str, Any], list[str]]:
     said: Said = defaultdict(list)
     parts: dict[str, Any] = {} if adata.X is None else {"X": _held(adata.X, "X", said)}
     parts |= {axis: _frame(getattr(adata, axis), axis, said) for axis in ("obs", "var")}
-    for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
+    for name in ("obsm", "varm", "obsp", "varp", "uns"):
         parts[name] = _mapping(dict(getattr(adata, name)), name, said)
+    parts["layers"] = _mapping(layers_of(adata), "layers", said)
     if adata.raw is not None:
         parts["raw"] = {
             "X": _held(adata.raw.X, "raw.X", said),

@@ -14,6 +14,7 @@ from scmedley import datasets, io, keys
 from scmedley.checks import column
 from scmedley.errors import ScmedleyError, listed
 from scmedley.experiment.config import Experiment, Split
+from scmedley.inplace import layers_of
 from scmedley.overlap import as_categories
 from scmedley.pp import prepare
 from scmedley.pp.folds import donor_folds, held_out_pairs, held_out_parts, rotating_folds
@@ -77,7 +78,7 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> list[str]:
     adata.raw = None
     adata.uns = {}
     del adata.var[keys.HVG]
-    for layer in set(adata.layers) - {keys.COUNTS, keys.LOGNORM}:
+    for layer in set(layers_of(adata)) - {keys.COUNTS, keys.LOGNORM}:
         del adata.layers[layer]
     for key in set(adata.obsm) - set(experiment.methods):
         del adata.obsm[key]
@@ -90,7 +91,7 @@ def digest(adata: AnnData) -> str:
     """Give the SHA-256 of prepared cells: names, columns, values and embeddings."""
     found = hashlib.sha256(repr((adata.shape, list(adata.var_names))).encode())
     found.update(pd.util.hash_pandas_object(adata.obs.astype(str)).to_numpy().tobytes())
-    for stored in (adata.layers, adata.obsm):
+    for stored in (layers_of(adata), adata.obsm):
         for name in sorted(stored):
             values: Any = stored[name]
             arrays = (
