@@ -21,6 +21,7 @@ from scmedley.evaluate.counterfactual import (
 )
 from scmedley.evaluate.scores import permute_batches
 from scmedley.evaluate.shifts import batch_distances, gene_shifts
+from scmedley.gene_names import GeneNames
 from scmedley.models.counterfactual import counterfactual
 from scmedley.models.interval import Calibration
 from scmedley.pp import log_normalised, prepare
@@ -54,6 +55,7 @@ def model(effect_BG=EFFECT_BG, strength=1.0):
         batch_key="batch",
         design=Design("batch", BATCHES),
         genes=[f"g{i}" for i in range(GENES)],
+        gene_names=GeneNames(tuple(f"g{i}" for i in range(GENES))),
         scale=scale,
         settings=None,
         calibration=None,

@@ -205,7 +205,7 @@ def test_settings_out_of_range(adata: AnnData, setting: dict, message: str) -> N
 def test_what_is_no_anndata_and_what_is_no_key(adata: AnnData) -> None:
     with pytest.raises(ScmedleyError, match="takes an AnnData, not a DataFrame"):
         prepare(adata.to_df(), "batch")
-    with pytest.raises(ScmedleyError, match="The batch key None is not a column of obs"):
+    with pytest.raises(ScmedleyError, match="The batch key is one column of obs, not None"):
         prepare(adata, None)
 
 
