@@ -138,6 +138,11 @@ def test_cells_joined_after_the_split_are_told_of(adata: AnnData) -> None:
     joined = anndata.concat([adata, cells(csr_matrix(counts(seed=4)))], join="outer", index_unique="-")
     with pytest.raises(ScmedleyError, match=r"60 of 120 cells have no part .*'cell0-1'"):
         prepare(joined, "batch")
+    del joined.obs[keys.SPLIT]
+    joined.layers[keys.COUNTS] = csr_matrix(np.vstack([counts(), counts() * 0]))
+    checked = prepare(joined, "batch")  # joining fills layers["counts"] with 0
+    assert (checked.where, joined.n_obs) == ("X", 120)
+    assert any("layers['counts'] is empty for cells that have values in X" in w for w in checked.warnings)
 
 
 def test_no_training_cell_is_said(adata: AnnData) -> None:

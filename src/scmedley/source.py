@@ -76,6 +76,7 @@ def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
             x, genes = _stored(adata, where)
             meant = where in (COUNTS_LAYER, "X") or (where == "raw.X" and asked != "counts")
             evidence = examine(x, where, adata.obs_names, genes)
+            _check_empty(adata, where, np.flatnonzero(evidence.found_N == 0))
             found = _ranked(judge(evidence, where, asked if meant else "auto"))
         except ScmedleyError as error:
             unusable[where] = error
@@ -227,6 +228,20 @@ def _stored(adata: AnnData, where: str) -> tuple[Any, pd.Index]:
         return adata.raw.X, adata.raw.var_names
     name = next(name for name in adata.layers if f"layers[{str(name)!r}]" == where)
     return adata.layers[name], adata.var_names
+
+
+def _check_empty(adata: AnnData, where: str, empty: np.ndarray) -> None:
+    """Refuse a layer that is empty for cells with values in ``X``: joining files fills a missing layer with 0."""
+    if where in ("X", "raw.X") or adata.X is None or not len(empty):
+        return
+    x = tidy(adata.X[empty[:_COMPARED]])
+    filled = totals(x) > 0
+    if filled.any() and x.min() >= 0:  # scaled values of an empty cell are not 0
+        first = adata.obs_names[empty[filled.argmax()]]
+        raise ScmedleyError(
+            f"{where} is empty for cells that have values in X (the first: {first!r}): it may have been lost for some "
+            "when files were joined."
+        )
 
 
 def _ranked(found: Checked) -> Checked:
