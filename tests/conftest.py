@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from anndata import AnnData
 
+from scmedley import datasets
 from scmedley.models import MixedEffects
-from tiny import FIT, MODELS, nested_design, prepared_design, small, unfitted
+from scmedley.pp import pca, prepare
+from tiny import FIT, MODELS, fit_default, nested_design, prepared_design, small, unfitted
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,6 +55,20 @@ def fitted(_prepared: AnnData) -> Callable[..., Any]:
         return kept[name, preset]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def default_fit() -> tuple[AnnData, MixedEffects]:
+    """Return 12 donors of onek1k, prepared and embedded, and a default model of 10 epochs: look, do not change.
+
+    Held-out cells are those with "test" in ``obs["scmedley_split"]``; batches are ``obs["batch"]`` and labels
+    ``obs["cell_type"]``. The embeddings of :mod:`scmedley.keys` are in ``obsm``.
+    """
+    adata = datasets.onek1k()
+    adata = adata[adata.obs["batch"].isin(adata.obs["batch"].cat.categories[:12])].copy()
+    prepare(adata, "batch", label_key="cell_type")
+    pca(adata)
+    return adata, fit_default(adata, "batch")
 
 
 @pytest.fixture(params=sorted(MODELS))

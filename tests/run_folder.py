@@ -13,7 +13,8 @@ import pandas as pd
 from scmedley import keys
 from scmedley.evaluate.counterfactual import CHECK_COLUMNS
 
-SCORES = ("ASW", "CH", "1/DB", "kNN accuracy", "kNN leak")
+LEAKS = ("kNN leak", "logistic leak", "network leak")
+SCORES = ("ASW", "CH", "1/DB", "kNN accuracy", *LEAKS)
 
 
 def write(
@@ -115,18 +116,19 @@ def _history(rng) -> pd.DataFrame:
 
 def _scores(without, rng) -> pd.DataFrame:
     rows = []
-    for key in (keys.FIXED, keys.RANDOM, keys.PCA, keys.NULL):
-        if (key == keys.PCA and "pca" in without) or (key == keys.NULL and "null" in without):
+    nulls = (keys.NULL, keys.NULL_MASKED)
+    for key in (keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA, *nulls):
+        if (key == keys.PCA and "pca" in without) or (key in nulls and "null" in without):
             continue
         for of in ("batch",) if "labels" in without else ("batch", "label"):
-            apart = (key == keys.RANDOM) == (of == "batch") or key == keys.PCA
+            apart = (key in (keys.RANDOM, keys.RANDOM_MASKED)) == (of == "batch") or key == keys.PCA
             for score in SCORES:
                 scale = 240.0 if score == "CH" else 1.0
                 value = scale * ((0.6 if apart else 0.02) + rng.normal(0, 0.02))
                 kind = "batches permuted" + (" within label" if "labels" not in without else "")
                 kind = kind if of == "batch" else ""
                 null, sd = (scale * 0.01, scale * 0.012) if kind else (np.nan, np.nan)
-                se = 0.013 if score == "kNN leak" else np.nan
+                se = 0.013 if score in LEAKS else np.nan
                 rows.append((key, score, of, value, null, sd, kind, 600, se))
     return pd.DataFrame(
         rows, columns=["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells", "se"]

@@ -7,18 +7,26 @@ from scmedley.pipeline.findings import findings
 NAN = float("nan")
 
 
-def table_of_scores(fixed=0.05, pca=0.7, random=0.6, null=0.1, accuracy=0.95, sd=0.02):
-    rows = [
-        (key, "kNN leak", "batch", value, 0.0, sd)
-        for key, value in ((keys.FIXED, fixed), (keys.PCA, pca), (keys.RANDOM, random), (keys.NULL, null))
-        if value is not None
-    ]
+def table_of_scores(
+    fixed=0.05, pca=0.7, random=0.6, null=0.1, masked=0.5, accuracy=0.95, sd=0.02, null_sd=0.01
+):
+    """Scores; a number for each leak stands for the logistic probe, before whose value others read 0.01 less."""
+    values = {keys.FIXED: fixed, keys.PCA: pca, keys.RANDOM: random, keys.RANDOM_MASKED: masked}
+    values |= {keys.NULL: null, keys.NULL_MASKED: None if null is None else 0.02}
+    rows = []
+    for key, given in values.items():
+        if given is not None:
+            three = given if isinstance(given, tuple) else (given - 0.01, given, given - 0.01)
+            for probe, value in zip(("kNN", "logistic", "network"), three, strict=True):
+                rows.append((key, f"{probe} leak", "batch", value, 0.0, sd))
     rows += [
         (key, "kNN accuracy", "label", accuracy, 0.3, sd)
         for key in (keys.FIXED, keys.PCA)
         if accuracy is not None
     ]
-    return pd.DataFrame(rows, columns=["embedding", "score", "of", "value", "null", "se"]).assign(null_sd=9.0)
+    return pd.DataFrame(rows, columns=["embedding", "score", "of", "value", "null", "se"]).assign(
+        null_sd=null_sd
+    )
 
 
 def table_of_shifts(seen=True):
@@ -68,11 +76,26 @@ def say(scores=None, shifts=None, check=None, **record):
 def test_good_numbers():
     fixed, labels, random, trust, different, verdict = say(verdict="All can be compared.")
     assert "gives away a held-out cell's batch less than the principal components do" in fixed
-    assert "leak 0.05 against 0.70, a difference known to ±0.06 with so many held-out cells, and" in fixed
+    assert (
+        "leak 0.05 (logistic regression) against 0.70 (logistic regression), a difference known to ±0.06"
+        in fixed
+    )
+    assert (
+        "The three: kNN 0.04, logistic regression 0.05, network 0.04; principal components 0.69, 0.70, 0.69."
+        in fixed
+    )
+    assert fixed.endswith("No probe finds more of the batch in it than chance gives.")
     assert "95.0% of held-out cells" in labels
     assert "30.0% by chance" in labels
-    assert "tells batches apart beyond its null" in random
-    assert "leak 0.60; 0.10 for the same network" in random
+    assert "tells batches apart beyond its null by all three probes" in random
+    assert (
+        "leak by kNN 0.59, logistic regression 0.60, network 0.59; 0.09, 0.10, 0.09 for the same network"
+        in random
+    )
+    assert random.endswith(
+        "With the batch masked, so that the encoder sees expression alone, it tells batches apart beyond its null by "
+        "all three probes (0.49, 0.50, 0.49; null 0.01, 0.02, 0.01)."
+    )
     assert different.startswith(
         "Batch a lies farthest from the average batch, by 0.50 [0.45, 0.55] log1p CP10k, before c with 0.30 (root mean "
         "square over genes; observed in held-out cells 0.52, and 0.10 for batches permuted within cell types). Genes"
@@ -95,8 +118,32 @@ def test_good_numbers():
 
 
 def test_a_batch_that_is_left_is_said_to_be():
-    assert "left" not in say(table_of_scores(fixed=0.05, sd=0.03))[0]
-    assert say(table_of_scores(fixed=0.3))[0].endswith("1 is all). Something of the batch is left in it.")
+    assert "is left" not in say(table_of_scores(fixed=0.05, sd=0.03))[0]
+    assert say(table_of_scores(fixed=0.3))[0].endswith(" Something of the batch is left in it.")
+    few = say(table_of_scores(fixed=0.12, null_sd=0.07))[0]
+    assert few.endswith("chance alone reaches 0.14: that nothing is left is not shown.")
+    assert say(table_of_scores(fixed=0.15, null_sd=0.07))[0].endswith("Something of the batch is left in it.")
+
+
+def test_the_worst_probe_decides():
+    hidden_from_knn = say(table_of_scores(fixed=(0.01, 0.17, 0.75), pca=(0.7, 0.65, 0.6)))[0]
+    assert "batch about as much as the principal components do" in hidden_from_knn
+    assert "leak 0.75 (network) against 0.70 (kNN)" in hidden_from_knn
+    assert hidden_from_knn.endswith("Something of the batch is left in it.")
+
+
+def test_random_effects_that_some_probes_do_not_see():
+    said = say(table_of_scores(random=(0.1, 0.6, 0.5), masked=0.03))[2]
+    assert (
+        "tells batches apart beyond its null by logistic regression and network, but not by kNN (leak" in said
+    )
+    assert "expression alone, it finds no more than its null does (0.02, 0.03, 0.02; null" in said
+
+
+def test_a_mask_that_was_never_trained_is_told_of():
+    assert "new to it" not in say(hides_batch=True)[2]
+    said = say(hides_batch=False)[2]
+    assert said.endswith("0.02, 0.01; in training it was always told, so that this is new to it).")
 
 
 def test_bad_numbers_are_not_praised():
@@ -115,8 +162,9 @@ def test_bad_numbers_are_not_praised():
     ("random", "spread", "real"), [(0.16, 0.0, True), (0.14, 0.0, False), (0.3, 0.2, False)]
 )
 def test_a_leak_counts_beyond_luck_and_beyond_the_least(random, spread, real):
-    said = say(table_of_scores(random=random, null=0.1, sd=spread))[2]
-    assert ("beyond its null" in said) is real
+    said = say(table_of_scores(random=random, null=0.1, masked=0.0, sd=spread))[2]
+    assert ("beyond its null by all three" in said) is real
+    assert ("finds no more than its null does (leak by" in said) is not real
 
 
 def test_what_is_missing_is_said_or_left_out():
@@ -173,8 +221,11 @@ def test_a_null_that_was_interrupted_is_no_comparison():
     null = "random, permuted batches"
     assert "beyond its null" in say(networks={"fixed": cut, "random": done, null: done})[2]
     said = say(networks={"random": done, null: cut})[2]
-    assert "leak of 0.60, and its null, the same network for batch labels permuted within cell types" in said
-    assert "0.10; but the comparison is void, as training was interrupted: of the null after epoch 3." in said
+    assert (
+        "network 0.59, and its null, the same network for batch labels permuted within cell types, 0.09"
+        in said
+    )
+    assert "0.09; but the comparison is void, as training was interrupted: of the null after epoch 3." in said
     assert "beyond" not in said
     both = say(networks={"random": cut, null: cut})[2]
     assert "interrupted: of this network after epoch 3, of the null after epoch 3." in both
@@ -250,7 +301,7 @@ def test_without_labels_none_is_named():
 def test_a_difference_within_luck_is_none():
     assert "about as much as" in say(table_of_scores(fixed=0.66, pca=0.7, sd=0.02))[0]
     assert "less than" in say(table_of_scores(fixed=0.64, pca=0.7, sd=0.02))[0]
-    assert "leak 0.00 against" in say(table_of_scores(fixed=-0.001))[0]
+    assert "leak 0.00 (logistic regression) against" in say(table_of_scores(fixed=-0.001))[0]
 
 
 def test_what_cannot_be_compared_comes_first():

@@ -116,7 +116,7 @@ def digest(source: str) -> str:
 
 def test_pictures_have_words_and_tables_have_scopes(full_page):
     pictures = [attrs for tag, attrs in full_page.tags if tag == "img"]
-    assert len(pictures) == 6 + 9 + 10  # maps, training curves, scores
+    assert len(pictures) == 6 + 9 + 14  # maps, training curves, scores
     assert all(attrs["alt"] for attrs in pictures)
     assert all("scope" in attrs for tag, attrs in full_page.tags if tag == "th")
     alts = [attrs["alt"] for attrs in pictures]
@@ -163,7 +163,7 @@ def test_same_folder_gives_same_bytes_whatever_the_users_matplotlib_settings(ful
     ("without", "words"),
     [
         (["labels"], ["No map by label: the run had no labels", "was not judged"]),
-        (["labels"], ["kNN leak is not measured within labels: it then includes differences in composition"]),
+        (["labels"], ["leaks are not measured within labels: they then include differences in composition"]),
         (["labels"], ["the observed shifts include differences in composition"]),
         (["gene_shifts.csv"], ["No gene shifts: gene_shifts.csv is not in the run folder"]),
         (["counterfactual_check.csv"], ["were not checked on held-out cells"]),
@@ -272,7 +272,7 @@ def test_arrows_point_where_each_embedding_should_go(full):
     }
     assert wanted["batch", keys.FIXED] == {-1}
     assert wanted["label", keys.FIXED] == {1}
-    assert wanted["batch", keys.RANDOM] == {1}
+    assert wanted["batch", keys.RANDOM] == wanted["batch", keys.RANDOM_MASKED] == {1}
     assert wanted["batch", keys.NULL] == {0}
     for _, rows in found["groups"]:
         for _, cells in rows:
@@ -282,10 +282,11 @@ def test_arrows_point_where_each_embedding_should_go(full):
     errors = {score: cells[0]["se"] for of, rows in found["groups"] if of == "batch" for score, cells in rows}
     assert errors["kNN leak"] == 0.013
     assert np.isnan(errors["ASW"])
-    random = [cells[2] for of, rows in found["groups"] if of == "batch" for _, cells in rows]
-    null = [cells[3] for of, rows in found["groups"] if of == "batch" for _, cells in rows]
-    for cell, other in zip(random, null, strict=True):
-        assert cell["retrained"]["gap"] == pytest.approx(cell["value"] - other["value"])
+    place = {key: i for i, (_, key) in enumerate(found["embeddings"])}
+    for key, null in ((keys.RANDOM, keys.NULL), (keys.RANDOM_MASKED, keys.NULL_MASKED)):
+        for _, cells in dict(found["groups"])["batch"]:
+            cell, other = cells[place[key]], cells[place[null]]
+            assert cell["retrained"]["gap"] == pytest.approx(cell["value"] - other["value"])
 
 
 NAN = float("nan")
@@ -390,7 +391,7 @@ def test_what_is_easily_misread_is_said(full_page):
         "is one fit on permuted labels of the batches: how much its scores vary",
     ):
         assert sentence in full_page.text
-    for wrong in ("by chance", "kNN leak is not measured within labels"):
+    for wrong in ("by chance", "leaks are not measured within labels"):
         assert wrong not in full_page.text
 
 

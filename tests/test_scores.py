@@ -28,6 +28,9 @@ from scmedley.evaluate import (
     probes,
     scores,
 )
+from scmedley.evaluate.probes import PROBES
+
+LEAKS = [f"{probe} leak" for probe in PROBES]
 
 
 @pytest.fixture
@@ -70,14 +73,15 @@ def test_values_are_those_of_the_functions_on_held_out_cells(adata: ad.AnnData) 
         )
     accuracy = cell(table, "X_batch", "kNN accuracy", "label")
     assert accuracy.value == knn_accuracy(z[train], codes["label"][train], z[test], codes["label"][test])
-    leak = batch_leak(
-        z[train], codes["batch"][train], codes["label"][train],
-        z[test], codes["batch"][test], codes["label"][test], seed=3,
-    )  # fmt: skip
-    row = cell(table, "X_batch", "kNN leak", "batch")
-    assert (row.value, row["null"], row.null_sd, row.se) == (leak.value, leak.null, leak.null_sd, leak.se)
-    assert table[table.score != "kNN leak"]["se"].isna().all()
-    assert len(table) == 8
+    for probe in PROBES:
+        leak = batch_leak(
+            z[train], codes["batch"][train], codes["label"][train],
+            z[test], codes["batch"][test], codes["label"][test], probe=probe, seed=3,
+        )  # fmt: skip
+        row = cell(table, "X_batch", f"{probe} leak", "batch")
+        assert (row.value, row["null"], row.null_sd, row.se) == (leak.value, 0, leak.null_sd, leak.se)
+    assert table[~table.score.isin(LEAKS)]["se"].isna().all()
+    assert len(table) == 10
     assert (table.n_cells == test.sum()).all()
 
 
@@ -85,32 +89,33 @@ def test_every_score_tells_the_embeddings_apart_beside_its_null(adata: ad.AnnDat
     table = scores(adata, ["X_label", "X_batch", "X_noise"], "donor", "type")
     table["excess"] = (table.value - table["null"]) / table.null_sd
     excess = table.set_index(["embedding", "score", "of"])["excess"]
-    for score in ("ASW", "CH", "1/DB", "kNN leak"):
+    for score in ("ASW", "CH", "1/DB", *LEAKS):
         assert excess["X_batch", score, "batch"] > 5
-        assert abs(excess["X_noise", score, "batch"]) < 6
+    for leak in LEAKS:  # the spread of the other nulls, over 5 permutations, is only a rough one
+        assert abs(excess["X_noise", leak, "batch"]) < 3
     for score in ("ASW", "CH", "1/DB", "kNN accuracy"):
         assert excess["X_label", score, "label"] > 5
-    # Batches are permuted within labels, so an embedding that knows the label only is at its null.
-    assert abs(excess["X_label", "CH", "batch"]) < 6
+    # Batches are permuted within labels, so an embedding that knows the label only is near its null.
+    label_alone = table.set_index(["embedding", "score", "of"]).loc["X_label", "CH", "batch"]
+    assert label_alone["value"] == pytest.approx(label_alone["null"], rel=0.2)
+    assert label_alone["null"] > 10
     assert set(table.null_kind) == {
         "batches permuted within label", "labels permuted", "labels drawn by their shares",
     }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer permutations and steps for the network, which is slow."""
-    monkeypatch.setitem(probes.PERMUTATIONS, "network", 2)
+    """Fewer steps for the network, which is slow."""
     monkeypatch.setattr(probes, "_STEPS", 100)
 
 
 MORE = {
-    "batch": ["iLISI", "iLISI scaled", "BRAS", "logistic leak", "network leak"],
+    "batch": ["iLISI", "iLISI scaled", "BRAS"],
     "label": ["cLISI", "cLISI scaled", "ARI", "NMI", "NMI max", "kNN leak"],
 }
 
 
-@pytest.mark.usefixtures("quick")
 def test_thorough_adds_rows_and_changes_none(adata: ad.AnnData) -> None:
     adata.obs.iloc[::40, adata.obs.columns.get_loc("type")] = np.nan
     default, table = (scores(adata, ["X_batch"], "donor", "type", thorough=t) for t in (False, True))
@@ -122,7 +127,6 @@ def test_thorough_adds_rows_and_changes_none(adata: ad.AnnData) -> None:
     assert added[["value", "null", "null_sd"]].notna().all(axis=None)
 
 
-@pytest.mark.usefixtures("quick")
 def test_thorough_values_are_those_of_the_functions(adata: ad.AnnData) -> None:
     adata.obs.iloc[::40, adata.obs.columns.get_loc("type")] = np.nan
     table = scores(adata, ["X_batch"], "donor", "type", seed=3, thorough=True)
@@ -142,8 +146,6 @@ def test_thorough_values_are_those_of_the_functions(adata: ad.AnnData) -> None:
         "ARI": ari(clusters, label[labelled]),
         "NMI": nmi(clusters, label[labelled]),
         "NMI max": nmi(clusters, label[labelled], "max"),
-        "logistic leak": batch_leak(*parts, probe="logistic", seed=3).value,
-        "network leak": batch_leak(*parts, probe="network", seed=3).value,
         "kNN leak": label_leak(*parts, seed=3).value,
     }
     n_cells = {"iLISI": test.sum(), "iLISI scaled": test.sum()}
@@ -154,7 +156,6 @@ def test_thorough_values_are_those_of_the_functions(adata: ad.AnnData) -> None:
             assert row.n_cells == n_cells.get(name, labelled.sum()), name
 
 
-@pytest.mark.usefixtures("quick")
 def test_every_thorough_score_points_the_way_that_is_told(adata: ad.AnnData) -> None:
     table = scores(adata, ["X_label", "X_batch", "X_noise"], "donor", "type", thorough=True)
     value = table.set_index(["embedding", "score", "of"])[["value", "null"]].sort_index()
@@ -163,7 +164,7 @@ def test_every_thorough_score_points_the_way_that_is_told(adata: ad.AnnData) -> 
             found = value.loc[(embedding, score, "batch")]
             assert found["value"] == pytest.approx(found["null"], rel=0.1)
         assert value.loc[("X_batch", score, "batch"), "value"] < 0.7 * found["null"]
-    for score in ("logistic leak", "network leak"):
+    for score in LEAKS:
         assert value.loc[("X_batch", score, "batch"), "value"] > 0.9
         assert abs(value.loc[("X_label", score, "batch"), "value"]) < 0.2
     for score in ("cLISI scaled", "ARI", "NMI", "NMI max", "kNN leak"):
@@ -173,10 +174,9 @@ def test_every_thorough_score_points_the_way_that_is_told(adata: ad.AnnData) -> 
     assert set(table[table.of == "label"].null_kind) >= {"labels permuted", "labels permuted within batch"}
 
 
-@pytest.mark.usefixtures("quick")
 def test_thorough_without_labels_or_batches(adata: ad.AnnData) -> None:
     table = scores(adata, ["X_batch"], "donor", thorough=True)
-    assert list(table.score) == ["ASW", "CH", "1/DB", "kNN leak", *MORE["batch"]]
+    assert list(table.score) == ["ASW", "CH", "1/DB", *LEAKS, *MORE["batch"]]
     assert set(table.null_kind) == {"batches permuted"}
     assert table[["value", "null", "null_sd"]].notna().all(axis=None)
     adata.obs["donor"] = "only"
@@ -188,7 +188,6 @@ def test_thorough_without_labels_or_batches(adata: ad.AnnData) -> None:
     assert table["value"].isna().all()
 
 
-@pytest.mark.usefixtures("quick")
 def test_thorough_on_one_held_out_cell(adata: ad.AnnData) -> None:
     adata.obs[keys.SPLIT] = ["test"] + ["train"] * 599
     table = scores(adata, ["X_label"], "donor", "type", thorough=True)
@@ -198,7 +197,7 @@ def test_thorough_on_one_held_out_cell(adata: ad.AnnData) -> None:
 def test_without_labels_composition_counts(adata: ad.AnnData) -> None:
     table = scores(adata, ["X_label"], "donor")
     assert set(table.of) == {"batch"}
-    assert set(table.score) == {"ASW", "CH", "1/DB", "kNN leak"}
+    assert set(table.score) == {"ASW", "CH", "1/DB", *LEAKS}
     assert set(table.null_kind) == {"batches permuted"}
     leak = cell(table, "X_label", "kNN leak", "batch")
     assert leak.value > 3 * leak.null_sd
@@ -332,7 +331,7 @@ def test_permuted_batches_keep_labels_and_parts(adata: ad.AnnData, label_key: st
     # Nothing is left to read, however large the effect of the real batches.
     null = cell(scores(adata, ["X_batch"], keys.PERMUTED, label_key), "X_batch", "kNN leak", "batch")
     if label_key:
-        assert abs(null.value) < 4 * null.null_sd
+        assert abs(null.value) < 3 * null.null_sd
 
 
 def test_permuted_batches_without_a_split(adata: ad.AnnData) -> None:

@@ -12,6 +12,7 @@ from scmedley.models import (
     AutoencoderSettings,
     FixedEffects,
     FixedEffectsSettings,
+    MixedEffects,
     RandomEffects,
     RandomEffectsSettings,
 )
@@ -35,6 +36,15 @@ def small(name: str, preset: str = "default", **changes):
 def unfitted(name: str, preset: str = "default", **changes):
     """Give a model with small settings."""
     return MODELS[name]("donor", settings=small(name, preset, **changes))
+
+
+def fit_default(adata: AnnData, batch_key: str) -> MixedEffects:
+    """Fit default networks, in full size but for a few epochs, and store all that they embed."""
+    short = [kind.preset("default").replace(max_epochs=10) for kind in (FixedEffects, RandomEffects)]
+    model = MixedEffects(batch_key, fixed_settings=short[0], random_settings=short[1]).fit(adata, **FIT)
+    model.embed(adata)
+    adata.obsm[keys.RANDOM_MASKED] = model.random.masked_representation(adata)
+    return model
 
 
 def nested_design(sparse: bool = True, seed: int = 0) -> AnnData:
