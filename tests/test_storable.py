@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import os
 import pathlib
 import warnings
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from anndata import AnnData, read_h5ad
 from numpy.testing import assert_array_equal
 from scipy.sparse import coo_matrix, csr_matrix
 
-from scmedley import io, writing
+from scmedley import caches, io, writing
 from scmedley.errors import ScmedleyError
 from scmedley.inplace import layers_of
 from scmedley.storable import CLEANED, LEFT_OUT, RENAMED, SLASH, TEXT, storable_obs
@@ -319,3 +320,25 @@ def test_a_place_is_tried_before_the_work(tmp_path: Path) -> None:
         io.check_place(tmp_path / "file" / "o.h5ad")
     with pytest.raises(ScmedleyError, match="cannot be written"):
         io.check_place("/proc/o.h5ad")
+
+
+def test_caches_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ("NUMBA_CACHE_DIR", "MPLCONFIGDIR")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is as before when the test ends
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    caches.ensure()
+    assert not set(names) & set(os.environ)
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    caches.ensure()
+    (folder,) = tmp_path.glob("scmedley-caches-*")
+    assert {Path(os.environ[name]).parent for name in names} == {folder}
+    assert folder.stat().st_mode & 0o077 == 0
+    folder.chmod(0o777)  # anyone may have written into it
+    for name in names:
+        monkeypatch.delenv(name)
+    caches.ensure()
+    assert Path(os.environ["NUMBA_CACHE_DIR"]).parent != folder
