@@ -103,7 +103,10 @@ def test_run_end_to_end_in_a_process_of_its_own(data, tmp_path):
         adata.X.todense(), some_cells()[adata.obs_names, adata.var_names].X.todense()
     )
     scores = pd.read_csv(out / "scores.csv")
-    assert set(scores["embedding"]) == {keys.FIXED, keys.RANDOM, keys.PCA, keys.NULL}
+    random = {keys.RANDOM, keys.RANDOM_MASKED, keys.NULL, keys.NULL_MASKED}
+    assert set(scores["embedding"]) == {keys.FIXED, keys.PCA} | random
+    leaks = scores[scores["score"].str.endswith("leak")].groupby("embedding")["score"].apply(list)
+    assert all(found == ["kNN leak", "logistic leak", "network leak"] for found in leaks)
     assert scores["value"].notna().all()
     html = page(out)
     assert "run" in html.ids
@@ -231,6 +234,11 @@ def test_paper_preset_without_label_or_null(shell, data, tmp_path):
     assert keys.NULL not in adata.obsm
     scores = pd.read_csv(out / "scores.csv")
     assert set(scores["of"]) == {"batch"}
+    assert set(scores["embedding"]) == {keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA}
+    assert any(
+        "in training it was always told" in said
+        for said in json.loads((out / "run.json").read_text())["findings"]
+    )
     assert set(pd.read_csv(out / "gene_shifts.csv")["label"]) == {"all cells"}
     page(out)
 

@@ -177,7 +177,11 @@ def test_what_is_missing_is_said_or_left_out():
         "noise of its held-out cells (they are few, or the batches hardly differ). Take gene shifts as guesses.",
         "Without labels, a leak includes differences in composition: batches with other cell types.",
     ]
-    assert "is not known" in say(table_of_scores(null=None))[2]
+    no_null = say(table_of_scores(null=None))[2]
+    assert (
+        "is not known. With the batch masked, so that the encoder sees expression alone, that leak is"
+        in no_null
+    )
     *_, trust, different = say(check=table_of_check(pearson=NAN))
     assert "could not be checked" in trust
     assert different.endswith("Agreement with held-out cells in a: no label could be checked.")

@@ -1,5 +1,8 @@
 """What the README says of a default fit, asked of one: twelve donors of a shipped set, full-size networks."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -77,3 +80,13 @@ def test_findings_say_so(real: pd.DataFrame, permuted: pd.DataFrame) -> None:
     assert f"against {worst[keys.PCA]:.2f} (" in fixed
     assert f"{of(real, keys.FIXED, 'kNN accuracy').value:.1%} of held-out cells" in labels
     assert random.count("tells batches apart beyond its null by all three probes") == 2  # told, and masked
+
+
+def test_a_masked_latent_hangs_on_expression_alone(fitted: Callable[..., Any], prepared: AnnData) -> None:
+    model = fitted("random")
+    masked = model.masked_representation(prepared)
+    other = prepared.copy()
+    other.obs["donor"] = "never seen"
+    np.testing.assert_array_equal(masked, model.masked_representation(other))
+    np.testing.assert_array_equal(masked, model.get_latent_representation(other, unknown="mean"))
+    assert np.abs(masked - model.get_latent_representation(prepared)).max() > 1e-4

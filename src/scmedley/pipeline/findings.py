@@ -144,13 +144,13 @@ def _masked(scores: pd.DataFrame, hides_batch: bool) -> str:
     random, null = _leaks(scores, keys.RANDOM_MASKED), _leaks(scores, keys.NULL_MASKED)
     if not random:
         return ""
-    told = f"it {_beyond(random, null)}" if null else "that is"
-    beside = f"; null {_listed(null, named=False)}" if null else ""
     unlearnt = "" if hides_batch else "; in training it was always told, so that this is new to it"
-    return (
-        f" With the batch masked, so that the encoder sees expression alone, {told} "
-        f"({_listed(random, named=False)}{beside}{unlearnt})."
-    )
+    leak = _listed(random, named=False)
+    if null:
+        found = f"it {_beyond(random, null)} ({leak}; null {_listed(null, named=False)}{unlearnt})"
+    else:
+        found = f"that leak is {leak}{unlearnt}"
+    return f" With the batch masked, so that the encoder sees expression alone, {found}."
 
 
 def _beyond(random: dict[ProbeName, pd.Series], null: dict[ProbeName, pd.Series]) -> str:
