@@ -334,6 +334,29 @@ def test_a_run_folder_becomes_a_page(tmp_path: Path, prepared: AnnData, fitted) 
         assert words in html
 
 
+def test_seen_changes_are_of_held_out_cells_where_there_are_enough(
+    tmp_path: Path, prepared: AnnData, fitted, monkeypatch
+) -> None:
+    model = fitted("mixed")
+    write_run(tmp_path, prepared, model)
+    header, arrays = unpack(pack(explored(read(tmp_path))))
+    assert not arrays["held_out"].any()  # three cells of each pair are held out
+    assert header["whatif"]["factor"] == pytest.approx(model.decoder.calibration.factor)
+    monkeypatch.setattr(explorer_read, "LEAST", 3)
+    check = pd.DataFrame([run_folder.check_row("B", "d1", 0.8, additive_pearson=0.5)])
+    check.to_csv(tmp_path / "counterfactual_check.csv", index=False)
+    found = explored(read(tmp_path))
+    header, arrays = unpack(pack(found))
+    x = prepared[:, model.decoder.genes].layers[keys.LOGNORM].toarray()
+    for (k, b), mean, held_out in zip(arrays["pairs"], found.means, arrays["held_out"], strict=True):
+        own = (prepared.obs["cell_type"] == found.labels[k]) & (prepared.obs["donor"] == found.batches[b])
+        test = own & (prepared.obs[keys.SPLIT] == "test")
+        assert held_out == (test.sum() >= 3)
+        np.testing.assert_allclose(mean, x[(test if held_out else own).to_numpy()].mean(0), atol=1e-5)
+    assert arrays["held_out"].any()
+    assert header["trust"] == [[found.labels.index("B"), found.batches.index("d1"), "good", "better"]]
+
+
 def test_the_whole_page_keeps_its_size(tmp_path: Path, prepared: AnnData, fitted, monkeypatch) -> None:
     write_run(tmp_path, prepared, fitted("mixed"))
     asked = []

@@ -74,7 +74,7 @@ def test_what_not_to_believe_is_said(shell, done, tmp_path):
     assert unseen in html.unescape(" ".join(texts(tmp_path / "a.svg")))
     check = pd.DataFrame([run_folder.check_row("H2228", "sc_dropseq", 0.5, additive_pearson=0.8)])
     check.to_csv(run / "counterfactual_check.csv", index=False)
-    said = shell("project", run, *to, "--figure", tmp_path / "b.svg")
+    said = shell("project", run, *to, "--figure", tmp_path / "worse.svg")
     assert (
         "'H2228 in sc_dropseq': the plain difference of training means predicts held-out cells better"
         in said.err

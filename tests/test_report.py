@@ -297,14 +297,13 @@ def words(good=0, some=0, none=0, too_few=0, wrong=0.0, additive=0.5, slope=1.0)
     check = pd.DataFrame(
         {"pearson": pearson, "ceiling_pearson": [1.0] * (good + some + none) + [0.1] * too_few}
     )
-    return sections._words(
-        summarise(check.assign(best_wrong_pearson=wrong, additive_pearson=additive, slope=slope))
-    )
+    check = check.assign(best_wrong_pearson=wrong, additive_pearson=additive, slope=slope, gain_se=0.01)
+    return sections._words(summarise(check.assign(r2_delta=0.5, additive_r2_delta=0.4)))
 
 
 def test_words_on_trust_follow_the_tally():
     bad = words(some=1, none=5, too_few=2, slope=0.3)
-    assert "Of 6 pairs" in bad
+    assert "Of 6 seen pairs" in bad
     assert "Another 2 could not be judged" in bad
     assert "Do not draw conclusions" in bad
     assert "chance" not in bad
@@ -314,8 +313,15 @@ def test_words_on_trust_follow_the_tally():
         good=2, wrong=0.75
     )
     assert "another batch" not in bad
-    assert "which needs no model" not in words(good=3)
-    assert "(median Pearson 0.85, the model 0.80)" in words(good=3, additive=0.85)
+    assert (
+        "are better in 3, tie in 0 and are worse in 0 (median Pearson of the difference 0.50, of the model 0.80)"
+        in words(good=3)
+    )
+    assert "are better in 0, tie in 3 and are worse in 0" in words(good=3, additive=0.815)
+    worse = words(good=3, additive=0.85)
+    assert "good in 0, some in 3 and none in 0" in worse
+    assert "tie in 0 and are worse in 3" in worse
+    assert "which needs no model" not in words(good=3, additive=NAN)
 
 
 def test_words_on_size_only_where_the_direction_is_right():
@@ -346,7 +352,7 @@ def test_medians_are_those_of_the_findings(tmp_path):
     for name, value in found["median"].items():
         assert value == pytest.approx(pairs[name].median())
     trust = _trust(table)
-    assert f"correlate with {found['median']['pearson']:.2f}" in trust
+    assert f"with those of held-out cells with {found['median']['pearson']:.2f}" in trust
     assert f"{found['median']['ceiling_pearson']:.2f} for a perfect prediction" in trust
     table["best_wrong_pearson"] = np.nan  # two batches
     table.to_csv(folder / "counterfactual_check.csv", index=False)
@@ -386,6 +392,8 @@ def test_what_is_easily_misread_is_said(full_page):
         "minus their average over the batches in which the label was observed",
         "chosen from all 3,000 modelled genes because they are the largest",
         "their intervals flatter",
+        "91 % are inside when sampling noise is allowed for",
+        "The pairs of label and batch are seen: other cells of them were in training",
         "gene shift 5–95 % observed GENE",  # as gene_shifts.csv calls it
         "over one fit on permuted labels",
         "is one fit on permuted labels of the batches: how much its scores vary",

@@ -163,7 +163,7 @@ def project(
     rows
         Cells in the figure, drawn from those with the seed.
     draws
-        Posterior draws, for 5 % and 95 % quantiles in --out.
+        Posterior draws, for intervals from 5 % to 95 % in --out.
     seed
         Seed of the draws.
     values

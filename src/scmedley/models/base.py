@@ -294,7 +294,7 @@ class Model(Generic[S]):
         to
             A batch, several, or ``"mean"`` for the population mean (all batch effects zero).
         draws
-            Posterior draws of the effects, for 5 % and 95 % quantiles; 0 for the posterior mean alone.
+            Posterior draws of the effects, for intervals from 5 % to 95 %; 0 for the posterior mean alone.
         seed
             Seed of the draws: equal seeds give equal draws.
         unknown
