@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from scmedley import keys
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
-from scmedley.models import FixedEffects, MixedEffects
+from scmedley.models import FixedEffects, MixedEffects, calibrate
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.train import loop
 from scmedley.train.loop import Move, Plan
@@ -253,6 +253,7 @@ def test_both_players_share_one_pass_of_the_encoder(
         network.encoder.register_forward_hook(lambda *_: passes.append(1))
 
     monkeypatch.setattr(FixedEffectsNetwork, "begin", counting)
+    monkeypatch.setattr(calibrate, "learn", lambda *_: None)  # which encodes cells after training
     unfitted("fixed", max_epochs=2, batch_size=64).fit(prepared, **FIT)
     assert len(passes) == 2 * (2 + 1)  # epochs x (minibatches + validation)
 
