@@ -143,8 +143,8 @@ def test_the_settings_are_given_back_after_an_error() -> None:
         assert state() == before
 
 
-# anndata switches this warning of pandas off for the whole process while it makes a view, so that one thread turns it on
-# again for the other.
+# anndata switches this warning of pandas off for the whole process while it makes a view: one thread turns it on again
+# for the other.
 @pytest.mark.filterwarnings(r"ignore:\s*A value is trying to be set on a copy")
 def test_threads_and_loops(expected, tmp_path: Path) -> None:
     """In a thread that is not the main one, in a running loop, and two at once."""
