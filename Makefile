@@ -28,11 +28,11 @@ test-newest:
 	$(VENV)-newest/bin/python $(PIP) --upgrade --upgrade-strategy eager -e '.[dev]'
 	$(call SUITE,$(VENV)-newest)
 
-test-lowest:
+test-lowest: # of old packages beside newer ones, which warn of each other
 	$(call venv,$(VENV)-lowest,$(PYTHON))
 	$(VENV)-lowest/bin/python $(PIP) uv
 	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest --resolution lowest-direct -e '.[dev]'
-	$(call SUITE,$(VENV)-lowest) -W ignore::DeprecationWarning -W ignore::FutureWarning  # old beside newer ones
+	$(call SUITE,$(VENV)-lowest) -W ignore::DeprecationWarning -W ignore::FutureWarning -W ignore::ImportWarning
 
 test-peers:
 	$(call venv,$(VENV)-peers,$(PYTHON))
