@@ -82,7 +82,8 @@ def as_categories(column: "pd.Series[Any]") -> pd.Categorical:
     # The last entry is for pandas' code -1, a missing value.
     recode = np.array([unique.index(n) if not _is_missing(n) else -1 for n in names] + [-1], dtype=np.int64)
     return pd.Categorical.from_codes(
-        recode[raw.cat.codes.to_numpy()], categories=pd.Index(unique)  # strings as this pandas reads them
+        recode[raw.cat.codes.to_numpy()],
+        categories=pd.Index(unique),  # strings as this pandas reads them
     )
 
 
