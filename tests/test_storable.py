@@ -215,7 +215,6 @@ CONVERTED: dict[str, tuple[Any, Any]] = {
     "huge": (2**80, str(2**80)),
 }
 LOST: dict[str, Any] = {
-    "none": None,
     "function": print,
     "object": object(),
     "model": odd(),
