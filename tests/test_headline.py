@@ -84,9 +84,9 @@ def test_findings_say_so(real: pd.DataFrame, permuted: pd.DataFrame) -> None:
 
 def test_a_masked_latent_hangs_on_expression_alone(fitted: Callable[..., Any], prepared: AnnData) -> None:
     model = fitted("random")
-    masked = model.masked_representation(prepared)
+    masked = model.get_latent_representation(prepared, mask_batch=True)
     other = prepared.copy()
     other.obs["donor"] = "never seen"
-    np.testing.assert_array_equal(masked, model.masked_representation(other))
+    np.testing.assert_array_equal(masked, model.get_latent_representation(other, mask_batch=True))
     np.testing.assert_array_equal(masked, model.get_latent_representation(other, unknown="mean"))
     assert np.abs(masked - model.get_latent_representation(prepared)).max() > 1e-4

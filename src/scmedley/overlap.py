@@ -81,8 +81,8 @@ def as_categories(column: "pd.Series[Any]") -> pd.Categorical:
     unique = list(dict.fromkeys(name for name in names if not _is_missing(name)))
     # The last entry is for pandas' code -1, a missing value.
     recode = np.array([unique.index(n) if not _is_missing(n) else -1 for n in names] + [-1], dtype=np.int64)
-    names_used: pd.Index[Any] = pd.Index(unique)  # strings as this pandas reads them
-    return pd.Categorical.from_codes(recode[raw.cat.codes.to_numpy()], categories=names_used)
+    categories: pd.Index[Any] = pd.Index(unique)  # strings of the kind that this pandas reads
+    return pd.Categorical.from_codes(recode[raw.cat.codes.to_numpy()], categories=categories)
 
 
 def called(value: Any) -> str:

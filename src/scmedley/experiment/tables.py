@@ -17,6 +17,11 @@ from scmedley.experiment.pairs import finding, verdicts
 from scmedley.experiment.task import Task, tasks
 from scmedley.models.contributions import contributions
 
+# Numbers are read to the last bit: since 3.1 pandas does so by itself, and warns of who asks for it.
+EXACT: dict[str, Any] = (
+    {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+)
+
 SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv", "fits.csv"
 SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
 PREDICTED, PREDICTED_SUMMARY = "counterfactuals.csv", "counterfactuals_summary.csv"
@@ -96,7 +101,7 @@ def _collect(out: Path, todo: list[Task], file: str) -> pd.DataFrame:
     for task in todo:
         path = out / work.TASKS / task.name / file
         if path.exists() and work.about(out, task).get("status") == "done":
-            table = pd.read_csv(path, float_precision="round_trip", keep_default_na=True)
+            table: pd.DataFrame = pd.read_csv(path, **EXACT)
             place: dict[str, Any] = {"split": task.split, "fold": task.fold, "seed": task.seed}
             if "method" not in table and task.method != work.CLASSIFIERS:
                 place["method"] = task.method
