@@ -14,8 +14,8 @@ from scipy.sparse import csc_matrix, csr_array, csr_matrix, issparse, vstack
 
 from corpus import cells, counts
 from running import SMALL, Shell
-from scmedley import datasets, io, keys, load, scan
-from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley import datasets, io, keys, load, read_batches, scan
+from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
 from scmedley.evidence import judge
 from scmedley.pp import log_normalised, prepare
 from scmedley.scan import examine, n_stored
@@ -493,12 +493,54 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
 
 def test_files_whose_values_lie_in_different_places(tmp_path: Path) -> None:
     cut, whole = _cut("counts in raw"), cells()
-    for name, adata in (("cut", cut), ("whole", whole), ("logs", _cut("logarithms in X"))):
+    for name, adata in (("cut", cut), ("whole", whole)):
         del adata.obs["batch"]
         adata.write_h5ad(tmp_path / f"{name}.h5ad")
-    together = io.read_batches([tmp_path / "cut.h5ad", tmp_path / "whole.h5ad"])
+    together = read_batches([tmp_path / "cut.h5ad", tmp_path / "whole.h5ad"])
     assert together.n_vars == 30  # those of raw
     assert_array_equal(dense(together["cut_cell4"].X), dense(together["whole_cell4"].X))
-    together = io.read_batches([tmp_path / "logs.h5ad", tmp_path / "whole.h5ad"])
-    assert_allclose(dense(together["logs_cell4"].X), _log(counts())[4:5, :10], rtol=1e-4)
-    assert_allclose(dense(together["whole_cell4"].X), _log(counts())[4:5, :10], rtol=1e-4)
+
+
+def _files(folder: Path, **parts: AnnData) -> list[Path]:
+    for name, adata in parts.items():
+        adata.obs = adata.obs[["cell_type"]]
+        adata.write_h5ad(folder / f"{name}.h5ad")
+    return [folder / f"{name}.h5ad" for name in parts]
+
+
+@pytest.mark.parametrize("asked", ["log1p", "log2", "log10"])
+def test_what_was_asked_of_the_files_is_true_of_them_together(tmp_path: Path, asked: str) -> None:
+    of = {name: np.log1p(_per(t, counts())) / scan.LN[asked] for name, t in (("a", 1e4), ("b", 1e6))}
+    paths = _files(tmp_path, **{name: cells(csr_matrix(x.astype(np.float32))) for name, x in of.items()})
+    together = read_batches(paths, values=asked)
+    checked = prepare(together, "batch", values=asked)
+    assert (checked.kind, checked.total) == (asked, 1e4)
+    assert_allclose(dense(together["a_cell4"].layers[keys.LOGNORM]), _log(counts())[4:5], rtol=1e-4)
+    assert_allclose(dense(together["b_cell4"].layers[keys.LOGNORM]), _log(counts())[4:5], rtol=1e-4)
+    whole, scaled = cells(csr_matrix(np.log1p(counts()) / scan.LN[asked])), cells(_scaled(counts()))
+    scaled.raw = whole
+    paths = _files(tmp_path, c=whole.copy(), d=scaled)
+    together = read_batches(paths, values=asked)
+    prepare(together, "batch", values=asked)
+    assert_array_equal(dense(together["d_cell4"].layers[keys.COUNTS]), counts()[4:5])
+
+
+@pytest.mark.parametrize("asked", ["auto", "counts"])
+def test_counts_put_together_stay_counts(tmp_path: Path, asked: str) -> None:
+    with heard() as said:
+        together = read_batches(_files(tmp_path, one=_cut("logarithms in X"), two=cells()[:, :10].copy()), values=asked)
+    assert any("Not all files know their cells' totals" in words for words in said), said
+    prepare(together, "batch", values=asked, min_genes=0)
+    for name in ("one_cell4", "two_cell4"):
+        assert_array_equal(dense(together[name].layers[keys.COUNTS]), counts()[4:5, :10])
+        assert_allclose(dense(together[name].layers[keys.LOGNORM]), _log(counts()[:, :10])[4:5], rtol=1e-4)
+
+
+def test_totals_over_all_genes_that_every_file_knows_are_kept(tmp_path: Path) -> None:
+    with heard() as said:
+        together = read_batches(_files(tmp_path, one=_cut("logarithms in X"), two=_cut("logarithms in raw")))
+    assert not any("totals" in words for words in said), said
+    prepare(together, "batch", min_genes=0)
+    for name in ("one_cell4", "two_cell4"):
+        assert_array_equal(dense(together[name].layers[keys.COUNTS]), counts()[4:5, :10])
+        assert_allclose(dense(together[name].layers[keys.LOGNORM]), _log(counts())[4:5, :10], rtol=1e-4)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.sparse import issparse
 
 from scmedley import keys
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, warn
 from scmedley.evidence import TARGET_SUM, Asked, Checked, Values, judge, kind_words
 from scmedley.inplace import layers_of
 from scmedley.scan import LN, Base, examine
@@ -146,7 +147,10 @@ def matrix(adata: AnnData, found: Checked) -> Matrix:
 def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Asked = "auto") -> list[AnnData]:
     """Return these cells with their usable values in ``X``, unless they are alike as they are.
 
-    ``X`` then holds counts of all genes that were counted, or log1p CP10k.
+    ``X`` then holds counts of all genes that were counted, or logarithms of counts per 10,000: to the base that was
+    ``asked`` for, so that the same word is true of the cells put together, and natural ones otherwise. Where each
+    file has counts of a part of the genes and knows its cells' totals over all, ``layers["counts"]`` holds the counts
+    and ``X`` the logarithms that know the totals.
 
     Raises
     ------
@@ -165,22 +169,40 @@ def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Aske
         raise ScmedleyError(
             f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
         )
-    if len({(this.where, this.base, this.total, this.sizes and this.sizes.where) for this in found}) == 1:
+    if len({(this.where, this.base, this.total, _about(this.sizes)) for this in found}) == 1:
         return list(parts)
-    # Totals that a matrix of logarithms knows would be lost: then the logarithms are put together.
-    as_logs = found[0].values == "log-normalised" or any(this.sizes for this in found)
-    return [_with_x(part, this, as_logs) for part, this in zip(parts, found, strict=True)]
+    unknown = [str(name) for this, name in zip(found, names, strict=True) if not this.sizes]
+    if 0 < len(unknown) < len(found):  # totals over all genes in some and over a part in others: another scale
+        warn(
+            f"Not all files know their cells' totals over genes beside those that they hold counts of ({unknown[0]} "
+            "does not): all totals are over the genes of the files."
+        )
+        found = [replace(this, sizes=None) for this in found]
+    return [_with_x(part, this, asked) for part, this in zip(parts, found, strict=True)]
 
 
-def _with_x(part: AnnData, found: Checked, as_logs: bool) -> AnnData:
+def _about(sizes: Checked | None) -> tuple[Any, ...] | None:
+    return sizes and (sizes.where, sizes.base, sizes.total)
+
+
+def _with_x(part: AnnData, found: Checked, asked: Asked) -> AnnData:
     x, total_N, _ = counted(part, found)
-    x = normalised(x, total_N, found) if as_logs else x
     if found.where == "raw.X":
-        return AnnData(x, obs=part.obs, var=part.raw.var, obsm=dict(part.obsm))
-    part.X = x
-    part.layers.pop(keys.COUNTS, None)
+        part = AnnData(obs=part.obs, var=part.raw.var, obsm=dict(part.obsm))
     del part.raw
+    part.layers.pop(keys.COUNTS, None)
+    logs = normalised(x, total_N, found)
+    if found.values != "counts":
+        part.X = logs if asked == "auto" else _to_base(logs, asked)
+    elif found.sizes:
+        part.X, part.layers[keys.COUNTS] = logs, x
+    else:
+        part.X = x if asked in ("auto", "counts") else _to_base(x.log1p() if issparse(x) else np.log1p(x), asked)
     return part
+
+
+def _to_base(logs: Matrix, base: Any) -> Matrix:
+    return logs * np.float32(1 / LN[base])
 
 
 _IN_WORDS = {
