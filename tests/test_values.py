@@ -143,6 +143,16 @@ def test_a_few_negative_counts_are_taken_as_0() -> None:
     assert_array_equal(dense(adata.X), _negative())
 
 
+def test_rounding_below_0_is_no_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_BLOCK", 200)  # several blocks
+    x = _log(counts())
+    adata = cells(np.where(x > 0, x, -1e-6).astype(np.float32))
+    prepare(adata, "batch")
+    assert_allclose(dense(adata.layers[keys.LOGNORM]), x, rtol=1e-4, atol=1e-5)
+    adata = cells(np.where(np.arange(30) < 20, -1e-6, counts()).astype(np.float32))
+    assert find_values(adata).values == "counts"
+
+
 def _masked() -> np.ma.MaskedArray:
     x = np.ma.array(counts(), mask=False)
     x[3, 5] = np.ma.masked
@@ -262,6 +272,23 @@ def test_totals_are_over_all_genes_that_were_counted(where: str, tmp_path: Path)
     assert_allclose(dense(log_normalised(io.read(tmp_path / "a.h5ad"), GENES[:10])[0]), wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("where", ["raw.X", "layers['counts']", "layers['umis']"])
+def test_whole_counts_are_better_than_corrected_ones(where: str) -> None:
+    adata = cells(counts() * np.float32(0.93))
+    if where == "raw.X":
+        adata.raw = cells()
+    else:
+        adata.layers[where[8:-2]] = csr_matrix(counts())
+    checked = prepare(adata, "batch")
+    assert checked.where == where
+    assert_array_equal(dense(adata.layers[keys.COUNTS]), counts())
+    if where != "layers['counts']":
+        assert any("X is not used" in words for words in checked.warnings)
+    corrected = cells(counts() * np.float32(0.93))
+    corrected.raw = cells(_log(counts()))
+    assert find_values(corrected).where == "X"
+
+
 def test_raw_of_other_counts_gives_no_totals() -> None:
     adata = cells()[:, :10].copy()
     adata.raw = cells(csr_matrix(counts(seed=5)))
@@ -337,6 +364,9 @@ def test_the_users_word_overrules() -> None:
     adata = cells(x)
     adata.layers["counts"] = csr_matrix(counts())
     assert find_values(adata, "log1p").where == "X"
+    adata.layers["spliced"], adata.X = counts(), None
+    adata.layers["logcounts"] = np.log2(_per(1e4, counts()) + 1)
+    assert find_values(adata, "log2").where == "layers['logcounts']"  # not the first layer that there is
     scaled = cells(_scaled(counts()))
     scaled.raw = cells(csr_matrix(_log(counts())))
     assert find_values(scaled, "log1p").where == "raw.X"

@@ -11,7 +11,7 @@ from scipy.sparse import issparse
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError, warn
-from scmedley.evidence import TARGET_SUM, Asked, Checked, Values, judge, kind_words
+from scmedley.evidence import CORRECTED, TARGET_SUM, Asked, Checked, Values, judge, kind_words
 from scmedley.inplace import layers_of
 from scmedley.scan import LN, Base, examine
 from scmedley.values import Matrix, check_unique, log1p_cp10k, rescaled, tidy, totals
@@ -19,7 +19,7 @@ from scmedley.values import Matrix, check_unique, log1p_cp10k, rescaled, tidy, t
 COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
 _ALL_COUNTS = ("count", "raw", "umi")  # in names of layers that may hold all counts
 _A_PART = ("unspliced", "ambiguous", "scale")  # in names of layers that do not
-_OTHER_LAYER = 4  # rank of counts in a layer whose name does not say so: after logarithms of a known total
+_OTHER_LAYER = 5  # rank of counts in a layer whose name does not say so: after logarithms of a known total
 _COMPARED = 50  # cells that two matrices are compared on
 
 
@@ -46,8 +46,8 @@ def kind_of_values(x: Any, cells: Sequence[str] | None = None, genes: Sequence[s
 def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
     """Find the matrix to use.
 
-    Counts are best: in ``layers["counts"]``, ``X``, ``raw.X`` or another layer named after counts. Next come
-    log-normalised values of a known total, then what is less certain. A matrix with missing values, or ``raw`` with
+    Whole counts are best: in ``layers["counts"]``, ``X``, ``raw.X`` or another layer named after counts. Next come
+    corrected counts, then log-normalised values of a known total, then what is less certain. A matrix with missing values, or ``raw`` with
     repeated gene names, is passed over with a warning where another one can be used. Counts of a part of the genes
     get the cells' totals from ``raw`` or ``X``, where these know them.
 
@@ -71,7 +71,7 @@ def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
     seen: list[Checked] = []
     unusable: dict[str, ScmedleyError] = {}
     for where in _places(adata, asked):
-        if min((found.rank for found in seen), default=9) < _OTHER_LAYER and not _is_wanted(where):
+        if asked == "auto" and min((f.rank for f in seen), default=9) < _OTHER_LAYER and not _is_wanted(where):
             continue
         try:
             x, genes = _stored(adata, where)
@@ -83,10 +83,10 @@ def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
             unusable[where] = error
             continue
         seen.append(found)
-        if found.rank == 0 or asked != "auto":
+        if asked == found.kind or (asked == "auto" and found.rank == 0):
             break
-    best = min(seen, key=lambda found: found.rank, default=None)
-    if best is None or asked not in ("auto", best.kind):
+    best = min((f for f in seen if asked in ("auto", f.kind)), key=lambda found: found.rank, default=None)
+    if best is None:
         none = ScmedleyError(f"There is no matrix of {kind_words(asked)}: look at X and layers['counts'].")
         raise next(iter(unusable.values()), none)
     return _with_all_genes(
@@ -277,8 +277,8 @@ def _passed_over(best: Checked, seen: list[Checked], unusable: dict[str, Scmedle
     """Say which matrix that looks like the right one is not used, and why."""
     said = [f"{where} is not used, but {best.where}. {error}" for where, error in unusable.items()]
     for found in seen:
-        if found.where == COUNTS_LAYER != best.where:
-            said.append(f"{COUNTS_LAYER} is not used, but {best.where}. {found.reason}")
+        if found.where != best.where and (found.where == COUNTS_LAYER or found.rank == CORRECTED):
+            said.append(f"{found.where} is not used, but {best.where}. {found.reason}")
     if best.where not in ("X", "raw.X", COUNTS_LAYER):
         why = next((found.reason for found in seen if found.where == "X"), "X has no values.")
         said.append(f"The values are taken from {best.where}. {why}")
@@ -316,7 +316,7 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
     Either ``raw`` holds the same counts of more genes; or ``raw``, or ``X``, holds the logarithms of these very
     counts, divided by totals over more genes. Some cells are compared, value by value.
     """
-    if found.values != "counts" or found.rank not in (0, 1) or found.where == "raw.X":
+    if found.values != "counts" or found.rank > CORRECTED or found.where == "raw.X":
         return found
     rows = np.unique(np.linspace(0, adata.n_obs - 1, _COMPARED).astype(int))
     x, total_N, _ = counted(adata, found, rows)
