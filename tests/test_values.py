@@ -446,6 +446,26 @@ def test_cells_of_a_part_of_the_genes_are_told_of(query: AnnData, fitted, prepar
         model.trained_on = remembered
 
 
+def test_the_genes_that_are_missing_are_named(query: AnnData, fitted) -> None:
+    model = fitted("fixed")
+    part = query[:, 10:].copy()
+    part.var["gene_symbols"] = part.var_names  # genes are found by these, not by their names
+    part.var_names = [f"ENSG{i:011d}" for i in range(part.n_vars)]
+    absent = [gene for gene in model.genes if gene in query.var_names[:10]][:3]
+    with heard(), pytest.raises(ScmedleyError, match=rf"\(for example {', '.join(absent)}\)"):
+        model.get_latent_representation(part)
+
+
+def test_a_wrong_key_leaves_other_features_where_they_are() -> None:
+    adata = cells()
+    adata.var["feature_types"] = ["Gene Expression"] * 25 + ["Antibody Capture"] * 5
+    with pytest.raises(ScmedleyError, match="nowhere"):
+        prepare(adata, "nowhere")
+    assert adata.n_vars == 30
+    assert "left out: 5 Antibody Capture" in prepare(adata, "batch").warnings[0]
+    assert adata.n_vars <= 25
+
+
 def test_where_values_leave_doubts_the_training_cells_decide(fitted) -> None:
     model = fitted("fixed")
     rng = np.random.default_rng(0)
@@ -558,7 +578,9 @@ def test_what_was_asked_of_the_files_is_true_of_them_together(tmp_path: Path, as
 @pytest.mark.parametrize("asked", ["auto", "counts"])
 def test_counts_put_together_stay_counts(tmp_path: Path, asked: str) -> None:
     with heard() as said:
-        together = read_batches(_files(tmp_path, one=_cut("logarithms in X"), two=cells()[:, :10].copy()), values=asked)
+        together = read_batches(
+            _files(tmp_path, one=_cut("logarithms in X"), two=cells()[:, :10].copy()), values=asked
+        )
     assert any("Not all files know their cells' totals" in words for words in said), said
     prepare(together, "batch", values=asked, min_genes=0)
     for name in ("one_cell4", "two_cell4"):
@@ -574,3 +596,40 @@ def test_totals_over_all_genes_that_every_file_knows_are_kept(tmp_path: Path) ->
     for name in ("one_cell4", "two_cell4"):
         assert_array_equal(dense(together[name].layers[keys.COUNTS]), counts()[4:5, :10])
         assert_allclose(dense(together[name].layers[keys.LOGNORM]), _log(counts())[4:5, :10], rtol=1e-4)
+
+
+TARGETS = {
+    "deep cells": (lambda total: np.full(60, 1e4), 40),
+    "10,000": (lambda total: np.full(60, 1e4), 1),
+    "100,000": (lambda total: np.full(60, 1e5), 1),
+    "the median": (lambda total: np.full(60, np.median(total)), 1),
+    "the median, deeper": (lambda total: np.full(60, np.median(total)), 10),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_totals_over_all_genes_are_had_back_whatever_the_target(name: str) -> None:
+    make, deeper = TARGETS[name]
+    x = np.random.default_rng(1).poisson(counts() * deeper * 2.5).astype(np.float64)
+    if name == "deep cells":
+        x[::4] *= 40  # more than logarithms in 32 bits tell whole numbers of
+    total = x.sum(1)
+    adata = cells(np.log1p(make(total)[:, None] * x / total[:, None]).astype(np.float32))[:, :10].copy()
+    adata.layers["counts"] = x[:, :10].astype(np.float32)
+    assert find_values(adata).sizes.total == make(total)[0]
+    values = dense(log_normalised(adata, GENES[:10])[0])
+    assert_allclose(values, np.log1p(_per(1e4, x))[:, :10], rtol=1e-4)
+
+
+def test_an_unknown_target_is_told_of_and_a_full_matrix_is_not() -> None:
+    x, size = counts().astype(np.float64), np.random.default_rng(0).lognormal(0, 0.3, (60, 1))
+    for logs, n in (
+        (np.log1p(1234.567 * x / (x.sum(1, keepdims=True) * size)), 1),
+        (_log(x), 0),
+        (np.log1p(x), 0),
+    ):
+        adata = cells(logs.astype(np.float32))
+        adata.layers["counts"] = counts()
+        found = find_values(adata)
+        assert found.sizes is None
+        assert sum("the cells' totals are over these genes" in words for words in found.warnings) == n

@@ -112,7 +112,7 @@ def judge(seen: Evidence, where: str, asked: Asked = "auto") -> Checked:
 
 
 def kind_words(kind: str) -> str:
-    """Name a kind in words."""
+    """Return a kind in words."""
     return {
         "auto": "numbers",
         "counts": "counts",
@@ -187,7 +187,7 @@ def _logarithm_of_whole(seen: Evidence, where: str, base: Base) -> Checked | Non
 def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
     """Describe log-normalised values of a known base."""
     total_N = seen.undone_N[base]
-    total = _total(total_N[total_N > 0])
+    total = agreed_total(total_N[total_N > 0])
     if total is not None:
         return Checked(
             "log-normalised",
@@ -256,8 +256,8 @@ def _corrected(seen: Evidence, where: str, how: str, rank: int = CORRECTED, sure
     return Checked("counts", where, warnings=[words], caution=words, reason=reason, rank=rank, sure=sure)
 
 
-def _total(total_N: np.ndarray) -> float | None:
-    """Give the counts per cell before the logarithm, None where cells differ in them.
+def agreed_total(total_N: np.ndarray) -> float | None:
+    """Return the counts per cell before the logarithm, None where cells differ in them.
 
     Near 10,000 and a million, a spread of 5 % is that of values with some genes left out since. Any other total
     must be met by every cell to 0.3 %, and by two at least: a part of the genes of like cells has nearly the same
@@ -274,13 +274,13 @@ def _total(total_N: np.ndarray) -> float | None:
 
 
 def _agreement(total_N: np.ndarray) -> list[float]:
-    """Give the spread of the totals, or nothing where they do not agree."""
+    """Return the spread of the totals, or nothing where they do not agree."""
     total_N = total_N[total_N > 0]
-    return [] if _total(total_N) is None else [float(total_N.std() / total_N.mean())]
+    return [] if agreed_total(total_N) is None else [float(total_N.std() / total_N.mean())]
 
 
 def _off_multiples(seen: Evidence, ln: float | None) -> float:
-    """Say how far values are from whole multiples of the cell's smallest, in the median cell: 0 to 0.5.
+    """Return how far values are from whole multiples of the cell's smallest, in the median cell: 0 to 0.5.
 
     ``ln``: of the base to undo first. k / total is 0 off; values without such a unit are some 0.25 off.
     """

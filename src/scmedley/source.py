@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.sparse import issparse
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError, warn
 from scmedley.evidence import CORRECTED, TARGET_SUM, Asked, Checked, Values, judge, kind_words
 from scmedley.inplace import layers_of
 from scmedley.scan import LN, Base, examine
+from scmedley.sizes import sizes_known
 from scmedley.values import Matrix, check_unique, log1p_cp10k, rescaled, tidy, totals
 
 COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
@@ -47,9 +47,9 @@ def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
     """Find the matrix to use.
 
     Whole counts are best: in ``layers["counts"]``, ``X``, ``raw.X`` or another layer named after counts. Next come
-    corrected counts, then log-normalised values of a known total, then what is less certain. A matrix with missing values, or ``raw`` with
-    repeated gene names, is passed over with a warning where another one can be used. Counts of a part of the genes
-    get the cells' totals from ``raw`` or ``X``, where these know them.
+    corrected counts, then log-normalised values of a known total, then what is less certain. A matrix with missing
+    values, or ``raw`` with repeated gene names, is passed over with a warning where another one can be used. Counts
+    of a part of the genes get the cells' totals from ``raw`` or ``X``, where these know them.
 
     Parameters
     ----------
@@ -71,7 +71,11 @@ def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
     seen: list[Checked] = []
     unusable: dict[str, ScmedleyError] = {}
     for where in _places(adata, asked):
-        if asked == "auto" and min((f.rank for f in seen), default=9) < _OTHER_LAYER and not _is_wanted(where):
+        if (
+            asked == "auto"
+            and min((f.rank for f in seen), default=9) < _OTHER_LAYER
+            and not _is_wanted(where)
+        ):
             continue
         try:
             x, genes = _stored(adata, where)
@@ -172,7 +176,9 @@ def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Aske
     if len({(this.where, this.base, this.total, _about(this.sizes)) for this in found}) == 1:
         return list(parts)
     unknown = [str(name) for this, name in zip(found, names, strict=True) if not this.sizes]
-    if 0 < len(unknown) < len(found):  # totals over all genes in some and over a part in others: another scale
+    if (
+        0 < len(unknown) < len(found)
+    ):  # totals over all genes in some and over a part in others: another scale
         warn(
             f"Not all files know their cells' totals over genes beside those that they hold counts of ({unknown[0]} "
             "does not): all totals are over the genes of the files."
@@ -182,7 +188,7 @@ def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Aske
 
 
 def _about(sizes: Checked | None) -> tuple[Any, ...] | None:
-    return sizes and (sizes.where, sizes.base, sizes.total)
+    return None if sizes is None else (sizes.where, sizes.base, sizes.total)
 
 
 def _with_x(part: AnnData, found: Checked, asked: Asked) -> AnnData:
@@ -197,8 +203,12 @@ def _with_x(part: AnnData, found: Checked, asked: Asked) -> AnnData:
     elif found.sizes:
         part.X, part.layers[keys.COUNTS] = logs, x
     else:
-        part.X = x if asked in ("auto", "counts") else _to_base(x.log1p() if issparse(x) else np.log1p(x), asked)
+        part.X = x if asked in ("auto", "counts") else _to_base(_log1p(x), asked)
     return part
+
+
+def _log1p(x: Matrix) -> Matrix:
+    return np.log1p(x) if isinstance(x, np.ndarray) else x.log1p()
 
 
 def _to_base(logs: Matrix, base: Any) -> Matrix:
@@ -334,10 +344,19 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
         shared = shared if isinstance(shared, np.ndarray) else shared.toarray()
         if where == "raw.X" and np.allclose(shared, part, rtol=1e-3):
             return _counts_in_raw(adata, found)
-        sizes = _sizes(part, total_N, shared, other, where)
-        if sizes is not None:
-            words = f" Cells' totals are over all genes, as {where} knows them."
-            return replace(found, sizes=sizes, reason=found.reason + words)
+        sizes = sizes_known(part, total_N, shared, other, where)
+        if sizes is None:
+            continue
+        if sizes.total is None:
+            words = (
+                f"{where} holds logarithms of the counts in {found.where}, divided by other totals than those over its "
+                f"{adata.n_vars:,} genes; which is not known, so the cells' totals are over these genes. Give counts "
+                "of all genes that were counted, in raw."
+            )
+            found = replace(found, warnings=[*found.warnings, words])
+            continue
+        words = f" Cells' totals are over all genes, as {where} knows them."
+        return replace(found, sizes=sizes, reason=found.reason + words)
     return found
 
 
@@ -352,29 +371,3 @@ def _counts_in_raw(adata: AnnData, found: Checked) -> Checked:
         return found
     words = f" {found.where} has the same of {adata.n_vars:,} of its {adata.raw.n_vars:,} genes."
     return replace(raw, reason=raw.reason + words, warnings=[*found.warnings, *raw.warnings])
-
-
-def _sizes(
-    part: np.ndarray, total_N: np.ndarray, shared: np.ndarray, other: Matrix, where: str
-) -> Checked | None:
-    """Return what ``where`` holds, if it is the logarithm of these counts per total over more genes."""
-    used = total_N > 0
-    largest = float(shared.max(initial=0))
-    if not used.any() or not 0 < largest <= 20 or shared.min() < 0:
-        return None
-    for base in LN:
-        undone = np.expm1(shared[used].astype(np.float64) * LN[base])
-        unit_N = undone.sum(1) / total_N[used]  # target / total
-        if not np.allclose(undone, part[used] * unit_N[:, None], rtol=1e-2, atol=1e-3):
-            continue
-        found = judge(examine(other, where, None, None), where) if where == "raw.X" else None
-        if found is not None and found.total is not None:
-            return found
-        for target in (TARGET_SUM, 1e6):
-            # Over all genes, too, totals of counts are whole numbers: that tells the target.
-            all_N = target / unit_N
-            whole = np.abs(all_N - np.rint(all_N)) < np.maximum(0.02, 1e-5 * all_N)
-            more = all_N > 1.001 * total_N[used]
-            if all_N.max() < 2e4 and whole.mean() > 0.9 and more.mean() > 0.5:
-                return Checked("log-normalised", where, total=target, base=base)
-    return None

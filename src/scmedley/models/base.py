@@ -385,9 +385,11 @@ class Model(Generic[S]):
         if adata.n_obs == 0:
             raise ScmedleyError("There are no cells here. Look at the step that chose them.")
         expected = None if self.trained_on is None else self.trained_on.get("kind")
-        x_NG, n_missing, found, n_counted = read_log_normalised(adata, self.gene_names, expected=expected)
+        x_NG, place_G, found, n_counted = read_log_normalised(adata, self.gene_names, expected=expected)
+        missing = np.flatnonzero(place_G < 0)
+        n_missing = len(missing)
         if n_missing > MAX_MISSING * len(self.genes):
-            absent = [g for g in self.genes if g not in set(adata.var_names)][:3]
+            absent = [self.genes[i] for i in missing[:3]]
             hint = why_missing(self.gene_names, GeneNames.of(adata.var), adata.obs_names)
             raise ScmedleyError(
                 f"{n_missing} of the model's {len(self.genes)} genes are missing (for example "
