@@ -477,6 +477,14 @@ def test_where_values_leave_doubts_the_training_cells_decide(fitted) -> None:
     assert any("taken to hold counts, as the training cells do" in words for words in said), said
 
 
+def test_prepared_cells_of_another_kind_are_told_of(fitted, query: AnnData) -> None:
+    log2 = _as(query, np.log2(_per(1e4, dense(query.X).astype(np.float64)) + 1))
+    for adata, n in ((query.copy(), 0), (log2, 1)):
+        prepare(adata, "donor", min_cells=0, min_genes=0)
+        _, said = _told(fitted("fixed"), adata)
+        assert sum("were prepared from logarithms to base 2" in words for words in said) == n == len(said)
+
+
 def test_a_model_remembers_what_it_was_trained_on(fitted, query: AnnData, tmp_path: Path) -> None:
     model = fitted("fixed")
     model.save(tmp_path / "model")
@@ -527,8 +535,15 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
         out = tmp_path / f"{name}{len(more)}.out.h5ad"
         ran = shell("embed", tmp_path / "out", "--cells", tmp_path / f"{name}.h5ad", "--out", out, *more)
         assert ran.code == 0
-        assert ("holds counts" in ran.err) == (name == "counts" and not more)
+        assert ("holds counts" in ran.err) == (name == "counts")  # told or not
+        assert keys.LOGNORM not in io.read(out).layers  # the user's file as it was
         embedded[out.name] = io.read(out).obsm[keys.FIXED]
+    wrong = shell(
+        "project", tmp_path / "out", "--to", "mean", "--out", tmp_path / "p.h5ad", "--values", "counts"
+    )
+    assert "those of the run are prepared" in wrong.error
+    to = ["--to", "mean", "--cells", tmp_path / "counts.h5ad", "--out", tmp_path / "p.h5ad"]
+    assert "holds counts" in shell("project", tmp_path / "out", *to, "--values", "counts").err
     integrated = io.read(tmp_path / "out" / "integrated.h5ad")
     io.write_h5ad(integrated, tmp_path / "again.h5ad")
     z, told = _told(load(tmp_path / "out" / "model"), io.read(tmp_path / "again.h5ad"))

@@ -28,6 +28,7 @@ _NEGATIVE = (
     "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X, layers['counts'] or "
     "raw) or log1p-normalised values."
 )
+_TOLD = "_scmedley_told"  # in uns of cells in memory alone
 _BLOCK = 20_000_000  # values of a backed file that are read in one go
 
 
@@ -200,8 +201,8 @@ def read_log_normalised(
 
     In place of the number of missing genes the column of each gene is returned, -1 for those that are missing.
 
-    Nothing was looked for (None) where ``layers["log1p_cp10k"]`` is there. Where the evidence leaves doubts, the
-    values are taken to be of the ``expected`` kind.
+    Nothing was looked for (None) where ``layers["log1p_cp10k"]`` is there, but of :func:`as_told` it is known. Where
+    the evidence leaves doubts, the values are taken to be of the ``expected`` kind.
     """
     check_unique(adata.var_names)
     adata, left_out = genes_alone(adata)
@@ -213,7 +214,7 @@ def read_log_normalised(
         if examine(layer, where, adata.obs_names, adata.var_names, logarithms=False).n_negative:
             raise ScmedleyError(_NEGATIVE.format(where=where))
         place_G = _places(adata.var, genes)
-        return _aligned(tidy(layer), place_G), place_G, None, adata.n_vars
+        return _aligned(tidy(layer), place_G), place_G, *adata.uns.get(_TOLD, (None, adata.n_vars))
     found = find_values(adata, values)
     if found.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=found.where))
@@ -244,10 +245,17 @@ def _as_expected(adata: AnnData, found: Checked, expected: Any) -> Checked:
     return replace(other, warnings=[words])
 
 
-def store_log_normalised(adata: AnnData, values: Asked) -> None:
-    """Store ``layers["log1p_cp10k"]`` of cells whose kind of values is known; models read that layer."""
+def as_told(adata: AnnData, values: Asked) -> AnnData:
+    """Return these cells for a fitted model to read, their kind of values being known; ``adata`` stays as it is.
+
+    It holds no expression but ``layers["log1p_cp10k"]``, and what was found, which models compare as ever. It is for
+    reading only: what was found cannot be written to a file.
+    """
     names = list(map(str, adata.var_names))
-    adata.layers[keys.LOGNORM] = log_normalised(adata, names, values=values)[0]
+    x_NG, _, found, n_counted = read_log_normalised(adata, names, values=values)
+    told = AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), layers={keys.LOGNORM: x_NG})
+    told.uns[_TOLD] = (found, n_counted)
+    return told
 
 
 def _described(checked: Checked, n_counted: int) -> dict[str, Any]:
