@@ -114,18 +114,19 @@ def embed(
     unknown
         Batches that the model does not know: "error", or "mean" for the population mean.
     """
-    from scmedley import io
+    from scmedley import io, keys
     from scmedley.pipeline import stages
-    from scmedley.pp.counts import store_log_normalised
+    from scmedley.pp.counts import as_told
 
     _must_be_new(out, ".h5ad")
     model = stages.read_model(folder)
     with _warnings_as_lines():
         adata = io.read(cells)
-        if values != "auto":
-            store_log_normalised(adata, values)
+        told = adata if values == "auto" else as_told(adata, values)
     with _warnings_as_lines(), io.with_results(adata, out) as said:
-        model.embed(adata, unknown=unknown)
+        model.embed(told, unknown=unknown)
+        for key in (keys.FIXED, keys.RANDOM):
+            adata.obsm[key] = told.obsm[key]
     for line in said:
         print(f"scmedley: warning: {out.name}: {line}", file=sys.stderr)
     print(f"{adata.n_obs} cells embedded: {out}")

@@ -21,7 +21,7 @@ from scmedley.evidence import Asked
 from scmedley.models import MixedEffects
 from scmedley.pipeline.folder import CELLS, CHECK, read_record
 from scmedley.pipeline.stages import read_cells, read_model
-from scmedley.pp.counts import store_log_normalised
+from scmedley.pp.counts import as_told
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
 LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
@@ -66,7 +66,7 @@ def project(
     draws, seed, unknown
         As :meth:`MixedEffects.counterfactual` takes them; the seed also draws the cells of the figure.
     values
-        What the cells' values are, as in :func:`scmedley.pp.prepare`.
+        What the values of the cells of a file are, as in :func:`scmedley.pp.prepare`.
     """
     if out is None and figure is None:
         raise ScmedleyError("Nothing to write: give --out, --figure, or both.")
@@ -78,7 +78,12 @@ def project(
     model = read_model(folder)
     chosen = choose(cells, folder)
     if values != "auto":
-        store_log_normalised(chosen, values)
+        if len(cells) != 1 or not _is_a_file(cells[0]):
+            raise ScmedleyError(
+                f"--values {values} is for the cells of a file (--cells cells.h5ad): those of the run are prepared. "
+                "Leave it out."
+            )
+        chosen = as_told(chosen, values)
     for line in cautions(folder, chosen, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:
