@@ -12,12 +12,12 @@ import pandas as pd
 from anndata import AnnData, read_h5ad
 
 from scmedley import io
+from scmedley.asked import Asked
 from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
 from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, against_baseline, agreement, summarise
 from scmedley.evaluate.panel import panel
-from scmedley.evidence import Asked
 from scmedley.models import MixedEffects
 from scmedley.pipeline.folder import CELLS, CHECK, read_record
 from scmedley.pipeline.stages import read_cells, read_model
