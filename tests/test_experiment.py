@@ -25,6 +25,7 @@ from scmedley.experiment.config import NULL
 from scmedley.experiment.grid import run
 from scmedley.experiment.tables import summarise
 from scmedley.experiment.task import Task, fingerprint, tasks
+from scmedley.pp.kinds import trained_on
 from tiny import nested_design
 
 SMALL = {"hidden": (16, 8), "max_epochs": 2, "batch_size": 32}
@@ -268,6 +269,7 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
         ({"targets": ("cell_type",)}, "other columns"),
         ({"targets": ("sex", "sex")}, "none twice"),
         ({"precision": "float7"}, "none of"),
+        ({"values": "log3"}, "values = 'log3' is none of"),
         ({"settings": {NULL: {}}}, "no use"),
         ({"published": "Hearts"}, "none of .*Heart"),
     ],
@@ -409,6 +411,24 @@ def test_held_out_pairs_are_predicted_in_no_fit_seen_and_resumed_to_the_same_bit
     run(replace(tried, folds=4), out, jobs=1, say=lambda _: None, progress=False)
     assert (out / "counterfactuals.csv").read_bytes() == made
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # more folds of cells change no pair
+
+
+def test_what_the_values_were_is_said_recorded_and_known_to_each_fit(tmp_path: Path) -> None:
+    adata = six_donors()
+    adata.X = np.log2(adata.X.toarray() * 2.5 + 1)  # no whole numbers, no total: nobody could know
+    adata.var["feature_types"] = ["Antibody Capture"] + ["Gene Expression"] * (adata.n_vars - 1)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    said: list[str] = []
+    tried, out = small(tmp_path / "cells.h5ad", values="log2"), tmp_path / "out"
+    out.mkdir()
+    record = grid._lay_data(tried, out, None, said.append)
+    assert record["prepare"]["values"]["kind"] == "log2"
+    assert record["prepare"]["values"]["reason"] in said
+    assert any("Antibody Capture" in line for line in record["warnings"])  # of reading
+    assert {f"Warning: {line}" for line in record["warnings"]} <= set(said)
+    held = cells_module.read_cells(out / work.DATA, tried, "cells", 0)
+    assert trained_on(held, held.layers["log1p_cp10k"])["kind"] == "log2"
+    assert held.uns["scmedley"]["label_key"] == "cell_type"
 
 
 def test_pairs_may_be_of_named_batches(cells: Path) -> None:

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
-from scmedley import io
-from scmedley.errors import ScmedleyError
+from scmedley import io, keys
+from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment import tables
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import digest, prepare_once, read_data
@@ -109,22 +109,26 @@ def _check_folder(out: Path) -> None:
 def _lay_data(
     experiment: Experiment, out: Path, folder: Path | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Filter and normalise the cells, once for all fits; give the record that begins."""
+    """Filter and normalise the cells, once for all fits; return the record that begins."""
     say(f"Reading {experiment.data}")
     if any(out in (place / experiment.data).resolve().parents for place in (folder or Path(), Path())):
         raise ScmedleyError(
             f"{experiment.data} lies in --out {out}, which is for results only. Choose another --out."
         )
-    adata = read_data(experiment, folder)
-    warnings = prepare_once(adata, experiment)
+    with heard(lambda line: say(f"Warning: {line}")) as read:  # at once: an error may follow from it
+        adata = read_data(experiment, folder)
+    checked = prepare_once(adata, experiment)
     columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
     io.check_columns(adata, sorted(columns & set(adata.obs)))
-    for warning in warnings:
+    say(checked.reason)
+    for warning in checked.warnings:
         say(f"Warning: {warning}")
+    warnings = read + checked.warnings
     record = {
         "status": "running",
         "experiment": asdict(experiment),
         "input": {"sha256": digest(adata), "cells": adata.n_obs, "genes": adata.n_vars},
+        "prepare": adata.uns[keys.UNS]["prepare"],
         "versions": run_folder.versions(),
         "warnings": warnings,
     }
