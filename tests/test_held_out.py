@@ -236,8 +236,21 @@ def test_a_model_is_good_only_where_the_best_baseline_is_not_better(
 
 
 def test_one_pair_proves_nothing() -> None:
-    rows = verdicts(table({"FE": [0.9], "no change": [0.0]}))
-    assert rows["verdict"].tolist() == ["ties"]
+    one = table({"FE": [0.9], "no change": [0.0]})
+    assert verdicts(one)["verdict"].tolist() == ["one pair: no verdict"]
+    assert "FE differs by 0.90 from the best baseline, no change (one pair: no verdict)." in finding(one)
+
+
+def test_only_pairs_that_all_predict_are_compared() -> None:
+    nan = float("nan")
+    given = {"additive": [0.1, 0.1, nan, nan, 0.1], "shrunk additive": [0.2, 0.2, -0.9, -0.9, 0.2]}
+    given |= {"mean over batches": [nan] * 5, "no change": [0.0] * 5, "FE": [0.4, 0.5, 0.1, 0.1, 0.3]}
+    row = verdicts(table(given)).iloc[0]
+    assert (row.baseline, row.n_pairs, row.n_better, row.verdict) == ("shrunk additive", 3, 3, "ties")
+    assert row.difference == pytest.approx(0.2)
+    said = finding(table(given))
+    assert "for the 3 of 5 held-out pairs that all methods predict" in said
+    assert "FE 0.40; shrunk additive 0.20, additive 0.10, no change 0.00." in said
 
 
 def test_of_two_batches_the_mean_over_batches_is_no_change() -> None:

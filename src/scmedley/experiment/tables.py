@@ -74,7 +74,9 @@ def _write_predicted(predicted: pd.DataFrame, out: Path) -> list[str]:
         return []
     io.write_csv(predicted, out / PREDICTED)
     summary = summarise(predicted, ["method"], list(MEASURES)).rename(columns={"n_folds": "n_pairs"})
-    summary = summary.merge(verdicts(predicted).drop(columns="n_pairs"), how="left", on="method")
+    summary = summary.merge(
+        verdicts(predicted).rename(columns={"n_pairs": "n_compared"}), how="left", on="method"
+    )
     io.write_csv(summary, out / PREDICTED_SUMMARY)
     return [finding(predicted)] if summary["verdict"].notna().any() else []
 
