@@ -14,9 +14,17 @@ from anndata import AnnData, read_h5ad
 from scmedley import io
 from scmedley.asked import Asked
 from scmedley.checks import check_seed
-from scmedley.data.design import POPULATION_MEAN
+from scmedley.data.design import POPULATION_MEAN, named_targets
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
-from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, against_baseline, agreement, summarise
+from scmedley.evaluate.counterfactual import (
+    CHECK_COLUMNS,
+    TOO_FEW,
+    against_baseline,
+    agreement,
+    labels_of,
+    names_of,
+    summarise,
+)
 from scmedley.evaluate.panel import panel
 from scmedley.models import MixedEffects
 from scmedley.pipeline.folder import CELLS, CHECK, read_record
@@ -192,7 +200,7 @@ def _check_figure(to: Sequence[str], rows: int) -> None:
 
 
 def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
-    """Say which labels of these cells were never seen in a target, and where the check speaks against predictions.
+    """Return which labels of these cells were never seen in a target, and where the check speaks against predictions.
 
     Parameters
     ----------
@@ -205,16 +213,16 @@ def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
     """
     config = read_record(folder).get("config") or {}
     batch, label = config.get("batch"), config.get("label")
-    obs = read_h5ad(folder / CELLS, backed="r").obs if (folder / CELLS).exists() else pd.DataFrame()
-    if label not in adata.obs or not {batch, label} <= set(obs):
+    cells = AnnData(obs=read_h5ad(folder / CELLS, backed="r").obs) if (folder / CELLS).exists() else AnnData()
+    if label not in adata.obs or not {batch, label} <= set(cells.obs):
         return []
-    seen = set(zip(obs[label].astype(str), obs[batch].astype(str), strict=True))
+    seen = set(zip(labels_of(cells, label), labels_of(cells, batch), strict=True))
     check = _check_of(folder / CHECK)
     judged = agreement(check)
     judged = judged.mask((judged == "some") & (against_baseline(check) == WORSE), WORSE)
     words = dict(zip(zip(check["label"], check["batch"], strict=True), judged, strict=True))
     found: dict[str, list[str]] = {text: [] for text in CAUTIONS.values()}
-    for name, target in product(sorted(set(adata.obs[label].dropna().astype(str))), to):
+    for name, target in product(names_of(labels_of(adata, label)), named_targets(to)):
         word = UNSEEN if (name, target) not in seen else words.get((name, target), TOO_FEW) if words else ""
         if target != POPULATION_MEAN and word in CAUTIONS:
             found[CAUTIONS[word]].append(f"{name} in {target}")
