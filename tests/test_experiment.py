@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ from anndata import AnnData, concat
 from scmedley.__main__ import main
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.held_out import BASELINES, CEILING
+from scmedley.evaluate.probes import PROBES
 from scmedley.experiment import Experiment, grid, read_config
 from scmedley.experiment import cells as cells_module
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import NULL
 from scmedley.experiment.grid import run
-from scmedley.experiment.tables import summarise
+from scmedley.experiment.tables import findings, read_table, summarise
 from scmedley.experiment.task import Task, fingerprint, tasks
 from scmedley.pp.kinds import trained_on
 from tiny import nested_design
@@ -245,6 +247,43 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
     assert (row.value, row.n_folds) == (2.0, 2)
     half = 12.706204736 * np.std([1, 3], ddof=1) / np.sqrt(2)
     np.testing.assert_allclose([row.value_low, row.value_high], [2 - half, 2 + half])
+
+
+def test_labels_may_be_called_like_missing_values(tmp_path: Path) -> None:
+    names = ["NA", "None", "1", "T"]
+    pd.DataFrame({"label": names, "batch": "nan", "r2": [0.5, np.nan, 1.0, 2.0]}).to_csv(tmp_path / "t.csv")
+    table = read_table(tmp_path / "t.csv")
+    assert table.label.tolist() == names
+    assert set(table.batch) == {"nan"}
+    assert table.r2.isna().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("blind", "words"),
+    [
+        ((), "RE separates batches of .* seen by all of the probes"),
+        (("network",), "not shown that RE .* seen by kNN and logistic regression, but not by network"),
+        (PROBES, "not shown that RE .* seen by none of the probes"),
+    ],
+)
+def test_random_effects_separate_batches_only_where_all_probes_agree(blind: tuple, words: str) -> None:
+    rows = [
+        {
+            "score": f"{probe} leak",
+            "fold": fold,
+            "method": method,
+            "null": 0.1,
+            "value": 0.1 + leak + fold / 100,
+        }
+        for probe in PROBES
+        for fold in range(3)
+        for method, leak in (("RE", 0.1 if probe in blind else 0.5), (NULL, 0.1))
+    ]
+    table = pd.DataFrame(rows).assign(split="cells", part="test", of="batch", seed=0)
+    summary = summarise(table, ["split", "part", "score", "of", "method"], ["value", "null"])
+    (said,) = findings(table, summary)
+    assert re.search(words, said)
+    assert "logistic regression " + ("0.11 and 0.11" if blind == PROBES else "0.51 and 0.11") in said
 
 
 @pytest.mark.parametrize(

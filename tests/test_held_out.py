@@ -6,6 +6,7 @@ import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.stats import energy_distance as scipy_energy
+from scipy.stats import norm
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
@@ -101,9 +102,12 @@ def test_reliability_says_how_surely_a_gene_changes(rng: np.random.Generator) ->
     weight = ho.reliability(source, target)
     error = source[:, 1].var(ddof=1) / 50 + target[:, 1].var(ddof=1) / 80
     t = (target[:, 1].mean() - source[:, 1].mean()) / np.sqrt(error)
-    assert weight[1] == pytest.approx(t**2 / (1 + t**2))
+    assert weight[1] == pytest.approx(max(0, 1 - 1 / t**2))
     assert weight[0] > 0.98
     assert weight[2] == 0
+    noise = ho.reliability(*rng.normal(0, 1, (2, 50, 2000)))
+    # Of a gene of noise, t is standard normal: E max(0, 1 - 1 / t²) = 2 [P(Z > 1) - (φ(1) - P(Z > 1))].
+    assert noise.mean() == pytest.approx(2 * (2 * norm.sf(1) - norm.pdf(1)), abs=0.02)
 
 
 def test_direction_is_of_the_genes_that_change_most() -> None:

@@ -111,15 +111,15 @@ def r2_change(observed_G: Floats, predicted_G: Floats, weight_G: Floats | None =
 
 
 def reliability(source_NG: Floats, target_MG: Floats) -> Floats:
-    """Return how surely each gene changes: w_g = Δ_g² / (Δ_g² + se_g²), from 0 to 1.
+    """Return how surely each gene changes: w_g = max(0, 1 - se_g² / Δ_g²), from 0 to 1.
 
     Δ is the observed change of the mean and se² = s²(source) / N + s²(target) / M its sampling variance. A gene that
-    changes by one standard error counts half; one that does not change at all counts nothing.
+    changes by no more than one standard error counts nothing, by two 3/4.
     """
     change_G = target_MG.mean(axis=0) - source_NG.mean(axis=0)
     variance_G = _variance_of_mean(source_NG) + _variance_of_mean(target_MG)
-    total_G = change_G**2 + variance_G
-    return np.asarray(np.divide(change_G**2, total_G, out=np.zeros_like(total_G), where=total_G > 0))
+    noise_G = np.divide(variance_G, change_G**2, out=np.ones_like(change_G), where=change_G != 0)
+    return np.asarray(np.maximum(0, 1 - noise_G))
 
 
 def slope(observed_G: Floats, predicted_G: Floats) -> float:
