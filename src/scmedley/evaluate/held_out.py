@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 N_TOP = 50  # genes whose direction is judged
 CLOUD = 500  # cells on either side of an E-distance, at most
-LEAST = 5  # cells of a label in a batch without which their mean is in no baseline
+LEAST_CELLS = 5  # cells of a label in a batch without which their mean is in no baseline
 ROUNDING = 1e-6  # of the observed change: what is smaller is no change, and has no direction
 N_SPLITS = 5  # random halves for the ceiling
 MEASURES = (
@@ -189,7 +189,7 @@ def label_shifts(
 ) -> tuple[Floats, Floats]:
     """Return how far each other label's mean lies in ``batch`` from its mean in the source batches.
 
-    d_l = mean(l in batch) - Σ_b w_b mean(l in b) / Σ_b w_b, over the source batches b with :data:`LEAST` cells of
+    d_l = mean(l in batch) - Σ_b w_b mean(l in b) / Σ_b w_b, over the source batches b with :data:`LEAST_CELLS` cells of
     the label or more. Labels with fewer in ``batch``, or in all source batches, are left out.
 
     Parameters
@@ -209,8 +209,10 @@ def label_shifts(
     shifts, variances = [], []
     for other in np.unique(label_N[(label_N >= 0) & (label_N != label)]):
         groups = {b: np.flatnonzero((batch_N == b) & (label_N == other)) for b in range(len(weight_B))}
-        sources = [b for b, rows in groups.items() if b != batch and weight_B[b] > 0 and len(rows) >= LEAST]
-        if len(groups[batch]) < LEAST or not sources:
+        sources = [
+            b for b, rows in groups.items() if b != batch and weight_B[b] > 0 and len(rows) >= LEAST_CELLS
+        ]
+        if len(groups[batch]) < LEAST_CELLS or not sources:
             continue
         w = weight_B[sources] / weight_B[sources].sum()
         moments = [_moments(x_NG[groups[b]]) for b in (batch, *sources)]

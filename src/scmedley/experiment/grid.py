@@ -46,7 +46,7 @@ def run(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Do an experiment, or what is left of it, and write its tables and page; give its record.
+    """Do an experiment, or what is left of it, and write its tables and page; return its record.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def _run(
 
 
 def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list[str]:
-    """Name the networks whose training was still improving when their ``max_epochs`` ended it."""
+    """Return as sentences the networks whose training was still improving when their ``max_epochs`` ended it."""
     said = []
     for method in experiment.methods:
         most = experiment.settings.get("RE" if method == NULL else method, {}).get("max_epochs")
@@ -196,7 +196,7 @@ def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list
 
 
 def _failed_rivals(out: Path, fits: Sequence[Task]) -> list[str]:
-    """Say which methods that are not ours failed, and why."""
+    """Return which methods that are not ours failed, and why."""
     reasons: dict[str, list[str]] = {}
     for task in fits:
         state = work.about(out, task)
@@ -219,7 +219,7 @@ def _tell_failures(out: Path, todo: Sequence[Task]) -> None:
 
 @contextmanager
 def _executor(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
-    """Give what runs the fits: processes of this machine, this process alone, or a Dask scheduler's workers."""
+    """Yield what runs the fits: processes of this machine, this process alone, or a Dask scheduler's workers."""
     if scheduler is None and jobs == 1:
         yield None
         return

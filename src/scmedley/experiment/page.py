@@ -236,7 +236,7 @@ def _training(folder: Path) -> list[dict[str, Any]]:
 
 
 def _fits(fits: pd.DataFrame) -> list[dict[str, Any]]:
-    """Give each method's fits, failures and median seconds."""
+    """Return each method's fits, failures and median seconds."""
     grouped = fits.groupby("method", sort=False)
     return [
         {

@@ -21,7 +21,7 @@ from scmedley.values import dense
 
 SOURCE_CELLS = 1000  # cells that are shown in the held-out batch, at most
 ONE = "one pair: no verdict"
-TIE = 0.01  # of R²Δ, on average: what is as far behind, or less, counts as equal
+TIE_R2 = 0.01  # of R²Δ, on average: what is as far behind, or less, counts as equal
 
 
 def predict(out: Path, experiment: Experiment, task: Task, folder: Path, mark: str) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def held_out_pair(
         adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key)
     )
     others = [np.flatnonzero((batch_N == b) & (label_N == label)) for b in np.unique(batch_N) if b != batch]
-    others = [cells for cells in others if len(cells) >= held_out.LEAST]
+    others = [cells for cells in others if len(cells) >= held_out.LEAST_CELLS]
     target = np.flatnonzero((batch_N == batch) & (label_N == label))
     means = [np.asarray(x_NG[cells].mean(axis=0)).ravel() for cells in others]
     return HeldOut(
@@ -132,7 +132,7 @@ def verdicts(predicted: pd.DataFrame) -> pd.DataFrame:
         for method in [m for m in per_pair if m not in BASELINES]:
             ahead = per_pair[method] - per_pair[baseline]
             mean, low, high = t_interval(ahead.tolist())
-            verdict = "better" if low > 0 else "ties" if mean >= -TIE else "worse"
+            verdict = "better" if low > 0 else "ties" if mean >= -TIE_R2 else "worse"
             row = {"method": method, "baseline": baseline, "difference": mean}
             row |= {"difference_low": low, "difference_high": high, "n_better": int((ahead > 0).sum())}
             rows.append(row | {"n_pairs": len(ahead), "verdict": verdict if len(ahead) > 1 else ONE})

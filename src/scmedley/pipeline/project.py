@@ -57,7 +57,7 @@ def project(
     values: Asked = "auto",
     unknown: str = "error",
 ) -> list[str]:
-    """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; give what to tell the user.
+    """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; return what to tell the user.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def _is_a_file(text: str) -> bool:
 
 
 def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
-    """Say which cells a query on ``obs`` is true for. It may compare, and call what only looks; nothing that writes."""
+    """Return which cells a query on ``obs`` is true for. It may compare, and call what only looks."""
     unquoted = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", query)
     called = [
         name
@@ -250,7 +250,7 @@ def _draw(
     seed: int,
     unknown: str,
 ) -> int:
-    """Draw a few of the cells; give how many."""
+    """Draw a few of the cells; return how many."""
     from scmedley.pl import counterfactuals
     from scmedley.pl._figure import save
 
