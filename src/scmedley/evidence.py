@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 from scipy.stats import rankdata
 
+from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError
 from scmedley.scan import LN, NOISE, Base, Evidence
 
 Values = Literal["counts", "log-normalised", "other"]
-Asked = Literal["auto", "counts", "log1p", "log2", "log10"]
 
 TARGET_SUM = 1e4  # counts per cell after normalisation, before log1p
 CORRECTED = 2  # rank of counts that something was taken from

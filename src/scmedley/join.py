@@ -9,8 +9,8 @@ import pandas as pd
 from anndata import AnnData, concat
 from scipy.sparse import csr_matrix
 
+from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError, listed, warn
-from scmedley.evidence import Asked
 from scmedley.gene_names import GeneNames, match
 from scmedley.inplace import layers_of
 from scmedley.io import read

@@ -9,8 +9,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError, warn
-from scmedley.evidence import CORRECTED, TARGET_SUM, Asked, Checked, Values, judge, kind_words
+from scmedley.evidence import CORRECTED, TARGET_SUM, Checked, Values, judge, kind_words
 from scmedley.inplace import layers_of
 from scmedley.scan import LN, Base, examine
 from scmedley.sizes import sizes_known

@@ -31,9 +31,9 @@ from scmedley.pp.counts import log_normalised, read_log_normalised
 from scmedley.pp.kinds import difference_of_prepared, differences, trained_on
 from scmedley.pp.scale import MinMax
 from scmedley.pp.split import store_split
+from scmedley.process import modes
 from scmedley.train import loop
 from scmedley.train.precision import engine, resolve_device, resolve_precision
-from scmedley.train.process import modes
 
 S = TypeVar("S", bound=Settings)
 

@@ -28,8 +28,8 @@ from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.io import replacing
 from scmedley.models.interval import half_width
+from scmedley.process import modes, seeded
 from scmedley.storable import storable_obs
-from scmedley.train.process import modes, seeded
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model

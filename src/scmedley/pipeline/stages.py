@@ -280,7 +280,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     config, record = this.config, this.record
     with this.stage("read"):
         this.say(f"Reading {record['input']['name']}")
-        with heard() as said:
+        with heard(lambda line: this.say(f"Warning: {line}")) as said:  # at once: an error may follow from it
             adata = (
                 io.read(inputs[0]) if len(inputs) == 1 else read_batches(inputs, config.batch, config.values)
             )
@@ -321,7 +321,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
     this.say(checked.reason)
-    for warning in record["warnings"]:
+    for warning in checked.warnings:
         this.say(f"Warning: {warning}")
     return adata
 

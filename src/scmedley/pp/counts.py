@@ -10,9 +10,10 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
+from scmedley.asked import Asked
 from scmedley.checks import check, check_seed
 from scmedley.errors import ScmedleyError, listed, warn
-from scmedley.evidence import TARGET_SUM, Asked, Checked, kind_words
+from scmedley.evidence import TARGET_SUM, Checked, kind_words
 from scmedley.features import genes_alone
 from scmedley.gene_names import GeneNames, match
 from scmedley.inplace import become, settle, subset
