@@ -3,15 +3,17 @@
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.stats import energy_distance as scipy_energy
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
+from scmedley import keys
 from scmedley.evaluate import held_out as ho
 from scmedley.evaluate.held_out import BASELINES, CEILING, HeldOut
-from scmedley.experiment.config import NULL
-from scmedley.experiment.pairs import finding, verdicts
+from scmedley.experiment.config import NULL, Experiment
+from scmedley.experiment.pairs import finding, held_out_pair, verdicts
 
 
 @pytest.fixture
@@ -236,3 +238,17 @@ def test_a_model_is_good_only_where_the_best_baseline_is_not_better(
 def test_one_pair_proves_nothing() -> None:
     rows = verdicts(table({"FE": [0.9], "no change": [0.0]}))
     assert rows["verdict"].tolist() == ["ties"]
+
+
+def test_of_two_batches_the_mean_over_batches_is_no_change() -> None:
+    """Also in float32, whose sums hang on their order."""
+    obs = pd.DataFrame(
+        {"batch": np.repeat(["a", "b"], 400), "label": np.tile(["k", "l"], 400)}, dtype="category"
+    )
+    x = np.random.default_rng(0).gamma(1.0, 1.0, (800, 30)).astype(np.float32)
+    adata = AnnData(obs=obs.set_axis(map(str, obs.index)), layers={keys.LOGNORM: csr_matrix(x)})
+    rows = np.flatnonzero((obs["batch"] == "a") & (obs["label"] == "k"))
+    held = held_out_pair(adata, Experiment(name="x", data="x", label_key="label"), rows, 1, 0)
+    found = ho.measure(held, ho.baselines(held, np.ones((1, 30)), np.ones((1, 30)))["mean over batches"])
+    assert found["r2"] == 0
+    assert np.isnan(found["slope"])

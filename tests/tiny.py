@@ -43,7 +43,7 @@ def fit_default(adata: AnnData, batch_key: str) -> MixedEffects:
     short = [kind.preset("default").replace(max_epochs=10) for kind in (FixedEffects, RandomEffects)]
     model = MixedEffects(batch_key, fixed_settings=short[0], random_settings=short[1]).fit(adata, **FIT)
     model.embed(adata)
-    adata.obsm[keys.RANDOM_MASKED] = model.random.masked_representation(adata)
+    adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(adata, mask_batch=True)
     return model
 
 

@@ -53,7 +53,7 @@ def storable(adata: AnnData) -> tuple[dict[str, Any], list[str]]:
     names that are no text, are taken,   the closest name that is free, with a warning
     empty, or ``_index``
     ``/`` in a name                      kept in columns, which anndata reads back; ``_`` in keys
-    None, functions, objects in ``uns``  left out, with a warning
+    functions and objects in ``uns``     left out, with a warning; None without one
     ===================================  ==============================================================
     """
     said: Said = defaultdict(list)
@@ -173,8 +173,8 @@ def _scalar(value: Any, path: str, said: Said) -> Any:
         said[TEXT].append(f"{path} ({type(value).__name__})")
         return _texts(np.array([_as_text(value)], dtype=object), path, said)[0]
     lazy = type(value).__module__.split(".")[0] in _LAZY and not isinstance(value, AnnData)
-    if not lazy:
-        said[LEFT_OUT].append(f"{path} ({'None' if value is None else type(value).__name__})")
+    if not lazy and value is not None:  # scanpy keeps log1p.base as None, which no reader misses
+        said[LEFT_OUT].append(f"{path} ({type(value).__name__})")
     return value if lazy else _NOTHING
 
 

@@ -283,8 +283,13 @@ def _gain_se(
         return np.asarray((times_RN / len(rows)).astype(np.float32) @ x_NG[rows], dtype=np.float64)
 
     observed_RG = means(goal) - means(source)
-    gains = [_correlation(predicted_G, o_G) - _correlation(additive_G, o_G) for o_G in observed_RG]
-    return float(np.std(gains))
+    both_2G = np.stack([predicted_G, additive_G])
+    if not (
+        np.isfinite(both_2G).all() and np.ptp(both_2G, axis=1).all() and np.ptp(observed_RG, axis=1).all()
+    ):
+        return float("nan")
+    r_2R = np.corrcoef(both_2G, observed_RG)[:2, 2:]
+    return float(np.std(r_2R[0] - r_2R[1]))
 
 
 def _average(values: list[float]) -> float:

@@ -290,8 +290,9 @@ def ceiling(held: HeldOut, *, seed: int = 0, n_splits: int = N_SPLITS) -> dict[s
 def _moments(x_NG: csr_matrix) -> tuple[Floats, Floats]:
     """Return mean and sampling variance of the mean of each gene."""
     n = x_NG.shape[0]
-    mean_G = np.asarray(x_NG.mean(axis=0, dtype=np.float64)).ravel()
-    square_G = np.asarray(x_NG.multiply(x_NG).mean(axis=0, dtype=np.float64)).ravel()
+    x_NG = x_NG.astype(np.float64)  # scipy's mean of float32 rounds each value, whatever dtype it is told
+    mean_G = np.asarray(x_NG.mean(axis=0)).ravel()
+    square_G = np.asarray(x_NG.multiply(x_NG).mean(axis=0)).ravel()
     return mean_G, np.maximum(square_G - mean_G**2, 0) / (n - 1)
 
 

@@ -74,14 +74,14 @@ def held_out_pair(
     adata: AnnData, experiment: Experiment, rows: np.ndarray, batch: int, label: int
 ) -> HeldOut:
     """Return the values of the source cells, of the held-out cells, and the label's means in other batches."""
-    x_NG: Any = adata.layers[keys.LOGNORM]
+    x_NG: Any = adata.layers[keys.LOGNORM].astype(np.float64)  # in float32 a mean hangs on its path
     batch_N, label_N = (
         adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key)
     )
     others = [np.flatnonzero((batch_N == b) & (label_N == label)) for b in np.unique(batch_N) if b != batch]
     others = [cells for cells in others if len(cells) >= held_out.LEAST]
     target = np.flatnonzero((batch_N == batch) & (label_N == label))
-    means = [np.asarray(x_NG[cells].mean(axis=0, dtype=np.float64)).ravel() for cells in others]
+    means = [np.asarray(x_NG[cells].mean(axis=0)).ravel() for cells in others]
     return HeldOut(
         _dense(x_NG[rows]),
         _dense(x_NG[target]),

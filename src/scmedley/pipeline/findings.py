@@ -72,11 +72,11 @@ def _fixed(scores: pd.DataFrame) -> str:
     gap, error = worst.value - pca_worst.value, _error(worst, pca_worst)
     much = "about as much as" if abs(gap) <= error else "less than" if gap < 0 else "more than"
     return (
-        f"Fixed effects: this embedding gives away a held-out cell's batch {much} the principal components do: by "
-        f"the worst of three probes, leak {worst.value:z.2f} ({NAMES[by]}) against {pca_worst.value:z.2f} "
-        f"({NAMES[pca_by]}), a difference known to ±{error:.2f} with so many held-out cells, and less well with one "
-        f"fit alone; 0 is chance, 1 is all. The three: {_listed(fixed)}; principal components "
-        f"{_listed(pca, named=False)}. {_left(worst)}"
+        f"Fixed effects: this embedding gives away a held-out cell's batch {much} the principal components do. "
+        f"By the worst of three probes the leak is {worst.value:z.2f} ({NAMES[by]}) against {pca_worst.value:z.2f} "
+        f"({NAMES[pca_by]}), where 0 is chance and 1 is all. All three: {_listed(fixed)}; principal components "
+        f"{_listed(pca, named=False)}. The difference is known to ±{error:.2f} with so many held-out cells, and less "
+        f"well with one fit alone. {_left(worst)}"
     )
 
 
