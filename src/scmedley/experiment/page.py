@@ -149,7 +149,7 @@ def _classified(read: pd.DataFrame) -> list[dict[str, Any]]:
         names = list(dict.fromkeys(rows["embedding"]))
         splits = list(dict.fromkeys(rows["held_out"]))
         cells = {(r["embedding"], r["held_out"]): r for r in rows.to_dict("records")}
-        cautions = dict(zip(rows["held_out"], rows["caution"].fillna(""), strict=True))
+        cautions = dict(zip(rows["held_out"], rows["caution"].astype(object).fillna(""), strict=True))
         lines = [(name, [cells.get((name, split)) for split in splits]) for name in names]
         groups.append({"target": target, "splits": splits, "cautions": cautions, "lines": lines})
     return groups

@@ -47,7 +47,8 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
     classified = _collect(out, classifications, work.CLASSIFIED)
     if len(classified):
         io.write_csv(classified, out / CLASSIFIED)
-        classified["caution"] = classified["caution"].fillna("")
+        # Read as numbers where there is none.
+        classified["caution"] = classified["caution"].astype(object).fillna("")
         values = ["accuracy", "balanced_accuracy", "donor_accuracy"]
         values += ["chance", "chance_balanced", "donor_chance"]
         read = summarise(classified, CLASSIFIED_BY, values)
