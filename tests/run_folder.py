@@ -153,8 +153,6 @@ def _shifts(batch, label, batches, labels, genes, rng) -> pd.DataFrame:
                         "q95": shift + half,
                         "observed": shift if seen else np.nan,
                         "size": float(np.sqrt((shift**2).mean())),
-                        "size_q05": float(np.sqrt((shift**2).mean())) - 0.05,
-                        "size_q95": float(np.sqrt((shift**2).mean())) + 0.05,
                         "observed_size": float(np.sqrt((shift**2).mean())) if seen else np.nan,
                         "null_size": 0.1 if seen else np.nan,
                         "null_sd": 0.01 if seen else np.nan,

@@ -23,7 +23,7 @@ from scmedley.overlap import as_categories
 from scmedley.pp.counts import log_normalised
 
 N_PERMUTATIONS = 10
-DISTANCES = ["batch", "distance", "q05", "q95", "observed", "null", "null_sd"]
+DISTANCES = ["batch", "distance", "observed", "null", "null_sd"]
 HELD_OUT, ALL_CELLS = (
     "held-out cells",
     "all cells",
@@ -66,8 +66,7 @@ def gene_shifts(
         label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05 and q95
         (:mod:`scmedley.models.interval`), observed (the same difference between the means of the label's cells that
         are from each batch; not a number where there are none). The same for all genes of a pair: size (root mean
-        square of the shift over all genes of the model) with size_q05 and size_q95, observed_size (of the observed
-        difference), null_size and null_sd (mean and standard deviation of that over permutations of the same cells
+        square of the shift over all genes of the model), observed_size (of the observed difference), null_size and null_sd (mean and standard deviation of that over permutations of the same cells
         among the label's batches); n_cells (shown), n_observed (cells that the observed mean is of), observed_from
         ("held-out cells", or "all cells", training cells included, where fewer than 10 of the pair are held out), seen
         (whether the label is in the batch at all).
@@ -101,7 +100,6 @@ def gene_shifts(
         pairs = pd.DataFrame(
             {
                 "size": _size(mean_TDG.mean(axis=1)),
-                "half": half_width(_size(mean_TDG), network.calibration, axis=1),
                 "observed_size": _size(observed_TG),
                 "null_size": np.mean(null_KT, axis=0),
                 "null_sd": np.std(null_KT, axis=0),
@@ -111,8 +109,6 @@ def gene_shifts(
                 "seen": seen_T,
             }
         )
-        pairs.insert(1, "size_q05", pairs["size"] - pairs["half"])
-        pairs.insert(2, "size_q95", pairs["size"] + pairs.pop("half"))
         for target, shift_DG, observed_G, pair in zip(
             batches, mean_TDG, observed_TG, pairs.to_dict("records"), strict=True
         ):
@@ -151,7 +147,7 @@ def interval_coverage(
 
 
 def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
-    """Return how far each batch lies from the average batch, the farthest first.
+    """Return how far each batch lies from the average batch, the farthest in its own cells first.
 
     Batches are compared on the labels that all of them have: the average batch of another label is another one.
 
@@ -163,11 +159,12 @@ def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        batch, and in log1p CP10k, means over those labels: distance (the size of the model's shift) with q05 and q95;
-        observed, the distance of the cells' own means; null and null_sd, of that with batches permuted within
-        labels; observed_from, which cells these are ("held-out cells", "all cells", or "held-out and all cells"
-        where labels differ). Empty where fewer than two batches share a label with all others. Of two batches each lies
-        half as far from their average as from the other.
+        batch, and in log1p CP10k, means over those labels: distance (the size of the model's shift, which is drawn
+        towards 0 and has no interval); observed, the distance of the cells' own means; null and null_sd, of that with
+        batches permuted within labels; observed_from, which cells these are ("held-out cells", "all cells", or
+        "held-out and all cells" where labels differ). Ordered by observed² - null², as means of fewer cells lie
+        farther apart by noise alone. Empty where fewer than two batches share a label with all others. Of two batches
+        each lies half as far from their average as from the other.
     """
     pairs = shifts.drop_duplicates(["batch", "label"])
     n_seen = pairs[pairs["seen"]].groupby("label")["batch"].nunique()
@@ -175,11 +172,12 @@ def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
     shared = pairs[pairs["label"].isin(n_seen.index[n_seen == n_batches])]
     if n_batches < 2 or shared.empty:
         return pd.DataFrame(columns=[*DISTANCES, "observed_from"])
-    sizes = ["size", "size_q05", "size_q95", "observed_size", "null_size", "null_sd"]
+    sizes = ["size", "observed_size", "null_size", "null_sd"]
     groups = shared.groupby("batch", sort=True)
     found = groups[sizes].mean().reset_index().set_axis(DISTANCES, axis=1)
     found["observed_from"] = groups["observed_from"].agg(source_of).to_numpy()
-    return found.sort_values("distance", ascending=False, kind="stable", ignore_index=True)
+    order = (found["null"] ** 2 - found["observed"] ** 2).argsort(kind="stable")
+    return found.iloc[order].reset_index(drop=True)
 
 
 def source_of(observed_from: "pd.Series[str]") -> str:
@@ -189,7 +187,7 @@ def source_of(observed_from: "pd.Series[str]") -> str:
 
 
 def _observed(x_NG: Any, own: list[np.ndarray]) -> np.ndarray:
-    """Give the mean of each batch's cells less the average of those means, T x G; not a number without cells."""
+    """Return the mean of each batch's cells less the average of those means, T x G; not a number without cells."""
     found_TG = np.full((len(own), x_NG.shape[1]), np.nan)
     seen_T = np.array([len(cells) > 0 for cells in own])
     if seen_T.sum() > 1:
@@ -199,11 +197,11 @@ def _observed(x_NG: Any, own: list[np.ndarray]) -> np.ndarray:
 
 
 def _permuted(own: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Deal the cells of one label out anew, as many to each batch as it has."""
+    """Return the cells of one label dealt out anew, as many to each batch as it has."""
     ends = np.cumsum([len(cells) for cells in own])
     return np.split(rng.permutation(np.concatenate(own)), ends[:-1])
 
 
 def _size(shift_G: np.ndarray) -> np.ndarray:
-    """Give the root mean square over genes, the last axis."""
+    """Return the root mean square over genes, the last axis."""
     return np.asarray(np.sqrt(np.square(shift_G, dtype=np.float64).mean(axis=-1)))

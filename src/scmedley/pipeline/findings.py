@@ -175,10 +175,9 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
         return ""
     if distances.empty:
         return "No cell type is in all batches, so it is not said which batch differs most from the others."
-    said, stands_out = _farthest(distances, "" if set(seen.label) == {ALL} else " within cell types")
-    if not stands_out:
+    said, batch = _farthest(distances, "" if set(seen.label) == {ALL} else " within cell types")
+    if batch is None:
         return said
-    batch = distances.batch.iloc[0]
     own = seen[seen.batch == batch]
     words = agreement(check).set_axis(check.label)[(check.batch == batch).to_numpy()]
     judged = words[words != TOO_FEW]
@@ -201,27 +200,26 @@ def _included(own: pd.DataFrame) -> str:
     return "" if source == HELD_OUT else f" Observed means are of {source}: training cells are included."
 
 
-def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, bool]:
-    """Say which batch lies farthest, and whether the cells themselves lie farther apart than permuted ones."""
-    first, second = distances.iloc[0], distances.iloc[1]
-    times = (
-        2 if len(distances) == 2 else 1
-    )  # two batches lie twice as far from each other as from their average
-    beside = (
-        f"root mean square over genes; observed in {first.observed_from} {times * first.observed:.2f}, and "
-        f"{times * first.null:.2f} for batches permuted{within}"
+def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, str | None]:
+    """Return which batch lies farthest in its own cells, in words and by name; ``None``: none beyond permuted ones."""
+    apart = distances[distances.observed > distances.null + 2 * distances.null_sd]
+    first = distances.iloc[0] if apart.empty else apart.iloc[0]
+    # Two batches lie twice as far from each other as from their average.
+    times = 2 if len(distances) == 2 else 1
+    far = (
+        f"{times * first.observed:.2f} log1p CP10k in {first.observed_from} (root mean square over genes; "
+        f"{times * first.null:.2f} for batches permuted{within}; {times * first.distance:.2f} by the model)"
     )
-    if first.observed <= first.null + 2 * first.null_sd:
-        far = f"{first.batch} lies farthest from the average batch, but no farther than by chance"
-        return f"No batch is seen to differ: {far} ({beside}).", False
-    interval = f"{times * first.distance:.2f} [{times * first.q05:.2f}, {times * first.q95:.2f}] log1p CP10k"
+    if apart.empty:
+        said = f"{first.batch} lies farthest from the average batch, but no farther than by chance"
+        return f"No batch is seen to differ: {said}: {far}.", None
+    second = distances[distances.batch != first.batch].iloc[0]
     if times == 2:
-        return f"Batches {first.batch} and {second.batch} lie {interval} apart ({beside}).", True
-    said = (
-        f"Batch {first.batch} lies farthest from the average batch, by {interval}, before {second.batch} with"
-    )
-    unsure = ", which this fit does not tell apart" if second.q95 >= first.q05 else ""
-    return f"{said} {second.distance:.2f}{unsure} ({beside}).", True
+        return f"Batches {first.batch} and {second.batch} lie {far} apart.", first.batch
+    noise = np.hypot(first.null_sd, second.null_sd)
+    unsure = ", which these cells do not tell apart" if first.observed - second.observed <= 2 * noise else ""
+    said = f"Batch {first.batch} lies farthest from the average batch, by {far}"
+    return f"{said}, before {second.batch} with {second.observed:.2f}{unsure}.", first.batch
 
 
 def _judged(words: "pd.Series[str]", n_labels: int) -> str:

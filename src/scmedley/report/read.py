@@ -23,7 +23,7 @@ TABLES = {  # text columns, number columns
     "gene_shifts.csv": (
         ["label", "batch", "gene", "observed_from", "seen"],
         [
-            *("shift", "q05", "q95", "observed", "size", "size_q05", "size_q95", "observed_size"),
+            *("shift", "q05", "q95", "observed", "size", "observed_size"),
             *("null_size", "null_sd", "n_cells", "n_observed"),
         ],
     ),
