@@ -66,8 +66,8 @@ def gene_shifts(
         label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05 and q95
         (:mod:`scmedley.models.interval`), observed (the same difference between the means of the label's cells that
         are from each batch; not a number where there are none). The same for all genes of a pair: size (root mean
-        square of the shift over all genes of the model), observed_size (of the observed difference), null_size and null_sd (mean and standard deviation of that over permutations of the same cells
-        among the label's batches); n_cells (shown), n_observed (cells that the observed mean is of), observed_from
+        square of the shift over all genes of the model), observed_size (of the observed difference), null_size and
+        null_sd (mean and standard deviation of that over permutations of the same cells among the label's batches); n_cells (shown), n_observed (cells that the observed mean is of), observed_from
         ("held-out cells", or "all cells", training cells included, where fewer than 10 of the pair are held out), seen
         (whether the label is in the batch at all).
     """
@@ -129,10 +129,16 @@ def gene_shifts(
 
 
 def interval_coverage(
-    model: MixedEffects | Model[Any], adata: AnnData, label_key: str | None = None, *, seed: int = 0
+    model: MixedEffects | Model[Any],
+    adata: AnnData,
+    label_key: str | None = None,
+    *,
+    n_top: int | None = None,
+    seed: int = 0,
 ) -> float:
-    """Return the share of shifts of held-out cells, of all pairs and genes, that are in their interval of 90 %.
+    """Return the share of shifts of held-out cells that are in their interval of 90 %.
 
+    They are of all genes of each pair of label and batch, or of the ``n_top`` with the largest predicted shifts.
     The sampling noise of the observed means is counted (:mod:`scmedley.models.interval`). Not a number where no label
     has held-out cells in two batches, or the model's intervals are not calibrated.
     """
@@ -143,7 +149,7 @@ def interval_coverage(
     found = deviations(network, x_NG, codes, label, part_N, "test", seed=seed)
     if found is None or network.calibration is None:
         return float("nan")
-    return found.coverage(network.calibration.factor)
+    return found.coverage(network.calibration.factor, n_top)
 
 
 def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:

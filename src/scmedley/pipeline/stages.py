@@ -30,6 +30,7 @@ from scmedley.join import read_batches
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split
 from scmedley.models.fixed_effects import FixedEffectsSettings
+from scmedley.models.interval import LARGEST
 from scmedley.models.random_effects import RandomEffectsSettings
 from scmedley.models.settings import read_changes
 from scmedley.overlap import overlap
@@ -410,8 +411,12 @@ def _intervals(model: MixedEffects, adata: AnnData, config: RunConfig) -> dict[s
     """Return the factor of the intervals and how many shifts of held-out cells they hold; nothing if not calibrated."""
     if model.decoder.calibration is None:
         return {}
-    held = interval_coverage(model, adata, config.label, seed=config.seed)
-    return {"factor": model.decoder.calibration.factor} | ({"coverage": held} if np.isfinite(held) else {})
+    found = {"factor": model.decoder.calibration.factor}
+    for name, n_top in (("coverage", None), ("coverage_largest", LARGEST)):
+        held = interval_coverage(model, adata, config.label, n_top=n_top, seed=config.seed)
+        if np.isfinite(held):
+            found[name] = held
+    return found
 
 
 def _report(out: Path, say: Say, cells: bool) -> Path:
