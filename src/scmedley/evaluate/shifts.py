@@ -63,13 +63,14 @@ def gene_shifts(
     Returns
     -------
     DataFrame
-        label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05 and q95
-        (:mod:`scmedley.models.interval`), observed (the same difference between the means of the label's cells that
-        are from each batch; not a number where there are none). The same for all genes of a pair: size (root mean
-        square of the shift over all genes of the model), observed_size (of the observed difference), null_size and
-        null_sd (mean and standard deviation of that over permutations of the same cells among the label's batches); n_cells (shown), n_observed (cells that the observed mean is of), observed_from
-        ("held-out cells", or "all cells", training cells included, where fewer than 10 of the pair are held out), seen
-        (whether the label is in the batch at all).
+        label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05
+        and q95 (:mod:`scmedley.models.interval`), observed (the same difference between the means of the
+        label's cells that are from each batch; not a number where there are none). The same for all genes of
+        a pair: size (root mean square of the shift over all genes of the model), observed_size (of the
+        observed difference), null_size and null_sd (mean and standard deviation of that over permutations of
+        the same cells among the label's batches); n_cells (shown), n_observed (cells that the observed mean
+        is of), observed_from ("held-out cells", or "all cells", training cells included, where fewer than 10
+        are held out in any batch of the label), seen (whether the label is in the batch at all).
     """
     if draws < 2:
         raise ScmedleyError(f"draws is {draws}; give 2 or more, or there is no interval.")
@@ -89,8 +90,9 @@ def gene_shifts(
         own = [rows[batch[rows] == code] for code in range(len(batches))]
         seen_T = np.array([len(cells) > 0 for cells in own])
         compared_T = seen_T if seen_T.sum() > 1 else np.ones_like(seen_T)
-        enough = [np.sum(held_out_N[cells]) >= LEAST for cells in own]
-        own = [cells[held_out_N[cells]] if e else cells for cells, e in zip(own, enough, strict=True)]
+        # Each observed shift is against all batches of the label, so that one with training cells brings them into all.
+        enough = all(np.sum(held_out_N[cells]) >= LEAST for cells in own if len(cells))
+        own = [cells[held_out_N[cells]] for cells in own] if enough else own
         observed_TG = _observed(x_NG, own)
         null_KT = [_size(_observed(x_NG, _permuted(own, permuting))) for _ in range(N_PERMUTATIONS)]
         rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
@@ -105,7 +107,7 @@ def gene_shifts(
                 "null_sd": np.std(null_KT, axis=0),
                 "n_cells": len(rows),
                 "n_observed": [len(cells) for cells in own],
-                "observed_from": np.select([~seen_T, enough], ["", HELD_OUT], ALL_CELLS),
+                "observed_from": np.where(seen_T, HELD_OUT if enough else ALL_CELLS, ""),
                 "seen": seen_T,
             }
         )

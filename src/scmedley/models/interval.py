@@ -1,7 +1,8 @@
 """The one interval of this package: what it is of, and how wide it is.
 
 It is of the mean shift of a label in a batch against the average batch, in log1p CP10k: 90 % of these shifts are to lie
-inside, of all genes and of those with the largest shifts too, which are the ones shown. The sampling noise of a mean of observed cells is no part of it; such a mean scatters by its own standard error.
+inside, of all genes and of those with the largest shifts too, which are the ones shown. The sampling noise of a mean of
+observed cells is no part of it; such a mean scatters by its own standard error.
 The middle is the mean over posterior draws of the batch effects. The half width is 1.645 standard deviations of the
 draws, times one factor of the model, as the posterior alone may be too wide or too narrow. The factor is learnt from
 validation cells after training (:mod:`scmedley.models.calibrate`); test cells show whether 90 % are inside

@@ -67,6 +67,11 @@ class Run:
         yield
         self.seconds[name] = round(time.perf_counter() - began, 2)
 
+    def warn(self, sentence: str) -> None:
+        """Print a warning and keep it in the record."""
+        self.record["warnings"].append(sentence)
+        self.say(f"Warning: {sentence}")
+
     def finish(self, **more: Any) -> None:
         """Write the record, complete."""
         self.record |= {"status": "done", "finished": _now(), "seconds": self.seconds, **more}
@@ -133,8 +138,7 @@ def _write_cells(this: Run, adata: AnnData) -> None:
     """Write the cells before training: what cannot be written must not cost a fit."""
     with this.stage("write"):
         for warning in io.write_h5ad(adata, this.folder / CELLS):
-            this.record["warnings"].append(f"{CELLS}: {warning}")
-            this.say(f"Warning: {CELLS}: {warning}")
+            this.warn(f"{CELLS}: {warning}")
 
 
 def check_config(config: RunConfig) -> None:
@@ -359,18 +363,18 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)
     if model.decoder.calibration is None:
-        this.record["warnings"].append(
+        this.warn(
             "Intervals of shifts are not calibrated: too few validation cells share a label between batches."
         )
     this.record["networks"] = networks
     for name, fitted in networks.items():
         if fitted["stopped"] == "interrupted":
-            this.record["warnings"].append(
+            this.warn(
                 f"Training of the {name} network was interrupted after epoch {fitted['epochs']}; its best epoch "
                 f"so far, {fitted['best_epoch']}, is used."
             )
         elif config.epochs and fitted["stopped"] == "last epoch" and fitted["best_epoch"] == fitted["epochs"]:
-            this.record["warnings"].append(
+            this.warn(
                 f"Training of the {name} network was still improving when --epochs {config.epochs} ended it."
             )
     return model
