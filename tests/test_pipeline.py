@@ -91,7 +91,10 @@ def test_what_is_wrong_after_the_fit_is_printed_too(shell, data, tmp_path, monke
     ran = shell("fit", data, *LABEL, "--out", tmp_path / "run", *SMALL, "--no-null")
     assert ran.code == 0, ran.err
     warnings = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
-    for start in ("Intervals of shifts are not calibrated", "Training of the random network was still improving"):
+    for start in (
+        "Intervals of shifts are not calibrated",
+        "Training of the random network was still improving",
+    ):
         (sentence,) = [warning for warning in warnings if warning.startswith(start)]
         assert ran.out.count(f"Warning: {sentence}") == 1
 

@@ -19,7 +19,7 @@ LEAK_SEEN = 0.05  # a leak that exceeds its null by less, or by less than its er
 def findings(
     scores: pd.DataFrame, shifts: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]
 ) -> list[str]:
-    """Give the findings as sentences, the most important first."""
+    """Return the findings as sentences, the most important first."""
     has_labels = bool((scores.of == "label").any())
     said = [
         _fixed(scores),
@@ -81,7 +81,7 @@ def _fixed(scores: pd.DataFrame) -> str:
 
 
 def _left(worst: pd.Series) -> str:
-    """Say whether the probe that reads most reads more than chance can explain."""
+    """Return in words whether the probe that reads most reads more than chance can explain."""
     by_chance = 2 * float(worst.null_sd)
     if worst.value > max(by_chance, LEAK_SEEN):
         return "Something of the batch is left in it."
@@ -140,7 +140,7 @@ def _random(scores: pd.DataFrame, has_labels: bool, about: dict[str, Any]) -> st
 
 
 def _masked(scores: pd.DataFrame, hides_batch: bool) -> str:
-    """Say what is left of that where the encoder is not told the batch."""
+    """Return in words what is left of that where the encoder is not told the batch."""
     random, null = _leaks(scores, keys.RANDOM_MASKED), _leaks(scores, keys.NULL_MASKED)
     if not random:
         return ""
@@ -154,7 +154,7 @@ def _masked(scores: pd.DataFrame, hides_batch: bool) -> str:
 
 
 def _beyond(random: dict[ProbeName, pd.Series], null: dict[ProbeName, pd.Series]) -> str:
-    """Say by which probes a leak exceeds its null: by all three, or it is told which do not see it."""
+    """Return in words by which probes a leak exceeds its null: by all three, or it is told which do not see it."""
     seen = {
         probe: row.value - null[probe].value > max(_error(row, null[probe]), LEAK_SEEN)
         for probe, row in random.items()
@@ -223,7 +223,7 @@ def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, str | None]:
 
 
 def _judged(words: "pd.Series[str]", n_labels: int) -> str:
-    """Say how many of the labels of a batch were judged, and how."""
+    """Return in words how many of the labels of a batch were judged, and how."""
     if words.empty:
         return "no label could be checked" if n_labels > 1 else "it could not be checked"
     if n_labels == 1:

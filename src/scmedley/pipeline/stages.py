@@ -142,7 +142,7 @@ def _write_cells(this: Run, adata: AnnData) -> None:
 
 
 def check_config(config: RunConfig) -> None:
-    """Say which setting makes no sense, before any work is done."""
+    """Raise for a setting that makes no sense, before any work is done."""
     for name in ("genes", "min_genes", "min_cells", "latent", "epochs", "threads"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -158,7 +158,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEffectsSettings]:
-    """Give the settings of both networks: the preset's, changed by a file, changed by the command."""
+    """Return the settings of both networks: the preset's, changed by a file, changed by the command."""
     from_file = read_changes(Path(config.settings)) if config.settings else {}
     fixed = "FEC" if config.learn_labels else "FE"
     unused = sorted(set(from_file) - {fixed, "RE"})
@@ -174,7 +174,7 @@ def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEff
 
 
 def _check_extra() -> None:
-    """Say what is not installed before hours of training, not after."""
+    """Raise for what is not installed before hours of training, not after."""
     missing = [name for name in ("jinja2", "matplotlib", "umap") if find_spec(name) is None]
     if missing:
         raise ScmedleyError(

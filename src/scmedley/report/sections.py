@@ -217,7 +217,7 @@ def check(run: Run) -> dict[str, Any] | None:
 
 
 def _words(found: Summary) -> str:
-    """Say how far to trust counterfactuals, given how many pairs deserve it and the medians."""
+    """Return in words how far to trust counterfactuals, given how many pairs deserve it and the medians."""
     tally, judged = found.tally, found.n_judged
     if not judged:
         return (
