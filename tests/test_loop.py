@@ -111,7 +111,7 @@ def test_a_checkpoint_of_other_cells_is_refused(what: str, sparse: bool, tmp_pat
             adata.obs.loc[mine, "donor"] = adata.obs.loc[mine, "donor"].to_numpy()[::-1]
     else:  # within the range of its gene, so that the scaling is the same
         x = adata.layers[keys.LOGNORM]
-        values = x.data if sparse else x.ravel()
+        values = (x.data if sparse else x).flat  # whatever the order in memory
         values[np.argsort(values)[len(values) // 2]] += 1e-3
     with pytest.raises(ScmedleyError, match="of another fit"):
         unfitted("random", max_epochs=1).fit(adata, **where)

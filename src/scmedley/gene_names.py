@@ -84,7 +84,7 @@ def shown_in(table: pd.DataFrame) -> pd.DataFrame:
     """Return a table whose column ``gene`` holds what genes are shown as, where it has a column ``symbol``."""
     if "symbol" not in table:
         return table
-    return table.assign(gene=shown(list(table["gene"]), list(table["symbol"].fillna(""))))
+    return table.assign(gene=shown(list(table["gene"]), list(table["symbol"].astype(object).fillna(""))))
 
 
 def match(wanted: GeneNames, given: GeneNames) -> tuple[np.ndarray, str]:
