@@ -215,7 +215,7 @@ def test_several_files_are_one_batch_each(shell, tmp_path):
     shell.well("run", *files, "--batch", "protocol", "--label", "cell_type", "--out", out, "--quiet", *SMALL)
     obs = ad.read_h5ad(out / "integrated.h5ad").obs
     assert (obs["protocol"].astype(str) == obs["batch"].astype(str)).all()
-    assert "several files are called" in shell("run", files[0], files[0], "--out", tmp_path / "b").error
+    assert "is given more than once" in shell("run", files[0], files[0], "--out", tmp_path / "b").error
 
 
 def test_fixed_part_of_ones_own(shell, data, tmp_path):
@@ -382,7 +382,7 @@ def test_run_json_of_something_else(shell, tmp_path):
         (tmp_path / "run.json").write_text(text)
         for command in ("evaluate", "report"):
             assert message in shell(command, tmp_path).error
-    (tmp_path / "run.json").write_text('{"config": {"colour": "red"}}')
+    (tmp_path / "run.json").write_text('{"status": "done", "config": {"colour": "red"}}')
     assert "another version" in shell("evaluate", tmp_path).error
     assert names(tmp_path) == {"run.json"}
 

@@ -187,7 +187,7 @@ def test_killed_twice_and_resumed_to_the_same_bits(done: Path, cells: Path, tmp_
     finished = 0
     for least in (2, 9):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while process.poll() is None and len(list(out.glob("tasks/[!.]*"))) < least:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -17,6 +17,7 @@ from scmedley.source import find_values
 from scmedley.values import check_unique
 
 MOST_VALUES = 0.5  # batches or labels for each cell, from which on they are names of cells
+FEW_VALUES = 10  # that a handful of cells may have all the same
 MOST_DOSES = 20  # values with fractions that may be groups
 MOST_NUMBERS = 200  # whole numbers that may be labels, such as those of clusters
 FEW_CELLS = 20  # a batch below this gets a warning, and its genes are not ranked on their own
@@ -138,7 +139,7 @@ def _batches(adata: AnnData, key: str) -> pd.Categorical:
 def _no_cell_names(values: pd.Categorical, key: str, what: str, meant: str) -> None:
     """Raise where most cells have a value of their own."""
     n_cells, n = int((values.codes >= 0).sum()), len(values.categories)
-    if n <= max(2, n_cells * MOST_VALUES):
+    if n <= max(2 if n == n_cells else FEW_VALUES, n_cells * MOST_VALUES):
         return
     every = "Every cell has its own value" if n == n_cells else f"The {n_cells:,} cells have {n:,} values"
     raise ScmedleyError(
