@@ -1,5 +1,7 @@
 """Batches that a fitted model has not seen: their effects are learnt, all else stays."""
 
+import copy
+import warnings
 from inspect import signature
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scmedley import keys, load
 from scmedley.data.resident import Minibatch
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects
 from scmedley.models.adapt import _loss
+from scmedley.models.interval import Calibration
 from scmedley.models.random_effects import RandomEffectsNetwork
 from scmedley.nn.bayesian import tables
 from tiny import FIT, differing, prepared_design, small, unfitted, weights
@@ -321,3 +324,16 @@ def test_what_is_wrong_is_said(model: RandomEffects, prepared: AnnData) -> None:
     scaled.X = scaled.X.toarray() - 1.5
     with pytest.raises(ScmedleyError, match="negative values"):
         model.adapt(scaled)
+
+
+def test_intervals_of_new_batches_are_said_not_to_be_calibrated(adapted: RandomEffects) -> None:
+    model, adata = copy.copy(adapted), prepared_design()
+    model.calibration = Calibration(0.5, 3, 30)
+    with pytest.warns(ScmedleyWarning, match="intervals of 'd3' are not calibrated"):
+        model.counterfactual(known_cells(adata)[:5], ["d1", "d3"], draws=2)
+    with pytest.warns(ScmedleyWarning, match="intervals of 'd3' are not calibrated"):
+        model.counterfactual(new_cells(adata)[:5], "d1", draws=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScmedleyWarning)
+        model.counterfactual(known_cells(adata)[:5], "d1", draws=2)
+        model.counterfactual(known_cells(adata)[:5], "d3")

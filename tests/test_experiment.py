@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,14 +18,16 @@ from anndata import AnnData, concat
 from scmedley.__main__ import main
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.held_out import BASELINES, CEILING
+from scmedley.evaluate.probes import PROBES
 from scmedley.experiment import Experiment, grid, read_config
 from scmedley.experiment import cells as cells_module
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import NULL
 from scmedley.experiment.grid import run
-from scmedley.experiment.tables import summarise
+from scmedley.experiment.tables import findings, read_table, summarise
 from scmedley.experiment.task import Task, fingerprint, tasks
+from scmedley.pp.kinds import trained_on
 from tiny import nested_design
 
 SMALL = {"hidden": (16, 8), "max_epochs": 2, "batch_size": 32}
@@ -246,6 +249,43 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
     np.testing.assert_allclose([row.value_low, row.value_high], [2 - half, 2 + half])
 
 
+def test_labels_may_be_called_like_missing_values(tmp_path: Path) -> None:
+    names = ["NA", "None", "1", "T"]
+    pd.DataFrame({"label": names, "batch": "nan", "r2": [0.5, np.nan, 1.0, 2.0]}).to_csv(tmp_path / "t.csv")
+    table = read_table(tmp_path / "t.csv")
+    assert table.label.tolist() == names
+    assert set(table.batch) == {"nan"}
+    assert table.r2.isna().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("blind", "words"),
+    [
+        ((), "RE separates batches of .* seen by all of the probes"),
+        (("network",), "not shown that RE .* seen by kNN and logistic regression, but not by network"),
+        (PROBES, "not shown that RE .* seen by none of the probes"),
+    ],
+)
+def test_random_effects_separate_batches_only_where_all_probes_agree(blind: tuple, words: str) -> None:
+    rows = [
+        {
+            "score": f"{probe} leak",
+            "fold": fold,
+            "method": method,
+            "null": 0.1,
+            "value": 0.1 + leak + fold / 100,
+        }
+        for probe in PROBES
+        for fold in range(3)
+        for method, leak in (("RE", 0.1 if probe in blind else 0.5), (NULL, 0.1))
+    ]
+    table = pd.DataFrame(rows).assign(split="cells", part="test", of="batch", seed=0)
+    summary = summarise(table, ["split", "part", "score", "of", "method"], ["value", "null"])
+    (said,) = findings(table, summary)
+    assert re.search(words, said)
+    assert "logistic regression " + ("0.11 and 0.11" if blind == PROBES else "0.51 and 0.11") in said
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -268,6 +308,7 @@ def test_intervals_are_over_folds_and_seeds_are_averaged_first() -> None:
         ({"targets": ("cell_type",)}, "other columns"),
         ({"targets": ("sex", "sex")}, "none twice"),
         ({"precision": "float7"}, "none of"),
+        ({"values": "log3"}, "values = 'log3' is none of"),
         ({"settings": {NULL: {}}}, "no use"),
         ({"published": "Hearts"}, "none of .*Heart"),
     ],
@@ -409,6 +450,24 @@ def test_held_out_pairs_are_predicted_in_no_fit_seen_and_resumed_to_the_same_bit
     run(replace(tried, folds=4), out, jobs=1, say=lambda _: None, progress=False)
     assert (out / "counterfactuals.csv").read_bytes() == made
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # more folds of cells change no pair
+
+
+def test_what_the_values_were_is_said_recorded_and_known_to_each_fit(tmp_path: Path) -> None:
+    adata = six_donors()
+    adata.X = np.log2(adata.X.toarray() * 2.5 + 1)  # no whole numbers, no total: nobody could know
+    adata.var["feature_types"] = ["Antibody Capture"] + ["Gene Expression"] * (adata.n_vars - 1)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    said: list[str] = []
+    tried, out = small(tmp_path / "cells.h5ad", values="log2"), tmp_path / "out"
+    out.mkdir()
+    record = grid._lay_data(tried, out, None, said.append)
+    assert record["prepare"]["values"]["kind"] == "log2"
+    assert record["prepare"]["values"]["reason"] in said
+    assert any("Antibody Capture" in line for line in record["warnings"])  # of reading
+    assert {f"Warning: {line}" for line in record["warnings"]} <= set(said)
+    held = cells_module.read_cells(out / work.DATA, tried, "cells", 0)
+    assert trained_on(held, held.layers["log1p_cp10k"])["kind"] == "log2"
+    assert held.uns["scmedley"]["label_key"] == "cell_type"
 
 
 def test_pairs_may_be_of_named_batches(cells: Path) -> None:

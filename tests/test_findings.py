@@ -44,7 +44,6 @@ def table_of_shifts(seen=True):
     ]
     columns = ["label", "batch", "gene", "shift", "q05", "q95", "observed", "size"]
     table = pd.DataFrame(rows, columns=columns).assign(n_cells=50, n_observed=50, seen=seen)
-    table = table.assign(size_q05=table["size"] - 0.05, size_q95=table["size"] + 0.05)
     table = table.assign(observed_size=table["size"] + 0.02, null_size=0.1, null_sd=0.01)
     return table.assign(observed_from="held-out cells")
 
@@ -98,8 +97,8 @@ def test_good_numbers():
         "all three probes (0.49, 0.50, 0.49; null 0.01, 0.02, 0.01)."
     )
     assert different.startswith(
-        "Batch a lies farthest from the average batch, by 0.50 [0.45, 0.55] log1p CP10k, before c with 0.30 (root mean "
-        "square over genes; observed in held-out cells 0.52, and 0.10 for batches permuted within cell types). Genes"
+        "Batch a lies farthest from the average batch, by 0.52 log1p CP10k in held-out cells (root mean square over "
+        "genes; 0.10 for batches permuted within cell types; 0.50 by the model), before c with 0.32. Genes"
     )
     assert (
         "direction observed: CD4 (+0.90 in T; observed +0.80), IL7R (-0.50 in T; observed -0.40). "
@@ -210,7 +209,7 @@ def test_a_better_baseline_is_called_better():
 def test_observed_means_of_training_cells_are_said_to_be():
     assert "training cells" not in say()[4]
     said = say(shifts=table_of_shifts().assign(observed_from="all cells"))[4]
-    assert "observed in all cells 0.52" in said
+    assert "by 0.52 log1p CP10k in all cells (" in said
     assert "Observed means are of all cells: training cells are included. Agreement" in said
 
 
@@ -266,10 +265,12 @@ def test_no_gene_is_sure():
 
 def test_two_batches_lie_apart_and_one_alone_nowhere():
     shifts = table_of_shifts()
-    sizes = {"size": 0.25, "size_q05": 0.2, "size_q95": 0.3, "observed_size": 0.26}
+    sizes = {"size": 0.25, "observed_size": 0.26}
     two = say(shifts=shifts[shifts.batch != "c"].assign(**sizes))[4]
-    assert two.startswith("Batches a and b lie 0.50 [0.40, 0.60] log1p CP10k apart (root")
-    assert "observed in held-out cells 0.52, and 0.20 for batches permuted" in two
+    assert two.startswith(
+        "Batches a and b lie 0.52 log1p CP10k in held-out cells (root mean square over genes; "
+    )
+    assert "genes; 0.20 for batches permuted within cell types; 0.50 by the model) apart. " in two
     assert len(say(shifts=shifts[shifts.batch == "a"])) == 4
 
 
@@ -278,13 +279,26 @@ def test_no_batch_is_named_that_lies_no_farther_than_by_chance():
     assert said.startswith(
         "No batch is seen to differ: a lies farthest from the average batch, but no farther than by"
     )
-    assert "observed in held-out cells 0.12, and 0.10 for batches permuted within cell types" in said
+    assert "chance: 0.12 log1p CP10k in held-out cells" in said
+    assert "; 0.10 for batches permuted within cell types; " in said
     assert "CD4" not in said
 
 
 def test_batches_that_are_not_told_apart_are_said_to_be():
-    said = say(shifts=table_of_shifts().assign(size_q95=9.0))[4]
-    assert "before c with 0.30, which this fit does not tell apart (root" in said
+    assert "before c with 0.32. " in say()[4]
+    shifts = table_of_shifts()
+    said = say(shifts=shifts.assign(null_sd=0.08))[4]
+    assert "before c with 0.32, which these cells do not tell apart. " in said
+
+
+def test_the_farthest_batch_is_that_of_the_cells_and_not_of_noise_or_of_the_model():
+    shifts = table_of_shifts()
+    noisy = shifts.batch == "c"
+    shifts.loc[noisy, ["size", "observed_size", "null_size", "null_sd"]] = (9.0, 0.6, 0.59, 0.01)
+    said = say(shifts=shifts)[4]
+    assert said.startswith(
+        "Batch a lies farthest from the average batch, by 0.52 log1p CP10k in held-out cells"
+    )
 
 
 def test_batches_without_a_common_label_are_not_ranked():

@@ -6,6 +6,7 @@ import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.stats import energy_distance as scipy_energy
+from scipy.stats import norm
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
@@ -101,9 +102,12 @@ def test_reliability_says_how_surely_a_gene_changes(rng: np.random.Generator) ->
     weight = ho.reliability(source, target)
     error = source[:, 1].var(ddof=1) / 50 + target[:, 1].var(ddof=1) / 80
     t = (target[:, 1].mean() - source[:, 1].mean()) / np.sqrt(error)
-    assert weight[1] == pytest.approx(t**2 / (1 + t**2))
+    assert weight[1] == pytest.approx(max(0, 1 - 1 / t**2))
     assert weight[0] > 0.98
     assert weight[2] == 0
+    noise = ho.reliability(*rng.normal(0, 1, (2, 50, 2000)))
+    # Of a gene of noise, t is standard normal: E max(0, 1 - 1 / t²) = 2 [P(Z > 1) - (φ(1) - P(Z > 1))].
+    assert noise.mean() == pytest.approx(2 * (2 * norm.sf(1) - norm.pdf(1)), abs=0.02)
 
 
 def test_direction_is_of_the_genes_that_change_most() -> None:
@@ -236,8 +240,21 @@ def test_a_model_is_good_only_where_the_best_baseline_is_not_better(
 
 
 def test_one_pair_proves_nothing() -> None:
-    rows = verdicts(table({"FE": [0.9], "no change": [0.0]}))
-    assert rows["verdict"].tolist() == ["ties"]
+    one = table({"FE": [0.9], "no change": [0.0]})
+    assert verdicts(one)["verdict"].tolist() == ["one pair: no verdict"]
+    assert "FE differs by 0.90 from the best baseline, no change (one pair: no verdict)." in finding(one)
+
+
+def test_only_pairs_that_all_predict_are_compared() -> None:
+    nan = float("nan")
+    given = {"additive": [0.1, 0.1, nan, nan, 0.1], "shrunk additive": [0.2, 0.2, -0.9, -0.9, 0.2]}
+    given |= {"mean over batches": [nan] * 5, "no change": [0.0] * 5, "FE": [0.4, 0.5, 0.1, 0.1, 0.3]}
+    row = verdicts(table(given)).iloc[0]
+    assert (row.baseline, row.n_pairs, row.n_better, row.verdict) == ("shrunk additive", 3, 3, "ties")
+    assert row.difference == pytest.approx(0.2)
+    said = finding(table(given))
+    assert "for the 3 of 5 held-out pairs that all methods predict" in said
+    assert "FE 0.40; shrunk additive 0.20, additive 0.10, no change 0.00." in said
 
 
 def test_of_two_batches_the_mean_over_batches_is_no_change() -> None:

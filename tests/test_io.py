@@ -24,6 +24,8 @@ from corpus import cells, counts
 from scmedley import formats, io, tables
 from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
 from scmedley.join import read_batches
+from scmedley.pipeline import stages
+from scmedley.pipeline.config import RunConfig
 from scmedley.source import find_values
 
 CELLS = [f"cell{i}" for i in range(60)]
@@ -482,3 +484,26 @@ def test_an_embedding_in_another_dialect(tmp_path: Path) -> None:
     table = pd.DataFrame([[0.5, 1], [2, 3.5]], ["a", "b"])
     (tmp_path / "z.csv").write_bytes(b"\xef\xbb\xbf" + table.to_csv(sep=";").encode())
     assert_array_equal(io.read_embedding(tmp_path / "z.csv", ["b", "a"]), [[2, 3.5], [0.5, 1]])
+
+
+def test_what_was_said_before_an_error_is_not_lost() -> None:
+    said: list[str] = []
+
+    def body() -> None:
+        with heard(said.append):
+            for kind, words in (*[(ScmedleyWarning, "turned")] * 2, (UserWarning, "of another")):
+                warnings.warn(words, kind, stacklevel=1)
+            raise KeyError
+
+    with pytest.warns(UserWarning, match="of another"), pytest.raises(KeyError):
+        body()
+    assert said == ["turned"]
+
+
+def test_a_run_says_what_reading_changed_before_an_error_that_may_follow(tmp_path: Path) -> None:
+    table = pd.DataFrame(counts().T, ["CD3E", "MS4A1", *GENES[2:]], BARCODES)
+    table.to_csv(tmp_path / "t.csv")
+    said: list[str] = []
+    with pytest.raises(ScmedleyError, match="batch"):
+        stages.run([tmp_path / "t.csv"], tmp_path / "out", RunConfig(), say=said.append, only_fit=True)
+    assert any("was turned" in line for line in said)

@@ -17,6 +17,7 @@ import torch
 from running import SMALL, Shell, some_cells, tree, without_drawing
 from scmedley import keys, writing
 from scmedley.errors import ScmedleyError
+from scmedley.models import calibrate
 from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline import stages
 from scmedley.train import loop
@@ -83,6 +84,19 @@ def test_another_seed_other_latents(shell, data, whole, tmp_path):
     shell.well("fit", data, *LABEL, "--out", tmp_path / "run", "--quiet", *SMALL, "--seed", "1")
     weights = "model/fixed/weights.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() != (whole / weights).read_bytes()
+
+
+def test_what_is_wrong_after_the_fit_is_printed_too(shell, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "learn", lambda *_: None)
+    ran = shell("fit", data, *LABEL, "--out", tmp_path / "run", *SMALL, "--no-null")
+    assert ran.code == 0, ran.err
+    warnings = json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
+    for start in (
+        "Intervals of shifts are not calibrated",
+        "Training of the random network was still improving",
+    ):
+        (sentence,) = [warning for warning in warnings if warning.startswith(start)]
+        assert ran.out.count(f"Warning: {sentence}") == 1
 
 
 def test_labels_are_learnt_when_asked_for(shell, data, whole, tmp_path):

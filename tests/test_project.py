@@ -12,6 +12,7 @@ import pytest
 import run_folder
 from running import SMALL, Shell, some_cells, tree, without_drawing
 from scmedley.models.store import GENOMAP
+from scmedley.pipeline.project import cautions
 
 
 @pytest.fixture
@@ -90,6 +91,17 @@ def test_what_not_to_believe_is_said(shell, done, tmp_path):
     failed = "Do not use: over this run, predictions did not agree with held-out cells."
     assert said.err == f"scmedley: warning: {failed}\n"
     assert failed in " ".join(texts(tmp_path / "c.svg"))
+
+
+def test_cautions_name_labels_and_targets_as_the_model_does(tmp_path):
+    obs = pd.DataFrame({"batch": [1.0, 2.0, 1.0], "type": [1.0, 1.0, 2.0]}, list("abc"))
+    run_cells = ad.AnnData(obs=obs.astype({"batch": int, "type": int}).astype(str))
+    run_cells.write_h5ad(tmp_path / "integrated.h5ad")
+    (tmp_path / "run.json").write_text('{"config": {"batch": "batch", "label": "type"}}')
+    (said,) = cautions(tmp_path, ad.AnnData(obs=obs), [1, 2.0])
+    assert said.startswith("'2 in 2': never seen together")
+    spaced = ad.AnnData(obs=obs.assign(type=["1 ", "1", None]))
+    assert cautions(tmp_path, spaced, ["2"]) == []
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,13 @@ def test_another_search_in_the_same_folder_is_refused(cells: Path, tmp_path: Pat
         search(cells, tmp_path / "full", 1)
 
 
+def test_a_key_that_is_not_there_is_said_and_values_are_taken_as_told(cells: Path, tmp_path: Path) -> None:
+    with pytest.raises(ScmedleyError, match="Did you mean 'donor'"):
+        search(cells, tmp_path / "out", 1, batch_key="Donor")
+    with pytest.raises(ScmedleyError, match="cannot hold logarithms to base 10"):
+        search(cells, tmp_path / "other", 1, values="log10")
+
+
 def test_the_command_prints_the_scores_on_test_cells(
     cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

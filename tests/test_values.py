@@ -14,8 +14,8 @@ from scipy.sparse import csc_matrix, csr_array, csr_matrix, issparse, vstack
 
 from corpus import cells, counts
 from running import SMALL, Shell
-from scmedley import datasets, io, keys, load, scan
-from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley import datasets, io, keys, load, read_batches, scan
+from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
 from scmedley.evidence import judge
 from scmedley.pp import log_normalised, prepare
 from scmedley.scan import examine, n_stored
@@ -143,6 +143,16 @@ def test_a_few_negative_counts_are_taken_as_0() -> None:
     assert_array_equal(dense(adata.X), _negative())
 
 
+def test_rounding_below_0_is_no_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "_BLOCK", 200)  # several blocks
+    x = _log(counts())
+    adata = cells(np.where(x > 0, x, -1e-6).astype(np.float32))
+    prepare(adata, "batch")
+    assert_allclose(dense(adata.layers[keys.LOGNORM]), x, rtol=1e-4, atol=1e-5)
+    adata = cells(np.where(np.arange(30) < 20, -1e-6, counts()).astype(np.float32))
+    assert find_values(adata).values == "counts"
+
+
 def _masked() -> np.ma.MaskedArray:
     x = np.ma.array(counts(), mask=False)
     x[3, 5] = np.ma.masked
@@ -262,6 +272,23 @@ def test_totals_are_over_all_genes_that_were_counted(where: str, tmp_path: Path)
     assert_allclose(dense(log_normalised(io.read(tmp_path / "a.h5ad"), GENES[:10])[0]), wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("where", ["raw.X", "layers['counts']", "layers['umis']"])
+def test_whole_counts_are_better_than_corrected_ones(where: str) -> None:
+    adata = cells(counts() * np.float32(0.93))
+    if where == "raw.X":
+        adata.raw = cells()
+    else:
+        adata.layers[where[8:-2]] = csr_matrix(counts())
+    checked = prepare(adata, "batch")
+    assert checked.where == where
+    assert_array_equal(dense(adata.layers[keys.COUNTS]), counts())
+    if where != "layers['counts']":
+        assert any("X is not used" in words for words in checked.warnings)
+    corrected = cells(counts() * np.float32(0.93))
+    corrected.raw = cells(_log(counts()))
+    assert find_values(corrected).where == "X"
+
+
 def test_raw_of_other_counts_gives_no_totals() -> None:
     adata = cells()[:, :10].copy()
     adata.raw = cells(csr_matrix(counts(seed=5)))
@@ -337,6 +364,9 @@ def test_the_users_word_overrules() -> None:
     adata = cells(x)
     adata.layers["counts"] = csr_matrix(counts())
     assert find_values(adata, "log1p").where == "X"
+    adata.layers["spliced"], adata.X = counts(), None
+    adata.layers["logcounts"] = np.log2(_per(1e4, counts()) + 1)
+    assert find_values(adata, "log2").where == "layers['logcounts']"  # not the first layer that there is
     scaled = cells(_scaled(counts()))
     scaled.raw = cells(csr_matrix(_log(counts())))
     assert find_values(scaled, "log1p").where == "raw.X"
@@ -416,6 +446,26 @@ def test_cells_of_a_part_of_the_genes_are_told_of(query: AnnData, fitted, prepar
         model.trained_on = remembered
 
 
+def test_the_genes_that_are_missing_are_named(query: AnnData, fitted) -> None:
+    model = fitted("fixed")
+    part = query[:, 10:].copy()
+    part.var["gene_symbols"] = part.var_names  # genes are found by these, not by their names
+    part.var_names = [f"ENSG{i:011d}" for i in range(part.n_vars)]
+    absent = [gene for gene in model.genes if gene in query.var_names[:10]][:3]
+    with heard(), pytest.raises(ScmedleyError, match=rf"\(for example {', '.join(absent)}\)"):
+        model.get_latent_representation(part)
+
+
+def test_a_wrong_key_leaves_other_features_where_they_are() -> None:
+    adata = cells()
+    adata.var["feature_types"] = ["Gene Expression"] * 25 + ["Antibody Capture"] * 5
+    with pytest.raises(ScmedleyError, match="nowhere"):
+        prepare(adata, "nowhere")
+    assert adata.n_vars == 30
+    assert "left out: 5 Antibody Capture" in prepare(adata, "batch").warnings[0]
+    assert adata.n_vars <= 25
+
+
 def test_where_values_leave_doubts_the_training_cells_decide(fitted) -> None:
     model = fitted("fixed")
     rng = np.random.default_rng(0)
@@ -425,6 +475,14 @@ def test_where_values_leave_doubts_the_training_cells_decide(fitted) -> None:
     one.obs["donor"] = ["d1"]
     _, said = _told(model, one)
     assert any("taken to hold counts, as the training cells do" in words for words in said), said
+
+
+def test_prepared_cells_of_another_kind_are_told_of(fitted, query: AnnData) -> None:
+    log2 = _as(query, np.log2(_per(1e4, dense(query.X).astype(np.float64)) + 1))
+    for adata, n in ((query.copy(), 0), (log2, 1)):
+        prepare(adata, "donor", min_cells=0, min_genes=0)
+        _, said = _told(fitted("fixed"), adata)
+        assert sum("were prepared from logarithms to base 2" in words for words in said) == n == len(said)
 
 
 def test_a_model_remembers_what_it_was_trained_on(fitted, query: AnnData, tmp_path: Path) -> None:
@@ -477,8 +535,15 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
         out = tmp_path / f"{name}{len(more)}.out.h5ad"
         ran = shell("embed", tmp_path / "out", "--cells", tmp_path / f"{name}.h5ad", "--out", out, *more)
         assert ran.code == 0
-        assert ("holds counts" in ran.err) == (name == "counts" and not more)
+        assert ("holds counts" in ran.err) == (name == "counts")  # told or not
+        assert keys.LOGNORM not in io.read(out).layers  # the user's file as it was
         embedded[out.name] = io.read(out).obsm[keys.FIXED]
+    wrong = shell(
+        "project", tmp_path / "out", "--to", "mean", "--out", tmp_path / "p.h5ad", "--values", "counts"
+    )
+    assert "those of the run are prepared" in wrong.error
+    to = ["--to", "mean", "--cells", tmp_path / "counts.h5ad", "--out", tmp_path / "p.h5ad"]
+    assert "holds counts" in shell("project", tmp_path / "out", *to, "--values", "counts").err
     integrated = io.read(tmp_path / "out" / "integrated.h5ad")
     io.write_h5ad(integrated, tmp_path / "again.h5ad")
     z, told = _told(load(tmp_path / "out" / "model"), io.read(tmp_path / "again.h5ad"))
@@ -493,12 +558,93 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
 
 def test_files_whose_values_lie_in_different_places(tmp_path: Path) -> None:
     cut, whole = _cut("counts in raw"), cells()
-    for name, adata in (("cut", cut), ("whole", whole), ("logs", _cut("logarithms in X"))):
+    for name, adata in (("cut", cut), ("whole", whole)):
         del adata.obs["batch"]
         adata.write_h5ad(tmp_path / f"{name}.h5ad")
-    together = io.read_batches([tmp_path / "cut.h5ad", tmp_path / "whole.h5ad"])
+    together = read_batches([tmp_path / "cut.h5ad", tmp_path / "whole.h5ad"])
     assert together.n_vars == 30  # those of raw
     assert_array_equal(dense(together["cut_cell4"].X), dense(together["whole_cell4"].X))
-    together = io.read_batches([tmp_path / "logs.h5ad", tmp_path / "whole.h5ad"])
-    assert_allclose(dense(together["logs_cell4"].X), _log(counts())[4:5, :10], rtol=1e-4)
-    assert_allclose(dense(together["whole_cell4"].X), _log(counts())[4:5, :10], rtol=1e-4)
+
+
+def _files(folder: Path, **parts: AnnData) -> list[Path]:
+    for name, adata in parts.items():
+        adata.obs = adata.obs[["cell_type"]]
+        adata.write_h5ad(folder / f"{name}.h5ad")
+    return [folder / f"{name}.h5ad" for name in parts]
+
+
+@pytest.mark.parametrize("asked", ["log1p", "log2", "log10"])
+def test_what_was_asked_of_the_files_is_true_of_them_together(tmp_path: Path, asked: str) -> None:
+    of = {name: np.log1p(_per(t, counts())) / scan.LN[asked] for name, t in (("a", 1e4), ("b", 1e6))}
+    paths = _files(tmp_path, **{name: cells(csr_matrix(x.astype(np.float32))) for name, x in of.items()})
+    together = read_batches(paths, values=asked)
+    checked = prepare(together, "batch", values=asked)
+    assert (checked.kind, checked.total) == (asked, 1e4)
+    assert_allclose(dense(together["a_cell4"].layers[keys.LOGNORM]), _log(counts())[4:5], rtol=1e-4)
+    assert_allclose(dense(together["b_cell4"].layers[keys.LOGNORM]), _log(counts())[4:5], rtol=1e-4)
+    whole, scaled = cells(csr_matrix(np.log1p(counts()) / scan.LN[asked])), cells(_scaled(counts()))
+    scaled.raw = whole
+    paths = _files(tmp_path, c=whole.copy(), d=scaled)
+    together = read_batches(paths, values=asked)
+    prepare(together, "batch", values=asked)
+    assert_array_equal(dense(together["d_cell4"].layers[keys.COUNTS]), counts()[4:5])
+
+
+@pytest.mark.parametrize("asked", ["auto", "counts"])
+def test_counts_put_together_stay_counts(tmp_path: Path, asked: str) -> None:
+    with heard() as said:
+        together = read_batches(
+            _files(tmp_path, one=_cut("logarithms in X"), two=cells()[:, :10].copy()), values=asked
+        )
+    assert any("Not all files know their cells' totals" in words for words in said), said
+    prepare(together, "batch", values=asked, min_genes=0)
+    for name in ("one_cell4", "two_cell4"):
+        assert_array_equal(dense(together[name].layers[keys.COUNTS]), counts()[4:5, :10])
+        assert_allclose(dense(together[name].layers[keys.LOGNORM]), _log(counts()[:, :10])[4:5], rtol=1e-4)
+
+
+def test_totals_over_all_genes_that_every_file_knows_are_kept(tmp_path: Path) -> None:
+    with heard() as said:
+        together = read_batches(_files(tmp_path, one=_cut("logarithms in X"), two=_cut("logarithms in raw")))
+    assert not any("totals" in words for words in said), said
+    prepare(together, "batch", min_genes=0)
+    for name in ("one_cell4", "two_cell4"):
+        assert_array_equal(dense(together[name].layers[keys.COUNTS]), counts()[4:5, :10])
+        assert_allclose(dense(together[name].layers[keys.LOGNORM]), _log(counts())[4:5, :10], rtol=1e-4)
+
+
+TARGETS = {
+    "deep cells": (lambda total: np.full(60, 1e4), 40),
+    "10,000": (lambda total: np.full(60, 1e4), 1),
+    "100,000": (lambda total: np.full(60, 1e5), 1),
+    "the median": (lambda total: np.full(60, np.median(total)), 1),
+    "the median, deeper": (lambda total: np.full(60, np.median(total)), 10),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_totals_over_all_genes_are_had_back_whatever_the_target(name: str) -> None:
+    make, deeper = TARGETS[name]
+    x = np.random.default_rng(1).poisson(counts() * deeper * 2.5).astype(np.float64)
+    if name == "deep cells":
+        x[::4] *= 40  # more than logarithms in 32 bits tell whole numbers of
+    total = x.sum(1)
+    adata = cells(np.log1p(make(total)[:, None] * x / total[:, None]).astype(np.float32))[:, :10].copy()
+    adata.layers["counts"] = x[:, :10].astype(np.float32)
+    assert find_values(adata).sizes.total == make(total)[0]
+    values = dense(log_normalised(adata, GENES[:10])[0])
+    assert_allclose(values, np.log1p(_per(1e4, x))[:, :10], rtol=1e-4)
+
+
+def test_an_unknown_target_is_told_of_and_a_full_matrix_is_not() -> None:
+    x, size = counts().astype(np.float64), np.random.default_rng(0).lognormal(0, 0.3, (60, 1))
+    for logs, n in (
+        (np.log1p(1234.567 * x / (x.sum(1, keepdims=True) * size)), 1),
+        (_log(x), 0),
+        (np.log1p(x), 0),
+    ):
+        adata = cells(logs.astype(np.float32))
+        adata.layers["counts"] = counts()
+        found = find_values(adata)
+        assert found.sizes is None
+        assert sum("the cells' totals are over these genes" in words for words in found.warnings) == n

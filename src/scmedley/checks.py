@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError, listed
-from scmedley.evidence import Asked, Checked
+from scmedley.evidence import Checked
 from scmedley.gene_names import oddities, rows_are_genes
 from scmedley.overlap import as_categories, oddly_named, overlap
 from scmedley.source import find_values

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from scmedley import __version__
+from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError, heard
 from scmedley.pipeline.config import RunConfig
 
@@ -21,7 +22,6 @@ app = App(
 )
 Settings = Annotated[RunConfig, Parameter(name="*")]
 NO_SETTINGS = RunConfig()
-ValuesKind = Literal["auto", "counts", "log1p", "log2", "log10"]
 
 
 @app.command
@@ -96,7 +96,7 @@ def embed(
     *,
     cells: Path,
     out: Path,
-    values: ValuesKind = "auto",
+    values: Asked = "auto",
     unknown: Literal["error", "mean"] = "error",
 ) -> None:
     """Embed new cells with the model of a run folder; write them with both latents in obsm.
@@ -114,18 +114,19 @@ def embed(
     unknown
         Batches that the model does not know: "error", or "mean" for the population mean.
     """
-    from scmedley import io
+    from scmedley import io, keys
     from scmedley.pipeline import stages
-    from scmedley.pp.counts import store_log_normalised
+    from scmedley.pp.counts import as_told
 
     _must_be_new(out, ".h5ad")
     model = stages.read_model(folder)
     with _warnings_as_lines():
         adata = io.read(cells)
-        if values != "auto":
-            store_log_normalised(adata, values)
+        told = adata if values == "auto" else as_told(adata, values)
     with _warnings_as_lines(), io.with_results(adata, out) as said:
-        model.embed(adata, unknown=unknown)
+        model.embed(told, unknown=unknown)
+        for key in (keys.FIXED, keys.RANDOM):
+            adata.obsm[key] = told.obsm[key]
     for line in said:
         print(f"scmedley: warning: {out.name}: {line}", file=sys.stderr)
     print(f"{adata.n_obs} cells embedded: {out}")
@@ -143,7 +144,7 @@ def project(
     rows: int = 4,
     draws: int = 0,
     seed: int = 0,
-    values: ValuesKind = "auto",
+    values: Asked = "auto",
     unknown: Literal["error", "mean"] = "error",
 ) -> None:
     """Show cells as if they had come from other batches (counterfactuals).
@@ -267,6 +268,7 @@ def tune(
     trials: int = 30,
     folds: int = 3,
     epochs: int | None = None,
+    values: Asked = "auto",
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
@@ -292,6 +294,8 @@ def tune(
         Fits of each; a trial that falls behind is not carried on.
     epochs
         Epochs at most (default: set by the number of cells).
+    values
+        As for run.
     seed
         Seed of everything random.
     threads
@@ -308,6 +312,7 @@ def tune(
         trials=trials,
         folds=folds,
         epochs=epochs,
+        values=values,
         seed=seed,
         threads=threads,
     )
@@ -346,10 +351,8 @@ def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, cells: bool =
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Print what a step warns the user of as one line each, without the place in the code."""
-    with heard() as said:
+    with heard(lambda line: print(f"scmedley: warning: {line}", file=sys.stderr)):
         yield
-    for line in said:
-        print(f"scmedley: warning: {line}", file=sys.stderr)
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

@@ -1,7 +1,7 @@
 """The one exception, and the one warning, that are meant for the user."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -23,17 +23,25 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
-    """Collect the messages of :class:`ScmedleyWarning` in a list, each once; other warnings go where they go."""
+def heard(say: Callable[[str], None] | None = None) -> Iterator[list[str]]:
+    """Collect the messages of :class:`ScmedleyWarning` in a list, each once; other warnings go where they go.
+
+    Each message is given to ``say`` too, before an error of the body goes on: it may be what led to the error.
+    """
     said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ScmedleyWarning)
-        yield said
-    for one in caught:
-        if not issubclass(one.category, ScmedleyWarning):
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        elif str(one.message) not in said:
-            said.append(str(one.message))
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ScmedleyWarning)
+            yield said
+    finally:
+        said += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ScmedleyWarning))
+        if say is not None:
+            for line in said:
+                say(line)
+        for one in caught:
+            if not issubclass(one.category, ScmedleyWarning):
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:

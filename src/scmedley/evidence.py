@@ -14,13 +14,14 @@ from typing import Literal
 import numpy as np
 from scipy.stats import rankdata
 
+from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError
 from scmedley.scan import LN, NOISE, Base, Evidence
 
 Values = Literal["counts", "log-normalised", "other"]
-Asked = Literal["auto", "counts", "log1p", "log2", "log10"]
 
 TARGET_SUM = 1e4  # counts per cell after normalisation, before log1p
+CORRECTED = 2  # rank of counts that something was taken from
 _ROUND_TOTALS = (TARGET_SUM, 1e6)  # near these, totals may differ a little: genes were left out since
 
 
@@ -48,7 +49,8 @@ class Checked:
     sure
         Whether the evidence leaves no doubt of the kind.
     rank
-        0 for counts as they were counted, more for what is less good to have.
+        0 for whole counts, more for what is less good to have: 1 for logarithms of whole counts, 2 for corrected
+        counts, 3 for counts per total, 4 for logarithms of a known total, 5 and 6 for what leaves doubts.
     nearly_whole
         Whether rounding makes all counts whole.
     n_negative
@@ -110,7 +112,7 @@ def judge(seen: Evidence, where: str, asked: Asked = "auto") -> Checked:
 
 
 def kind_words(kind: str) -> str:
-    """Name a kind in words."""
+    """Return a kind in words."""
     return {
         "auto": "numbers",
         "counts": "counts",
@@ -185,14 +187,14 @@ def _logarithm_of_whole(seen: Evidence, where: str, base: Base) -> Checked | Non
 def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
     """Describe log-normalised values of a known base."""
     total_N = seen.undone_N[base]
-    total = _total(total_N[total_N > 0])
+    total = agreed_total(total_N[total_N > 0])
     if total is not None:
         return Checked(
             "log-normalised",
             where,
             total=total,
             base=base,
-            rank=3,
+            rank=4,
             reason=(
                 f"{where} holds {kind_words(base)} of {total:,.6g} counts per cell, plus 1: undone, the cells' totals "
                 "agree."
@@ -207,7 +209,7 @@ def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
         "log-normalised",
         where,
         base=base,
-        rank=5,
+        rank=6,
         reason=(
             f"{where} holds {kind_words(base)}: undone, the values of a cell are whole multiples of its smallest one, "
             "but the cells' totals differ."
@@ -222,7 +224,7 @@ def _not_whole(seen: Evidence, where: str) -> Checked:
     agree = _agreement(seen.total_N)
     if agree:
         total = float(seen.total_N[seen.total_N > 0].mean())
-        return _corrected(seen, where, f"the cells' totals agree ({total:,.6g})", rank=2)
+        return _corrected(seen, where, f"the cells' totals agree ({total:,.6g})", rank=3)
     if not seen.undone_N:
         return _corrected(seen, where, "values are larger than any logarithm of a count")
     if seen.n_whole > 0.02 * seen.n_positive:
@@ -237,7 +239,7 @@ def _not_whole(seen: Evidence, where: str) -> Checked:
     rising = _rising(seen)
     if rising > 0:
         how = "cells in which more genes are found have larger values, as counts have and normalised values have not"
-        return _corrected(seen, where, how, rank=4, sure=False)
+        return _corrected(seen, where, how, rank=5, sure=False)
     found = _logarithm(seen, where, "log1p")
     reason = (
         f"{where} holds natural logarithms, most likely: no value exceeds 20, and cells in which more genes are found "
@@ -246,7 +248,7 @@ def _not_whole(seen: Evidence, where: str) -> Checked:
     return replace(found, sure=False, reason=reason)
 
 
-def _corrected(seen: Evidence, where: str, how: str, rank: int = 0, sure: bool = True) -> Checked:
+def _corrected(seen: Evidence, where: str, how: str, rank: int = CORRECTED, sure: bool = True) -> Checked:
     words = f"{where} holds non-integer counts (the largest value is {seen.largest:.6g}); they are used as counts."
     if not sure:
         words += " If they are logarithms, say so with --values (values= in Python)."
@@ -254,8 +256,8 @@ def _corrected(seen: Evidence, where: str, how: str, rank: int = 0, sure: bool =
     return Checked("counts", where, warnings=[words], caution=words, reason=reason, rank=rank, sure=sure)
 
 
-def _total(total_N: np.ndarray) -> float | None:
-    """Give the counts per cell before the logarithm, None where cells differ in them.
+def agreed_total(total_N: np.ndarray) -> float | None:
+    """Return the counts per cell before the logarithm, None where cells differ in them.
 
     Near 10,000 and a million, a spread of 5 % is that of values with some genes left out since. Any other total
     must be met by every cell to 0.3 %, and by two at least: a part of the genes of like cells has nearly the same
@@ -272,13 +274,13 @@ def _total(total_N: np.ndarray) -> float | None:
 
 
 def _agreement(total_N: np.ndarray) -> list[float]:
-    """Give the spread of the totals, or nothing where they do not agree."""
+    """Return the spread of the totals, or nothing where they do not agree."""
     total_N = total_N[total_N > 0]
-    return [] if _total(total_N) is None else [float(total_N.std() / total_N.mean())]
+    return [] if agreed_total(total_N) is None else [float(total_N.std() / total_N.mean())]
 
 
 def _off_multiples(seen: Evidence, ln: float | None) -> float:
-    """Say how far values are from whole multiples of the cell's smallest, in the median cell: 0 to 0.5.
+    """Return how far values are from whole multiples of the cell's smallest, in the median cell: 0 to 0.5.
 
     ``ln``: of the base to undo first. k / total is 0 off; values without such a unit are some 0.25 off.
     """

@@ -9,8 +9,8 @@ import pandas as pd
 from anndata import AnnData, concat
 from scipy.sparse import csr_matrix
 
+from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError, listed, warn
-from scmedley.evidence import Asked
 from scmedley.gene_names import GeneNames, match
 from scmedley.inplace import layers_of
 from scmedley.io import read
@@ -26,8 +26,9 @@ def read_batches(paths: Sequence[str | Path], batch_key: str = "batch", values: 
 
     Genes are called as in the first file and found in the others as :func:`scmedley.gene_names.match` does. Columns of
     ``obs`` that some files lack are missing for their cells. Where the usable values do not lie in the same place in
-    all files, or are log-normalised to different totals, ``X`` holds them: counts, or log1p CP10k. What was changed
-    or lost is said as a ``ScmedleyWarning``.
+    all files, or are log-normalised to different totals, ``X`` holds them: counts, or logarithms of counts per 10,000,
+    to the base that ``values`` names (else natural), so that ``prepare`` can be given the same ``values``. Counts
+    stay counts. What was changed or lost is said as a ``ScmedleyWarning``.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ class Evidence:
         return few and -self.negative_sum <= _FEW * float(self.total_N.sum())
 
     def by_cell(self) -> list[np.ndarray]:
-        """Give the positive values of each sampled cell."""
+        """Return the positive values of each sampled cell."""
         if not self.rows:
             return []
         rows, values = np.concatenate(self.rows), np.concatenate(self.sample)
@@ -80,14 +80,14 @@ def examine(
         if not max(largest, -lowest) <= _MOST:  # NaN fails every comparison
             _refuse(values, rows + first[0], cols + first[1], where, cells, genes)
         seen.largest, seen.lowest = max(seen.largest, largest), min(seen.lowest, lowest)
+        kept = values > 0
+        seen.n_positive += int(kept.sum())
         if lowest < 0:
             _note_negative(seen, values, rows + first[0], cols + first[1], cells, genes)
-            if seen.n_negative > max(seen.n_positive, _BLOCK) / 4:
+            if seen.lowest <= -NOISE and seen.n_negative > max(seen.n_positive, _BLOCK) / 4:
                 break  # scaled or centred, whatever comes
-        kept = values > 0
         values, rows = values[kept], rows[kept]
         span = slice(first[0], first[0] + int(rows.max()) + 1) if len(rows) else slice(0, 0)
-        seen.n_positive += len(values)
         seen.found_N[span] += np.bincount(rows)
         seen.total_N[span] += np.bincount(rows, weights=values)
         if values.dtype.kind != "f":

@@ -9,16 +9,18 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.errors import ScmedleyError
-from scmedley.evidence import TARGET_SUM, Asked, Checked, Values, judge, kind_words
+from scmedley.asked import Asked
+from scmedley.errors import ScmedleyError, warn
+from scmedley.evidence import CORRECTED, TARGET_SUM, Checked, Values, judge, kind_words
 from scmedley.inplace import layers_of
 from scmedley.scan import LN, Base, examine
+from scmedley.sizes import sizes_known
 from scmedley.values import Matrix, check_unique, log1p_cp10k, rescaled, tidy, totals
 
 COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
 _ALL_COUNTS = ("count", "raw", "umi")  # in names of layers that may hold all counts
 _A_PART = ("unspliced", "ambiguous", "scale")  # in names of layers that do not
-_OTHER_LAYER = 4  # rank of counts in a layer whose name does not say so: after logarithms of a known total
+_OTHER_LAYER = 5  # rank of counts in a layer whose name does not say so: after logarithms of a known total
 _COMPARED = 50  # cells that two matrices are compared on
 
 
@@ -45,10 +47,10 @@ def kind_of_values(x: Any, cells: Sequence[str] | None = None, genes: Sequence[s
 def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
     """Find the matrix to use.
 
-    Counts are best: in ``layers["counts"]``, ``X``, ``raw.X`` or another layer named after counts. Next come
-    log-normalised values of a known total, then what is less certain. A matrix with missing values, or ``raw`` with
-    repeated gene names, is passed over with a warning where another one can be used. Counts of a part of the genes
-    get the cells' totals from ``raw`` or ``X``, where these know them.
+    Whole counts are best: in ``layers["counts"]``, ``X``, ``raw.X`` or another layer named after counts. Next come
+    corrected counts, then log-normalised values of a known total, then what is less certain. A matrix with missing
+    values, or ``raw`` with repeated gene names, is passed over with a warning where another one can be used. Counts
+    of a part of the genes get the cells' totals from ``raw`` or ``X``, where these know them.
 
     Parameters
     ----------
@@ -70,7 +72,11 @@ def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
     seen: list[Checked] = []
     unusable: dict[str, ScmedleyError] = {}
     for where in _places(adata, asked):
-        if min((found.rank for found in seen), default=9) < _OTHER_LAYER and not _is_wanted(where):
+        if (
+            asked == "auto"
+            and min((f.rank for f in seen), default=9) < _OTHER_LAYER
+            and not _is_wanted(where)
+        ):
             continue
         try:
             x, genes = _stored(adata, where)
@@ -82,10 +88,10 @@ def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
             unusable[where] = error
             continue
         seen.append(found)
-        if found.rank == 0 or asked != "auto":
+        if asked == found.kind or (asked == "auto" and found.rank == 0):
             break
-    best = min(seen, key=lambda found: found.rank, default=None)
-    if best is None or asked not in ("auto", best.kind):
+    best = min((f for f in seen if asked in ("auto", f.kind)), key=lambda found: found.rank, default=None)
+    if best is None:
         none = ScmedleyError(f"There is no matrix of {kind_words(asked)}: look at X and layers['counts'].")
         raise next(iter(unusable.values()), none)
     return _with_all_genes(
@@ -146,7 +152,10 @@ def matrix(adata: AnnData, found: Checked) -> Matrix:
 def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Asked = "auto") -> list[AnnData]:
     """Return these cells with their usable values in ``X``, unless they are alike as they are.
 
-    ``X`` then holds counts of all genes that were counted, or log1p CP10k.
+    ``X`` then holds counts of all genes that were counted, or logarithms of counts per 10,000: to the base that was
+    ``asked`` for, so that the same word is true of the cells put together, and natural ones otherwise. Where each
+    file has counts of a part of the genes and knows its cells' totals over all, ``layers["counts"]`` holds the counts
+    and ``X`` the logarithms that know the totals.
 
     Raises
     ------
@@ -165,22 +174,46 @@ def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Aske
         raise ScmedleyError(
             f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
         )
-    if len({(this.where, this.base, this.total, this.sizes and this.sizes.where) for this in found}) == 1:
+    if len({(this.where, this.base, this.total, _about(this.sizes)) for this in found}) == 1:
         return list(parts)
-    # Totals that a matrix of logarithms knows would be lost: then the logarithms are put together.
-    as_logs = found[0].values == "log-normalised" or any(this.sizes for this in found)
-    return [_with_x(part, this, as_logs) for part, this in zip(parts, found, strict=True)]
+    unknown = [str(name) for this, name in zip(found, names, strict=True) if not this.sizes]
+    if (
+        0 < len(unknown) < len(found)
+    ):  # totals over all genes in some and over a part in others: another scale
+        warn(
+            f"Not all files know their cells' totals over genes beside those that they hold counts of ({unknown[0]} "
+            "does not): all totals are over the genes of the files."
+        )
+        found = [replace(this, sizes=None) for this in found]
+    return [_with_x(part, this, asked) for part, this in zip(parts, found, strict=True)]
 
 
-def _with_x(part: AnnData, found: Checked, as_logs: bool) -> AnnData:
+def _about(sizes: Checked | None) -> tuple[Any, ...] | None:
+    return None if sizes is None else (sizes.where, sizes.base, sizes.total)
+
+
+def _with_x(part: AnnData, found: Checked, asked: Asked) -> AnnData:
     x, total_N, _ = counted(part, found)
-    x = normalised(x, total_N, found) if as_logs else x
     if found.where == "raw.X":
-        return AnnData(x, obs=part.obs, var=part.raw.var, obsm=dict(part.obsm))
-    part.X = x
-    part.layers.pop(keys.COUNTS, None)
+        part = AnnData(obs=part.obs, var=part.raw.var, obsm=dict(part.obsm))
     del part.raw
+    part.layers.pop(keys.COUNTS, None)
+    logs = normalised(x, total_N, found)
+    if found.values != "counts":
+        part.X = logs if asked == "auto" else _to_base(logs, asked)
+    elif found.sizes:
+        part.X, part.layers[keys.COUNTS] = logs, x
+    else:
+        part.X = x if asked in ("auto", "counts") else _to_base(_log1p(x), asked)
     return part
+
+
+def _log1p(x: Matrix) -> Matrix:
+    return np.log1p(x) if isinstance(x, np.ndarray) else x.log1p()
+
+
+def _to_base(logs: Matrix, base: Any) -> Matrix:
+    return logs * np.float32(1 / LN[base])
 
 
 _IN_WORDS = {
@@ -255,8 +288,8 @@ def _passed_over(best: Checked, seen: list[Checked], unusable: dict[str, Scmedle
     """Say which matrix that looks like the right one is not used, and why."""
     said = [f"{where} is not used, but {best.where}. {error}" for where, error in unusable.items()]
     for found in seen:
-        if found.where == COUNTS_LAYER != best.where:
-            said.append(f"{COUNTS_LAYER} is not used, but {best.where}. {found.reason}")
+        if found.where != best.where and (found.where == COUNTS_LAYER or found.rank == CORRECTED):
+            said.append(f"{found.where} is not used, but {best.where}. {found.reason}")
     if best.where not in ("X", "raw.X", COUNTS_LAYER):
         why = next((found.reason for found in seen if found.where == "X"), "X has no values.")
         said.append(f"The values are taken from {best.where}. {why}")
@@ -294,7 +327,7 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
     Either ``raw`` holds the same counts of more genes; or ``raw``, or ``X``, holds the logarithms of these very
     counts, divided by totals over more genes. Some cells are compared, value by value.
     """
-    if found.values != "counts" or found.rank not in (0, 1) or found.where == "raw.X":
+    if found.values != "counts" or found.rank > CORRECTED or found.where == "raw.X":
         return found
     rows = np.unique(np.linspace(0, adata.n_obs - 1, _COMPARED).astype(int))
     x, total_N, _ = counted(adata, found, rows)
@@ -312,10 +345,19 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
         shared = shared if isinstance(shared, np.ndarray) else shared.toarray()
         if where == "raw.X" and np.allclose(shared, part, rtol=1e-3):
             return _counts_in_raw(adata, found)
-        sizes = _sizes(part, total_N, shared, other, where)
-        if sizes is not None:
-            words = f" Cells' totals are over all genes, as {where} knows them."
-            return replace(found, sizes=sizes, reason=found.reason + words)
+        sizes = sizes_known(part, total_N, shared, other, where)
+        if sizes is None:
+            continue
+        if sizes.total is None:
+            words = (
+                f"{where} holds logarithms of the counts in {found.where}, divided by other totals than those over its "
+                f"{adata.n_vars:,} genes; which is not known, so the cells' totals are over these genes. Give counts "
+                "of all genes that were counted, in raw."
+            )
+            found = replace(found, warnings=[*found.warnings, words])
+            continue
+        words = f" Cells' totals are over all genes, as {where} knows them."
+        return replace(found, sizes=sizes, reason=found.reason + words)
     return found
 
 
@@ -330,29 +372,3 @@ def _counts_in_raw(adata: AnnData, found: Checked) -> Checked:
         return found
     words = f" {found.where} has the same of {adata.n_vars:,} of its {adata.raw.n_vars:,} genes."
     return replace(raw, reason=raw.reason + words, warnings=[*found.warnings, *raw.warnings])
-
-
-def _sizes(
-    part: np.ndarray, total_N: np.ndarray, shared: np.ndarray, other: Matrix, where: str
-) -> Checked | None:
-    """Return what ``where`` holds, if it is the logarithm of these counts per total over more genes."""
-    used = total_N > 0
-    largest = float(shared.max(initial=0))
-    if not used.any() or not 0 < largest <= 20 or shared.min() < 0:
-        return None
-    for base in LN:
-        undone = np.expm1(shared[used].astype(np.float64) * LN[base])
-        unit_N = undone.sum(1) / total_N[used]  # target / total
-        if not np.allclose(undone, part[used] * unit_N[:, None], rtol=1e-2, atol=1e-3):
-            continue
-        found = judge(examine(other, where, None, None), where) if where == "raw.X" else None
-        if found is not None and found.total is not None:
-            return found
-        for target in (TARGET_SUM, 1e6):
-            # Over all genes, too, totals of counts are whole numbers: that tells the target.
-            all_N = target / unit_N
-            whole = np.abs(all_N - np.rint(all_N)) < np.maximum(0.02, 1e-5 * all_N)
-            more = all_N > 1.001 * total_N[used]
-            if all_N.max() < 2e4 and whole.mean() > 0.9 and more.mean() > 0.5:
-                return Checked("log-normalised", where, total=target, base=base)
-    return None

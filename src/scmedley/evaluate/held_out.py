@@ -18,7 +18,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 N_TOP = 50  # genes whose direction is judged
 CLOUD = 500  # cells on either side of an E-distance, at most
-LEAST = 5  # cells of a label in a batch without which their mean is in no baseline
+LEAST_CELLS = 5  # cells of a label in a batch without which their mean is in no baseline
 ROUNDING = 1e-6  # of the observed change: what is smaller is no change, and has no direction
 N_SPLITS = 5  # random halves for the ceiling
 MEASURES = (
@@ -111,15 +111,15 @@ def r2_change(observed_G: Floats, predicted_G: Floats, weight_G: Floats | None =
 
 
 def reliability(source_NG: Floats, target_MG: Floats) -> Floats:
-    """Return how surely each gene changes: w_g = Δ_g² / (Δ_g² + se_g²), from 0 to 1.
+    """Return how surely each gene changes: w_g = max(0, 1 - se_g² / Δ_g²), from 0 to 1.
 
     Δ is the observed change of the mean and se² = s²(source) / N + s²(target) / M its sampling variance. A gene that
-    changes by one standard error counts half; one that does not change at all counts nothing.
+    changes by no more than one standard error counts nothing, by two 3/4.
     """
     change_G = target_MG.mean(axis=0) - source_NG.mean(axis=0)
     variance_G = _variance_of_mean(source_NG) + _variance_of_mean(target_MG)
-    total_G = change_G**2 + variance_G
-    return np.asarray(np.divide(change_G**2, total_G, out=np.zeros_like(total_G), where=total_G > 0))
+    noise_G = np.divide(variance_G, change_G**2, out=np.ones_like(change_G), where=change_G != 0)
+    return np.asarray(np.maximum(0, 1 - noise_G))
 
 
 def slope(observed_G: Floats, predicted_G: Floats) -> float:
@@ -189,7 +189,7 @@ def label_shifts(
 ) -> tuple[Floats, Floats]:
     """Return how far each other label's mean lies in ``batch`` from its mean in the source batches.
 
-    d_l = mean(l in batch) - Σ_b w_b mean(l in b) / Σ_b w_b, over the source batches b with :data:`LEAST` cells of
+    d_l = mean(l in batch) - Σ_b w_b mean(l in b) / Σ_b w_b, over the source batches b with :data:`LEAST_CELLS` cells of
     the label or more. Labels with fewer in ``batch``, or in all source batches, are left out.
 
     Parameters
@@ -209,8 +209,10 @@ def label_shifts(
     shifts, variances = [], []
     for other in np.unique(label_N[(label_N >= 0) & (label_N != label)]):
         groups = {b: np.flatnonzero((batch_N == b) & (label_N == other)) for b in range(len(weight_B))}
-        sources = [b for b, rows in groups.items() if b != batch and weight_B[b] > 0 and len(rows) >= LEAST]
-        if len(groups[batch]) < LEAST or not sources:
+        sources = [
+            b for b, rows in groups.items() if b != batch and weight_B[b] > 0 and len(rows) >= LEAST_CELLS
+        ]
+        if len(groups[batch]) < LEAST_CELLS or not sources:
             continue
         w = weight_B[sources] / weight_B[sources].sum()
         moments = [_moments(x_NG[groups[b]]) for b in (batch, *sources)]

@@ -23,7 +23,7 @@ from scmedley.overlap import as_categories
 from scmedley.pp.counts import log_normalised
 
 N_PERMUTATIONS = 10
-DISTANCES = ["batch", "distance", "q05", "q95", "observed", "null", "null_sd"]
+DISTANCES = ["batch", "distance", "observed", "null", "null_sd"]
 HELD_OUT, ALL_CELLS = (
     "held-out cells",
     "all cells",
@@ -63,14 +63,14 @@ def gene_shifts(
     Returns
     -------
     DataFrame
-        label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05 and q95
-        (:mod:`scmedley.models.interval`), observed (the same difference between the means of the label's cells that
-        are from each batch; not a number where there are none). The same for all genes of a pair: size (root mean
-        square of the shift over all genes of the model) with size_q05 and size_q95, observed_size (of the observed
-        difference), null_size and null_sd (mean and standard deviation of that over permutations of the same cells
-        among the label's batches); n_cells (shown), n_observed (cells that the observed mean is of), observed_from
-        ("held-out cells", or "all cells", training cells included, where fewer than 10 of the pair are held out), seen
-        (whether the label is in the batch at all).
+        label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05
+        and q95 (:mod:`scmedley.models.interval`), observed (the same difference between the means of the
+        label's cells that are from each batch; not a number where there are none). The same for all genes of
+        a pair: size (root mean square of the shift over all genes of the model), observed_size (of the
+        observed difference), null_size and null_sd (mean and standard deviation of that over permutations of
+        the same cells among the label's batches); n_cells (shown), n_observed (cells that the observed mean
+        is of), observed_from ("held-out cells", or "all cells", training cells included, where fewer than 10
+        are held out in any batch of the label), seen (whether the label is in the batch at all).
     """
     if draws < 2:
         raise ScmedleyError(f"draws is {draws}; give 2 or more, or there is no interval.")
@@ -90,8 +90,9 @@ def gene_shifts(
         own = [rows[batch[rows] == code] for code in range(len(batches))]
         seen_T = np.array([len(cells) > 0 for cells in own])
         compared_T = seen_T if seen_T.sum() > 1 else np.ones_like(seen_T)
-        enough = [np.sum(held_out_N[cells]) >= LEAST for cells in own]
-        own = [cells[held_out_N[cells]] if e else cells for cells, e in zip(own, enough, strict=True)]
+        # Each observed shift is against all batches of the label, so that one with training cells brings them into all.
+        enough = all(np.sum(held_out_N[cells]) >= LEAST for cells in own if len(cells))
+        own = [cells[held_out_N[cells]] for cells in own] if enough else own
         observed_TG = _observed(x_NG, own)
         null_KT = [_size(_observed(x_NG, _permuted(own, permuting))) for _ in range(N_PERMUTATIONS)]
         rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
@@ -101,18 +102,15 @@ def gene_shifts(
         pairs = pd.DataFrame(
             {
                 "size": _size(mean_TDG.mean(axis=1)),
-                "half": half_width(_size(mean_TDG), network.calibration, axis=1),
                 "observed_size": _size(observed_TG),
                 "null_size": np.mean(null_KT, axis=0),
                 "null_sd": np.std(null_KT, axis=0),
                 "n_cells": len(rows),
                 "n_observed": [len(cells) for cells in own],
-                "observed_from": np.select([~seen_T, enough], ["", HELD_OUT], ALL_CELLS),
+                "observed_from": np.where(seen_T, HELD_OUT if enough else ALL_CELLS, ""),
                 "seen": seen_T,
             }
         )
-        pairs.insert(1, "size_q05", pairs["size"] - pairs["half"])
-        pairs.insert(2, "size_q95", pairs["size"] + pairs.pop("half"))
         for target, shift_DG, observed_G, pair in zip(
             batches, mean_TDG, observed_TG, pairs.to_dict("records"), strict=True
         ):
@@ -133,10 +131,16 @@ def gene_shifts(
 
 
 def interval_coverage(
-    model: MixedEffects | Model[Any], adata: AnnData, label_key: str | None = None, *, seed: int = 0
+    model: MixedEffects | Model[Any],
+    adata: AnnData,
+    label_key: str | None = None,
+    *,
+    n_top: int | None = None,
+    seed: int = 0,
 ) -> float:
-    """Return the share of shifts of held-out cells, of all pairs and genes, that are in their interval of 90 %.
+    """Return the share of shifts of held-out cells that are in their interval of 90 %.
 
+    They are of all genes of each pair of label and batch, or of the ``n_top`` with the largest predicted shifts.
     The sampling noise of the observed means is counted (:mod:`scmedley.models.interval`). Not a number where no label
     has held-out cells in two batches, or the model's intervals are not calibrated.
     """
@@ -147,11 +151,11 @@ def interval_coverage(
     found = deviations(network, x_NG, codes, label, part_N, "test", seed=seed)
     if found is None or network.calibration is None:
         return float("nan")
-    return found.coverage(network.calibration.factor)
+    return found.coverage(network.calibration.factor, n_top)
 
 
 def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
-    """Return how far each batch lies from the average batch, the farthest first.
+    """Return how far each batch lies from the average batch, the farthest in its own cells first.
 
     Batches are compared on the labels that all of them have: the average batch of another label is another one.
 
@@ -163,11 +167,12 @@ def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        batch, and in log1p CP10k, means over those labels: distance (the size of the model's shift) with q05 and q95;
-        observed, the distance of the cells' own means; null and null_sd, of that with batches permuted within
-        labels; observed_from, which cells these are ("held-out cells", "all cells", or "held-out and all cells"
-        where labels differ). Empty where fewer than two batches share a label with all others. Of two batches each lies
-        half as far from their average as from the other.
+        batch, and in log1p CP10k, means over those labels: distance (the size of the model's shift, which is drawn
+        towards 0 and has no interval); observed, the distance of the cells' own means; null and null_sd, of that with
+        batches permuted within labels; observed_from, which cells these are ("held-out cells", "all cells", or
+        "held-out and all cells" where labels differ). Ordered by observed² - null², as means of fewer cells lie
+        farther apart by noise alone. Empty where fewer than two batches share a label with all others. Of two batches
+        each lies half as far from their average as from the other.
     """
     pairs = shifts.drop_duplicates(["batch", "label"])
     n_seen = pairs[pairs["seen"]].groupby("label")["batch"].nunique()
@@ -175,11 +180,12 @@ def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
     shared = pairs[pairs["label"].isin(n_seen.index[n_seen == n_batches])]
     if n_batches < 2 or shared.empty:
         return pd.DataFrame(columns=[*DISTANCES, "observed_from"])
-    sizes = ["size", "size_q05", "size_q95", "observed_size", "null_size", "null_sd"]
+    sizes = ["size", "observed_size", "null_size", "null_sd"]
     groups = shared.groupby("batch", sort=True)
     found = groups[sizes].mean().reset_index().set_axis(DISTANCES, axis=1)
     found["observed_from"] = groups["observed_from"].agg(source_of).to_numpy()
-    return found.sort_values("distance", ascending=False, kind="stable", ignore_index=True)
+    order = (found["null"] ** 2 - found["observed"] ** 2).argsort(kind="stable")
+    return found.iloc[order].reset_index(drop=True)
 
 
 def source_of(observed_from: "pd.Series[str]") -> str:
@@ -189,7 +195,7 @@ def source_of(observed_from: "pd.Series[str]") -> str:
 
 
 def _observed(x_NG: Any, own: list[np.ndarray]) -> np.ndarray:
-    """Give the mean of each batch's cells less the average of those means, T x G; not a number without cells."""
+    """Return the mean of each batch's cells less the average of those means, T x G; not a number without cells."""
     found_TG = np.full((len(own), x_NG.shape[1]), np.nan)
     seen_T = np.array([len(cells) > 0 for cells in own])
     if seen_T.sum() > 1:
@@ -199,11 +205,11 @@ def _observed(x_NG: Any, own: list[np.ndarray]) -> np.ndarray:
 
 
 def _permuted(own: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Deal the cells of one label out anew, as many to each batch as it has."""
+    """Return the cells of one label dealt out anew, as many to each batch as it has."""
     ends = np.cumsum([len(cells) for cells in own])
     return np.split(rng.permutation(np.concatenate(own)), ends[:-1])
 
 
 def _size(shift_G: np.ndarray) -> np.ndarray:
-    """Give the root mean square over genes, the last axis."""
+    """Return the root mean square over genes, the last axis."""
     return np.asarray(np.sqrt(np.square(shift_G, dtype=np.float64).mean(axis=-1)))

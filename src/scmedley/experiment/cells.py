@@ -13,6 +13,7 @@ from scipy.sparse import issparse
 from scmedley import datasets, io, keys
 from scmedley.checks import column
 from scmedley.errors import ScmedleyError, listed
+from scmedley.evidence import Checked
 from scmedley.experiment.config import Experiment, Split
 from scmedley.inplace import layers_of
 from scmedley.overlap import as_categories
@@ -56,8 +57,8 @@ def read_data(experiment: Experiment, folder: Path | None) -> AnnData:
     )
 
 
-def prepare_once(adata: AnnData, experiment: Experiment) -> list[str]:
-    """Filter and normalise cells in place, once for all folds, and keep only what fits need; give the warnings.
+def prepare_once(adata: AnnData, experiment: Experiment) -> Checked:
+    """Filter and normalise cells in place, once for all folds, and keep only what fits need; return what they held.
 
     Genes are chosen, scaled and decomposed later, on the training cells of each fold.
     """
@@ -69,6 +70,7 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> list[str]:
         n_top_genes=experiment.n_top_genes,
         min_genes=experiment.min_genes,
         min_cells=experiment.min_cells,
+        values=experiment.values,
     )
     used = [experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets]
     for key in used:
@@ -76,7 +78,7 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> list[str]:
     adata.obs = adata.obs[list(dict.fromkeys(used))]
     adata.X = None
     adata.raw = None
-    adata.uns = {}
+    adata.uns = {keys.UNS: adata.uns[keys.UNS]}  # what the values were, which each model remembers
     del adata.var[keys.HVG]
     for layer in set(layers_of(adata)) - {keys.COUNTS, keys.LOGNORM}:
         del adata.layers[layer]
@@ -84,11 +86,11 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> list[str]:
         del adata.obsm[key]
     for split in experiment.splits:  # folds that cannot be made come to light before any work
         parts(adata.obs, experiment, split, 0)
-    return checked.warnings
+    return checked
 
 
 def digest(adata: AnnData) -> str:
-    """Give the SHA-256 of prepared cells: names, columns, values and embeddings."""
+    """Return the SHA-256 of prepared cells: names, columns, values and embeddings."""
     found = hashlib.sha256(repr((adata.shape, list(adata.var_names))).encode())
     found.update(pd.util.hash_pandas_object(adata.obs.astype(str)).to_numpy().tobytes())
     for stored in (layers_of(adata), adata.obsm):
@@ -130,7 +132,7 @@ def pairs(obs: pd.DataFrame, experiment: Experiment) -> list[tuple[int, int]]:
 
 
 def parts(obs: pd.DataFrame, experiment: Experiment, split: Split, fold: int) -> np.ndarray:
-    """Give each cell's part in a fold.
+    """Return each cell's part in a fold.
 
     With whole donors held out, "test" are the cells of the fold's donors. Training and its early stopping need
     known batches, so "train" and "validation" share the cells of all other donors. With pairs held out, "test" are

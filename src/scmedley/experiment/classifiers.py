@@ -48,7 +48,7 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
 
 
 def _latents(out: Path, experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
-    """Give the latents of the fold's fits that did not fail, by the name that tables show."""
+    """Return the latents of the fold's fits that did not fail, by the name that tables show."""
     found = {}
     for method in experiment.methods:
         fit = Task(task.split, task.fold, task.seed, method)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from scmedley.asked import Asked
 from scmedley.checks import check_seed
 from scmedley.datasets.papers import LOSS_WEIGHTS
 from scmedley.errors import ScmedleyError
@@ -73,6 +74,8 @@ class Experiment:
         Name under which the papers' numbers for these data are found, if there are any.
     n_latent, n_top_genes, min_genes, min_cells
         As for a run.
+    values
+        What the matrix holds, where the evidence should not decide (``"auto"``), as for a run.
     threads
         Of each fit; fits run side by side.
     precision, device
@@ -101,6 +104,7 @@ class Experiment:
     n_top_genes: int = 3000
     min_genes: int = 10
     min_cells: int = 3
+    values: Asked = "auto"
     threads: int = 1
     precision: str = "auto"
     device: str = "auto"
@@ -125,8 +129,9 @@ class Experiment:
             raise ScmedleyError(
                 f"targets = {list(self.targets)} must be other columns than label, batch and donor."
             )
-        if self.precision not in get_args(Precision):
-            raise ScmedleyError(f"precision = {self.precision!r} is none of {list(get_args(Precision))}.")
+        for name, known in (("precision", get_args(Precision)), ("values", get_args(Asked))):
+            if getattr(self, name) not in known:
+                raise ScmedleyError(f"{name} = {getattr(self, name)!r} is none of {list(known)}.")
         for seed in self.seeds:
             check_seed(seed)
         for split in self.splits:
@@ -155,7 +160,7 @@ class Experiment:
 
     @property
     def donors(self) -> str:
-        """Give the column of the donors."""
+        """Return the column of the donors."""
         return self.donor_key or self.batch_key
 
     @property
@@ -175,7 +180,7 @@ class Experiment:
         return self.pairs if split == "pairs" else self.folds
 
     def models(self) -> dict[str, Any]:
-        """Give the settings of each network that is compared, with the changes made."""
+        """Return the settings of each network that is compared, with the changes made."""
         from scmedley import models
 
         found = {}

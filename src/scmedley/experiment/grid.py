@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
-from scmedley import io
-from scmedley.errors import ScmedleyError
+from scmedley import io, keys
+from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment import tables
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import digest, prepare_once, read_data
@@ -46,7 +46,7 @@ def run(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Do an experiment, or what is left of it, and write its tables and page; give its record.
+    """Do an experiment, or what is left of it, and write its tables and page; return its record.
 
     Parameters
     ----------
@@ -109,22 +109,26 @@ def _check_folder(out: Path) -> None:
 def _lay_data(
     experiment: Experiment, out: Path, folder: Path | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Filter and normalise the cells, once for all fits; give the record that begins."""
+    """Filter and normalise the cells, once for all fits; return the record that begins."""
     say(f"Reading {experiment.data}")
     if any(out in (place / experiment.data).resolve().parents for place in (folder or Path(), Path())):
         raise ScmedleyError(
             f"{experiment.data} lies in --out {out}, which is for results only. Choose another --out."
         )
-    adata = read_data(experiment, folder)
-    warnings = prepare_once(adata, experiment)
+    with heard(lambda line: say(f"Warning: {line}")) as read:  # at once: an error may follow from it
+        adata = read_data(experiment, folder)
+    checked = prepare_once(adata, experiment)
     columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
     io.check_columns(adata, sorted(columns & set(adata.obs)))
-    for warning in warnings:
+    say(checked.reason)
+    for warning in checked.warnings:
         say(f"Warning: {warning}")
+    warnings = read + checked.warnings
     record = {
         "status": "running",
         "experiment": asdict(experiment),
         "input": {"sha256": digest(adata), "cells": adata.n_obs, "genes": adata.n_vars},
+        "prepare": adata.uns[keys.UNS]["prepare"],
         "versions": run_folder.versions(),
         "warnings": warnings,
     }
@@ -178,7 +182,7 @@ def _run(
 
 
 def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list[str]:
-    """Name the networks whose training was still improving when their ``max_epochs`` ended it."""
+    """Return as sentences the networks whose training was still improving when their ``max_epochs`` ended it."""
     said = []
     for method in experiment.methods:
         most = experiment.settings.get("RE" if method == NULL else method, {}).get("max_epochs")
@@ -192,7 +196,7 @@ def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list
 
 
 def _failed_rivals(out: Path, fits: Sequence[Task]) -> list[str]:
-    """Say which methods that are not ours failed, and why."""
+    """Return which methods that are not ours failed, and why."""
     reasons: dict[str, list[str]] = {}
     for task in fits:
         state = work.about(out, task)
@@ -215,7 +219,7 @@ def _tell_failures(out: Path, todo: Sequence[Task]) -> None:
 
 @contextmanager
 def _executor(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
-    """Give what runs the fits: processes of this machine, this process alone, or a Dask scheduler's workers."""
+    """Yield what runs the fits: processes of this machine, this process alone, or a Dask scheduler's workers."""
     if scheduler is None and jobs == 1:
         yield None
         return

@@ -22,6 +22,7 @@ from scmedley.experiment.tables import (
     PREDICTED,
     PREDICTED_SUMMARY,
     SUMMARY,
+    read_table,
 )
 from scmedley.experiment.task import Task
 
@@ -43,7 +44,7 @@ def build(folder: Path) -> Path:
     }
     experiment = Experiment(**fields)
     summary, read = (_read(folder / name) for name in (SUMMARY, CLASSIFIED_SUMMARY))
-    fits = pd.read_csv(folder / FITS)
+    fits = read_table(folder / FITS)
     obs = read_h5ad(folder / work.DATA, backed="r").obs
     with figures.drawing():
         context = {
@@ -67,7 +68,7 @@ def build(folder: Path) -> Path:
 
 def _read(path: Path) -> pd.DataFrame:
     """Read a table, or none where the experiment made none."""
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    return read_table(path) if path.exists() else pd.DataFrame()
 
 
 def _tables(summary: pd.DataFrame) -> list[dict[str, Any]]:
@@ -149,7 +150,7 @@ def _classified(read: pd.DataFrame) -> list[dict[str, Any]]:
         names = list(dict.fromkeys(rows["embedding"]))
         splits = list(dict.fromkeys(rows["held_out"]))
         cells = {(r["embedding"], r["held_out"]): r for r in rows.to_dict("records")}
-        cautions = dict(zip(rows["held_out"], rows["caution"].astype(object).fillna(""), strict=True))
+        cautions = dict(zip(rows["held_out"], rows["caution"], strict=True))
         lines = [(name, [cells.get((name, split)) for split in splits]) for name in names]
         groups.append({"target": target, "splits": splits, "cautions": cautions, "lines": lines})
     return groups
@@ -235,7 +236,7 @@ def _training(folder: Path) -> list[dict[str, Any]]:
 
 
 def _fits(fits: pd.DataFrame) -> list[dict[str, Any]]:
-    """Give each method's fits, failures and median seconds."""
+    """Return each method's fits, failures and median seconds."""
     grouped = fits.groupby("method", sort=False)
     return [
         {

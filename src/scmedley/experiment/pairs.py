@@ -17,9 +17,11 @@ from scmedley.experiment import task as work
 from scmedley.experiment.cells import pairs, read_cells
 from scmedley.experiment.config import NULL, Experiment
 from scmedley.experiment.task import Task
+from scmedley.values import dense
 
 SOURCE_CELLS = 1000  # cells that are shown in the held-out batch, at most
-TIE = 0.01  # of R²Δ, on average: what is as far behind, or less, counts as equal
+ONE = "one pair: no verdict"
+TIE_R2 = 0.01  # of R²Δ, on average: what is as far behind, or less, counts as equal
 
 
 def predict(out: Path, experiment: Experiment, task: Task, folder: Path, mark: str) -> dict[str, Any]:
@@ -79,12 +81,12 @@ def held_out_pair(
         adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key)
     )
     others = [np.flatnonzero((batch_N == b) & (label_N == label)) for b in np.unique(batch_N) if b != batch]
-    others = [cells for cells in others if len(cells) >= held_out.LEAST]
+    others = [cells for cells in others if len(cells) >= held_out.LEAST_CELLS]
     target = np.flatnonzero((batch_N == batch) & (label_N == label))
     means = [np.asarray(x_NG[cells].mean(axis=0)).ravel() for cells in others]
     return HeldOut(
-        _dense(x_NG[rows]),
-        _dense(x_NG[target]),
+        dense(x_NG[rows]),
+        dense(x_NG[target]),
         np.stack(means) if means else np.empty((0, adata.n_vars)),
     )
 
@@ -109,57 +111,72 @@ def _by_baselines(
     return found | {CEILING: held_out.ceiling(held)}
 
 
-def _dense(x_NG: Any) -> np.ndarray:
-    return np.asarray(x_NG.toarray() if hasattr(x_NG, "toarray") else x_NG, dtype=np.float64)
-
-
 def verdicts(predicted: pd.DataFrame) -> pd.DataFrame:
     """Compare each network with the best of the baselines, pair by pair, by R²Δ.
+
+    Only pairs count that every network and baseline predicts (:func:`common_pairs`): the best baseline is the one
+    with the best mean over these.
 
     Returns
     -------
     DataFrame
-        A row for each network: method, baseline (the one with the best mean R²Δ over the pairs), difference (mean of
-        model less baseline over pairs) with its 95 % t-interval difference_low and difference_high, n_better (pairs
-        in which the model is ahead), n_pairs, and the verdict. "better": the interval is above 0; "worse": the
-        difference is below -0.01, whatever the interval; "ties": all else.
+        A row for each network: method, baseline (the best), difference (mean of model less baseline over pairs) with
+        its 95 % t-interval difference_low and difference_high, n_better (pairs in which the model is ahead), n_pairs,
+        and the verdict. "better": the interval is above 0; "worse": the difference is below -0.01, whatever the
+        interval; "ties": all else; "one pair: no verdict".
     """
-    per_pair = predicted.pivot_table(index="fold", columns="method", values="r2", sort=False)
-    means = per_pair[[name for name in BASELINES if name in per_pair]].mean()
+    per_pair = common_pairs(predicted)
     rows = []
-    if means.notna().any():
-        baseline = str(means.idxmax())
-        for method in [m for m in per_pair if m not in (*BASELINES, CEILING)]:
-            ahead = (per_pair[method] - per_pair[baseline]).dropna()
+    if len(per_pair):
+        baseline = str(per_pair[[name for name in BASELINES if name in per_pair]].mean().idxmax())
+        for method in [m for m in per_pair if m not in BASELINES]:
+            ahead = per_pair[method] - per_pair[baseline]
             mean, low, high = t_interval(ahead.tolist())
-            verdict = "better" if low > 0 else "ties" if mean >= -TIE else "worse"
+            verdict = "better" if low > 0 else "ties" if mean >= -TIE_R2 else "worse"
             row = {"method": method, "baseline": baseline, "difference": mean}
             row |= {"difference_low": low, "difference_high": high, "n_better": int((ahead > 0).sum())}
-            rows.append(row | {"n_pairs": len(ahead), "verdict": verdict})
+            rows.append(row | {"n_pairs": len(ahead), "verdict": verdict if len(ahead) > 1 else ONE})
     columns = ["method", "baseline", "difference", "difference_low", "difference_high", "n_better", "n_pairs"]
     return pd.DataFrame(rows, columns=[*columns, "verdict"])
 
 
-def finding(predicted: pd.DataFrame) -> str:
-    """Say in a sentence what the networks predict of held-out pairs, beside the baselines and the ceiling."""
-    judged = verdicts(predicted)
+def common_pairs(predicted: pd.DataFrame) -> pd.DataFrame:
+    """Return R²Δ, pairs x methods, of the pairs that all networks and baselines predict.
+
+    A baseline that predicts no pair at all, and the ceiling, are left out.
+    """
     per_pair = predicted.pivot_table(index="fold", columns="method", values="r2", sort=False)
-    mean = per_pair.mean()
+    per_pair = per_pair.drop(columns=CEILING, errors="ignore")
+    return per_pair.dropna(axis="columns", how="all").dropna()
+
+
+def finding(predicted: pd.DataFrame) -> str:
+    """Return a sentence on what the networks predict of held-out pairs, beside the baselines and the ceiling."""
+    judged, common = verdicts(predicted), common_pairs(predicted)
+    n_pairs = predicted["fold"].nunique()
+    mean = common.mean()
     best_first = mean[[name for name in BASELINES if name in mean]].sort_values(
         ascending=False, kind="stable"
     )
     models = ", ".join(f"{method} {mean[method]:z.2f}" for method in judged["method"])
     simple = ", ".join(f"{name} {value:z.2f}" for name, value in best_first.items())
-    top = f"; {CEILING} {mean[CEILING]:z.2f}" if CEILING in mean else ""
+    ceiling = predicted[(predicted["method"] == CEILING) & predicted["fold"].isin(common.index)]["r2"].mean()
+    top = "" if np.isnan(ceiling) else f"; {CEILING} {ceiling:z.2f}"
+    n = f"{n_pairs} held-out pair{'s' * (n_pairs > 1)}"
+    n = n if len(common) == n_pairs else f"the {len(common)} of {n} that all methods predict, pairs"
     said = [
-        f"Share of the change of the mean that is predicted (R²Δ) for {len(per_pair)} held-out pairs of batch and "
-        f"label: {models}; {simple}{top}."
+        f"Share of the change of the mean that is predicted (R²Δ) for {n} of batch and label: {models}; {simple}{top}."
     ]
     return " ".join([*said, *(_verdict(row) for row in judged.to_dict("records") if row["method"] != NULL)])
 
 
 def _verdict(row: dict[Any, Any]) -> str:
-    """Say how a network compares with the best baseline."""
+    """Return how a network compares with the best baseline."""
+    if row["verdict"] == ONE:
+        return (
+            f"{row['method']} differs by {row['difference']:z.2f} from the best baseline, {row['baseline']} (one pair: "
+            "no verdict)."
+        )
     low, high = row["difference_low"], row["difference_high"]
     interval = "" if np.isnan(low) else f" [{low:z.2f}, {high:z.2f}]"
     words = {"better": "is better than", "ties": "only ties with", "worse": "is worse than"}[row["verdict"]]

@@ -16,6 +16,7 @@ from scmedley.experiment.config import NETWORKS, NULL, Experiment
 from scmedley.experiment.pairs import finding, verdicts
 from scmedley.experiment.task import Task, tasks
 from scmedley.models.contributions import contributions
+from scmedley.pipeline.findings import NAMES
 
 # Numbers are read to the last bit: since 3.1 pandas does so by itself, and warns of who asks for it.
 EXACT: dict[str, Any] = (
@@ -35,10 +36,13 @@ HEADLINE = (
 )
 CLASSIFIED_BY = ["target", "held_out", "caution", "embedding"]
 PLACE = ["split", "fold", "seed"]
+# Columns of text in any of the tables, the tasks' own too; an empty one is an empty string.
+TEXTS = {"split", "part", "score", "of", "null_kind", "method", "network", "term", "batch", "label"}
+TEXTS |= {*CLASSIFIED_BY, "status", "stopped", "reason"}
 
 
 def write_tables(experiment: Experiment, out: Path) -> list[str]:
-    """Write all tables of a finished grid to ``out``; give the findings as sentences."""
+    """Write all tables of a finished grid to ``out``; return the findings as sentences."""
     fits, classifications = tasks(experiment)
     said = _write_scores(_collect(out, fits, work.SCORES), experiment, out)
     io.write_csv(_fits(out, fits + classifications), out / FITS)
@@ -47,8 +51,6 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
     classified = _collect(out, classifications, work.CLASSIFIED)
     if len(classified):
         io.write_csv(classified, out / CLASSIFIED)
-        # Read as numbers where there is none.
-        classified["caution"] = classified["caution"].astype(object).fillna("")
         values = ["accuracy", "balanced_accuracy", "donor_accuracy"]
         values += ["chance", "chance_balanced", "donor_chance"]
         read = summarise(classified, CLASSIFIED_BY, values)
@@ -59,7 +61,7 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
 
 
 def _write_scores(scores: pd.DataFrame, experiment: Experiment, out: Path) -> list[str]:
-    """Write the scores and their means, if any method was scored; give what they say."""
+    """Write the scores and their means, if any method was scored; return what they say."""
     if scores.empty:
         return []
     io.write_csv(scores, out / SCORES)
@@ -75,13 +77,15 @@ def _write_predicted(predicted: pd.DataFrame, out: Path) -> list[str]:
         return []
     io.write_csv(predicted, out / PREDICTED)
     summary = summarise(predicted, ["method"], list(MEASURES)).rename(columns={"n_folds": "n_pairs"})
-    summary = summary.merge(verdicts(predicted).drop(columns="n_pairs"), how="left", on="method")
+    summary = summary.merge(
+        verdicts(predicted).rename(columns={"n_pairs": "n_compared"}), how="left", on="method"
+    )
     io.write_csv(summary, out / PREDICTED_SUMMARY)
     return [finding(predicted)] if summary["verdict"].notna().any() else []
 
 
 def summarise(table: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
-    """Give mean and 95 % t-interval over folds of each value; seeds are averaged within a fold first.
+    """Return mean and 95 % t-interval over folds of each value; seeds are averaged within a fold first.
 
     Folds share training cells, so that the intervals are somewhat too narrow, as those of the papers are.
     """
@@ -102,7 +106,7 @@ def _collect(out: Path, todo: list[Task], file: str) -> pd.DataFrame:
     for task in todo:
         path = out / work.TASKS / task.name / file
         if path.exists() and work.about(out, task).get("status") == "done":
-            table: pd.DataFrame = pd.read_csv(path, **EXACT)
+            table = read_table(path)
             place: dict[str, Any] = {"split": task.split, "fold": task.fold, "seed": task.seed}
             if "method" not in table and task.method != work.CLASSIFIERS:
                 place["method"] = task.method
@@ -113,8 +117,17 @@ def _collect(out: Path, todo: list[Task], file: str) -> pd.DataFrame:
     return joined[[*PLACE, *[c for c in joined if c not in PLACE]]]
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table of an experiment; only columns of numbers have missing values, as a label may be called "NA"."""
+    table: pd.DataFrame = pd.read_csv(path, **EXACT)
+    texts = [name for name in table if name in TEXTS]
+    return (
+        table.assign(**pd.read_csv(path, usecols=texts, dtype=str, keep_default_na=False)) if texts else table
+    )
+
+
 def _fits(out: Path, todo: list[Task]) -> pd.DataFrame:
-    """Say of each task how long it took and, if it failed, why."""
+    """Return of each task how long it took and, if it failed, why."""
     rows = []
     for task in todo:
         about = work.about(out, task)
@@ -154,9 +167,9 @@ def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataF
 
 
 def findings(scores: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
-    """Say what the scores show, each number beside its null."""
+    """Return what the scores show, each number beside its null."""
     rows = summary[(summary["split"] == "cells") & (summary["part"] == "test") & (summary["of"] == "batch")]
-    said = [sentence for score in ("kNN leak", "ASW") if (sentence := _separation(scores, score))]
+    said = [sentence] if (sentence := _separation(scores)) else []
     leaks = rows[rows["score"].isin([f"{probe} leak" for probe in PROBES])].dropna(subset="value")
     worst = leaks.sort_values("value").groupby("method").tail(1).set_index("method")
     if {"PCA", "FE"} <= set(worst.index):
@@ -168,24 +181,41 @@ def findings(scores: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
     return said
 
 
-def _separation(scores: pd.DataFrame, score: str) -> str:
-    """Compare RE with its null, fold by fold, each less what permuted codes give."""
+def _separation(scores: pd.DataFrame) -> str:
+    """Compare RE with its null, fold by fold and by each probe, less what permuted codes give; all must agree."""
     rows = scores[(scores["split"] == "cells") & (scores["part"] == "test") & (scores["of"] == "batch")]
-    rows = rows[(rows["score"] == score) & rows["method"].isin(["RE", NULL])]
-    if rows["method"].nunique() < 2:
+    rows = rows[rows["method"].isin(["RE", NULL])]
+    words, seen = [], {}
+    for probe in PROBES:
+        leaks = rows[rows["score"] == f"{probe} leak"].dropna(subset="value")
+        excess = (leaks["value"] - leaks["null"]).groupby([leaks["method"], leaks["fold"]]).mean()
+        if leaks["method"].nunique() < 2:
+            continue
+        mean, low, high = t_interval((excess["RE"] - excess[NULL]).tolist())
+        seen[NAMES[probe]] = low > 0
+        words.append(
+            f"{NAMES[probe]} {excess['RE'].mean():z.2f} and {excess[NULL].mean():z.2f}, a difference of {mean:z.2f} "
+            f"[{low:z.2f}, {high:z.2f}]"
+        )
+    if not seen:
         return ""
-    excess = (rows["value"] - rows["null"]).groupby([rows["method"], rows["fold"]]).mean()
-    mean, low, high = t_interval((excess["RE"] - excess[NULL]).tolist())
-    verdict = "RE separates" if low > 0 else "It is not shown that RE separates"
+    by, not_by = (
+        " and ".join(name for name, yes in seen.items() if yes is wanted) for wanted in (True, False)
+    )
+    shown = "RE separates" if not not_by else "It is not shown that RE separates"
+    how = (
+        f"seen by {by}, but not by {not_by}"
+        if by and not_by
+        else f"seen by {'all' if by else 'none'} of the probes"
+    )
     return (
-        f"{verdict} batches of held-out cells more than the same network told permuted batches: {score} "
-        f"{excess['RE'].mean():z.2f} and {excess[NULL].mean():z.2f} above chance, a difference of {mean:z.2f} "
-        f"[{low:z.2f}, {high:z.2f}]."
+        f"{shown} batches of held-out cells more than the same network told permuted batches: {how} "
+        f"(leak above chance: {'; '.join(words)})."
     )
 
 
 def _reading(read: pd.DataFrame, target: str) -> str:
-    """Say what some embeddings tell of a donor-level target, with cells split and with donors held out."""
+    """Return what some embeddings tell of a donor-level target, with cells split and with donors held out."""
     words = []
     for how, rows in read.groupby("held_out", sort=False):
         found = {str(row["embedding"]): row for row in rows.to_dict("records")}

@@ -50,7 +50,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Give the name of its folder."""
+        """Return the name of its folder."""
         method = re.sub(r"\W+", "-", self.method)[:60]
         if method != self.method:  # two methods must not share a folder
             method += "-" + hashlib.sha256(self.method.encode()).hexdigest()[:6]
@@ -58,7 +58,7 @@ class Task:
 
 
 def tasks(experiment: Experiment) -> tuple[list[Task], list[Task]]:
-    """Give all fits of an experiment, and the classifications that need them."""
+    """Return all fits of an experiment, and the classifications that need them."""
     fits, classifications = [], []
     for split in experiment.splits:
         of_pairs = split == "pairs"
@@ -75,7 +75,7 @@ def tasks(experiment: Experiment) -> tuple[list[Task], list[Task]]:
 def fingerprint(
     out: Path, experiment: Experiment, task: Task, data_hash: str, versions: dict[str, str]
 ) -> str:
-    """Say in short what a task's results depend on; where it is the same, they need not be made again.
+    """Return in short what a task's results depend on; where it is the same, they need not be made again.
 
     Folds hang on the first seed and, of donors, on the first target; a rival on its package; classifiers on the
     fits that they read.
@@ -98,7 +98,7 @@ def fingerprint(
 
 
 def _package_version(method: str) -> str:
-    """Give the version of a rival's package."""
+    """Return the version of a rival's package."""
     from scmedley.evaluate.peers import PEERS
 
     try:
@@ -108,7 +108,7 @@ def _package_version(method: str) -> str:
 
 
 def about(out: Path, task: Task) -> dict[str, Any]:
-    """Give what is recorded of a task; nothing if it has not been finished, or its record is spoilt."""
+    """Return what is recorded of a task; nothing if it has not been finished, or its record is spoilt."""
     try:
         found: dict[str, Any] = json.loads((out / TASKS / task.name / ABOUT).read_text())
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def about(out: Path, task: Task) -> dict[str, Any]:
 
 
 def is_done(out: Path, task: Task, mark: str) -> bool:
-    """Say whether a task was done under these settings and all its files are as they were written."""
+    """Return whether a task was done under these settings and all its files are as they were written."""
     state, folder = about(out, task), out / TASKS / task.name
     files = state.get("files", {})
     return (
@@ -215,7 +215,7 @@ def _score(adata: AnnData, experiment: Experiment, task: Task) -> pd.DataFrame:
 def _embed(
     out: Path, adata: AnnData, experiment: Experiment, task: Task, mark: str
 ) -> tuple[dict[str, np.ndarray], "Model[Any] | None"]:
-    """Give the latents of all cells, and the network if there is one.
+    """Return the latents of all cells, and the network if there is one.
 
     The latent of a random-effects network for donors that it does not know comes in two variants: with the
     population mean (no effects), and with effects fitted to the new donors' cells, everything else frozen.
@@ -248,7 +248,7 @@ def _embed(
 
 
 def _given(stored: Any, key: str) -> np.ndarray:
-    """Give an embedding of the user's as a dense matrix."""
+    """Return an embedding of the user's as a dense matrix."""
     try:
         return np.asarray(stored.toarray() if hasattr(stored, "toarray") else stored, dtype=np.float32)
     except (TypeError, ValueError) as error:

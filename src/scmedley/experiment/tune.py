@@ -12,7 +12,8 @@ import torch
 from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
-from scmedley.errors import ScmedleyError
+from scmedley.asked import Asked
+from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment.cells import digest, prepare_once
 from scmedley.experiment.config import NETWORKS, Experiment
 from scmedley.pipeline import folder as run_folder
@@ -40,6 +41,7 @@ def tune(
     trials: int = 30,
     folds: int = 3,
     epochs: int | None = None,
+    values: Asked = "auto",
     seed: int = 0,
     threads: int | None = None,
     say: Callable[[str], None] = print,
@@ -64,7 +66,7 @@ def tune(
         ``"FE"`` or ``"FEC"``.
     trials, folds
         How many settings to try, and folds for each.
-    epochs, seed, threads
+    epochs, values, seed, threads
         As for a run.
 
     Raises
@@ -81,6 +83,7 @@ def tune(
         methods=(method,),
         settings={} if epochs is None else {method: {"max_epochs": epochs}},
         folds=folds,
+        values=values,
         seeds=(seed,),
         threads=torch.get_num_threads() if threads is None else threads,
     )
@@ -114,14 +117,17 @@ def _check(method: str, trials: int) -> None:
 
 
 def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Prepare the cells, or find them prepared; give the record."""
+    """Prepare the cells, or find them prepared; return the record."""
     found = [p.name for p in out.iterdir() if p.name != run_folder.LOCK]
     if found and RECORD not in found:
         raise ScmedleyError(f"{out} is no folder of a search, and not empty. Choose another --out.")
     say(f"Reading {path.name}")
-    adata = io.read(path)
+    with heard(lambda line: say(f"Warning: {line}")) as read:  # at once: an error may follow from it
+        adata = io.read(path)
+    checked = prepare_once(adata, experiment)
     io.check_columns(adata, (experiment.batch_key, experiment.label_key))
-    for warning in prepare_once(adata, experiment):
+    say(checked.reason)
+    for warning in checked.warnings:
         say(f"Warning: {warning}")
     same = {k: v for k, v in asdict(experiment).items() if k not in ("name", "data", "threads")}
     wanted = run_folder.loads_like(
@@ -137,7 +143,8 @@ def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], N
             raise ScmedleyError(
                 f"{out} holds a search with other {' and '.join(changed)}. Choose another --out."
             )
-    record = wanted | {"status": "running"}
+    record = wanted | {"status": "running", "prepare": adata.uns[keys.UNS]["prepare"]}
+    record["warnings"] = read + checked.warnings
     io.write_json(record, out / RECORD)  # before the data: it marks the folder as a search's
     for warning in io.write_h5ad(adata, out / DATA):
         say(f"Warning: {DATA}: {warning}")
@@ -214,7 +221,7 @@ def _try(trial: "Trial", experiment: Experiment, out: Path) -> float:
 
 
 def _scores(experiment: Experiment, out: Path, params: dict[str, Any], part: str) -> tuple[float, float]:
-    """Give label accuracy and batch leak on a part, mean over folds."""
+    """Return label accuracy and batch leak on a part, mean over folds."""
     both = [_score(experiment, out, params, fold, part) for fold in range(experiment.folds)]
     accuracy, leak = np.mean(both, axis=0)
     return float(accuracy), float(leak)
@@ -268,7 +275,7 @@ def _weights(method: str) -> list[str]:
 
 
 def _default(method: str) -> dict[str, Any]:
-    """Give the default preset as a trial."""
+    """Return the default preset as a trial."""
     from scmedley.models import FixedEffects
 
     settings = FixedEffects.preset("default", NETWORKS[method][1])

@@ -28,12 +28,12 @@ from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
 from scmedley.models.settings import Settings
 from scmedley.pp.counts import log_normalised, read_log_normalised
-from scmedley.pp.kinds import differences, trained_on
+from scmedley.pp.kinds import difference_of_prepared, differences, trained_on
 from scmedley.pp.scale import MinMax
 from scmedley.pp.split import store_split
+from scmedley.process import modes
 from scmedley.train import loop
 from scmedley.train.precision import engine, resolve_device, resolve_precision
-from scmedley.train.process import modes
 
 S = TypeVar("S", bound=Settings)
 
@@ -385,9 +385,11 @@ class Model(Generic[S]):
         if adata.n_obs == 0:
             raise ScmedleyError("There are no cells here. Look at the step that chose them.")
         expected = None if self.trained_on is None else self.trained_on.get("kind")
-        x_NG, n_missing, found, n_counted = read_log_normalised(adata, self.gene_names, expected=expected)
+        x_NG, place_G, found, n_counted = read_log_normalised(adata, self.gene_names, expected=expected)
+        missing = np.flatnonzero(place_G < 0)
+        n_missing = len(missing)
         if n_missing > MAX_MISSING * len(self.genes):
-            absent = [g for g in self.genes if g not in set(adata.var_names)][:3]
+            absent = [self.genes[i] for i in missing[:3]]
             hint = why_missing(self.gene_names, GeneNames.of(adata.var), adata.obs_names)
             raise ScmedleyError(
                 f"{n_missing} of the model's {len(self.genes)} genes are missing (for example "
@@ -397,9 +399,11 @@ class Model(Generic[S]):
         if n_missing:
             message = f"{n_missing} of the model's {len(self.genes)} genes are missing here and taken as 0."
             warnings.warn(message, ScmedleyWarning, stacklevel=2)
+        said = difference_of_prepared(self.trained_on, adata)
         if found is not None:
-            for message in differences(self.trained_on, found, x_NG, n_counted):
-                warnings.warn(message, ScmedleyWarning, stacklevel=2)
+            said = differences(self.trained_on, found, x_NG, n_counted)
+        for message in said:
+            warnings.warn(message, ScmedleyWarning, stacklevel=2)
         n_empty = adata.n_obs - len(np.unique(x_NG.nonzero()[0]))
         if n_empty:
             message = f"{n_empty} cells have no value above 0 in any of the model's genes."

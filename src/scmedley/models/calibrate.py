@@ -86,14 +86,15 @@ def deviations(
         variance_TG = _variances(x_NG, seen) * model.scale.span_G**2 / n_T[:, None]
         # Of a mean less the average of all T means, of which it is one.
         error_TG = np.sqrt((1 - 2 / len(n_T)) * variance_TG + variance_TG.sum(axis=0) / len(n_T) ** 2)
-        miss_TG = mean_TG - mean_TG.mean(axis=0) - shift_TDG.mean(axis=1)
-        found.append(Deviations(miss_TG, shift_TDG.std(axis=1, ddof=1), error_TG, n_T))
+        predicted_TG = shift_TDG.mean(axis=1)
+        miss_TG = mean_TG - mean_TG.mean(axis=0) - predicted_TG
+        found.append(Deviations(predicted_TG, miss_TG, shift_TDG.std(axis=1, ddof=1), error_TG, n_T))
     if not found:
         return None
     return Deviations(
         *(
             np.concatenate([getattr(one, name) for one in found])
-            for name in ("miss_PG", "sd_PG", "se_PG", "n_P")
+            for name in ("shift_PG", "miss_PG", "sd_PG", "se_PG", "n_P")
         )
     )
 

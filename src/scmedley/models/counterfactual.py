@@ -28,8 +28,8 @@ from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.io import replacing
 from scmedley.models.interval import half_width
+from scmedley.process import modes, seeded
 from scmedley.storable import storable_obs
-from scmedley.train.process import modes, seeded
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 UNCALIBRATED = (
     "The intervals of this model are not calibrated (too few validation cells when it was fitted, or an earlier "
     "version of scmedley): they say how sure the model is, not how often it is right."
+)
+ADAPTED = (
+    "The intervals of {batches} are not calibrated: these batches were added to the fitted model, whose factor was "
+    "learnt from other batches. They say how sure the model is, not how often it is right."
 )
 CHUNK = 512  # cells that go through the network at one time; fewer with draws, which are held together
 ROWS = 2048  # cells x targets that are decoded at one time for the means of draws
@@ -72,6 +76,12 @@ def counterfactual(
     cells = Resident(model.read(adata), model.design.known_codes(adata.obs, unknown), torch.device("cpu"))
     layers = ["X", "difference"]
     if draws:
+        n_trained = model.design.n_batches - model.design.n_adapted
+        added = sorted({code for code in {*codes, *cells.b_N.tolist()} if code >= n_trained})
+        if added and model.calibration is not None:
+            named = ", ".join(repr(model.design.batches[code]) for code in added[:5])
+            more = f" and {len(added) - 5} more" if len(added) > 5 else ""
+            warnings.warn(ADAPTED.format(batches=named + more), ScmedleyWarning, stacklevel=3)
         layers += [f"{name}_{side}" for name in ("X", "difference") for side in ("q05", "q95")]
     shape = (cells.n_cells * len(targets), len(model.genes))
     size = 4 * shape[0] * shape[1] * len(layers)

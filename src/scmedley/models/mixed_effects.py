@@ -19,7 +19,7 @@ from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.store import DESCRIPTION, GENOMAP, read, read_description, replacing_model, write
 from scmedley.pp.counts import log_normalised
-from scmedley.train.process import modes
+from scmedley.process import modes
 
 
 class MixedEffects:

@@ -24,7 +24,7 @@ from scmedley.models.fixed_effects import FixedEffects
 from scmedley.models.interval import Calibration
 from scmedley.models.random_effects import RandomEffects
 from scmedley.pp.scale import MinMax
-from scmedley.train.process import modes
+from scmedley.process import modes
 
 CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
 DESCRIPTION, WEIGHTS, GENOMAP = "model.json", "weights.safetensors", "genomap.json"

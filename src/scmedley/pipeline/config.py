@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from scmedley.asked import Asked
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -61,7 +63,7 @@ class RunConfig:
     genes: int = 3000
     min_genes: int = 10
     min_cells: int = 3
-    values: Literal["auto", "counts", "log1p", "log2", "log10"] = "auto"
+    values: Asked = "auto"
     latent: int | None = None
     epochs: int | None = None
     null: bool = True

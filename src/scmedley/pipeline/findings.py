@@ -19,7 +19,7 @@ LEAK_SEEN = 0.05  # a leak that exceeds its null by less, or by less than its er
 def findings(
     scores: pd.DataFrame, shifts: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]
 ) -> list[str]:
-    """Give the findings as sentences, the most important first."""
+    """Return the findings as sentences, the most important first."""
     has_labels = bool((scores.of == "label").any())
     said = [
         _fixed(scores),
@@ -81,7 +81,7 @@ def _fixed(scores: pd.DataFrame) -> str:
 
 
 def _left(worst: pd.Series) -> str:
-    """Say whether the probe that reads most reads more than chance can explain."""
+    """Return in words whether the probe that reads most reads more than chance can explain."""
     by_chance = 2 * float(worst.null_sd)
     if worst.value > max(by_chance, LEAK_SEEN):
         return "Something of the batch is left in it."
@@ -140,7 +140,7 @@ def _random(scores: pd.DataFrame, has_labels: bool, about: dict[str, Any]) -> st
 
 
 def _masked(scores: pd.DataFrame, hides_batch: bool) -> str:
-    """Say what is left of that where the encoder is not told the batch."""
+    """Return in words what is left of that where the encoder is not told the batch."""
     random, null = _leaks(scores, keys.RANDOM_MASKED), _leaks(scores, keys.NULL_MASKED)
     if not random:
         return ""
@@ -154,7 +154,7 @@ def _masked(scores: pd.DataFrame, hides_batch: bool) -> str:
 
 
 def _beyond(random: dict[ProbeName, pd.Series], null: dict[ProbeName, pd.Series]) -> str:
-    """Say by which probes a leak exceeds its null: by all three, or it is told which do not see it."""
+    """Return in words by which probes a leak exceeds its null: by all three, or it is told which do not see it."""
     seen = {
         probe: row.value - null[probe].value > max(_error(row, null[probe]), LEAK_SEEN)
         for probe, row in random.items()
@@ -175,10 +175,9 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
         return ""
     if distances.empty:
         return "No cell type is in all batches, so it is not said which batch differs most from the others."
-    said, stands_out = _farthest(distances, "" if set(seen.label) == {ALL} else " within cell types")
-    if not stands_out:
+    said, batch = _farthest(distances, "" if set(seen.label) == {ALL} else " within cell types")
+    if batch is None:
         return said
-    batch = distances.batch.iloc[0]
     own = seen[seen.batch == batch]
     words = agreement(check).set_axis(check.label)[(check.batch == batch).to_numpy()]
     judged = words[words != TOO_FEW]
@@ -201,31 +200,30 @@ def _included(own: pd.DataFrame) -> str:
     return "" if source == HELD_OUT else f" Observed means are of {source}: training cells are included."
 
 
-def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, bool]:
-    """Say which batch lies farthest, and whether the cells themselves lie farther apart than permuted ones."""
-    first, second = distances.iloc[0], distances.iloc[1]
-    times = (
-        2 if len(distances) == 2 else 1
-    )  # two batches lie twice as far from each other as from their average
-    beside = (
-        f"root mean square over genes; observed in {first.observed_from} {times * first.observed:.2f}, and "
-        f"{times * first.null:.2f} for batches permuted{within}"
+def _farthest(distances: pd.DataFrame, within: str) -> tuple[str, str | None]:
+    """Return which batch lies farthest in its own cells, in words and by name; ``None``: none beyond permuted ones."""
+    apart = distances[distances.observed > distances.null + 2 * distances.null_sd]
+    first = distances.iloc[0] if apart.empty else apart.iloc[0]
+    # Two batches lie twice as far from each other as from their average.
+    times = 2 if len(distances) == 2 else 1
+    far = (
+        f"{times * first.observed:.2f} log1p CP10k in {first.observed_from} (root mean square over genes; "
+        f"{times * first.null:.2f} for batches permuted{within}; {times * first.distance:.2f} by the model)"
     )
-    if first.observed <= first.null + 2 * first.null_sd:
-        far = f"{first.batch} lies farthest from the average batch, but no farther than by chance"
-        return f"No batch is seen to differ: {far} ({beside}).", False
-    interval = f"{times * first.distance:.2f} [{times * first.q05:.2f}, {times * first.q95:.2f}] log1p CP10k"
+    if apart.empty:
+        said = f"{first.batch} lies farthest from the average batch, but no farther than by chance"
+        return f"No batch is seen to differ: {said}: {far}.", None
+    second = distances[distances.batch != first.batch].iloc[0]
     if times == 2:
-        return f"Batches {first.batch} and {second.batch} lie {interval} apart ({beside}).", True
-    said = (
-        f"Batch {first.batch} lies farthest from the average batch, by {interval}, before {second.batch} with"
-    )
-    unsure = ", which this fit does not tell apart" if second.q95 >= first.q05 else ""
-    return f"{said} {second.distance:.2f}{unsure} ({beside}).", True
+        return f"Batches {first.batch} and {second.batch} lie {far} apart.", first.batch
+    noise = np.hypot(first.null_sd, second.null_sd)
+    unsure = ", which these cells do not tell apart" if first.observed - second.observed <= 2 * noise else ""
+    said = f"Batch {first.batch} lies farthest from the average batch, by {far}"
+    return f"{said}, before {second.batch} with {second.observed:.2f}{unsure}.", first.batch
 
 
 def _judged(words: "pd.Series[str]", n_labels: int) -> str:
-    """Say how many of the labels of a batch were judged, and how."""
+    """Return in words how many of the labels of a batch were judged, and how."""
     if words.empty:
         return "no label could be checked" if n_labels > 1 else "it could not be checked"
     if n_labels == 1:

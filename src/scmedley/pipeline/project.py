@@ -12,16 +12,24 @@ import pandas as pd
 from anndata import AnnData, read_h5ad
 
 from scmedley import io
+from scmedley.asked import Asked
 from scmedley.checks import check_seed
-from scmedley.data.design import POPULATION_MEAN
+from scmedley.data.design import POPULATION_MEAN, named_targets
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
-from scmedley.evaluate.counterfactual import CHECK_COLUMNS, TOO_FEW, against_baseline, agreement, summarise
+from scmedley.evaluate.counterfactual import (
+    CHECK_COLUMNS,
+    TOO_FEW,
+    against_baseline,
+    agreement,
+    labels_of,
+    names_of,
+    summarise,
+)
 from scmedley.evaluate.panel import panel
-from scmedley.evidence import Asked
 from scmedley.models import MixedEffects
 from scmedley.pipeline.folder import CELLS, CHECK, read_record
 from scmedley.pipeline.stages import read_cells, read_model
-from scmedley.pp.counts import store_log_normalised
+from scmedley.pp.counts import as_told
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
 LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
@@ -49,7 +57,7 @@ def project(
     values: Asked = "auto",
     unknown: str = "error",
 ) -> list[str]:
-    """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; give what to tell the user.
+    """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; return what to tell the user.
 
     Parameters
     ----------
@@ -66,7 +74,7 @@ def project(
     draws, seed, unknown
         As :meth:`MixedEffects.counterfactual` takes them; the seed also draws the cells of the figure.
     values
-        What the cells' values are, as in :func:`scmedley.pp.prepare`.
+        What the values of the cells of a file are, as in :func:`scmedley.pp.prepare`.
     """
     if out is None and figure is None:
         raise ScmedleyError("Nothing to write: give --out, --figure, or both.")
@@ -78,7 +86,12 @@ def project(
     model = read_model(folder)
     chosen = choose(cells, folder)
     if values != "auto":
-        store_log_normalised(chosen, values)
+        if len(cells) != 1 or not _is_a_file(cells[0]):
+            raise ScmedleyError(
+                f"--values {values} is for the cells of a file (--cells cells.h5ad): those of the run are prepared. "
+                "Leave it out."
+            )
+        chosen = as_told(chosen, values)
     for line in cautions(folder, chosen, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:
@@ -149,7 +162,7 @@ def _is_a_file(text: str) -> bool:
 
 
 def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
-    """Say which cells a query on ``obs`` is true for. It may compare, and call what only looks; nothing that writes."""
+    """Return which cells a query on ``obs`` is true for. It may compare, and call what only looks."""
     unquoted = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", query)
     called = [
         name
@@ -192,7 +205,7 @@ def _check_figure(to: Sequence[str], rows: int) -> None:
 
 
 def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
-    """Say which labels of these cells were never seen in a target, and where the check speaks against predictions.
+    """Return which labels of these cells were never seen in a target, and where the check speaks against predictions.
 
     Parameters
     ----------
@@ -205,16 +218,16 @@ def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
     """
     config = read_record(folder).get("config") or {}
     batch, label = config.get("batch"), config.get("label")
-    obs = read_h5ad(folder / CELLS, backed="r").obs if (folder / CELLS).exists() else pd.DataFrame()
-    if label not in adata.obs or not {batch, label} <= set(obs):
+    cells = AnnData(obs=read_h5ad(folder / CELLS, backed="r").obs) if (folder / CELLS).exists() else AnnData()
+    if label not in adata.obs or not {batch, label} <= set(cells.obs):
         return []
-    seen = set(zip(obs[label].astype(str), obs[batch].astype(str), strict=True))
+    seen = set(zip(labels_of(cells, label), labels_of(cells, batch), strict=True))
     check = _check_of(folder / CHECK)
     judged = agreement(check)
     judged = judged.mask((judged == "some") & (against_baseline(check) == WORSE), WORSE)
     words = dict(zip(zip(check["label"], check["batch"], strict=True), judged, strict=True))
     found: dict[str, list[str]] = {text: [] for text in CAUTIONS.values()}
-    for name, target in product(sorted(set(adata.obs[label].dropna().astype(str))), to):
+    for name, target in product(names_of(labels_of(adata, label)), named_targets(to)):
         word = UNSEEN if (name, target) not in seen else words.get((name, target), TOO_FEW) if words else ""
         if target != POPULATION_MEAN and word in CAUTIONS:
             found[CAUTIONS[word]].append(f"{name} in {target}")
@@ -242,7 +255,7 @@ def _draw(
     seed: int,
     unknown: str,
 ) -> int:
-    """Draw a few of the cells; give how many."""
+    """Draw a few of the cells; return how many."""
     from scmedley.pl import counterfactuals
     from scmedley.pl._figure import save
 

@@ -30,6 +30,7 @@ from scmedley.join import read_batches
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split
 from scmedley.models.fixed_effects import FixedEffectsSettings
+from scmedley.models.interval import LARGEST
 from scmedley.models.random_effects import RandomEffectsSettings
 from scmedley.models.settings import read_changes
 from scmedley.overlap import overlap
@@ -65,6 +66,11 @@ class Run:
         began = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - began, 2)
+
+    def warn(self, sentence: str) -> None:
+        """Print a warning and keep it in the record."""
+        self.record["warnings"].append(sentence)
+        self.say(f"Warning: {sentence}")
 
     def finish(self, **more: Any) -> None:
         """Write the record, complete."""
@@ -132,12 +138,11 @@ def _write_cells(this: Run, adata: AnnData) -> None:
     """Write the cells before training: what cannot be written must not cost a fit."""
     with this.stage("write"):
         for warning in io.write_h5ad(adata, this.folder / CELLS):
-            this.record["warnings"].append(f"{CELLS}: {warning}")
-            this.say(f"Warning: {CELLS}: {warning}")
+            this.warn(f"{CELLS}: {warning}")
 
 
 def check_config(config: RunConfig) -> None:
-    """Say which setting makes no sense, before any work is done."""
+    """Raise for a setting that makes no sense, before any work is done."""
     for name in ("genes", "min_genes", "min_cells", "latent", "epochs", "threads"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -153,7 +158,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEffectsSettings]:
-    """Give the settings of both networks: the preset's, changed by a file, changed by the command."""
+    """Return the settings of both networks: the preset's, changed by a file, changed by the command."""
     from_file = read_changes(Path(config.settings)) if config.settings else {}
     fixed = "FEC" if config.learn_labels else "FE"
     unused = sorted(set(from_file) - {fixed, "RE"})
@@ -169,7 +174,7 @@ def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEff
 
 
 def _check_extra() -> None:
-    """Say what is not installed before hours of training, not after."""
+    """Raise for what is not installed before hours of training, not after."""
     missing = [name for name in ("jinja2", "matplotlib", "umap") if find_spec(name) is None]
     if missing:
         raise ScmedleyError(
@@ -280,7 +285,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     config, record = this.config, this.record
     with this.stage("read"):
         this.say(f"Reading {record['input']['name']}")
-        with heard() as said:
+        with heard(lambda line: this.say(f"Warning: {line}")) as said:  # at once: an error may follow from it
             adata = (
                 io.read(inputs[0]) if len(inputs) == 1 else read_batches(inputs, config.batch, config.values)
             )
@@ -321,7 +326,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
     this.say(checked.reason)
-    for warning in record["warnings"]:
+    for warning in checked.warnings:
         this.say(f"Warning: {warning}")
     return adata
 
@@ -358,18 +363,18 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)
     if model.decoder.calibration is None:
-        this.record["warnings"].append(
+        this.warn(
             "Intervals of shifts are not calibrated: too few validation cells share a label between batches."
         )
     this.record["networks"] = networks
     for name, fitted in networks.items():
         if fitted["stopped"] == "interrupted":
-            this.record["warnings"].append(
+            this.warn(
                 f"Training of the {name} network was interrupted after epoch {fitted['epochs']}; its best epoch "
                 f"so far, {fitted['best_epoch']}, is used."
             )
         elif config.epochs and fitted["stopped"] == "last epoch" and fitted["best_epoch"] == fitted["epochs"]:
-            this.record["warnings"].append(
+            this.warn(
                 f"Training of the {name} network was still improving when --epochs {config.epochs} ended it."
             )
     return model
@@ -410,8 +415,12 @@ def _intervals(model: MixedEffects, adata: AnnData, config: RunConfig) -> dict[s
     """Return the factor of the intervals and how many shifts of held-out cells they hold; nothing if not calibrated."""
     if model.decoder.calibration is None:
         return {}
-    held = interval_coverage(model, adata, config.label, seed=config.seed)
-    return {"factor": model.decoder.calibration.factor} | ({"coverage": held} if np.isfinite(held) else {})
+    found = {"factor": model.decoder.calibration.factor}
+    for name, n_top in (("coverage", None), ("coverage_largest", LARGEST)):
+        held = interval_coverage(model, adata, config.label, n_top=n_top, seed=config.seed)
+        if np.isfinite(held):
+            found[name] = held
+    return found
 
 
 def _report(out: Path, say: Say, cells: bool) -> Path:

@@ -10,9 +10,10 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
+from scmedley.asked import Asked
 from scmedley.checks import check, check_seed
 from scmedley.errors import ScmedleyError, listed, warn
-from scmedley.evidence import TARGET_SUM, Asked, Checked, kind_words
+from scmedley.evidence import TARGET_SUM, Checked, kind_words
 from scmedley.features import genes_alone
 from scmedley.gene_names import GeneNames, match
 from scmedley.inplace import become, settle, subset
@@ -28,6 +29,7 @@ _NEGATIVE = (
     "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X, layers['counts'] or "
     "raw) or log1p-normalised values."
 )
+_TOLD = "_scmedley_told"  # in uns of cells in memory alone
 _BLOCK = 20_000_000  # values of a backed file that are read in one go
 
 
@@ -89,10 +91,12 @@ def prepare(
         )
     _check_settings(adata, n_top_genes, min_genes, min_cells)
     check_seed(seed)
-    left_out = _leave_out_other_features(adata)
-    checked = check(adata, batch_key, label_key, values)
+    alone, left_out = genes_alone(adata)
+    checked = check(alone, batch_key, label_key, values)
     if checked.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=checked.where))
+    if alone is not adata:
+        become(adata, alone)
     settle(adata)
     adata.obs_names_make_unique()
     for key in filter(None, (batch_key, label_key)):
@@ -140,15 +144,7 @@ def prepare(
             **_target_sums(checked),
         },
     }
-    return replace(checked, warnings=left_out + checked.warnings + more)
-
-
-def _leave_out_other_features(adata: AnnData) -> list[str]:
-    """Keep the genes alone, in place; give what was left out, as sentences."""
-    alone, said = genes_alone(adata)
-    if alone is not adata:
-        become(adata, alone)
-    return [said] if said else []
+    return replace(checked, warnings=[left_out] * bool(left_out) + checked.warnings + more)
 
 
 def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
@@ -195,16 +191,19 @@ def log_normalised(
     ScmedleyError
         Gene names not unique; values that are not finite, or neither counts nor log-normalised.
     """
-    return read_log_normalised(adata, genes, values=values)[:2]
+    x_NG, place_G, _, _ = read_log_normalised(adata, genes, values=values)
+    return x_NG, int((place_G < 0).sum())
 
 
 def read_log_normalised(
     adata: AnnData, genes: Sequence[str] | GeneNames, *, values: Asked = "auto", expected: str | None = None
-) -> tuple[Matrix, int, Checked | None, int]:
+) -> tuple[Matrix, np.ndarray, Checked | None, int]:
     """Do what :func:`log_normalised` does; also return what was found, and of how many genes totals were made.
 
-    Nothing was looked for (None) where ``layers["log1p_cp10k"]`` is there. Where the evidence leaves doubts, the
-    values are taken to be of the ``expected`` kind.
+    In place of the number of missing genes the column of each gene is returned, -1 for those that are missing.
+
+    Nothing was looked for (None) where ``layers["log1p_cp10k"]`` is there, but of :func:`as_told` it is known. Where
+    the evidence leaves doubts, the values are taken to be of the ``expected`` kind.
     """
     check_unique(adata.var_names)
     adata, left_out = genes_alone(adata)
@@ -215,7 +214,8 @@ def read_log_normalised(
         where = f"layers[{keys.LOGNORM!r}]"
         if examine(layer, where, adata.obs_names, adata.var_names, logarithms=False).n_negative:
             raise ScmedleyError(_NEGATIVE.format(where=where))
-        return *_aligned(tidy(layer), _places(adata.var, genes)), None, adata.n_vars
+        place_G = _places(adata.var, genes)
+        return _aligned(tidy(layer), place_G), place_G, *adata.uns.get(_TOLD, (None, adata.n_vars))
     found = find_values(adata, values)
     if found.values == "other":
         raise ScmedleyError(_NEGATIVE.format(where=found.where))
@@ -224,16 +224,16 @@ def read_log_normalised(
     place_G = _places(adata.raw.var if found.where == "raw.X" else adata.var, genes)
     in_memory = not adata.isbacked and not hasattr(adata.X, "compute")
     step = adata.n_obs if in_memory else max(1, _BLOCK // adata.n_vars)
-    blocks, n_missing, n_counted = [], 0, 0
+    blocks, n_counted = [], 0
     for start in range(0, adata.n_obs, max(step, 1)):
         block, total_N, names = counted(adata, found, None if in_memory else slice(start, start + step))
-        block, n_missing = _aligned(block, place_G)
+        block = _aligned(block, place_G)
         n_counted = len(names)
         blocks.append(normalised(block, total_N, found))
     if len(blocks) == 1:
-        return blocks[0], n_missing, found, n_counted
+        return blocks[0], place_G, found, n_counted
     joined = vstack(blocks, format="csr") if issparse(blocks[0]) else np.vstack(blocks)
-    return joined, n_missing, found, n_counted
+    return joined, place_G, found, n_counted
 
 
 def _as_expected(adata: AnnData, found: Checked, expected: Any) -> Checked:
@@ -246,10 +246,17 @@ def _as_expected(adata: AnnData, found: Checked, expected: Any) -> Checked:
     return replace(other, warnings=[words])
 
 
-def store_log_normalised(adata: AnnData, values: Asked) -> None:
-    """Store ``layers["log1p_cp10k"]`` of cells whose kind of values is known; models read that layer."""
+def as_told(adata: AnnData, values: Asked) -> AnnData:
+    """Return these cells for a fitted model to read, their kind of values being known; ``adata`` stays as it is.
+
+    It holds no expression but ``layers["log1p_cp10k"]``, and what was found, which models compare as ever. It is for
+    reading only: what was found cannot be written to a file.
+    """
     names = list(map(str, adata.var_names))
-    adata.layers[keys.LOGNORM] = log_normalised(adata, names, values=values)[0]
+    x_NG, _, found, n_counted = read_log_normalised(adata, names, values=values)
+    told = AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), layers={keys.LOGNORM: x_NG})
+    told.uns[_TOLD] = (found, n_counted)
+    return told
 
 
 def _described(checked: Checked, n_counted: int) -> dict[str, Any]:
@@ -267,7 +274,7 @@ def _described(checked: Checked, n_counted: int) -> dict[str, Any]:
 
 
 def _brought(checked: Checked) -> list[str]:
-    """Say how log-normalised values were changed."""
+    """Return in words how log-normalised values were changed."""
     if checked.total not in (None, TARGET_SUM):
         plus = "" if checked.base == "log1p" else f", in {kind_words(str(checked.base))}"
         return [
@@ -282,7 +289,7 @@ def _brought(checked: Checked) -> list[str]:
 
 
 def _target_sums(checked: Checked) -> dict[str, float]:
-    """Give the counts per cell in ``layers["log1p_cp10k"]``, not a number where not known, and those given."""
+    """Return the counts per cell in ``layers["log1p_cp10k"]``, not a number where not known, and those given."""
     if checked.values == "counts":
         return {"target_sum": TARGET_SUM}
     if checked.total is None:
@@ -291,7 +298,7 @@ def _target_sums(checked: Checked) -> dict[str, float]:
 
 
 def _ours(adata: AnnData) -> dict[str, Any]:
-    """Give what an earlier step kept in ``uns``, unless that key is somebody else's."""
+    """Return what an earlier step kept in ``uns``, unless that key is somebody else's."""
     kept = adata.uns.get(keys.UNS)
     return dict(kept) if isinstance(kept, dict) else {}
 
@@ -316,7 +323,7 @@ def _check_settings(
 
 
 def _passing(x: csr_matrix | np.ndarray, min_genes: int, min_cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Give masks of the cells, then of the genes in these cells, that the filters keep."""
+    """Return masks of the cells, then of the genes in these cells, that the filters keep."""
     found = x != 0
     cells = np.asarray(found.sum(axis=1)).ravel() >= min_genes
     if not cells.any():
@@ -377,7 +384,10 @@ def _all_same(x: csr_matrix | np.ndarray) -> bool:
 
 
 def _places(var: pd.DataFrame, genes: Sequence[str] | GeneNames) -> np.ndarray:
-    """Give the column of each of ``genes``, -1 for those that are missing; say where names alone do not find them."""
+    """Return the column of each of ``genes``, -1 for those that are missing.
+
+    How genes were found that names alone do not find is said as a warning.
+    """
     wanted = genes if isinstance(genes, GeneNames) else GeneNames(tuple(genes))
     place_G, said = match(wanted, GeneNames.of(var))
     if said:
@@ -385,19 +395,16 @@ def _places(var: pd.DataFrame, genes: Sequence[str] | GeneNames) -> np.ndarray:
     return place_G
 
 
-def _aligned(x: csr_matrix | np.ndarray, place_G: np.ndarray) -> tuple[csr_matrix | np.ndarray, int]:
-    """Give these columns, in that order; 0 for those that are missing (-1), and how many these are."""
+def _aligned(x: csr_matrix | np.ndarray, place_G: np.ndarray) -> csr_matrix | np.ndarray:
+    """Return these columns, in that order; 0 for those that are missing (-1)."""
     if np.array_equal(place_G, np.arange(x.shape[1])):
-        return x, 0
+        return x
     present = np.flatnonzero(place_G >= 0)
-    n_genes, n_missing = len(place_G), len(place_G) - len(present)
+    shape = (x.shape[0], len(place_G))
     sub = x[:, place_G[present]]
     if isinstance(sub, np.ndarray):
-        out = np.zeros((x.shape[0], n_genes), dtype=np.float32)
+        out = np.zeros(shape, dtype=np.float32)
         out[:, present] = sub
-        return out, n_missing
+        return out
     sub.sort_indices()
-    shape = (x.shape[0], n_genes)
-    return csr_matrix(
-        (sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape
-    ), n_missing
+    return csr_matrix((sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape)

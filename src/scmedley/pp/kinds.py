@@ -19,12 +19,28 @@ def trained_on(adata: AnnData, x_NG: Matrix) -> dict[str, Any]:
 
     ``share``: the part of a cell's counts that the model's genes have, in the median cell.
     """
-    ours = adata.uns.get(keys.UNS)
-    prepared = ours.get("prepare", {}) if isinstance(ours, dict) else {}
-    values = prepared.get("values")
-    values = values if isinstance(values, dict) else {}  # a string, of earlier versions
+    values = _prepared_from(adata)
     kept = {name: values[name] for name in ("kind", "total", "genes", "doubtful") if name in values}
     return {**{name: _plain(value) for name, value in kept.items()}, "share": _share(x_NG)}
+
+
+def difference_of_prepared(trained: dict[str, Any] | None, adata: AnnData) -> list[str]:
+    """Return a sentence where cells were prepared from another kind of values than the training cells, else nothing."""
+    kind, here = (trained or {}).get("kind"), _prepared_from(adata).get("kind")
+    if kind is None or here is None or kind == here:
+        return []
+    return [
+        f"The model was trained on cells prepared from {kind_words(kind)}, and these were prepared from "
+        f"{kind_words(here)}. If that is not what they held, prepare them again with values={kind!r}."
+    ]
+
+
+def _prepared_from(adata: AnnData) -> dict[str, Any]:
+    """Return what ``prepare`` found, and noted in ``uns``."""
+    ours = adata.uns.get(keys.UNS)
+    prepared = ours.get("prepare", {}) if isinstance(ours, dict) else {}
+    values = prepared.get("values") if isinstance(prepared, dict) else {}
+    return values if isinstance(values, dict) else {}  # a string, of earlier versions
 
 
 def differences(trained: dict[str, Any] | None, found: Checked, x_NG: Matrix, n_counted: int) -> list[str]:

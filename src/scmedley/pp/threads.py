@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from scmedley.train.process import one_thread_if_forked
+from scmedley.process import one_thread_if_forked
 
 
 @contextmanager

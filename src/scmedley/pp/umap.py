@@ -9,7 +9,7 @@ from anndata import AnnData
 from scmedley import caches, keys
 from scmedley.errors import ScmedleyError
 from scmedley.pp.threads import threads_kept
-from scmedley.train.process import is_forked
+from scmedley.process import is_forked
 
 
 def load_umap() -> Any:

@@ -23,7 +23,7 @@ TABLES = {  # text columns, number columns
     "gene_shifts.csv": (
         ["label", "batch", "gene", "observed_from", "seen"],
         [
-            *("shift", "q05", "q95", "observed", "size", "size_q05", "size_q95", "observed_size"),
+            *("shift", "q05", "q95", "observed", "size", "observed_size"),
             *("null_size", "null_sd", "n_cells", "n_observed"),
         ],
     ),
@@ -72,7 +72,7 @@ class Run:
         return self.config.get("fixed") or None
 
     def key(self, embedding: str) -> str:
-        """Give the obsm key by which the user knows an embedding: a given one keeps its own."""
+        """Return the obsm key by which the user knows an embedding: a given one keeps its own."""
         return self.given if self.given and embedding == keys.FIXED else embedding
 
     def name(self, embedding: str) -> str:
@@ -80,7 +80,7 @@ class Run:
         return GIVEN if self.key(embedding) != embedding else NAMES.get(embedding, embedding)
 
     def column(self, kind: str) -> pd.Series | None:
-        """Give the ``"batch"`` or ``"label"`` column of the cells, if there is one."""
+        """Return the ``"batch"`` or ``"label"`` column of the cells, if there is one."""
         key = self.config.get(kind)
         return None if self.obs is None or not key or key not in self.obs else self.obs[key]
 
@@ -116,7 +116,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _must_be(value: Any, kind: Any, name: str, path: Path) -> None:
-    """Say what a part of run.json must hold, where it holds something else."""
+    """Raise where a part of run.json holds something other than it must."""
     if value is not None and not isinstance(value, kind):
         raise ScmedleyError(f"{path}: {name!r} must hold {KINDS[kind]}, not {str(value)[:40]!r}. Run again.")
 

@@ -191,7 +191,10 @@ def shifts(run: Run) -> dict[str, Any] | None:
         "distances": _records(batch_distances(run.shifts)),
         "verdict": None if run.check is None or run.check.empty else summarise(run.check).verdict,
         "labels": labels,
-        **{name: (run.settings.get("intervals") or {}).get(name) for name in ("factor", "coverage")},
+        **{
+            name: (run.settings.get("intervals") or {}).get(name)
+            for name in ("factor", "coverage", "coverage_largest")
+        },
         "modelled": (run.settings.get("prepare") or {}).get("n_hvg"),
         "unseen": sum(label["unseen"] for label in labels),
         "batches": int(run.shifts["batch"].nunique()),
@@ -214,7 +217,7 @@ def check(run: Run) -> dict[str, Any] | None:
 
 
 def _words(found: Summary) -> str:
-    """Say how far to trust counterfactuals, given how many pairs deserve it and the medians."""
+    """Return in words how far to trust counterfactuals, given how many pairs deserve it and the medians."""
     tally, judged = found.tally, found.n_judged
     if not judged:
         return (

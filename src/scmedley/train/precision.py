@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 
 from scmedley.errors import ScmedleyError
-from scmedley.train.process import is_forked, matrix_products, modes, one_at_a_time
+from scmedley.process import is_forked, matrix_products, modes, one_at_a_time
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
