@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix, issparse
 from corpus import CASES, Case, cells, counts
 from scmedley import datasets, io, keys
 from scmedley.errors import ScmedleyError
-from scmedley.pp import log_normalised, prepare
+from scmedley.pp import log_normalised, pca, prepare
 
 
 def dense(x) -> np.ndarray:
@@ -381,3 +381,13 @@ def test_batches_of_other_depth_are_warned_of() -> None:
     assert any("the median cell has 554 counts in sc_dropseq and 1,899 in sc_10x" in words for words in said)
     alike = adata[adata.obs["batch"] != "sc_dropseq"].copy()
     assert not any("depth" in words for words in prepare(alike, "batch").warnings)
+
+
+def test_a_single_gene_is_its_own_principal_component() -> None:
+    adata = cells()
+    prepare(adata, "batch", n_top_genes=1)
+    adata.var[keys.HVG] = np.arange(adata.n_vars) == 0
+    pca(adata)
+    train = (adata.obs[keys.SPLIT] == "train").to_numpy()
+    assert adata.obsm[keys.PCA].shape == (adata.n_obs, 1)
+    assert abs(adata.obsm[keys.PCA][train].mean()) < 1e-5

@@ -225,9 +225,11 @@ def test_a_forked_child_ends_and_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_umap_is_refused_where_numba_would_end_the_process(
     monkeypatch: pytest.MonkeyPatch, prepared: AnnData
 ) -> None:
-    monkeypatch.setattr(umap, "is_forked", lambda: True)
-    monkeypatch.setattr(numba, "threading_layer", lambda: "omp")
+    monkeypatch.setattr(umap, "_used_by_parent", False)
     prepared.obsm["X"] = np.zeros((prepared.n_obs, 2))
+    monkeypatch.setattr(numba, "threading_layer", lambda: "omp")
+    umap.umap(prepared, "X")  # threads that this very process has started do no harm
+    umap._remember()  # as a fork does in the child
     with pytest.raises(ScmedleyError, match="spawn"):
         umap.umap(prepared, "X")
 

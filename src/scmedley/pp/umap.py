@@ -1,5 +1,7 @@
 """Two dimensions for the eye."""
 
+import os
+import sys
 import warnings
 from typing import Any
 
@@ -9,7 +11,26 @@ from anndata import AnnData
 from scmedley import caches, keys
 from scmedley.errors import ScmedleyError
 from scmedley.pp.threads import threads_kept
-from scmedley.process import is_forked
+
+_used_by_parent = False  # numba's OpenMP threads, before this process was forked
+
+
+def _remember() -> None:
+    global _used_by_parent
+    _used_by_parent = _numba_layer() == "omp"
+
+
+def _numba_layer() -> str:
+    """Return the threads that numba has started, "" where there are none."""
+    numba: Any = sys.modules.get("numba")
+    try:
+        return "" if numba is None else str(numba.threading_layer())
+    except (AttributeError, ValueError):  # half imported, or not used yet
+        return ""
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_remember)
 
 
 def load_umap() -> Any:
@@ -56,13 +77,7 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
 
 def _check_not_forked() -> None:
     """Raise where numba would end the process: in a forked child of one that has used its OpenMP threads."""
-    from numba import threading_layer  # type: ignore[attr-defined]
-
-    try:
-        layer = threading_layer()
-    except ValueError:  # not used yet
-        return
-    if is_forked() and layer == "omp":
+    if _used_by_parent:
         raise ScmedleyError(
             "UMAP was used before this process was forked, and cannot be used in the fork as well. Start processes by "
             "'spawn' (multiprocessing.get_context('spawn'))."

@@ -133,7 +133,8 @@ def _table(path: Path) -> pd.DataFrame | None:
     missing = [column for column in texts + numbers if column not in table]
     if missing:
         raise ScmedleyError(
-            f"{path} lacks the column(s) {', '.join(missing)}; run the step that writes it again"
+            f"{path} lacks the column(s) {', '.join(missing)}. An older version wrote it: scmedley evaluate "
+            f"{path.parent} writes it again."
         )
     for column in numbers:
         values = pd.to_numeric(table[column].replace("", "nan"), errors="coerce")
