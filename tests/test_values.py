@@ -577,7 +577,9 @@ def _files(folder: Path, **parts: AnnData) -> list[Path]:
 def test_what_was_asked_of_the_files_is_true_of_them_together(tmp_path: Path, asked: str) -> None:
     of = {name: np.log1p(_per(t, counts())) / scan.LN[asked] for name, t in (("a", 1e4), ("b", 1e6))}
     paths = _files(tmp_path, **{name: cells(csr_matrix(x.astype(np.float32))) for name, x in of.items()})
-    together = read_batches(paths, values=asked)
+    with heard() as said:
+        together = read_batches(paths, values=asked)
+    assert ["a.h5ad: X" in said[0], "1e+06 counts per cell" in said[1]] == [True, True], said
     checked = prepare(together, "batch", values=asked)
     assert (checked.kind, checked.total) == (asked, 1e4)
     assert_allclose(dense(together["a_cell4"].layers[keys.LOGNORM]), _log(counts())[4:5], rtol=1e-4)
@@ -585,9 +587,51 @@ def test_what_was_asked_of_the_files_is_true_of_them_together(tmp_path: Path, as
     whole, scaled = cells(csr_matrix(np.log1p(counts()) / scan.LN[asked])), cells(_scaled(counts()))
     scaled.raw = whole
     paths = _files(tmp_path, c=whole.copy(), d=scaled)
-    together = read_batches(paths, values=asked)
+    with heard() as said:
+        together = read_batches(paths, values=asked)
+    assert any("d.h5ad: raw.X holds" in words for words in said), said
     prepare(together, "batch", values=asked)
     assert_array_equal(dense(together["d_cell4"].layers[keys.COUNTS]), counts()[4:5])
+
+
+def _minus(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    x[np.arange(3), x[:3].argmin(1)] = -7
+    return x
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (lambda x: np.log2(_per(1e4, x) + 1), _log, "a.h5ad: X holds logarithms to base 2 of 10,000 counts"),
+        (
+            lambda x: x,
+            np.log1p,
+            "b.h5ad: X holds natural logarithms (log1p) of counts; the counts are had back",
+        ),
+        (lambda x: x * 100, lambda x: _minus(x * 100), "b.h5ad: Negative values in X, taken as 0: 3"),
+        (lambda x: x, _lengths, "b.h5ad: X holds counts that are not whole: the cells' totals agree"),
+    ],
+)
+def test_what_was_decided_about_each_of_unlike_files_is_told(
+    first, second, words: str, tmp_path: Path
+) -> None:
+    parts = {
+        name: cells(csr_matrix(make(counts()), dtype=np.float32))
+        for name, make in (("a", first), ("b", second))
+    }
+    with heard() as said:
+        read_batches(_files(tmp_path, **parts))
+    assert any(words in line for line in said), said
+    assert not any("all values are whole numbers." in line for line in said), said
+
+
+@pytest.mark.parametrize("make", [lambda x: x, _log, np.log1p])
+def test_like_files_are_told_of_once_they_are_together(make, tmp_path: Path) -> None:
+    parts = {name: cells(csr_matrix(make(counts()), dtype=np.float32)) for name in "ab"}
+    with heard() as said:
+        read_batches(_files(tmp_path, **parts))
+    assert said == []
 
 
 @pytest.mark.parametrize("asked", ["auto", "counts"])
