@@ -109,6 +109,17 @@ def test_kinds_are_recognised(real: np.ndarray, name: str, form, monkeypatch: py
         assert "non-integer counts" in found.warnings[0]
 
 
+@pytest.mark.parametrize("many", [1, 40])
+def test_proportions_are_no_logarithms(many: int) -> None:
+    x = np.random.default_rng(0).negative_binomial(2, 0.4, (60, 30 * many)).astype(np.float64) + (many == 1)
+    shares = _per(1, x).astype(np.float32)
+    found = judge(examine(shares, "X", None, None), "X")
+    assert (found.kind, found.sure) == ("counts", True)
+    assert found.reason.endswith("the cells' totals agree (1).")
+    logs = judge(examine(np.log1p(shares), "X", None, None), "X")
+    assert (logs.kind, logs.total) == ("log1p", pytest.approx(1))
+
+
 @pytest.mark.parametrize("base", ["log1p", "log2", "log10"])
 def test_logarithms_of_counts_give_the_counts_back(base: str) -> None:
     adata = cells(csr_matrix(np.log1p(counts()) / scan.LN[base]))

@@ -24,6 +24,9 @@ TARGET_SUM = 1e4  # counts per cell after normalisation, before log1p
 CORRECTED = 2  # rank of counts that something was taken from
 _ROUND_TOTALS = (TARGET_SUM, 1e6)  # near these, totals may differ a little: genes were left out since
 
+_LEAST_TARGET = 10  # counts per cell: nobody takes logarithms of fewer
+_EXACT = 1e-5  # spread of totals that are the same but for rounding
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -105,8 +108,11 @@ def judge(seen: Evidence, where: str, asked: Asked = "auto") -> Checked:
         found = _logarithm_of_whole(seen, where, base)
         if found:
             return found
-    agreeing = [(spread, base) for base in seen.undone_N for spread in _agreement(seen.undone_N[base])]
-    if agreeing:
+    plain = min(
+        _agreement(seen.total_N), default=np.inf
+    )  # proportions have logarithms whose totals nearly agree
+    agreeing = [(spread, base) for base in seen.undone_N for spread in _undone_agreement(seen.undone_N[base])]
+    if agreeing and min(agreeing)[0] < plain:
         return _logarithm(seen, where, min(agreeing)[1])
     return _not_whole(seen, where)
 
@@ -277,6 +283,12 @@ def _agreement(total_N: np.ndarray) -> list[float]:
     """Return the spread of the totals, or nothing where they do not agree."""
     total_N = total_N[total_N > 0]
     return [] if agreed_total(total_N) is None else [float(total_N.std() / total_N.mean())]
+
+
+def _undone_agreement(total_N: np.ndarray) -> list[float]:
+    """Return the spread of totals after undoing a logarithm. Totals as small as of proportions must be the same."""
+    small = total_N.sum() < _LEAST_TARGET * (total_N > 0).sum()
+    return [spread for spread in _agreement(total_N) if not small or spread < _EXACT]
 
 
 def _off_multiples(seen: Evidence, ln: float | None) -> float:
