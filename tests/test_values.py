@@ -384,6 +384,27 @@ def test_the_users_word_overrules() -> None:
 
 
 @pytest.mark.parametrize(
+    ("x", "asked", "evidence"),
+    [
+        (np.log2(_per(1e4, counts()) + 1), "log1p", "X holds logarithms to base 2 of 10,000 counts per cell"),
+        (_log(counts()), "counts", "X holds natural logarithms (log1p) of 10,000 counts per cell"),
+        (np.log1p(counts()), "counts", "X holds natural logarithms (log1p) of counts"),
+        (_per(1, counts()), "log1p", "X holds counts that are not whole: the cells' totals agree (1)"),
+        (counts(), "counts", ""),
+        (counts() * 0.93, "counts", ""),
+        (_log(counts()), "log1p", ""),
+        (_variable(_log(counts())), "log1p", ""),
+    ],
+)
+def test_a_word_that_the_evidence_is_against_is_doubted(x: np.ndarray, asked: str, evidence: str) -> None:
+    found = judge(examine(csr_matrix(x.astype(np.float32)), "X", None, None), "X", asked)
+    doubts = [words for words in found.warnings if "The evidence is against it" in words]
+    assert found.kind == asked
+    assert "so it was asked for" in found.reason or found.total
+    assert [evidence in words for words in doubts] == [True] * bool(evidence), found
+
+
+@pytest.mark.parametrize(
     ("x", "asked", "error"),
     [
         (_scaled(counts()), "counts", "X cannot hold counts, as was asked for: it has negative values"),

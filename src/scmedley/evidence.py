@@ -134,14 +134,29 @@ def _as_asked(seen: Evidence, where: str, asked: Asked) -> Checked:
     if seen.n_negative and not seen.few_negative:
         raise ScmedleyError(f"{refused}it has negative values (the first: {seen.first_negative}).")
     if asked == "counts":
-        found = Checked("counts", where, reason=f"{where} holds counts: so it was asked for.")
+        found = _unless_doubted(Checked("counts", where), seen)
         return _clipped(found, seen) if seen.n_negative else found
     if seen.n_whole == seen.n_positive:
         raise ScmedleyError(f"{refused}all its values are whole numbers.")
     if asked not in seen.undone_N:
         raise ScmedleyError(f"{refused}its largest value, {seen.largest:,.6g}, is no logarithm of a count.")
     found = _logarithm_of_whole(seen, where, asked) or _logarithm(seen, where, asked)
+    if found.total is None and found.values != "counts":
+        found = _unless_doubted(found, seen)
     return _clipped(found, seen) if seen.n_negative else found
+
+
+def _unless_doubted(asked: Checked, seen: Evidence) -> Checked:
+    """Give the user's word as the reason, with a warning where the evidence is sure of something else."""
+    reason = f"{asked.where} holds {kind_words(asked.kind)}: so it was asked for."
+    found = judge(replace(seen, n_negative=0, lowest=0.0), asked.where)
+    if found.kind == asked.kind or not found.sure:
+        return replace(asked, reason=reason)
+    words = (
+        f"{asked.where} is taken to hold {kind_words(asked.kind)}, as was asked for. The evidence is against it: "
+        f"{found.reason}"
+    )
+    return replace(asked, reason=reason, warnings=[*asked.warnings, words])
 
 
 def _with_negative(seen: Evidence, where: str) -> Checked:
