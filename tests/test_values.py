@@ -109,6 +109,30 @@ def test_kinds_are_recognised(real: np.ndarray, name: str, form, monkeypatch: py
         assert "non-integer counts" in found.warnings[0]
 
 
+@pytest.mark.parametrize("form", [csr_matrix, csc_matrix, np.asarray])
+@pytest.mark.parametrize("base", ["log1p", "log2", "log10"])
+def test_a_few_values_that_are_no_logarithms_are_named(
+    base: str, form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "_BLOCK", 500)  # several blocks
+    x = (np.log1p(_per(1e4, counts())) / scan.LN[base]).astype(np.float32)
+    x[40, 7] = 1e5
+    names = [f"cell{i}" for i in range(60)]
+    with pytest.raises(ScmedleyError, match=r"in 1 of 60 cells .*100000 in cell 'cell40', gene 'gene7'"):
+        judge(examine(form(x), "X", names, GENES), "X")
+    asked = judge(examine(form(x), "X", names, GENES), "X", "counts")
+    assert (asked.kind, "cell 'cell40'" in asked.warnings[0]) == ("counts", True)
+    with pytest.raises(
+        ScmedleyError, match=r"no logarithm of a count \(the first so large: 100000 in cell 'cell40'"
+    ):
+        judge(examine(form(x), "X", names, GENES), "X", base)
+    x[:9, 7] = 1e5  # so many are no errors
+    assert judge(examine(form(x), "X", names, GENES), "X").kind == "counts"
+    few = (counts() * 0.93).astype(np.float32)
+    few[:3, 7] = 26.3
+    assert judge(examine(form(few), "X", names, GENES), "X").kind == "counts"
+
+
 @pytest.mark.parametrize("many", [1, 40])
 def test_proportions_are_no_logarithms(many: int) -> None:
     x = np.random.default_rng(0).negative_binomial(2, 0.4, (60, 30 * many)).astype(np.float64) + (many == 1)
