@@ -133,6 +133,18 @@ def test_a_few_values_that_are_no_logarithms_are_named(
     assert judge(examine(form(few), "X", names, GENES), "X").kind == "counts"
 
 
+def test_an_outlier_in_raw_leaves_the_counts_usable() -> None:
+    x = _log(counts()).astype(np.float32)
+    adata = cells(x)
+    adata.raw = adata.copy()
+    adata = adata[:, :10].copy()
+    adata.layers["counts"] = csr_matrix(counts()[:, :10])
+    adata.raw.X[0, 20] = 1e5
+    found = find_values(adata)
+    assert (found.where, found.sizes.where) == ("layers['counts']", "X")
+    assert any("totals over all genes are not taken from raw.X" in words for words in found.warnings)
+
+
 @pytest.mark.parametrize("many", [1, 40])
 def test_proportions_are_no_logarithms(many: int) -> None:
     x = np.random.default_rng(0).negative_binomial(2, 0.4, (60, 30 * many)).astype(np.float64) + (many == 1)

@@ -355,7 +355,12 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
         shared = shared if isinstance(shared, np.ndarray) else shared.toarray()
         if where == "raw.X" and np.allclose(shared, part, rtol=1e-3):
             return _counts_in_raw(adata, found)
-        sizes = sizes_known(part, total_N, shared, other, where)
+        try:
+            sizes = sizes_known(part, total_N, shared, other, where)
+        except ScmedleyError as error:  # values that are no logarithms, in other genes
+            words = f"The cells' totals over all genes are not taken from {where}. {error}"
+            found = replace(found, warnings=[*found.warnings, words])
+            continue
         if sizes is None:
             continue
         if sizes.total is None:
