@@ -214,7 +214,9 @@ def test_read_batches_brings_counts_together(tmp_path: Path) -> None:
 
 
 def test_read_batches_brings_log_normalised_values_to_one_total(tmp_path: Path) -> None:
-    adata = read_batches(_written(tmp_path, a=_log_normalised(812.0), b=_log_normalised(1e4)))
+    with heard() as said:
+        adata = read_batches(_written(tmp_path, a=_log_normalised(812.0), b=_log_normalised(1e4)))
+    assert "a.h5ad: X holds natural logarithms (log1p) of 812 counts per cell" in said[0]
     assert_allclose(adata["a_cell3"].X.toarray(), adata["b_cell3"].X.toarray(), rtol=1e-5)
     assert find_values(adata).total == 1e4
 

@@ -109,6 +109,53 @@ def test_kinds_are_recognised(real: np.ndarray, name: str, form, monkeypatch: py
         assert "non-integer counts" in found.warnings[0]
 
 
+@pytest.mark.parametrize("form", [csr_matrix, csc_matrix, np.asarray])
+@pytest.mark.parametrize("base", ["log1p", "log2", "log10"])
+def test_a_few_values_that_are_no_logarithms_are_named(
+    base: str, form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "_BLOCK", 500)  # several blocks
+    x = (np.log1p(_per(1e4, counts())) / scan.LN[base]).astype(np.float32)
+    x[40, 7] = 1e5
+    names = [f"cell{i}" for i in range(60)]
+    with pytest.raises(ScmedleyError, match=r"in 1 of 60 cells .*100000 in cell 'cell40', gene 'gene7'"):
+        judge(examine(form(x), "X", names, GENES), "X")
+    asked = judge(examine(form(x), "X", names, GENES), "X", "counts")
+    assert (asked.kind, "cell 'cell40'" in asked.warnings[0]) == ("counts", True)
+    with pytest.raises(
+        ScmedleyError, match=r"no logarithm of a count \(the first so large: 100000 in cell 'cell40'"
+    ):
+        judge(examine(form(x), "X", names, GENES), "X", base)
+    x[:9, 7] = 1e5  # so many are no errors
+    assert judge(examine(form(x), "X", names, GENES), "X").kind == "counts"
+    few = (counts() * 0.93).astype(np.float32)
+    few[:3, 7] = 26.3
+    assert judge(examine(form(few), "X", names, GENES), "X").kind == "counts"
+
+
+def test_an_outlier_in_raw_leaves_the_counts_usable() -> None:
+    x = _log(counts()).astype(np.float32)
+    adata = cells(x)
+    adata.raw = adata.copy()
+    adata = adata[:, :10].copy()
+    adata.layers["counts"] = csr_matrix(counts()[:, :10])
+    adata.raw.X[0, 20] = 1e5
+    found = find_values(adata)
+    assert (found.where, found.sizes.where) == ("layers['counts']", "X")
+    assert any("totals over all genes are not taken from raw.X" in words for words in found.warnings)
+
+
+@pytest.mark.parametrize("many", [1, 40])
+def test_proportions_are_no_logarithms(many: int) -> None:
+    x = np.random.default_rng(0).negative_binomial(2, 0.4, (60, 30 * many)).astype(np.float64) + (many == 1)
+    shares = _per(1, x).astype(np.float32)
+    found = judge(examine(shares, "X", None, None), "X")
+    assert (found.kind, found.sure) == ("counts", True)
+    assert found.reason.endswith("the cells' totals agree (1).")
+    logs = judge(examine(np.log1p(shares), "X", None, None), "X")
+    assert (logs.kind, logs.total) == ("log1p", pytest.approx(1))
+
+
 @pytest.mark.parametrize("base", ["log1p", "log2", "log10"])
 def test_logarithms_of_counts_give_the_counts_back(base: str) -> None:
     adata = cells(csr_matrix(np.log1p(counts()) / scan.LN[base]))
@@ -373,6 +420,27 @@ def test_the_users_word_overrules() -> None:
 
 
 @pytest.mark.parametrize(
+    ("x", "asked", "evidence"),
+    [
+        (np.log2(_per(1e4, counts()) + 1), "log1p", "X holds logarithms to base 2 of 10,000 counts per cell"),
+        (_log(counts()), "counts", "X holds natural logarithms (log1p) of 10,000 counts per cell"),
+        (np.log1p(counts()), "counts", "X holds natural logarithms (log1p) of counts"),
+        (_per(1, counts()), "log1p", "X holds counts that are not whole: the cells' totals agree (1)"),
+        (counts(), "counts", ""),
+        (counts() * 0.93, "counts", ""),
+        (_log(counts()), "log1p", ""),
+        (_variable(_log(counts())), "log1p", ""),
+    ],
+)
+def test_a_word_that_the_evidence_is_against_is_doubted(x: np.ndarray, asked: str, evidence: str) -> None:
+    found = judge(examine(csr_matrix(x.astype(np.float32)), "X", None, None), "X", asked)
+    doubts = [words for words in found.warnings if "The evidence is against it" in words]
+    assert found.kind == asked
+    assert "so it was asked for" in found.reason or found.total
+    assert [evidence in words for words in doubts] == [True] * bool(evidence), found
+
+
+@pytest.mark.parametrize(
     ("x", "asked", "error"),
     [
         (_scaled(counts()), "counts", "X cannot hold counts, as was asked for: it has negative values"),
@@ -577,7 +645,9 @@ def _files(folder: Path, **parts: AnnData) -> list[Path]:
 def test_what_was_asked_of_the_files_is_true_of_them_together(tmp_path: Path, asked: str) -> None:
     of = {name: np.log1p(_per(t, counts())) / scan.LN[asked] for name, t in (("a", 1e4), ("b", 1e6))}
     paths = _files(tmp_path, **{name: cells(csr_matrix(x.astype(np.float32))) for name, x in of.items()})
-    together = read_batches(paths, values=asked)
+    with heard() as said:
+        together = read_batches(paths, values=asked)
+    assert ["a.h5ad: X" in said[0], "1e+06 counts per cell" in said[1]] == [True, True], said
     checked = prepare(together, "batch", values=asked)
     assert (checked.kind, checked.total) == (asked, 1e4)
     assert_allclose(dense(together["a_cell4"].layers[keys.LOGNORM]), _log(counts())[4:5], rtol=1e-4)
@@ -585,9 +655,51 @@ def test_what_was_asked_of_the_files_is_true_of_them_together(tmp_path: Path, as
     whole, scaled = cells(csr_matrix(np.log1p(counts()) / scan.LN[asked])), cells(_scaled(counts()))
     scaled.raw = whole
     paths = _files(tmp_path, c=whole.copy(), d=scaled)
-    together = read_batches(paths, values=asked)
+    with heard() as said:
+        together = read_batches(paths, values=asked)
+    assert any("d.h5ad: raw.X holds" in words for words in said), said
     prepare(together, "batch", values=asked)
     assert_array_equal(dense(together["d_cell4"].layers[keys.COUNTS]), counts()[4:5])
+
+
+def _minus(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    x[np.arange(3), x[:3].argmin(1)] = -7
+    return x
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (lambda x: np.log2(_per(1e4, x) + 1), _log, "a.h5ad: X holds logarithms to base 2 of 10,000 counts"),
+        (
+            lambda x: x,
+            np.log1p,
+            "b.h5ad: X holds natural logarithms (log1p) of counts; the counts are had back",
+        ),
+        (lambda x: x * 100, lambda x: _minus(x * 100), "b.h5ad: Negative values in X, taken as 0: 3"),
+        (lambda x: x, _lengths, "b.h5ad: X holds counts that are not whole: the cells' totals agree"),
+    ],
+)
+def test_what_was_decided_about_each_of_unlike_files_is_told(
+    first, second, words: str, tmp_path: Path
+) -> None:
+    parts = {
+        name: cells(csr_matrix(make(counts()), dtype=np.float32))
+        for name, make in (("a", first), ("b", second))
+    }
+    with heard() as said:
+        read_batches(_files(tmp_path, **parts))
+    assert any(words in line for line in said), said
+    assert not any("all values are whole numbers." in line for line in said), said
+
+
+@pytest.mark.parametrize("make", [lambda x: x, _log, np.log1p])
+def test_like_files_are_told_of_once_they_are_together(make, tmp_path: Path) -> None:
+    parts = {name: cells(csr_matrix(make(counts()), dtype=np.float32)) for name in "ab"}
+    with heard() as said:
+        read_batches(_files(tmp_path, **parts))
+    assert said == []
 
 
 @pytest.mark.parametrize("asked", ["auto", "counts"])

@@ -24,6 +24,9 @@ TARGET_SUM = 1e4  # counts per cell after normalisation, before log1p
 CORRECTED = 2  # rank of counts that something was taken from
 _ROUND_TOTALS = (TARGET_SUM, 1e6)  # near these, totals may differ a little: genes were left out since
 
+_LEAST_TARGET = 10  # counts per cell: nobody takes logarithms of fewer
+_EXACT = 1e-5  # spread of totals that are the same but for rounding
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -90,7 +93,7 @@ def judge(seen: Evidence, where: str, asked: Asked = "auto") -> Checked:
     Raises
     ------
     ScmedleyError
-        It cannot hold what it is ``asked`` to.
+        It cannot hold what it is ``asked`` to; or all but a few cells hold logarithms, and these hold larger values.
     """
     if asked != "auto":
         return _as_asked(seen, where, asked)
@@ -105,10 +108,28 @@ def judge(seen: Evidence, where: str, asked: Asked = "auto") -> Checked:
         found = _logarithm_of_whole(seen, where, base)
         if found:
             return found
-    agreeing = [(spread, base) for base in seen.undone_N for spread in _agreement(seen.undone_N[base])]
-    if agreeing:
+    plain = min(
+        _agreement(seen.total_N), default=np.inf
+    )  # proportions have logarithms whose totals nearly agree
+    agreeing = [(spread, base) for base in seen.undone_N for spread in _undone_agreement(seen.undone_N[base])]
+    if agreeing and min(agreeing)[0] < plain:
         return _logarithm(seen, where, min(agreeing)[1])
+    _refuse_outliers(seen, where, plain)
     return _not_whole(seen, where)
+
+
+def _refuse_outliers(seen: Evidence, where: str, plain: float) -> None:
+    """Raise where totals of all but a few cells agree after a logarithm is undone, better than they do as stored."""
+    rest = {base: total_N[np.isfinite(total_N)] for base, total_N in seen.nearly_N.items()}
+    agreeing = [(spread, base) for base in rest for spread in _undone_agreement(rest[base])]
+    if seen.first_above and agreeing and min(agreeing)[0] < plain:
+        base = min(agreeing)[1]
+        n = len(seen.total_N) - len(rest[base])
+        raise ScmedleyError(
+            f"{where} holds {kind_words(base)} of counts per total, but in {n} of {len(seen.total_N):,} cells a "
+            f"value is larger than any logarithm of a count (the first: {seen.first_above}). Fix the step that wrote "
+            "it, or drop those cells or genes."
+        )
 
 
 def kind_words(kind: str) -> str:
@@ -128,14 +149,36 @@ def _as_asked(seen: Evidence, where: str, asked: Asked) -> Checked:
     if seen.n_negative and not seen.few_negative:
         raise ScmedleyError(f"{refused}it has negative values (the first: {seen.first_negative}).")
     if asked == "counts":
-        found = Checked("counts", where, reason=f"{where} holds counts: so it was asked for.")
+        found = _unless_doubted(Checked("counts", where), seen)
         return _clipped(found, seen) if seen.n_negative else found
     if seen.n_whole == seen.n_positive:
         raise ScmedleyError(f"{refused}all its values are whole numbers.")
     if asked not in seen.undone_N:
-        raise ScmedleyError(f"{refused}its largest value, {seen.largest:,.6g}, is no logarithm of a count.")
+        first = f" (the first so large: {seen.first_above})" if seen.first_above else ""
+        raise ScmedleyError(
+            f"{refused}its largest value, {seen.largest:,.6g}, is no logarithm of a count{first}."
+        )
     found = _logarithm_of_whole(seen, where, asked) or _logarithm(seen, where, asked)
+    if found.total is None and found.values != "counts":
+        found = _unless_doubted(found, seen)
     return _clipped(found, seen) if seen.n_negative else found
+
+
+def _unless_doubted(asked: Checked, seen: Evidence) -> Checked:
+    """Give the user's word as the reason, with a warning where the evidence is sure of something else."""
+    reason = f"{asked.where} holds {kind_words(asked.kind)}: so it was asked for."
+    try:
+        found = judge(replace(seen, n_negative=0, lowest=0.0), asked.where)
+        against = found.reason if found.sure and found.kind != asked.kind else ""
+    except ScmedleyError as error:
+        against = str(error)
+    if not against:
+        return replace(asked, reason=reason)
+    words = (
+        f"{asked.where} is taken to hold {kind_words(asked.kind)}, as was asked for. The evidence is against it: "
+        f"{against}"
+    )
+    return replace(asked, reason=reason, warnings=[*asked.warnings, words])
 
 
 def _with_negative(seen: Evidence, where: str) -> Checked:
@@ -226,7 +269,9 @@ def _not_whole(seen: Evidence, where: str) -> Checked:
         total = float(seen.total_N[seen.total_N > 0].mean())
         return _corrected(seen, where, f"the cells' totals agree ({total:,.6g})", rank=3)
     if not seen.undone_N:
-        return _corrected(seen, where, "values are larger than any logarithm of a count")
+        return _corrected(
+            seen, where, f"values are larger than any logarithm of a count (the first: {seen.first_above})"
+        )
     if seen.n_whole > 0.02 * seen.n_positive:
         return _corrected(seen, where, f"{seen.n_whole / seen.n_positive:.0%} of the values are whole")
     off = {base: _off_multiples(seen, LN[base]) for base in seen.undone_N}
@@ -277,6 +322,12 @@ def _agreement(total_N: np.ndarray) -> list[float]:
     """Return the spread of the totals, or nothing where they do not agree."""
     total_N = total_N[total_N > 0]
     return [] if agreed_total(total_N) is None else [float(total_N.std() / total_N.mean())]
+
+
+def _undone_agreement(total_N: np.ndarray) -> list[float]:
+    """Return the spread of totals after undoing a logarithm. Totals as small as of proportions must be the same."""
+    small = total_N.sum() < _LEAST_TARGET * (total_N > 0).sum()
+    return [spread for spread in _agreement(total_N) if not small or spread < _EXACT]
 
 
 def _off_multiples(seen: Evidence, ln: float | None) -> float:

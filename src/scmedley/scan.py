@@ -17,6 +17,7 @@ LARGEST: dict[Base, float] = {"log1p": 20.0, "log2": 20.0, "log10": 7.0}  # no l
 NOISE = 1e-3  # negative values above minus this are rounding
 _MOST = float(np.finfo(np.float32).max)
 _FEW = 0.05  # negative values among positive ones, in number and in sum, that may be rests of a subtraction
+_OUTLIERS = 5  # cells with values above the largest logarithm that may be errors among logarithms
 _SAMPLE = 256  # cells whose values are looked at one by one
 _BLOCK = 500_000  # values looked at in one go: about 20 MB of scratch memory
 
@@ -36,6 +37,8 @@ class Evidence:
     n_nearly_whole: int = 0
     negative_sum: float = 0.0
     first_negative: str = ""
+    first_above: str = ""  # the first value that is no logarithm of a count
+    nearly_N: dict[Base, np.ndarray] = field(default_factory=dict)  # as undone_N, infinite in a few cells
     rows: list[np.ndarray] = field(default_factory=list)  # of the sampled values
     sample: list[np.ndarray] = field(default_factory=list)
 
@@ -86,7 +89,14 @@ def examine(
             _note_negative(seen, values, rows + first[0], cols + first[1], cells, genes)
             if seen.lowest <= -NOISE and seen.n_negative > max(seen.n_positive, _BLOCK) / 4:
                 break  # scaled or centred, whatever comes
-        values, rows = values[kept], rows[kept]
+        values, rows, cols = values[kept], rows[kept], cols[kept]
+        if largest > max(LARGEST.values()) and not seen.first_above:
+            i = int((values > max(LARGEST.values())).argmax())
+            cell, gene = (
+                _called(cells, rows[i] + first[0], "cell"),
+                _called(genes, cols[i] + first[1], "gene"),
+            )
+            seen.first_above = f"{values[i]:.6g} in {cell}, {gene}"
         span = slice(first[0], first[0] + int(rows.max()) + 1) if len(rows) else slice(0, 0)
         seen.found_N[span] += np.bincount(rows)
         seen.total_N[span] += np.bincount(rows, weights=values)
@@ -94,6 +104,8 @@ def examine(
             seen.n_whole += len(values)
             continue
         _look_closely(seen, values, rows, first[0], span, sampled_N)
+    seen.nearly_N = {base: total_N for base, total_N in seen.undone_N.items() if np.isinf(total_N).any()}
+    seen.undone_N = {base: total_N for base, total_N in seen.undone_N.items() if base not in seen.nearly_N}
     return seen
 
 
@@ -106,10 +118,16 @@ def _look_closely(
     seen.n_whole += n_whole
     # expm1(log1p(k)) in 32 bits is off by 1e-6 k; chance alone makes few values that near to a whole number.
     seen.n_nearly_whole += int((off <= np.minimum(1e-4 + 2e-6 * values, 0.01)).sum())
-    for base in [base for base in seen.undone_N if seen.largest > LARGEST[base]]:
-        del seen.undone_N[base]
-    for base, total_N in seen.undone_N.items():
-        total_N[span] += np.bincount(rows, weights=np.expm1(values * values.dtype.type(LN[base])))
+    few = min(_OUTLIERS, len(seen.total_N) // 10)
+    for base, total_N in list(seen.undone_N.items()):
+        if seen.largest > LARGEST[base]:
+            above = values > LARGEST[base]
+            total_N[first + rows[above]] = np.inf
+            if int(np.isinf(total_N).sum()) > few:
+                del seen.undone_N[base]
+                continue
+        undone = np.expm1(np.minimum(values, LARGEST[base]) * values.dtype.type(LN[base]))
+        total_N[span] += np.bincount(rows, weights=undone)
     if n_whole < len(values) and seen.undone_N:
         chosen = sampled_N[rows + first]
         seen.rows.append(rows[chosen] + first)

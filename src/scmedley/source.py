@@ -155,7 +155,7 @@ def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Aske
     ``X`` then holds counts of all genes that were counted, or logarithms of counts per 10,000: to the base that was
     ``asked`` for, so that the same word is true of the cells put together, and natural ones otherwise. Where each
     file has counts of a part of the genes and knows its cells' totals over all, ``layers["counts"]`` holds the counts
-    and ``X`` the logarithms that know the totals.
+    and ``X`` the logarithms that know the totals. Where files differ, what was decided about each is a warning.
 
     Raises
     ------
@@ -174,7 +174,10 @@ def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Aske
         raise ScmedleyError(
             f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
         )
-    if len({(this.where, this.base, this.total, _about(this.sizes)) for this in found}) == 1:
+    alike = len({(this.where, this.base, this.total, _about(this.sizes)) for this in found}) == 1
+    if not alike or len({(this.reason, *this.warnings) for this in found}) > 1:
+        _tell_of_each(found, names)
+    if alike:
         return list(parts)
     unknown = [str(name) for this, name in zip(found, names, strict=True) if not this.sizes]
     if (
@@ -186,6 +189,13 @@ def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Aske
         )
         found = [replace(this, sizes=None) for this in found]
     return [_with_x(part, this, asked) for part, this in zip(parts, found, strict=True)]
+
+
+def _tell_of_each(found: Sequence[Checked], names: Sequence[Any]) -> None:
+    """Warn of what was decided about each file, unless it holds whole counts: the cells together do not show it."""
+    for this, name in zip(found, names, strict=True):
+        for words in [this.reason] * (this.rank > 0 or this.nearly_whole) + this.warnings:
+            warn(f"{name}: {words}")
 
 
 def _about(sizes: Checked | None) -> tuple[Any, ...] | None:
@@ -345,7 +355,12 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
         shared = shared if isinstance(shared, np.ndarray) else shared.toarray()
         if where == "raw.X" and np.allclose(shared, part, rtol=1e-3):
             return _counts_in_raw(adata, found)
-        sizes = sizes_known(part, total_N, shared, other, where)
+        try:
+            sizes = sizes_known(part, total_N, shared, other, where)
+        except ScmedleyError as error:  # values that are no logarithms, in other genes
+            words = f"The cells' totals over all genes are not taken from {where}. {error}"
+            found = replace(found, warnings=[*found.warnings, words])
+            continue
         if sizes is None:
             continue
         if sizes.total is None:
