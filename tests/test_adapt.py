@@ -213,6 +213,7 @@ def test_fixed_effects_adapt_their_decoder(prepared: AnnData, tmp_path: Path) ->
     assert_allclose(own.X, adapted.reconstruct(held_out).X, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The intervals of")
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_mixed_effects_adapt_both(preset: str, prepared: AnnData, tmp_path: Path) -> None:
     """In the ``paper`` preset the fixed network has no effects, and needs none for a new batch."""

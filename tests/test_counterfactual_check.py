@@ -494,3 +494,15 @@ def test_batches_and_labels_of_any_type_are_found():
         assert set(one["batch"]) == {"1", "2", "3"}
         assert one.notna().all(axis=None)
         assert len(one) * 2 == len(other)
+
+
+def test_batches_that_are_alike_are_not_wrong(monkeypatch):
+    """The same condition in two donors: no prediction can be told from that for the other donor."""
+    alike_BG = EFFECT_BG.copy()
+    alike_BG[1] = alike_BG[0] + 0.01
+    monkeypatch.setitem(globals(), "EFFECT_BG", alike_BG)
+    check = counterfactual_check(model(alike_BG), cells(), "kind").set_index("batch")
+    assert check.loc["a", "best_wrong_pearson"].max() < 0.5  # that for c, not that for b
+    assert set(agreement(check.reset_index())) == {"good"}
+    wrong = counterfactual_check(model(alike_BG[::-1].copy()), cells(), "kind").set_index("batch")
+    assert wrong.loc["a", "best_wrong_pearson"].min() > wrong.loc["a", "pearson"].max()

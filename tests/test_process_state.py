@@ -26,6 +26,10 @@ from scmedley.pp import prepare, umap
 from scmedley.train.precision import engine
 from tiny import FIT, nested_design, small
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The intervals of"
+)  # batches are added here; test_adapt asks for it
+
 PRECISIONS = ("float32", "bfloat16")
 
 

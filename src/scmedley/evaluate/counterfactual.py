@@ -87,9 +87,10 @@ def counterfactual_check(
         - slope: observed regressed on predicted, a.b / a.a with a predicted; above 1, predicted too small;
         - ceiling_pearson: what a perfect prediction could reach with so few cells (observed shifts of random
           halves, stepped up by Spearman and Brown, square root);
-        - best_wrong_pearson: the predictions for other batches instead, the best of them (not a number with two
-          batches). Their average would be near 0 whatever the model: from the same cells, those batches lie in
-          opposite directions;
+        - best_wrong_pearson: the predictions for other batches instead, the best of them (not a number where there
+          are none). Their average would be near 0 whatever the model: from the same cells, those batches lie in
+          opposite directions. Batches whose own training cells lie as near to the observed shift (within the margin
+          of ``LIMITS``), such as the same condition in another donor, are alike and not wrong;
         - additive_pearson: the baseline, the plain difference of means on the training cells;
         - gain_se: standard error of pearson - additive_pearson, by a jackknife over the held-out cells;
         - r2_delta, additive_r2_delta: 1 - ||observed - predicted||^2 / ||observed||^2 of model and baseline, which
@@ -109,14 +110,23 @@ def counterfactual_check(
         if min(len(source), len(goal)) < LEAST:
             continue
         source = np.sort(rng.choice(source, min(max_cells, len(source)), replace=False))
-        others = [i for i in range(network.design.n_batches) if i != code and (batch[source] != i).any()]
-        codes = [code, *rng.permutation(others)[:max_others].tolist()]
-        x_source_NG = network.scale.transform(x_NG[source])
-        shown = Resident(x_source_NG, batch[source], torch.device("cpu"))
-        predicted_G, *wrong_BG = mean_shifts(network, shown, codes)
         observed_G = _difference(x_NG, goal, source)
         train = part == "train"
         additive_G = _difference(x_NG, np.flatnonzero(there & train), np.flatnonzero(here & train))
+        ceiling, plain = _ceiling(x_NG, goal, source, rng), _correlation(additive_G, observed_G)
+        others = []
+        for other in np.setdiff1d(np.arange(network.design.n_batches), code):
+            theirs = np.flatnonzero((label == name) & (batch == other) & train)
+            as_near = _correlation(_difference(x_NG, theirs, np.flatnonzero(here & train)), observed_G)
+            alike = (
+                as_near > plain - LIMITS["margin"] * ceiling
+            )  # by the cells: no prediction can be told from it
+            if (batch[source] != other).any() and not alike:
+                others.append(other)
+        codes = [code, *rng.permutation(others)[:max_others].astype(int).tolist()]
+        x_source_NG = network.scale.transform(x_NG[source])
+        shown = Resident(x_source_NG, batch[source], torch.device("cpu"))
+        predicted_G, *wrong_BG = mean_shifts(network, shown, codes)
         rows.append(
             {
                 "label": name,
@@ -124,9 +134,9 @@ def counterfactual_check(
                 "seen": bool((there & train).any()),
                 "pearson": _correlation(predicted_G, observed_G),
                 "slope": _slope(predicted_G, observed_G),
-                "ceiling_pearson": _ceiling(x_NG, goal, source, rng),
+                "ceiling_pearson": ceiling,
                 "best_wrong_pearson": _best([_correlation(w_G, observed_G) for w_G in wrong_BG]),
-                "additive_pearson": _correlation(additive_G, observed_G),
+                "additive_pearson": plain,
                 "gain_se": _gain_se(x_NG, goal, source, predicted_G, additive_G, rng),
                 "r2_delta": _r2(predicted_G, observed_G),
                 "additive_r2_delta": _r2(additive_G, observed_G),

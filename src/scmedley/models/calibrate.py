@@ -18,7 +18,7 @@ from scmedley.overlap import as_categories
 DRAWS, SHOWN = 20, 20  # posterior draws, and cells of a label that are shown in the batches
 MOST_LABELS, MOST_BATCHES = 8, 20  # that are compared: enough to learn one number from
 PRIOR_CELLS = 10  # weight of all batches in the estimated variance of a gene in one of them
-LEAST_PAIRS = 3  # of label and batch with validation cells, without which nothing is learnt
+LEAST_PAIRS = 2  # of label and batch with validation cells, without which nothing is learnt
 
 
 def learn(

@@ -84,6 +84,8 @@ def project(
     for path in filter(None, (out, figure)):
         io.check_place(path)
     model = read_model(folder)
+    for target in named_targets(to):
+        model.decoder.design.code(target)  # an unknown one is an error before anything is said of it
     chosen = choose(cells, folder)
     if values != "auto":
         if len(cells) != 1 or not _is_a_file(cells[0]):
