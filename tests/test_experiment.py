@@ -204,7 +204,7 @@ def test_a_dask_cluster_gives_the_same_tables(done: Path, cells: Path, tmp_path:
     import distributed
 
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0", host="127.0.0.1"
     ) as cluster:
         run(
             small(cells),
