@@ -20,15 +20,14 @@ import torch
 from anndata import AnnData
 
 from scmedley import load
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import MixedEffects
 from scmedley.pp import prepare, umap
 from scmedley.train.precision import engine
 from tiny import FIT, nested_design, small
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The intervals of"
-)  # batches are added here; test_adapt asks for it
+# Batches are added here, and their intervals are not calibrated: test_adapt asks for that warning.
+pytestmark = pytest.mark.filterwarnings("ignore:The intervals of")
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -92,6 +91,7 @@ def warnings_are_errors() -> Iterator[None]:
         warnings.simplefilter("error")
         # Of anndata 0.13 with pandas 3.1, wherever an AnnData is made: no caller can do without.
         warnings.filterwarnings("ignore", "The '.*' option is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", "The intervals of", ScmedleyWarning)  # of batches that were added
         yield
 
 
