@@ -16,6 +16,7 @@ from scipy.stats import pearsonr
 
 from scmedley import keys
 from scmedley.data.resident import Resident
+from scmedley.evaluate.held_out import r2_change, slope
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
 from scmedley.models.counterfactual import mean_shifts
@@ -133,13 +134,13 @@ def counterfactual_check(
                 "batch": target,
                 "seen": bool((there & train).any()),
                 "pearson": _correlation(predicted_G, observed_G),
-                "slope": _slope(predicted_G, observed_G),
+                "slope": slope(observed_G, predicted_G),
                 "ceiling_pearson": ceiling,
                 "best_wrong_pearson": _best([_correlation(w_G, observed_G) for w_G in wrong_BG]),
                 "additive_pearson": plain,
                 "gain_se": _gain_se(x_NG, goal, source, predicted_G, additive_G, rng),
-                "r2_delta": _r2(predicted_G, observed_G),
-                "additive_r2_delta": _r2(additive_G, observed_G),
+                "r2_delta": r2_change(observed_G, predicted_G),
+                "additive_r2_delta": r2_change(observed_G, additive_G),
                 "n_source": len(source),
                 "n_target": len(goal),
             }
@@ -265,17 +266,6 @@ def _correlation(a_G: np.ndarray, b_G: np.ndarray) -> float:
     if not (np.isfinite(a_G).all() and np.ptp(a_G) > 0 and np.ptp(b_G) > 0):
         return float("nan")
     return float(pearsonr(a_G, b_G).statistic)
-
-
-def _slope(predicted_G: np.ndarray, observed_G: np.ndarray) -> float:
-    size = float(predicted_G @ predicted_G)
-    return float(predicted_G @ observed_G) / size if size > 0 else float("nan")
-
-
-def _r2(predicted_G: np.ndarray, observed_G: np.ndarray) -> float:
-    size = float(observed_G @ observed_G)
-    missed_G = observed_G - predicted_G
-    return 1 - float(missed_G @ missed_G) / size if size > 0 else float("nan")
 
 
 def _gain_se(
