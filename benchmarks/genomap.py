@@ -23,8 +23,9 @@ from threadpoolctl import threadpool_limits
 
 import scmedley as sm
 from common import BATCH, DATA_VARIABLE, LABEL, find, record
-from scmedley import genomap, keys
-from scmedley.genomap import Layout
+from scmedley import keys
+from scmedley.interpret import genomap
+from scmedley.interpret.genomap import Layout
 from scmedley.io import write_json
 
 SETS = ("sc_mixology", "onek1k", "pancreas", "pbmc_8batches")

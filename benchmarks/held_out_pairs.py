@@ -3,7 +3,7 @@
     python benchmarks/held_out_pairs.py --data FOLDER
 
 Glioblastoma slices of 5 patients, untreated and under panobinostat (Zhao et al. 2021; 300 genes): each patient's
-treated cells are held out in turn and predicted by the baselines of ``scmedley.evaluate.held_out`` from the other
+treated cells are held out in turn and predicted by the baselines of ``scmedley.evaluate.counterfactual`` from the other
 patients. Once with values in log1p CP10k, as the package has them, and once with log1p of the median total: a cell's
 total over these 300 genes is small and noisy, and the baselines depend on it. Networks: recipes/glioblastoma.py.
 """
@@ -21,10 +21,10 @@ from scipy.sparse import csr_matrix
 
 import scmedley as sm
 from common import DATA_VARIABLE, record
-from scmedley.evaluate import held_out
-from scmedley.evidence import TARGET_SUM
+from scmedley.data.arrays import totals
+from scmedley.data.evidence import TARGET_SUM
+from scmedley.evaluate import counterfactual as held_out
 from scmedley.io import write_json
-from scmedley.values import totals
 
 FILE = "glioblastoma_panobinostat_5patients_300g.h5ad"
 PATIENT, CONDITION, TREATED = "donor", "condition", "panobinostat"

@@ -139,12 +139,12 @@ def with_null(adata: AnnData, test_N: np.ndarray) -> AnnData:
     """Add batches permuted within labels, apart for held-out donors, whose batches stay unknown."""
     cells = adata.copy()
     if not new_donors(cells, test_N):
-        sm.evaluate.permute_batches(cells, BATCH, LABEL, seed=SEED)
+        sm.pp.permute_batches(cells, BATCH, LABEL, seed=SEED)
         return cells
     permuted = pd.Series("", index=cells.obs_names)
     for part_N in (test_N, ~test_N):
         part = cells[part_N].copy()
-        sm.evaluate.permute_batches(part, BATCH, LABEL, seed=SEED)
+        sm.pp.permute_batches(part, BATCH, LABEL, seed=SEED)
         permuted[part_N] = part.obs[keys.PERMUTED].astype(str).to_numpy()
     cells.obs[keys.PERMUTED] = pd.Categorical(permuted)
     return cells

@@ -5,7 +5,7 @@
 Each (data set, seed, method) is fitted once and kept as JSON under ``--out``, so that a stopped run goes
 on. A method is scored on held-out test cells (20 %, stratified by batch and label); highly variable genes,
 scaling, PCA and the networks see the training and validation cells only, and so do the rivals that can embed
-new cells (scVI, scANVI). The others are fitted on all cells, labels unseen: ``scmedley.evaluate.PEERS``.
+new cells (scVI, scANVI). The others are fitted on all cells, labels unseen: ``scmedley.peers.PEERS``.
 
 Shapes: N cells, G genes, P latent dimensions.
 """
@@ -28,8 +28,10 @@ import pandas as pd
 import scmedley as sm
 from common import BATCH, DATA_SETS, LABEL, cached, find, record
 from scmedley import keys
-from scmedley.evaluate import PEERS, asw, batch_leaks, counterfactual_check, embed_peer, knn_accuracy
+from scmedley.evaluate import asw, batch_leaks, knn_accuracy
+from scmedley.interpret import counterfactual_check
 from scmedley.io import write_json
+from scmedley.peers import PEERS, embed_peer
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -98,7 +100,7 @@ def prepared(raw: AnnData, seed: int) -> AnnData:
     adata = raw.copy()
     sm.pp.prepare(adata, BATCH, label_key=LABEL, seed=seed)
     sm.pp.pca(adata, N_COMPONENTS, seed)
-    sm.evaluate.permute_batches(adata, BATCH, LABEL, seed=seed)
+    sm.pp.permute_batches(adata, BATCH, LABEL, seed=seed)
     return adata
 
 

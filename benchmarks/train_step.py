@@ -36,6 +36,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from common import record
 from scmedley.data.resident import Resident
+from scmedley.device import keep_freed_memory, resolve_precision
 from scmedley.io import write_json
 from scmedley.models import Autoencoder, FixedEffects, RandomEffects
 from scmedley.models import autoencoder as ae_module
@@ -43,7 +44,6 @@ from scmedley.models import fixed_effects as fe_module
 from scmedley.models import random_effects as re_module
 from scmedley.nn import bayesian, layers, matmul
 from scmedley.train import loop
-from scmedley.train.precision import keep_freed_memory, resolve_precision
 
 CPU = torch.device("cpu")
 MODELS: dict[str, Any] = {"AE": Autoencoder, "FE": FixedEffects, "RE": RandomEffects}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import CHECK_COLUMNS
+from scmedley.interpret.check import CHECK_COLUMNS
 
 LEAKS = ("kNN leak", "logistic leak", "network leak")
 SCORES = ("ASW", "CH", "1/DB", "kNN accuracy", *LEAKS)

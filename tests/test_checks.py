@@ -10,10 +10,12 @@ from anndata import AnnData
 from scipy.sparse import csc_matrix, csr_matrix
 
 from corpus import cells, counts
-from scmedley import checks, datasets, overlap, scan
+from scmedley import datasets
+from scmedley.data import scan
+from scmedley.data.evidence import Checked
+from scmedley.data.matrix import kind_of_values
 from scmedley.errors import ScmedleyError, heard
-from scmedley.evidence import Checked
-from scmedley.source import kind_of_values
+from scmedley.pp import checks, overlap
 
 FORMS = [np.asarray, csr_matrix, csc_matrix]
 

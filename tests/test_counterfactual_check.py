@@ -10,7 +10,8 @@ from anndata import AnnData
 
 from scmedley import datasets, keys
 from scmedley.data.design import Design
-from scmedley.evaluate.counterfactual import (
+from scmedley.data.scale import MinMax
+from scmedley.interpret.check import (
     LIMITS,
     TOO_FEW,
     _ceiling,
@@ -20,13 +21,12 @@ from scmedley.evaluate.counterfactual import (
     counterfactual_check,
     summarise,
 )
-from scmedley.evaluate.scores import permute_batches
-from scmedley.evaluate.shifts import batch_distances, gene_shifts
-from scmedley.gene_names import GeneNames
+from scmedley.interpret.shifts import batch_distances, gene_shifts
+from scmedley.io.gene_names import GeneNames
 from scmedley.models.counterfactual import counterfactual
 from scmedley.models.interval import Calibration
 from scmedley.pp import log_normalised, prepare
-from scmedley.pp.scale import MinMax
+from scmedley.pp.nulls import permute_batches
 
 BATCHES, GENES = ("a", "b", "c"), 20
 SPAN_G = np.linspace(0.5, 2.0, GENES, dtype=np.float32)

@@ -16,8 +16,9 @@ import pytest
 from anndata import AnnData, concat
 
 from scmedley.__main__ import main
+from scmedley.data.differences import trained_on
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate.held_out import BASELINES, CEILING
+from scmedley.evaluate.counterfactual import BASELINES, CEILING
 from scmedley.evaluate.probes import PROBES
 from scmedley.experiment import Experiment, grid, read_config
 from scmedley.experiment import cells as cells_module
@@ -27,7 +28,6 @@ from scmedley.experiment.config import NULL
 from scmedley.experiment.grid import run
 from scmedley.experiment.tables import findings, read_table, summarise
 from scmedley.experiment.task import Task, fingerprint, tasks
-from scmedley.pp.kinds import trained_on
 from tiny import nested_design
 
 SMALL = {"hidden": (16, 8), "max_epochs": 2, "batch_size": 32}

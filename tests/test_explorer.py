@@ -21,13 +21,15 @@ import run_folder
 from explorer_page import decode, gene, unpack
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.interpret import genomap_of
 from scmedley.models import RandomEffects
 from scmedley.models.counterfactual import counterfactual
 from scmedley.nn.bayesian import tables
-from scmedley.report import build, explorer, explorer_read
+from scmedley.report import explorer, explorer_read
+from scmedley.report.build import build
 from scmedley.report.explorer import Cells, Explored, fit, pack, sample
 from scmedley.report.explorer_read import decoder_of, explored
-from scmedley.report.read import read
+from scmedley.runs.read import read
 from tiny import DONORS
 
 WEB = Path(__file__).parent.parent / "web"
@@ -385,13 +387,14 @@ def write_run(folder: Path, prepared: AnnData, model) -> None:
         adata.obsm[keys.umap(key)] = adata.obsm[key][:, :2].astype(np.float32)
     adata.write_h5ad(folder / "integrated.h5ad")
     model.save(folder / "model")
+    genomap_of(model, prepared).save(folder / "genomap.json")
     config = {"batch": "donor", "label": "cell_type"}
     (folder / "run.json").write_text(json.dumps({"status": "finished", "config": config}))
 
 
 def test_a_model_without_a_genomap_is_asked_all_the_same(tmp_path: Path, prepared: AnnData, fitted) -> None:
     write_run(tmp_path, prepared, fitted("mixed"))
-    (tmp_path / "model" / "genomap.json").unlink()
+    (tmp_path / "genomap.json").unlink()
     found = explored(read(tmp_path))
     assert "no genomap" in found.missing[0]
     header, arrays = unpack(pack(found))

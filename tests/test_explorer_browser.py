@@ -23,7 +23,7 @@ from scmedley.models import MixedEffects
 from scmedley.models.counterfactual import counterfactual, decoded
 from scmedley.models.interval import half_width
 from scmedley.nn.bayesian import tables
-from scmedley.report import build
+from scmedley.report.build import build
 from tiny import FIT, prepared_design, small
 
 WEB = Path(__file__).parent.parent / "web"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from scmedley import datasets
 from scmedley.errors import ScmedleyError
-from scmedley.overlap import overlap
 from scmedley.pp.folds import donor_folds, held_out_pairs, held_out_parts, rotating_folds
+from scmedley.pp.overlap import overlap
 from scmedley.pp.split import PARTS
 
 designs = st.dictionaries(

@@ -10,10 +10,10 @@ from anndata import AnnData, read_h5ad
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix, hstack
 
-from scmedley import evaluate, io, load
+from scmedley import interpret, io, load
 from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
-from scmedley.features import genes_alone, genomes
-from scmedley.gene_names import GeneNames, match, oddities, rows_are_genes, shown, shown_in
+from scmedley.io.features import genes_alone, genomes
+from scmedley.io.gene_names import GeneNames, match, oddities, rows_are_genes, shown, shown_in
 from scmedley.models.counterfactual import counterfactual
 from scmedley.pipeline.findings import _genes
 from scmedley.pl.batch_shifts import _of_label
@@ -181,7 +181,7 @@ def test_symbols_are_shown_beside_ids(model) -> None:
     adata = with_ids(prepared_design())
     assert list(model.reconstruct(adata).var["gene_symbols"]) == list(model.gene_names.symbols)
     assert list(counterfactual(model, adata[:3], "d1").var["gene_symbols"]) == list(model.gene_names.symbols)
-    table = evaluate.gene_shifts(model, adata, "cell_type", draws=2, n_top=3)
+    table = interpret.gene_shifts(model, adata, "cell_type", draws=2, n_top=3)
     assert list(table.columns[2:4]) == ["gene", "symbol"]
     assert (table["symbol"] == [SYMBOLS[IDS.index(gene)] for gene in table["gene"]]).all()
     assert set(_of_label(table, "B")["gene"]) <= set(SYMBOLS)
@@ -189,7 +189,7 @@ def test_symbols_are_shown_beside_ids(model) -> None:
     assert _genes(sure).startswith("SYM")
     assert decoder_of(model).shown == model.gene_names.symbols
     plain = unfitted("random", max_epochs=1).fit(prepared_design(), **FIT)
-    assert "symbol" not in evaluate.gene_shifts(plain, prepared_design(), draws=2, n_top=3)
+    assert "symbol" not in interpret.gene_shifts(plain, prepared_design(), draws=2, n_top=3)
 
 
 # -- features ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix, lil_matrix
 
-from scmedley import datasets, genomap, load, pp
+from scmedley import datasets, genomap, keys, pp
 from scmedley.errors import ScmedleyError
-from scmedley.genomap import Layout
-from scmedley.models import MixedEffects, mixed_effects
-from scmedley.models.store import GENOMAP
-from tiny import FIT, small
+from scmedley.interpret.genomap import Layout
 
 
 def values(n_cells: int = 80, n_genes: int = 30, constant: tuple[int, ...] = (), seed: int = 0) -> np.ndarray:
@@ -361,22 +357,19 @@ def test_what_is_no_layout_is_said(text: str, tmp_path: Path) -> None:
             Layout.load(path)
 
 
-def test_a_model_keeps_its_layout(fitted, tmp_path: Path) -> None:
+def test_a_model_is_laid_out_by_its_training_cells(fitted, prepared) -> None:
     mixed = fitted("mixed")
-    assert mixed.genomap.genes == tuple(mixed.decoder.genes)
-    mixed.save(tmp_path / "m")
-    assert_same(load(tmp_path / "m").genomap, mixed.genomap)
-    (tmp_path / "m" / GENOMAP).write_text("{}")
-    with pytest.raises(ScmedleyError, match="holds no layout of genes"):
-        load(tmp_path / "m")
-    replace(mixed.genomap, genes=tuple(names(len(mixed.decoder.genes)))).save(tmp_path / "m" / GENOMAP)
-    with pytest.raises(ScmedleyError, match="other genes than the model's"):
-        load(tmp_path / "m")
-    (tmp_path / "m" / GENOMAP).unlink()
-    assert load(tmp_path / "m").genomap is None
+    training = prepared[(prepared.obs[keys.SPLIT] == "train").to_numpy()]
+    x_NG, _ = pp.log_normalised(training, mixed.decoder.genes)
+    made = genomap.genomap_of(mixed, prepared, seed=3)
+    assert_same(made, genomap.layout(x_NG, mixed.decoder.genes, seed=3))
+    without = training.copy()
+    del without.obs[keys.SPLIT]
+    assert_same(genomap.genomap_of(mixed, without, seed=3), made)
+    assert_same(genomap.genomap_of(mixed.decoder, prepared, seed=3), made)
 
 
-def test_a_model_of_very_many_genes_has_no_layout(prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixed_effects, "MOST_GENES", 3)
-    settings = {f"{name}_settings": small(name, max_epochs=1) for name in ("fixed", "random")}
-    assert MixedEffects("donor", **settings).fit(prepared, **FIT).genomap is None
+def test_a_model_of_very_many_genes_has_no_layout(fitted, prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(genomap, "MOST_GENES", 3)
+    with pytest.raises(ScmedleyError, match="3 at most can be laid out"):
+        genomap.genomap_of(fitted("mixed"), prepared)

@@ -11,8 +11,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
 from scmedley import keys
-from scmedley.evaluate import held_out as ho
-from scmedley.evaluate.held_out import BASELINES, CEILING, HeldOut
+from scmedley.evaluate import counterfactual as ho
+from scmedley.evaluate.counterfactual import BASELINES, CEILING, HeldOut
 from scmedley.experiment.config import NULL, Experiment
 from scmedley.experiment.pairs import finding, held_out_pair, verdicts
 

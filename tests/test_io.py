@@ -21,12 +21,13 @@ from scipy.io import mmwrite
 from scipy.sparse import csc_matrix, csr_matrix, issparse
 
 from corpus import cells, counts
-from scmedley import formats, io, tables
+from scmedley import io
+from scmedley.data.matrix import find_values
 from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
-from scmedley.join import read_batches
+from scmedley.io import formats, tables
 from scmedley.pipeline import stages
 from scmedley.pipeline.config import RunConfig
-from scmedley.source import find_values
+from scmedley.pp.join import read_batches
 
 CELLS = [f"cell{i}" for i in range(60)]
 GENES = [f"gene{i}" for i in range(30)]

@@ -13,7 +13,7 @@ from corpus import counts
 from scmedley import read_batches
 from scmedley.errors import ScmedleyError, heard
 from scmedley.io import write_h5ad
-from scmedley.join import batch_names
+from scmedley.pp.join import batch_names
 
 IDS = [f"ENSG{i:011d}" for i in range(30)]
 

@@ -20,12 +20,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from scmedley import keys
 from scmedley.data.resident import Minibatch, Resident
+from scmedley.device import engine, resolve_device, resolve_precision
 from scmedley.errors import ScmedleyError
 from scmedley.models import FixedEffects, MixedEffects, calibrate
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.train import loop
 from scmedley.train.loop import Move, Plan
-from scmedley.train.precision import engine, resolve_device, resolve_precision
 from tiny import FIT, differing, prepared_design, small, unfitted, weights
 
 TESTS = Path(__file__).parent

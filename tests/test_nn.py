@@ -12,10 +12,10 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from scmedley.models import Autoencoder, FixedEffects, RandomEffects
+from scmedley.models import fixed_effects as adversary
 from scmedley.models.autoencoder import AutoencoderNetwork
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.models.random_effects import RandomEffectsNetwork
-from scmedley.nn import adversary
 from scmedley.nn.bayesian import (
     EffectStart,
     EffectTable,

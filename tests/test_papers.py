@@ -12,12 +12,12 @@ from anndata import AnnData
 from numpy.testing import assert_array_equal
 from scipy.sparse import csr_matrix
 
-from scmedley.checks import check
 from scmedley.datasets import papers
 from scmedley.datasets.papers import read_aml, read_asd, read_healthy_heart
 from scmedley.datasets.text import read_genes
 from scmedley.errors import ScmedleyError
 from scmedley.models import FixedEffectsSettings, RandomEffectsSettings
+from scmedley.pp.checks import check
 from scmedley.pp.folds import donor_folds
 
 GENES = ["A1BG", "MT-CO1", "NA", "XIST"]  # a gene may be called NA

@@ -20,10 +20,9 @@ import torch
 from anndata import AnnData
 from numpy.testing import assert_array_equal
 
-from scmedley import ScmedleyError, datasets, keys, pp
-from scmedley.evaluate import peers
-from scmedley.evaluate.peers import PEERS, Peer, embed_peer
+from scmedley import ScmedleyError, datasets, keys, peers, pp
 from scmedley.io import read_embedding
+from scmedley.peers import PEERS, Peer, embed_peer
 
 BBKNN = "BBKNN (diffusion map)"
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from running import SMALL, Shell, some_cells, tree, without_drawing
-from scmedley import keys, writing
+from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.io import writing
 from scmedley.models import calibrate
-from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline import stages
+from scmedley.runs import folder as run_folder
 from scmedley.train import loop
 from test_report import page
 

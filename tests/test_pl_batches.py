@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
-from scmedley import evaluate, pl
+from scmedley import evaluate, interpret, pl
 from scmedley.errors import ScmedleyError
 from test_pl import drawn
 from test_pl_panels import GENES, apart
@@ -129,7 +129,7 @@ def test_batch_effects_are_the_components_of_the_decoders_tables(fitted, name, p
     tables = [table for layer in layers for table in (layer.gamma, layer.beta)]
     mean = np.hstack([(t.loc_BH / t.prior_scale).detach().numpy() for t in tables]).astype(float)
     sd = np.hstack([(t.scale_BH() / t.prior_scale).detach().numpy() for t in tables]).astype(float)
-    found = evaluate.batch_effects(model)
+    found = interpret.batch_effects(model)
     assert list(found["batch"]) == ["d1", "d2", "d3"]
     from sklearn.decomposition import PCA
 
@@ -151,7 +151,7 @@ def test_batch_effects_of_two_batches_lie_on_a_line(prepared):
 
     two = prepared[prepared.obs["donor"] != "d3"].copy()
     model = FixedEffects("donor", settings=small("fixed")).fit(two, **FIT)
-    found = evaluate.batch_effects(model)
+    found = interpret.batch_effects(model)
     assert_allclose(found["x"].sum(), 0, atol=1e-5)
     assert found["share_x"].iloc[0] == pytest.approx(1)
     assert_allclose(found["y"], 0, atol=1e-5)
@@ -160,11 +160,11 @@ def test_batch_effects_of_two_batches_lie_on_a_line(prepared):
 
 def test_batch_effects_say_what_is_wrong(fitted):
     with pytest.raises(ScmedleyError, match="no batch effects in its decoder"):
-        evaluate.batch_effects(fitted("autoencoder"))
+        interpret.batch_effects(fitted("autoencoder"))
     from tiny import unfitted
 
     with pytest.raises(ScmedleyError, match="not fitted"):
-        evaluate.batch_effects(unfitted("random"))
+        interpret.batch_effects(unfitted("random"))
 
 
 def test_donor_map_places_colours_and_names(fitted, prepared):
@@ -172,7 +172,7 @@ def test_donor_map_places_colours_and_names(fitted, prepared):
     figure = pl.donor_map(model, prepared, "condition")
     assert drawn(figure) == ["healthy", "ill"]
     ax = figure.axes[0]
-    places = evaluate.batch_effects(model)
+    places = interpret.batch_effects(model)
     points = ax.collections[0]
     assert_allclose(np.asarray(points.get_offsets()), places[["x", "y"]])
     colour = [to_hex(c) for c in points.get_facecolors()]

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.testing import assert_allclose, assert_array_equal
 
-from scmedley import evaluate, genomap, pl
+from scmedley import genomap, interpret, pl
 from scmedley.errors import ScmedleyError
+from scmedley.interpret import genomap_of as laid_out
 from scmedley.pl._figure import save
 from scmedley.pl.genomap import NO_GENE, OWN
 from test_pl import drawn
@@ -159,7 +160,7 @@ def test_what_cannot_be_drawn_as_pictures():
 
 def test_panel_holds_what_the_model_gives(fitted, prepared):
     model, some = fitted("mixed"), prepared[[0, 5, 9]].copy()
-    panel = evaluate.panel(model, some, ["d1", "d3"])
+    panel = interpret.panel(model, some, ["d1", "d3"], laid_out(model, prepared))
     assert panel.targets == ("fixed effects", "d1", "d3")
     assert panel.own == tuple(some.obs["donor"])
     assert panel.cells == tuple(some.obs_names)
@@ -168,32 +169,38 @@ def test_panel_holds_what_the_model_gives(fitted, prepared):
     assert_array_equal(panel.difference_RTG[:, 0], one.layers["difference"][:3])
     assert_array_equal(panel.input_RG, some[:, model.decoder.genes].layers["log1p_cp10k"].toarray())
     assert_allclose(panel.shown_RTG - panel.own_RG[:, None], panel.difference_RTG, atol=1e-4)
-    assert evaluate.panel(model, some, ["mean", "d1"]).targets == ("fixed effects", "d1")
+    assert interpret.panel(model, some, ["mean", "d1"], laid_out(model, prepared)).targets == (
+        "fixed effects",
+        "d1",
+    )
 
 
 def test_panel_of_an_unknown_batch(fitted, prepared):
     some = prepared[:2].copy()
     some.obs["donor"] = ["elsewhere", "d1"]
     with pytest.raises(ScmedleyError, match="'elsewhere'"):
-        evaluate.panel(fitted("mixed"), some, "d1")
-    panel = evaluate.panel(fitted("mixed"), some, "d1", unknown="mean")
+        interpret.panel(fitted("mixed"), some, "d1", laid_out(fitted("mixed"), prepared))
+    panel = interpret.panel(fitted("mixed"), some, "d1", laid_out(fitted("mixed"), prepared), unknown="mean")
     assert panel.own == ("", "d1")
     figure = pl.counterfactuals(panel)
     drawn(figure)
     assert [is_framed(ax) for ax in panels(figure)[2:8:4]] == [False, True]  # the column "own batch"
 
 
-def test_panel_needs_a_layout(fitted, prepared, monkeypatch):
-    model = fitted("mixed")
-    monkeypatch.setattr(model, "genomap", None)
-    with pytest.raises(ScmedleyError, match=r"no layout of genes.*Fit it again"):
-        evaluate.panel(model, prepared[:2], "d1")
+def test_panel_needs_a_layout_of_its_genes(fitted, prepared):
+    with pytest.raises(ScmedleyError, match="of other genes than the model's"):
+        interpret.panel(fitted("mixed"), prepared[:2], "d1", a_layout())
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_counterfactuals_frame_own_batches(fitted, prepared, preset):
     own = [list(prepared.obs["donor"]).index(name) for name in ("d1", "d2")]
-    panel = evaluate.panel(fitted("mixed", preset), prepared[own].copy(), ["d1", "d3"])
+    panel = interpret.panel(
+        fitted("mixed", preset),
+        prepared[own].copy(),
+        ["d1", "d3"],
+        laid_out(fitted("mixed", preset), prepared),
+    )
     figure = pl.counterfactuals(panel, n_genes=2, note="2 of 180 cells, at $5 & <up>")
     drawn(figure)
     shown = panels(figure)

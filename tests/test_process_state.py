@@ -20,10 +20,11 @@ import torch
 from anndata import AnnData
 
 from scmedley import load
+from scmedley.device import engine
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import MixedEffects
-from scmedley.pp import prepare, umap
-from scmedley.train.precision import engine
+from scmedley.pp import maps as umap
+from scmedley.pp import prepare
 from tiny import FIT, nested_design, small
 
 # Batches are added here, and their intervals are not calibrated: test_adapt asks for that warning.

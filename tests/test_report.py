@@ -14,11 +14,12 @@ import pytest
 import run_folder
 from scmedley import keys
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate.counterfactual import TOO_FEW, agreement, summarise
+from scmedley.interpret.check import TOO_FEW, agreement, summarise
 from scmedley.pipeline.findings import _trust
-from scmedley.report import build, sections
+from scmedley.report import sections
+from scmedley.report.build import build
 from scmedley.report.numbers import count, number, signed
-from scmedley.report.read import read
+from scmedley.runs.read import read
 
 VOID = {"meta", "img", "br", "source", "circle", "rect", "line", "link", "input", "hr"}
 SECTIONS = ["findings", "warnings", "explorer", "data", "maps", "scores", "shifts", "check"]

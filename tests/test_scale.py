@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix, issparse
 from sklearn.preprocessing import MinMaxScaler
 
 from scmedley import keys
-from scmedley.pp.scale import MinMax
+from scmedley.data.scale import MinMax
 from tiny import FIT, prepared_design, unfitted
 
 

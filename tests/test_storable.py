@@ -17,10 +17,11 @@ from anndata import AnnData, read_h5ad
 from numpy.testing import assert_array_equal
 from scipy.sparse import coo_matrix, csr_matrix
 
-from scmedley import caches, io, writing
+from scmedley import caches, io
 from scmedley.errors import ScmedleyError
-from scmedley.inplace import layers_of
-from scmedley.storable import CLEANED, LEFT_OUT, RENAMED, SLASH, TEXT, storable_obs
+from scmedley.io import writing
+from scmedley.io.inplace import layers_of
+from scmedley.io.storable import CLEANED, LEFT_OUT, RENAMED, SLASH, TEXT, storable_obs
 
 N, G = 6, 4
 NAMES = [f"cell{i}" for i in range(N)]

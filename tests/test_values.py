@@ -14,12 +14,13 @@ from scipy.sparse import csc_matrix, csr_array, csr_matrix, issparse, vstack
 
 from corpus import cells, counts
 from running import SMALL, Shell
-from scmedley import datasets, io, keys, load, read_batches, scan
+from scmedley import datasets, io, keys, load, read_batches
+from scmedley.data import scan
+from scmedley.data.evidence import judge
+from scmedley.data.matrix import find_values
+from scmedley.data.scan import examine, n_stored
 from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
-from scmedley.evidence import judge
 from scmedley.pp import log_normalised, prepare
-from scmedley.scan import examine, n_stored
-from scmedley.source import find_values
 
 GENES = [f"gene{i}" for i in range(30)]
 

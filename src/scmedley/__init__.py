@@ -4,12 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from scmedley.errors import ScmedleyError
-from scmedley.report import build as report  # eager: the subpackage of that name would hide a lazy one
 
 if TYPE_CHECKING:
-    from scmedley import datasets, evaluate, genomap, pl, pp
+    from scmedley import datasets, evaluate, interpret, peers, pl, pp, report
+    from scmedley.interpret import genomap
     from scmedley.io import read
-    from scmedley.join import read_batches
     from scmedley.models import (
         Autoencoder,
         AutoencoderSettings,
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
         RandomEffectsSettings,
         load,
     )
+    from scmedley.pp.join import read_batches
+    from scmedley.report import write_report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,23 +35,32 @@ __all__ = [
     "datasets",
     "evaluate",
     "genomap",
+    "interpret",
     "load",
+    "peers",
     "pl",
     "pp",
     "read",
     "read_batches",
     "report",
+    "write_report",
 ]
+MODULES = ("datasets", "evaluate", "interpret", "peers", "pl", "pp", "report")
+HOMES = {
+    "genomap": "scmedley.interpret",
+    "read": "scmedley.io",
+    "read_batches": "scmedley.pp.join",
+    "write_report": "scmedley.report",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import scmedley`` is quick."""
     if name not in __all__:
         raise AttributeError(f"module 'scmedley' has no attribute {name!r}")
-    if name in ("datasets", "evaluate", "genomap", "pl", "pp"):
+    if name in MODULES:
         return importlib.import_module(f"scmedley.{name}")
-    home = {"read": "scmedley.io", "read_batches": "scmedley.join"}.get(name, "scmedley.models")
-    return getattr(importlib.import_module(home), name)
+    return getattr(importlib.import_module(HOMES.get(name, "scmedley.models")), name)
 
 
 def __dir__() -> list[str]:

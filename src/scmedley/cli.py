@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from scmedley import __version__
-from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError, heard
+from scmedley.keys import Asked
 from scmedley.pipeline.config import RunConfig
 
 app = App(
@@ -115,8 +115,8 @@ def embed(
         Batches that the model does not know: "error", or "mean" for the population mean.
     """
     from scmedley import io, keys
+    from scmedley.data.reader import as_told
     from scmedley.pipeline import stages
-    from scmedley.pp.counts import as_told
 
     _must_be_new(out, ".h5ad")
     model = stages.read_model(folder)

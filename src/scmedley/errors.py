@@ -54,3 +54,9 @@ def one_line(error: BaseException) -> str:
     """Return what an error says in one line, with the notes that libraries such as anndata add (which key it was)."""
     words = [str(error), *getattr(error, "__notes__", [])]
     return " ".join(" ".join(words).split())[:400] or type(error).__name__
+
+
+def check_seed(seed: int) -> None:
+    """Say which seeds there are."""
+    if not 0 <= seed < 2**32:
+        raise ScmedleyError(f"seed {seed} must lie between 0 and {2**32 - 1}.")

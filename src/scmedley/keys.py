@@ -1,5 +1,7 @@
 """Every name under which scMedley stores something in an AnnData, once."""
 
+from typing import Literal
+
 COUNTS = "counts"  # layers: raw counts
 LOGNORM = "log1p_cp10k"  # layers: log1p of counts per 10,000 (nats)
 HVG = "highly_variable"  # var: scanpy's flag
@@ -22,3 +24,6 @@ UNS = "scmedley"  # uns: config, versions, seed, keys
 def umap(embedding: str) -> str:
     """Give the obsm key of an embedding's UMAP: ``X_scmedley_fixed`` to ``X_umap_scmedley_fixed``."""
     return "X_umap_" + embedding.removeprefix("X_")
+
+
+Asked = Literal["auto", "counts", "log1p", "log2", "log10"]

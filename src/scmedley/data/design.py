@@ -1,14 +1,15 @@
 """Names of batches and labels and their integer codes, stored with the model."""
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from scmedley.checks import check_key
-from scmedley.errors import ScmedleyError
-from scmedley.overlap import as_categories, called
+from scmedley.errors import ScmedleyError, listed
 
 POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effects at zero
 
@@ -137,3 +138,98 @@ def _categories(obs: pd.DataFrame, key: str) -> pd.Categorical:
     if key not in obs:
         raise ScmedleyError(f"obs has no column {key!r}. It has {list(map(str, obs.columns))}.")
     return as_categories(obs[key])
+
+
+def as_categories(column: "pd.Series[Any]") -> pd.Categorical:
+    """Return a column as categories that are strings, all used.
+
+    Missing values, blank strings and texts that pandas makes of missing values ("nan", "<NA>", "NaT") are missing.
+    Whole floats lose their ``.0``, so that a batch read from a text file as 1.0 is called "1", and days their time.
+    """
+    raw = column.astype("category").cat.remove_unused_categories()
+    names = [called(value) for value in raw.cat.categories]
+    unique = list(dict.fromkeys(name for name in names if not _is_missing(name)))
+    # The last entry is for pandas' code -1, a missing value.
+    recode = np.array([unique.index(n) if not _is_missing(n) else -1 for n in names] + [-1], dtype=np.int64)
+    categories: pd.Index[Any] = pd.Index(unique)  # strings of the kind that this pandas reads
+    return pd.Categorical.from_codes(recode[raw.cat.codes.to_numpy()], categories=categories)
+
+
+def called(value: Any) -> str:
+    """Return what a batch or a label is called."""
+    if isinstance(value, float | np.floating):  # 0.1 of a column of 32 bits is 0.10000000149
+        value = int(value) if float(value).is_integer() else f"{value:.7g}"
+    return str(value).strip().removesuffix(" 00:00:00")
+
+
+def _is_missing(name: str) -> bool:
+    return name.lower() in ("", "nan", "<na>", "nat")
+
+
+def oddly_named(column: "pd.Series[Any]", what: str) -> list[str]:
+    """Return warnings of values that are hardly what they are called: text for missing, or one thing spelled twice."""
+    sizes = column.value_counts()
+    of_name: dict[str, dict[Any, int]] = {}
+    for value, size in sizes[sizes > 0].items():
+        of_name.setdefault(called(value), {})[value] = int(size)
+    said = []
+    for name, values in of_name.items():
+        n = sum(values.values())
+        if name and _is_missing(name) and all(isinstance(value, str) for value in values):
+            said.append(
+                f"{n:,} cells have the {what} {name!r} in obs[{column.name!r}], which is a missing value turned into "
+                "text; they are taken as missing."
+            )
+        elif name.lower() in ("none", "na", "n/a", "null", "unknown", "unassigned"):
+            said.append(
+                f"{n:,} cells have the {what} {name!r} in obs[{column.name!r}], which is kept as a {what} like any "
+                "other. If it stands for a missing value, make it one (numpy.nan)."
+            )
+        elif len(values) > 1:
+            said.append(
+                f"The values {', '.join(map(repr, values))} of obs[{column.name!r}] are put together as {name!r}."
+            )
+    lower = pd.Series(list(of_name), index=[name.lower() for name in of_name], dtype=object)
+    for _, alike in lower[lower.index.duplicated(keep=False)].groupby(level=0):
+        if not _is_missing(alike.iloc[0]):
+            said.append(
+                f"{listed(list(alike))} of obs[{column.name!r}] differ in upper and lower case only; they are kept "
+                "apart."
+            )
+    return said
+
+
+def column(adata: AnnData, key: str, what: str) -> "pd.Series[Any]":
+    """Return ``obs[key]``; where it is missing, say which columns there are and which is the closest."""
+    check_key(key, what)
+    if key in adata.obs:
+        found: pd.Series[Any] = adata.obs[key]
+        if found.ndim > 1:
+            raise ScmedleyError(f"obs has several columns {key!r}. Rename all but the {what}.")
+        return found
+    names = [str(name) for name in adata.obs.columns]
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(str(key).lower(), lower, n=1)
+    hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
+    usable = [str(n) for n in adata.obs.columns if not pd.api.types.is_float_dtype(adata.obs[n])]
+    raise ScmedleyError(
+        f"The {what} key {key!r} is not a column of obs.{hint} "
+        + (
+            f"Columns with categories: {listed(usable, 20)}."
+            if usable
+            else "obs has no column with categories. Files without annotation (csv, 10x): give several, one for each "
+            "batch, or add the columns in Python and save as h5ad."
+        )
+    )
+
+
+def check_key(key: object, what: str = "batch") -> None:
+    """Raise where a key is not one column's name."""
+    if isinstance(key, str):
+        return
+    names = list(key) if isinstance(key, list | tuple) else ["donor", "protocol"]
+    joined = " + '_' + ".join(f"adata.obs[{name!r}].astype(str)" for name in names)
+    raise ScmedleyError(
+        f"The {what} key is one column of obs, not {key!r}. Join several columns into one: "
+        f"adata.obs['joined'] = {joined}."
+    )

@@ -13,10 +13,10 @@ from anndata import AnnData, concat
 from scipy.sparse import csr_matrix
 
 from scmedley import io
+from scmedley.data.design import as_categories
+from scmedley.data.matrix import find_values, matrix
 from scmedley.datasets.text import read_genes, read_table
 from scmedley.errors import ScmedleyError, listed
-from scmedley.overlap import as_categories
-from scmedley.source import find_values, matrix
 
 AML_AMBIGUOUS = ("AML314", "AML371", "AML722B", "AML997")
 """Donors whose cell types Dai et al. 2021 found ambiguous; the papers leave them out."""

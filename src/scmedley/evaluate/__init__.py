@@ -6,15 +6,9 @@ Codes are integers per cell, -1 where the value is missing.
 
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
-from scmedley.evaluate.counterfactual import counterfactual_check
-from scmedley.evaluate.donors import donor_test
-from scmedley.evaluate.effects import batch_effects
-from scmedley.evaluate.intervals import t_interval
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Neighbors, nearest
-from scmedley.evaluate.panel import Panel, panel
-from scmedley.evaluate.peers import PEERS, embed_peer
 from scmedley.evaluate.probes import (
     Leak,
     batch_leak,
@@ -25,31 +19,23 @@ from scmedley.evaluate.probes import (
     logistic_probe,
     network_probe,
 )
-from scmedley.evaluate.scores import permute_batches, scores
-from scmedley.evaluate.shifts import batch_distances, gene_shifts, interval_coverage
+from scmedley.evaluate.scores import scores
+from scmedley.evaluate.statistics import donor_test, t_interval
 
 __all__ = [
-    "PEERS",
     "Classified",
     "Leak",
     "Neighbors",
-    "Panel",
     "ari",
     "asw",
-    "batch_distances",
-    "batch_effects",
     "batch_leak",
     "batch_leaks",
     "bras",
     "calinski_harabasz",
     "classify",
     "composition",
-    "counterfactual_check",
     "donor_accuracy",
     "donor_test",
-    "embed_peer",
-    "gene_shifts",
-    "interval_coverage",
     "inverse_davies_bouldin",
     "kmeans_clusters",
     "knn_accuracy",
@@ -60,8 +46,6 @@ __all__ = [
     "nearest",
     "network_probe",
     "nmi",
-    "panel",
-    "permute_batches",
     "scaled_clisi",
     "scaled_ilisi",
     "scores",

@@ -1,316 +1,304 @@
-"""How far the counterfactuals can be trusted: do predicted shifts agree with those of held-out cells?
+"""How well is a group of cells predicted that no fit has seen? Measures, simple baselines, and a ceiling.
 
-The pairs of label and batch are *seen*: other cells of them were in training. Pairs that were held out whole are
-tested by ``scmedley experiment``.
+Held out are all cells of a label in a batch (of a patient under a drug). The source is the label's cells in the
+other batches. A prediction is a change of the source's mean, Δ, and each source cell with its own change: the
+predicted cells. Values are log1p CP10k.
+
+Shapes: N source cells, M held-out cells, G genes, B batches, L other labels, T batches in which the label was seen.
 """
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
-from anndata import AnnData
-from scipy.stats import pearsonr
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
-from scmedley import keys
-from scmedley.data.resident import Resident
-from scmedley.evaluate.held_out import r2_change, slope
-from scmedley.models import MixedEffects
-from scmedley.models.base import Model
-from scmedley.models.counterfactual import mean_shifts
-from scmedley.overlap import as_categories
-from scmedley.pp.counts import log_normalised
+Floats = npt.NDArray[np.floating[Any]]
 
-ALL = "all cells"  # stands for the label where there is none
-LEAST = 10  # held-out cells on each side without which a shift is not compared
-TOO_FEW = "too little to judge by"  # too few cells, or a shift no larger than their noise
-AGREEMENT = ("good", "some", "none", TOO_FEW)
-BASELINE = ("better", "tie", "worse")  # than the plain difference of training means
-# Of a pair's ceiling: what is good, what is some agreement, and by how much either must exceed the best of the wrong
-# batches. One of those put in the right one's place would then pass as some in 4 % of onek1k's pairs (in 5 % without a
-# margin, as it is the best by luck; in 3 % with 0.2), and the right one fails in 1 of 45 (in 4 with 0.2).
-# A ceiling (a Pearson) below the last leaves nothing to judge by: where batches are permuted within
-# labels, so that there is no shift to predict, 98 % of the pairs stay below it (three of the sets of
-# scmedley.datasets; 0.3 would judge 11 to 24 % of them).
-LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.1, "ceiling": 0.5}
-# Model and baseline tie where their Pearsons differ by no more than this, or by no more than two standard errors.
-TIE = 0.02
-GROUPS = 50  # of held-out cells that a jackknife leaves out in turn, for that standard error
-ENOUGH = {
-    "pairs": 3,
-    "share": 0.25,
-}  # pairs that must be judged, or all if there are fewer, for a verdict on a run
-CHECK_COLUMNS = [
-    *("label", "batch", "seen", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson"),
-    *("additive_pearson", "gain_se", "r2_delta", "additive_r2_delta", "n_source", "n_target"),
-]
-MEDIANS = (
-    *("pearson", "slope", "ceiling_pearson", "best_wrong_pearson", "additive_pearson"),
-    *("r2_delta", "additive_r2_delta"),
+N_TOP = 50  # genes whose direction is judged
+CLOUD = 500  # cells on either side of an E-distance, at most
+LEAST_CELLS = 5  # cells of a label in a batch without which their mean is in no baseline
+ROUNDING = 1e-6  # of the observed change: what is smaller is no change, and has no direction
+N_SPLITS = 5  # random halves for the ceiling
+MEASURES = (
+    *("pearson", "r2", "r2_weighted", "slope", "e_distance", "direction", "rank"),
+    "n_targets",  # that the rank is among
 )
-
-
-def counterfactual_check(
-    model: MixedEffects | Model[Any],
-    adata: AnnData,
-    label_key: str | None = None,
-    *,
-    max_cells: int = 300,
-    max_others: int = 5,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Compare the predicted with the observed shift of the mean, on held-out cells.
-
-    For each label and batch: held-out cells of the label from the other batches are shown in the
-    batch, and their mean predicted change is correlated, over genes, with the difference between the
-    held-out cells really from there and them.
-
-    Parameters
-    ----------
-    model
-        A fitted model with batch effects in its decoder.
-    adata
-        The cells of the fit, with ``obs["scmedley_split"]``.
-    max_cells
-        Source cells drawn for a pair, at most.
-    max_others
-        Wrong batches to choose the best from for ``best_wrong_pearson``, at most; they are drawn.
-
-    Returns
-    -------
-    DataFrame
-        A row for each label and batch with at least 10 held-out cells on both sides: label, batch, seen (whether
-        other cells of the pair were in training),
-
-        - pearson: predicted with observed shift, over genes;
-        - slope: observed regressed on predicted, a.b / a.a with a predicted; above 1, predicted too small;
-        - ceiling_pearson: what a perfect prediction could reach with so few cells (observed shifts of random
-          halves, stepped up by Spearman and Brown, square root);
-        - best_wrong_pearson: the predictions for other batches instead, the best of them (not a number where there
-          are none). Their average would be near 0 whatever the model: from the same cells, those batches lie in
-          opposite directions. Batches whose own training cells lie as near to the observed shift (within the margin
-          of ``LIMITS``), such as the same condition in another donor, are alike and not wrong;
-        - additive_pearson: the baseline, the plain difference of means on the training cells;
-        - gain_se: standard error of pearson - additive_pearson, by a jackknife over the held-out cells;
-        - r2_delta, additive_r2_delta: 1 - ||observed - predicted||^2 / ||observed||^2 of model and baseline, which
-          counts the size too; predicting no change gives 0;
-        - n_source, n_target: held-out cells.
-    """
-    network = decoder(model)
-    label = labels_of(adata, label_key)
-    batch = network.design.codes(adata.obs)
-    part = adata.obs[keys.SPLIT].astype(str).to_numpy()
-    x_NG, _ = log_normalised(adata, network.gene_names)
-    rng = np.random.default_rng(seed)
-    rows = []
-    for name, (code, target) in product(names_of(label), enumerate(network.design.batches)):
-        here, there = (label == name) & (batch != code), (label == name) & (batch == code)
-        source, goal = np.flatnonzero(here & (part == "test")), np.flatnonzero(there & (part == "test"))
-        if min(len(source), len(goal)) < LEAST:
-            continue
-        source = np.sort(rng.choice(source, min(max_cells, len(source)), replace=False))
-        observed_G = _difference(x_NG, goal, source)
-        train = part == "train"
-        additive_G = _difference(x_NG, np.flatnonzero(there & train), np.flatnonzero(here & train))
-        ceiling, plain = _ceiling(x_NG, goal, source, rng), _correlation(additive_G, observed_G)
-        others = []
-        for other in np.setdiff1d(np.arange(network.design.n_batches), code):
-            theirs = np.flatnonzero((label == name) & (batch == other) & train)
-            as_near = _correlation(_difference(x_NG, theirs, np.flatnonzero(here & train)), observed_G)
-            alike = (
-                as_near > plain - LIMITS["margin"] * ceiling
-            )  # by the cells: no prediction can be told from it
-            if (batch[source] != other).any() and not alike:
-                others.append(other)
-        codes = [code, *rng.permutation(others)[:max_others].astype(int).tolist()]
-        x_source_NG = network.scale.transform(x_NG[source])
-        shown = Resident(x_source_NG, batch[source], torch.device("cpu"))
-        predicted_G, *wrong_BG = mean_shifts(network, shown, codes)
-        rows.append(
-            {
-                "label": name,
-                "batch": target,
-                "seen": bool((there & train).any()),
-                "pearson": _correlation(predicted_G, observed_G),
-                "slope": slope(observed_G, predicted_G),
-                "ceiling_pearson": ceiling,
-                "best_wrong_pearson": _best([_correlation(w_G, observed_G) for w_G in wrong_BG]),
-                "additive_pearson": plain,
-                "gain_se": _gain_se(x_NG, goal, source, predicted_G, additive_G, rng),
-                "r2_delta": r2_change(observed_G, predicted_G),
-                "additive_r2_delta": r2_change(observed_G, additive_G),
-                "n_source": len(source),
-                "n_target": len(goal),
-            }
-        )
-    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
-
-
-def agreement(check: pd.DataFrame) -> "pd.Series[str]":
-    """Judge each row of :func:`counterfactual_check`: how much of what its cells allow does it reach?
-
-    "good", "some" or "none" by ``LIMITS``, or "too little to judge by". A prediction that is not particular to its
-    batch, where the best of the wrong batches does nearly as well, is none. One that is worse than the plain difference
-    of training means is some at most.
-    """
-    reached = check["pearson"] / check["ceiling_pearson"]
-    wrong = check["best_wrong_pearson"] / check["ceiling_pearson"]  # not a number: there is no third batch
-    particular = ~(reached - wrong < LIMITS["margin"])
-    judged = (check["ceiling_pearson"] >= LIMITS["ceiling"]) & check["pearson"].notna()
-    good = (reached >= LIMITS["good"]) & (against_baseline(check) != "worse")
-    choices = [~judged, good & particular, (reached >= LIMITS["some"]) & particular]
-    return pd.Series(np.select(choices, [TOO_FEW, "good", "some"], "none"), check.index, dtype=object)
-
-
-def against_baseline(check: pd.DataFrame) -> "pd.Series[str]":
-    """Compare each row with the plain difference of training means: "better", "tie", "worse"; "" without one."""
-    gain = check["pearson"] - check["additive_pearson"]
-    least = np.fmax(2 * check["gain_se"], TIE)
-    choices = [gain.isna(), gain > least, gain < -least]
-    return pd.Series(np.select(choices, ["", "better", "worse"], "tie"), check.index, dtype=object)
+BASELINES = ("no change", "mean over batches", "additive", "shrunk additive")
+CEILING = "half-split ceiling"
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What :func:`counterfactual_check` says of all pairs of label and batch together.
+class HeldOut:
+    """What a prediction of one held-out group is measured against.
 
     Attributes
     ----------
-    tally
-        Pairs of each :data:`AGREEMENT`.
-    against
-        Of the pairs that could be judged and have a baseline, those of each :data:`BASELINE`.
-    n_judged
-        Pairs that could be judged.
-    n_shared
-        Those that are "none" only because the prediction for another batch does nearly as well.
-    median
-        Over the judged, of each of :data:`MEDIANS`; ``None`` where no pair has one.
-    verdict
-        "good": at least half of the pairs that were judged are; "some": at least half are good or some; "none":
-        fewer; "too little to judge by": fewer than ``ENOUGH`` could be.
+    source_NG
+        The label's cells in other batches.
+    target_MG
+        The held-out cells.
+    other_TG
+        The label's observed mean in each other batch: the wrong targets.
     """
 
-    tally: dict[str, int]
-    against: dict[str, int]
-    n_judged: int
-    n_shared: int
-    median: dict[str, float | None]
-    verdict: str
+    source_NG: Floats
+    target_MG: Floats
+    other_TG: Floats
+
+    @property
+    def change_G(self) -> Floats:
+        """Return the observed change of the mean."""
+        return np.asarray(self.target_MG.mean(axis=0) - self.source_NG.mean(axis=0))
 
 
-def summarise(check: pd.DataFrame) -> Summary:
-    """Sum up the table of :func:`counterfactual_check`."""
-    words = agreement(check)
-    tally = {word: int((words == word).sum()) for word in AGREEMENT}
-    of_judged = words[(words != TOO_FEW).to_numpy()].to_numpy()
-    judged = check[(words != TOO_FEW).to_numpy()]
-    median = {name: None if judged[name].isna().all() else float(judged[name].median()) for name in MEDIANS}
-    baseline = against_baseline(judged)
-    against = {word: int((baseline == word).sum()) for word in BASELINE}
-    n = len(judged)
-    reached = judged["pearson"] / judged["ceiling_pearson"]
-    n_shared = int(((reached >= LIMITS["some"]) & (of_judged == "none")).sum())
-    verdict = "none"
-    if n < max(1, min(ENOUGH["pairs"], len(check)), ENOUGH["share"] * len(check)):
-        verdict = TOO_FEW
-    elif tally["good"] * 2 >= n:
-        verdict = "good"
-    elif (tally["good"] + tally["some"]) * 2 >= n:
-        verdict = "some"
-    return Summary(tally, against, n, n_shared, median, verdict)
+def measure(
+    held: HeldOut, change_G: Floats, cells_NG: Floats | None = None, *, seed: int = 0
+) -> dict[str, float]:
+    """Return all :data:`MEASURES` of a predicted change.
+
+    Parameters
+    ----------
+    held
+        The group and its source.
+    change_G
+        Predicted change of the mean. Where it holds nan (no such prediction), all measures are nan.
+    cells_NG
+        Predicted cells; by default the source cells, all with the change added.
+    seed
+        Of the cells that are drawn for the E-distance.
+    """
+    if not np.isfinite(change_G).all():
+        return dict.fromkeys(MEASURES, float("nan"))
+    observed_G = held.change_G
+    if np.linalg.norm(change_G) <= ROUNDING * np.linalg.norm(observed_G):
+        change_G = np.zeros_like(change_G)
+    if cells_NG is None:
+        cells_NG = held.source_NG + change_G
+    mean_G = held.source_NG.mean(axis=0) + change_G
+    return {
+        "pearson": pearson(observed_G, change_G),
+        "r2": r2_change(observed_G, change_G),
+        "r2_weighted": r2_change(observed_G, change_G, reliability(held.source_NG, held.target_MG)),
+        "slope": slope(observed_G, change_G),
+        "e_distance": energy_distance(cells_NG, held.target_MG, seed=seed),
+        "direction": direction_accuracy(observed_G, change_G),
+        "rank": float(target_rank(mean_G, held.target_MG.mean(axis=0), held.other_TG)),
+        "n_targets": float(len(held.other_TG) + 1),
+    }
 
 
-def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
-    """Return the network of ``model`` that counterfactuals come from."""
-    return model.decoder if isinstance(model, MixedEffects) else model
+def pearson(observed_G: Floats, predicted_G: Floats) -> float:
+    """Return the correlation of observed and predicted change over genes; nan where one is constant or not finite."""
+    from scipy.stats import pearsonr
+
+    if not np.isfinite(observed_G).all() or np.ptp(observed_G) == 0 or np.ptp(predicted_G) == 0:
+        return float("nan")
+    return float(pearsonr(observed_G, predicted_G).statistic)
 
 
-def labels_of(adata: AnnData, key: str | None) -> np.ndarray:
-    """Return each cell's label as text; missing ones, which no table counts, as an empty string."""
-    if key is None:
-        return np.full(adata.n_obs, ALL, dtype=object)
-    label = as_categories(adata.obs[key])
-    return np.asarray([*label.categories, ""], dtype=object).take(label.codes)
+def r2_change(observed_G: Floats, predicted_G: Floats, weight_G: Floats | None = None) -> float:
+    """Return R²Δ, the share of the observed change that is predicted.
+
+    R²Δ = 1 - Σ_g w_g (Δobs_g - Δpred_g)² / Σ_g w_g Δobs_g², with w = 1 by default. No change has 0, a perfect
+    prediction 1; a change that is too large, or in other genes, has less than 0. The R² of the means themselves, by
+    contrast, is high for no change at all.
+    """
+    w_G = np.ones_like(observed_G) if weight_G is None else weight_G
+    size = float(w_G @ observed_G**2)
+    return 1 - float(w_G @ (observed_G - predicted_G) ** 2) / size if size > 0 else float("nan")
 
 
-def names_of(label: np.ndarray) -> list[str]:
-    """Return the labels that occur, sorted."""
-    return sorted(set(label) - {""})
+def reliability(source_NG: Floats, target_MG: Floats) -> Floats:
+    """Return how surely each gene changes: w_g = max(0, 1 - se_g² / Δ_g²), from 0 to 1.
+
+    Δ is the observed change of the mean and se² = s²(source) / N + s²(target) / M its sampling variance. A gene that
+    changes by no more than one standard error counts nothing, by two 3/4.
+    """
+    change_G = target_MG.mean(axis=0) - source_NG.mean(axis=0)
+    variance_G = _variance_of_mean(source_NG) + _variance_of_mean(target_MG)
+    noise_G = np.divide(variance_G, change_G**2, out=np.ones_like(change_G), where=change_G != 0)
+    return np.asarray(np.maximum(0, 1 - noise_G))
 
 
-def _difference(x_NG: Any, goal: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Return the difference of the means of two sets of cells; not a number where one is empty."""
-    if not len(goal) or not len(source):
-        return np.full(x_NG.shape[1], np.nan)
-    goal_G, source_G = (np.asarray(x_NG[rows].mean(axis=0), dtype=np.float64) for rows in (goal, source))
-    return (goal_G - source_G).ravel()
+def slope(observed_G: Floats, predicted_G: Floats) -> float:
+    """Return the observed change regressed on the predicted, Δpred·Δobs / Δpred·Δpred; nan for no change.
+
+    1 is right; above 1 the prediction is too small, below 1 too large or partly in other genes.
+    """
+    size = float(predicted_G @ predicted_G)
+    return float(predicted_G @ observed_G) / size if size > 0 else float("nan")
 
 
-def _ceiling(
-    x_NG: Any, goal: np.ndarray, source: np.ndarray, rng: np.random.Generator, n_splits: int = 5
-) -> float:
-    """Return the correlation of the true shift with the observed one, estimated from random halves."""
-    halves = []
+def direction_accuracy(observed_G: Floats, predicted_G: Floats, n_top: int = N_TOP) -> float:
+    """Return the share of the ``n_top`` genes with the largest observed change whose sign is predicted.
+
+    A gene that is predicted not to change counts half, so that no change has 0.5, as a coin has. Genes without an
+    observed change are not judged.
+    """
+    top = np.argsort(-np.abs(observed_G), kind="stable")[:n_top]
+    top = top[observed_G[top] != 0]
+    if not len(top):
+        return float("nan")
+    return float((1 + np.sign(observed_G[top]) * np.sign(predicted_G[top])).mean() / 2)
+
+
+def target_rank(predicted_G: Floats, right_G: Floats, wrong_TG: Floats) -> int:
+    """Return the rank of the right batch: 1 + the number of wrong ones whose observed mean is nearer (Euclidean)."""
+    distance = np.linalg.norm(right_G - predicted_G)
+    return 1 + int((np.linalg.norm(wrong_TG - predicted_G, axis=1) < distance).sum())
+
+
+def energy_distance(a_NG: Floats, b_MG: Floats, *, max_cells: int = CLOUD, seed: int = 0) -> float:
+    """Return the E-distance of two clouds of cells.
+
+    E = 2 mean |a - b| - mean |a - a'| - mean |b - b'| with Euclidean distances (Székely & Rizzo 2004), the last two
+    means over pairs of different cells. So it is unbiased: about 0 (and at times a little below) for two samples of
+    one population, whatever their sizes. nan with fewer than two cells on a side.
+
+    Parameters
+    ----------
+    a_NG, b_MG
+        Cells.
+    max_cells
+        Cells drawn of each cloud, at most.
+    seed
+        Seed of the draw.
+    """
+    from scipy.spatial.distance import cdist, pdist
+
+    rng = np.random.default_rng(seed)
+    a_NG, b_MG = (
+        x if len(x) <= max_cells else x[np.sort(rng.choice(len(x), max_cells, replace=False))]
+        for x in (a_NG, b_MG)
+    )
+    if min(len(a_NG), len(b_MG)) < 2:
+        return float("nan")
+    return float(2 * cdist(a_NG, b_MG).mean() - pdist(a_NG).mean() - pdist(b_MG).mean())
+
+
+def label_shifts(
+    x_NG: csr_matrix,
+    batch_N: npt.NDArray[np.integer[Any]],
+    label_N: npt.NDArray[np.integer[Any]],
+    *,
+    batch: int,
+    label: int,
+    weight_B: Floats,
+) -> tuple[Floats, Floats]:
+    """Return how far each other label's mean lies in ``batch`` from its mean in the source batches.
+
+    d_l = mean(l in batch) - Σ_b w_b mean(l in b) / Σ_b w_b, over the source batches b with :data:`LEAST_CELLS` cells of
+    the label or more. Labels with fewer in ``batch``, or in all source batches, are left out.
+
+    Parameters
+    ----------
+    x_NG, batch_N, label_N
+        Training cells: values and codes (label -1: missing).
+    batch, label
+        The held-out pair.
+    weight_B
+        Cells of the source that are from each batch, by code; 0 for ``batch``.
+
+    Returns
+    -------
+    shift_LG, variance_LG
+        The shifts of the L labels that have one, and their sampling variances.
+    """
+    shifts, variances = [], []
+    for other in np.unique(label_N[(label_N >= 0) & (label_N != label)]):
+        groups = {b: np.flatnonzero((batch_N == b) & (label_N == other)) for b in range(len(weight_B))}
+        sources = [
+            b for b, rows in groups.items() if b != batch and weight_B[b] > 0 and len(rows) >= LEAST_CELLS
+        ]
+        if len(groups[batch]) < LEAST_CELLS or not sources:
+            continue
+        w = weight_B[sources] / weight_B[sources].sum()
+        moments = [_moments(x_NG[groups[b]]) for b in (batch, *sources)]
+        mean_SG, variance_SG = (np.stack(values) for values in zip(*moments, strict=True))
+        shifts.append(mean_SG[0] - w @ mean_SG[1:])
+        variances.append(variance_SG[0] + w**2 @ variance_SG[1:])
+    empty_LG = np.empty((0, x_NG.shape[1]))
+    return (np.stack(shifts), np.stack(variances)) if shifts else (empty_LG, empty_LG)
+
+
+def shrunk(shift_LG: Floats, variance_LG: Floats) -> Floats:
+    """Return the mean of the labels' shifts, shrunk towards no change by empirical Bayes.
+
+    The model for gene g and label l: d_lg = μ_g + a_lg + e_lg with μ_g ~ N(0, σ²), what labels share;
+    a_lg ~ N(0, τ²), what is a label's own; e_lg ~ N(0, s²_lg), sampling noise. A new label's shift is predicted by
+
+        E[μ_g | d̄_g] = σ² / (σ² + v_g) · d̄_g,   v_g = (τ² + mean_l s²_lg) / L,
+
+    with the moments τ² = max(0, mean_g(S²_g - mean_l s²_lg)), S² the variance over labels, and
+    σ² = max(0, mean_g(d̄_g² - v_g)) (Efron & Morris 1973). With one label τ² cannot be told from the data and is
+    taken as 0. nan where there is no label.
+
+    Parameters
+    ----------
+    shift_LG, variance_LG
+        From :func:`label_shifts`.
+    """
+    n_labels, n_genes = shift_LG.shape
+    if n_labels == 0:
+        return np.full(n_genes, np.nan)
+    mean_G, noise_G = shift_LG.mean(axis=0), variance_LG.mean(axis=0)
+    between = 0.0 if n_labels == 1 else max(0.0, float((shift_LG.var(axis=0, ddof=1) - noise_G).mean()))
+    v_G = (between + noise_G) / n_labels
+    shared = max(0.0, float((mean_G**2 - v_G).mean()))
+    return np.asarray(
+        mean_G * np.divide(shared, shared + v_G, out=np.zeros_like(v_G), where=shared + v_G > 0)
+    )
+
+
+def baselines(held: HeldOut, shift_LG: Floats, variance_LG: Floats) -> dict[str, Floats]:
+    """Return the changes that the :data:`BASELINES` predict.
+
+    - no change: the source cells as they are;
+    - mean over batches: to the label's mean over the other batches, each counted once (what is common to
+      all targets, Systema's reference); with one other batch it is no change;
+    - additive: the mean over the other labels of their shifts;
+    - shrunk additive: :func:`shrunk`.
+    """
+    source_G = held.source_NG.mean(axis=0)
+    n_genes = len(source_G)
+    return {
+        "no change": np.zeros(n_genes),
+        "mean over batches": held.other_TG.mean(axis=0) - source_G
+        if len(held.other_TG)
+        else np.full(n_genes, np.nan),
+        "additive": shift_LG.mean(axis=0) if len(shift_LG) else np.full(n_genes, np.nan),
+        "shrunk additive": shrunk(shift_LG, variance_LG),
+    }
+
+
+def ceiling(held: HeldOut, *, seed: int = 0, n_splits: int = N_SPLITS) -> dict[str, float]:
+    """Return all :data:`MEASURES` of a repeated experiment: one random half of the held-out cells predicts the other.
+
+    Mean over ``n_splits`` splits.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
     for _ in range(n_splits):
-        g, s = rng.permutation(goal), rng.permutation(source)
-        first = _difference(x_NG, g[::2], s[::2])
-        halves.append(_correlation(first, _difference(x_NG, g[1::2], s[1::2])))
-    r = max(_average(halves), 0.0)
-    return float(np.sqrt(2 * r / (1 + r)))
+        order = rng.permutation(len(held.target_MG))
+        one_MG, other_MG = held.target_MG[order[::2]], held.target_MG[order[1::2]]
+        half = HeldOut(held.source_NG, other_MG, held.other_TG)
+        change_G = one_MG.mean(axis=0) - held.source_NG.mean(axis=0)
+        found.append(measure(half, change_G, one_MG, seed=seed))
+    return {name: float(np.mean([one[name] for one in found])) for name in MEASURES}
 
 
-def _correlation(a_G: np.ndarray, b_G: np.ndarray) -> float:
-    if not (np.isfinite(a_G).all() and np.ptp(a_G) > 0 and np.ptp(b_G) > 0):
-        return float("nan")
-    return float(pearsonr(a_G, b_G).statistic)
-
-
-def _gain_se(
-    x_NG: Any,
-    goal: np.ndarray,
-    source: np.ndarray,
-    predicted_G: np.ndarray,
-    additive_G: np.ndarray,
-    rng: np.random.Generator,
-) -> float:
-    """Return the standard error of the difference of both correlations, by a jackknife over the held-out cells.
-
-    Not by a bootstrap: it adds the noise of resampling to that of the observed shift, and so, where cells are few,
-    lowers both correlations and the difference with them.
-    """
-    both_2G = np.stack([predicted_G, additive_G])
-    if not (np.isfinite(both_2G).all() and np.ptp(both_2G, axis=1).all()):
-        return float("nan")
-    goal_RG, source_RG = (_without_each(x_NG[rng.permutation(rows)]) for rows in (goal, source))
-    mean_1G = _difference(x_NG, goal, source)[None]
-    variance = 0.0
-    for observed_RG in (
-        goal_RG - goal_RG.mean(axis=0) + mean_1G,
-        mean_1G - source_RG + source_RG.mean(axis=0),
-    ):
-        if not np.ptp(observed_RG, axis=1).all():
-            return float("nan")
-        r_2R = np.corrcoef(both_2G, observed_RG)[:2, 2:]
-        variance += (len(observed_RG) - 1) * float(np.var(r_2R[0] - r_2R[1]))
-    return float(np.sqrt(variance))
-
-
-def _without_each(x_NG: Any) -> np.ndarray:
-    """Return the means of the cells without one after the other of up to ``GROUPS`` equal groups: groups x G."""
+def _moments(x_NG: csr_matrix) -> tuple[Floats, Floats]:
+    """Return mean and sampling variance of the mean of each gene."""
     n = x_NG.shape[0]
-    group_N = np.arange(n) % min(n, GROUPS)
-    kept_RN = (group_N != np.arange(min(n, GROUPS))[:, None]).astype(np.float32)
-    return np.asarray((kept_RN / kept_RN.sum(axis=1, keepdims=True)) @ x_NG, dtype=np.float64)
+    x_NG = x_NG.astype(np.float64)  # scipy's mean of float32 rounds each value, whatever dtype it is told
+    mean_G = np.asarray(x_NG.mean(axis=0)).ravel()
+    square_G = np.asarray(x_NG.multiply(x_NG).mean(axis=0)).ravel()
+    return mean_G, np.maximum(square_G - mean_G**2, 0) / (n - 1)
 
 
-def _average(values: list[float]) -> float:
-    finite = [v for v in values if np.isfinite(v)]
-    return float(np.mean(finite)) if finite else float("nan")
-
-
-def _best(values: list[float]) -> float:
-    finite = [v for v in values if np.isfinite(v)]
-    return max(finite, default=float("nan"))
+def _variance_of_mean(x_NG: Floats) -> Floats:
+    if len(x_NG) < 2:
+        return np.zeros(x_NG.shape[1])
+    return np.asarray(x_NG.var(axis=0, ddof=1) / len(x_NG))

@@ -11,12 +11,11 @@ from anndata import AnnData, read_h5ad
 from scipy.sparse import issparse
 
 from scmedley import datasets, io, keys
-from scmedley.checks import column
+from scmedley.data.design import as_categories, column
+from scmedley.data.evidence import Checked
 from scmedley.errors import ScmedleyError, listed
-from scmedley.evidence import Checked
 from scmedley.experiment.config import Experiment, Split
-from scmedley.inplace import layers_of
-from scmedley.overlap import as_categories
+from scmedley.io.inplace import layers_of
 from scmedley.pp import prepare
 from scmedley.pp.folds import donor_folds, held_out_pairs, held_out_parts, rotating_folds
 from scmedley.pp.genes import select_genes

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from scmedley.asked import Asked
-from scmedley.checks import check_seed
 from scmedley.datasets.papers import LOSS_WEIGHTS
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, check_seed
+from scmedley.keys import Asked
 from scmedley.models.settings import as_changes
 
 Split = Literal["cells", "donors", "pairs"]
@@ -49,7 +48,7 @@ class Experiment:
     targets
         Donor-level ``obs`` columns (diagnosis, sex) for the classifiers.
     methods
-        ``BASIC`` names, names of ``evaluate.peers.PEERS``, or ``obsm`` keys of embeddings that the data bring.
+        ``BASIC`` names, names of ``peers.PEERS``, or ``obsm`` keys of embeddings that the data bring.
     preset
         Of the networks: ``"default"`` or ``"paper"``.
     settings
@@ -195,7 +194,7 @@ class Experiment:
 
 
 def _check_method(method: str) -> None:
-    from scmedley.evaluate.peers import PEERS
+    from scmedley.peers import PEERS
 
     if method not in (*BASIC, *PEERS) and not method.startswith("X_"):
         raise ScmedleyError(

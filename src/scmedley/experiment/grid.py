@@ -23,7 +23,7 @@ from scmedley.experiment import task as work
 from scmedley.experiment.cells import digest, prepare_once, read_data
 from scmedley.experiment.config import BASIC, NULL, Experiment
 from scmedley.experiment.task import DATA, Task, tasks
-from scmedley.pipeline import folder as run_folder
+from scmedley.runs import folder as run_folder
 
 RECORD = "experiment.json"
 OUTPUTS = [tables.SCORES, tables.SUMMARY, tables.CLASSIFIED, tables.CLASSIFIED_SUMMARY, tables.HISTORY]
@@ -68,8 +68,8 @@ def run(
         Data or settings that cannot be used; a folder that holds something else; a fit of scMedley's own
         networks that failed (what a rival did wrong is told in the tables).
     """
+    from scmedley.device import resolve_device
     from scmedley.experiment.page import build
-    from scmedley.train.precision import resolve_device
 
     if jobs is not None and jobs < 1:
         raise ScmedleyError(f"--jobs {jobs} must be at least 1.")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import read_h5ad
 
-from scmedley.evaluate.held_out import BASELINES, CEILING
+from scmedley.evaluate.counterfactual import BASELINES, CEILING
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import Experiment

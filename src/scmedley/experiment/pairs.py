@@ -10,14 +10,14 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.evaluate import held_out
-from scmedley.evaluate.held_out import BASELINES, CEILING, HeldOut
-from scmedley.evaluate.intervals import t_interval
+from scmedley.data.arrays import dense
+from scmedley.evaluate import counterfactual as held_out
+from scmedley.evaluate.counterfactual import BASELINES, CEILING, HeldOut
+from scmedley.evaluate.statistics import t_interval
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import pairs, read_cells
 from scmedley.experiment.config import NULL, Experiment
 from scmedley.experiment.task import Task
-from scmedley.values import dense
 
 SOURCE_CELLS = 1000  # cells that are shown in the held-out batch, at most
 ONE = "one pair: no verdict"

@@ -8,9 +8,9 @@ import pandas as pd
 
 from scmedley import io
 from scmedley.evaluate.classify import COMPOSITION
-from scmedley.evaluate.held_out import MEASURES
-from scmedley.evaluate.intervals import t_interval
+from scmedley.evaluate.counterfactual import MEASURES
 from scmedley.evaluate.probes import PROBES
+from scmedley.evaluate.statistics import t_interval
 from scmedley.experiment import task as work
 from scmedley.experiment.config import NETWORKS, NULL, Experiment
 from scmedley.experiment.pairs import finding, verdicts

@@ -99,7 +99,7 @@ def fingerprint(
 
 def _package_version(method: str) -> str:
     """Return the version of a rival's package."""
-    from scmedley.evaluate.peers import PEERS
+    from scmedley.peers import PEERS
 
     try:
         return version(PEERS[method].package) if method in PEERS else ""
@@ -132,7 +132,7 @@ def run(out: Path, experiment: Experiment, task: Task, mark: str) -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    from scmedley.train.precision import engine
+    from scmedley.device import engine
 
     began = time.perf_counter()
     with (
@@ -163,7 +163,7 @@ def run(out: Path, experiment: Experiment, task: Task, mark: str) -> None:
 
 def _fit_and_score(out: Path, experiment: Experiment, task: Task, folder: Path, mark: str) -> dict[str, Any]:
     """Fit, embed, score, draw; write the results to ``folder`` and give what the record shall say."""
-    from scmedley.pp.umap import umap
+    from scmedley.pp.maps import umap
 
     adata = read_cells(out / DATA, experiment, task.split, task.fold)
     latents, network = _embed(out, adata, experiment, task, mark)
@@ -220,8 +220,8 @@ def _embed(
     The latent of a random-effects network for donors that it does not know comes in two variants: with the
     population mean (no effects), and with effects fitted to the new donors' cells, everything else frozen.
     """
-    from scmedley.evaluate.peers import embed_peer
-    from scmedley.pp.pca import pca
+    from scmedley.peers import embed_peer
+    from scmedley.pp.maps import pca
 
     method = task.method
     if method in NETWORKS:
@@ -295,7 +295,7 @@ def fit_network(out: Path, adata: AnnData, experiment: Experiment, task: Task, m
 
 def _permute(adata: AnnData, experiment: Experiment, held_out: np.ndarray, seed: int) -> None:
     """Permute batches within labels; those of held-out donors among themselves, so that they stay unknown."""
-    from scmedley.evaluate.scores import permute_batches
+    from scmedley.pp.nulls import permute_batches
 
     permuted = np.empty(adata.n_obs, dtype=object)
     for rows in (held_out, ~held_out):

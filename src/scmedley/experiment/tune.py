@@ -12,14 +12,14 @@ import torch
 from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
-from scmedley.asked import Asked
 from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment.cells import digest, prepare_once
 from scmedley.experiment.config import NETWORKS, Experiment
-from scmedley.pipeline import folder as run_folder
+from scmedley.keys import Asked
 from scmedley.pp.folds import rotating_folds
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import PARTS
+from scmedley.runs import folder as run_folder
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

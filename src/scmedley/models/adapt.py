@@ -17,12 +17,11 @@ import torch
 from anndata import AnnData
 from torch import Tensor, nn
 
-from scmedley.checks import check_seed
 from scmedley.data.design import Design
 from scmedley.data.resident import Minibatch, Resident
-from scmedley.errors import ScmedleyError
+from scmedley.device import engine
+from scmedley.errors import ScmedleyError, check_seed
 from scmedley.nn.bayesian import tables
-from scmedley.train.precision import engine
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model

@@ -17,23 +17,21 @@ from scipy import sparse
 from torch import Tensor
 
 from scmedley import keys
-from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
+from scmedley.data.differences import difference_of_prepared, differences, trained_on
+from scmedley.data.reader import log_normalised, read_log_normalised
 from scmedley.data.resident import Resident
-from scmedley.errors import ScmedleyError, ScmedleyWarning
-from scmedley.gene_names import GeneNames, why_missing
-from scmedley.inplace import settle
+from scmedley.data.scale import MinMax
+from scmedley.device import engine, modes, resolve_device, resolve_precision
+from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
+from scmedley.io.gene_names import GeneNames, why_missing
+from scmedley.io.inplace import settle
 from scmedley.models import calibrate
 from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
 from scmedley.models.settings import Settings
-from scmedley.pp.counts import log_normalised, read_log_normalised
-from scmedley.pp.kinds import difference_of_prepared, differences, trained_on
-from scmedley.pp.scale import MinMax
 from scmedley.pp.split import store_split
-from scmedley.process import modes
 from scmedley.train import loop
-from scmedley.train.precision import engine, resolve_device, resolve_precision
 
 S = TypeVar("S", bound=Settings)
 

@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from scmedley.data.design import as_categories
 from scmedley.data.resident import Resident
 from scmedley.models.counterfactual import drawn_means
 from scmedley.models.interval import Calibration, Deviations
-from scmedley.overlap import as_categories
 
 DRAWS, SHOWN = 20, 20  # posterior draws, and cells of a label that are shown in the batches
 MOST_LABELS, MOST_BATCHES = 8, 20  # that are compared: enough to learn one number from

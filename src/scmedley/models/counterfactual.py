@@ -22,14 +22,13 @@ from anndata.io import write_elem
 from torch import Tensor
 
 from scmedley import keys
-from scmedley.checks import check_seed
 from scmedley.data.design import named_targets
 from scmedley.data.resident import Minibatch, Resident
-from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.device import modes, seeded
+from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
 from scmedley.io import replacing
+from scmedley.io.storable import storable_obs
 from scmedley.models.interval import half_width
-from scmedley.process import modes, seeded
-from scmedley.storable import storable_obs
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model

@@ -15,10 +15,10 @@ from torch.nn import functional as F  # noqa: N812
 from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
+from scmedley.models import fixed_effects as adversary
 from scmedley.models.autoencoder import AutoencoderNetwork, AutoencoderSettings
 from scmedley.models.base import Model
 from scmedley.models.settings import named
-from scmedley.nn import adversary
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, tables, update_priors
 from scmedley.nn.layers import Classifier, TiedDecoder
@@ -221,3 +221,20 @@ class FixedEffects(Model[FixedEffectsSettings]):
         if labelled:
             paper = FixedEffectsSettings(mse_weight=2000.0, adversary_weight=0.5, label_weight=3.0)
         return named(name, default=FixedEffectsSettings(), paper=paper.as_published())
+
+
+def unbounded(logits_NB: Tensor, b_N: Tensor) -> Tensor:
+    """Give -CE(b, adversary), the published objective (nats per cell): it has no lower bound."""
+    return -F.cross_entropy(logits_NB.float(), b_N)
+
+
+def bounded(logits_NB: Tensor, share_B: Tensor) -> Tensor:
+    """Give KL(share || adversary), in nats per cell, averaged over cells.
+
+    Zero, its minimum, is reached when the adversary answers every cell with the batches' shares of
+    the training cells, which is all it can know when the activations hold nothing about the batch.
+    """
+    log_q_NB = F.log_softmax(logits_NB.float(), dim=1)
+    entropy = -torch.special.xlogy(share_B, share_B).sum()
+    divergence: Tensor = -(log_q_NB @ share_B).mean() - entropy
+    return divergence

@@ -6,7 +6,7 @@ observed cells is no part of it; such a mean scatters by its own standard error.
 The middle is the mean over posterior draws of the batch effects. The half width is 1.645 standard deviations of the
 draws, times one factor of the model, as the posterior alone may be too wide or too narrow. The factor is learnt from
 validation cells after training (:mod:`scmedley.models.calibrate`); test cells show whether 90 % are inside
-(:func:`scmedley.evaluate.interval_coverage`).
+(:func:`scmedley.interpret.interval_coverage`).
 
 Shapes: G genes, P pairs of label and batch.
 """

@@ -12,14 +12,11 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
-from scmedley.genomap import MOST_GENES, Layout, layout
-from scmedley.inplace import settle
+from scmedley.io.inplace import settle
 from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
-from scmedley.models.store import DESCRIPTION, GENOMAP, read, read_description, replacing_model, write
-from scmedley.pp.counts import log_normalised
-from scmedley.process import modes
+from scmedley.models.store import DESCRIPTION, read, read_description, replacing_model, write
 
 
 class MixedEffects:
@@ -46,12 +43,7 @@ class MixedEffects:
         The fitted :class:`FixedEffects`, or ``None`` with an embedding of your own.
     random
         The fitted :class:`RandomEffects`.
-    genomap
-        Where each gene of the decoder lies in pictures of cells (:mod:`scmedley.genomap`), laid out by the
-        correlations among training cells; ``None`` before the fit, and with more than 8,000 genes.
     """
-
-    genomap: Layout | None = None
 
     def __init__(
         self,
@@ -76,7 +68,6 @@ class MixedEffects:
         """Say what it is and what it was fitted to."""
         return described(self, self.decoder)
 
-    @modes(grad=False)  # of NumPy, for the layout; a fit sets its own
     def fit(
         self,
         adata: AnnData,
@@ -101,11 +92,6 @@ class MixedEffects:
                 checkpoint=None if checkpoint is None else Path(checkpoint) / f"{name}.safetensors",
                 progress=progress,
             )
-        self.genomap = None
-        if len(self.decoder.genes) <= MOST_GENES:
-            training = adata[(adata.obs[keys.SPLIT] == "train").to_numpy()]
-            x_NG, _ = log_normalised(training, self.decoder.genes)
-            self.genomap = layout(x_NG, self.decoder.genes, seed=seed)
         return self
 
     def train(self, adata: AnnData, **options: Any) -> Self:
@@ -208,8 +194,6 @@ class MixedEffects:
             for name, model in self.networks().items():
                 (temporary / name).mkdir()
                 write(model, temporary / name)
-            if self.genomap is not None:
-                self.genomap.save(temporary / GENOMAP)
             about = {
                 "class": type(self).__name__,
                 "batch_key": self.batch_key,
@@ -262,10 +246,4 @@ def load(folder: str | Path) -> MixedEffects | Model[Any]:
                 "save the model again."
             )
         setattr(model, name, part)
-    if (folder / GENOMAP).exists():
-        model.genomap = Layout.load(folder / GENOMAP)
-        if model.genomap.genes != tuple(model.decoder.genes):
-            raise ScmedleyError(
-                f"{folder / GENOMAP} lays out other genes than the model's. Fit and save the model again."
-            )
     return model

@@ -14,21 +14,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scmedley.data.design import Design, Labels
+from scmedley.data.scale import MinMax
+from scmedley.device import modes
 from scmedley.errors import ScmedleyError
-from scmedley.gene_names import GeneNames
 from scmedley.io import replacing
+from scmedley.io.gene_names import GeneNames
 from scmedley.models.adapt import add_batches
 from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model
 from scmedley.models.fixed_effects import FixedEffects
 from scmedley.models.interval import Calibration
 from scmedley.models.random_effects import RandomEffects
-from scmedley.pp.scale import MinMax
-from scmedley.process import modes
 
 CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
-DESCRIPTION, WEIGHTS, GENOMAP = "model.json", "weights.safetensors", "genomap.json"
-OWN = {DESCRIPTION, WEIGHTS, GENOMAP, "fixed", "random"}  # all that a model's folder may hold
+DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
+# All that a model's folder may hold; earlier versions kept a genomap there.
+OWN = {DESCRIPTION, WEIGHTS, "genomap.json", "fixed", "random"}
 
 
 def save(model: Model[Any], folder: str | Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from scmedley.asked import Asked
+from scmedley.keys import Asked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,10 @@ import pandas as pd
 from anndata import AnnData, read_h5ad
 
 from scmedley import io
-from scmedley.asked import Asked
-from scmedley.checks import check_seed
 from scmedley.data.design import POPULATION_MEAN, named_targets
-from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
-from scmedley.evaluate.counterfactual import (
+from scmedley.data.reader import as_told
+from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed, listed
+from scmedley.interpret.check import (
     CHECK_COLUMNS,
     TOO_FEW,
     against_baseline,
@@ -25,11 +24,12 @@ from scmedley.evaluate.counterfactual import (
     names_of,
     summarise,
 )
-from scmedley.evaluate.panel import panel
+from scmedley.interpret.genomap import Layout, genomap_of
+from scmedley.interpret.panel import panel
+from scmedley.keys import Asked
 from scmedley.models import MixedEffects
-from scmedley.pipeline.folder import CELLS, CHECK, read_record
 from scmedley.pipeline.stages import read_cells, read_model
-from scmedley.pp.counts import as_told
+from scmedley.runs.folder import CELLS, CHECK, GENOMAP, read_record
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
 LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
@@ -246,6 +246,14 @@ def _check_of(path: Path) -> pd.DataFrame:
     return check.reindex(columns=CHECK_COLUMNS)  # of an earlier version, some are missing
 
 
+def _genomap(folder: Path, model: MixedEffects) -> Layout:
+    """Read where the genes lie in a picture, or lay them out by the cells of the run and keep that in its folder."""
+    path = folder / GENOMAP
+    if not path.exists():
+        genomap_of(model, read_cells(folder), seed=model.decoder.fitted["seed"]).save(path)
+    return Layout.load(path)
+
+
 def _draw(
     folder: Path,
     model: MixedEffects,
@@ -268,5 +276,6 @@ def _draw(
         chosen = np.random.default_rng(seed).choice(n_cells, rows, replace=False)
         adata = adata[np.sort(chosen)].copy()
     lines = [f"{note}. Genes are named because they change most.", *cautions(folder, adata, to)]
-    save(counterfactuals(panel(model, adata, to, unknown=unknown), note="\n".join(lines)), path)
+    laid_out = _genomap(folder, model)
+    save(counterfactuals(panel(model, adata, to, laid_out, unknown=unknown), note="\n".join(lines)), path)
     return min(n_cells, rows)

@@ -19,29 +19,30 @@ import torch
 from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
-from scmedley.checks import check_seed
 from scmedley.data.design import Design
-from scmedley.errors import ScmedleyError, heard, one_line
-from scmedley.evaluate.counterfactual import counterfactual_check
-from scmedley.evaluate.scores import permute_batches, scores
-from scmedley.evaluate.shifts import gene_shifts, interval_coverage
-from scmedley.formats import reader_for
-from scmedley.join import read_batches
+from scmedley.device import engine, resolve_device
+from scmedley.errors import ScmedleyError, check_seed, heard, one_line
+from scmedley.evaluate.scores import scores
+from scmedley.interpret.check import counterfactual_check
+from scmedley.interpret.genomap import MOST_GENES, genomap_of
+from scmedley.interpret.shifts import gene_shifts, interval_coverage
+from scmedley.io.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split
 from scmedley.models.fixed_effects import FixedEffectsSettings
 from scmedley.models.interval import LARGEST
 from scmedley.models.random_effects import RandomEffectsSettings
 from scmedley.models.settings import read_changes
-from scmedley.overlap import overlap
-from scmedley.pipeline import folder as run_folder
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
-from scmedley.pipeline.folder import CELLS, CHECK, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.pp import pca, prepare
-from scmedley.pp.umap import load_umap, umap
+from scmedley.pp.join import read_batches
+from scmedley.pp.maps import load_umap, umap
+from scmedley.pp.nulls import permute_batches
+from scmedley.pp.overlap import overlap
 from scmedley.report.build import LEFT_OUT
-from scmedley.train.precision import engine, resolve_device
+from scmedley.runs import folder as run_folder
+from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 
 EMBEDDING = "Embedding all cells and drawing maps of them"
 
@@ -407,6 +408,8 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
         check = counterfactual_check(model, adata, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
         this.record["intervals"] = _intervals(model, adata, config)
+        if len(model.decoder.genes) <= MOST_GENES:
+            genomap_of(model, adata, seed=config.seed).save(out / GENOMAP)
     about = this.record | {"hides_batch": model.random.settings.hide_batch > 0}
     this.record["findings"] = findings(table, shifts, check, about)
 
@@ -424,10 +427,10 @@ def _intervals(model: MixedEffects, adata: AnnData, config: RunConfig) -> dict[s
 
 
 def _report(out: Path, say: Say, cells: bool) -> Path:
-    from scmedley.report import build
+    from scmedley.report import write_report
 
     say("Writing the report")
-    return build(out, cells=cells)
+    return write_report(out, cells=cells)
 
 
 def _hash(inputs: Sequence[Path]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley.errors import ScmedleyError
-from scmedley.gene_names import shown_in
+from scmedley.io.gene_names import shown_in
 from scmedley.pl._inputs import is_whole, table_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def batch_shifts(
     Parameters
     ----------
     shifts
-        Table of :func:`scmedley.evaluate.gene_shifts`, or ``gene_shifts.csv`` of a run.
+        Table of :func:`scmedley.interpret.gene_shifts`, or ``gene_shifts.csv`` of a run.
     label
         Which; may be left out where the table has one.
     n_top

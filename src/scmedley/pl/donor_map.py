@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scmedley.data.design import as_categories
 from scmedley.errors import ScmedleyError
-from scmedley.overlap import as_categories
 from scmedley.pl._palette import MISSING, colours
 from scmedley.pl.embedding import legend, levels
 
@@ -34,7 +34,7 @@ def donor_map(
 ) -> Figure:
     """Draw batches (such as donors) where their random effects place them, with what is not sure about it.
 
-    Places are those of :func:`scmedley.evaluate.batch_effects`: principal components of the posterior means of the
+    Places are those of :func:`scmedley.interpret.batch_effects`: principal components of the posterior means of the
     decoder's effects, the axes in units of the priors' standard deviation. An ellipse holds 90 % of a batch's
     posterior: batches whose ellipses lie over each other are not told apart here.
 
@@ -55,12 +55,12 @@ def donor_map(
     Raises
     ------
     ScmedleyError
-        As :func:`scmedley.evaluate.batch_effects`; one of ``adata`` and ``color`` without the other; no such
+        As :func:`scmedley.interpret.batch_effects`; one of ``adata`` and ``color`` without the other; no such
         column; a batch with several values.
     """
     from matplotlib.colors import to_rgba
 
-    from scmedley.evaluate.effects import batch_effects
+    from scmedley.interpret.effects import batch_effects
     from scmedley.pl._figure import NotebookFigure, figure_of, plain
     from scmedley.pl._labels import place_labels
 

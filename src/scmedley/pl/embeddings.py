@@ -10,15 +10,7 @@ import numpy as np
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
-from scmedley.pl.embedding import (
-    ROWS_OF_LEGEND,
-    colouring,
-    coordinates,
-    drawable,
-    how_many,
-    legend,
-    scatter,
-)
+from scmedley.pl.embedding import ROWS_OF_LEGEND, colouring, coordinates, drawable, how_many, legend, scatter
 from scmedley.pl.scores import NAMES
 
 if TYPE_CHECKING:

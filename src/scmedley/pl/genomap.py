@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from scmedley.evaluate.panel import Panel
-    from scmedley.genomap import Layout
+    from scmedley.interpret.genomap import Layout
+    from scmedley.interpret.panel import Panel
 
 SIDE, GAP = 1.4, 0.12  # of a picture, between pictures
 TITLE, HEADER, FOOT = 0.3, 0.42, 0.15
@@ -71,7 +71,7 @@ class _Block:
 
     def named(self, row: int, column: int) -> list[int]:
         """Give the genes with the largest change, those that change at all, from top to bottom."""
-        from scmedley.genomap import expression  # brings anndata
+        from scmedley.interpret.genomap import expression  # brings anndata
 
         value_G = np.abs(expression(self.values_RCHW[row, column][None], self.layout)[0])
         top = np.argsort(-value_G, kind="stable")[: self.n_genes]
@@ -164,7 +164,7 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     Parameters
     ----------
     panel
-        From :func:`scmedley.evaluate.panel`. Own batches are framed red.
+        From :func:`scmedley.interpret.panel`. Own batches are framed red.
     n_genes
         Genes named on each picture of changes, 8 at most.
     note
@@ -221,7 +221,7 @@ def _check_names(n_genes: int) -> None:
 
 def _drawn(x_RCG: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
     """Draw cells and columns: R × C × H × W."""
-    from scmedley.genomap import images
+    from scmedley.interpret.genomap import images
 
     return images(x_RCG.reshape(-1, x_RCG.shape[2]), layout).reshape(*x_RCG.shape[:2], *layout.shape)
 

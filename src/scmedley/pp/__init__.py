@@ -1,6 +1,8 @@
 """Preparation: filters, normalisation, highly variable genes."""
 
-from scmedley.pp.counts import log_normalised, prepare
-from scmedley.pp.pca import pca
+from scmedley.data.reader import log_normalised
+from scmedley.pp.counts import prepare
+from scmedley.pp.maps import pca
+from scmedley.pp.nulls import permute_batches
 
-__all__ = ["log_normalised", "pca", "prepare"]
+__all__ = ["log_normalised", "pca", "permute_batches", "prepare"]

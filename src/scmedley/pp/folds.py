@@ -152,7 +152,7 @@ def held_out_pairs(
 
     What is held out must be known from elsewhere: the batch has another label, and the label is in another
     batch, each with ``least`` cells or more in one stratum. And the batches linked by shared labels stay
-    linked without the pair (:func:`scmedley.overlap.overlap`). Pairs are drawn at random, of batches and
+    linked without the pair (:func:`scmedley.pp.overlap.overlap`). Pairs are drawn at random, of batches and
     labels that were drawn least often so far; the first pairs are the same, however many are asked for.
 
     Parameters

@@ -8,9 +8,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.checks import FEW_CELLS
+from scmedley.device import threads_kept
 from scmedley.errors import ScmedleyError
-from scmedley.pp.threads import threads_kept
+from scmedley.pp.checks import FEW_CELLS
 
 
 def select_genes(adata: AnnData, batch_key: str, n_top_genes: int) -> None:

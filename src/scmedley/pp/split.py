@@ -11,9 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.checks import column
+from scmedley.data.design import as_categories, column
 from scmedley.errors import ScmedleyError
-from scmedley.overlap import as_categories
 
 PARTS = ("train", "validation", "test")
 

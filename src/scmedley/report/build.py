@@ -13,7 +13,7 @@ from scmedley.errors import ScmedleyError
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from scmedley.report.read import Run
+    from scmedley.runs.read import Run
 
 
 LEFT_OUT = "The cells were left out of this page by --no-cells. The maps below show them as pictures."
@@ -45,9 +45,9 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
         or the packages of the extra ``report`` are not installed.
     """
     check_extra()
-    from scmedley.evaluate.counterfactual import LIMITS, TIE
+    from scmedley.interpret.check import LIMITS, TIE
     from scmedley.report import figures, sections
-    from scmedley.report.read import read
+    from scmedley.runs.read import read
 
     run = read(Path(run_dir))
     with figures.drawing():

@@ -11,9 +11,10 @@ import pandas as pd
 from scipy import sparse
 
 from scmedley import keys
+from scmedley.data.design import as_categories
 from scmedley.errors import ScmedleyError, listed
-from scmedley.evaluate.counterfactual import ALL, LEAST, against_baseline, agreement, summarise
-from scmedley.overlap import as_categories
+from scmedley.interpret.check import ALL, LEAST, against_baseline, agreement, summarise
+from scmedley.interpret.genomap import Layout
 from scmedley.report.explorer import (
     MAX_CELLS,
     MAX_COLUMNS,
@@ -28,7 +29,8 @@ from scmedley.report.explorer import (
     on_a_map,
     sample,
 )
-from scmedley.report.read import MAPS, Run
+from scmedley.runs.folder import GENOMAP
+from scmedley.runs.read import MAPS, Run
 
 NO_LABELS = (
     "The run had no labels, so no change that was seen stands beside predictions: it could not be told from a "
@@ -116,7 +118,7 @@ def _maps(run: Run, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
     ]
 
 
-def decoder_of(model: Any) -> Decoder:
+def decoder_of(model: Any, layout: Layout | None = None) -> Decoder:
     """Take the decoder of counterfactuals out of a model, BatchNorm folded into scale and shift.
 
     Raises
@@ -151,10 +153,9 @@ def decoder_of(model: Any) -> Decoder:
     factor = None if calibration is None else calibration.factor
     genes, shown = tuple(network_model.genes), network_model.gene_names.shown
     decoder = Decoder(genes, tuple(blocks), scale, kind, shown=shown, factor=factor)
-    found = getattr(model, "genomap", None)
-    if found is None or found.genes != genes:
+    if layout is None or layout.genes != genes:
         return decoder
-    return replace(decoder, genomap=np.stack([found.rows, found.columns]), shape=found.shape)
+    return replace(decoder, genomap=np.stack([layout.rows, layout.columns]), shape=layout.shape)
 
 
 def _block(w: Any, b: Any, norm: Any, effects: Any, pre_selu: bool) -> Block:
@@ -183,13 +184,14 @@ def _model(run: Run, missing: list[str]) -> tuple[Any, Decoder | None]:
         missing.append("The model cannot be read, so there is no what-if and no gene to colour by.")
         return None, None
     try:
-        decoder = decoder_of(model)
+        path = run.folder / GENOMAP
+        decoder = decoder_of(model, Layout.load(path) if path.exists() else None)
     except ScmedleyError as error:
         missing.append(str(error))
         return None, None
     if decoder.genomap is None:
         missing.append(
-            "The model has no genomap (it is older than those), so cells are not drawn as pictures."
+            "The run has no genomap (over 8,000 genes, or not scored), so cells are not drawn as pictures."
         )
     return getattr(model, "decoder", model), decoder
 

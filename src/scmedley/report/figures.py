@@ -21,7 +21,7 @@ from scmedley.pl.embedding import levels, scatter
 from scmedley.pl.scores import panel
 from scmedley.pl.training import best_epoch, curve
 from scmedley.report.numbers import number
-from scmedley.report.read import MAPS, Run
+from scmedley.runs.read import MAPS, Run
 
 NUMBERED = 30  # up to so many labels carry their number on the map
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")

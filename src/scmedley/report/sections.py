@@ -8,18 +8,11 @@ from typing import Any
 import pandas as pd
 
 from scmedley import keys
-from scmedley.evaluate.counterfactual import (
-    LIMITS,
-    TOO_FEW,
-    Summary,
-    against_baseline,
-    agreement,
-    summarise,
-)
 from scmedley.evaluate.probes import PROBES
-from scmedley.evaluate.shifts import batch_distances
+from scmedley.interpret.check import LIMITS, TOO_FEW, Summary, against_baseline, agreement, summarise
+from scmedley.interpret.shifts import batch_distances
 from scmedley.report.numbers import number
-from scmedley.report.read import Run
+from scmedley.runs.read import Run
 
 TOP = 10  # genes shown for each label and batch
 SCORE_ORDER = [*(f"{probe} leak" for probe in PROBES), "kNN accuracy", "ASW", "CH", "1/DB"]
@@ -64,7 +57,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 def data(run: Run) -> dict[str, Any]:
     """Cells per label and batch, and whether batches can be compared at all."""
-    from scmedley.overlap import overlap
+    from scmedley.pp.overlap import overlap
 
     batch, label = run.column("batch"), run.column("label")
     out: dict[str, Any] = {

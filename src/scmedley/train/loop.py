@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from scmedley.data.resident import Minibatch, Resident
+from scmedley.device import autocast
 from scmedley.errors import ScmedleyError
 from scmedley.nn.balance import ROW
 from scmedley.train import checkpoint
-from scmedley.train.precision import autocast
 
 CHECKPOINT_SECONDS = 15.0
 

@@ -1,0 +1,112 @@
+"""Tables of numbers, sparse or dense: made ready, summed, normalised."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import ArrayLike
+from scipy.sparse import csr_matrix, issparse, sparray, spmatrix
+
+from scmedley.data.evidence import TARGET_SUM
+from scmedley.data.scan import LN, Base
+from scmedley.errors import ScmedleyError, listed
+
+Numbers: TypeAlias = ArrayLike | sparray | spmatrix  # a table of them, cells x genes
+Matrix: TypeAlias = csr_matrix | np.ndarray  # of 32-bit floats
+
+
+def tidy(x: Any) -> csr_matrix | np.ndarray:
+    """Return canonical CSR or dense float32; the very same object where it is so already."""
+    # A value beyond float32 becomes infinite here; the checks have named it by then.
+    if hasattr(x, "compute"):  # dask
+        x = x.compute()
+    if not issparse(x):
+        return np.asarray(x, dtype=np.float32)
+    if not (type(x) is csr_matrix and x.dtype == np.float32):
+        x = csr_matrix(x, dtype=np.float32)
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    return x
+
+
+def totals(x: csr_matrix | np.ndarray) -> np.ndarray:
+    """Give the sum of each cell, in double precision."""
+    return np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def log1p_cp10k(x: csr_matrix | np.ndarray, total: np.ndarray) -> csr_matrix | np.ndarray:
+    """Give ``log1p(TARGET_SUM * x / total)`` as a new matrix; empty cells stay 0."""
+    scale = np.where(total > 0, TARGET_SUM / np.where(total > 0, total, 1.0), 0.0)
+    if isinstance(x, np.ndarray):
+        dense = (x * scale[:, None]).astype(np.float32)
+        return np.log1p(dense, out=dense)
+    # In double precision: a huge count times 10,000 would leave float32's range before it is divided.
+    data = (x.data * np.repeat(scale, np.diff(x.indptr))).astype(np.float32)
+    np.log1p(data, out=data)
+    # Index arrays of its own: sharing them would let an in-place change of one layer spoil the other.
+    return csr_matrix((data, x.indices.copy(), x.indptr.copy()), shape=x.shape)
+
+
+def rescaled(
+    x: csr_matrix | np.ndarray, total: float | None, base: Base = "log1p"
+) -> csr_matrix | np.ndarray:
+    """Return log1p CP10k of logarithms to ``base`` of counts per ``total``, plus 1, as a new matrix.
+
+    Of an unknown total (None) the base alone is changed.
+    """
+    if total is None or total == TARGET_SUM:
+        return x * np.float32(LN[base])
+    if isinstance(x, np.ndarray):
+        undone = np.expm1(x * np.float32(LN[base]))
+    else:
+        undone = (x * np.float32(LN[base])).expm1()
+    return log1p_cp10k(undone, np.full(x.shape[0], total))
+
+
+def numeric(x: Numbers, genes: Sequence[str] | None = None) -> csr_matrix | np.ndarray:
+    """Give a table of numbers, of any sparse format, list or frame, as CSR or a dense array of its own precision.
+
+    Raises
+    ------
+    ScmedleyError
+        No table, not of numbers, or one whose columns have other names than ``genes``, or another order.
+    """
+    if isinstance(x, pd.DataFrame) and genes is not None and not pd.api.types.is_integer_dtype(x.columns):
+        named, wanted = [str(name) for name in x.columns], [str(name) for name in genes]
+        if named != wanted:
+            raise ScmedleyError(
+                f"The table's columns ({listed(named, 3)}) are not the genes ({listed(wanted, 3)}), or in another "
+                "order. Give table[genes]."
+            )
+    if isinstance(x, AnnData):
+        raise ScmedleyError(
+            "A table of numbers is needed, not an AnnData: give adata.layers['log1p_cp10k'] or adata.X."
+        )
+    try:
+        found: Any = csr_matrix(x) if issparse(x) else np.asarray(x)
+    except (ValueError, TypeError) as error:
+        raise ScmedleyError(f"A table of numbers, cells x genes, is needed ({error}).") from error
+    if found.ndim != 2 or found.dtype.kind not in "biuf":
+        raise ScmedleyError(
+            f"A table of numbers, cells x genes, is needed, not one of shape {found.shape} and type {found.dtype}."
+        )
+    return found
+
+
+def dense(x: csr_matrix | np.ndarray) -> np.ndarray:
+    """Give a dense array."""
+    return x if isinstance(x, np.ndarray) else np.asarray(x.toarray())
+
+
+def check_finite(x: csr_matrix | np.ndarray, genes: Sequence[str]) -> None:
+    """Raise :class:`ScmedleyError` with the first gene that has a value that is not finite."""
+    if isinstance(x, np.ndarray):
+        columns = np.nonzero(~np.isfinite(x))[1]
+    else:
+        columns = x.indices[~np.isfinite(x.data)]
+    if len(columns):
+        name = str(genes[int(columns.min())])
+        raise ScmedleyError(f"Gene {name!r} has values that are not finite. Replace or remove them.")

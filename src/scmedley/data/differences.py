@@ -1,0 +1,99 @@
+"""What the values of training cells were, and where those of new cells differ."""
+
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from scmedley import keys
+from scmedley.data.arrays import Matrix
+from scmedley.data.evidence import TARGET_SUM, Checked, kind_words
+
+_SAMPLE = 5000  # cells that shares are measured on
+_LARGER = 1.25  # times the share of the training cells: genes that were counted there are lacking here
+_ANOTHER_SCALE = 3.0  # times the share of the training cells, or less than one part in so many
+
+
+def trained_on(adata: AnnData, x_NG: Matrix) -> dict[str, Any]:
+    """Return what a model should remember of prepared training cells: kind of values, genes, share.
+
+    ``share``: the part of a cell's counts that the model's genes have, in the median cell.
+    """
+    values = _prepared_from(adata)
+    kept = {name: values[name] for name in ("kind", "total", "genes", "doubtful") if name in values}
+    return {**{name: _plain(value) for name, value in kept.items()}, "share": _share(x_NG)}
+
+
+def difference_of_prepared(trained: dict[str, Any] | None, adata: AnnData) -> list[str]:
+    """Return a sentence where cells were prepared from another kind of values than the training cells, else nothing."""
+    kind, here = (trained or {}).get("kind"), _prepared_from(adata).get("kind")
+    if kind is None or here is None or kind == here:
+        return []
+    return [
+        f"The model was trained on cells prepared from {kind_words(kind)}, and these were prepared from "
+        f"{kind_words(here)}. If that is not what they held, prepare them again with values={kind!r}."
+    ]
+
+
+def _prepared_from(adata: AnnData) -> dict[str, Any]:
+    """Return what ``prepare`` found, and noted in ``uns``."""
+    ours = adata.uns.get(keys.UNS)
+    prepared = ours.get("prepare", {}) if isinstance(ours, dict) else {}
+    values = prepared.get("values") if isinstance(prepared, dict) else {}
+    return values if isinstance(values, dict) else {}  # a string, of earlier versions
+
+
+def differences(trained: dict[str, Any] | None, found: Checked, x_NG: Matrix, n_counted: int) -> list[str]:
+    """Return whole sentences on where new cells differ from the training cells.
+
+    Parameters
+    ----------
+    trained
+        What :func:`trained_on` gave; None or empty of a model that does not know.
+    found
+        What the new cells hold.
+    x_NG
+        Their log1p CP10k in the model's genes.
+    n_counted
+        Genes behind their totals.
+    """
+    trained = trained or {}
+    kind = trained.get("kind")
+    # What was doubtful of the training cells already needs no word here.
+    same = kind == found.kind and bool(trained.get("doubtful"))
+    said = [words for words in found.warnings if not (same and words == found.caution)]
+    if kind is not None and kind != found.kind:
+        known = found.values == "counts" or found.total is not None
+        said.append(
+            f"The model was trained on {kind_words(kind)}, and {found.where} of these cells holds "
+            f"{kind_words(found.kind)}. They are brought to natural logarithms"
+            + (f" of {TARGET_SUM:,.0f} counts per cell." if known else ", but their scale is not known.")
+        )
+    share, there = _share(x_NG), trained.get("share")
+    if not share or not there:
+        return said
+    ratio, n_trained = share / there, trained.get("genes", 0)
+    if n_counted < 0.9 * n_trained and ratio > _LARGER:
+        said.append(
+            f"These cells have {n_counted:,} genes, the training cells had {n_trained:,}, and the model's genes have "
+            f"{share:.0%} of the counts here, {there:.0%} there: normalised to a part of the genes, values are some "
+            f"{ratio:.1f} times too large. Give cells with all genes that were counted."
+        )
+    elif not 1 / _ANOTHER_SCALE < ratio < _ANOTHER_SCALE:
+        said.append(
+            f"In the model's genes these cells have {TARGET_SUM * share:,.0f} of {TARGET_SUM:,.0f} counts, the "
+            f"training cells {TARGET_SUM * there:,.0f}: they may lie on another scale, or be of quite other cells."
+        )
+    return said
+
+
+def _share(x_NG: Matrix) -> float:
+    n_cells = x_NG.shape[0]
+    rows = np.unique(np.linspace(0, n_cells - 1, min(n_cells, _SAMPLE)).astype(int))
+    x_NG = x_NG if len(rows) == n_cells else x_NG[rows]
+    undone = np.expm1(x_NG) if isinstance(x_NG, np.ndarray) else x_NG.expm1()
+    return float(np.median(np.asarray(undone.sum(axis=1, dtype=np.float64)))) / TARGET_SUM
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

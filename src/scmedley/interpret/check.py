@@ -1,0 +1,309 @@
+"""How far the counterfactuals can be trusted: do predicted shifts agree with those of held-out cells?
+
+The pairs of label and batch are *seen*: other cells of them were in training. Pairs that were held out whole are
+tested by ``scmedley experiment``.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scmedley import keys
+from scmedley.data.design import as_categories
+from scmedley.data.reader import log_normalised
+from scmedley.data.resident import Resident
+from scmedley.evaluate.counterfactual import pearson, r2_change, slope
+from scmedley.models import MixedEffects
+from scmedley.models.base import Model
+from scmedley.models.counterfactual import mean_shifts
+
+ALL = "all cells"  # stands for the label where there is none
+LEAST = 10  # held-out cells on each side without which a shift is not compared
+TOO_FEW = "too little to judge by"  # too few cells, or a shift no larger than their noise
+AGREEMENT = ("good", "some", "none", TOO_FEW)
+BASELINE = ("better", "tie", "worse")  # than the plain difference of training means
+# Of a pair's ceiling: what is good, what is some agreement, and by how much either must exceed the best of the wrong
+# batches. One of those put in the right one's place would then pass as some in 4 % of onek1k's pairs (in 5 % without a
+# margin, as it is the best by luck; in 3 % with 0.2), and the right one fails in 1 of 45 (in 4 with 0.2).
+# A ceiling (a Pearson) below the last leaves nothing to judge by: where batches are permuted within
+# labels, so that there is no shift to predict, 98 % of the pairs stay below it (three of the sets of
+# scmedley.datasets; 0.3 would judge 11 to 24 % of them).
+LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.1, "ceiling": 0.5}
+# Model and baseline tie where their Pearsons differ by no more than this, or by no more than two standard errors.
+TIE = 0.02
+GROUPS = 50  # of held-out cells that a jackknife leaves out in turn, for that standard error
+ENOUGH = {
+    "pairs": 3,
+    "share": 0.25,
+}  # pairs that must be judged, or all if there are fewer, for a verdict on a run
+CHECK_COLUMNS = [
+    *("label", "batch", "seen", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson"),
+    *("additive_pearson", "gain_se", "r2_delta", "additive_r2_delta", "n_source", "n_target"),
+]
+MEDIANS = (
+    *("pearson", "slope", "ceiling_pearson", "best_wrong_pearson", "additive_pearson"),
+    *("r2_delta", "additive_r2_delta"),
+)
+
+
+def counterfactual_check(
+    model: MixedEffects | Model[Any],
+    adata: AnnData,
+    label_key: str | None = None,
+    *,
+    max_cells: int = 300,
+    max_others: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare the predicted with the observed shift of the mean, on held-out cells.
+
+    For each label and batch: held-out cells of the label from the other batches are shown in the
+    batch, and their mean predicted change is correlated, over genes, with the difference between the
+    held-out cells really from there and them.
+
+    Parameters
+    ----------
+    model
+        A fitted model with batch effects in its decoder.
+    adata
+        The cells of the fit, with ``obs["scmedley_split"]``.
+    max_cells
+        Source cells drawn for a pair, at most.
+    max_others
+        Wrong batches to choose the best from for ``best_wrong_pearson``, at most; they are drawn.
+
+    Returns
+    -------
+    DataFrame
+        A row for each label and batch with at least 10 held-out cells on both sides: label, batch, seen (whether
+        other cells of the pair were in training),
+
+        - pearson: predicted with observed shift, over genes;
+        - slope: observed regressed on predicted, a.b / a.a with a predicted; above 1, predicted too small;
+        - ceiling_pearson: what a perfect prediction could reach with so few cells (observed shifts of random
+          halves, stepped up by Spearman and Brown, square root);
+        - best_wrong_pearson: the predictions for other batches instead, the best of them (not a number where there
+          are none). Their average would be near 0 whatever the model: from the same cells, those batches lie in
+          opposite directions. Batches whose own training cells lie as near to the observed shift (within the margin
+          of ``LIMITS``), such as the same condition in another donor, are alike and not wrong;
+        - additive_pearson: the baseline, the plain difference of means on the training cells;
+        - gain_se: standard error of pearson - additive_pearson, by a jackknife over the held-out cells;
+        - r2_delta, additive_r2_delta: 1 - ||observed - predicted||^2 / ||observed||^2 of model and baseline, which
+          counts the size too; predicting no change gives 0;
+        - n_source, n_target: held-out cells.
+    """
+    network = decoder(model)
+    label = labels_of(adata, label_key)
+    batch = network.design.codes(adata.obs)
+    part = adata.obs[keys.SPLIT].astype(str).to_numpy()
+    x_NG, _ = log_normalised(adata, network.gene_names)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for name, (code, target) in product(names_of(label), enumerate(network.design.batches)):
+        here, there = (label == name) & (batch != code), (label == name) & (batch == code)
+        source, goal = np.flatnonzero(here & (part == "test")), np.flatnonzero(there & (part == "test"))
+        if min(len(source), len(goal)) < LEAST:
+            continue
+        source = np.sort(rng.choice(source, min(max_cells, len(source)), replace=False))
+        observed_G = _difference(x_NG, goal, source)
+        train = part == "train"
+        additive_G = _difference(x_NG, np.flatnonzero(there & train), np.flatnonzero(here & train))
+        ceiling, plain = _ceiling(x_NG, goal, source, rng), pearson(additive_G, observed_G)
+        others = []
+        for other in np.setdiff1d(np.arange(network.design.n_batches), code):
+            theirs = np.flatnonzero((label == name) & (batch == other) & train)
+            as_near = pearson(_difference(x_NG, theirs, np.flatnonzero(here & train)), observed_G)
+            alike = (
+                as_near > plain - LIMITS["margin"] * ceiling
+            )  # by the cells: no prediction can be told from it
+            if (batch[source] != other).any() and not alike:
+                others.append(other)
+        codes = [code, *rng.permutation(others)[:max_others].astype(int).tolist()]
+        x_source_NG = network.scale.transform(x_NG[source])
+        shown = Resident(x_source_NG, batch[source], torch.device("cpu"))
+        predicted_G, *wrong_BG = mean_shifts(network, shown, codes)
+        rows.append(
+            {
+                "label": name,
+                "batch": target,
+                "seen": bool((there & train).any()),
+                "pearson": pearson(predicted_G, observed_G),
+                "slope": slope(observed_G, predicted_G),
+                "ceiling_pearson": ceiling,
+                "best_wrong_pearson": _best([pearson(w_G, observed_G) for w_G in wrong_BG]),
+                "additive_pearson": plain,
+                "gain_se": _gain_se(x_NG, goal, source, predicted_G, additive_G, rng),
+                "r2_delta": r2_change(observed_G, predicted_G),
+                "additive_r2_delta": r2_change(observed_G, additive_G),
+                "n_source": len(source),
+                "n_target": len(goal),
+            }
+        )
+    return pd.DataFrame(rows, columns=CHECK_COLUMNS)
+
+
+def agreement(check: pd.DataFrame) -> "pd.Series[str]":
+    """Judge each row of :func:`counterfactual_check`: how much of what its cells allow does it reach?
+
+    "good", "some" or "none" by ``LIMITS``, or "too little to judge by". A prediction that is not particular to its
+    batch, where the best of the wrong batches does nearly as well, is none. One that is worse than the plain difference
+    of training means is some at most.
+    """
+    reached = check["pearson"] / check["ceiling_pearson"]
+    wrong = check["best_wrong_pearson"] / check["ceiling_pearson"]  # not a number: there is no third batch
+    particular = ~(reached - wrong < LIMITS["margin"])
+    judged = (check["ceiling_pearson"] >= LIMITS["ceiling"]) & check["pearson"].notna()
+    good = (reached >= LIMITS["good"]) & (against_baseline(check) != "worse")
+    choices = [~judged, good & particular, (reached >= LIMITS["some"]) & particular]
+    return pd.Series(np.select(choices, [TOO_FEW, "good", "some"], "none"), check.index, dtype=object)
+
+
+def against_baseline(check: pd.DataFrame) -> "pd.Series[str]":
+    """Compare each row with the plain difference of training means: "better", "tie", "worse"; "" without one."""
+    gain = check["pearson"] - check["additive_pearson"]
+    least = np.fmax(2 * check["gain_se"], TIE)
+    choices = [gain.isna(), gain > least, gain < -least]
+    return pd.Series(np.select(choices, ["", "better", "worse"], "tie"), check.index, dtype=object)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What :func:`counterfactual_check` says of all pairs of label and batch together.
+
+    Attributes
+    ----------
+    tally
+        Pairs of each :data:`AGREEMENT`.
+    against
+        Of the pairs that could be judged and have a baseline, those of each :data:`BASELINE`.
+    n_judged
+        Pairs that could be judged.
+    n_shared
+        Those that are "none" only because the prediction for another batch does nearly as well.
+    median
+        Over the judged, of each of :data:`MEDIANS`; ``None`` where no pair has one.
+    verdict
+        "good": at least half of the pairs that were judged are; "some": at least half are good or some; "none":
+        fewer; "too little to judge by": fewer than ``ENOUGH`` could be.
+    """
+
+    tally: dict[str, int]
+    against: dict[str, int]
+    n_judged: int
+    n_shared: int
+    median: dict[str, float | None]
+    verdict: str
+
+
+def summarise(check: pd.DataFrame) -> Summary:
+    """Sum up the table of :func:`counterfactual_check`."""
+    words = agreement(check)
+    tally = {word: int((words == word).sum()) for word in AGREEMENT}
+    of_judged = words[(words != TOO_FEW).to_numpy()].to_numpy()
+    judged = check[(words != TOO_FEW).to_numpy()]
+    median = {name: None if judged[name].isna().all() else float(judged[name].median()) for name in MEDIANS}
+    baseline = against_baseline(judged)
+    against = {word: int((baseline == word).sum()) for word in BASELINE}
+    n = len(judged)
+    reached = judged["pearson"] / judged["ceiling_pearson"]
+    n_shared = int(((reached >= LIMITS["some"]) & (of_judged == "none")).sum())
+    verdict = "none"
+    if n < max(1, min(ENOUGH["pairs"], len(check)), ENOUGH["share"] * len(check)):
+        verdict = TOO_FEW
+    elif tally["good"] * 2 >= n:
+        verdict = "good"
+    elif (tally["good"] + tally["some"]) * 2 >= n:
+        verdict = "some"
+    return Summary(tally, against, n, n_shared, median, verdict)
+
+
+def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
+    """Return the network of ``model`` that counterfactuals come from."""
+    return model.decoder if isinstance(model, MixedEffects) else model
+
+
+def labels_of(adata: AnnData, key: str | None) -> np.ndarray:
+    """Return each cell's label as text; missing ones, which no table counts, as an empty string."""
+    if key is None:
+        return np.full(adata.n_obs, ALL, dtype=object)
+    label = as_categories(adata.obs[key])
+    return np.asarray([*label.categories, ""], dtype=object).take(label.codes)
+
+
+def names_of(label: np.ndarray) -> list[str]:
+    """Return the labels that occur, sorted."""
+    return sorted(set(label) - {""})
+
+
+def _difference(x_NG: Any, goal: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Return the difference of the means of two sets of cells; not a number where one is empty."""
+    if not len(goal) or not len(source):
+        return np.full(x_NG.shape[1], np.nan)
+    goal_G, source_G = (np.asarray(x_NG[rows].mean(axis=0), dtype=np.float64) for rows in (goal, source))
+    return (goal_G - source_G).ravel()
+
+
+def _ceiling(
+    x_NG: Any, goal: np.ndarray, source: np.ndarray, rng: np.random.Generator, n_splits: int = 5
+) -> float:
+    """Return the correlation of the true shift with the observed one, estimated from random halves."""
+    halves = []
+    for _ in range(n_splits):
+        g, s = rng.permutation(goal), rng.permutation(source)
+        first = _difference(x_NG, g[::2], s[::2])
+        halves.append(pearson(first, _difference(x_NG, g[1::2], s[1::2])))
+    r = max(_average(halves), 0.0)
+    return float(np.sqrt(2 * r / (1 + r)))
+
+
+def _gain_se(
+    x_NG: Any,
+    goal: np.ndarray,
+    source: np.ndarray,
+    predicted_G: np.ndarray,
+    additive_G: np.ndarray,
+    rng: np.random.Generator,
+) -> float:
+    """Return the standard error of the difference of both correlations, by a jackknife over the held-out cells.
+
+    Not by a bootstrap: it adds the noise of resampling to that of the observed shift, and so, where cells are few,
+    lowers both correlations and the difference with them.
+    """
+    both_2G = np.stack([predicted_G, additive_G])
+    if not (np.isfinite(both_2G).all() and np.ptp(both_2G, axis=1).all()):
+        return float("nan")
+    goal_RG, source_RG = (_without_each(x_NG[rng.permutation(rows)]) for rows in (goal, source))
+    mean_1G = _difference(x_NG, goal, source)[None]
+    variance = 0.0
+    for observed_RG in (
+        goal_RG - goal_RG.mean(axis=0) + mean_1G,
+        mean_1G - source_RG + source_RG.mean(axis=0),
+    ):
+        if not np.ptp(observed_RG, axis=1).all():
+            return float("nan")
+        r_2R = np.corrcoef(both_2G, observed_RG)[:2, 2:]
+        variance += (len(observed_RG) - 1) * float(np.var(r_2R[0] - r_2R[1]))
+    return float(np.sqrt(variance))
+
+
+def _without_each(x_NG: Any) -> np.ndarray:
+    """Return the means of the cells without one after the other of up to ``GROUPS`` equal groups: groups x G."""
+    n = x_NG.shape[0]
+    group_N = np.arange(n) % min(n, GROUPS)
+    kept_RN = (group_N != np.arange(min(n, GROUPS))[:, None]).astype(np.float32)
+    return np.asarray((kept_RN / kept_RN.sum(axis=1, keepdims=True)) @ x_NG, dtype=np.float64)
+
+
+def _average(values: list[float]) -> float:
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else float("nan")
+
+
+def _best(values: list[float]) -> float:
+    finite = [v for v in values if np.isfinite(v)]
+    return max(finite, default=float("nan"))

@@ -1,0 +1,190 @@
+"""Read what people have. The names of :mod:`scmedley.io.writing` are here as well."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix, issparse
+
+from scmedley import keys
+from scmedley.errors import ScmedleyError, ScmedleyWarning, listed, warn
+from scmedley.errors import one_line as _one_line
+from scmedley.io.features import genes_alone, genomes
+from scmedley.io.formats import reader_for
+from scmedley.io.gene_names import GeneNames, check_unique
+from scmedley.io.tables import dialect
+from scmedley.io.writing import (
+    add_results,
+    check_columns,
+    check_place,
+    replacing,
+    sha256,
+    with_results,
+    write_csv,
+    write_h5ad,
+    write_json,
+)
+
+__all__ = [
+    "add_results",
+    "check_columns",
+    "check_place",
+    "read",
+    "read_embedding",
+    "replacing",
+    "sha256",
+    "with_results",
+    "write_csv",
+    "write_h5ad",
+    "write_json",
+]
+
+
+def read(path: str | Path) -> AnnData:
+    """Read a file of cells x genes into memory, whatever its format.
+
+    Parameters
+    ----------
+    path
+        h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5; csv or tsv with a header
+        of gene names, cell names first in each row, and numbers only, or its transpose.
+
+    Returns
+    -------
+    AnnData
+        ``X`` is CSR or dense, float32; names are strings. Of features of several types (10x) gene expression is
+        kept; gene symbols that repeat get their gene id. What was changed is said as a ``ScmedleyWarning``.
+
+    Raises
+    ------
+    ScmedleyError
+        No such path, unreadable, cut short, or none of these formats.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            # Names that repeat are said by the checks, in our words.
+            warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+            # Old files are no fault of the user's.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|zarr")
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="anndata|zarr")
+            return _tidied(reader_for(path)(path), path)
+    except (ScmedleyError, ScmedleyWarning):
+        raise
+    except PermissionError as error:
+        raise ScmedleyError(
+            f"{path} may not be read by you ({error.strerror}). Change its permissions."
+        ) from error
+    except BlockingIOError as error:  # h5py could not lock the file
+        raise ScmedleyError(
+            f"{path} is locked: another program has it open for writing. Close it there, or wait."
+        ) from error
+    except Exception as error:  # readers raise anything on a broken file: OSError, KeyError, zlib.error ...
+        raise ScmedleyError(
+            f"{path} cannot be read: {_one_line(error)}. It may be cut short, or not be what "
+            "its name says; copy or write it again."
+        ) from error
+
+
+def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
+    """Read an embedding that another program made, in the order of these cells.
+
+    Parameters
+    ----------
+    path
+        csv or tsv (also .gz): a row for each cell, its name first, then one number for each dimension. The first
+        row is a header unless it starts with the name of a cell.
+    obs_names
+        Cell names, each once; those of other cells in the file are passed over.
+
+    Returns
+    -------
+    ndarray
+        N x P float32, as it goes into ``obsm``.
+
+    Raises
+    ------
+    ScmedleyError
+        Unreadable; no dimensions; a cell that is missing or there twice; a value that is no finite number.
+    """
+    path, cells = Path(path), pd.Index(obs_names)
+    # All text at first: a name such as 007 is kept, and a wrong value can be shown.
+    text: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
+    try:
+        how = dialect(path)
+        text |= {"sep": how.separator, "encoding": how.encoding}
+        # The second row says how many columns there are: R leaves out the corner of the header.
+        n_columns = pd.read_csv(path, skiprows=1, nrows=1, **text).shape[1]
+        table = pd.read_csv(path, names=range(n_columns), index_col=False if n_columns > 1 else None, **text)
+    except ScmedleyError:
+        raise
+    except Exception as error:  # OSError, zlib.error, pandas' own ...
+        raise ScmedleyError(f"{path} cannot be read as a table: {_one_line(error)}.") from error
+    table = table.set_index(table.columns[0])
+    if len(table) and table.index[0] not in cells:
+        table = table.iloc[1:]
+    if table.empty:
+        raise ScmedleyError(
+            f"{path} has no cells or no dimensions. Put commas between the columns of a .csv, tabs in a .tsv."
+        )
+    missing = cells[~cells.isin(table.index)]
+    if len(missing):
+        raise ScmedleyError(
+            f"{path} lacks {len(missing):,} of {len(cells):,} cells: {listed(list(missing))}. Its own are called like "
+            f"{listed([str(name) for name in table.index[:2]])}: give these the same names, and embed the rest."
+        )
+    table = table[table.index.isin(cells)]
+    check_unique(table.index, "cell", f"Leave one row for each in {path}.")
+    values: np.ndarray = table.loc[cells].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float32)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        cell, dimension = bad[0]
+        raise ScmedleyError(
+            f"{path}: cell {cells[cell]!r}, dimension {dimension + 1} holds "
+            f"{str(table.loc[cells[cell]].iloc[dimension])[:40]!r}, which is no finite number."
+        )
+    return values
+
+
+def _tidied(adata: AnnData, path: Path) -> AnnData:
+    if adata.X is None:
+        if keys.COUNTS in adata.layers:
+            adata.X = adata.layers[keys.COUNTS].copy()
+        elif adata.raw is not None and set(adata.var_names) <= set(adata.raw.var_names):
+            adata.X = adata.raw[:, adata.var_names].X
+        else:
+            raise ScmedleyError(
+                f"{path} has no X, no layers['counts'] and no raw: there are no values to work on."
+            )
+    x = adata.X
+    if type(x) not in (csr_matrix, np.ndarray) or x.dtype != np.float32:
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the checks name it
+            adata.X = csr_matrix(x, dtype=np.float32) if issparse(x) else np.asarray(x, dtype=np.float32)
+    adata.obs_names = adata.obs_names.astype(str)
+    adata.var_names = adata.var_names.astype(str)
+    adata, left_out = genes_alone(adata)
+    for said in (left_out, genomes(adata.var), _named_apart(adata)):
+        if said:
+            warn(f"{path.name}: {said}")
+    return adata
+
+
+def _named_apart(adata: AnnData) -> str:
+    """Add the id to gene symbols that repeat, where that makes them unique; say so."""
+    again = adata.var_names.duplicated(keep=False)
+    ids = GeneNames.of(adata.var).ids
+    if not again.any() or ids is None:
+        return ""
+    names = np.where(again, adata.var_names + "_" + pd.Index(ids), adata.var_names)
+    if pd.Index(names).duplicated().any():
+        return ""
+    first = adata.var_names[again][0]
+    adata.var_names = names
+    return (
+        f"{int(again.sum())} genes share their symbol with another ({first!r}); these got their id, "
+        f"{names[again][0]!r}."
+    )

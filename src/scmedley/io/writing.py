@@ -1,0 +1,270 @@
+"""Write so that nothing is ever left half-written."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from anndata.io import write_elem
+
+from scmedley.errors import ScmedleyError, one_line
+from scmedley.io.storable import names_in_file, storable
+
+RESULTS = ("obs", "obsm", "uns")  # the parts of an AnnData that a fit adds to
+COMPRESSION = {"compression": "gzip", "compression_opts": 1}
+WIDE = 4000  # columns of a table, whose names HDF5's oldest format cannot hold
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` that takes its place if, and only if, all goes well.
+
+    Works for files and folders (such as Zarr). On any failure, Ctrl-C included, the temporary one is removed
+    and what was at ``path`` stays as it was.
+
+    Raises
+    ------
+    ScmedleyError
+        The disk is full, or the folder cannot be written to.
+    """
+    path = Path(path)
+    start = os.fsdecode(os.fsencode(path.name)[:80])
+    temporary = path.with_name(f".{start}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        _take_place(temporary, path)
+    except BaseException as error:
+        _remove(temporary)
+        if isinstance(error, ScmedleyError):
+            raise
+        refusal = _refusal(error)
+        if refusal in _FULL:
+            raise ScmedleyError(
+                f"The disk is full: {path} was not written, and what was there before is unchanged. "
+                "Make room, or choose another folder."
+            ) from error
+        if refusal or isinstance(error, _PLACES):
+            reason = os.strerror(refusal) if refusal else getattr(error, "strerror", None) or error
+            raise ScmedleyError(f"{path} cannot be written ({reason}). Choose another folder.") from error
+        raise
+
+
+# What a place that cannot be written to raises; FileNotFoundError where not even a folder can be made.
+_PLACES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LIMITS = (errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)
+
+
+def write_h5ad(adata: AnnData, path: str | Path) -> list[str]:
+    """Write ``adata`` as a compressed h5ad, all or nothing; return a sentence for each kind of conversion.
+
+    Parameters
+    ----------
+    adata
+        Whatever it holds: :func:`scmedley.io.storable.storable` says what becomes of what an h5ad cannot hold.
+    path
+        The file.
+
+    Raises
+    ------
+    ScmedleyError
+        The disk is full, the folder cannot be written to, or h5ad cannot hold some entry (named).
+    """
+    path = Path(path)
+    with replacing(path) as temporary:
+        return _store(adata, temporary, path)
+
+
+def add_results(adata: AnnData, path: str | Path) -> list[str]:
+    """Write ``obs``, ``obsm`` and ``uns`` of ``adata`` into the h5ad that holds the rest of it, all or nothing."""
+    path = Path(path)
+    with replacing(path) as temporary:
+        shutil.copyfile(path, temporary)
+        return _store(adata, temporary, path, only=RESULTS)
+
+
+@contextmanager
+def with_results(adata: AnnData, path: str | Path) -> Iterator[list[str]]:
+    """Write ``adata``, then what the body of ``with`` adds to it; what cannot be written comes to light first.
+
+    Yields the sentences of :func:`write_h5ad`. Where the body fails, there is no file.
+    """
+    path = Path(path)
+    with replacing(path) as temporary:
+        yield _store(adata, temporary, path)
+        _store(adata, temporary, path, only=RESULTS)
+
+
+def check_place(path: str | Path) -> None:
+    """Raise where ``path`` cannot be written, before any work is done for it."""
+    path = Path(path)
+    try:
+        tempfile.TemporaryFile(dir=next(p for p in path.parents if p.exists())).close()
+    except OSError as error:
+        raise ScmedleyError(f"{path} cannot be written ({error.strerror}). Choose another folder.") from error
+
+
+def check_columns(adata: AnnData, columns: Iterable[str]) -> None:
+    """Raise where the file cannot hold a column of ``obs`` under its name, by which it is looked for later."""
+    names = names_in_file(adata)
+    for column in columns:
+        if names[column] != column:
+            raise ScmedleyError(
+                f"An h5ad cannot hold obs[{column!r}] under this name beside the other columns, only as "
+                f"{names[column]!r}. Rename the column, and take the new name."
+            )
+
+
+def _store(adata: AnnData, file: Path, path: Path, *, only: Sequence[str] = ()) -> list[str]:
+    """Write into ``file``, which will be ``path``: all parts, or some in place of those that it has."""
+    parts, said = storable(adata.copy() if adata.is_view else adata)
+    parts = {name: part for name, part in parts.items() if name in only or not only}
+    versions = ("v108" if _widest(parts) > WIDE else "earliest", "latest")
+    try:
+        with h5py.File(file, "r+" if only else "w", libver=versions) as store:
+            store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+            for name, part in parts.items():
+                _write(store, name, part)
+    except Exception as error:  # anndata raises TypeError, ValueError, its own IORegistryError ...
+        if isinstance(error, OSError) or _refusal(error):
+            raise
+        raise ScmedleyError(
+            f"{path}: an h5ad cannot hold this: {one_line(error)}. Convert or remove that entry."
+        ) from error
+    return said
+
+
+def _write(group: h5py.Group, name: str, value: Any) -> None:
+    """Write one element in place of an older one; of a dict and of a table each part by its name."""
+    if name in group:
+        del group[name]
+    if isinstance(value, dict):
+        kind, version = ("raw", "0.1.0") if group.name == "/" and name == "raw" else ("dict", "0.1.0")
+        inner = group.create_group(name)
+        inner.attrs.update({"encoding-type": kind, "encoding-version": version})
+        for key, part in value.items():
+            _write(inner, key, part)
+        return
+    slashes = [c for c in value.columns if "/" in c] if isinstance(value, pd.DataFrame) else []
+    if not slashes:
+        write_elem(group, name, value, dataset_kwargs=COMPRESSION)
+        return
+    # anndata reads columns with a slash, but new versions do not write them.
+    plain = {column: f"\N{DIVISION SLASH}{i}" for i, column in enumerate(slashes)}
+    write_elem(group, name, value.rename(columns=plain), dataset_kwargs=COMPRESSION)
+    for column, stand_in in plain.items():
+        group[name].move(stand_in, column)
+    group[name].attrs["column-order"] = list(value.columns)
+
+
+def _widest(value: Any) -> int:
+    if isinstance(value, dict):
+        return max(map(_widest, value.values()), default=0)
+    return value.shape[1] if isinstance(value, pd.DataFrame) else 0
+
+
+def write_csv(df: pd.DataFrame, path: str | Path) -> None:
+    """Write a table without its index, all or nothing."""
+    with replacing(path) as temporary:
+        df.to_csv(temporary, index=False, errors="backslashreplace")
+
+
+def write_json(obj: Any, path: str | Path) -> None:
+    """Write JSON, all or nothing; numpy scalars and arrays become plain numbers and lists.
+
+    NaN and infinity become null: JSON has no name for them.
+    """
+    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as temporary:
+        # Half of a surrogate pair, as in the name of a file from an old disk, is written as JSON's own escape.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def sha256(path: str | Path) -> str:
+    """Give the SHA-256 of a file, or of a folder's sorted relative names and contents."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for name in sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{name}\0{sha256(path / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def _plain(obj: Any) -> Any:
+    if isinstance(obj, dict):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, np.ndarray | np.generic):
+        return _plain(obj.tolist())
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return str(obj) if isinstance(obj, Path) else obj
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_file():
+        with suppress(OSError):
+            path.unlink()
+    for _ in range(10):
+        if not path.is_dir():
+            return
+        # Zarr writes in threads of its own: when one fails, the others may make the folder once more.
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.2)
+
+
+def _sync(path: Path) -> None:
+    """Make sure that the file, or each file of the folder, is on the disk and not only in memory."""
+    for p in [path, *path.rglob("*")]:
+        handle = os.open(p, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Put ``new`` where ``path`` is: a file in one step, a folder in two.
+
+    A process killed between the two steps of a folder leaves the old one beside it, under a hidden name.
+    """
+    if not (path.is_dir() and new.is_dir()):
+        os.replace(new, path)
+        return
+    old = new.with_name(f"{new.name}.old")  # a folder with something in it cannot be replaced in one step
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refusal(error: BaseException | None) -> int | None:
+    """Return the number of what the system refused; h5py and safetensors keep the words only."""
+    while error is not None:
+        for code in (*_FULL, *_LIMITS):
+            if (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in str(error):
+                return code
+        error = error.__cause__ or error.__context__
+    return None

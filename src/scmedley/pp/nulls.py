@@ -1,0 +1,29 @@
+"""Batches permuted within labels: what the null of a random-effects network is trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scmedley import keys
+from scmedley.data.design import as_categories, column
+
+
+def permute_batches(adata: AnnData, batch_key: str, label_key: str | None = None, *, seed: int = 0) -> None:
+    """Store batches permuted within labels in ``obs["scmedley_permuted_batch"]``.
+
+    A network fitted to those, and scored with them, is the null of a random-effects network: composition is
+    kept, and there is no batch effect to find. Where the cells are split, batches are permuted within label and
+    part: each part keeps its numbers of cells, so that a batch of a few cells keeps those that it trains on.
+    """
+    rng = np.random.default_rng(seed)
+    batch = as_categories(adata.obs[batch_key])
+    label = (
+        np.zeros(adata.n_obs) if label_key is None else as_categories(column(adata, label_key, "label")).codes
+    )
+    part = adata.obs[keys.SPLIT].astype(str).to_numpy() if keys.SPLIT in adata.obs else np.zeros(adata.n_obs)
+    codes = np.array(batch.codes)
+    for rows in pd.DataFrame({"label": label, "part": part}).groupby(["label", "part"]).indices.values():
+        codes[rows] = codes[rng.permutation(rows)]
+    adata.obs[keys.PERMUTED] = pd.Categorical.from_codes(codes, dtype=batch.dtype)

@@ -1,0 +1,1 @@
+"""The folder that a run or an experiment writes: lock, record, paths, reading."""
