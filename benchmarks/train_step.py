@@ -215,7 +215,7 @@ def two_encoder_passes() -> AbstractContextManager[object]:
 
     def twice(self: Any, cells: Any) -> Iterator[loop.Move]:
         with torch.no_grad():
-            self.encoder(cells.x_MG)
+            self.encoder(cells.x_NG)
         yield from play(self, cells)
 
     return _set(network, "play", twice)
@@ -358,8 +358,8 @@ def csr_first_layer(bench: Bench) -> Iterator[None]:
     """Multiply the cells by the first layer without making them dense for it."""
     seen: list[Any] = [None, None]  # the minibatch as CSR, and its dense form
 
-    def rows(rows_M: Tensor) -> Tensor:
-        seen[0] = bench.x_NG[rows_M.numpy()]
+    def rows(rows_N: Tensor) -> Tensor:
+        seen[0] = bench.x_NG[rows_N.numpy()]
         seen[1] = torch.from_numpy(seen[0].toarray())
         return torch.as_tensor(seen[1])
 

@@ -11,7 +11,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from corpus import cells, counts
 from scmedley import datasets
-from scmedley.data import scan
+from scmedley.data import design, scan
 from scmedley.data.evidence import Checked
 from scmedley.data.matrix import kind_of_values
 from scmedley.errors import ScmedleyError, heard
@@ -223,7 +223,7 @@ def test_values_that_are_one_or_nearly() -> None:
     assert "The values 'ctrl', 'ctrl ' of obs['batch'] are put together as 'ctrl'." in found
     found = checks.check(cells(batch=np.array(["ctrl", "Ctrl", "stim"] * 20)), "batch").warnings
     assert "'ctrl', 'Ctrl' of obs['batch'] differ in upper and lower case only; they are kept apart." in found
-    assert overlap.oddly_named(series(1, "1", 1.5), "batch")[0].endswith("are put together as '1'.")
+    assert design.oddly_named(series(1, "1", 1.5), "batch")[0].endswith("are put together as '1'.")
 
 
 @pytest.mark.parametrize(

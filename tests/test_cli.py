@@ -28,6 +28,7 @@ FILES = {
     "gene_shifts.csv",
     "counterfactual_check.csv",
     "run.json",
+    "genomap.json",
     "versions.json",
 }
 FIT_FILES = {"integrated.h5ad", "model", "history.csv", "run.json", "versions.json"}

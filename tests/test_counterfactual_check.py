@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from scmedley import datasets, keys
 from scmedley.data.design import Design
+from scmedley.data.gene_names import GeneNames
 from scmedley.data.scale import MinMax
 from scmedley.interpret.check import (
     LIMITS,
@@ -22,7 +23,6 @@ from scmedley.interpret.check import (
     summarise,
 )
 from scmedley.interpret.shifts import batch_distances, gene_shifts
-from scmedley.io.gene_names import GeneNames
 from scmedley.models.counterfactual import counterfactual
 from scmedley.models.interval import Calibration
 from scmedley.pp import log_normalised, prepare

@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from scmedley import datasets, keys
 from scmedley.data.resident import Resident
-from scmedley.evaluate import interval_coverage
+from scmedley.interpret import interval_coverage
 from scmedley.models import FixedEffects, FixedEffectsSettings, calibrate, load
 from scmedley.models.counterfactual import drawn_means
 from scmedley.models.interval import LARGEST, LEAST_FACTOR, Deviations, half_width

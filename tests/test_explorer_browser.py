@@ -78,14 +78,14 @@ def said(model: MixedEffects, adata: AnnData, target: str, draws: int = 0) -> di
         cells = Resident(model.decoder.read(adata), own_N, torch.device("cpu")).take(
             torch.arange(adata.n_obs)
         )
-        there_N = torch.full_like(cells.b_M, model.decoder.design.code(target))
+        there_N = torch.full_like(cells.b_N, model.decoder.design.code(target))
 
         def mean(batch_N: torch.Tensor, draw: int) -> np.ndarray:
             (xhat_NG,) = decoded(model.decoder, cells, [batch_N], draw)
             return xhat_NG.mean(0).numpy()
 
         with torch.no_grad():
-            drawn = [mean(there_N, draw) - mean(cells.b_M, draw) for draw in range(draws)]
+            drawn = [mean(there_N, draw) - mean(cells.b_N, draw) for draw in range(draws)]
         change_DG = np.array(drawn) * model.decoder.scale.span_G
         half_G = half_width(change_DG, model.decoder.calibration)
         middle_G = change_DG.mean(0)

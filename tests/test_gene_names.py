@@ -11,9 +11,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix, hstack
 
 from scmedley import interpret, io, load
+from scmedley.data.features import genes_alone, genomes
+from scmedley.data.gene_names import GeneNames, match, oddities, rows_are_genes, shown, shown_in
 from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
-from scmedley.io.features import genes_alone, genomes
-from scmedley.io.gene_names import GeneNames, match, oddities, rows_are_genes, shown, shown_in
 from scmedley.models.counterfactual import counterfactual
 from scmedley.pipeline.findings import _genes
 from scmedley.pl.batch_shifts import _of_label

@@ -9,10 +9,11 @@ import pytest
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.evaluate import permute_batches, scores
+from scmedley.evaluate import scores
 from scmedley.evaluate.probes import PROBES
 from scmedley.models import MixedEffects
 from scmedley.pipeline.findings import findings
+from scmedley.pp import permute_batches
 from test_findings import table_of_check, table_of_shifts
 from tiny import fit_default
 

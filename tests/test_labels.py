@@ -81,7 +81,7 @@ def test_fixed_effects_with_labels_by_hand(preset: str, cells) -> None:
     label = ce(mlp(w, "label_head", encoded(w, x)[-1], 2)[has], LABELS[has])
     plain = FixedEffectsNetwork(G, B, settings)
     plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("label_head")})
-    _, (_, without, terms_without) = moves(plain, Minibatch(minibatch.x_MG, minibatch.b_M))
+    _, (_, without, terms_without) = moves(plain, Minibatch(minibatch.x_NG, minibatch.b_N))
     _, (player, loss, terms) = moves(network, minibatch)
     assert player == "autoencoder"
     assert terms == {**terms_without, "label": nearly(label)}
@@ -194,9 +194,9 @@ def test_label_codes_reach_the_minibatch() -> None:
     y = np.array([2, -1, 0, 1])
     x = np.arange(8, dtype=np.float32).reshape(4, 2)
     taken = Resident(x, np.zeros(4), torch.device("cpu"), y).take(torch.tensor([3, 1]))
-    assert taken.y_M.tolist() == [1, -1]
-    assert taken.y_M.dtype == torch.int64
-    assert Resident(x, np.zeros(4), torch.device("cpu")).take(torch.tensor([3])).y_M is None
+    assert taken.y_N.tolist() == [1, -1]
+    assert taken.y_N.dtype == torch.int64
+    assert Resident(x, np.zeros(4), torch.device("cpu")).take(torch.tensor([3])).y_N is None
 
 
 def test_labels_are_names_and_codes() -> None:

@@ -162,7 +162,7 @@ def test_after_ctrl_c_the_checkpoint_goes_on_training(
 def test_means_are_over_cells_not_over_minibatches() -> None:
     class Sized(Scripted):
         def play(self, cells: Minibatch) -> Iterator[Move]:
-            yield Move("only", self.weight * 0 + len(cells.b_M), {})
+            yield Move("only", self.weight * 0 + len(cells.b_N), {})
 
     table = run(Sized([]), max_epochs=1).history().set_index("part")
     assert table.loc["validation", "value"] == 2

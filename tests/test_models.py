@@ -244,7 +244,7 @@ def test_the_batch_head_hears_only_of_cells_whose_batch_was_hidden(cells) -> Non
     network = RandomEffectsNetwork(G, B, small("random", hidden=(6, 5), n_latent=3, hide_batch=1.0)).train()
     heard: list[torch.Tensor] = []
     network.batch_head.register_forward_hook(lambda _, given, __: heard.append(given[0]))
-    flipped = Minibatch(minibatch.x_MG, 2 - minibatch.b_M)
+    flipped = Minibatch(minibatch.x_NG, 2 - minibatch.b_N)
     for one in (minibatch, flipped):
         next(network.play(one))
     assert torch.equal(heard[0], heard[1])

@@ -273,6 +273,7 @@ WRITTEN = (
     "history.csv",
     "scores.csv",
     "counterfactual_check.csv",
+    "genomap.json",
     "versions.json",
     "report.html",
 )
@@ -459,7 +460,8 @@ def test_file_that_is_open_elsewhere(shell, data, tmp_path):
 def test_terminated_leaves_nothing_half_written_and_the_same_command_resumes(shell, data, whole, tmp_path):
     code = """
 import os, signal, sys
-from scmedley import __main__, writing
+from scmedley import __main__
+from scmedley.io import writing
 
 def stop(*_):
     os.kill(os.getpid(), signal.SIGTERM)

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
-from scmedley import evaluate, interpret, pl
+from scmedley import interpret, pl
 from scmedley.errors import ScmedleyError
 from test_pl import drawn
 from test_pl_panels import GENES, apart
@@ -124,7 +124,7 @@ def test_batch_shifts_takes_huge_numbers_and_those_of_pandas():
 )
 def test_batch_effects_are_the_components_of_the_decoders_tables(fitted, name, preset):
     model = fitted(name, preset)
-    network = evaluate.counterfactual.decoder(model).network
+    network = interpret.check.decoder(model).network
     layers = network.decoder_effects if hasattr(network, "decoder_effects") else network.decoder.effects
     tables = [table for layer in layers for table in (layer.gamma, layer.beta)]
     mean = np.hstack([(t.loc_BH / t.prior_scale).detach().numpy() for t in tables]).astype(float)

@@ -11,8 +11,8 @@ import pytest
 
 import run_folder
 from running import SMALL, Shell, some_cells, tree, without_drawing
-from scmedley.models.store import GENOMAP
 from scmedley.pipeline.project import cautions
+from scmedley.runs.folder import GENOMAP
 
 
 @pytest.fixture
@@ -210,17 +210,11 @@ def test_where_the_figure_cannot_be(shell, done, tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_a_model_without_a_layout_is_said_before_the_work(shell, done, tmp_path, monkeypatch):
-    layout = done / "model" / GENOMAP
-    kept = layout.read_bytes()
-    layout.unlink()
-    try:
-        arguments = ["--to", "sc_10x", "--out", tmp_path / "o.h5ad", "--figure", tmp_path / "p.svg"]
-        assert "no layout of genes" in shell("project", done, *arguments).error
-        assert tree(tmp_path) == {}
-        shell.well("project", done, *arguments[:4])
-    finally:
-        layout.write_bytes(kept)
+def test_a_run_without_a_layout_gets_it_again(shell, done, tmp_path):
+    kept = (done / GENOMAP).read_bytes()
+    (done / GENOMAP).unlink()
+    shell.well("project", done, "--to", "sc_10x", "--figure", tmp_path / "p.svg")
+    assert (done / GENOMAP).read_bytes() == kept
 
 
 def test_a_full_disk_leaves_no_figure(shell, done, tmp_path, monkeypatch):

@@ -30,10 +30,10 @@ def resident(
 def test_take_is_scipys_rows(rows: list[int], sparse: bool, density: float) -> None:
     cells, x = resident(sparse=sparse, density=density)
     taken = cells.take(torch.tensor(rows, dtype=torch.int64))
-    assert taken.x_MG.dtype == torch.float32
-    assert taken.x_MG.shape == (len(rows), 7)
-    assert_array_equal(taken.x_MG.numpy(), csr_matrix(x)[rows].toarray())
-    assert_array_equal(taken.b_M.numpy(), (np.arange(20) % 3 - 1)[rows])
+    assert taken.x_NG.dtype == torch.float32
+    assert taken.x_NG.shape == (len(rows), 7)
+    assert_array_equal(taken.x_NG.numpy(), csr_matrix(x)[rows].toarray())
+    assert_array_equal(taken.b_N.numpy(), (np.arange(20) % 3 - 1)[rows])
 
 
 @pytest.mark.parametrize("convert", [lambda m: m.astype(np.float64), lambda m: m.tocsc(), np.asfortranarray])
@@ -42,7 +42,7 @@ def test_other_layouts_are_read_the_same(convert) -> None:
     x = x.round(2)
     given = convert(x if convert is np.asfortranarray else csr_matrix(x))
     taken = Resident(given, np.zeros(20), CPU).take(torch.arange(20))
-    assert_array_equal(taken.x_MG.numpy(), x.astype(np.float32))
+    assert_array_equal(taken.x_NG.numpy(), x.astype(np.float32))
 
 
 @given(n=st.integers(2, 300), batch_size=st.integers(3, 64), shuffle=st.booleans())
@@ -52,7 +52,7 @@ def test_minibatches_hold_every_row_once_and_never_a_single_cell(
 ) -> None:
     x = np.arange(2 * n, dtype=np.float32).reshape(-1, 1)  # the value names the row
     rows = torch.arange(0, 2 * n, 2)
-    parts = [m.x_MG.ravel() for m in Resident(x, np.zeros(2 * n), CPU).minibatches(rows, batch_size, shuffle)]
+    parts = [m.x_NG.ravel() for m in Resident(x, np.zeros(2 * n), CPU).minibatches(rows, batch_size, shuffle)]
     sizes = [len(part) for part in parts]
     assert min(sizes) > 1
     assert max(sizes) <= batch_size
@@ -70,7 +70,7 @@ def test_shuffling_follows_torchs_seed() -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return [
-                int(b) for m in cells.minibatches(torch.arange(50), 8, shuffle=True) for b in m.x_MG.argmax(1)
+                int(b) for m in cells.minibatches(torch.arange(50), 8, shuffle=True) for b in m.x_NG.argmax(1)
             ]
 
     assert order(1) == order(1)
@@ -81,4 +81,4 @@ def test_shuffling_follows_torchs_seed() -> None:
 def test_no_cells_give_one_empty_minibatch(sparse: bool) -> None:
     cells, _ = resident(sparse=sparse)
     (only,) = cells.minibatches(torch.arange(0), 8)
-    assert only.x_MG.shape == (0, 7)
+    assert only.x_NG.shape == (0, 7)

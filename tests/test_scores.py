@@ -24,11 +24,11 @@ from scmedley.evaluate import (
     lisi,
     nearest,
     nmi,
-    permute_batches,
     probes,
     scores,
 )
 from scmedley.evaluate.probes import PROBES
+from scmedley.pp import permute_batches
 
 LEAKS = [f"{probe} leak" for probe in PROBES]
 

@@ -18,9 +18,9 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import coo_matrix, csr_matrix
 
 from scmedley import caches, io
+from scmedley.data.inplace import layers_of
 from scmedley.errors import ScmedleyError
 from scmedley.io import writing
-from scmedley.io.inplace import layers_of
 from scmedley.io.storable import CLEANED, LEFT_OUT, RENAMED, SLASH, TEXT, storable_obs
 
 N, G = 6, 4

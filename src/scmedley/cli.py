@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from scmedley import __version__
 from scmedley.errors import ScmedleyError, heard
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 from scmedley.pipeline.config import RunConfig
 
 app = App(
@@ -96,7 +96,7 @@ def embed(
     *,
     cells: Path,
     out: Path,
-    values: Asked = "auto",
+    values: ValueKind = "auto",
     unknown: Literal["error", "mean"] = "error",
 ) -> None:
     """Embed new cells with the model of a run folder; write them with both latents in obsm.
@@ -144,7 +144,7 @@ def project(
     rows: int = 4,
     draws: int = 0,
     seed: int = 0,
-    values: Asked = "auto",
+    values: ValueKind = "auto",
     unknown: Literal["error", "mean"] = "error",
 ) -> None:
     """Show cells as if they had come from other batches (counterfactuals).
@@ -268,7 +268,7 @@ def tune(
     trials: int = 30,
     folds: int = 3,
     epochs: int | None = None,
-    values: Asked = "auto",
+    values: ValueKind = "auto",
     seed: int = 0,
     threads: int | None = None,
 ) -> None:

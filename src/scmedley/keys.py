@@ -26,4 +26,4 @@ def umap(embedding: str) -> str:
     return "X_umap_" + embedding.removeprefix("X_")
 
 
-Asked = Literal["auto", "counts", "log1p", "log2", "log10"]
+ValueKind = Literal["auto", "counts", "log1p", "log2", "log10"]

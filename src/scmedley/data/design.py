@@ -3,13 +3,15 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from scmedley.errors import ScmedleyError, listed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effects at zero
 
@@ -199,7 +201,7 @@ def oddly_named(column: "pd.Series[Any]", what: str) -> list[str]:
     return said
 
 
-def column(adata: AnnData, key: str, what: str) -> "pd.Series[Any]":
+def column(adata: "AnnData", key: str, what: str) -> "pd.Series[Any]":
     """Return ``obs[key]``; where it is missing, say which columns there are and which is the closest."""
     check_key(key, what)
     if key in adata.obs:

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from scmedley.data.scan import LN, NOISE, Base, Evidence
 from scmedley.errors import ScmedleyError
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 
 Values = Literal["counts", "log-normalised", "other"]
 
@@ -87,7 +87,7 @@ class Checked:
         return not (self.nearly_whole or self.n_negative or (self.values == "counts" and self.base))
 
 
-def judge(seen: Evidence, where: str, asked: Asked = "auto") -> Checked:
+def judge(seen: Evidence, where: str, asked: ValueKind = "auto") -> Checked:
     """Decide what a matrix holds.
 
     Raises
@@ -143,7 +143,7 @@ def kind_words(kind: str) -> str:
     }.get(kind, "scaled or centred values")
 
 
-def _as_asked(seen: Evidence, where: str, asked: Asked) -> Checked:
+def _as_asked(seen: Evidence, where: str, asked: ValueKind) -> Checked:
     """Take the user's word, where the values allow it."""
     refused = f"{where} cannot hold {kind_words(asked)}, as was asked for: "
     if seen.n_negative and not seen.few_negative:

@@ -11,12 +11,12 @@ from anndata import AnnData
 from scmedley import keys
 from scmedley.data.arrays import Matrix, log1p_cp10k, rescaled, tidy, totals
 from scmedley.data.evidence import CORRECTED, TARGET_SUM, Checked, Values, judge, kind_words
+from scmedley.data.gene_names import check_unique
+from scmedley.data.inplace import layers_of
 from scmedley.data.scan import LN, Base, examine
 from scmedley.data.sizes import sizes_known
 from scmedley.errors import ScmedleyError, warn
-from scmedley.io.gene_names import check_unique
-from scmedley.io.inplace import layers_of
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 
 COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
 _ALL_COUNTS = ("count", "raw", "umi")  # in names of layers that may hold all counts
@@ -45,7 +45,7 @@ def kind_of_values(x: Any, cells: Sequence[str] | None = None, genes: Sequence[s
     return judge(examine(x, "The matrix", cells, genes), "The matrix").values
 
 
-def find_values(adata: AnnData, asked: Asked = "auto") -> Checked:
+def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
     """Find the matrix to use.
 
     Whole counts are best: in ``layers["counts"]``, ``X``, ``raw.X`` or another layer named after counts. Next come
@@ -150,7 +150,9 @@ def matrix(adata: AnnData, found: Checked) -> Matrix:
     return _columns(x, genes, adata.var_names)
 
 
-def brought_together(parts: Sequence[AnnData], names: Sequence[Any], asked: Asked = "auto") -> list[AnnData]:
+def brought_together(
+    parts: Sequence[AnnData], names: Sequence[Any], asked: ValueKind = "auto"
+) -> list[AnnData]:
     """Return these cells with their usable values in ``X``, unless they are alike as they are.
 
     ``X`` then holds counts of all genes that were counted, or logarithms of counts per 10,000: to the base that was
@@ -203,7 +205,7 @@ def _about(sizes: Checked | None) -> tuple[Any, ...] | None:
     return None if sizes is None else (sizes.where, sizes.base, sizes.total)
 
 
-def _with_x(part: AnnData, found: Checked, asked: Asked) -> AnnData:
+def _with_x(part: AnnData, found: Checked, asked: ValueKind) -> AnnData:
     x, total_N, _ = counted(part, found)
     if found.where == "raw.X":
         part = AnnData(obs=part.obs, var=part.raw.var, obsm=dict(part.obsm))
@@ -234,7 +236,7 @@ _IN_WORDS = {
 }
 
 
-def _places(adata: AnnData, asked: Asked) -> Iterator[str]:
+def _places(adata: AnnData, asked: ValueKind) -> Iterator[str]:
     """Name the matrices, the most wanted first."""
     names = [str(name) for name in layers_of(adata) if not any(word in str(name).lower() for word in _A_PART)]
     by_name = sorted(

@@ -12,12 +12,12 @@ from scipy.sparse import csr_matrix, issparse, vstack
 from scmedley import keys
 from scmedley.data.arrays import Matrix, tidy
 from scmedley.data.evidence import Checked, kind_words
+from scmedley.data.features import genes_alone
+from scmedley.data.gene_names import GeneNames, check_unique, match
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.data.scan import examine
 from scmedley.errors import ScmedleyError, warn
-from scmedley.io.features import genes_alone
-from scmedley.io.gene_names import GeneNames, check_unique, match
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 
 NEGATIVE = (
     "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X, layers['counts'] or "
@@ -32,7 +32,7 @@ _BLOCK = 20_000_000  # values of a backed file that are read in one go
 
 
 def log_normalised(
-    adata: AnnData, genes: Sequence[str] | GeneNames, *, values: Asked = "auto"
+    adata: AnnData, genes: Sequence[str] | GeneNames, *, values: ValueKind = "auto"
 ) -> tuple[csr_matrix | np.ndarray, int]:
     """Return the values a fitted model reads, aligned by gene name.
 
@@ -68,7 +68,11 @@ def log_normalised(
 
 
 def read_log_normalised(
-    adata: AnnData, genes: Sequence[str] | GeneNames, *, values: Asked = "auto", expected: str | None = None
+    adata: AnnData,
+    genes: Sequence[str] | GeneNames,
+    *,
+    values: ValueKind = "auto",
+    expected: str | None = None,
 ) -> tuple[Matrix, np.ndarray, Checked | None, int]:
     """Do what :func:`log_normalised` does; also return what was found, and of how many genes totals were made.
 
@@ -91,7 +95,7 @@ def read_log_normalised(
     found = find_values(adata, values)
     if found.values == "other":
         raise ScmedleyError(NEGATIVE.format(where=found.where))
-    if not found.sure and expected in get_args(Asked) and expected != found.kind:
+    if not found.sure and expected in get_args(ValueKind) and expected != found.kind:
         found = _as_expected(adata, found, expected)
     place_G = _places(adata.raw.var if found.where == "raw.X" else adata.var, genes)
     in_memory = not adata.isbacked and not hasattr(adata.X, "compute")
@@ -118,7 +122,7 @@ def _as_expected(adata: AnnData, found: Checked, expected: Any) -> Checked:
     return replace(other, warnings=[words])
 
 
-def as_told(adata: AnnData, values: Asked) -> AnnData:
+def as_told(adata: AnnData, values: ValueKind) -> AnnData:
     """Return these cells for a fitted model to read, their kind of values being known; ``adata`` stays as it is.
 
     It holds no expression but ``layers["log1p_cp10k"]``, and what was found, which models compare as ever. It is for

@@ -1,6 +1,6 @@
 """Cells that stay on the device for the whole of training, read by row index.
 
-Shapes: N cells, G genes, B batches, K labels; M cells of a minibatch.
+Shapes: N cells of the call at hand (a minibatch, or all), G genes, B batches, K labels.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Cells of one step: scaled expression x_MG (float32), batch codes b_M and label codes y_M (int64).
+    """Cells of one step: scaled expression x_NG (float32), batch codes b_N and label codes y_N (int64).
 
-    Without labels to learn ``y_M`` is ``None``; code -1 is a cell without a label.
+    Without labels to learn ``y_N`` is ``None``; code -1 is a cell without a label.
     """
 
-    x_MG: Tensor
-    b_M: Tensor
-    y_M: Tensor | None = None
+    x_NG: Tensor
+    b_N: Tensor
+    y_N: Tensor | None = None
 
 
 class Resident:
@@ -62,26 +62,26 @@ class Resident:
         else:
             self.dense = torch.as_tensor(np.ascontiguousarray(x_NG, dtype=np.float32), device=device)
 
-    def take(self, rows_M: Tensor) -> Minibatch:
+    def take(self, rows_N: Tensor) -> Minibatch:
         """Give the named cells, in that order, dense."""
-        y_M = None if self.y_N is None else self.y_N[rows_M]
-        return Minibatch(self._rows(rows_M), self.b_N[rows_M], y_M)
+        y_N = None if self.y_N is None else self.y_N[rows_N]
+        return Minibatch(self._rows(rows_N), self.b_N[rows_N], y_N)
 
-    def _rows(self, rows_M: Tensor) -> Tensor:
+    def _rows(self, rows_N: Tensor) -> Tensor:
         if self.dense is not None:
-            return self.dense[rows_M]
+            return self.dense[rows_N]
         if self.csr is not None:  # eight times as fast on a CPU as the same in torch
-            return torch.from_numpy(self.csr[rows_M.numpy()].toarray())
-        start, stop = self.indptr[rows_M], self.indptr[rows_M + 1]
+            return torch.from_numpy(self.csr[rows_N.numpy()].toarray())
+        start, stop = self.indptr[rows_N], self.indptr[rows_N + 1]
         counts = stop - start
         ends = counts.cumsum(0)
         # Position of every non-zero of these rows in the CSR arrays, row after row.
         where = torch.arange(int(counts.sum()), device=self.device)
         where += torch.repeat_interleave(start - (ends - counts), counts)
-        row = torch.repeat_interleave(torch.arange(len(rows_M), device=self.device), counts)
-        x_MG = torch.zeros(len(rows_M), self.n_genes, device=self.device)
-        x_MG.view(-1)[row * self.n_genes + self.indices[where]] = self.values[where]
-        return x_MG
+        row = torch.repeat_interleave(torch.arange(len(rows_N), device=self.device), counts)
+        x_NG = torch.zeros(len(rows_N), self.n_genes, device=self.device)
+        x_NG.view(-1)[row * self.n_genes + self.indices[where]] = self.values[where]
+        return x_NG
 
     def minibatches(self, rows: Tensor, batch_size: int, shuffle: bool = False) -> Iterator[Minibatch]:
         """Walk once through ``rows`` in minibatches of nearly equal size, at most ``batch_size``.

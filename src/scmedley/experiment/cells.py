@@ -13,9 +13,9 @@ from scipy.sparse import issparse
 from scmedley import datasets, io, keys
 from scmedley.data.design import as_categories, column
 from scmedley.data.evidence import Checked
+from scmedley.data.inplace import layers_of
 from scmedley.errors import ScmedleyError, listed
 from scmedley.experiment.config import Experiment, Split
-from scmedley.io.inplace import layers_of
 from scmedley.pp import prepare
 from scmedley.pp.folds import donor_folds, held_out_pairs, held_out_parts, rotating_folds
 from scmedley.pp.genes import select_genes

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from scmedley.datasets.papers import LOSS_WEIGHTS
 from scmedley.errors import ScmedleyError, check_seed
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 from scmedley.models.settings import as_changes
 
 Split = Literal["cells", "donors", "pairs"]
@@ -103,7 +103,7 @@ class Experiment:
     n_top_genes: int = 3000
     min_genes: int = 10
     min_cells: int = 3
-    values: Asked = "auto"
+    values: ValueKind = "auto"
     threads: int = 1
     precision: str = "auto"
     device: str = "auto"
@@ -128,7 +128,7 @@ class Experiment:
             raise ScmedleyError(
                 f"targets = {list(self.targets)} must be other columns than label, batch and donor."
             )
-        for name, known in (("precision", get_args(Precision)), ("values", get_args(Asked))):
+        for name, known in (("precision", get_args(Precision)), ("values", get_args(ValueKind))):
             if getattr(self, name) not in known:
                 raise ScmedleyError(f"{name} = {getattr(self, name)!r} is none of {list(known)}.")
         for seed in self.seeds:

@@ -15,7 +15,7 @@ from scmedley import io, keys
 from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment.cells import digest, prepare_once
 from scmedley.experiment.config import NETWORKS, Experiment
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 from scmedley.pp.folds import rotating_folds
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import PARTS
@@ -41,7 +41,7 @@ def tune(
     trials: int = 30,
     folds: int = 3,
     epochs: int | None = None,
-    values: Asked = "auto",
+    values: ValueKind = "auto",
     seed: int = 0,
     threads: int | None = None,
     say: Callable[[str], None] = print,

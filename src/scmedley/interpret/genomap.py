@@ -24,12 +24,12 @@ from scipy.sparse.linalg import eigsh
 
 from scmedley import keys
 from scmedley.data.arrays import Numbers, check_finite, dense, numeric
+from scmedley.data.gene_names import check_unique
 from scmedley.data.reader import log_normalised
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError, check_seed
 from scmedley.interpret.check import decoder
 from scmedley.io import replacing
-from scmedley.io.gene_names import check_unique
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
 

@@ -11,11 +11,11 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse
 
 from scmedley import keys
+from scmedley.data.features import genes_alone, genomes
+from scmedley.data.gene_names import GeneNames, check_unique
 from scmedley.errors import ScmedleyError, ScmedleyWarning, listed, warn
 from scmedley.errors import one_line as _one_line
-from scmedley.io.features import genes_alone, genomes
 from scmedley.io.formats import reader_for
-from scmedley.io.gene_names import GeneNames, check_unique
 from scmedley.io.tables import dialect
 from scmedley.io.writing import (
     add_results,

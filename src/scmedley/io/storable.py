@@ -18,7 +18,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import issparse
 
-from scmedley.io.inplace import layers_of
+from scmedley.data.inplace import layers_of
 
 TEXT = "Written as text, because the file cannot hold what they are"
 LEFT_OUT = "Left out, because the file cannot hold them"

@@ -17,8 +17,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
+from scmedley.data.gene_names import are_numbered, rows_are_genes
 from scmedley.errors import ScmedleyError, listed, warn
-from scmedley.io.gene_names import are_numbered, rows_are_genes
 
 ENDINGS = (".csv", ".tsv", ".txt")
 PACKED: dict[bytes, Callable[..., Any]] = {

@@ -3,7 +3,7 @@
 A network offers what :mod:`scmedley.train.loop` needs, and ``drawn_error(cells)`` (the MSE of a training step) and
 ``kl(error, n_genes, n_cells)``.
 
-Shapes: M cells of a minibatch, B batches known so far, H units of a layer.
+Shapes: N cells of the call at hand, B batches known so far, H units of a layer.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _loss(network: Any, cells: Minibatch, n_new: int) -> Tensor:
     """
     n_cells = float(network.n_cells) + n_new
     error = network.drawn_error(cells)
-    _, penalty = network.kl(error, cells.x_MG.shape[1], n_cells)
+    _, penalty = network.kl(error, cells.x_NG.shape[1], n_cells)
     loss: Tensor = network.settings.mse_weight * error + penalty * (n_cells / n_new)
     return loss
 

@@ -1,6 +1,6 @@
 """The autoencoder without (AE) and with a label head (AEC): tied decoder, no batches.
 
-Shapes: N cells of a minibatch, G genes, P latent dimensions, K labels.
+Shapes: N cells of the call at hand, G genes, P latent dimensions, K labels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,11 +65,11 @@ class AutoencoderNetwork(nn.Module):
 
     def play(self, cells: Minibatch) -> Iterator[Move]:
         """Yield L_AE = lambda_MSE * MSE(x, xhat), and with labels L_AEC = L_AE + lambda_y * CE(y)."""
-        z_NP = self.encode(cells.x_MG, cells.b_M)
-        error = mse(cells.x_MG, self.decode(z_NP, cells.b_M))
+        z_NP = self.encode(cells.x_NG, cells.b_N)
+        error = mse(cells.x_NG, self.decode(z_NP, cells.b_N))
         terms = {"reconstruction": error}
-        if cells.y_M is not None:
-            terms["label"] = cross_entropy(self.label_head(z_NP), cells.y_M)
+        if cells.y_N is not None:
+            terms["label"] = cross_entropy(self.label_head(z_NP), cells.y_N)
         yield Move("autoencoder", self.balance(z_NP, self.settings.mse_weight * error, terms), terms)
 
     def begin(self, b_N: Tensor) -> None:

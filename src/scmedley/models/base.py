@@ -19,13 +19,13 @@ from torch import Tensor
 from scmedley import keys
 from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.differences import difference_of_prepared, differences, trained_on
+from scmedley.data.gene_names import GeneNames, why_missing
+from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import log_normalised, read_log_normalised
 from scmedley.data.resident import Resident
 from scmedley.data.scale import MinMax
 from scmedley.device import engine, modes, resolve_device, resolve_precision
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
-from scmedley.io.gene_names import GeneNames, why_missing
-from scmedley.io.inplace import settle
 from scmedley.models import calibrate
 from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
@@ -209,7 +209,7 @@ class Model(Generic[S]):
             ``"mean"`` for the population mean.
         """
         z_NP = self.get_latent_representation(adata, unknown=unknown)
-        settle(adata)
+        ensure_not_view(adata)
         adata.obsm[self.key] = z_NP
 
     def get_latent_representation(
@@ -429,7 +429,7 @@ class Model(Generic[S]):
         self.design = Design.of(adata.obs, self.batch_key)
         if self.design.n_batches < 2:
             raise ScmedleyError(f"obs[{self.batch_key!r}] has one batch; there is nothing to tell apart.")
-        settle(adata)
+        ensure_not_view(adata)
         store_split(adata, self.batch_key, self.label_key, seed)
         check_split(adata)
         trained = set(self.design.codes(adata.obs)[(adata.obs[keys.SPLIT] == "train").to_numpy()])
@@ -515,7 +515,7 @@ class Model(Generic[S]):
             codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
         cells = Resident(x_NG, codes, torch.device("cpu"))
         parts = cells.minibatches(torch.arange(cells.n_cells), CHUNK)
-        return np.concatenate([step(m.x_MG, m.b_M).numpy() for m in parts])
+        return np.concatenate([step(m.x_NG, m.b_N).numpy() for m in parts])
 
 
 def described(model: Any, network: Model[Any]) -> str:

@@ -107,8 +107,8 @@ def mean_shifts(model: Model[Any], cells: Resident, codes: Sequence[int]) -> np.
     """Return the change of the cells' mean from their own batches to each batch of ``codes``: T x G, log1p CP10k."""
     total_TG = np.zeros((len(codes), len(model.genes)))
     for minibatch in cells.minibatches(torch.arange(cells.n_cells), CHUNK):
-        targets = [torch.full_like(minibatch.b_M, code) for code in codes]
-        here, *shown = decoded(model, minibatch, [minibatch.b_M, *targets])
+        targets = [torch.full_like(minibatch.b_N, code) for code in codes]
+        here, *shown = decoded(model, minibatch, [minibatch.b_N, *targets])
         total_TG += [(there - here).sum(0).numpy() for there in shown]
     return np.asarray(total_TG / cells.n_cells * model.scale.span_G, dtype=np.float32)
 
@@ -146,15 +146,15 @@ def decoded(
     generator = torch.default_generator
     with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
         if not encode_as_target:
-            z_NP: Tensor = network.encode(cells.x_MG, cells.b_M, draw=drawn)
+            z_NP: Tensor = network.encode(cells.x_NG, cells.b_N, draw=drawn)
         state = generator.get_state()
     for target_N in targets:
-        times = len(target_N) // len(cells.b_M)
+        times = len(target_N) // len(cells.b_N)
         with nullcontext() if draw is None else seeded(0):
             if drawn:
                 generator.set_state(state)
             if encode_as_target:
-                shown_NP = network.encode(cells.x_MG.repeat(times, 1), target_N, draw=drawn)
+                shown_NP = network.encode(cells.x_NG.repeat(times, 1), target_N, draw=drawn)
             else:
                 shown_NP = z_NP.repeat(times, 1)
             xhat_NG: Tensor = network.decode(shown_NP, target_N, draw=drawn)
@@ -168,9 +168,9 @@ def _chunks(
     for t, code in enumerate(codes):
         start = t * cells.n_cells
         for minibatch in cells.minibatches(torch.arange(cells.n_cells), max(8, CHUNK // (1 + draws // 8))):
-            target_N = torch.full_like(minibatch.b_M, code)
+            target_N = torch.full_like(minibatch.b_N, code)
             pairs = [
-                tuple(decoded(model, minibatch, [target_N, minibatch.b_M], i, seed))
+                tuple(decoded(model, minibatch, [target_N, minibatch.b_N], i, seed))
                 for i in (range(draws) if draws else (None,))
             ]
             x_DNG = np.stack([model.scale.inverse(there.numpy()) for there, _ in pairs])

@@ -1,6 +1,6 @@
 """Fixed effects (FE; FEC with a label head): an autoencoder whose latent tells an adversary nothing of the batch.
 
-Shapes: N cells of a minibatch, G genes, A activations that the adversary sees, P latent dimensions,
+Shapes: N cells of the call at hand, G genes, A activations that the adversary sees, P latent dimensions,
 B batches, K labels.
 """
 
@@ -151,26 +151,26 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         Both players share one pass of the encoder.
         """
         s = self.settings
-        activations = self.encoder(cells.x_MG)
+        activations = self.encoder(cells.x_NG)
         if self.training and s.latent_noise:
             activations[-1] = activations[-1] + s.latent_noise * torch.randn_like(activations[-1])
         seen_NA = torch.cat(activations, dim=1) if s.adversary_sees == "activations" else activations[-1]
         seen_NA = self.standardise(seen_NA.float())
         for _ in range(s.adversary_steps if self.training else 1):
-            yield self._adversary_move(seen_NA.detach(), cells.b_M)
+            yield self._adversary_move(seen_NA.detach(), cells.b_N)
         logits_NB = self.adversary(seen_NA)
         if s.bounded:
             reward = adversary.bounded(logits_NB, self.share_B)
         else:
-            reward = adversary.unbounded(logits_NB, cells.b_M)
-        error = mse(cells.x_MG, self._decode_batch(activations[-1], cells.b_M))
+            reward = adversary.unbounded(logits_NB, cells.b_N)
+        error = mse(cells.x_NG, self._decode_batch(activations[-1], cells.b_N))
         terms = {"reconstruction": error, "batch left": reward}
-        if cells.y_M is not None:
-            terms["label"] = cross_entropy(self.label_head(activations[-1]), cells.y_M)
+        if cells.y_N is not None:
+            terms["label"] = cross_entropy(self.label_head(activations[-1]), cells.y_N)
         shared = activations[0] if s.adversary_sees == "activations" else activations[-1]
         total = self.balance(shared, s.mse_weight * error, terms)
         if s.decoder_effects:
-            terms["kl"], weighted = self.kl(error, cells.x_MG.shape[1])
+            terms["kl"], weighted = self.kl(error, cells.x_NG.shape[1])
             total = total + weighted
         yield Move("autoencoder", total, terms)
 
@@ -185,7 +185,7 @@ class FixedEffectsNetwork(AutoencoderNetwork):
 
     def drawn_error(self, cells: Minibatch) -> Tensor:
         """Return the MSE with drawn effects."""
-        return mse(cells.x_MG, self.decode(self.encode(cells.x_MG, cells.b_M), cells.b_M, draw=True))
+        return mse(cells.x_NG, self.decode(self.encode(cells.x_NG, cells.b_N), cells.b_N, draw=True))
 
     def _decode_batch(self, z_NP: Tensor, b_N: Tensor) -> Tensor:
         return self.decode(z_NP, b_N, draw=self.training)

@@ -11,8 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.data.inplace import ensure_not_view
 from scmedley.errors import ScmedleyError
-from scmedley.io.inplace import settle
 from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
@@ -116,7 +116,7 @@ class MixedEffects:
         """
         random = self.random.get_latent_representation(adata, unknown=unknown)
         fixed = self.get_latent_representation(adata)
-        settle(adata)
+        ensure_not_view(adata)
         adata.obsm[keys.FIXED], adata.obsm[keys.RANDOM] = fixed, random
 
     def get_latent_representation(

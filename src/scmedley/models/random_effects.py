@@ -1,6 +1,6 @@
 """Random effects (RE): a Bayesian autoencoder with scales and biases of the batch in every layer.
 
-Shapes: N cells of a minibatch, G genes, H hidden units, P latent dimensions, B batches.
+Shapes: N cells of the call at hand, G genes, H hidden units, P latent dimensions, B batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -152,7 +152,7 @@ class RandomEffectsNetwork(nn.Module):
         batch = F.cross_entropy(logits_NB, encoded.b_K, reduction="sum") / max(len(encoded.b_K), 1)
         terms = {"reconstruction": error, "batch": batch}
         total = self.balance(encoded.z_NP, s.mse_weight * error, terms)
-        kl, weighted = self.kl(error, cells.x_MG.shape[1])
+        kl, weighted = self.kl(error, cells.x_NG.shape[1])
         yield Move("autoencoder", total + weighted, terms | {"kl": kl})
 
     def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> tuple[Tensor, Tensor]:
@@ -173,24 +173,24 @@ class RandomEffectsNetwork(nn.Module):
     def _encode_training(self, cells: Minibatch) -> "_Encoded":
         """Encode with drawn effects, and with the batch masked in a share ``hide_batch`` of the cells."""
         if not self.settings.hide_batch:
-            z_NP = self.encode(cells.x_MG, cells.b_M, draw=True)
-            return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_M)
-        masked_N = torch.rand(len(cells.b_M), device=cells.b_M.device) < self.settings.hide_batch
-        z_NP = self.encode(cells.x_MG, cells.b_M.masked_fill(masked_N, -1), draw=True)
-        return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP[masked_N], cells.b_M[masked_N])
+            z_NP = self.encode(cells.x_NG, cells.b_N, draw=True)
+            return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_N)
+        masked_N = torch.rand(len(cells.b_N), device=cells.b_N.device) < self.settings.hide_batch
+        z_NP = self.encode(cells.x_NG, cells.b_N.masked_fill(masked_N, -1), draw=True)
+        return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP[masked_N], cells.b_N[masked_N])
 
     def _encode_validation(self, cells: Minibatch) -> "_Encoded":
         """Encode every cell both with its batch and masked, and weigh the two errors as training draws them."""
-        z_NP = self.encode(cells.x_MG, cells.b_M)
+        z_NP = self.encode(cells.x_NG, cells.b_N)
         error = self._error(cells, z_NP)
         if not self.settings.hide_batch:
-            return _Encoded(z_NP, error, z_NP, cells.b_M)
-        masked_NP = self.encode(cells.x_MG, torch.full_like(cells.b_M, -1))
+            return _Encoded(z_NP, error, z_NP, cells.b_N)
+        masked_NP = self.encode(cells.x_NG, torch.full_like(cells.b_N, -1))
         error = torch.lerp(error, self._error(cells, masked_NP), self.settings.hide_batch)
-        return _Encoded(z_NP, error, masked_NP, cells.b_M)
+        return _Encoded(z_NP, error, masked_NP, cells.b_N)
 
     def _error(self, cells: Minibatch, z_NP: Tensor, draw: bool = False) -> Tensor:
-        return mse(cells.x_MG, self.decode(z_NP, cells.b_M, draw))
+        return mse(cells.x_NG, self.decode(z_NP, cells.b_N, draw))
 
 
 class _Encoded(NamedTuple):

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scmedley.data.design import Design, Labels
+from scmedley.data.gene_names import GeneNames
 from scmedley.data.scale import MinMax
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
-from scmedley.io.gene_names import GeneNames
 from scmedley.models.adapt import add_batches
 from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model

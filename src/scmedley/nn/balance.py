@@ -12,7 +12,7 @@ minibatches, at first evenly and then exponentially. The gradient's norm is the 
 A share of 1 for the adversary lets it pull as hard as the reconstruction does. The heads for label and batch get
 less: their gradient falls as they learn the training cells, and at 1 the weight that makes up for it runs away.
 
-Shapes: M cells of a minibatch, T terms.
+Shapes: N cells of the call at hand, T terms.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Random effects of batches: Gaussian posteriors over scales and biases of a layer's units.
 
-Shapes: N cells of a minibatch, B batches, H units of the layer.
+Shapes: N cells of the call at hand, B batches, H units of the layer.
 """
 
 import math

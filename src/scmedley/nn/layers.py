@@ -1,6 +1,6 @@
 """Encoder and decoders shared by the fixed-effects family (scMEDAL, section 1 of the preprint's methods).
 
-Shapes: N cells of a minibatch, G genes, H hidden units, P latent dimensions.
+Shapes: N cells of the call at hand, G genes, H hidden units, P latent dimensions.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Losses, in float32 whatever the precision of the network.
 
-Shapes: N cells of a minibatch, G genes, K labels.
+Shapes: N cells of the call at hand, G genes, K labels.
 """
 
 from torch import Tensor

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class RunConfig:
     genes: int = 3000
     min_genes: int = 10
     min_cells: int = 3
-    values: Asked = "auto"
+    values: ValueKind = "auto"
     latent: int | None = None
     epochs: int | None = None
     null: bool = True

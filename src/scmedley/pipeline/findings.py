@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from scmedley import keys
+from scmedley.data.gene_names import shown_in
 from scmedley.evaluate.probes import PROBES, ProbeName
 from scmedley.interpret.check import ALL, TOO_FEW, agreement, summarise
 from scmedley.interpret.shifts import HELD_OUT, batch_distances, source_of
-from scmedley.io.gene_names import shown_in
 
 NULL_NAME = "random, permuted batches"  # the network that is the null of the random effects
 NAMES: dict[ProbeName, str] = {"kNN": "kNN", "logistic": "logistic regression", "network": "network"}

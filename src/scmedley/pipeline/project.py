@@ -26,7 +26,7 @@ from scmedley.interpret.check import (
 )
 from scmedley.interpret.genomap import Layout, genomap_of
 from scmedley.interpret.panel import panel
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 from scmedley.models import MixedEffects
 from scmedley.pipeline.stages import read_cells, read_model
 from scmedley.runs.folder import CELLS, CHECK, GENOMAP, read_record
@@ -54,7 +54,7 @@ def project(
     rows: int = 4,
     draws: int = 0,
     seed: int = 0,
-    values: Asked = "auto",
+    values: ValueKind = "auto",
     unknown: str = "error",
 ) -> list[str]:
     """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; return what to tell the user.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from scmedley.data.gene_names import shown_in
 from scmedley.errors import ScmedleyError
-from scmedley.io.gene_names import shown_in
 from scmedley.pl._inputs import is_whole, table_of
 
 if TYPE_CHECKING:

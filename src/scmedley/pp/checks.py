@@ -9,10 +9,10 @@ from anndata import AnnData
 
 from scmedley.data.design import as_categories, column, oddly_named
 from scmedley.data.evidence import Checked
+from scmedley.data.gene_names import check_unique, oddities, rows_are_genes
 from scmedley.data.matrix import find_values
 from scmedley.errors import ScmedleyError, listed
-from scmedley.io.gene_names import check_unique, oddities, rows_are_genes
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 from scmedley.pp.overlap import overlap
 
 MOST_VALUES = 0.5  # batches or labels for each cell, from which on they are names of cells
@@ -22,7 +22,9 @@ MOST_NUMBERS = 200  # whole numbers that may be labels, such as those of cluster
 FEW_CELLS = 20  # a batch below this gets a warning, and its genes are not ranked on their own
 
 
-def check(adata: AnnData, batch_key: str, label_key: str | None = None, values: Asked = "auto") -> Checked:
+def check(
+    adata: AnnData, batch_key: str, label_key: str | None = None, values: ValueKind = "auto"
+) -> Checked:
     """Say whether ``adata`` can be used, and how. Nothing is changed or copied; backed files work.
 
     Parameters

@@ -12,12 +12,12 @@ from scmedley import keys
 from scmedley.data.arrays import Matrix
 from scmedley.data.design import as_categories
 from scmedley.data.evidence import TARGET_SUM, Checked, kind_words
+from scmedley.data.features import genes_alone
+from scmedley.data.inplace import become, ensure_not_view, subset
 from scmedley.data.matrix import COUNTS_LAYER, counted, normalised
 from scmedley.data.reader import NEGATIVE
 from scmedley.errors import ScmedleyError, check_seed, listed
-from scmedley.io.features import genes_alone
-from scmedley.io.inplace import become, settle, subset
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 from scmedley.pp.checks import check
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
@@ -33,7 +33,7 @@ def prepare(
     n_top_genes: int = 3000,
     min_genes: int = 10,
     min_cells: int = 3,
-    values: Asked = "auto",
+    values: ValueKind = "auto",
     seed: int = 0,
 ) -> Checked:
     """Check, filter, normalise and split ``adata`` in place, and flag its highly variable genes.
@@ -89,7 +89,7 @@ def prepare(
         raise ScmedleyError(NEGATIVE.format(where=checked.where))
     if alone is not adata:
         become(adata, alone)
-    settle(adata)
+    ensure_not_view(adata)
     adata.obs_names_make_unique()
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = as_categories(adata.obs[key])

@@ -9,22 +9,24 @@ import pandas as pd
 from anndata import AnnData, concat
 from scipy.sparse import csr_matrix
 
+from scmedley.data.gene_names import GeneNames, match
+from scmedley.data.inplace import layers_of
 from scmedley.data.matrix import brought_together
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.io import read
-from scmedley.io.gene_names import GeneNames, match
-from scmedley.io.inplace import layers_of
-from scmedley.keys import Asked
+from scmedley.keys import ValueKind
 
 FEWEST = 0.1  # share of the genes of the smallest file that must be in all files
 _SAME = 0.5  # share of names from which on two axes hold the same things
 _ENDINGS = (".gz", ".bz2", ".xz", ".h5ad", ".h5", ".zarr", ".csv", ".tsv", ".txt")
 
 
-def read_batches(paths: Sequence[str | Path], batch_key: str = "batch", values: Asked = "auto") -> AnnData:
+def read_batches(
+    paths: Sequence[str | Path], batch_key: str = "batch", values: ValueKind = "auto"
+) -> AnnData:
     """Read several files, one batch each, and keep the genes that all of them have.
 
-    Genes are called as in the first file and found in the others as :func:`scmedley.io.gene_names.match` does. Columns
+    Genes are called as in the first file and found in the others by :func:`~scmedley.data.gene_names.match`. Columns
     of ``obs`` that some files lack are missing for their cells. Where the usable values do not lie in the same place in
     all files, or are log-normalised to different totals, ``X`` holds them: counts, or logarithms of counts per 10,000,
     to the base that ``values`` names (else natural), so that ``prepare`` can be given the same ``values``. Counts

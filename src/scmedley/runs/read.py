@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scmedley import keys
+from scmedley.data.gene_names import shown_in
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import CHECK_COLUMNS
-from scmedley.io.gene_names import shown_in
 from scmedley.pl.scores import NAMES
 
 TABLES = {  # text columns, number columns

@@ -47,7 +47,7 @@ class Plan:
     """How to train: sizes, stopping rule and where to keep the checkpoint.
 
     ``patience`` is the number of epochs without a better validation total after which training stops; it
-    is not counted in the first ``settling_steps`` minibatches, while BatchNorm's running statistics settle.
+    is not counted in the first ``settling_steps`` minibatches, while BatchNorm's running statistics ensure_not_view.
     ``fingerprint`` says what is fitted to what, so that a checkpoint of something else is not taken up.
     ``decay`` lowers the learning rate along half a cosine, from ``learning_rate`` to nearly 0 in the last
     of ``max_epochs``: a game between players swings as long as they take long steps.
@@ -134,7 +134,7 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
                     optimisers[move.player].zero_grad(set_to_none=True)
                     torch.autograd.backward(move.loss, inputs=players[move.player])
                     optimisers[move.player].step()
-                    trained.add(move, len(minibatch.b_M))
+                    trained.add(move, len(minibatch.b_N))
             network.after_epoch()
             validated = evaluate(network, cells, validation, plan)
             so_far.epoch += 1
@@ -168,14 +168,14 @@ def evaluate(network: Any, cells: Resident, rows: Tensor, plan: Plan) -> "_Mean"
     mean = _Mean()
     for minibatch in cells.minibatches(rows, 4 * plan.batch_size):
         for move in _moves(network, minibatch, plan):
-            mean.add(move, len(minibatch.b_M))
+            mean.add(move, len(minibatch.b_N))
     return mean
 
 
 def _moves(network: Any, minibatch: Minibatch, plan: Plan) -> Iterator[Move]:
     moves = network.play(minibatch)
     while True:
-        with autocast(minibatch.x_MG.device, plan.precision):
+        with autocast(minibatch.x_NG.device, plan.precision):
             move = next(moves, None)
         if move is None:
             return

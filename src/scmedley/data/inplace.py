@@ -5,7 +5,7 @@ from typing import Any
 from anndata import AnnData
 
 
-def settle(adata: AnnData) -> None:
+def ensure_not_view(adata: AnnData) -> None:
     """Make a view of another AnnData an AnnData of its own, before something is stored in it."""
     if adata.is_view:
         become(adata, adata)
