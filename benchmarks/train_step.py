@@ -223,7 +223,7 @@ def two_encoder_passes() -> AbstractContextManager[object]:
 
 @contextmanager
 def _cells(bench: Bench, rows: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    with _set(bench.cells, "_rows", rows):
+    with _set(bench.cells.rows.x, "take", rows):
         yield
 
 
@@ -237,11 +237,12 @@ def one_by_one(bench: Bench) -> AbstractContextManager[object]:
 def torch_rows(bench: Bench) -> AbstractContextManager[object]:
     """Make rows dense by the torch operations that serve a GPU."""
     other = Resident(bench.x_NG, np.zeros(bench.cells.n_cells), CPU)
-    other.csr = None
-    other.indptr, other.indices, other.values = (
+    table = other.rows.x
+    table.csr = None
+    table.indptr, table.indices, table.values = (
         torch.as_tensor(a) for a in (bench.x_NG.indptr.astype(np.int64), bench.x_NG.indices, bench.x_NG.data)
     )
-    return _cells(bench, other._rows)
+    return _cells(bench, table.take)
 
 
 def dense_cells(bench: Bench) -> AbstractContextManager[object]:

@@ -12,7 +12,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scmedley import keys
 from scmedley.data.design import Design
-from scmedley.data.resident import Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import MixedEffects
 from scmedley.models import counterfactual as cf
@@ -38,7 +37,7 @@ def model(request: pytest.FixtureRequest, fitted):
 
 
 def shift_to(model, adata: AnnData, target: str) -> np.ndarray:
-    cells = Resident(model.read(adata), model.design.codes(adata.obs), torch.device("cpu"))
+    cells = model.read(adata).resident(model.design.codes(adata.obs)).take(torch.arange(adata.n_obs))
     return mean_shifts(model, cells, [model.design.code(target), 0])[0]
 
 
@@ -202,7 +201,7 @@ def test_a_failure_leaves_no_zarr(
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cf, "decoded", broken)
+    monkeypatch.setattr(cf.Encoded, "decoded", broken)
     with pytest.raises(KeyboardInterrupt):
         counterfactual(model, prepared, "d1", out=tmp_path / "c.zarr")
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scmedley import datasets, keys
 from scmedley.data.design import Design
 from scmedley.data.gene_names import GeneNames
+from scmedley.data.reader import Reader
 from scmedley.data.scale import MinMax
 from scmedley.interpret.check import (
     LIMITS,
@@ -46,22 +47,30 @@ class Additive:
         return x_NG
 
     def decode(self, z_NP, b_N, draw=False):
+        return self.decode_output(self.decode_hidden(z_NP, b_N, draw), b_N, draw)
+
+    def decode_hidden(self, z_NP, b_N, draw=False):
+        return z_NP
+
+    def decode_output(self, h_NH, b_N, draw=False):
         scatter = 1 + 0.1 * torch.randn(()) if draw else 1.0
-        return z_NP + self.effect_BG[b_N] * scatter
+        return h_NH + self.effect_BG[b_N] * scatter
 
 
 def model(effect_BG=EFFECT_BG, strength=1.0):
     scale = MinMax(np.zeros(GENES, np.float32), SPAN_G)
+    reader = Reader(GeneNames(tuple(f"g{i}" for i in range(GENES))), scale)
     return SimpleNamespace(
         batch_key="batch",
         design=Design("batch", BATCHES),
-        genes=[f"g{i}" for i in range(GENES)],
-        gene_names=GeneNames(tuple(f"g{i}" for i in range(GENES))),
+        genes=list(reader.genes.names),
+        gene_names=reader.genes,
         scale=scale,
+        device=torch.device("cpu"),
         settings=None,
         calibration=None,
         network=Additive(effect_BG / SPAN_G, strength),
-        read=lambda adata: scale.transform(adata.layers[keys.LOGNORM]),
+        read=reader.read,
     )
 
 

@@ -8,13 +8,12 @@ import torch
 from anndata import AnnData
 
 from scmedley import datasets, keys
-from scmedley.data.resident import Resident
 from scmedley.interpret import interval_coverage
 from scmedley.models import FixedEffects, FixedEffectsSettings, calibrate, load
 from scmedley.models.counterfactual import drawn_means
 from scmedley.models.interval import LARGEST, LEAST_FACTOR, Deviations, half_width
 from scmedley.nn.bayesian import inverse_softplus, tables
-from scmedley.pp import log_normalised, prepare
+from scmedley.pp import prepare
 from simulated import simulated
 
 SETTINGS = FixedEffectsSettings(hidden=(64, 32), n_latent=10, adversary_hidden=(32, 16), max_epochs=20)
@@ -29,9 +28,7 @@ def fitted(adata: AnnData, n_genes: int) -> FixedEffects:
 def learnt_anew(
     model: FixedEffects, adata: AnnData, label: str | None = "cell_type"
 ) -> calibrate.Calibration:
-    x_NG = model.scale.transform(log_normalised(adata, model.genes)[0])
-    codes, part_N = model.design.codes(adata.obs), adata.obs[keys.SPLIT].to_numpy()
-    return calibrate.learn(model, x_NG, codes, adata.obs[label] if label else None, part_N, 0)
+    return calibrate.learn(model, model.read(adata), adata.obs[label] if label else None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +40,12 @@ def known() -> tuple[AnnData, np.ndarray, FixedEffects]:
 
 def of_truth(model: FixedEffects, adata: AnnData, truth_KBG: np.ndarray) -> float:
     """Return the share of true shifts, which have no sampling noise, that are in their interval."""
-    x_NG = model.scale.transform(log_normalised(adata, model.genes)[0])
+    resident = model.read(adata).resident(model.design.codes(adata.obs))
     genes = [int(gene[1:]) for gene in model.genes]
-    batch_N, inside = model.design.codes(adata.obs), []
+    inside = []
     for k, name in enumerate(adata.obs["cell_type"].cat.categories):
         rows = np.flatnonzero(adata.obs["cell_type"] == name)[:100]
-        cells = Resident(x_NG[rows], batch_N[rows], torch.device("cpu"))
+        cells = resident.take(torch.as_tensor(rows))
         shift_TDG = drawn_means(model, cells, 30, 0, range(model.design.n_batches))
         shift_TDG -= shift_TDG.mean(axis=0)
         true_TG = truth_KBG[k][:, genes] - truth_KBG[k][:, genes].mean(axis=0)

@@ -18,9 +18,8 @@ from anndata import AnnData
 import run_folder
 from explorer_page import unpack
 from scmedley import keys
-from scmedley.data.resident import Resident
 from scmedley.models import MixedEffects
-from scmedley.models.counterfactual import counterfactual, decoded
+from scmedley.models.counterfactual import Encoded, counterfactual
 from scmedley.models.interval import half_width
 from scmedley.nn.bayesian import tables
 from scmedley.report.build import build
@@ -75,13 +74,11 @@ def said(model: MixedEffects, adata: AnnData, target: str, draws: int = 0) -> di
     found = {"own_batch": own, "as_if": shown.X.mean(0), "change": shown.layers["difference"].mean(0)}
     if draws:
         own_N = model.decoder.design.codes(adata.obs)
-        cells = Resident(model.decoder.read(adata), own_N, torch.device("cpu")).take(
-            torch.arange(adata.n_obs)
-        )
+        cells = model.decoder.read(adata).resident(own_N).take(torch.arange(adata.n_obs))
         there_N = torch.full_like(cells.b_N, model.decoder.design.code(target))
 
         def mean(batch_N: torch.Tensor, draw: int) -> np.ndarray:
-            (xhat_NG,) = decoded(model.decoder, cells, [batch_N], draw)
+            xhat_NG = Encoded(model.decoder, cells, draw).decoded(batch_N)
             return xhat_NG.mean(0).numpy()
 
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -500,19 +501,20 @@ def test_cells_of_a_part_of_the_genes_are_told_of(query: AnnData, fitted, prepar
     model = fitted("fixed")
     rare = np.argsort(np.asarray(query.X.sum(0)).ravel())[:34]  # six of 40 missing
     part = query[:, np.sort(rare)].copy()
-    remembered = model.trained_on
+    reader = model.reader
+    remembered = reader.trained_on
     assert remembered["kind"] == "counts"
     assert remembered["genes"] == 40
     assert 0.9 < remembered["share"] < 1 + 1e-6
     try:  # as if the model's genes had had a third of all counts
-        model.trained_on = {**remembered, "genes": 120, "share": 0.33}
+        model.reader = replace(reader, trained_on={**remembered, "genes": 120, "share": 0.33})
         _, said = _told(model, part)
         assert any("normalised to a part of the genes" in words for words in said), said
-        model.trained_on = {**remembered, "share": 0.1}
+        model.reader = replace(reader, trained_on={**remembered, "share": 0.1})
         assert any("another scale" in words for words in _told(model, query)[1])
         assert _told(model, prepared)[1] == []  # prepared cells are what they are
     finally:
-        model.trained_on = remembered
+        model.reader = reader
 
 
 def test_the_genes_that_are_missing_are_named(query: AnnData, fitted) -> None:
@@ -558,12 +560,12 @@ def test_a_model_remembers_what_it_was_trained_on(fitted, query: AnnData, tmp_pa
     model = fitted("fixed")
     model.save(tmp_path / "model")
     loaded = load(tmp_path / "model")
-    assert loaded.trained_on == model.trained_on
+    assert loaded.reader.trained_on == model.reader.trained_on
     about = json.loads((tmp_path / "model" / "model.json").read_text())
     del about["trained_on"]  # as earlier versions wrote it
     (tmp_path / "model" / "model.json").write_text(json.dumps(about))
     old = load(tmp_path / "model")
-    assert old.trained_on is None
+    assert old.reader.trained_on is None
     log2 = _as(query, np.log2(_per(1e4, dense(query.X).astype(np.float64)) + 1))
     assert_allclose(_told(old, log2)[0], _told(old, query)[0], atol=2e-3)
 

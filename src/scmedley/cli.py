@@ -114,19 +114,16 @@ def embed(
     unknown
         Batches that the model does not know: "error", or "mean" for the population mean.
     """
-    from scmedley import io, keys
-    from scmedley.data.reader import as_told
+    from scmedley import io
     from scmedley.pipeline import stages
 
     _must_be_new(out, ".h5ad")
     model = stages.read_model(folder)
     with _warnings_as_lines():
         adata = io.read(cells)
-        told = adata if values == "auto" else as_told(adata, values)
+        reading = model.decoder.read(adata, values=values)
     with _warnings_as_lines(), io.with_results(adata, out) as said:
-        model.embed(told, unknown=unknown)
-        for key in (keys.FIXED, keys.RANDOM):
-            adata.obsm[key] = told.obsm[key]
+        model.embed(adata, unknown=unknown, reading=reading)
     for line in said:
         print(f"scmedley: warning: {out.name}: {line}", file=sys.stderr)
     print(f"{adata.n_obs} cells embedded: {out}")

@@ -1,5 +1,6 @@
 """What the values of training cells were, and where those of new cells differ."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ def trained_on(adata: AnnData, x_NG: Matrix) -> dict[str, Any]:
     ``share``: the part of a cell's counts that the model's genes have, in the median cell.
     """
     values = _prepared_from(adata)
+    chosen = sampled(x_NG.shape[0], slice(0, x_NG.shape[0]))
     kept = {name: values[name] for name in ("kind", "total", "genes", "doubtful") if name in values}
-    return {**{name: _plain(value) for name, value in kept.items()}, "share": _share(x_NG)}
+    return {**{name: _plain(value) for name, value in kept.items()}, "share": share_of([x_NG[chosen]])}
 
 
 def difference_of_prepared(trained: dict[str, Any] | None, adata: AnnData) -> list[str]:
@@ -43,7 +45,7 @@ def _prepared_from(adata: AnnData) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}  # a string, of earlier versions
 
 
-def differences(trained: dict[str, Any] | None, found: Checked, x_NG: Matrix, n_counted: int) -> list[str]:
+def differences(trained: dict[str, Any] | None, found: Checked, share: float, n_counted: int) -> list[str]:
     """Return whole sentences on where new cells differ from the training cells.
 
     Parameters
@@ -52,8 +54,8 @@ def differences(trained: dict[str, Any] | None, found: Checked, x_NG: Matrix, n_
         What :func:`trained_on` gave; None or empty of a model that does not know.
     found
         What the new cells hold.
-    x_NG
-        Their log1p CP10k in the model's genes.
+    share
+        Part of a cell's counts that the model's genes have, in the median cell (:func:`share_of`).
     n_counted
         Genes behind their totals.
     """
@@ -69,7 +71,7 @@ def differences(trained: dict[str, Any] | None, found: Checked, x_NG: Matrix, n_
             f"{kind_words(found.kind)}. They are brought to natural logarithms"
             + (f" of {TARGET_SUM:,.0f} counts per cell." if known else ", but their scale is not known.")
         )
-    share, there = _share(x_NG), trained.get("share")
+    there = trained.get("share")
     if not share or not there:
         return said
     ratio, n_trained = share / there, trained.get("genes", 0)
@@ -87,12 +89,19 @@ def differences(trained: dict[str, Any] | None, found: Checked, x_NG: Matrix, n_
     return said
 
 
-def _share(x_NG: Matrix) -> float:
-    n_cells = x_NG.shape[0]
-    rows = np.unique(np.linspace(0, n_cells - 1, min(n_cells, _SAMPLE)).astype(int))
-    x_NG = x_NG if len(rows) == n_cells else x_NG[rows]
-    undone = np.expm1(x_NG) if isinstance(x_NG, np.ndarray) else x_NG.expm1()
-    return float(np.median(np.asarray(undone.sum(axis=1, dtype=np.float64)))) / TARGET_SUM
+def sampled(n_cells: int, rows: slice) -> np.ndarray:
+    """Return which cells of a block shares are measured on, counted from its first: evenly spaced among all."""
+    chosen = np.unique(np.linspace(0, n_cells - 1, min(n_cells, _SAMPLE)).astype(int))
+    return np.asarray(chosen[(chosen >= rows.start) & (chosen < rows.stop)] - rows.start)
+
+
+def share_of(blocks: Sequence[Matrix]) -> float:
+    """Return the part of a cell's counts that the genes have, in the median cell, of blocks of log1p CP10k."""
+    totals = []
+    for x_NG in blocks:
+        undone = np.expm1(x_NG) if isinstance(x_NG, np.ndarray) else x_NG.expm1()
+        totals.append(np.asarray(undone.sum(axis=1, dtype=np.float64)).ravel())
+    return float(np.median(np.concatenate(totals))) / TARGET_SUM
 
 
 def _plain(value: Any) -> Any:

@@ -14,74 +14,88 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Cells of one step: scaled expression x_NG (float32), batch codes b_N and label codes y_N (int64).
+    """Cells of one step.
 
-    Without labels to learn ``y_N`` is ``None``; code -1 is a cell without a label.
+    Attributes
+    ----------
+    x_NG
+        Scaled expression, float32.
+    b_N
+        Batch codes (int64), -1 where the batch is not known or masked.
+    y_N
+        Label codes, -1 for a cell without a label; ``None`` without labels to learn.
+    rows_N
+        Row numbers among all cells.
+    counts_NG, size_N
+        Counts, and each cell's total over all genes, float32, for a model whose likelihood is of counts.
     """
 
     x_NG: Tensor
     b_N: Tensor
     y_N: Tensor | None = None
+    rows_N: Tensor | None = None
+    counts_NG: Tensor | None = None
+    size_N: Tensor | None = None
+
+
+class Rows:
+    """Values of all cells on one device: scaled expression and, where a model needs them, counts and totals."""
+
+    def __init__(
+        self,
+        x_NG: sparse.csr_matrix | np.ndarray,
+        device: torch.device,
+        counts_NG: sparse.csr_matrix | np.ndarray | None = None,
+        total_N: np.ndarray | None = None,
+    ):
+        self.n_cells, self.n_genes = x_NG.shape
+        self.x = _Table(x_NG, device)
+        self.counts = None if counts_NG is None else _Table(counts_NG, device)
+        self.size_N = (
+            None if total_N is None else torch.as_tensor(np.asarray(total_N, np.float32), device=device)
+        )
 
 
 class Resident:
-    """Scaled expression (CSR or dense), batch and label codes of all cells on one device.
+    """All cells on one device, with the codes of their batches and labels.
 
     Sparse input stays sparse (a tenth of the memory) and only the rows of a minibatch are made dense.
 
     Parameters
     ----------
     x_NG
-        float32, CSR or dense.
+        float32, CSR or dense; or rows that are on the device already, to be shared.
     b_N
         Batch codes 0..B-1; -1 where the batch is not known.
+    device
+        Where the cells are kept.
     y_N
         Label codes 0..K-1, -1 where missing; ``None`` if there are none to learn.
     """
 
     def __init__(
         self,
-        x_NG: sparse.csr_matrix | np.ndarray,
+        x_NG: sparse.csr_matrix | np.ndarray | Rows,
         b_N: np.ndarray,
         device: torch.device,
         y_N: np.ndarray | None = None,
     ):
-        self.n_cells, self.n_genes = x_NG.shape
-        self.device = device
+        self.rows = x_NG if isinstance(x_NG, Rows) else Rows(x_NG, device)
+        self.n_cells, self.n_genes, self.device = self.rows.n_cells, self.rows.n_genes, device
         self.b_N = torch.as_tensor(np.asarray(b_N, dtype=np.int64), device=device)
         self.y_N = None if y_N is None else torch.as_tensor(np.asarray(y_N, dtype=np.int64), device=device)
-        self.csr: sparse.csr_matrix | None = None
-        self.dense: Tensor | None = None
-        if sparse.issparse(x_NG) and device.type == "cpu":
-            self.csr = sparse.csr_matrix(x_NG, dtype=np.float32)
-        elif sparse.issparse(x_NG):
-            x_NG = sparse.csr_matrix(x_NG)
-            self.indptr = torch.as_tensor(x_NG.indptr.astype(np.int64), device=device)
-            self.indices = torch.as_tensor(x_NG.indices.astype(np.int32, copy=False), device=device)
-            self.values = torch.as_tensor(x_NG.data.astype(np.float32, copy=False), device=device)
-        else:
-            self.dense = torch.as_tensor(np.ascontiguousarray(x_NG, dtype=np.float32), device=device)
 
     def take(self, rows_N: Tensor) -> Minibatch:
-        """Give the named cells, in that order, dense."""
-        y_N = None if self.y_N is None else self.y_N[rows_N]
-        return Minibatch(self._rows(rows_N), self.b_N[rows_N], y_N)
-
-    def _rows(self, rows_N: Tensor) -> Tensor:
-        if self.dense is not None:
-            return self.dense[rows_N]
-        if self.csr is not None:  # eight times as fast on a CPU as the same in torch
-            return torch.from_numpy(self.csr[rows_N.numpy()].toarray())
-        start, stop = self.indptr[rows_N], self.indptr[rows_N + 1]
-        counts = stop - start
-        ends = counts.cumsum(0)
-        # Position of every non-zero of these rows in the CSR arrays, row after row.
-        where = torch.arange(int(counts.sum()), device=self.device)
-        where += torch.repeat_interleave(start - (ends - counts), counts)
-        row = torch.repeat_interleave(torch.arange(len(rows_N), device=self.device), counts)
-        x_NG = torch.zeros(len(rows_N), self.n_genes, device=self.device)
-        x_NG.view(-1)[row * self.n_genes + self.indices[where]] = self.values[where]
-        return x_NG
+        """Return the named cells, in that order, dense."""
+        of = self.rows
+        return Minibatch(
+            of.x.take(rows_N),
+            self.b_N[rows_N],
+            None if self.y_N is None else self.y_N[rows_N],
+            rows_N,
+            None if of.counts is None else of.counts.take(rows_N),
+            None if of.size_N is None else of.size_N[rows_N],
+        )
 
     def minibatches(self, rows: Tensor, batch_size: int, shuffle: bool = False) -> Iterator[Minibatch]:
         """Walk once through ``rows`` in minibatches of nearly equal size, at most ``batch_size``.
@@ -94,3 +108,37 @@ class Resident:
         n_steps = -(-len(rows) // batch_size)
         for part in torch.tensor_split(rows, max(n_steps, 1)):
             yield self.take(part)
+
+
+class _Table:
+    """A table of numbers on a device, CSR or dense, of which some rows are taken at a time."""
+
+    def __init__(self, x_NG: sparse.csr_matrix | np.ndarray, device: torch.device):
+        self.device, self.n_columns = device, x_NG.shape[1]
+        self.csr: sparse.csr_matrix | None = None
+        self.dense: Tensor | None = None
+        if sparse.issparse(x_NG) and device.type == "cpu":
+            self.csr = sparse.csr_matrix(x_NG, dtype=np.float32)
+        elif sparse.issparse(x_NG):
+            x_NG = sparse.csr_matrix(x_NG)
+            self.indptr = torch.as_tensor(x_NG.indptr.astype(np.int64), device=device)
+            self.indices = torch.as_tensor(x_NG.indices.astype(np.int32, copy=False), device=device)
+            self.values = torch.as_tensor(x_NG.data.astype(np.float32, copy=False), device=device)
+        else:
+            self.dense = torch.as_tensor(np.ascontiguousarray(x_NG, dtype=np.float32), device=device)
+
+    def take(self, rows_N: Tensor) -> Tensor:
+        if self.dense is not None:
+            return self.dense[rows_N]
+        if self.csr is not None:  # eight times as fast on a CPU as the same in torch
+            return torch.from_numpy(self.csr[rows_N.numpy()].toarray())
+        start, stop = self.indptr[rows_N], self.indptr[rows_N + 1]
+        counts = stop - start
+        ends = counts.cumsum(0)
+        # Position of every non-zero of these rows in the CSR arrays, row after row.
+        where = torch.arange(int(counts.sum()), device=self.device)
+        where += torch.repeat_interleave(start - (ends - counts), counts)
+        row = torch.repeat_interleave(torch.arange(len(rows_N), device=self.device), counts)
+        x_NG = torch.zeros(len(rows_N), self.n_columns, device=self.device)
+        x_NG.view(-1)[row * self.n_columns + self.indices[where]] = self.values[where]
+        return x_NG

@@ -27,15 +27,26 @@ class MinMax:
         span = np.where(high > low, high - low, np.float32(1))
         return cls(low, span.astype(np.float32))
 
+    @classmethod
+    def none(cls, n_genes: int) -> "MinMax":
+        """Return the scale that leaves values as they are."""
+        return cls(np.zeros(n_genes, np.float32), np.ones(n_genes, np.float32))
+
     def transform(self, x_NG: sparse.csr_matrix | np.ndarray) -> sparse.csr_matrix | np.ndarray:
         """Scale cells; sparse stays sparse while every gene's minimum is 0."""
         if sparse.issparse(x_NG):
             if not self.minimum_G.any():
-                scaled = sparse.csr_matrix(x_NG, copy=True)
-                scaled.data /= self.span_G[scaled.indices]
-                return scaled
+                x_NG = sparse.csr_matrix(x_NG)
+                scaled = (x_NG.data / self.span_G[x_NG.indices], x_NG.indices, x_NG.indptr)
+                return sparse.csr_matrix(
+                    scaled, shape=x_NG.shape
+                )  # its places are those of the input, not copied
             x_NG = sparse.csr_matrix(x_NG).toarray()
         return np.asarray((x_NG - self.minimum_G) / self.span_G, dtype=np.float32)
+
+    def equals(self, other: "MinMax") -> bool:
+        """Return whether both scale alike."""
+        return np.array_equal(self.minimum_G, other.minimum_G) and np.array_equal(self.span_G, other.span_G)
 
     def inverse(self, x_NG: np.ndarray) -> np.ndarray:
         """Give back the unit of the input (log1p CP10k)."""

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 
 from scmedley import keys
 from scmedley.data.design import as_categories
-from scmedley.data.reader import log_normalised
-from scmedley.data.resident import Resident
+from scmedley.data.reader import Cells
 from scmedley.evaluate.counterfactual import pearson, r2_change, slope
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
@@ -53,7 +51,7 @@ MEDIANS = (
 
 def counterfactual_check(
     model: MixedEffects | Model[Any],
-    adata: AnnData,
+    adata: Cells,
     label_key: str | None = None,
     *,
     max_cells: int = 300,
@@ -98,10 +96,11 @@ def counterfactual_check(
         - n_source, n_target: held-out cells.
     """
     network = decoder(model)
-    label = labels_of(adata, label_key)
-    batch = network.design.codes(adata.obs)
-    part = adata.obs[keys.SPLIT].astype(str).to_numpy()
-    x_NG, _ = log_normalised(adata, network.gene_names)
+    reading = network.read(adata)
+    x_NG, obs = reading.log1p_NG, reading.obs
+    label, batch = labels_of(obs, label_key), network.design.codes(obs)
+    cells = reading.resident(batch, network.device)
+    part = obs[keys.SPLIT].astype(str).to_numpy()
     rng = np.random.default_rng(seed)
     rows = []
     for name, (code, target) in product(names_of(label), enumerate(network.design.batches)):
@@ -124,8 +123,7 @@ def counterfactual_check(
             if (batch[source] != other).any() and not alike:
                 others.append(other)
         codes = [code, *rng.permutation(others)[:max_others].astype(int).tolist()]
-        x_source_NG = network.scale.transform(x_NG[source])
-        shown = Resident(x_source_NG, batch[source], torch.device("cpu"))
+        shown = cells.take(torch.as_tensor(source, device=network.device))
         predicted_G, *wrong_BG = mean_shifts(network, shown, codes)
         rows.append(
             {
@@ -227,11 +225,11 @@ def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
     return model.decoder if isinstance(model, MixedEffects) else model
 
 
-def labels_of(adata: AnnData, key: str | None) -> np.ndarray:
+def labels_of(obs: pd.DataFrame, key: str | None) -> np.ndarray:
     """Return each cell's label as text; missing ones, which no table counts, as an empty string."""
     if key is None:
-        return np.full(adata.n_obs, ALL, dtype=object)
-    label = as_categories(adata.obs[key])
+        return np.full(len(obs), ALL, dtype=object)
+    label = as_categories(obs[key])
     return np.asarray([*label.categories, ""], dtype=object).take(label.codes)
 
 

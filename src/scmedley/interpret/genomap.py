@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import linear_sum_assignment
@@ -25,7 +24,7 @@ from scipy.sparse.linalg import eigsh
 from scmedley import keys
 from scmedley.data.arrays import Numbers, check_finite, dense, numeric
 from scmedley.data.gene_names import check_unique
-from scmedley.data.reader import log_normalised
+from scmedley.data.reader import Cells
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError, check_seed
 from scmedley.interpret.check import decoder
@@ -164,7 +163,7 @@ def layout(
     return Layout(tuple(map(str, genes)), rows[pixel_G], columns[pixel_G], shape, constant_G)
 
 
-def genomap_of(model: MixedEffects | Model[Any], adata: AnnData, *, seed: int = 0) -> Layout:
+def genomap_of(model: MixedEffects | Model[Any], adata: Cells, *, seed: int = 0) -> Layout:
     """Lay out the genes of a model's decoder by their correlations among training cells.
 
     Parameters
@@ -187,9 +186,10 @@ def genomap_of(model: MixedEffects | Model[Any], adata: AnnData, *, seed: int = 
             f"The model has {len(network.genes):,} genes; {MOST_GENES:,} at most can be laid out in a picture. Fit it "
             "with fewer genes (--genes)."
         )
-    if keys.SPLIT in adata.obs:
-        adata = adata[(adata.obs[keys.SPLIT] == "train").to_numpy()]
-    x_NG, _ = log_normalised(adata, network.gene_names)
+    reading = network.read(adata)
+    x_NG = reading.log1p_NG
+    if keys.SPLIT in reading.obs:
+        x_NG = x_NG[np.flatnonzero(reading.obs[keys.SPLIT] == "train")]
     with modes(grad=False):
         return layout(x_NG, network.genes, seed=seed)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from anndata import AnnData
+import pandas as pd
 
 from scmedley.data.arrays import dense
 from scmedley.data.design import POPULATION_MEAN, as_categories, named_targets
-from scmedley.data.reader import log_normalised
+from scmedley.data.reader import Cells
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.genomap import Layout
 from scmedley.models import MixedEffects
@@ -53,7 +53,7 @@ class Panel:
 
 
 def panel(
-    model: MixedEffects, adata: AnnData, to: str | Sequence[str], layout: Layout, *, unknown: str = "error"
+    model: MixedEffects, adata: Cells, to: str | Sequence[str], layout: Layout, *, unknown: str = "error"
 ) -> Panel:
     """Show cells in other batches, for :func:`scmedley.pl.counterfactuals`.
 
@@ -80,29 +80,29 @@ def panel(
             "The layout is of other genes than the model's. Make it with genomap_of(model, adata)."
         )
     targets = [POPULATION_MEAN, *(name for name in named_targets(to) if name != POPULATION_MEAN)]
-    made: Any = model.counterfactual(adata, targets, unknown=unknown)
-    shape = (len(targets), adata.n_obs, len(model.decoder.genes))
+    reading = model.decoder.read(adata)
+    made: Any = model.counterfactual(reading, targets, unknown=unknown)
+    shape = (len(targets), reading.n_cells, len(model.decoder.genes))
     shown, difference = (
         np.asarray(values).reshape(shape).swapaxes(0, 1) for values in (made.X, made.layers["difference"])
     )
-    x_RG, _ = log_normalised(adata, model.decoder.gene_names)
     return Panel(
-        tuple(map(str, adata.obs_names)),
-        _batches(model, adata),
+        tuple(map(str, reading.obs.index)),
+        _batches(model, reading.obs),
         (FIXED if model.decoder is model.fixed else "population mean", *targets[1:]),
-        dense(x_RG),
-        np.asarray(model.decoder.reconstruct(adata, unknown=unknown).X),
+        dense(reading.log1p_NG),
+        np.asarray(model.decoder.reconstruct(reading, unknown=unknown).X),
         shown,
         difference,
         replace(layout, genes=model.decoder.gene_names.shown),
     )
 
 
-def _batches(model: MixedEffects, adata: AnnData) -> tuple[str, ...]:
-    """Give each cell's batch as text; empty where the model does not know it."""
-    if model.batch_key not in adata.obs:
-        return tuple("" for _ in range(adata.n_obs))
+def _batches(model: MixedEffects, obs: pd.DataFrame) -> tuple[str, ...]:
+    """Return each cell's batch as text; empty where the model does not know it."""
+    if model.batch_key not in obs:
+        return tuple("" for _ in range(len(obs)))
     known: tuple[str, ...] = model.decoder.design.batches
-    names = [str(name) for name in as_categories(adata.obs[model.batch_key])]
+    names = [str(name) for name in as_categories(obs[model.batch_key])]
     own: list[str] = [name if name in known else "" for name in names]
     return tuple(own)

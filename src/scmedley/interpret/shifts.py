@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 
 from scmedley import keys
 from scmedley.data.design import as_categories
-from scmedley.data.reader import log_normalised
-from scmedley.data.resident import Resident
+from scmedley.data.reader import Cells
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import LEAST, decoder, labels_of, names_of
 from scmedley.models import MixedEffects
@@ -32,7 +30,7 @@ HELD_OUT, ALL_CELLS = (
 
 def gene_shifts(
     model: MixedEffects | Model[Any],
-    adata: AnnData,
+    adata: Cells,
     label_key: str | None = None,
     *,
     draws: int = 30,
@@ -75,28 +73,29 @@ def gene_shifts(
     if draws < 2:
         raise ScmedleyError(f"draws is {draws}; give 2 or more, or there is no interval.")
     network = decoder(model)
-    label = labels_of(adata, label_key)
-    batch = network.design.codes(adata.obs)
+    reading = network.read(adata)
+    x_NG, obs = reading.log1p_NG, reading.obs
+    label, batch = labels_of(obs, label_key), network.design.codes(obs)
+    cells = reading.resident(batch, network.device)
     rng, permuting = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     genes, batches = np.asarray(network.genes), network.design.batches
     beside = network.gene_names.symbols_beside
     symbols = {} if beside is None else {"symbol": np.asarray(beside)}
-    x_NG, _ = log_normalised(adata, network.gene_names)
-    held_out = adata.obs[keys.SPLIT] == "test" if keys.SPLIT in adata.obs else np.zeros(adata.n_obs)
+    held_out = obs[keys.SPLIT] == "test" if keys.SPLIT in obs else np.zeros(len(obs))
     held_out_N = np.asarray(held_out, dtype=bool)
     tables = []
     for name in names_of(label):
         rows = np.flatnonzero(label == name)
         own = [rows[batch[rows] == code] for code in range(len(batches))]
-        seen_T = np.array([len(cells) > 0 for cells in own])
+        seen_T = np.array([len(these) > 0 for these in own])
         compared_T = seen_T if seen_T.sum() > 1 else np.ones_like(seen_T)
         # Each observed shift is against all batches of the label, so that one with training cells brings them into all.
-        enough = all(np.sum(held_out_N[cells]) >= LEAST for cells in own if len(cells))
-        own = [cells[held_out_N[cells]] for cells in own] if enough else own
+        enough = all(np.sum(held_out_N[these]) >= LEAST for these in own if len(these))
+        own = [these[held_out_N[these]] for these in own] if enough else own
         observed_TG = _observed(x_NG, own)
         null_KT = [_size(_observed(x_NG, _permuted(own, permuting))) for _ in range(N_PERMUTATIONS)]
         rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
-        shown = Resident(network.scale.transform(x_NG[rows]), batch[rows], torch.device("cpu"))
+        shown = cells.take(torch.as_tensor(rows, device=network.device))
         mean_TDG = drawn_means(network, shown, draws, seed, range(len(batches)))
         mean_TDG -= mean_TDG[compared_T].mean(axis=0)
         pairs = pd.DataFrame(
@@ -106,7 +105,7 @@ def gene_shifts(
                 "null_size": np.mean(null_KT, axis=0),
                 "null_sd": np.std(null_KT, axis=0),
                 "n_cells": len(rows),
-                "n_observed": [len(cells) for cells in own],
+                "n_observed": [len(these) for these in own],
                 "observed_from": np.where(seen_T, HELD_OUT if enough else ALL_CELLS, ""),
                 "seen": seen_T,
             }
@@ -132,7 +131,7 @@ def gene_shifts(
 
 def interval_coverage(
     model: MixedEffects | Model[Any],
-    adata: AnnData,
+    adata: Cells,
     label_key: str | None = None,
     *,
     n_top: int | None = None,
@@ -145,10 +144,9 @@ def interval_coverage(
     has held-out cells in two batches, or the model's intervals are not calibrated.
     """
     network = decoder(model)
-    label = None if label_key is None else as_categories(adata.obs[label_key]).codes
-    x_NG = network.scale.transform(log_normalised(adata, network.gene_names)[0])
-    codes, part_N = network.design.codes(adata.obs), adata.obs[keys.SPLIT].to_numpy()
-    found = deviations(network, x_NG, codes, label, part_N, "test", seed=seed)
+    reading = network.read(adata)
+    label_N = None if label_key is None else as_categories(reading.obs[label_key]).codes
+    found = deviations(network, reading, label_N, "test", seed=seed)
     if found is None or network.calibration is None:
         return float("nan")
     return found.coverage(network.calibration.factor, n_top)

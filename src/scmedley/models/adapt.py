@@ -54,7 +54,7 @@ def adapted(model: M, adata: AnnData, *, steps: int, seed: int, threads: int | N
         torch.manual_seed(seed)
         extended.design, extended.network = design, copy.deepcopy(model.network)
         add_batches(extended.network, len(new))
-        resident = Resident(model.read(cells), codes[codes >= len(known)], CPU)
+        resident = model.read(cells).resident(codes[codes >= len(known)], CPU)
         _learn_rows(extended.network, resident, len(known), steps, model.settings.sizes(cells.n_obs)[0])
     extended.fitted = {**model.fitted, "adapted": {"batches": len(new), "steps": steps, "seed": seed}}
     return extended

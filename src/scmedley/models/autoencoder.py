@@ -89,6 +89,14 @@ class AutoencoderNetwork(nn.Module):
         xhat_NG: Tensor = self.decoder(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
         return xhat_NG
 
+    def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
+        """Return the decoder's activations before its output layer."""
+        return self.decoder.hidden(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
+
+    def decode_output(self, h_NH: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
+        """Return xhat_NG of the activations before the output layer, in which it is linear."""
+        return self.decoder.output(h_NH, self.encoder, one_hot(b_N, self.n_batches), draw)
+
 
 class Autoencoder(Model[AutoencoderSettings]):
     """Autoencoder of all cells, which knows nothing of batches (scMEDAL's AE; AEC with ``label_key``)."""

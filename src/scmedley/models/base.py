@@ -4,8 +4,7 @@ Shapes: N cells, G genes of the model, P latent dimensions, B batches.
 """
 
 import hashlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -13,19 +12,17 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
 from torch import Tensor
 
 from scmedley import keys
 from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
-from scmedley.data.differences import difference_of_prepared, differences, trained_on
-from scmedley.data.gene_names import GeneNames, why_missing
+from scmedley.data.gene_names import GeneNames
 from scmedley.data.inplace import ensure_not_view
-from scmedley.data.reader import log_normalised, read_log_normalised
-from scmedley.data.resident import Resident
+from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.data.scale import MinMax
 from scmedley.device import engine, modes, resolve_device, resolve_precision
-from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
+from scmedley.errors import ScmedleyError, check_seed
+from scmedley.keys import ValueKind
 from scmedley.models import calibrate
 from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
@@ -36,11 +33,13 @@ from scmedley.train import loop
 S = TypeVar("S", bound=Settings)
 
 CHUNK = 4096  # cells that go through a fitted network at one time
-MAX_MISSING = 0.2  # share of the model's genes that new data may lack
 
 
 class Model(Generic[S]):
-    """A network together with what it needs to read AnnData: genes, scaling, batches.
+    """A network together with its reader (genes, scale) and its design (batches).
+
+    Cells are an AnnData, or a :class:`~scmedley.data.reader.Reading` of it (:meth:`read`), which several calls and
+    several models with the same genes share.
 
     Parameters
     ----------
@@ -72,14 +71,12 @@ class Model(Generic[S]):
     network_type: ClassVar[type]
 
     network: Any
+    reader: Reader
     design: Design
     labels: Labels | None
-    genes: list[str]
-    gene_names: GeneNames  # the same genes, with ids and symbols
-    scale: MinMax
     history: pd.DataFrame
     fitted: dict[str, Any]
-    trained_on: dict[str, Any] | None = None  # what the training cells' values were; None in old models
+    device: torch.device = torch.device("cpu")  # where a fitted network is, that of the fit
     calibration: Calibration | None = None
 
     def __init__(self, batch_key: str, label_key: str | None = None, settings: str | S = "default"):
@@ -109,7 +106,7 @@ class Model(Generic[S]):
 
     def fit(
         self,
-        adata: AnnData,
+        adata: Cells,
         *,
         seed: int = 0,
         threads: int | None = None,
@@ -152,10 +149,11 @@ class Model(Generic[S]):
         precision = resolve_precision(precision, on)
         with engine(threads, on):
             torch.manual_seed(seed)
-            x_NG = self._learn_reading(adata, seed)
-            part = adata.obs[keys.SPLIT].to_numpy()
-            y_N = self._label_codes(adata.obs)
-            cells = Resident(x_NG, self.design.codes(adata.obs), on, y_N)
+            reading = read_prepared(adata, self.batch_key, self.label_key, seed)
+            self._learn(reading)
+            part = reading.obs[keys.SPLIT].to_numpy()
+            y_N = self._label_codes(reading.obs)
+            cells = reading.resident(self.design.codes(reading.obs), on, y_N)
             train, validation = (
                 torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
             )
@@ -171,7 +169,7 @@ class Model(Generic[S]):
                 decay=self.settings.decay,
                 precision=precision,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
-                fingerprint=self._fingerprint(x_NG, cells.b_N.cpu().numpy(), y_N, part, seed, precision),
+                fingerprint=self._fingerprint(reading, y_N, part, seed, precision),
                 label=f"{type(self).__name__} by {self.batch_key}",
                 progress=progress,
             )
@@ -180,8 +178,8 @@ class Model(Generic[S]):
             except BaseException:
                 self.network = None  # half trained is not fitted
                 raise
-            self.network.to("cpu")
-            self.calibration = self._calibrated(adata, x_NG, seed)
+            self.device = on
+            self.calibration = self._calibrated(reading, seed)
         self.history = done.history()
         self.fitted = {
             "epochs": done.epoch,
@@ -193,11 +191,11 @@ class Model(Generic[S]):
         }
         return self
 
-    def train(self, adata: AnnData, **options: Any) -> Self:
+    def train(self, adata: Cells, **options: Any) -> Self:
         """Fit: scvi-tools' name for :meth:`fit`, with the same options."""
         return self.fit(adata, **options)
 
-    def embed(self, adata: AnnData, *, unknown: str = "error") -> None:
+    def embed(self, adata: AnnData, *, unknown: str = "error", reading: Reading | None = None) -> None:
         """Store the latent of every cell in ``obsm`` (N x P, float32).
 
         Parameters
@@ -207,13 +205,15 @@ class Model(Generic[S]):
         unknown
             What to do with cells of a batch that a random-effects network does not know: ``"error"``, or
             ``"mean"`` for the population mean.
+        reading
+            The same cells, if they were read already.
         """
-        z_NP = self.get_latent_representation(adata, unknown=unknown)
+        z_NP = self.get_latent_representation(reading or adata, unknown=unknown)
         ensure_not_view(adata)
         adata.obsm[self.key] = z_NP
 
     def get_latent_representation(
-        self, adata: AnnData, *, unknown: str = "error", mask_batch: bool = False
+        self, adata: Cells, *, unknown: str = "error", mask_batch: bool = False
     ) -> np.ndarray:
         """Return the latent of every cell, N x P float32, and store nothing.
 
@@ -230,7 +230,7 @@ class Model(Generic[S]):
         """
         return self._through(adata, unknown, lambda x, b: self.network.encode(x, b), mask_batch)
 
-    def predict(self, adata: AnnData) -> pd.DataFrame:
+    def predict(self, adata: Cells) -> pd.DataFrame:
         """Give the probability of every label for every cell, N x K: rows are cells, columns labels.
 
         Raises
@@ -251,9 +251,10 @@ class Model(Generic[S]):
             return logits.softmax(dim=1)
 
         p_NK = self._through(adata, POPULATION_MEAN, predict)
-        return pd.DataFrame(p_NK, index=adata.obs_names, columns=list(self.labels.names))
+        obs = adata.obs
+        return pd.DataFrame(p_NK, index=obs.index, columns=list(self.labels.names))
 
-    def reconstruct(self, adata: AnnData, *, unknown: str = "error") -> AnnData:
+    def reconstruct(self, adata: Cells, *, unknown: str = "error") -> AnnData:
         """Give the reconstruction of every cell with its own batch's effects, as a new AnnData.
 
         ``X`` is N x G in log1p CP10k. Cells of unknown batches are decoded with the population mean
@@ -275,7 +276,7 @@ class Model(Generic[S]):
 
     def counterfactual(
         self,
-        adata: AnnData,
+        adata: Cells,
         to: str | Sequence[str],
         *,
         draws: int = 0,
@@ -370,43 +371,42 @@ class Model(Generic[S]):
                 "the default preset)."
             )
 
+    @property
+    def gene_names(self) -> GeneNames:
+        """The model's genes, with ids and symbols where they are known."""
+        return self.reader.genes
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the model's genes."""
+        return list(self.reader.genes.names)
+
+    @property
+    def scale(self) -> MinMax:
+        """How values are scaled for the network."""
+        return self.reader.scale
+
     @modes(grad=False)
-    def read(self, adata: AnnData) -> sparse.csr_matrix | np.ndarray:
-        """Give the scaled input x_NG of any cells, genes aligned by name.
+    def read(self, adata: Cells, *, values: ValueKind = "auto") -> Reading:
+        """Read any cells as this model does: genes aligned by name, values checked and scaled.
+
+        Every verb takes the result in place of the AnnData, so that the same cells are read once. A model with the
+        same genes and scale, such as the other network of :class:`MixedEffects`, takes it too.
+
+        Parameters
+        ----------
+        adata
+            Any cells with (most of) the model's genes, prepared or with counts.
+        values
+            What the values are, where the evidence should not decide, as in :func:`scmedley.pp.prepare`.
 
         Raises
         ------
         ScmedleyError
-            The model is not fitted, or more than a fifth of its genes are missing.
+            The model is not fitted, more than a fifth of its genes are missing, or values cannot be used.
         """
         self.check_fitted()
-        if adata.n_obs == 0:
-            raise ScmedleyError("There are no cells here. Look at the step that chose them.")
-        expected = None if self.trained_on is None else self.trained_on.get("kind")
-        x_NG, place_G, found, n_counted = read_log_normalised(adata, self.gene_names, expected=expected)
-        missing = np.flatnonzero(place_G < 0)
-        n_missing = len(missing)
-        if n_missing > MAX_MISSING * len(self.genes):
-            absent = [self.genes[i] for i in missing[:3]]
-            hint = why_missing(self.gene_names, GeneNames.of(adata.var), adata.obs_names)
-            raise ScmedleyError(
-                f"{n_missing} of the model's {len(self.genes)} genes are missing (for example "
-                f"{', '.join(absent)}); at most {MAX_MISSING:.0%} may be. Genes here are called like "
-                f"{', '.join(map(str, adata.var_names[:2]))}. {hint}"
-            )
-        if n_missing:
-            message = f"{n_missing} of the model's {len(self.genes)} genes are missing here and taken as 0."
-            warnings.warn(message, ScmedleyWarning, stacklevel=2)
-        said = difference_of_prepared(self.trained_on, adata)
-        if found is not None:
-            said = differences(self.trained_on, found, x_NG, n_counted)
-        for message in said:
-            warnings.warn(message, ScmedleyWarning, stacklevel=2)
-        n_empty = adata.n_obs - len(np.unique(x_NG.nonzero()[0]))
-        if n_empty:
-            message = f"{n_empty} cells have no value above 0 in any of the model's genes."
-            warnings.warn(message, ScmedleyWarning, stacklevel=2)
-        return self.scale.transform(x_NG)
+        return self.reader.read(adata, values)
 
     def var(self) -> pd.DataFrame:
         """Give a table of the model's genes for a new AnnData, with symbols where names are ids."""
@@ -419,50 +419,26 @@ class Model(Generic[S]):
         if self.network is None:
             raise ScmedleyError(f"This {type(self).__name__} is not fitted. Call fit(adata) or load one.")
 
-    def _learn_reading(self, adata: AnnData, seed: int) -> sparse.csr_matrix | np.ndarray:
-        """Learn genes, batches and scaling from prepared data; give the scaled input."""
-        if keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
-            raise ScmedleyError(
-                f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
-                f"sm.pp.prepare(adata, batch_key={self.batch_key!r}) first."
-            )
-        self.design = Design.of(adata.obs, self.batch_key)
-        if self.design.n_batches < 2:
-            raise ScmedleyError(f"obs[{self.batch_key!r}] has one batch; there is nothing to tell apart.")
-        ensure_not_view(adata)
-        store_split(adata, self.batch_key, self.label_key, seed)
-        check_split(adata)
-        trained = set(self.design.codes(adata.obs)[(adata.obs[keys.SPLIT] == "train").to_numpy()])
+    def _learn(self, reading: Reading) -> None:
+        """Learn batches and labels from the cells of the fit."""
+        obs = reading.obs
+        self.reader, self.design = reading.reader, Design.of(obs, self.batch_key)
+        check_split(obs)
+        in_training = (obs[keys.SPLIT] == "train").to_numpy()
+        trained = set(self.design.codes(obs)[in_training])
         for code, name in enumerate(self.design.batches):
             if code not in trained:
                 raise ScmedleyError(
                     f"Batch {name!r} has no training cell in obs[{keys.SPLIT!r}]. Give it one, or remove the batch."
                 )
-        if self.label_key is None:
-            self.labels = None
-        else:
-            self.labels = Labels.of(adata.obs[adata.obs[keys.SPLIT] == "train"], self.label_key)
-        chosen = np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool))
-        self.gene_names = GeneNames.of(adata.var).take(chosen)
-        self.genes = list(self.gene_names.names)
-        if not self.genes:
-            raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
-        x_NG, _ = log_normalised(adata, self.genes)
-        self.trained_on = trained_on(adata, x_NG)
-        self.scale = MinMax.fit(x_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
-        return self.scale.transform(x_NG)
+        self.labels = None if self.label_key is None else Labels.of(obs[in_training], self.label_key)
 
-    def _calibrated(
-        self, adata: AnnData, x_NG: sparse.csr_matrix | np.ndarray, seed: int
-    ) -> Calibration | None:
-        """Learn the width of intervals, within the labels that the model or ``prepare`` was told of."""
+    def _calibrated(self, reading: Reading, seed: int) -> Calibration | None:
+        """Learn the width of intervals, within the labels that the model or ``prepare`` knows."""
         if not self.has_effects:
             return None
-        prepared = adata.uns.get(keys.UNS)
-        named = self.label_key or (prepared.get("label_key") if isinstance(prepared, dict) else None)
-        label = adata.obs.get(named)
-        codes, part_N = self.design.codes(adata.obs), adata.obs[keys.SPLIT].to_numpy()
-        return calibrate.learn(self, x_NG, codes, label, part_N, seed)
+        named = self.label_key or reading.label_key
+        return calibrate.learn(self, reading, reading.obs.get(named), seed)
 
     def _label_codes(self, obs: pd.DataFrame) -> np.ndarray | None:
         """Give the codes of the labels that training and validation may see, -1 for all others."""
@@ -472,29 +448,26 @@ class Model(Generic[S]):
         return np.where(seen, self.labels.codes(obs), -1)
 
     def _fingerprint(
-        self,
-        x_NG: sparse.csr_matrix | np.ndarray,
-        b_N: np.ndarray,
-        y_N: np.ndarray | None,
-        part: np.ndarray,
-        seed: int,
-        precision: str,
+        self, reading: Reading, y_N: np.ndarray | None, part: np.ndarray, seed: int, precision: str
     ) -> str:
-        """Say in short what is fitted to what; two fits that differ in it give different results."""
+        """Return in short what is fitted to what; two fits that differ in it give different results."""
+        labels = None if y_N is None else y_N.tolist()
+        codes = self.design.codes(reading.obs).tolist()
         what = (
-            type(self).__name__,
-            self.settings,
-            self.genes,
-            self.design,
-            self.labels,
-            list(part),
-            seed,
-            precision,
+            *(
+                type(self).__name__,
+                self.settings,
+                self.genes,
+                self.design,
+                self.labels,
+                list(part),
+                seed,
+                precision,
+            ),
+            *(reading.digest, codes, labels),
         )
         digest = hashlib.sha256(repr(what).encode())
-        x_arrays = (x_NG,) if isinstance(x_NG, np.ndarray) else (x_NG.data, x_NG.indices, x_NG.indptr)
-        y_arrays = () if y_N is None else (y_N,)
-        for array in (b_N, *y_arrays, *x_arrays, self.scale.minimum_G, self.scale.span_G):
+        for array in (self.scale.minimum_G, self.scale.span_G):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -505,17 +478,55 @@ class Model(Generic[S]):
         self.network = network.to(device)
 
     @modes(grad=False)
-    def _through(self, adata: AnnData, unknown: str, step: Any, mask_batch: bool = False) -> np.ndarray:
-        """Send all cells through ``step(x_NG, b_N)`` in chunks, in float32, and join what comes out."""
+    def _through(
+        self,
+        adata: Cells,
+        unknown: str,
+        step: Callable[[Tensor, Tensor], Tensor],
+        mask_batch: bool = False,
+    ) -> np.ndarray:
+        """Send all cells through ``step(x_NG, b_N)`` in chunks, in float32, and join what comes out.
+
+        A backed file is never whole in memory.
+        """
         check_unknown(unknown)
-        x_NG = self.read(adata)
-        if mask_batch:
-            codes = np.full(adata.n_obs, -1, dtype=np.int64)
-        else:
-            codes = self.design.known_codes(adata.obs, unknown if self.needs_batch else POPULATION_MEAN)
-        cells = Resident(x_NG, codes, torch.device("cpu"))
-        parts = cells.minibatches(torch.arange(cells.n_cells), CHUNK)
-        return np.concatenate([step(m.x_NG, m.b_N).numpy() for m in parts])
+        self.check_fitted()
+        known = unknown if self.needs_batch else POPULATION_MEAN
+        parts = []
+        for reading in [self.read(adata)] if isinstance(adata, Reading) else self.reader.blocks(adata):
+            if mask_batch:
+                codes = np.full(reading.n_cells, -1, dtype=np.int64)
+            else:
+                codes = self.design.known_codes(reading.obs, known)
+            cells = reading.resident(codes, self.device)
+            for minibatch in cells.minibatches(torch.arange(cells.n_cells, device=self.device), CHUNK):
+                parts.append(step(minibatch.x_NG, minibatch.b_N).cpu().numpy())
+        return np.concatenate(parts)
+
+
+def read_prepared(adata: Cells, batch_key: str, label_key: str | None, seed: int) -> Reading:
+    """Read prepared cells for a fit, with a split stored in ``obs`` if there is none yet; learn genes and scale.
+
+    Cells that were read for another fit are returned as they are.
+
+    Raises
+    ------
+    ScmedleyError
+        Cells that are not prepared, fewer than two batches, a part of the split without cells.
+    """
+    if isinstance(adata, Reading):
+        return adata
+    if keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
+        raise ScmedleyError(
+            f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
+            f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
+        )
+    if Design.of(adata.obs, batch_key).n_batches < 2:
+        raise ScmedleyError(f"obs[{batch_key!r}] has one batch; there is nothing to tell apart.")
+    ensure_not_view(adata)
+    store_split(adata, batch_key, label_key, seed)
+    check_split(adata.obs)
+    return Reader.learn(adata)
 
 
 def described(model: Any, network: Model[Any]) -> str:
@@ -527,13 +538,13 @@ def described(model: Any, network: Model[Any]) -> str:
     return f"{type(model).__name__}(batch_key={model.batch_key!r}{label}): {to}"
 
 
-def check_split(adata: AnnData) -> None:
-    """Say so if a part that training needs has no cells."""
-    counts = adata.obs[keys.SPLIT].value_counts()
+def check_split(obs: pd.DataFrame) -> None:
+    """Raise if a part of the split that training needs has too few cells."""
+    counts = obs[keys.SPLIT].value_counts()
     for part, least in (("train", 2), ("validation", 1)):
         if counts.get(part, 0) < least:
             raise ScmedleyError(
-                f"obs[{keys.SPLIT!r}] has {counts.get(part, 0)} {part!r} cells of {adata.n_obs}; at least "
+                f"obs[{keys.SPLIT!r}] has {counts.get(part, 0)} {part!r} cells of {len(obs)}; at least "
                 f"{least} are needed. Give more cells or batches of more cells (each batch trains on its first), or a "
                 "split of your own in that column."
             )

@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from scmedley import keys
 from scmedley.data.design import as_categories
-from scmedley.data.resident import Resident
+from scmedley.data.reader import Reading
 from scmedley.models.counterfactual import drawn_means
 from scmedley.models.interval import Calibration, Deviations
 
@@ -21,17 +22,10 @@ PRIOR_CELLS = 10  # weight of all batches in the estimated variance of a gene in
 LEAST_PAIRS = 2  # of label and batch with validation cells, without which nothing is learnt
 
 
-def learn(
-    model: Any,
-    x_NG: sparse.csr_matrix | np.ndarray,
-    batch_N: np.ndarray,
-    label: "pd.Series[Any] | None",
-    part_N: np.ndarray,
-    seed: int,
-) -> Calibration | None:
+def learn(model: Any, reading: Reading, label: "pd.Series[Any] | None", seed: int) -> Calibration | None:
     """Learn the factor of a fitted model's intervals from its validation cells; ``None`` where they are too few."""
     label_N = None if label is None else as_categories(label).codes
-    found = deviations(model, x_NG, batch_N, label_N, part_N, "validation", seed=seed)
+    found = deviations(model, reading, label_N, "validation", seed=seed)
     if found is None or len(found.n_P) < LEAST_PAIRS or not (found.sd_PG > 0).any(axis=1).all():
         return None
     key = None if label is None else str(label.name)
@@ -39,31 +33,27 @@ def learn(
 
 
 def deviations(
-    model: Any,
-    x_NG: sparse.csr_matrix | np.ndarray,
-    batch_N: np.ndarray,
-    label_N: np.ndarray | None,
-    part_N: np.ndarray,
-    part: str,
-    *,
-    seed: int = 0,
+    model: Any, reading: Reading, label_N: np.ndarray | None, part: str, *, seed: int = 0
 ) -> Deviations | None:
     """Compare predicted with observed shifts of the cells of one part of the split.
 
     Parameters
     ----------
-    x_NG
-        Scaled expression, as the model reads it.
-    batch_N, label_N
-        Codes, -1 for none; without labels all cells are one group.
-    part_N, part
-        The split, and the part whose cells are observed. Cells shown in the batches are training cells.
+    reading
+        The cells of the fit, with their split.
+    label_N
+        Codes of labels, -1 for none; without labels all cells are one group.
+    part
+        The part of the split whose cells are observed. Cells shown in the batches are training cells.
 
     Returns
     -------
     Deviations or None
         Of up to 8 labels in up to 20 batches each; ``None`` where no label has observed cells in two batches.
     """
+    x_NG, part_N = reading.x_NG, reading.obs[keys.SPLIT].to_numpy()
+    batch_N = model.design.codes(reading.obs)
+    resident = reading.resident(batch_N, model.device)
     label_N = np.zeros(len(batch_N), np.int64) if label_N is None else label_N
     labels, sizes = np.unique(label_N[label_N >= 0], return_counts=True)
     rng = np.random.default_rng(seed)
@@ -76,7 +66,7 @@ def deviations(
         if len(codes_T) < 2 or not len(trained):
             continue
         shown = np.sort(rng.permutation(trained)[:SHOWN])
-        cells = Resident(x_NG[shown], batch_N[shown], torch.device("cpu"))
+        cells = resident.take(torch.as_tensor(shown, device=model.device))
         shift_TDG = drawn_means(model, cells, DRAWS, seed, codes_T)
         shift_TDG -= shift_TDG.mean(axis=0)
         own = [np.flatnonzero(here & observed & (batch_N == code)) for code in codes_T]

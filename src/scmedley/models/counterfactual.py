@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.data.design import named_targets
+from scmedley.data.reader import Cells
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import modes, seeded
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
@@ -49,7 +50,7 @@ LARGEST = 2 * 1024**3  # bytes that a result may take in memory
 @modes(grad=False)
 def counterfactual(
     model: Model[Any],
-    adata: AnnData,
+    adata: Cells,
     to: object,
     *,
     draws: int = 0,
@@ -72,7 +73,8 @@ def counterfactual(
     repeated = [target for target in targets if targets.count(target) > 1]
     if repeated:
         raise ScmedleyError(f"The target batch {repeated[0]!r} is named more than once. Name each once.")
-    cells = Resident(model.read(adata), model.design.known_codes(adata.obs, unknown), torch.device("cpu"))
+    reading = model.read(adata)
+    cells = reading.resident(model.design.known_codes(reading.obs, unknown), model.device)
     layers = ["X", "difference"]
     if draws:
         n_trained = model.design.n_batches - model.design.n_adapted
@@ -86,11 +88,11 @@ def counterfactual(
     size = 4 * shape[0] * shape[1] * len(layers)
     if out is None and size > LARGEST:
         raise ScmedleyError(
-            f"{adata.n_obs} cells x {len(targets)} targets x {len(model.genes)} genes take "
+            f"{cells.n_cells} cells x {len(targets)} targets x {len(model.genes)} genes take "
             f"{size / 1e9:.1f} GB. Ask for fewer cells or targets, or pass out='counterfactuals.zarr' to write "
             "them to disk."
         )
-    obs = _obs(adata.obs, targets)
+    obs = _obs(reading.obs, targets)
     chunks = _chunks(model, cells, codes, draws, seed)
     if out is not None:
         return _to_zarr(Path(out), chunks, layers, shape, obs, model.var())
@@ -103,86 +105,125 @@ def counterfactual(
 
 
 @modes(grad=False)
-def mean_shifts(model: Model[Any], cells: Resident, codes: Sequence[int]) -> np.ndarray:
+def mean_shifts(model: Model[Any], cells: Minibatch, codes: Sequence[int]) -> np.ndarray:
     """Return the change of the cells' mean from their own batches to each batch of ``codes``: T x G, log1p CP10k."""
-    total_TG = np.zeros((len(codes), len(model.genes)))
-    for minibatch in cells.minibatches(torch.arange(cells.n_cells), CHUNK):
-        targets = [torch.full_like(minibatch.b_N, code) for code in codes]
-        here, *shown = decoded(model, minibatch, [minibatch.b_N, *targets])
-        total_TG += [(there - here).sum(0).numpy() for there in shown]
-    return np.asarray(total_TG / cells.n_cells * model.scale.span_G, dtype=np.float32)
+    encoded = Encoded(model, cells)
+    own_B, group_N, n_B = torch.unique(cells.b_N, return_inverse=True, return_counts=True)
+    share_B = n_B / n_B.sum()
+    here_BG = encoded.group_means(cells.b_N, group_N, own_B)
+    shifts = []
+    for code in codes:
+        there_BG = encoded.group_means(
+            torch.full_like(cells.b_N, code), group_N, torch.full_like(own_B, code)
+        )
+        shifts.append((share_B @ (there_BG - here_BG)).cpu().numpy())
+    return np.asarray(np.stack(shifts) * model.scale.span_G, dtype=np.float32)
 
 
 @modes(grad=False)
 def drawn_means(
-    model: Model[Any], cells: Resident, draws: int, seed: int, codes: Sequence[int] | np.ndarray
+    model: Model[Any], cells: Minibatch, draws: int, seed: int, codes: Sequence[int] | np.ndarray
 ) -> np.ndarray:
     """Return the cells' mean in each batch of ``codes``, for each posterior draw: T x D x G, log1p CP10k."""
-    chunk = cells.take(torch.arange(cells.n_cells))
-    codes_T = torch.as_tensor(np.asarray(codes, dtype=np.int64))
+    n_cells, on = len(cells.b_N), cells.b_N.device
+    codes_T = torch.as_tensor(np.asarray(codes, dtype=np.int64), device=on)
+    blocks = torch.split(codes_T, max(1, ROWS // n_cells))
     mean_TDG = np.empty((len(codes_T), draws, len(model.genes)), dtype=np.float32)
-    blocks = torch.split(codes_T, max(1, ROWS // cells.n_cells))
-    targets = [block.repeat_interleave(cells.n_cells) for block in blocks]
     for draw in range(draws):
-        shown = decoded(model, chunk, targets, draw, seed)
-        means = [xhat_NG.view(-1, cells.n_cells, xhat_NG.shape[1]).mean(1) for xhat_NG in shown]
-        mean_TDG[:, draw] = torch.cat(means).numpy()
+        encoded = Encoded(model, cells, draw, seed)
+        means = [
+            encoded.group_means(
+                block_T.repeat_interleave(n_cells),
+                torch.arange(len(block_T), device=on).repeat_interleave(n_cells),
+                block_T,
+            )
+            for block_T in blocks
+        ]
+        mean_TDG[:, draw] = torch.cat(means).cpu().numpy()
     return model.scale.inverse(mean_TDG)
 
 
-def decoded(
-    model: Model[Any], cells: Minibatch, targets: Sequence[Tensor], draw: int | None = None, seed: int = 0
-) -> Iterator[Tensor]:
-    """Yield xhat of the cells with the effects of each of ``targets``.
-
-    A target has a batch for each cell, or for all cells several times over, one round after the other.
+class Encoded:
+    """Cells that were encoded once, to be decoded with the effects of any batch.
 
     Without ``draw`` effects are at their posterior mean. A draw's tables depend on ``seed`` and its number alone,
-    so that all targets and chunks of cells share them. Cells are encoded once, unless the encoder takes the
-    target's effects.
+    so that all targets and chunks of cells share them. Where the encoder takes the target's effects
+    (``encode_as_target``), the cells are encoded for each target.
     """
-    network, drawn = model.network, draw is not None
-    encode_as_target = getattr(model.settings, "encode_as_target", False)
-    generator = torch.default_generator
-    with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
-        if not encode_as_target:
-            z_NP: Tensor = network.encode(cells.x_NG, cells.b_N, draw=drawn)
-        state = generator.get_state()
-    for target_N in targets:
-        times = len(target_N) // len(cells.b_N)
-        with nullcontext() if draw is None else seeded(0):
-            if drawn:
-                generator.set_state(state)
-            if encode_as_target:
-                shown_NP = network.encode(cells.x_NG.repeat(times, 1), target_N, draw=drawn)
-            else:
-                shown_NP = z_NP.repeat(times, 1)
-            xhat_NG: Tensor = network.decode(shown_NP, target_N, draw=drawn)
-        yield xhat_NG
+
+    def __init__(self, model: Model[Any], cells: Minibatch, draw: int | None = None, seed: int = 0):
+        self.network, self.cells, self.drawn = model.network, cells, draw is not None
+        self.as_target = getattr(model.settings, "encode_as_target", False)
+        with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
+            if not self.as_target:
+                self.z_NP: Tensor = self.network.encode(cells.x_NG, cells.b_N, draw=self.drawn)
+            self.state = torch.default_generator.get_state()
+
+    def decoded(self, target_N: Tensor) -> Tensor:
+        """Return xhat of the cells, N x G, each with the effects of its target."""
+        with self._same_draw():
+            xhat_NG: Tensor = self.network.decode(self._latent(target_N), target_N, draw=self.drawn)
+        return xhat_NG
+
+    def group_means(self, target_N: Tensor, group_N: Tensor, target_T: Tensor) -> Tensor:
+        """Return the mean of xhat over each of T groups of cells, T x G.
+
+        The output layer is linear in the last hidden layer, so that hidden units are averaged, and not genes, which
+        are many.
+
+        Parameters
+        ----------
+        target_N, group_N
+            Target and group of each cell; or of all cells several times over, one round after the other.
+        target_T
+            Target of each group: that of all its cells.
+        """
+        with self._same_draw():
+            h_NH: Tensor = self.network.decode_hidden(self._latent(target_N), target_N, draw=self.drawn)
+            n_T = torch.bincount(group_N, minlength=len(target_T))
+            h_TH = h_NH.new_zeros(len(target_T), h_NH.shape[1]).index_add_(0, group_N, h_NH) / n_T[:, None]
+            mean_TG: Tensor = self.network.decode_output(h_TH, target_T, draw=self.drawn)
+        return mean_TG
+
+    def _latent(self, target_N: Tensor) -> Tensor:
+        times = len(target_N) // len(self.cells.b_N)
+        if not self.as_target:
+            return self.z_NP.repeat(times, 1)
+        z_NP: Tensor = self.network.encode(self.cells.x_NG.repeat(times, 1), target_N, draw=self.drawn)
+        return z_NP
+
+    @contextmanager
+    def _same_draw(self) -> Iterator[None]:
+        """Draw the decoder's effects from where the encoder stopped, for every target alike."""
+        with seeded(0) if self.drawn else nullcontext():
+            if self.drawn:
+                torch.default_generator.set_state(self.state)
+            yield
 
 
 def _chunks(
     model: Model[Any], cells: Resident, codes: list[int], draws: int, seed: int
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Yield (rows of the result, its layers) for one chunk of cells and one target after another."""
-    for t, code in enumerate(codes):
-        start = t * cells.n_cells
-        for minibatch in cells.minibatches(torch.arange(cells.n_cells), max(8, CHUNK // (1 + draws // 8))):
+    """Yield (rows of the result, its layers) for one chunk of cells after another, each in every target."""
+    start = 0
+    all_rows = torch.arange(cells.n_cells, device=cells.device)
+    for minibatch in cells.minibatches(all_rows, max(8, CHUNK // (1 + draws // 8))):
+        encoded = [Encoded(model, minibatch, draw, seed) for draw in (range(draws) if draws else (None,))]
+        own_DNG = [one.decoded(minibatch.b_N) for one in encoded]
+        for t, code in enumerate(codes):
             target_N = torch.full_like(minibatch.b_N, code)
-            pairs = [
-                tuple(decoded(model, minibatch, [target_N, minibatch.b_N], i, seed))
-                for i in (range(draws) if draws else (None,))
-            ]
-            x_DNG = np.stack([model.scale.inverse(there.numpy()) for there, _ in pairs])
-            d_DNG = np.stack([(there - here).numpy() * model.scale.span_G for there, here in pairs])
+            shown_DNG = [one.decoded(target_N) for one in encoded]
+            x_DNG = np.stack([model.scale.inverse(there.cpu().numpy()) for there in shown_DNG])
+            pairs = zip(shown_DNG, own_DNG, strict=True)
+            d_DNG = np.stack([(there - here).cpu().numpy() * model.scale.span_G for there, here in pairs])
             parts = {"X": x_DNG.mean(0), "difference": d_DNG.mean(0)}
             if draws:
                 for name, values in (("X", x_DNG), ("difference", d_DNG)):
                     half_NG = half_width(values, model.calibration)
                     parts |= {f"{name}_q05": parts[name] - half_NG, f"{name}_q95": parts[name] + half_NG}
-            stop = start + len(target_N)
-            yield slice(start, stop), parts
-            start = stop
+            first = t * cells.n_cells + start
+            yield slice(first, first + len(target_N)), parts
+        start += len(minibatch.b_N)
 
 
 def _obs(obs: pd.DataFrame, targets: list[str]) -> pd.DataFrame:

@@ -12,8 +12,10 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.data.inplace import ensure_not_view
+from scmedley.data.reader import Cells, Reading
+from scmedley.device import modes
 from scmedley.errors import ScmedleyError
-from scmedley.models.base import Model, described
+from scmedley.models.base import Model, described, read_prepared
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.store import DESCRIPTION, read, read_description, replacing_model, write
@@ -70,7 +72,7 @@ class MixedEffects:
 
     def fit(
         self,
-        adata: AnnData,
+        adata: Cells,
         *,
         seed: int = 0,
         threads: int | None = None,
@@ -80,11 +82,13 @@ class MixedEffects:
         progress: bool = True,
     ) -> Self:
         """Fit both networks to prepared data; ``checkpoint`` is a folder, the rest as in ``Model.fit``."""
-        if self.fixed_key is not None:
+        if self.fixed_key is not None and isinstance(adata, AnnData):
             self.given(adata)
+        with modes(grad=False):
+            reading = read_prepared(adata, self.batch_key, self.label_key, seed)
         for name, network in self.networks().items():
             network.fit(
-                adata,
+                reading,
                 seed=seed,
                 threads=threads,
                 precision=precision,
@@ -94,7 +98,7 @@ class MixedEffects:
             )
         return self
 
-    def train(self, adata: AnnData, **options: Any) -> Self:
+    def train(self, adata: Cells, **options: Any) -> Self:
         """Fit: scvi-tools' name for :meth:`fit`, with the same options."""
         return self.fit(adata, **options)
 
@@ -108,19 +112,21 @@ class MixedEffects:
         tables = [model.history.assign(network=name) for name, model in self.networks().items()]
         return pd.concat(tables, ignore_index=True)[["network", "epoch", "part", "term", "value"]]
 
-    def embed(self, adata: AnnData, *, unknown: str = "error") -> None:
+    def embed(self, adata: AnnData, *, unknown: str = "error", reading: Reading | None = None) -> None:
         """Store both latents: ``obsm["X_scmedley_fixed"]``, ``obsm["X_scmedley_random"]``.
 
         The fixed part takes cells of any batch. For cells of batches that the random part does not
-        know, ``unknown="mean"`` uses the population mean.
+        know, ``unknown="mean"`` uses the population mean. ``reading`` are the same cells, if they were read already.
         """
-        random = self.random.get_latent_representation(adata, unknown=unknown)
-        fixed = self.get_latent_representation(adata)
+        if reading is None and not adata.isbacked:
+            reading = self.decoder.read(adata)
+        random = self.random.get_latent_representation(reading or adata, unknown=unknown)
+        fixed = self.given(adata) if self.fixed is None else self.get_latent_representation(reading or adata)
         ensure_not_view(adata)
         adata.obsm[keys.FIXED], adata.obsm[keys.RANDOM] = fixed, random
 
     def get_latent_representation(
-        self, adata: AnnData, *, unknown: str = "error", mask_batch: bool = False
+        self, adata: Cells, *, unknown: str = "error", mask_batch: bool = False
     ) -> np.ndarray:
         """Return the fixed-effects latent, N x P float32, and store nothing.
 
@@ -131,7 +137,7 @@ class MixedEffects:
             return self.given(adata)
         return self.fixed.get_latent_representation(adata, unknown=unknown, mask_batch=mask_batch)
 
-    def predict(self, adata: AnnData) -> pd.DataFrame:
+    def predict(self, adata: Cells) -> pd.DataFrame:
         """Give the probability of every label for every cell, N x K, as the fixed-effects network has it.
 
         Raises
@@ -141,15 +147,16 @@ class MixedEffects:
         """
         return (self.random if self.fixed is None else self.fixed).predict(adata)
 
-    def reconstruct(self, adata: AnnData, *, unknown: str = "error") -> AnnData:
+    def reconstruct(self, adata: Cells, *, unknown: str = "error") -> AnnData:
         """Give each cell's reconstruction with its own batch's effects, as a new AnnData (log1p CP10k).
 
         ``layers["random"]`` has the random-effects network's where the fixed-effects network makes ``X``.
         """
-        random = self.random.reconstruct(adata, unknown=unknown)
+        reading = self.decoder.read(adata)
+        random = self.random.reconstruct(reading, unknown=unknown)
         if self.fixed is None:
             return random
-        fixed = self.fixed.reconstruct(adata)
+        fixed = self.fixed.reconstruct(reading)
         fixed.layers["random"] = random[:, fixed.var_names].X
         return fixed
 
@@ -165,7 +172,7 @@ class MixedEffects:
 
     def counterfactual(
         self,
-        adata: AnnData,
+        adata: Cells,
         to: str | Sequence[str],
         *,
         draws: int = 0,
@@ -203,8 +210,12 @@ class MixedEffects:
             }
             (temporary / DESCRIPTION).write_text(json.dumps(about, indent=1))
 
-    def given(self, adata: AnnData) -> np.ndarray:
-        """Give the embedding that stands for the fixed part, or say that it is missing."""
+    def given(self, adata: Cells) -> np.ndarray:
+        """Return the embedding that stands for the fixed part, or raise if it is missing."""
+        if not isinstance(adata, AnnData):
+            raise ScmedleyError(
+                f"The fixed part is obsm[{self.fixed_key!r}]: pass the AnnData that holds it."
+            )
         if self.fixed_key not in adata.obsm:
             raise ScmedleyError(
                 f"The fixed part is obsm[{self.fixed_key!r}], which is not there; obsm has {list(adata.obsm)}."

@@ -131,17 +131,22 @@ class RandomEffectsNetwork(nn.Module):
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Give xhat_NG, scaled like the input, with the effects of batches ``b_N`` (-1: none)."""
+        return self.decode_output(self.decode_hidden(z_NP, b_N, draw), b_N, draw)
+
+    def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
+        """Return the decoder's activations before its output layer."""
         b_NB = one_hot(b_N, self.n_batches)
         h = z_NP
-        blocks = zip(self.decoder, self.decoder_norms, self.decoder_effects, strict=True)
-        last = len(self.decoder) - 1
-        for i, (layer, norm, effects) in enumerate(blocks):
-            h = layer(h)
-            if i < last:
-                h = F.selu(effects(norm(F.selu(h)), b_NB, draw))
-            else:
-                h = effects(norm(h), b_NB, draw)
+        blocks = zip(self.decoder[:-1], self.decoder_norms[:-1], self.decoder_effects[:-1], strict=True)
+        for layer, norm, effects in blocks:
+            h = F.selu(effects(norm(F.selu(layer(h))), b_NB, draw))
         return h
+
+    def decode_output(self, h_NH: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
+        """Return xhat_NG of the activations before the output layer, in which it is linear once trained."""
+        h = self.decoder_norms[-1](self.decoder[-1](h_NH))
+        xhat_NG: Tensor = self.decoder_effects[-1](h, one_hot(b_N, self.n_batches), draw)
+        return xhat_NG
 
     def play(self, cells: Minibatch) -> Iterator[Move]:
         """Yield L_RE = lambda_MSE * MSE + lambda_b * CE(b, batch head) + lambda_KL * KL(q(U) || p(U))."""

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from scmedley.data.design import Design, Labels
 from scmedley.data.gene_names import GeneNames
+from scmedley.data.reader import Reader
 from scmedley.data.scale import MinMax
-from scmedley.device import modes
+from scmedley.device import is_forked, modes
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.models.adapt import add_batches
@@ -75,12 +76,14 @@ def write(model: Model[Any], folder: Path) -> None:
         "genes": model.genes,
         "gene_ids": model.gene_names.ids,
         "gene_symbols": model.gene_names.symbols,
-        "trained_on": model.trained_on,
+        "trained_on": model.reader.trained_on,
         "fitted": model.fitted,
         "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
         "history": model.history.to_dict("list"),
     }
-    tensors = {f"network/{name}": tensor.contiguous() for name, tensor in model.network.state_dict().items()}
+    tensors = {
+        f"network/{name}": tensor.cpu().contiguous() for name, tensor in model.network.state_dict().items()
+    }
     tensors["minimum_G"] = torch.as_tensor(model.scale.minimum_G)
     tensors["span_G"] = torch.as_tensor(model.scale.span_G)
     save_file(tensors, folder / WEIGHTS)
@@ -116,13 +119,12 @@ def read(folder: Path) -> Model[Any]:
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
-        model.genes = about["genes"]
         ids, symbols = (
             about.get(key) for key in ("gene_ids", "gene_symbols")
         )  # not in models of earlier versions
-        model.gene_names = GeneNames(tuple(model.genes), ids and tuple(ids), symbols and tuple(symbols))
-        model.trained_on = about.get("trained_on")
-        model.scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
+        genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
+        scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
+        model.reader = Reader(genes, scale, trained_on=about.get("trained_on"))
         with torch.device("meta"):  # shapes alone: nothing is drawn, and the file's dtypes hold
             model._build("meta")
             add_batches(model.network, n_adapted)
@@ -143,4 +145,7 @@ def read(folder: Path) -> Model[Any]:
         reason = " ".join(str(error).split())[:300]
         raise ScmedleyError(f"The model in {folder} is broken ({reason}). Fit and save it again.") from error
     model.network.eval()
+    if str(model.fitted.get("device", "cpu")) == "cuda" and torch.cuda.is_available() and not is_forked():
+        model.device = torch.device("cuda")  # as it was fitted
+        model.network.to(model.device)
     return model

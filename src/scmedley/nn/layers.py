@@ -73,15 +73,24 @@ class TiedDecoder(nn.Module):
         self.effects = nn.ModuleList(effects)
 
     def forward(self, z_NP: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
-        """Give xhat_NG; ``draw`` takes one posterior draw of the effects, else their means."""
+        """Return xhat_NG; ``draw`` takes one posterior draw of the effects, else their means."""
+        return self.output(self.hidden(z_NP, encoder, b_NB, draw), encoder, b_NB, draw)
+
+    def hidden(self, z_NP: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+        """Return the activations h_NH before the output layer."""
         h = z_NP
-        last = len(self.biases) - 1
-        for i, (bias, layer) in enumerate(zip(self.biases, reversed(encoder.linears), strict=True)):
-            h = affine(h, layer.get_parameter("weight").t(), bias)
-            if self.effects:
-                h = self.effects[i](h, b_NB, draw)
-            h = h if i == last else F.selu(h)
+        for i in range(len(self.biases) - 1):
+            h = F.selu(self._layer(i, h, encoder, b_NB, draw))
         return h
+
+    def output(self, h_NH: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+        """Return xhat_NG of the activations before the output layer, in which it is linear."""
+        return self._layer(len(self.biases) - 1, h_NH, encoder, b_NB, draw)
+
+    def _layer(self, i: int, h: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool) -> Tensor:
+        weight = encoder.linears[len(self.biases) - 1 - i].get_parameter("weight")
+        h = affine(h, weight.t(), self.biases[i])
+        return self.effects[i](h, b_NB, draw) if self.effects else h
 
 
 class Classifier(nn.Module):

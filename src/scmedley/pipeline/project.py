@@ -13,7 +13,7 @@ from anndata import AnnData, read_h5ad
 
 from scmedley import io
 from scmedley.data.design import POPULATION_MEAN, named_targets
-from scmedley.data.reader import as_told
+from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed, listed
 from scmedley.interpret.check import (
     CHECK_COLUMNS,
@@ -87,35 +87,34 @@ def project(
     for target in named_targets(to):
         model.decoder.design.code(target)  # an unknown one is an error before anything is said of it
     chosen = choose(cells, folder)
-    if values != "auto":
-        if len(cells) != 1 or not _is_a_file(cells[0]):
-            raise ScmedleyError(
-                f"--values {values} is for the cells of a file (--cells cells.h5ad): those of the run are prepared. "
-                "Leave it out."
-            )
-        chosen = as_told(chosen, values)
-    for line in cautions(folder, chosen, to):
+    if values != "auto" and (len(cells) != 1 or not _is_a_file(cells[0])):
+        raise ScmedleyError(
+            f"--values {values} is for the cells of a file (--cells cells.h5ad): those of the run are prepared. "
+            "Leave it out."
+        )
+    reading = model.decoder.read(chosen, values=values)
+    for line in cautions(folder, reading.obs, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:
-        return [_write(model, chosen, to, out, draws=draws, seed=seed, unknown=unknown)] if out else []
+        return [_write(model, reading, to, out, draws=draws, seed=seed, unknown=unknown)] if out else []
     with io.replacing(figure) as temporary:  # drawn first, and put in place when the data are written too
-        n_drawn = _draw(folder, model, chosen, to, temporary, rows=rows, seed=seed, unknown=unknown)
+        n_drawn = _draw(folder, model, reading, to, temporary, rows=rows, seed=seed, unknown=unknown)
         said = [f"{n_drawn} of {chosen.n_obs} cells drawn: {figure}"]
         if out is not None:
-            said.append(_write(model, chosen, to, out, draws=draws, seed=seed, unknown=unknown))
+            said.append(_write(model, reading, to, out, draws=draws, seed=seed, unknown=unknown))
     return said
 
 
 def _write(
-    model: MixedEffects, adata: AnnData, to: Sequence[str], out: Path, *, draws: int, seed: int, unknown: str
+    model: MixedEffects, cells: Reading, to: Sequence[str], out: Path, *, draws: int, seed: int, unknown: str
 ) -> str:
     """Write the counterfactuals of all chosen cells."""
     zarr = out if out.suffix == ".zarr" else None
-    result = model.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
+    result = model.counterfactual(cells, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
     if isinstance(result, AnnData):
         for line in io.write_h5ad(result, out):
             warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
-    return f"{adata.n_obs} cells shown in {', '.join(to)}: {out}"
+    return f"{cells.n_cells} cells shown in {', '.join(to)}: {out}"
 
 
 def choose(cells: Sequence[str], folder: Path) -> AnnData:
@@ -206,30 +205,30 @@ def _check_figure(to: Sequence[str], rows: int) -> None:
         )
 
 
-def cautions(folder: Path, adata: AnnData, to: Sequence[str]) -> list[str]:
+def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
     """Return which labels of these cells were never seen in a target, and where the check speaks against predictions.
 
     Parameters
     ----------
     folder
         Run folder: its cells say what was seen, its ``counterfactual_check.csv`` what was checked.
-    adata
-        Cells, with the run's label where they have one.
+    obs
+        Table of the cells, with the run's label where they have one.
     to
         Target batches.
     """
     config = read_record(folder).get("config") or {}
     batch, label = config.get("batch"), config.get("label")
     cells = AnnData(obs=read_h5ad(folder / CELLS, backed="r").obs) if (folder / CELLS).exists() else AnnData()
-    if label not in adata.obs or not {batch, label} <= set(cells.obs):
+    if label not in obs or not {batch, label} <= set(cells.obs):
         return []
-    seen = set(zip(labels_of(cells, label), labels_of(cells, batch), strict=True))
+    seen = set(zip(labels_of(cells.obs, label), labels_of(cells.obs, batch), strict=True))
     check = _check_of(folder / CHECK)
     judged = agreement(check)
     judged = judged.mask((judged == "some") & (against_baseline(check) == WORSE), WORSE)
     words = dict(zip(zip(check["label"], check["batch"], strict=True), judged, strict=True))
     found: dict[str, list[str]] = {text: [] for text in CAUTIONS.values()}
-    for name, target in product(names_of(labels_of(adata, label)), named_targets(to)):
+    for name, target in product(names_of(labels_of(obs, label)), named_targets(to)):
         word = UNSEEN if (name, target) not in seen else words.get((name, target), TOO_FEW) if words else ""
         if target != POPULATION_MEAN and word in CAUTIONS:
             found[CAUTIONS[word]].append(f"{name} in {target}")
@@ -257,7 +256,7 @@ def _genomap(folder: Path, model: MixedEffects) -> Layout:
 def _draw(
     folder: Path,
     model: MixedEffects,
-    adata: AnnData,
+    cells: Reading,
     to: Sequence[str],
     path: Path,
     *,
@@ -269,13 +268,13 @@ def _draw(
     from scmedley.pl import counterfactuals
     from scmedley.pl._figure import save
 
-    n_cells = int(adata.n_obs)
+    n_cells = cells.n_cells
     note = f"all of {n_cells:,} cells"
     if n_cells > rows:
         note = f"{rows} of {n_cells:,} cells, drawn with seed {seed}"
         chosen = np.random.default_rng(seed).choice(n_cells, rows, replace=False)
-        adata = adata[np.sort(chosen)].copy()
-    lines = [f"{note}. Genes are named because they change most.", *cautions(folder, adata, to)]
+        cells = cells.take(np.sort(chosen))
+    lines = [f"{note}. Genes are named because they change most.", *cautions(folder, cells.obs, to)]
     laid_out = _genomap(folder, model)
-    save(counterfactuals(panel(model, adata, to, laid_out, unknown=unknown), note="\n".join(lines)), path)
+    save(counterfactuals(panel(model, cells, to, laid_out, unknown=unknown), note="\n".join(lines)), path)
     return min(n_cells, rows)

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
 from scmedley.data.design import Design
+from scmedley.data.reader import Reading
 from scmedley.device import engine, resolve_device
 from scmedley.errors import ScmedleyError, check_seed, heard, one_line
 from scmedley.evaluate.scores import scores
@@ -28,7 +29,7 @@ from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.io.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
-from scmedley.models.base import Model, check_split
+from scmedley.models.base import Model, check_split, read_prepared
 from scmedley.models.fixed_effects import FixedEffectsSettings
 from scmedley.models.interval import LARGEST
 from scmedley.models.random_effects import RandomEffectsSettings
@@ -122,14 +123,15 @@ def run(
 
 def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
     _write_cells(this, adata)
-    model = _fit(this, adata)
+    reading = read_prepared(adata, this.config.batch, this.config.label, this.config.seed)
+    model = _fit(this, adata, reading)
     if not only_fit:
         this.say(EMBEDDING)
         with this.stage("embed"):
-            embed_all(adata, model, this.config)
+            embed_all(adata, model, this.config, reading)
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
-        _evaluate(this, adata, model)
+        _evaluate(this, adata, model, reading)
     this.finish()
     if not only_fit:
         _report(this.folder, this.say, this.cells)
@@ -204,10 +206,10 @@ def _check_inputs(inputs: Sequence[Path], out: Path) -> None:
             ) from error
 
 
-def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig) -> None:
+def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig, reading: Reading) -> None:
     """Store both latents, the principal components and their UMAPs, and how they were made."""
-    model.embed(adata)
-    adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(adata, mask_batch=True)
+    model.embed(adata, reading=reading)
+    adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     pca(adata, seed=config.seed)
     for basis in (keys.FIXED, keys.RANDOM, keys.PCA):
         umap(adata, basis, seed=config.seed)
@@ -234,12 +236,13 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
     with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
         adata, model = read_cells(out), read_model(out)
         this = Run(out, config, record, say, seconds=dict(record.get("seconds", {})))
+        reading = model.decoder.read(adata)
         if not {keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA} <= set(adata.obsm):
             _check_extra()
             say(EMBEDDING)
-            embed_all(adata, model, config)
+            embed_all(adata, model, config, reading)
             io.add_results(adata, out / CELLS)
-        _evaluate(this, adata, model)
+        _evaluate(this, adata, model, reading)
         this.finish()
         page = out / run_folder.REPORT
         if page.exists():  # it would tell of the old scores
@@ -304,7 +307,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
             values=config.values,
             seed=config.seed,
         )
-        check_split(adata)
+        check_split(adata.obs)
         if held_out and "test" not in set(adata.obs[keys.SPLIT]):
             raise ScmedleyError(
                 f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
@@ -332,7 +335,7 @@ def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnD
     return adata
 
 
-def _fit(this: Run, adata: AnnData) -> MixedEffects:
+def _fit(this: Run, adata: AnnData, reading: Reading) -> MixedEffects:
     """Fit both networks, and the null of the random one; write the model and the history."""
     config, out = this.config, this.folder
     fixed, random = network_settings(config)
@@ -353,13 +356,13 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
     }
     this.say(f"Fitting {' and '.join(model.networks())} effects to {adata.n_obs} cells")
     with this.stage("fit"):
-        model.fit(adata, checkpoint=out / run_folder.CHECKPOINTS, **how)
+        model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS, **how)
         model.save(out / MODEL)
     history, networks = model.history, {n: m.fitted for n, m in model.networks().items()}
     if config.null:
         this.say("Fitting random effects to permuted batches, for comparison")
         with this.stage("fit null"):
-            null = _fit_null(adata, RandomEffects(keys.PERMUTED, settings=random), this, how)
+            null = _fit_null(adata, reading, RandomEffects(keys.PERMUTED, settings=random), this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)
@@ -381,16 +384,19 @@ def _fit(this: Run, adata: AnnData) -> MixedEffects:
     return model
 
 
-def _fit_null(adata: AnnData, null: RandomEffects, this: Run, how: dict[str, Any]) -> Model[Any]:
+def _fit_null(
+    adata: AnnData, reading: Reading, null: RandomEffects, this: Run, how: dict[str, Any]
+) -> Model[Any]:
     """Fit the random-effects network to batches permuted within labels; store labels and both latents."""
     permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
-    null.fit(adata, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
-    adata.obsm[keys.NULL] = null.get_latent_representation(adata)
-    adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(adata, mask_batch=True)
+    reading = replace(reading, obs=adata.obs)
+    null.fit(reading, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
+    adata.obsm[keys.NULL] = null.get_latent_representation(reading)
+    adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(reading, mask_batch=True)
     return null
 
 
-def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
+def _evaluate(this: Run, adata: AnnData, model: MixedEffects, reading: Reading) -> None:
     """Write the tables and put the findings into the record."""
     config, out = this.config, this.folder
     with this.stage("evaluate"):
@@ -402,25 +408,25 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
         this.say("Finding the genes that each batch shifts")
-        shifts = gene_shifts(model, adata, config.label, draws=config.draws, seed=config.seed)
+        shifts = gene_shifts(model, reading, config.label, draws=config.draws, seed=config.seed)
         io.write_csv(shifts, out / SHIFTS)
         this.say("Checking the counterfactuals on held-out cells")
-        check = counterfactual_check(model, adata, config.label, seed=config.seed)
+        check = counterfactual_check(model, reading, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
-        this.record["intervals"] = _intervals(model, adata, config)
+        this.record["intervals"] = _intervals(model, reading, config)
         if len(model.decoder.genes) <= MOST_GENES:
-            genomap_of(model, adata, seed=config.seed).save(out / GENOMAP)
+            genomap_of(model, reading, seed=config.seed).save(out / GENOMAP)
     about = this.record | {"hides_batch": model.random.settings.hide_batch > 0}
     this.record["findings"] = findings(table, shifts, check, about)
 
 
-def _intervals(model: MixedEffects, adata: AnnData, config: RunConfig) -> dict[str, float]:
+def _intervals(model: MixedEffects, reading: Reading, config: RunConfig) -> dict[str, float]:
     """Return the factor of the intervals and how many shifts of held-out cells they hold; nothing if not calibrated."""
     if model.decoder.calibration is None:
         return {}
     found = {"factor": model.decoder.calibration.factor}
     for name, n_top in (("coverage", None), ("coverage_largest", LARGEST)):
-        held = interval_coverage(model, adata, config.label, n_top=n_top, seed=config.seed)
+        held = interval_coverage(model, reading, config.label, n_top=n_top, seed=config.seed)
         if np.isfinite(held):
             found[name] = held
     return found
