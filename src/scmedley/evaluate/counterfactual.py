@@ -98,6 +98,14 @@ def pearson(observed_G: Floats, predicted_G: Floats) -> float:
     return float(pearsonr(observed_G, predicted_G).statistic)
 
 
+def correlations(a_RG: Floats, b_G: Floats) -> Floats:
+    """Return the Pearson correlation of each row with ``b_G``; nan where one is constant or not finite."""
+    a_RG, b_G = a_RG - a_RG.mean(axis=1, keepdims=True), b_G - b_G.mean()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r_R = (a_RG @ b_G) / (np.linalg.norm(a_RG, axis=1) * np.linalg.norm(b_G))
+    return np.asarray(np.where((np.ptp(a_RG, axis=1) > 0) & (np.ptp(b_G) > 0), r_R, np.nan))
+
+
 def r2_change(observed_G: Floats, predicted_G: Floats, weight_G: Floats | None = None) -> float:
     """Return R²Δ, the share of the observed change that is predicted.
 

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csr_matrix
 
 from scmedley import keys
+from scmedley.data.arrays import dense
 from scmedley.data.design import as_categories
 from scmedley.data.reader import Cells
-from scmedley.evaluate.counterfactual import pearson, r2_change, slope
+from scmedley.evaluate.counterfactual import correlations, pearson, r2_change, slope
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
 from scmedley.models.counterfactual import mean_shifts
@@ -100,28 +102,25 @@ def counterfactual_check(
     x_NG, obs = reading.log1p_NG, reading.obs
     label, batch = labels_of(obs, label_key), network.design.codes(obs)
     cells = reading.resident(batch, network.device)
-    part = obs[keys.SPLIT].astype(str).to_numpy()
-    rng = np.random.default_rng(seed)
-    rows = []
+    train, test = (obs[keys.SPLIT].to_numpy() == part for part in ("train", "test"))
+    n_batches, rng = network.design.n_batches, np.random.default_rng(seed)
+    rows, means = [], None
     for name, (code, target) in product(names_of(label), enumerate(network.design.batches)):
         here, there = (label == name) & (batch != code), (label == name) & (batch == code)
-        source, goal = np.flatnonzero(here & (part == "test")), np.flatnonzero(there & (part == "test"))
+        source, goal = np.flatnonzero(here & test), np.flatnonzero(there & test)
         if min(len(source), len(goal)) < LEAST:
             continue
+        if means is None or means.label != name:
+            means = _TrainingMeans.of(x_NG, batch, (label == name) & train, n_batches, name)
         source = np.sort(rng.choice(source, min(max_cells, len(source)), replace=False))
         observed_G = _difference(x_NG, goal, source)
-        train = part == "train"
-        additive_G = _difference(x_NG, np.flatnonzero(there & train), np.flatnonzero(here & train))
-        ceiling, plain = _ceiling(x_NG, goal, source, rng), pearson(additive_G, observed_G)
-        others = []
-        for other in np.setdiff1d(np.arange(network.design.n_batches), code):
-            theirs = np.flatnonzero((label == name) & (batch == other) & train)
-            as_near = pearson(_difference(x_NG, theirs, np.flatnonzero(here & train)), observed_G)
-            alike = (
-                as_near > plain - LIMITS["margin"] * ceiling
-            )  # by the cells: no prediction can be told from it
-            if (batch[source] != other).any() and not alike:
-                others.append(other)
+        shift_BG = means.shifts_from_others(code)
+        additive_G = shift_BG[code]
+        ceiling, near_B = _ceiling(x_NG, goal, source, rng), correlations(shift_BG, observed_G)
+        plain = float(near_B[code])
+        # By the training cells alike: no prediction can be distinguished from them.
+        alike_B = near_B > plain - LIMITS["margin"] * ceiling
+        others = [b for b in range(n_batches) if b != code and not alike_B[b] and (batch[source] != b).any()]
         codes = [code, *rng.permutation(others)[:max_others].astype(int).tolist()]
         shown = cells.take(torch.as_tensor(source, device=network.device))
         predicted_G, *wrong_BG = mean_shifts(network, shown, codes)
@@ -129,7 +128,7 @@ def counterfactual_check(
             {
                 "label": name,
                 "batch": target,
-                "seen": bool((there & train).any()),
+                "seen": bool(means.n_B[code]),
                 "pearson": pearson(predicted_G, observed_G),
                 "slope": slope(observed_G, predicted_G),
                 "ceiling_pearson": ceiling,
@@ -238,6 +237,30 @@ def names_of(label: np.ndarray) -> list[str]:
     return sorted(set(label) - {""})
 
 
+@dataclass(frozen=True)
+class _TrainingMeans:
+    """Sums of the training cells of one label, in each batch."""
+
+    label: str
+    sum_BG: np.ndarray
+    n_B: np.ndarray
+
+    @classmethod
+    def of(
+        cls, x_NG: Any, batch_N: np.ndarray, chosen_N: np.ndarray, n_batches: int, label: str
+    ) -> "_TrainingMeans":
+        rows = np.flatnonzero(chosen_N & (batch_N >= 0))
+        member = csr_matrix((np.ones(len(rows)), (batch_N[rows], rows)), (n_batches, len(batch_N)))
+        return cls(label, dense(member @ x_NG), np.bincount(batch_N[rows], minlength=n_batches))
+
+    def shifts_from_others(self, code: int) -> np.ndarray:
+        """Return the mean in each batch less that of all cells outside batch ``code``: B x G; nan without cells."""
+        n_others = self.n_B.sum() - self.n_B[code]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            others_G = (self.sum_BG.sum(0) - self.sum_BG[code]) / n_others
+            return np.asarray(self.sum_BG / self.n_B[:, None] - others_G)
+
+
 def _difference(x_NG: Any, goal: np.ndarray, source: np.ndarray) -> np.ndarray:
     """Return the difference of the means of two sets of cells; not a number where one is empty."""
     if not len(goal) or not len(source):
@@ -250,13 +273,23 @@ def _ceiling(
     x_NG: Any, goal: np.ndarray, source: np.ndarray, rng: np.random.Generator, n_splits: int = 5
 ) -> float:
     """Return the correlation of the true shift with the observed one, estimated from random halves."""
+    goal_NG, source_NG = x_NG[goal], x_NG[source]
     halves = []
     for _ in range(n_splits):
-        g, s = rng.permutation(goal), rng.permutation(source)
-        first = _difference(x_NG, g[::2], s[::2])
-        halves.append(pearson(first, _difference(x_NG, g[1::2], s[1::2])))
+        g, s = rng.permutation(len(goal)), rng.permutation(len(source))
+        first_G, second_G = _halves(goal_NG, g) - _halves(source_NG, s)
+        halves.append(pearson(first_G, second_G))
     r = max(_average(halves), 0.0)
     return float(np.sqrt(2 * r / (1 + r)))
+
+
+def _halves(x_NG: Any, order_N: np.ndarray) -> np.ndarray:
+    """Return the means of every second cell of an order, and of the others: 2 x G; not a number of no cells."""
+    weight_2N = np.zeros((2, len(order_N)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for half in (0, 1):
+            weight_2N[half, order_N[half::2]] = 1 / len(order_N[half::2])
+    return np.asarray(weight_2N @ x_NG)
 
 
 def _gain_se(
