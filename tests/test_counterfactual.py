@@ -37,8 +37,10 @@ def model(request: pytest.FixtureRequest, fitted):
 
 
 def shift_to(model, adata: AnnData, target: str) -> np.ndarray:
-    cells = model.read(adata).resident(model.design.codes(adata.obs)).take(torch.arange(adata.n_obs))
-    return mean_shifts(model, cells, [model.design.code(target), 0])[0]
+    cells = model.read(adata).resident(model.design.codes(adata.obs))
+    with torch.no_grad():
+        encoded = cf.Encoded.all_of(model, cells).take(np.arange(adata.n_obs))
+    return mean_shifts(encoded, [model.design.code(target), 0])[0]
 
 
 def of(cells: AnnData, batch: str) -> AnnData:

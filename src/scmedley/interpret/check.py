@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.data.arrays import dense
 from scmedley.data.design import as_categories
 from scmedley.data.reader import Cells
+from scmedley.device import modes
 from scmedley.evaluate.counterfactual import correlations, pearson, r2_change, slope
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
-from scmedley.models.counterfactual import mean_shifts
+from scmedley.models.counterfactual import Encoded, mean_shifts
 
 ALL = "all cells"  # stands for the label where there is none
 LEAST = 10  # held-out cells on each side without which a shift is not compared
@@ -101,7 +101,8 @@ def counterfactual_check(
     reading = network.read(adata)
     x_NG, obs = reading.log1p_NG, reading.obs
     label, batch = labels_of(obs, label_key), network.design.codes(obs)
-    cells = reading.resident(batch, network.device)
+    with modes(grad=False):
+        encoded = Encoded.all_of(network, reading.resident(batch, network.device))
     train, test = (obs[keys.SPLIT].to_numpy() == part for part in ("train", "test"))
     n_batches, rng = network.design.n_batches, np.random.default_rng(seed)
     rows, means = [], None
@@ -122,8 +123,7 @@ def counterfactual_check(
         alike_B = near_B > plain - LIMITS["margin"] * ceiling
         others = [b for b in range(n_batches) if b != code and not alike_B[b] and (batch[source] != b).any()]
         codes = [code, *rng.permutation(others)[:max_others].astype(int).tolist()]
-        shown = cells.take(torch.as_tensor(source, device=network.device))
-        predicted_G, *wrong_BG = mean_shifts(network, shown, codes)
+        predicted_G, *wrong_BG = mean_shifts(encoded.take(source), codes)
         rows.append(
             {
                 "label": name,

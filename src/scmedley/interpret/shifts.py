@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csr_matrix
 
 from scmedley import keys
+from scmedley.data.arrays import dense
 from scmedley.data.design import as_categories
 from scmedley.data.reader import Cells
 from scmedley.errors import ScmedleyError
@@ -18,7 +20,7 @@ from scmedley.models import MixedEffects
 from scmedley.models.base import Model
 from scmedley.models.calibrate import deviations
 from scmedley.models.counterfactual import drawn_means
-from scmedley.models.interval import half_width
+from scmedley.models.interval import LARGEST, half_width
 
 N_PERMUTATIONS = 10
 DISTANCES = ["batch", "distance", "observed", "null", "null_sd"]
@@ -134,22 +136,23 @@ def interval_coverage(
     adata: Cells,
     label_key: str | None = None,
     *,
-    n_top: int | None = None,
+    n_top: int = LARGEST,
     seed: int = 0,
-) -> float:
+) -> tuple[float, float]:
     """Return the share of shifts of held-out cells that are in their interval of 90 %.
 
-    They are of all genes of each pair of label and batch, or of the ``n_top`` with the largest predicted shifts.
-    The sampling noise of the observed means is counted (:mod:`scmedley.models.interval`). Not a number where no label
-    has held-out cells in two batches, or the model's intervals are not calibrated.
+    The first number is of all genes of each pair of label and batch, the second of the ``n_top`` with the largest
+    predicted shifts. The sampling noise of the observed means is counted (:mod:`scmedley.models.interval`). Not a
+    number where no label has held-out cells in two batches, or the model's intervals are not calibrated.
     """
     network = decoder(model)
     reading = network.read(adata)
     label_N = None if label_key is None else as_categories(reading.obs[label_key]).codes
     found = deviations(network, reading, label_N, "test", seed=seed)
     if found is None or network.calibration is None:
-        return float("nan")
-    return found.coverage(network.calibration.factor, n_top)
+        return float("nan"), float("nan")
+    factor = network.calibration.factor
+    return found.coverage(factor), found.coverage(factor, n_top)
 
 
 def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
@@ -195,9 +198,12 @@ def source_of(observed_from: "pd.Series[str]") -> str:
 def _observed(x_NG: Any, own: list[np.ndarray]) -> np.ndarray:
     """Return the mean of each batch's cells less the average of those means, T x G; not a number without cells."""
     found_TG = np.full((len(own), x_NG.shape[1]), np.nan)
-    seen_T = np.array([len(cells) > 0 for cells in own])
+    n_T = np.array([len(cells) for cells in own])
+    seen_T = n_T > 0
     if seen_T.sum() > 1:
-        found_TG[seen_T] = [np.asarray(x_NG[cells].mean(axis=0)).ravel() for cells in own if len(cells)]
+        rows, code_N = np.concatenate(own), np.repeat(np.arange(len(own)), n_T)
+        member = csr_matrix((1 / n_T[code_N], (code_N, rows)), (len(own), x_NG.shape[0]))
+        found_TG[seen_T] = dense(member @ x_NG)[seen_T]
         found_TG -= found_TG[seen_T].mean(axis=0)
     return found_TG
 

@@ -7,6 +7,7 @@ target is the reconstruction. Shapes: N cells, G genes, T targets, D posterior d
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -42,9 +43,93 @@ ADAPTED = (
     "The intervals of {batches} are not calibrated: these batches were added to the fitted model, whose factor was "
     "learnt from other batches. They say how sure the model is, not how often it is right."
 )
+ENCODED = 4096  # cells that are encoded at one time
 CHUNK = 512  # cells that go through the network at one time; fewer with draws, which are held together
 ROWS = 2048  # cells x targets that are decoded at one time for the means of draws
 LARGEST = 2 * 1024**3  # bytes that a result may take in memory
+
+
+class Encoded:
+    """Cells that were encoded once, to be decoded with the effects of any batch.
+
+    Without ``draw`` effects are at their posterior mean. A draw's tables depend on ``seed`` and its number alone,
+    so that all targets and chunks of cells share them. Where the encoder takes the target's effects
+    (``encode_as_target``), the cells are encoded for each target.
+    """
+
+    cells: Resident  # of all_of
+
+    def __init__(self, model: Model[Any], cells: Minibatch, draw: int | None = None, seed: int = 0):
+        self.model, self.network, self.drawn = model, model.network, draw is not None
+        self.b_N, self.x_NG = cells.b_N, cells.x_NG
+        self.z_NP: Tensor | None = None
+        with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
+            if not getattr(model.settings, "encode_as_target", False):
+                self.z_NP = self.network.encode(cells.x_NG, cells.b_N, draw=self.drawn)
+            self.state = torch.default_generator.get_state()
+
+    @classmethod
+    def all_of(cls, model: Model[Any], cells: Resident) -> Encoded:
+        """Encode all cells in chunks, to :meth:`take` some of them time and again."""
+        rows_N = torch.arange(cells.n_cells, device=cells.device)
+        encoded = cls(model, cells.take(rows_N[:0]))
+        encoded.b_N, encoded.cells = cells.b_N, cells
+        if encoded.z_NP is not None:
+            parts = [cls(model, minibatch).z_NP for minibatch in cells.minibatches(rows_N, ENCODED)]
+            encoded.z_NP = torch.cat([part for part in parts if part is not None])
+        return encoded
+
+    def take(self, rows: np.ndarray) -> Encoded:
+        """Return some of the cells of :meth:`all_of`; their input is read again only where targets need it."""
+        rows_N = torch.as_tensor(rows, device=self.b_N.device)
+        taken = copy.copy(self)
+        taken.b_N = self.b_N[rows_N]
+        if self.z_NP is None:
+            taken.x_NG = self.cells.take(rows_N).x_NG
+        else:
+            taken.z_NP = self.z_NP[rows_N]
+        return taken
+
+    def decoded(self, target_N: Tensor) -> Tensor:
+        """Return xhat of the cells, N x G, each with the effects of its target."""
+        with self._same_draw():
+            xhat_NG: Tensor = self.network.decode(self._latent(target_N), target_N, draw=self.drawn)
+        return xhat_NG
+
+    def group_means(self, target_N: Tensor, group_N: Tensor, target_T: Tensor) -> Tensor:
+        """Return the mean of xhat over each of T groups of cells, T x G.
+
+        The output layer is linear in the last hidden layer, so that hidden units are averaged, and not genes, which
+        are many.
+
+        Parameters
+        ----------
+        target_N, group_N
+            Target and group of each cell; or of all cells several times over, one round after the other.
+        target_T
+            Target of each group: that of all its cells.
+        """
+        with self._same_draw():
+            h_NH: Tensor = self.network.decode_hidden(self._latent(target_N), target_N, draw=self.drawn)
+            n_T = torch.bincount(group_N, minlength=len(target_T))
+            h_TH = h_NH.new_zeros(len(target_T), h_NH.shape[1]).index_add_(0, group_N, h_NH) / n_T[:, None]
+            mean_TG: Tensor = self.network.decode_output(h_TH, target_T, draw=self.drawn)
+        return mean_TG
+
+    def _latent(self, target_N: Tensor) -> Tensor:
+        times = len(target_N) // len(self.b_N)
+        if self.z_NP is not None:
+            return self.z_NP.repeat(times, 1)
+        z_NP: Tensor = self.network.encode(self.x_NG.repeat(times, 1), target_N, draw=self.drawn)
+        return z_NP
+
+    @contextmanager
+    def _same_draw(self) -> Iterator[None]:
+        """Draw the decoder's effects from where the encoder stopped, for every target alike."""
+        with seeded(0) if self.drawn else nullcontext():
+            if self.drawn:
+                torch.default_generator.set_state(self.state)
+            yield
 
 
 @modes(grad=False)
@@ -105,19 +190,21 @@ def counterfactual(
 
 
 @modes(grad=False)
-def mean_shifts(model: Model[Any], cells: Minibatch, codes: Sequence[int]) -> np.ndarray:
+def mean_shifts(encoded: Encoded, codes: Sequence[int]) -> np.ndarray:
     """Return the change of the cells' mean from their own batches to each batch of ``codes``: T x G, log1p CP10k."""
-    encoded = Encoded(model, cells)
-    own_B, group_N, n_B = torch.unique(cells.b_N, return_inverse=True, return_counts=True)
-    share_B = n_B / n_B.sum()
-    here_BG = encoded.group_means(cells.b_N, group_N, own_B)
-    shifts = []
-    for code in codes:
-        there_BG = encoded.group_means(
-            torch.full_like(cells.b_N, code), group_N, torch.full_like(own_B, code)
-        )
-        shifts.append((share_B @ (there_BG - here_BG)).cpu().numpy())
-    return np.asarray(np.stack(shifts) * model.scale.span_G, dtype=np.float32)
+    b_N = encoded.b_N
+    own_B, group_N, n_B = torch.unique(b_N, return_inverse=True, return_counts=True)
+    codes_T = torch.as_tensor(codes, device=b_N.device)
+    here_BG = encoded.group_means(b_N, group_N, own_B)
+    rounds_N = torch.arange(len(codes_T), device=b_N.device).repeat_interleave(len(b_N))
+    there_BG = encoded.group_means(
+        codes_T.repeat_interleave(len(b_N)),
+        rounds_N * len(own_B) + group_N.repeat(len(codes_T)),
+        codes_T.repeat_interleave(len(own_B)),
+    )
+    there_TBG = there_BG.view(len(codes_T), len(own_B), -1)
+    shift_TG = ((n_B / n_B.sum())[:, None] * (there_TBG - here_BG)).sum(1)
+    return np.asarray(shift_TG.cpu().numpy() * encoded.model.scale.span_G, dtype=np.float32)
 
 
 @modes(grad=False)
@@ -141,64 +228,6 @@ def drawn_means(
         ]
         mean_TDG[:, draw] = torch.cat(means).cpu().numpy()
     return model.scale.inverse(mean_TDG)
-
-
-class Encoded:
-    """Cells that were encoded once, to be decoded with the effects of any batch.
-
-    Without ``draw`` effects are at their posterior mean. A draw's tables depend on ``seed`` and its number alone,
-    so that all targets and chunks of cells share them. Where the encoder takes the target's effects
-    (``encode_as_target``), the cells are encoded for each target.
-    """
-
-    def __init__(self, model: Model[Any], cells: Minibatch, draw: int | None = None, seed: int = 0):
-        self.network, self.cells, self.drawn = model.network, cells, draw is not None
-        self.as_target = getattr(model.settings, "encode_as_target", False)
-        with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
-            if not self.as_target:
-                self.z_NP: Tensor = self.network.encode(cells.x_NG, cells.b_N, draw=self.drawn)
-            self.state = torch.default_generator.get_state()
-
-    def decoded(self, target_N: Tensor) -> Tensor:
-        """Return xhat of the cells, N x G, each with the effects of its target."""
-        with self._same_draw():
-            xhat_NG: Tensor = self.network.decode(self._latent(target_N), target_N, draw=self.drawn)
-        return xhat_NG
-
-    def group_means(self, target_N: Tensor, group_N: Tensor, target_T: Tensor) -> Tensor:
-        """Return the mean of xhat over each of T groups of cells, T x G.
-
-        The output layer is linear in the last hidden layer, so that hidden units are averaged, and not genes, which
-        are many.
-
-        Parameters
-        ----------
-        target_N, group_N
-            Target and group of each cell; or of all cells several times over, one round after the other.
-        target_T
-            Target of each group: that of all its cells.
-        """
-        with self._same_draw():
-            h_NH: Tensor = self.network.decode_hidden(self._latent(target_N), target_N, draw=self.drawn)
-            n_T = torch.bincount(group_N, minlength=len(target_T))
-            h_TH = h_NH.new_zeros(len(target_T), h_NH.shape[1]).index_add_(0, group_N, h_NH) / n_T[:, None]
-            mean_TG: Tensor = self.network.decode_output(h_TH, target_T, draw=self.drawn)
-        return mean_TG
-
-    def _latent(self, target_N: Tensor) -> Tensor:
-        times = len(target_N) // len(self.cells.b_N)
-        if not self.as_target:
-            return self.z_NP.repeat(times, 1)
-        z_NP: Tensor = self.network.encode(self.cells.x_NG.repeat(times, 1), target_N, draw=self.drawn)
-        return z_NP
-
-    @contextmanager
-    def _same_draw(self) -> Iterator[None]:
-        """Draw the decoder's effects from where the encoder stopped, for every target alike."""
-        with seeded(0) if self.drawn else nullcontext():
-            if self.drawn:
-                torch.default_generator.set_state(self.state)
-            yield
 
 
 def _chunks(

@@ -31,7 +31,6 @@ from scmedley.io.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split, read_prepared
 from scmedley.models.fixed_effects import FixedEffectsSettings
-from scmedley.models.interval import LARGEST
 from scmedley.models.random_effects import RandomEffectsSettings
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
@@ -425,10 +424,10 @@ def _intervals(model: MixedEffects, reading: Reading, config: RunConfig) -> dict
     if model.decoder.calibration is None:
         return {}
     found = {"factor": model.decoder.calibration.factor}
-    for name, n_top in (("coverage", None), ("coverage_largest", LARGEST)):
-        held = interval_coverage(model, reading, config.label, n_top=n_top, seed=config.seed)
-        if np.isfinite(held):
-            found[name] = held
+    shares = interval_coverage(model, reading, config.label, seed=config.seed)
+    for name, share in zip(("coverage", "coverage_largest"), shares, strict=True):
+        if np.isfinite(share):
+            found[name] = share
     return found
 
 
