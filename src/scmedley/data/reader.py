@@ -280,13 +280,20 @@ class _Source:
         """Return whether there are counts."""
         return keys.COUNTS in self.adata.layers if self.found is None else self.found.values == "counts"
 
+    @property
+    def _stored(self) -> Any:
+        return self.adata.layers[keys.LOGNORM] if self.found is None else self.adata.X
+
+    @property
+    def in_memory(self) -> bool:
+        """Return whether the values are neither in a file nor still to be computed."""
+        return not self.adata.isbacked and not hasattr(self._stored, "compute")
+
     def rows(self) -> Iterator[slice]:
         """Yield the rows of each block: all at once of what is in memory."""
-        n_cells = self.adata.n_obs
-        stored: Any = self.adata.layers[keys.LOGNORM] if self.found is None else self.adata.X
-        in_memory = not self.adata.isbacked and not hasattr(stored, "compute")
+        n_cells, stored = self.adata.n_obs, self._stored
         step = n_cells
-        if not in_memory:
+        if not self.in_memory:
             of_all = self.adata.n_vars * n_cells if stored is None else n_stored(stored)
             step = max(1, int(BLOCK * n_cells / max(of_all, 1)))
         for start in range(0, n_cells, max(step, 1)):
@@ -294,7 +301,7 @@ class _Source:
 
     def read(self, rows: slice, counts: bool = False) -> tuple[Matrix, Matrix | None, np.ndarray | None]:
         """Return log1p CP10k of some cells, and, if asked for, their counts and totals."""
-        all_rows = None if rows == slice(0, self.adata.n_obs) else rows
+        all_rows = None if self.in_memory else rows
         if self.found is not None:
             x_NG, total_N, _ = counted(self.adata, self.found, all_rows)
             x_NG = _aligned(x_NG, self.place_G)

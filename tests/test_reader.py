@@ -1,0 +1,152 @@
+"""Cells are read once, whoever looks at them; blocks of a file give what memory gives."""
+
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+from numpy.testing import assert_array_equal
+
+from running import SMALL, Shell, some_cells, without_drawing
+from scmedley import keys
+from scmedley.data import matrix, reader
+from scmedley.data.gene_names import GeneNames
+from scmedley.data.reader import Reader
+from scmedley.data.scale import MinMax
+from scmedley.errors import ScmedleyError
+from tiny import FIT, nested_design, prepared_design, unfitted
+
+
+def scans_of_a_run(monkeypatch: pytest.MonkeyPatch, shell: Shell, cells: AnnData, folder: Path) -> int:
+    """Count how often a whole matrix is looked through, or read for a network, in ``scmedley run``."""
+    found: list[str] = []
+
+    def counting(owner, name: str):
+        before = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            found.append(name)
+            return before(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    with monkeypatch.context() as monkeypatch:
+        without_drawing(monkeypatch)
+        for owner in (matrix, reader):
+            counting(owner, "examine")
+        counting(reader._Source, "read")
+        counting(reader.Reading, "take")
+        folder.mkdir()
+        cells.write_h5ad(folder / "cells.h5ad")
+        options = ("--batch", "batch", "--label", "cell_type", "--out", folder / "run", "--quiet", *SMALL)
+        shell.well("run", folder / "cells.h5ad", *options)
+    return len(found)
+
+
+def test_scans_of_a_run_do_not_grow_with_batches_and_labels(monkeypatch, capsys, tmp_path: Path) -> None:
+    many, shell = some_cells(), Shell(capsys)
+    few = many[many.obs["batch"].isin(many.obs["batch"].unique()[:2])].copy()
+    few.obs["cell_type"] = "one"
+    numbers = [
+        scans_of_a_run(monkeypatch, shell, cells, tmp_path / name)
+        for name, cells in (("few", few), ("many", many))
+    ]
+    assert numbers[0] == numbers[1] < 10
+
+
+def test_two_networks_share_a_reading(fitted, prepared: AnnData) -> None:
+    mixed = fitted("mixed")
+    reading = mixed.fixed.read(prepared)
+    assert mixed.random.read(reading) is reading
+    for model in (mixed.fixed, mixed.random):
+        assert_array_equal(
+            model.get_latent_representation(reading), model.get_latent_representation(prepared)
+        )
+    rows = reading.resident(np.zeros(reading.n_cells)).rows
+    assert reading.resident(np.ones(reading.n_cells)).rows is rows  # on the device once
+    part = reading.take(np.array([3, 1]))
+    assert_array_equal(part.x_NG.toarray(), reading.x_NG[[3, 1]].toarray())
+    assert part.obs.index.tolist() == prepared.obs_names[[3, 1]].tolist()
+
+
+def test_a_reading_of_another_scale_is_refused(fitted, prepared: AnnData) -> None:
+    reading = fitted("fixed").read(prepared)
+    other = Reader(reading.reader.genes, MinMax.none(len(reading.reader.genes.names)))
+    with pytest.raises(ScmedleyError, match="another scale"):
+        other.read(reading)
+
+
+def test_a_fit_to_a_reading_is_a_fit_to_its_cells(prepared: AnnData, fitted) -> None:
+    reading = Reader.learn(prepared)
+    again = unfitted("random").fit(reading, **FIT)
+    before = unfitted("random").fit(prepared, **FIT).network.state_dict()
+    for name, tensor in again.network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("layer", [True, False])
+def test_a_file_in_blocks_gives_what_memory_gives(
+    fitted, sparse: bool, layer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = prepared_design(sparse) if layer else nested_design(sparse)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.setattr(reader, "BLOCK", 3000)
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    model = fitted("fixed")
+    blocks = list(model.reader.blocks(backed))
+    assert len(blocks) > 1
+    assert [len(block.obs) for block in blocks] == [block.n_cells for block in blocks]
+    whole = model.read(cells)
+    joined = model.read(backed)
+    for name in ("log1p_NG", "x_NG"):
+        one, other = (getattr(found, name) for found in (whole, joined))
+        assert_array_equal(*(x if isinstance(x, np.ndarray) else x.toarray() for x in (one, other)))
+    assert joined.obs.index.equals(cells.obs_names)
+    z_NP = model.get_latent_representation(backed)
+    np.testing.assert_allclose(z_NP, model.get_latent_representation(cells), rtol=1e-5, atol=1e-6)
+    backed.file.close()
+
+
+def test_a_sparse_file_is_cut_by_its_stored_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sparse matrix of many genes is not read in blocks for a dense one."""
+    cells = nested_design()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    monkeypatch.setattr(reader, "BLOCK", int(cells.X.nnz))
+    model = Reader(GeneNames(tuple(cells.var_names)), MinMax.none(cells.n_vars))
+    assert len(list(model.blocks(backed))) == 1
+    backed.file.close()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_counts_come_with_their_totals(ready: bool) -> None:
+    cells = prepared_design() if ready else nested_design()
+    places = np.arange(cells.n_vars)[::-2]
+    genes = GeneNames(tuple(cells.var_names[places]))
+    reading = Reader(genes, MinMax.none(len(places)), "counts").read(cells)
+    counts = cells.layers[keys.COUNTS] if ready else cells.X
+    assert_array_equal(reading.counts_NG.toarray(), counts[:, places].toarray())
+    assert_array_equal(reading.total_N, np.asarray(counts.sum(1)).ravel())
+    minibatch = reading.resident(np.zeros(cells.n_obs)).take(torch.tensor([5, 0]))
+    assert_array_equal(minibatch.counts_NG.numpy(), counts[[5, 0]][:, places].toarray())
+    assert_array_equal(minibatch.size_N.numpy(), reading.total_N[[5, 0]])
+    assert minibatch.rows_N.tolist() == [5, 0]
+    scaled = np.log1p(1e4 * reading.counts_NG.toarray() / reading.total_N[:, None])
+    np.testing.assert_allclose(minibatch.x_NG.numpy(), scaled[[5, 0]], rtol=1e-5)
+
+
+def test_counts_that_are_not_there_are_said() -> None:
+    cells = prepared_design()
+    del cells.layers[keys.COUNTS]
+    with pytest.raises(ScmedleyError, match="needs counts, and these cells have none"):
+        Reader(GeneNames(("g7", "g2")), MinMax.none(2), "counts").read(cells)
+
+
+def test_learning_needs_a_gene(prepared: AnnData) -> None:
+    cells = prepared.copy()
+    cells.var[keys.HVG] = False
+    with pytest.raises(ScmedleyError, match="No gene is flagged"):
+        Reader.learn(cells)
