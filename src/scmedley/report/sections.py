@@ -16,14 +16,6 @@ from scmedley.runs.read import Run
 
 TOP = 10  # genes shown for each label and batch
 SCORE_ORDER = [*(f"{probe} leak" for probe in PROBES), "kNN accuracy", "ASW", "CH", "1/DB"]
-RETRAINED = {keys.RANDOM: keys.NULL, keys.RANDOM_MASKED: keys.NULL_MASKED}
-EMBEDDING_ORDER = [keys.FIXED, keys.PCA, *RETRAINED, *RETRAINED.values(), keys.AUTOENCODER]
-# +1: the higher the better, −1: the lower the better. Every score is higher the better the groups separate.
-WANTED = {
-    **{(key, "batch"): -1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
-    **{(key, "label"): 1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
-    **{(key, "batch"): 1 for key in RETRAINED},
-}
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -111,14 +103,15 @@ def scores(run: Run) -> dict[str, Any] | None:
     if run.scores is None or run.scores.empty:
         return None
     table = run.scores
-    embeddings = _ordered(table["embedding"], EMBEDDING_ORDER)
+    embeddings = _ordered(table["embedding"], list(keys.EMBEDDINGS))
     groups = []
     for of in _ordered(table["of"], ["batch", "label"]):
         rows = []
         for score in _ordered(table.loc[table["of"] == of, "score"], SCORE_ORDER):
             here = table[(table["of"] == of) & (table["score"] == score)].drop_duplicates("embedding")
             by = {row["embedding"]: row for row in _records(here)}
-            rows.append((score, [_cell(by.get(key), by.get(RETRAINED.get(key, ""))) for key in embeddings]))
+            cells = [_cell(by.get(key), by.get(keys.embedding(key).null)) for key in embeddings]
+            rows.append((score, cells))
         groups.append((of, rows))
     kinds = sorted({kind for kind in table["null_kind"] if kind})
     return {
@@ -145,7 +138,7 @@ def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[
         "null_sd": row["null_sd"],
         "gap": gap,
         "distinct": distinct,
-        "wanted": WANTED.get((row["embedding"], row["of"]), 0),
+        "wanted": keys.embedding(row["embedding"]).wanted(row["of"]),
         "kind": row["null_kind"],
         "n_cells": row["n_cells"],
         "retrained": against,
