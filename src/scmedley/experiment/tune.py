@@ -16,7 +16,7 @@ from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment.cells import digest, prepare_once
 from scmedley.experiment.config import Experiment
 from scmedley.keys import ValueKind
-from scmedley.models.catalogue import methods
+from scmedley.models.catalogue import FE, methods
 from scmedley.pp.folds import rotating_folds
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import PARTS
@@ -38,7 +38,7 @@ def tune(
     *,
     batch_key: str,
     label_key: str,
-    method: str = "FE",
+    method: str = FE.name,
     trials: int = 30,
     folds: int = 3,
     epochs: int | None = None,
