@@ -147,9 +147,10 @@ class Experiment:
             )
         self.models()
         if "pairs" in self.splits and not self.counterfactual_methods:
+            able = " or ".join(repr(row.name) for row in catalogue.rows() if "effects" in row.outputs)
             raise ScmedleyError(
                 "splits has 'pairs', but none of the methods has batch effects in its decoder to predict a held-out "
-                "pair with. Add 'FE' (default preset) or 'RE' to the methods."
+                f"pair with. Add {able} to the methods, with the default preset."
             )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +35,6 @@ class Layer(NamedTuple):
     effects: ScaleAndBias | None = None
     norm: nn.BatchNorm1d | None = None
     selu_first: bool = False
-
-
-class HasDecoder(Protocol):
-    """A network whose decoder can be taken out of it."""
-
-    def decoder_layers(self) -> list[Layer]:
-        """Return the decoder's layers, from the latent on."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,7 @@ def export(model: Model[Any]) -> Decoder:
     )
 
 
-def effect_tables(network: HasDecoder) -> Iterator[EffectTable]:
+def effect_tables(network: Any) -> Iterator[EffectTable]:
     """Yield the effect tables of a decoder: scales, then biases, of one layer after another."""
     for layer in network.decoder_layers():
         if layer.effects is not None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from scmedley.interpret.genomap import Layout
+from scmedley.interpret.trust import UNCHECKED, UNUSABLE, judged
 from scmedley.models.export import Decoder
 from scmedley.pl._palette import DISTINCT, MISSING
 
@@ -225,8 +226,10 @@ def pack(run: Explored) -> str:
         "columns": columns,
         "palette": DISTINCT,
         "no_value": MISSING,
-        "verdict": run.verdict,
         "trust": [list(pair) for pair in run.trust],
+        "words": {f"{word}|{against}": judged(word, against) for _, _, word, against in run.trust},
+        "unchecked": f"{UNCHECKED}.",
+        "unusable": UNUSABLE if run.verdict == "none" else None,
         "missing": list(run.missing),
         "whatif": None,
         "genes": [],

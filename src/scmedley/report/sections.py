@@ -11,6 +11,7 @@ from scmedley import keys
 from scmedley.evaluate.probes import PROBES
 from scmedley.interpret.check import LIMITS, TOO_FEW, Summary, against_baseline, agreement, summarise
 from scmedley.interpret.shifts import batch_distances
+from scmedley.interpret.trust import ADVICE
 from scmedley.report.numbers import number
 from scmedley.runs.read import Run
 
@@ -222,12 +223,7 @@ def _words(found: Summary) -> str:
         )
     if tally[TOO_FEW]:
         text += f" Another {tally[TOO_FEW]} could not be judged."
-    text += {
-        "good": " Use those that agree well to rank genes; confirm single genes elsewhere.",
-        "some": " Trust the direction of strong shifts, not their size and not single genes.",
-        "none": " Do not draw conclusions from the counterfactuals of this run.",
-        TOO_FEW: " These are too few to speak for the others: take the counterfactuals of this run as guesses.",
-    }[found.verdict]
+    text += f" {ADVICE[found.verdict]}"
     pearson, additive, slope = (found.median[name] for name in ("pearson", "additive_pearson", "slope"))
     if pearson is not None and additive is not None:
         against = found.against
