@@ -24,11 +24,12 @@ from scmedley.errors import ScmedleyError
 from scmedley.interpret import genomap_of
 from scmedley.models import RandomEffects
 from scmedley.models.counterfactual import counterfactual
+from scmedley.models.export import export
 from scmedley.nn.bayesian import tables
 from scmedley.report import explorer, explorer_read
 from scmedley.report.build import build
 from scmedley.report.explorer import Cells, Explored, fit, pack, sample
-from scmedley.report.explorer_read import decoder_of, explored
+from scmedley.report.explorer_read import explored
 from scmedley.runs.read import read
 from tiny import DONORS
 
@@ -71,7 +72,7 @@ def run_of(prepared: AnnData, model, x=True) -> Explored:
     )
     kinds = tuple(prepared.obs["cell_type"].cat.categories)
     counts = pd.crosstab(prepared.obs["cell_type"], prepared.obs["donor"]).to_numpy()
-    return Explored(cells, n, network.design.batches, kinds, "donor", "cell_type", counts, decoder_of(model))
+    return Explored(cells, n, network.design.batches, kinds, "donor", "cell_type", counts, export(network))
 
 
 @pytest.fixture(params=["fixed", "random", "mixed"])
@@ -115,18 +116,17 @@ def selu_of_last(header, arrays, rows):
 def test_effects_keep_their_spread(model, prepared: AnnData) -> None:
     network = getattr(model, "decoder", model).network
     _, arrays = unpack(pack(run_of(prepared, model)))
-    found = network.decoder.effects if hasattr(network.decoder, "effects") else network.decoder_effects
-    for i, effects in enumerate(found):
+    for i, layer in enumerate(network.decoder_layers()):
         for name in ("gamma", "beta"):
-            expected = getattr(effects, name).scale_BH().detach().numpy()
+            expected = getattr(layer.effects, name).scale_BH().detach().numpy()
             np.testing.assert_allclose(arrays[f"{name}_sd{i}"], expected, rtol=1e-3)
 
 
 def test_what_cannot_be_asked_is_said(fitted) -> None:
     with pytest.raises(ScmedleyError, match="encoded anew for each target"):
-        decoder_of(fitted("mixed", "paper"))
+        export(fitted("mixed", "paper").decoder)
     with pytest.raises(ScmedleyError, match="no batch effects"):
-        decoder_of(fitted("autoencoder"))
+        export(fitted("autoencoder"))
 
 
 def test_measured_genes_come_back_to_one_step(prepared: AnnData, fitted) -> None:
@@ -288,16 +288,15 @@ def test_means_are_taken_in_blocks_without_a_second_array_of_all_pairs(tmp_path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explorer_read, "ROWS", 50)
         tracemalloc.start()
-        _, pairs, means = read_means([])
+        _, pairs, means, missing = read_means()
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         patch.setattr(explorer_read, "PAGE", 2 * means.size - 1)
-        missing: list[str] = []
-        x_NG, *nothing = read_means(missing)
+        x_NG, *nothing, without = read_means()
     assert pairs.tolist() == [[i // 10, i % 10] for i in range(1000)]
     np.testing.assert_allclose(means, [x[pair_N == i].mean(0) for i in range(1000)], atol=1e-6)
     assert most < 1.7 * means.nbytes
-    assert (nothing, missing) == ([None, None], [explorer.NO_MEANS])
+    assert (missing, nothing, without) == ([], [None, None], [explorer.NO_MEANS])
     np.testing.assert_array_equal(x_NG.toarray(), x[:5])
 
 
@@ -317,7 +316,7 @@ def test_a_run_folder_becomes_a_page(tmp_path: Path, prepared: AnnData, fitted) 
     write_run(tmp_path, prepared, stirred(fitted("mixed")))
     found = explored(read(tmp_path))
     assert found.missing == ["No map of PCA."]
-    assert np.prod(found.decoder.shape) >= len(found.decoder.genes)
+    assert np.prod(found.layout.shape) >= len(found.decoder.genes)
     model = fitted("mixed")
     x = prepared[:, model.decoder.genes].layers[keys.LOGNORM].toarray()
     for (k, b), mean in zip(found.pairs, found.means, strict=True):
@@ -475,5 +474,5 @@ def test_the_bundle_is_built_from_its_source() -> None:
 
 def test_random_effects_alone_have_a_decoder(prepared: AnnData, fitted) -> None:
     model: RandomEffects = fitted("random")
-    assert decoder_of(model).kind == "random"
-    assert decoder_of(model).genomap is None
+    assert export(model).kind == "random"
+    assert export(fitted("fixed")).kind == "fixed"

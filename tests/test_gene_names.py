@@ -15,10 +15,10 @@ from scmedley.data.features import genes_alone, genomes
 from scmedley.data.gene_names import GeneNames, match, oddities, rows_are_genes, shown, shown_in
 from scmedley.errors import ScmedleyError, ScmedleyWarning, heard
 from scmedley.models.counterfactual import counterfactual
+from scmedley.models.export import export
 from scmedley.pipeline.findings import _genes
 from scmedley.pl.batch_shifts import _of_label
 from scmedley.pp import log_normalised, prepare
-from scmedley.report.explorer_read import decoder_of
 from tiny import FIT, nested_design, prepared_design, unfitted
 
 N = 40
@@ -187,7 +187,7 @@ def test_symbols_are_shown_beside_ids(model) -> None:
     assert set(_of_label(table, "B")["gene"]) <= set(SYMBOLS)
     sure = table.assign(q05=1.0, q95=2.0, observed=table["shift"])
     assert _genes(sure).startswith("SYM")
-    assert decoder_of(model).shown == model.gene_names.symbols
+    assert export(model).shown == model.gene_names.symbols
     plain = unfitted("random", max_epochs=1).fit(prepared_design(), **FIT)
     assert "symbol" not in interpret.gene_shifts(plain, prepared_design(), draws=2, n_top=3)
 

@@ -14,7 +14,8 @@ import pytest
 import run_folder
 from scmedley import keys
 from scmedley.errors import ScmedleyError
-from scmedley.interpret.check import TOO_FEW, agreement, summarise
+from scmedley.interpret import trust
+from scmedley.interpret.check import AGREEMENT, BASELINE, TOO_FEW, agreement, summarise
 from scmedley.pipeline.findings import _trust
 from scmedley.report import sections
 from scmedley.report.build import build
@@ -416,3 +417,12 @@ def test_importing_costs_no_matplotlib_and_no_jinja():
     code = "import sys, scmedley.report, scmedley.pl; print({'matplotlib', 'jinja2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_every_word_of_the_check_has_a_sentence() -> None:
+    for word in AGREEMENT:
+        assert word in trust.ADVICE
+        for against in ("", *BASELINE):
+            said = trust.judged(word, against)
+            assert said.endswith(".")
+            assert ("plain difference" in said) == (against != "" and word != TOO_FEW)

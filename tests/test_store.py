@@ -14,7 +14,7 @@ from numpy.testing import assert_array_equal
 from scmedley import load
 from scmedley.errors import ScmedleyError
 from scmedley.models import MixedEffects, store
-from scmedley.models.store import CLASSES, DESCRIPTION, WEIGHTS
+from scmedley.models.store import DESCRIPTION, WEIGHTS
 from tiny import FIT, MODELS, differing, small, unfitted, weights
 
 
@@ -86,7 +86,7 @@ def test_there_is_no_pickle(folder: Path) -> None:
 
 def test_saving_again_replaces_the_model(folder: Path, fitted) -> None:
     fitted("fixed").save(folder)
-    assert type(load(folder)) is CLASSES["FixedEffects"]
+    assert type(load(folder)) is MODELS["fixed"]
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 

@@ -1,5 +1,10 @@
-"""Every name under which scMedley stores something in an AnnData, once."""
+"""Every name under which scMedley stores something in an AnnData, once, and the table of its embeddings.
 
+Figures and pages read titles, order and wanted directions from here without importing torch;
+:mod:`scmedley.models.catalogue` joins the embeddings to the models that make them.
+"""
+
+from dataclasses import dataclass
 from typing import Literal
 
 COUNTS = "counts"  # layers: raw counts
@@ -9,10 +14,10 @@ SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
 
 FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
-RANDOM_MASKED = "X_scmedley_random_masked"  # obsm: the same cells, encoded without being told their batch
+RANDOM_MASKED = "X_scmedley_random_masked"  # obsm: the same cells, encoded with their batch masked
 AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, of the plain autoencoder
 NULL = "X_scmedley_random_null"  # obsm: the same network trained on permuted batch labels
-NULL_MASKED = "X_scmedley_random_null_masked"  # obsm: that one, not told the permuted batch
+NULL_MASKED = "X_scmedley_random_null_masked"  # obsm: of that network, with the permuted batch masked
 TARGET = "counterfactual_batch"  # obs of a counterfactual: the batch that the row is shown in
 PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, those of the null
 
@@ -20,9 +25,65 @@ PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cel
 
 UNS = "scmedley"  # uns: config, versions, seed, keys
 
+Wanted = Literal[-1, 0, 1]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """An embedding in ``obsm``, and which way its scores should go.
+
+    Attributes
+    ----------
+    key
+        In ``obsm``.
+    title
+        What figures and pages call it.
+    batch, label
+        1: the higher its scores by batch (by label) the better, -1: the lower the better, 0: neither. Every
+        score is higher the better the groups separate.
+    null
+        Key of the same network's embedding after training on permuted batches.
+    """
+
+    key: str
+    title: str
+    batch: Wanted = 0
+    label: Wanted = 0
+    null: str = ""
+
+    def wanted(self, of: str) -> Wanted:
+        """Return the direction that is wanted of its scores by ``of``, "batch" or "label"."""
+        return {"batch": self.batch, "label": self.label}.get(of, 0)
+
+
+# By key, in the order of tables and pages.
+EMBEDDINGS: dict[str, Embedding] = {
+    embedding.key: embedding
+    for embedding in (
+        Embedding(FIXED, "Fixed effects", batch=-1, label=1),
+        Embedding(PCA, "PCA", batch=-1, label=1),
+        Embedding(RANDOM, "Random effects", batch=1, null=NULL),
+        Embedding(RANDOM_MASKED, "Random effects, batch masked", batch=1, null=NULL_MASKED),
+        Embedding(NULL, "Random effects, permuted batches"),
+        Embedding(NULL_MASKED, "Random effects, permuted and masked"),
+        Embedding(AUTOENCODER, "Plain autoencoder", batch=-1, label=1),
+    )
+}
+MAPS = (FIXED, RANDOM, PCA)  # those that are drawn where no others are named
+
+
+def embedding(key: str) -> Embedding:
+    """Return what is known of an embedding; one that is none of ours is called by its key."""
+    return EMBEDDINGS.get(key, Embedding(key, key))
+
+
+def title(key: str) -> str:
+    """Return what figures and pages call an embedding."""
+    return embedding(key).title
+
 
 def umap(embedding: str) -> str:
-    """Give the obsm key of an embedding's UMAP: ``X_scmedley_fixed`` to ``X_umap_scmedley_fixed``."""
+    """Return the obsm key of an embedding's UMAP: ``X_scmedley_fixed`` to ``X_umap_scmedley_fixed``."""
     return "X_umap_" + embedding.removeprefix("X_")
 
 

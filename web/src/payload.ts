@@ -20,8 +20,10 @@ export interface Header {
   columns: Column[];
   palette: string[];
   no_value: string;
-  verdict: string | null; // of the check over the whole run
   trust: [number, number, string, string][]; // label, batch, agreement, than the plain difference of training means
+  words: Record<string, string>; // what is said of a pair with these two, joined by "|"
+  unchecked: string; // what is said of a pair that the check left out
+  unusable: string | null; // what is said if the check failed over the whole run
   whatif: { kind: string; pre_selu: boolean[]; shape: [number, number] | null; factor: number | null } | null;
   genes: string[];
   arrays: Record<string, [string, number[], number]>;

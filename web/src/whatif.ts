@@ -211,9 +211,7 @@ export class WhatIf {
     } else if (there && target >= 0) {
       said.unshift(["note", `${count(there)} of ${count(all)} selected cells are from ${name} already. They do not change, and the means below have them in.`]);
     }
-    if (header.verdict === "none") {
-      said.unshift(["note", "Do not use: over this run, predictions did not agree with held-out cells."]);
-    }
+    if (header.unusable) said.unshift(["note", header.unusable]);
     byId("warnings").replaceChildren(...said.map(([kind, words]) => make("li", words, { class: kind })));
   }
 
@@ -229,30 +227,16 @@ export class WhatIf {
   private trust(labels: number[], target: number, name: string): [string, string][] {
     const checked = this.payload.header.trust.filter(([, b]) => b === target);
     const words = new Map(checked.map(([k, , word, against]) => [k, `${word}|${against}`]));
-    const { labels: names, label_key } = this.payload.header;
+    const { labels: names, label_key, words: said, unchecked } = this.payload.header;
     const by = new Map<string, string[]>();
     for (const k of labels) {
       const word = words.get(k) ?? "";
       by.set(word, [...(by.get(word) ?? []), label_key ? names[k]! : "All cells together"]);
     }
-    const said: Record<string, string> = {
-      good: "predictions agreed well with held-out cells: fit to rank genes by",
-      some: "predictions agreed somewhat with held-out cells: trust the direction of strong changes only",
-      none: "predictions did not agree with held-out cells: draw no conclusion",
-      "": "the prediction was not checked on held-out cells: take it as a guess",
-    };
-    const compared: Record<string, string> = {
-      better: "Better than the plain difference of training means.",
-      tie: "A tie with the plain difference of training means.",
-      worse: "Worse than the plain difference of training means.",
-    };
-    return [...by].map(([key, names]) => {
-      const [word, against] = key.split("|") as [string, string?];
-      const few = "too few held-out cells, or too small a shift, to check the prediction: take it as a guess";
-      const beside = word in said ? compared[against ?? ""] : undefined;
-      const text = `${listed(names)} in ${name}: ${said[word] ?? few}.${beside ? ` ${beside}` : ""}`;
-      return [word === "good" ? "fine" : "note", text];
-    });
+    return [...by].map(([key, names]) => [
+      key.startsWith("good|") ? "fine" : "note",
+      `${listed(names)} in ${name}: ${said[key] ?? unchecked}`,
+    ]);
   }
 
   private draw(answer: Answer): void {

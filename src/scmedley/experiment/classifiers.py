@@ -10,8 +10,9 @@ from scmedley.errors import ScmedleyError
 from scmedley.evaluate.classify import target_table
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import read_cells
-from scmedley.experiment.config import NULL, Experiment
+from scmedley.experiment.config import Experiment
 from scmedley.experiment.task import Task
+from scmedley.models.catalogue import FE, PCA, is_null, methods
 
 
 def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
@@ -26,10 +27,8 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
         ``target``, then the columns of :func:`scmedley.evaluate.classify.target_table`.
     """
     obs = read_cells(out / work.DATA, experiment, task.split, task.fold).obs
-    latents = _latents(out, experiment, task)
-    fixed = {name: z_NP for name, z_NP in latents.items() if not name.startswith("RE")}
-    random = {name: z_NP for name, z_NP in latents.items() if name not in fixed}
-    joins = [(f, r) for f in fixed for r in random if f in ("PCA", "FE") or not r.startswith(NULL)]
+    fixed, random = _latents(out, experiment, task)
+    joins = [(f, r) for f in fixed for r in random if f in (PCA, FE.name) or not is_null(r)]
     part_N = np.where(obs[keys.SPLIT] == "test", "test", "train")
     donor_N, label_N = (obs[key].cat.codes.to_numpy() for key in (experiment.donors, experiment.label_key))
     tables = []
@@ -47,16 +46,24 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _latents(out: Path, experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
-    """Return the latents of the fold's fits that did not fail, by the name that tables show."""
-    found = {}
+def _latents(
+    out: Path, experiment: Experiment, task: Task
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the latents of the fold's fits that did not fail, by the name that tables show.
+
+    Those that hold what the batch adds come second.
+    """
+    fixed: dict[str, np.ndarray] = {}
+    random: dict[str, np.ndarray] = {}
+    networks = methods()
     for method in experiment.methods:
         fit = Task(task.split, task.fold, task.seed, method)
         if work.about(out, fit).get("status") != "done":
             continue
+        found = random if method in networks and networks[method].holds_batch else fixed
         with np.load(out / work.TASKS / fit.name / work.LATENT) as stored:
             for variant, z_NP in stored.items():
                 found[method if variant == "latent" else f"{method}, {variant}"] = z_NP
-    if not found:
+    if not fixed | random:
         raise ScmedleyError(f"No fit of {task.name} came to an end, so there is nothing to classify.")
-    return found
+    return fixed, random

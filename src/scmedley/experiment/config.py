@@ -8,25 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from scmedley import keys
 from scmedley.datasets.papers import LOSS_WEIGHTS
 from scmedley.errors import ScmedleyError, check_seed
 from scmedley.keys import ValueKind
+from scmedley.models import catalogue
+from scmedley.models.base import Model
 from scmedley.models.settings import as_changes
 
 Split = Literal["cells", "donors", "pairs"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
-NULL = "RE, permuted batches"
-# Name in the tables: class of the network, and whether labels train it.
-NETWORKS = {
-    "AE": ("Autoencoder", False),
-    "AEC": ("Autoencoder", True),
-    "FE": ("FixedEffects", False),
-    "FEC": ("FixedEffects", True),
-    "RE": ("RandomEffects", False),
-    NULL: ("RandomEffects", False),
-}
-BASIC = ("PCA", *NETWORKS)
+NULL = catalogue.RE.null
+BASIC = (catalogue.PCA, *catalogue.methods())  # methods that need no further package
 LISTS = ("methods", "splits", "targets", "pair_batches")  # fields that hold names
 
 
@@ -48,7 +42,8 @@ class Experiment:
     targets
         Donor-level ``obs`` columns (diagnosis, sex) for the classifiers.
     methods
-        ``BASIC`` names, names of ``peers.PEERS``, or ``obsm`` keys of embeddings that the data bring.
+        Names of the catalogue (``BASIC`` has those that are shipped), names of ``peers.PEERS``, or ``obsm`` keys of
+        embeddings that the data bring.
     preset
         Of the networks: ``"default"`` or ``"paper"``.
     settings
@@ -141,7 +136,7 @@ class Experiment:
         for method in self.methods:
             _check_method(method)
         for method in self.settings:
-            if method not in self.methods or method not in NETWORKS or method == NULL:
+            if method not in self.methods or method not in catalogue.methods() or catalogue.is_null(method):
                 raise ScmedleyError(
                     f"Settings of {method!r} have no use here: settings are of the networks that are compared, and its "
                     f"null takes those of RE."
@@ -152,9 +147,10 @@ class Experiment:
             )
         self.models()
         if "pairs" in self.splits and not self.counterfactual_methods:
+            able = " or ".join(repr(row.name) for row in catalogue.rows() if "effects" in row.outputs)
             raise ScmedleyError(
                 "splits has 'pairs', but none of the methods has batch effects in its decoder to predict a held-out "
-                "pair with. Add 'FE' (default preset) or 'RE' to the methods."
+                f"pair with. Add {able} to the methods, with the default preset."
             )
 
     @property
@@ -165,14 +161,7 @@ class Experiment:
     @property
     def counterfactual_methods(self) -> list[str]:
         """Return the methods that can predict a label's cells in a batch where they were not seen."""
-        from scmedley import models
-
-        found = []
-        for method, settings in self.models().items():
-            kind = getattr(models, NETWORKS[method][0])
-            if kind(self.batch_key, settings=settings).has_effects:
-                found.append(method)
-        return found
+        return [method for method in self.models() if self.unfitted(method).has_effects]
 
     def n_folds(self, split: Split) -> int:
         """Return how many times cells are held out in a split."""
@@ -180,25 +169,44 @@ class Experiment:
 
     def models(self) -> dict[str, Any]:
         """Return the settings of each network that is compared, with the changes made."""
-        from scmedley import models
+        networks = catalogue.methods()
+        return {
+            method: networks[method]
+            .preset(self.preset)
+            .replace(**{"n_latent": self.n_latent} | (self.changes(method) or {}))
+            for method in self.methods
+            if method in networks
+        }
 
-        found = {}
-        for method in self.methods:
-            if method in NETWORKS:
-                kind = getattr(models, NETWORKS[method][0])
-                changes = {"n_latent": self.n_latent} | self.settings.get(
-                    "RE" if method == NULL else method, {}
-                )
-                found[method] = kind.preset(self.preset, NETWORKS[method][1]).replace(**changes)
-        return found
+    def changes(self, method: str) -> dict[str, Any] | None:
+        """Return the changes to the preset of a method, if there are any; a null has those of its network."""
+        known = catalogue.methods().get(method)
+        return self.settings.get(method if known is None else known.set_by)
+
+    def unfitted(self, method: str) -> Model[Any]:
+        """Return a new model of a method."""
+        settings = self.models()[method]
+        return catalogue.methods()[method].unfitted(self.batches_of(method), self.label_key, settings)
+
+    def batches_of(self, method: str) -> str:
+        """Return the column of the batches that a method meets: the permuted ones, if it is a null."""
+        return keys.PERMUTED if catalogue.is_null(method) else self.batch_key
+
+
+def is_rival(method: str) -> bool:
+    """Return whether a method is another package's or an embedding of the user's: its failure is a result."""
+    from scmedley.peers import PEERS
+
+    return method in PEERS or method.startswith("X_")
 
 
 def _check_method(method: str) -> None:
     from scmedley.peers import PEERS
 
-    if method not in (*BASIC, *PEERS) and not method.startswith("X_"):
+    known = (catalogue.PCA, *catalogue.methods(), *PEERS)
+    if method not in known and not is_rival(method):
         raise ScmedleyError(
-            f"There is no method {method!r}. Choose of {', '.join((*BASIC, *PEERS))}, or name an obsm key (X_...)."
+            f"There is no method {method!r}. Choose of {', '.join(known)}, or name an obsm key (X_...)."
         )
 
 

@@ -21,7 +21,7 @@ from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment import tables
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import digest, prepare_once, read_data
-from scmedley.experiment.config import BASIC, NULL, Experiment
+from scmedley.experiment.config import Experiment, is_rival
 from scmedley.experiment.task import DATA, Task, tasks
 from scmedley.runs import folder as run_folder
 
@@ -29,11 +29,6 @@ RECORD = "experiment.json"
 OUTPUTS = [tables.SCORES, tables.SUMMARY, tables.CLASSIFIED, tables.CLASSIFIED_SUMMARY, tables.HISTORY]
 OUTPUTS += [tables.PREDICTED, tables.PREDICTED_SUMMARY, tables.FITS, run_folder.REPORT]
 SCHEDULER_TIMEOUT = "20s"
-OURS = (
-    *BASIC,
-    work.CLASSIFIERS,
-    work.BASELINES,
-)  # what of these fails is an error; a rival's failure is a result
 
 
 def run(
@@ -92,7 +87,7 @@ def run(
             say(f"Warning: {warning}")
         io.write_json(record, out / RECORD)
         build(out)
-    _tell_failures(out, [task for task in fits + classifications if task.method in OURS])
+    _tell_failures(out, [task for task in fits + classifications if not is_rival(task.method)])
     return record
 
 
@@ -185,7 +180,7 @@ def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list
     """Return as sentences the networks whose training was still improving when their ``max_epochs`` ended it."""
     said = []
     for method in experiment.methods:
-        most = experiment.settings.get("RE" if method == NULL else method, {}).get("max_epochs")
+        most = (experiment.changes(method) or {}).get("max_epochs")
         ends = [work.about(out, task).get("fitted", {}) for task in fits if task.method == method]
         short = [end for end in ends if end and end["best_epoch"] == end["epochs"] == most]
         if short:
@@ -200,7 +195,7 @@ def _failed_rivals(out: Path, fits: Sequence[Task]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for task in fits:
         state = work.about(out, task)
-        if state.get("status") != "done" and task.method not in OURS:
+        if state.get("status") != "done" and is_rival(task.method):
             reasons.setdefault(task.method, []).append(str(state.get("reason", "no record of it")))
     return [
         f"{method} failed in {len(why)} fits, so it is in no table of scores: {why[0]}"

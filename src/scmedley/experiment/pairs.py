@@ -16,8 +16,9 @@ from scmedley.evaluate.counterfactual import BASELINES, CEILING, HeldOut
 from scmedley.evaluate.statistics import t_interval
 from scmedley.experiment import task as work
 from scmedley.experiment.cells import pairs, read_cells
-from scmedley.experiment.config import NULL, Experiment
+from scmedley.experiment.config import Experiment
 from scmedley.experiment.task import Task
+from scmedley.models.catalogue import is_null
 
 SOURCE_CELLS = 1000  # cells that are shown in the held-out batch, at most
 ONE = "one pair: no verdict"
@@ -167,7 +168,9 @@ def finding(predicted: pd.DataFrame) -> str:
     said = [
         f"Share of the change of the mean that is predicted (R²Δ) for {n} of batch and label: {models}; {simple}{top}."
     ]
-    return " ".join([*said, *(_verdict(row) for row in judged.to_dict("records") if row["method"] != NULL)])
+    return " ".join(
+        [*said, *(_verdict(row) for row in judged.to_dict("records") if not is_null(row["method"]))]
+    )
 
 
 def _verdict(row: dict[Any, Any]) -> str:

@@ -12,9 +12,10 @@ from scmedley.evaluate.counterfactual import MEASURES
 from scmedley.evaluate.probes import PROBES
 from scmedley.evaluate.statistics import t_interval
 from scmedley.experiment import task as work
-from scmedley.experiment.config import NETWORKS, NULL, Experiment
+from scmedley.experiment.config import Experiment
 from scmedley.experiment.pairs import finding, verdicts
 from scmedley.experiment.task import Task, tasks
+from scmedley.models.catalogue import FE, PCA, RE, methods
 from scmedley.models.contributions import contributions
 from scmedley.pipeline.findings import NAMES
 
@@ -27,12 +28,8 @@ SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv
 SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
 PREDICTED, PREDICTED_SUMMARY = "counterfactuals.csv", "counterfactuals_summary.csv"
 HEADLINE = (
-    "FE + RE",
-    "FE + RE, adapted",
-    f"FE + {NULL}",
-    "FE",
-    "PCA",
-    COMPOSITION,
+    *(f"{FE.name} + {other}" for other in (RE.name, f"{RE.name}, adapted", RE.null)),
+    *(FE.name, PCA, COMPOSITION),
 )
 CLASSIFIED_BY = ["target", "held_out", "caution", "embedding"]
 PLACE = ["split", "fold", "seed"]
@@ -46,7 +43,7 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
     fits, classifications = tasks(experiment)
     said = _write_scores(_collect(out, fits, work.SCORES), experiment, out)
     io.write_csv(_fits(out, fits + classifications), out / FITS)
-    history = _collect(out, [t for t in fits if t.method in NETWORKS], work.HISTORY)
+    history = _collect(out, [t for t in fits if t.method in methods()], work.HISTORY)
     io.write_csv(_weighted(history, experiment), out / HISTORY)
     classified = _collect(out, classifications, work.CLASSIFIED)
     if len(classified):
@@ -172,8 +169,8 @@ def findings(scores: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
     said = [sentence] if (sentence := _separation(scores)) else []
     leaks = rows[rows["score"].isin([f"{probe} leak" for probe in PROBES])].dropna(subset="value")
     worst = leaks.sort_values("value").groupby("method").tail(1).set_index("method")
-    if {"PCA", "FE"} <= set(worst.index):
-        fe, pca = ({**worst.loc[method]} for method in ("FE", "PCA"))
+    if {PCA, FE.name} <= set(worst.index):
+        fe, pca = ({**worst.loc[method]} for method in (FE.name, PCA))
         said.append(
             f"Batch leak given label, by the worst of the probes: FE {_with(fe)} ({fe['score']}), PCA {_with(pca)} "
             f"({pca['score']}; 0 by chance)."
@@ -184,17 +181,18 @@ def findings(scores: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
 def _separation(scores: pd.DataFrame) -> str:
     """Compare RE with its null, fold by fold and by each probe, less what permuted codes give; all must agree."""
     rows = scores[(scores["split"] == "cells") & (scores["part"] == "test") & (scores["of"] == "batch")]
-    rows = rows[rows["method"].isin(["RE", NULL])]
+    rows = rows[rows["method"].isin([RE.name, RE.null])]
     words, seen = [], {}
     for probe in PROBES:
         leaks = rows[rows["score"] == f"{probe} leak"].dropna(subset="value")
         excess = (leaks["value"] - leaks["null"]).groupby([leaks["method"], leaks["fold"]]).mean()
         if leaks["method"].nunique() < 2:
             continue
-        mean, low, high = t_interval((excess["RE"] - excess[NULL]).tolist())
+        random, null = excess[RE.name], excess[RE.null]
+        mean, low, high = t_interval((random - null).tolist())
         seen[NAMES[probe]] = low > 0
         words.append(
-            f"{NAMES[probe]} {excess['RE'].mean():z.2f} and {excess[NULL].mean():z.2f}, a difference of {mean:z.2f} "
+            f"{NAMES[probe]} {random.mean():z.2f} and {null.mean():z.2f}, a difference of {mean:z.2f} "
             f"[{low:z.2f}, {high:z.2f}]"
         )
     if not seen:

@@ -18,7 +18,8 @@ from scmedley import io, keys
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.scores import scores
 from scmedley.experiment.cells import read_cells
-from scmedley.experiment.config import NETWORKS, NULL, Experiment, Split
+from scmedley.experiment.config import Experiment, Split
+from scmedley.models.catalogue import PCA, is_null, methods
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -92,7 +93,7 @@ def fingerprint(
         settings["targets"] = experiment.targets[:1] if task.split == "donors" else ()
         settings["package"] = _package_version(task.method)
         settings["methods"] = task.method
-        settings["settings"] = experiment.settings.get("RE" if task.method == NULL else task.method)
+        settings["settings"] = experiment.changes(task.method)
     what = json.dumps([settings, asdict(task), data_hash, versions], sort_keys=True, default=str)
     return hashlib.sha256(what.encode()).hexdigest()
 
@@ -191,7 +192,7 @@ def _score(adata: AnnData, experiment: Experiment, task: Task) -> pd.DataFrame:
     Of held-out donors, labels are read by what was learnt from the other donors' cells. Their batches were not
     there to learn: probes of those learn from 80 % of the held-out donors' cells, and are scored on the rest.
     """
-    key = keys.PERMUTED if task.method == NULL else experiment.batch_key
+    key = experiment.batches_of(task.method)
     part = adata.obs[keys.SPLIT].astype(str).to_numpy()
     how: dict[str, Any] = {"batch_key": key, "label_key": experiment.label_key, "seed": task.seed}
     if task.split == "cells":
@@ -224,7 +225,7 @@ def _embed(
     from scmedley.pp.maps import pca
 
     method = task.method
-    if method in NETWORKS:
+    if method in methods():
         return _embed_by_network(out, adata, experiment, task, mark)
     if method.startswith("X_"):
         if method not in adata.obsm:
@@ -233,7 +234,7 @@ def _embed(
             )
         return {"": _given(adata.obsm[method], method)}, None
     pca(adata, experiment.n_latent, task.seed)
-    if method == "PCA":
+    if method == PCA:
         return {"": np.asarray(adata.obsm[keys.PCA])}, None
     z_NP = embed_peer(
         method,
@@ -260,7 +261,7 @@ def _embed_by_network(
 ) -> tuple[dict[str, np.ndarray], "Model[Any]"]:
     model: Any = fit_network(out, adata, experiment, task, mark)
     latents = {"": model.get_latent_representation(adata, unknown="mean")}
-    if task.method == "RE" and (model.design.codes(adata.obs) < 0).any():
+    if model.needs_batch and not is_null(task.method) and (model.design.codes(adata.obs) < 0).any():
         new = adata[model.design.codes(adata.obs) < 0].copy()
         adapted = model.adapt(new, seed=task.seed)
         latents[", adapted"] = adapted.get_latent_representation(adata)
@@ -269,17 +270,10 @@ def _embed_by_network(
 
 def fit_network(out: Path, adata: AnnData, experiment: Experiment, task: Task, mark: str) -> "Model[Any]":
     """Return the task's network, fitted; it never meets the cells of donors and of pairs that are held out."""
-    from scmedley import models
-
-    kind, supervised = NETWORKS[task.method]
-    batch_key = experiment.batch_key
     held_out = ((adata.obs[keys.SPLIT] == "test") & (task.split != "cells")).to_numpy()
-    if task.method == NULL:
+    if is_null(task.method):
         _permute(adata, experiment, held_out, task.seed)
-        batch_key = keys.PERMUTED
-    settings = experiment.models()[task.method]
-    label = {"label_key": experiment.label_key} if supervised else {}
-    model: Model[Any] = getattr(models, kind)(batch_key, settings=settings, **label)
+    model = experiment.unfitted(task.method)
     known = adata[~held_out].copy() if held_out.any() else adata
     model.fit(
         known,

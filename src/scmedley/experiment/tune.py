@@ -14,8 +14,9 @@ from anndata import AnnData, read_h5ad
 from scmedley import io, keys
 from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment.cells import digest, prepare_once
-from scmedley.experiment.config import NETWORKS, Experiment
+from scmedley.experiment.config import Experiment
 from scmedley.keys import ValueKind
+from scmedley.models.catalogue import FE, methods
 from scmedley.pp.folds import rotating_folds
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import PARTS
@@ -37,7 +38,7 @@ def tune(
     *,
     batch_key: str,
     label_key: str,
-    method: str = "FE",
+    method: str = FE.name,
     trials: int = 30,
     folds: int = 3,
     epochs: int | None = None,
@@ -105,8 +106,9 @@ def tune(
 
 
 def _check(method: str, trials: int) -> None:
-    if method not in ("FE", "FEC"):
-        raise ScmedleyError(f"--method {method} cannot be tuned; choose FE or FEC.")
+    tunable = [name for name, known in methods().items() if known.tuned]
+    if method not in tunable:
+        raise ScmedleyError(f"--method {method} cannot be tuned; choose {' or '.join(tunable)}.")
     if trials < 1:
         raise ScmedleyError(f"--trials {trials} must be at least 1.")
     try:
@@ -192,7 +194,7 @@ def _try(trial: "Trial", experiment: Experiment, out: Path) -> float:
 
     method = experiment.methods[0]
     params: dict[str, Any] = {
-        name: trial.suggest_float(name, *WEIGHT_RANGE, log=True) for name in _weights(method)
+        name: trial.suggest_float(name, *WEIGHT_RANGE, log=True) for name in methods()[method].tuned
     }
     params["n_latent"] = trial.suggest_categorical("n_latent", LATENTS)
     params["layers"] = trial.suggest_categorical("layers", tuple(LAYERS))
@@ -231,17 +233,12 @@ def _score(
     experiment: Experiment, out: Path, params: dict[str, Any], fold: int, part: str
 ) -> tuple[float, float]:
     """Fit on a fold; return label accuracy and the worst of three batch leaks on its cells of ``part``."""
-    from scmedley import models
     from scmedley.evaluate.probes import batch_leaks, knn_accuracy
 
     method, seed = experiment.methods[0], experiment.seeds[0]
     adata = _read_fold(out, experiment, fold)
-    settings = replace(
-        experiment, settings={method: experiment.settings.get(method, {}) | _changes(params)}
-    ).models()[method]
-    kind, labelled = NETWORKS[method]
-    label_key = experiment.label_key if labelled else None
-    model = getattr(models, kind)(experiment.batch_key, label_key, settings)
+    changes = experiment.settings.get(method, {}) | _changes(params)
+    model = replace(experiment, settings={method: changes}).unfitted(method)
     model.fit(adata, seed=seed, threads=experiment.threads, progress=False)
     z_NP = model.get_latent_representation(adata)
     which = adata.obs[keys.SPLIT].to_numpy()
@@ -270,17 +267,12 @@ def _read_fold(out: Path, experiment: Experiment, fold: int) -> AnnData:
     return adata
 
 
-def _weights(method: str) -> list[str]:
-    return ["adversary_weight", "label_weight"] if method == "FEC" else ["adversary_weight"]
-
-
 def _default(method: str) -> dict[str, Any]:
     """Return the default preset as a trial."""
-    from scmedley.models import FixedEffects
-
-    settings = FixedEffects.preset("default", NETWORKS[method][1])
+    known = methods()[method]
+    settings = known.preset("default")
     layers = next(name for name, sizes in LAYERS.items() if sizes == settings.hidden)
-    return {w: getattr(settings, w) for w in _weights(method)} | {
+    return {w: getattr(settings, w) for w in known.tuned} | {
         "n_latent": settings.n_latent,
         "layers": layers,
     }

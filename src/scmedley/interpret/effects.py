@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import decoder
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
-from scmedley.nn.bayesian import EffectTable, tables
+from scmedley.models.export import effect_tables
+from scmedley.nn.bayesian import EffectTable
 
 
 @torch.no_grad()
@@ -43,14 +43,10 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
     """
     network = decoder(model)
     network.check_fitted()
-    if not network.has_effects:
-        raise ScmedleyError(
-            f"This {type(network).__name__} has no batch effects in its decoder, so batches cannot be placed by them. "
-            "Use RandomEffects, or FixedEffects with decoder_effects=True."
-        )
+    network.check_effects("batch_effects")
     mean_BE, scale_BE = (
         np.hstack([np.asarray(part, np.float64) for part in parts])
-        for parts in zip(*map(_standardised, _decoder_tables(network)), strict=True)
+        for parts in zip(*map(_standardised, effect_tables(network.network)), strict=True)
     )
     mean_BE = mean_BE - mean_BE.mean(0)
     _, length, axes = np.linalg.svd(mean_BE, full_matrices=False)
@@ -74,12 +70,6 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
     )
 
 
-def _decoder_tables(network: Model[Any]) -> list[EffectTable]:
-    """Give the effect tables of a decoder, whichever network it is of."""
-    parts = network.network
-    return tables(parts.decoder_effects if network.needs_batch else parts.decoder)
-
-
 def _standardised(table: EffectTable) -> tuple[np.ndarray, np.ndarray]:
-    """Give posterior means and standard deviations in units of the prior's: B × H each."""
+    """Return posterior means and standard deviations in units of the prior's: B × H each."""
     return (table.loc_BH / table.prior_scale).numpy(), (table.scale_BH() / table.prior_scale).numpy()

@@ -1,8 +1,9 @@
 """The models: a class for each system, and ``load``."""
 
 from scmedley.models.autoencoder import Autoencoder, AutoencoderSettings
+from scmedley.models.catalogue import load
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
-from scmedley.models.mixed_effects import MixedEffects, load
+from scmedley.models.mixed_effects import MixedEffects
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.settings import Settings
 

@@ -5,13 +5,14 @@ Shapes: N cells of the call at hand, G genes, P latent dimensions, K labels.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.models.base import Model
+from scmedley.models.export import Layer
 from scmedley.models.settings import Settings, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import one_hot
@@ -83,6 +84,12 @@ class AutoencoderNetwork(nn.Module):
         """Give z_NP; the batch is not looked at."""
         z_NP: Tensor = self.encoder(x_NG)[-1]
         return z_NP
+
+    def decoder_layers(self) -> list[Layer]:
+        """Return the decoder's layers: the encoder's weights transposed, with biases and effects of its own."""
+        weights = [layer.get_parameter("weight") for layer in reversed(self.encoder.linears)]
+        effects: Sequence[Any] = [*self.decoder.effects] or [None] * len(weights)
+        return [Layer(*parts) for parts in zip(weights, self.decoder.biases, effects, strict=True)]
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Give xhat_NG, scaled like the input, with the batch's effects if the decoder has any."""

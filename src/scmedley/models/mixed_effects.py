@@ -18,7 +18,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.models.base import Model, described, read_prepared
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
-from scmedley.models.store import DESCRIPTION, read, read_description, replacing_model, write
+from scmedley.models.store import DESCRIPTION, replacing_model, write
 
 
 class MixedEffects:
@@ -230,31 +230,3 @@ class MixedEffects:
             f"obsm[{self.fixed_key!r}], the fixed part, is no dense matrix of finite numbers. Mend it, or remove "
             "those cells."
         )
-
-
-def load(folder: str | Path) -> MixedEffects | Model[Any]:
-    """Load what ``save`` wrote: a :class:`MixedEffects` or one of its networks.
-
-    Raises
-    ------
-    ScmedleyError
-        No model there, or one that cannot be read.
-    """
-    folder = Path(folder)
-    about = read_description(folder)
-    if about["class"] != MixedEffects.__name__:
-        return read(folder)
-    try:
-        batch_key, label_key = about["batch_key"], about["label_key"]
-        model = MixedEffects(batch_key, label_key, preset=about["preset"], fixed=about["fixed_key"])
-    except KeyError as error:
-        raise ScmedleyError(f"{folder / DESCRIPTION} lacks {error}. Fit and save the model again.") from error
-    for name, network in model.networks().items():
-        part = read(folder / name)
-        if type(part) is not type(network):
-            raise ScmedleyError(
-                f"{folder / name} holds a {type(part).__name__!r}, not a {type(network).__name__!r}. Fit and "
-                "save the model again."
-            )
-        setattr(model, name, part)
-    return model

@@ -6,7 +6,7 @@ Shapes: N cells of the call at hand, G genes, H hidden units, P latent dimension
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models.base import Model
+from scmedley.models.export import Layer
 from scmedley.models.settings import Settings, check_setting, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
@@ -147,6 +148,15 @@ class RandomEffectsNetwork(nn.Module):
         h = self.decoder_norms[-1](self.decoder[-1](h_NH))
         xhat_NG: Tensor = self.decoder_effects[-1](h, one_hot(b_N, self.n_batches), draw)
         return xhat_NG
+
+    def decoder_layers(self) -> list[Layer]:
+        """Return the decoder's layers; SELU comes before the BatchNorm in all but the last."""
+        parts: Iterator[Any] = zip(self.decoder, self.decoder_norms, self.decoder_effects, strict=True)
+        last = len(self.decoder) - 1
+        return [
+            Layer(layer.weight.t(), layer.bias, effects, norm, selu_first=i < last)
+            for i, (layer, norm, effects) in enumerate(parts)
+        ]
 
     def play(self, cells: Minibatch) -> Iterator[Move]:
         """Yield L_RE = lambda_MSE * MSE + lambda_b * CE(b, batch head) + lambda_KL * KL(q(U) || p(U))."""

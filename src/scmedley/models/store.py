@@ -1,11 +1,13 @@
 """Models on disk: ``model.json`` and ``weights.safetensors``, never pickle."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,13 +23,13 @@ from scmedley.device import is_forked, modes
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.models.adapt import add_batches
-from scmedley.models.autoencoder import Autoencoder
-from scmedley.models.base import Model
-from scmedley.models.fixed_effects import FixedEffects
 from scmedley.models.interval import Calibration
-from scmedley.models.random_effects import RandomEffects
 
-CLASSES: dict[str, type[Model[Any]]] = {c.__name__: c for c in (Autoencoder, FixedEffects, RandomEffects)}
+if TYPE_CHECKING:
+    from scmedley.models.base import Model
+
+M = TypeVar("M", bound="Model[Any]")
+
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
 # All that a model's folder may hold; earlier versions kept a genomap there.
 OWN = {DESCRIPTION, WEIGHTS, "genomap.json", "fixed", "random"}
@@ -41,7 +43,7 @@ def save(model: Model[Any], folder: str | Path) -> None:
 
 @contextmanager
 def replacing_model(folder: str | Path) -> Iterator[Path]:
-    """Give an empty folder that takes the place of ``folder`` if all goes well.
+    """Yield an empty folder that takes the place of ``folder`` if all goes well.
 
     Raises
     ------
@@ -91,7 +93,7 @@ def write(model: Model[Any], folder: Path) -> None:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read ``model.json``, or say what is wrong with the folder."""
+    """Read ``model.json``."""
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ScmedleyError(f"{folder} holds no model (no {DESCRIPTION}). Give a folder that save() wrote.")
@@ -104,14 +106,9 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 @modes(grad=False)
-def read(folder: Path) -> Model[Any]:
-    """Read one network's model from ``folder``."""
+def read(folder: Path, cls: type[M]) -> M:
+    """Read the model of class ``cls`` in ``folder``."""
     about = read_description(folder)
-    cls = CLASSES.get(str(about["class"]))
-    if cls is None:
-        raise ScmedleyError(
-            f"{folder} holds a model of class {about['class']!r}, which this version does not know."
-        )
     try:
         tensors = load_file(folder / WEIGHTS)
         model = cls(about["batch_key"], about["label_key"], cls.settings_type(**about["settings"]))

@@ -26,6 +26,7 @@ from scmedley.interpret.check import (
 )
 from scmedley.interpret.genomap import Layout, genomap_of
 from scmedley.interpret.panel import panel
+from scmedley.interpret.trust import CAUTIONS, UNSEEN, UNUSABLE, WORSE
 from scmedley.keys import ValueKind
 from scmedley.models import MixedEffects
 from scmedley.pipeline.stages import read_cells, read_model
@@ -34,13 +35,6 @@ from scmedley.runs.folder import CELLS, CHECK, GENOMAP, read_record
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
 LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
 WORDS = ("and", "or", "not", "in")
-UNSEEN, WORSE = "never seen", "worse"
-CAUTIONS = {
-    UNSEEN: "never seen together, so this is an extrapolation that no cell of these data backs",
-    "none": "predictions did not agree with held-out cells: draw no conclusion",
-    WORSE: "the plain difference of training means predicts held-out cells better",
-    TOO_FEW: "the prediction was not checked, or too little was held out to check it: take it as a guess",
-}
 FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
 
 
@@ -233,7 +227,7 @@ def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
         if target != POPULATION_MEAN and word in CAUTIONS:
             found[CAUTIONS[word]].append(f"{name} in {target}")
     failed = not check.empty and summarise(check).verdict == "none"
-    said = ["Do not use: over this run, predictions did not agree with held-out cells."] * failed
+    said = [UNUSABLE] * failed
     return said + [f"{listed(pairs)}: {text}." for text, pairs in found.items() if pairs]
 
 

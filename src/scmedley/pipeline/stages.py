@@ -30,6 +30,7 @@ from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.io.formats import reader_for
 from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
 from scmedley.models.base import Model, check_split, read_prepared
+from scmedley.models.catalogue import FE, RE
 from scmedley.models.fixed_effects import FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffectsSettings
 from scmedley.models.settings import read_changes
@@ -162,8 +163,8 @@ def check_config(config: RunConfig) -> None:
 def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEffectsSettings]:
     """Return the settings of both networks: the preset's, changed by a file, changed by the command."""
     from_file = read_changes(Path(config.settings)) if config.settings else {}
-    fixed = "FEC" if config.learn_labels else "FE"
-    unused = sorted(set(from_file) - {fixed, "RE"})
+    fixed = FE.labelled if config.learn_labels else FE.name
+    unused = sorted(set(from_file) - {fixed, RE.name})
     if unused:
         raise ScmedleyError(
             f"{config.settings} has settings of {unused[0]!r}, which this run does not fit; it fits {fixed} and RE."
@@ -171,7 +172,7 @@ def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEff
     given = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
     return (
         FixedEffects.preset(config.preset, config.learn_labels).replace(**from_file.get(fixed, {}) | given),
-        RandomEffects.preset(config.preset).replace(**from_file.get("RE", {}) | given),
+        RandomEffects.preset(config.preset).replace(**from_file.get(RE.name, {}) | given),
     )
 
 

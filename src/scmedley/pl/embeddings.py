@@ -11,7 +11,6 @@ import numpy as np
 from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.pl.embedding import ROWS_OF_LEGEND, colouring, coordinates, drawable, how_many, legend, scatter
-from scmedley.pl.scores import NAMES
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-SHOWN = (keys.FIXED, keys.RANDOM, keys.PCA)
 WIDTH = 3.1  # of a panel, inches
 
 
@@ -52,7 +50,7 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
 
     colors = _several(color)
     if bases is None:
-        bases = [key for key in SHOWN if key in adata.obsm]
+        bases = [key for key in keys.MAPS if key in adata.obsm]
     if not bases or not colors:
         raise ScmedleyError(
             f"Name at least one colour and one embedding; obsm has: {', '.join(adata.obsm) or 'nothing'}, and obs: "
@@ -77,7 +75,7 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
             legend(row[-1], name, names, n_columns)
     for ax, basis, (key, xy_N2) in zip(axes[0], bases, places, strict=True):
         found = basis if basis in adata.obsm else f"X_{basis}"
-        write(ax.set_title, NAMES.get(found, found.removeprefix("X_")), fontsize=10, loc="left")
+        write(ax.set_title, keys.title(found).removeprefix("X_"), fontsize=10, loc="left")
         drawn = drawable(key, xy_N2)
         if not drawn.all():
             ax.set_title(how_many(drawn), loc="right", fontsize=7)
@@ -87,7 +85,7 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
 
 
 def _several(names: Any) -> list[Any]:
-    """Give one name, or several, as a list."""
+    """Return one name, or several, as a list."""
     return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
 
 
@@ -111,5 +109,5 @@ def _panel(
 
 
 def _height(names: list[str] | None) -> float:
-    """Give the inches that a row needs for its legend, and for the picture."""
+    """Return the inches that a row needs for its legend, and for the picture."""
     return max(2.8, 0.5 + 0.145 * min(len(names or []), ROWS_OF_LEGEND))

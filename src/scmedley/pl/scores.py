@@ -9,7 +9,7 @@ from scmedley import keys
 from scmedley.pl._inputs import table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     import pandas as pd
     from matplotlib.axes import Axes
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd"]
 Z = 1.96  # standard errors to either side of a 95 % interval
-NAMES = {
-    keys.FIXED: "Fixed effects",
-    keys.RANDOM: "Random effects",
-    keys.RANDOM_MASKED: "Random effects, batch masked",
-    keys.NULL: "Random effects, permuted batches",
-    keys.NULL_MASKED: "Random effects, permuted and masked",
-    keys.PCA: "PCA",
-    keys.AUTOENCODER: "Plain autoencoder",
-}
 
 
 def scores(df: pd.DataFrame) -> Figure:
@@ -65,7 +56,7 @@ def scores(df: pd.DataFrame) -> Figure:
             ax.set_axis_off()
         for ax, name in zip(row, own, strict=False):
             rows = df[(df["of"] == of) & (df["score"] == name)]
-            panel(ax, rows, list(df["embedding"].unique()), NAMES if ax is row[0] else None)
+            panel(ax, rows, list(df["embedding"].unique()), keys.title if ax is row[0] else None)
             write(ax.set_title, f"{name} by {of}", fontsize=9)
     figure.supxlabel(
         "dot: value; line: its 95 % interval, where it has one; grey: null ± 2 standard deviations",
@@ -74,8 +65,8 @@ def scores(df: pd.DataFrame) -> Figure:
     return figure
 
 
-def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[str, str] | None) -> None:
-    """Draw one score of each embedding, the first at the top, named where ``names`` are given."""
+def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], name: Callable[[str], str] | None) -> None:
+    """Draw one score of each embedding, the first at the top, named by ``name`` where there is one."""
     from matplotlib.ticker import MaxNLocator
 
     from scmedley.pl._figure import plain
@@ -101,10 +92,8 @@ def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], names: Mapping[st
             ax.plot(value, place, "o", color="#2f86c9", ms=6, zorder=3)
     ax.set_ylim(len(embeddings) - 0.5, -0.5)
     ax.set_yticks(range(len(embeddings)), [])
-    if names is not None:
-        ax.set_yticks(
-            range(len(embeddings)), [plain(names.get(key, key)) for key in embeddings], parse_math=False
-        )
+    if name is not None:
+        ax.set_yticks(range(len(embeddings)), [plain(name(key)) for key in embeddings], parse_math=False)
     ax.margins(x=0.15)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.tick_params(labelsize=8, length=2)

@@ -2,7 +2,7 @@
 
 Arrays in, bytes out; nothing here reads a file. ``web/src/payload.ts`` reads what ``pack`` writes.
 
-Shapes: N cells, G genes, P latent dimensions, B batches, K labels, I inputs and O outputs of a block.
+Shapes: N cells, G genes, P latent dimensions, B batches, K labels.
 """
 
 import base64
@@ -17,6 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from scmedley.interpret.genomap import Layout
+from scmedley.interpret.trust import UNCHECKED, UNUSABLE, judged
+from scmedley.models.export import Decoder
 from scmedley.pl._palette import DISTINCT, MISSING
 
 Array = NDArray[Any]
@@ -30,42 +33,6 @@ MAX_LEVELS, MAX_COLUMNS = 1_000, 40
 NO_MEANS = "The means of genes in each batch do not fit into the page: predictions stand alone."
 NONE = 65_535  # no value, in arrays of 16 bits
 STEPS = 65_534
-
-
-@dataclass(frozen=True)
-class Block:
-    """One block of a decoder: h W + b, SELU if ``pre_selu``, times s plus t, times (1 + gamma_b) plus beta_b.
-
-    SELU follows all blocks but the last. ``w`` is I × O, effects and their standard deviations B × O.
-    """
-
-    w: Array
-    b: Array
-    pre_selu: bool
-    s: Array
-    t: Array
-    gamma: Array
-    gamma_sd: Array
-    beta: Array
-    beta_sd: Array
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """The network that counterfactuals come from, and where its genes lie in a picture of a cell.
-
-    ``scale`` holds minimum and span of each gene, 2 × G; ``genomap`` rows and columns, 2 × G, with ``shape``.
-    ``factor`` widens or narrows intervals (:mod:`scmedley.models.interval`); ``None``: they are not calibrated.
-    """
-
-    genes: tuple[str, ...]
-    blocks: tuple[Block, ...]
-    scale: Array
-    kind: str
-    genomap: Array | None = None
-    shape: tuple[int, int] | None = None
-    shown: tuple[str, ...] = ()  # what the genes are called on the page, if not by their names
-    factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +52,7 @@ class Cells:
     x_NG: sparse.csr_matrix | None = None
 
     def take(self, rows: Array) -> "Cells":
-        """Give some of the cells."""
+        """Return some of the cells."""
         return Cells(
             [self.names[row] for row in rows],
             self.batch_N[rows],
@@ -114,6 +81,7 @@ class Explored:
     label_key: str | None
     counts_KB: Array
     decoder: Decoder | None = None
+    layout: Layout | None = None  # where the genes lie in a picture of a cell
     pairs: Array | None = None
     means: Array | None = None
     held_out: Array | None = None
@@ -167,7 +135,7 @@ def sample(strata_N: Array, n: int, first_N: Array | None = None, seed: int = 0)
 
 
 def on_a_map(n_cells: int, maps: Sequence[Array]) -> Array:
-    """Say which cells have a place on one of the maps."""
+    """Return which cells have a place on one of the maps."""
     drawn_N = np.zeros(n_cells, bool)
     for xy in maps:
         drawn_N |= np.isfinite(xy).all(axis=1)
@@ -214,7 +182,7 @@ def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
 
 
 def _leaner(run: Explored) -> Iterator[Explored]:
-    """Give the run as it is, then with less and less of it."""
+    """Yield the run as it is, then with less and less of it."""
     yield run
     if run.means is not None:
         run = replace(run, pairs=None, means=None, missing=[*run.missing, NO_MEANS])
@@ -258,23 +226,25 @@ def pack(run: Explored) -> str:
         "columns": columns,
         "palette": DISTINCT,
         "no_value": MISSING,
-        "verdict": run.verdict,
         "trust": [list(pair) for pair in run.trust],
+        "words": {f"{word}|{against}": judged(word, against) for _, _, word, against in run.trust},
+        "unchecked": f"{UNCHECKED}.",
+        "unusable": UNUSABLE if run.verdict == "none" else None,
         "missing": list(run.missing),
         "whatif": None,
         "genes": [],
     }
     if run.decoder is not None:
-        header["genes"] = list(run.decoder.shown or run.decoder.genes)
+        header["genes"] = list(run.decoder.shown)
         arrays |= _genes(cells.x_NG)
         if cells.z_NP is not None:
             header["whatif"] = {
                 "kind": run.decoder.kind,
                 "pre_selu": [block.pre_selu for block in run.decoder.blocks],
-                "shape": run.decoder.shape,
+                "shape": None if run.layout is None else run.layout.shape,
                 "factor": run.decoder.factor,
             }
-            arrays |= _decoder(run.decoder) | {"latent": cells.z_NP.astype("<f2")}
+            arrays |= _decoder(run.decoder, run.layout) | {"latent": cells.z_NP.astype("<f2")}
         if run.pairs is not None and run.means is not None:
             arrays |= {"pairs": run.pairs.astype("<u2"), "means": run.means.astype("<f2")}
             held_out = np.zeros(len(run.pairs)) if run.held_out is None else run.held_out
@@ -301,7 +271,7 @@ def _codes(codes: Array) -> Array:
 
 
 def _places(xy: Array) -> Array:
-    """Give coordinates in 16 bits, both axes in one unit so that the map keeps its shape; ``NONE``: not drawn."""
+    """Return coordinates in 16 bits, both axes in one unit so that the map keeps its shape; ``NONE``: not drawn."""
     drawn = np.asarray(np.isfinite(xy).all(axis=1))
     low, high = (xy[drawn].min(0), xy[drawn].max(0)) if drawn.any() else (np.zeros(2), np.ones(2))
     side = float((high - low).max()) or 1.0
@@ -310,7 +280,7 @@ def _places(xy: Array) -> Array:
 
 
 def colourable(columns: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Give the columns that can be coloured by, and the others: too many levels, or too far behind."""
+    """Return the columns that can be coloured by, and the others: too many levels, or too far behind."""
     names = list(map(str, columns.columns))
     few = [k for k in names if _is_number(columns[k]) or columns[k].nunique() <= MAX_LEVELS]
     kept = few[:MAX_COLUMNS]
@@ -322,7 +292,7 @@ def _is_number(values: "pd.Series[Any]") -> bool:
 
 
 def _column(values: "pd.Series[Any]") -> tuple[dict[str, Any], Array]:
-    """Give a column's header and its values in 16 bits."""
+    """Return a column's header and its values in 16 bits."""
     if _is_number(values):
         numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
         seen: Array = np.isfinite(numbers)
@@ -334,7 +304,7 @@ def _column(values: "pd.Series[Any]") -> tuple[dict[str, Any], Array]:
 
 
 def _genes(x_NG: sparse.csr_matrix | None) -> dict[str, Array]:
-    """Give measured genes, one after the other: the cells that have each, and values in 255 steps up to its largest.
+    """Return measured genes, one after the other: the cells that have each, and values in 255 steps up to its largest.
 
     Cells are coded as steps to the next one, in bytes; a byte of 255 adds 255 and goes on.
     """
@@ -362,11 +332,11 @@ def _genes(x_NG: sparse.csr_matrix | None) -> dict[str, Array]:
     }
 
 
-def _decoder(decoder: Decoder) -> dict[str, Array]:
-    """Give a decoder's arrays: weights and effects in half precision, the rest in single."""
+def _decoder(decoder: Decoder, layout: Layout | None) -> dict[str, Array]:
+    """Return a decoder's arrays: weights and effects in half precision, the rest in single."""
     arrays: dict[str, Array] = {"scale": decoder.scale.astype("<f4")}
-    if decoder.genomap is not None:
-        arrays["genomap"] = decoder.genomap.astype("<u2")
+    if layout is not None:
+        arrays["genomap"] = np.stack([layout.rows, layout.columns]).astype("<u2")
     for i, block in enumerate(decoder.blocks):
         arrays |= {f"{name}{i}": getattr(block, name).astype("<f4") for name in ("b", "s", "t")}
         for name in ("w", "gamma", "gamma_sd", "beta", "beta_sd"):

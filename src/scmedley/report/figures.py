@@ -21,7 +21,7 @@ from scmedley.pl.embedding import levels, scatter
 from scmedley.pl.scores import panel
 from scmedley.pl.training import best_epoch, curve
 from scmedley.report.numbers import number
-from scmedley.runs.read import MAPS, Run
+from scmedley.runs.read import Run
 
 NUMBERED = 30  # up to so many labels carry their number on the map
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
@@ -75,7 +75,7 @@ def maps(run: Run) -> list[dict[str, Any]]:
         if column is not None:
             codes, names = levels(column)
             numbered = kind == "label" and len(names) <= NUMBERED
-            for key in MAPS:
+            for key in keys.MAPS:
                 row["panels"].append(_map(run, key, codes, names, kind, numbered))
             sizes = pd.Series(codes).value_counts()
             row["legend"] = [
@@ -162,11 +162,10 @@ def scores(run: Run) -> list[Picture]:
     if run.scores is None:
         return []
     embeddings = list(dict.fromkeys(run.scores["embedding"]))
-    names = {key: run.name(key) for key in embeddings}
     size = (4.6, 0.7 + 0.3 * len(embeddings))
     pictures = []
     for (of, score), rows in run.scores.groupby(["of", "score"], sort=False):
         alt = f"{score} by {of}, as in the table above."
-        draw = partial(panel, rows=rows, embeddings=embeddings, names=names)
+        draw = partial(panel, rows=rows, embeddings=embeddings, name=run.name)
         pictures.append(picture(draw, size, alt, f"{score} by {of}"))
     return pictures

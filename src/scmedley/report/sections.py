@@ -11,19 +11,12 @@ from scmedley import keys
 from scmedley.evaluate.probes import PROBES
 from scmedley.interpret.check import LIMITS, TOO_FEW, Summary, against_baseline, agreement, summarise
 from scmedley.interpret.shifts import batch_distances
+from scmedley.interpret.trust import ADVICE
 from scmedley.report.numbers import number
 from scmedley.runs.read import Run
 
 TOP = 10  # genes shown for each label and batch
 SCORE_ORDER = [*(f"{probe} leak" for probe in PROBES), "kNN accuracy", "ASW", "CH", "1/DB"]
-RETRAINED = {keys.RANDOM: keys.NULL, keys.RANDOM_MASKED: keys.NULL_MASKED}
-EMBEDDING_ORDER = [keys.FIXED, keys.PCA, *RETRAINED, *RETRAINED.values(), keys.AUTOENCODER]
-# +1: the higher the better, −1: the lower the better. Every score is higher the better the groups separate.
-WANTED = {
-    **{(key, "batch"): -1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
-    **{(key, "label"): 1 for key in (keys.FIXED, keys.PCA, keys.AUTOENCODER)},
-    **{(key, "batch"): 1 for key in RETRAINED},
-}
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -111,14 +104,15 @@ def scores(run: Run) -> dict[str, Any] | None:
     if run.scores is None or run.scores.empty:
         return None
     table = run.scores
-    embeddings = _ordered(table["embedding"], EMBEDDING_ORDER)
+    embeddings = _ordered(table["embedding"], list(keys.EMBEDDINGS))
     groups = []
     for of in _ordered(table["of"], ["batch", "label"]):
         rows = []
         for score in _ordered(table.loc[table["of"] == of, "score"], SCORE_ORDER):
             here = table[(table["of"] == of) & (table["score"] == score)].drop_duplicates("embedding")
             by = {row["embedding"]: row for row in _records(here)}
-            rows.append((score, [_cell(by.get(key), by.get(RETRAINED.get(key, ""))) for key in embeddings]))
+            cells = [_cell(by.get(key), by.get(keys.embedding(key).null)) for key in embeddings]
+            rows.append((score, cells))
         groups.append((of, rows))
     kinds = sorted({kind for kind in table["null_kind"] if kind})
     return {
@@ -145,7 +139,7 @@ def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[
         "null_sd": row["null_sd"],
         "gap": gap,
         "distinct": distinct,
-        "wanted": WANTED.get((row["embedding"], row["of"]), 0),
+        "wanted": keys.embedding(row["embedding"]).wanted(row["of"]),
         "kind": row["null_kind"],
         "n_cells": row["n_cells"],
         "retrained": against,
@@ -229,12 +223,7 @@ def _words(found: Summary) -> str:
         )
     if tally[TOO_FEW]:
         text += f" Another {tally[TOO_FEW]} could not be judged."
-    text += {
-        "good": " Use those that agree well to rank genes; confirm single genes elsewhere.",
-        "some": " Trust the direction of strong shifts, not their size and not single genes.",
-        "none": " Do not draw conclusions from the counterfactuals of this run.",
-        TOO_FEW: " These are too few to speak for the others: take the counterfactuals of this run as guesses.",
-    }[found.verdict]
+    text += f" {ADVICE[found.verdict]}"
     pearson, additive, slope = (found.median[name] for name in ("pearson", "additive_pearson", "slope"))
     if pearson is not None and additive is not None:
         against = found.against

@@ -15,7 +15,6 @@ from scmedley import keys
 from scmedley.data.gene_names import shown_in
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import CHECK_COLUMNS
-from scmedley.pl.scores import NAMES
 
 TABLES = {  # text columns, number columns
     "history.csv": (["network", "part", "term"], ["epoch", "value"]),
@@ -44,7 +43,6 @@ VALUES: dict[str, Any] = {
     **{"prepare.n_hvg": int | float, "networks.*": dict},
 }
 KINDS: dict[Any, str] = {int | float: "a number", dict: "an object", list: "a list", str: "a text"}
-MAPS = (keys.FIXED, keys.RANDOM, keys.PCA)
 GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained then
 
 
@@ -77,7 +75,7 @@ class Run:
 
     def name(self, embedding: str) -> str:
         """Name an embedding; a given one without its key, which is for the page and not for pictures."""
-        return GIVEN if self.key(embedding) != embedding else NAMES.get(embedding, embedding)
+        return GIVEN if self.key(embedding) != embedding else keys.title(embedding)
 
     def column(self, kind: str) -> pd.Series | None:
         """Return the ``"batch"`` or ``"label"`` column of the cells, if there is one."""
@@ -162,7 +160,7 @@ def _cells(path: Path) -> tuple[pd.DataFrame | None, dict[str, tuple[str, NDArra
         with h5py.File(path, "r") as file:
             obs = read_elem(file["obs"])
             obsm = file.get("obsm", {})
-            for key in MAPS:
+            for key in keys.MAPS:
                 found = next((name for name in (keys.umap(key), key) if name in obsm), None)
                 if found is not None and isinstance(obsm[found], h5py.Dataset) and obsm[found].ndim == 2:
                     xy = np.asarray(obsm[found][:, :2], dtype=np.float32)

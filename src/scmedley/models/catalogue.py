@@ -1,0 +1,211 @@
+"""Which models there are: one row a model, and ``load``.
+
+Tables, figures, pages, experiments and the command line read names, titles, order and abilities from here (and, of
+embeddings, from :data:`scmedley.keys.EMBEDDINGS`, which needs no torch). A new model is one file with its class, and
+one row: below, or added by another package with :func:`add`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+from scmedley.models.autoencoder import Autoencoder
+from scmedley.models.base import Model
+from scmedley.models.fixed_effects import FixedEffects
+from scmedley.models.mixed_effects import MixedEffects
+from scmedley.models.random_effects import RandomEffects
+from scmedley.models.settings import Settings
+from scmedley.models.store import DESCRIPTION, read, read_description
+
+Output = Literal["latent", "clusters", "denoised", "effects"]
+
+PCA = "PCA"  # as a method of an experiment, beside the networks
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model.
+
+    Attributes
+    ----------
+    model
+        Its class.
+    name
+        Short name in tables and settings files, ``"FE"``.
+    embeddings
+        Of :mod:`scmedley.keys`: that of its latent (``model.key``) first, then those derived from it.
+    outputs
+        What it can give. ``"effects"``: counterfactuals and ``adapt``, where its settings ask for batch effects.
+    labelled
+        Short name with a label head, ``"FEC"``; empty if it takes no labels.
+    null
+        Short name when trained on permuted batches; empty if it has no such null.
+    tuned
+        Weights that ``scmedley tune`` searches; none if it cannot be tuned.
+    """
+
+    model: type[Model[Any]]
+    name: str
+    embeddings: tuple[keys.Embedding, ...]
+    outputs: tuple[Output, ...] = ("latent", "denoised")
+    labelled: str = ""
+    null: str = ""
+    tuned: tuple[str, ...] = ()
+
+    def methods(self) -> "list[Method]":
+        """Return the methods of an experiment that are made of this model."""
+        found = [Method(self.name, self)]
+        found += [Method(self.labelled, self, labelled=True)] if self.labelled else []
+        return found + ([Method(self.null, self, permuted=True)] if self.null else [])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model as experiments name it: alone, with a label head, or trained on permuted batches."""
+
+    name: str
+    row: Row
+    labelled: bool = False
+    permuted: bool = False
+
+    @property
+    def set_by(self) -> str:
+        """The name under which settings files have its settings: a null takes those of its network."""
+        return self.row.name if self.permuted else self.name
+
+    @property
+    def holds_batch(self) -> bool:
+        """Whether its latent is for what the batch adds, to be joined with a latent that is free of it."""
+        return self.row.embeddings[0].batch > 0
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """The weights that ``scmedley tune`` searches."""
+        return (*self.row.tuned, "label_weight") if self.row.tuned and self.labelled else self.row.tuned
+
+    def preset(self, name: str) -> Any:
+        """Return the settings of a preset."""
+        return self.row.model.preset(name, self.labelled)
+
+    def unfitted(self, batch_key: str, label_key: str, settings: Settings) -> Model[Any]:
+        """Return a new model; ``label_key`` goes to those with a label head alone."""
+        return self.row.model(batch_key, label_key if self.labelled else None, settings)
+
+
+def _embeddings(*names: str) -> tuple[keys.Embedding, ...]:
+    return tuple(keys.EMBEDDINGS[name] for name in names)
+
+
+AE = Row(Autoencoder, "AE", _embeddings(keys.AUTOENCODER), labelled="AEC")
+FE = Row(
+    FixedEffects,
+    "FE",
+    _embeddings(keys.FIXED),
+    outputs=("latent", "denoised", "effects"),
+    labelled="FEC",
+    tuned=("adversary_weight",),
+)
+RE = Row(
+    RandomEffects,
+    "RE",
+    _embeddings(keys.RANDOM, keys.RANDOM_MASKED, keys.NULL, keys.NULL_MASKED),
+    outputs=("latent", "denoised", "effects"),
+    null="RE, permuted batches",
+)
+_rows = [AE, FE, RE]
+
+
+def rows() -> list[Row]:
+    """Return all models, in the order of tables."""
+    return list(_rows)
+
+
+def methods() -> dict[str, Method]:
+    """Return all methods of experiments that are networks, by name."""
+    return {method.name: method for row in _rows for method in row.methods()}
+
+
+def is_null(name: str) -> bool:
+    """Return whether a method is a network trained on permuted batches: a null, to be shown and not judged."""
+    return any(row.null == name for row in _rows if row.null)
+
+
+def add(row: Row) -> None:
+    """Add a model of your own: tables, figures and pages show it from then on, and ``load`` knows it.
+
+    It is known to this process. Processes that start anew, as those of ``scmedley experiment --jobs 2``, have to add
+    it themselves.
+
+    Raises
+    ------
+    ScmedleyError
+        A name, an ``obsm`` key or the class's name is taken, or the class's key is not that of its embedding.
+    """
+    taken = {
+        *methods(),
+        PCA,
+        *keys.EMBEDDINGS,
+        *(other.model.__name__ for other in _rows),
+        MixedEffects.__name__,
+    }
+    names = [row.model.__name__, *(m.name for m in row.methods()), *(e.key for e in row.embeddings)]
+    for name in names:
+        if name in taken or names.count(name) > 1:
+            raise ScmedleyError(
+                f"The catalogue has a model or an embedding {name!r} already. Choose another name."
+            )
+    if not row.embeddings or row.embeddings[0].key != row.model.key:
+        raise ScmedleyError(
+            f"{row.model.__name__} stores its latent as {row.model.key!r}, which must be its row's first embedding."
+        )
+    _rows.append(row)
+    keys.EMBEDDINGS.update({embedding.key: embedding for embedding in row.embeddings})
+
+
+def remove(row: Row) -> None:
+    """Take out again what :func:`add` added."""
+    _rows.remove(row)
+    for embedding in row.embeddings:
+        del keys.EMBEDDINGS[embedding.key]
+
+
+def load(folder: str | Path) -> MixedEffects | Model[Any]:
+    """Load what ``save`` wrote: a :class:`MixedEffects` or one of its networks.
+
+    Raises
+    ------
+    ScmedleyError
+        No model there, or one that cannot be read.
+    """
+    folder = Path(folder)
+    about = read_description(folder)
+    if about["class"] != MixedEffects.__name__:
+        return _load_network(folder)
+    try:
+        batch_key, label_key = about["batch_key"], about["label_key"]
+        model = MixedEffects(batch_key, label_key, preset=about["preset"], fixed=about["fixed_key"])
+    except KeyError as error:
+        raise ScmedleyError(f"{folder / DESCRIPTION} lacks {error}. Fit and save the model again.") from error
+    for name, network in model.networks().items():
+        part = _load_network(folder / name)
+        if type(part) is not type(network):
+            raise ScmedleyError(
+                f"{folder / name} holds a {type(part).__name__!r}, not a {type(network).__name__!r}. Fit and "
+                "save the model again."
+            )
+        setattr(model, name, part)
+    return model
+
+
+def _load_network(folder: Path) -> Model[Any]:
+    """Read one network's model, of whichever class it is."""
+    name = str(read_description(folder)["class"])
+    for row in _rows:
+        if row.model.__name__ == name:
+            return read(folder, row.model)
+    raise ScmedleyError(
+        f"{folder} holds a model of class {name!r}, which this version does not know. If it is of another package, "
+        "import that first."
+    )

@@ -1,0 +1,132 @@
+"""The decoder of a fitted model as plain arrays, for pages and programs that have no torch.
+
+A network states its decoder by one method, ``decoder_layers``; :func:`export` and the figure of batches read it.
+
+Shapes: G genes, B batches, I inputs and O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from scmedley.errors import ScmedleyError
+from scmedley.nn.bayesian import EffectTable, ScaleAndBias
+
+if TYPE_CHECKING:
+    from scmedley.models.base import Model
+
+Array = NDArray[np.float32]
+
+
+class Layer(NamedTuple):
+    """One layer of a decoder: h W + b, SELU if ``selu_first``, BatchNorm, effects of the batch.
+
+    SELU follows all layers but the last. Without a norm or effects these steps are left out.
+    """
+
+    weight_IO: Tensor
+    bias_O: Tensor
+    effects: ScaleAndBias | None = None
+    norm: nn.BatchNorm1d | None = None
+    selu_first: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """A layer as arrays: h W + b, SELU if ``pre_selu``, times s plus t, times (1 + gamma_b) plus beta_b.
+
+    SELU follows all blocks but the last. ``w`` is I × O, effects and their standard deviations B × O; s and t are
+    the BatchNorm.
+    """
+
+    w: Array
+    b: Array
+    pre_selu: bool
+    s: Array
+    t: Array
+    gamma: Array
+    gamma_sd: Array
+    beta: Array
+    beta_sd: Array
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The network that counterfactuals come from.
+
+    Attributes
+    ----------
+    genes, shown
+        Their names, and what pages call them.
+    blocks
+        From the latent to the scaled genes.
+    scale
+        Minimum and span of each gene, 2 × G.
+    kind
+        ``"fixed"``: the latent is free of the batch; ``"random"``: it holds the batch.
+    factor
+        What widens or narrows intervals (:mod:`scmedley.models.interval`); ``None``: they are not calibrated.
+    """
+
+    genes: tuple[str, ...]
+    shown: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    scale: Array
+    kind: str
+    factor: float | None = None
+
+
+def export(model: Model[Any]) -> Decoder:
+    """Return the decoder of a fitted model, BatchNorm folded into scale and shift.
+
+    Raises
+    ------
+    ScmedleyError
+        The latent of a counterfactual depends on its target (``encode_as_target``, the paper preset), or the decoder
+        has no batch effects.
+    """
+    if getattr(model.settings, "encode_as_target", False):
+        raise ScmedleyError(
+            "In the paper preset cells are encoded anew for each target batch, so the page cannot ask what if. "
+            "The command scmedley project shows them as if from other batches."
+        )
+    if not model.has_effects:
+        raise ScmedleyError("The decoder of this model has no batch effects, so there is no what-if.")
+    layers: list[Layer] = model.network.decoder_layers()
+    return Decoder(
+        tuple(model.genes),
+        model.gene_names.shown,
+        tuple(map(_block, layers)),
+        np.stack([model.scale.minimum_G, model.scale.span_G]),
+        "random" if model.needs_batch else "fixed",
+        None if model.calibration is None else model.calibration.factor,
+    )
+
+
+def effect_tables(network: Any) -> Iterator[EffectTable]:
+    """Yield the effect tables of a decoder: scales, then biases, of one layer after another."""
+    for layer in network.decoder_layers():
+        if layer.effects is not None:
+            yield from (layer.effects.gamma, layer.effects.beta)
+
+
+def _block(layer: Layer) -> Block:
+    w, b, norm = _numpy(layer.weight_IO), _numpy(layer.bias_O), layer.norm
+    s, t = np.ones_like(b), np.zeros_like(b)
+    if norm is not None:
+        assert norm.running_var is not None
+        s = _numpy(norm.weight / (norm.running_var + norm.eps).sqrt())
+        t = _numpy(norm.bias) - _numpy(norm.running_mean) * s
+    assert layer.effects is not None  # as the model has effects
+    tables = (layer.effects.gamma, layer.effects.beta)
+    return Block(w, b, layer.selu_first, s, t, *(_numpy(p) for e in tables for p in (e.loc_BH, e.scale_BH())))
+
+
+def _numpy(tensor: Any) -> Array:
+    return np.asarray(tensor.detach().cpu().numpy())
