@@ -233,7 +233,7 @@ def _settings(n_cells: int, unlabelled: bool, fixed: str | None) -> dict[str, ob
                 "question": f"Is {part}?",
                 "mark": mark,
                 "sentence": f"Measured for {part}.",
-                "numbers": {"leakage": 0.27, "pairs, agreement good": 9},
+                "numbers": {"leakage": 0.27, "pairs, good": 9},
             }
             for part, mark in (("the batch out", "weak"), ("the label kept", "good"))
         ],

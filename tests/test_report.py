@@ -97,9 +97,7 @@ def test_all_sections_stand_once_and_the_links_lead_to_them(full_page):
 def test_verdicts_come_first_each_with_a_mark_in_words(full, full_page):
     text, html = full_page.text, (full / "report.html").read_text(encoding="utf-8")
     lines = ["~ weak Is the batch out? Measured for the batch out.", "✓ good Is the label kept?"]
-    places = [
-        text.index(line) for line in [*lines, "leakage 0.270 pairs, agreement good 9", "Only 3 batches"]
-    ]
+    places = [text.index(line) for line in [*lines, "leakage 0.270 pairs, good 9", "Only 3 batches"]]
     assert places == sorted(places)
     folds = [attrs for tag, attrs in full_page.tags if tag == "details"]
     assert "open" not in folds[0]  # the findings in words and the numbers

@@ -79,7 +79,7 @@ def test_the_worst_probe_and_its_numbers_count():
     assert batch.numbers["chance"] == 0.02
     assert labels.numbers["accuracy"] == 0.95
     assert labels.numbers["error of the difference"] == pytest.approx(2 * (2 * 0.95 * 0.05 / 400) ** 0.5)
-    assert trust.numbers["pairs, agreement good"] == 2
+    assert trust.numbers["pairs, good"] == 2
     assert trust.numbers["median additive_pearson"] == 0.79
     for verdict, shown in (
         (batch, ("0.75", "0.70")),

@@ -30,7 +30,12 @@ def findings(
     """Return the findings, each of one or two sentences, the most important first."""
     has_labels = bool((scores.of == "label").any())
     given = record.get("config", {}).get("fixed")
-    said = [_fixed(scores, given), _labels(scores), _random(scores, record), _most_different(shifts, check)]
+    said = [
+        _fixed(scores, given),
+        _labels(scores, given),
+        _random(scores, record),
+        _most_different(shifts, check),
+    ]
     said.insert(0 if summarise(check).verdict == "none" else 3, _trust(check))
     if not has_labels:
         said.append("Without labels, batch leakage includes differences in cell types between batches.")
@@ -72,13 +77,13 @@ def _left(worst: pd.Series) -> str:
     return "No probe finds more of the batch than chance gives."
 
 
-def _labels(scores: pd.DataFrame) -> str:
+def _labels(scores: pd.DataFrame, given: str | None) -> str:
     fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (keys.FIXED, keys.PCA))
     if fixed is None or pca is None or fixed.null > ONE_LABEL:
         return ""
     return (
-        f"Labels: {fixed.value:.1%} of held-out cells have neighbours of their own label in the "
-        f"fixed-effects embedding ({pca.value:.1%} in PCA, {fixed.null:.1%} by chance)."
+        f"Labels: {fixed.value:.1%} of held-out cells have neighbours of their own label in "
+        f"{given or 'the fixed-effects embedding'} ({pca.value:.1%} in PCA, {fixed.null:.1%} by chance)."
     )
 
 

@@ -169,8 +169,8 @@ def _labels(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
 
 def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
     mark, median = BY_CHECK[found.verdict], found.median
-    numbers: dict[str, float] = {f"pairs, agreement {word}": n for word, n in found.tally.items()}
-    numbers |= {f"pairs, {word} than the plain difference": n for word, n in found.against.items()}
+    numbers: dict[str, float] = {f"pairs, {word}": n for word, n in found.tally.items()}
+    numbers |= {f"pairs against the plain difference, {word}": n for word, n in found.against.items()}
     numbers["pairs, wrong batch does nearly as well"] = found.n_shared
     numbers |= {f"median {name}": math.nan if value is None else value for name, value in median.items()}
     if mark == "unknown":
