@@ -1,12 +1,13 @@
 """The three verdicts: the rules by number, apart from the words."""
 
 import json
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
 
 from scmedley import keys
-from scmedley.pipeline.verdicts import as_record, batch_mark, label_mark, lines, verdicts
+from scmedley.pipeline.verdicts import batch_mark, label_mark, lines, verdicts
 from test_findings import NAN, table_of_check, table_of_scores
 
 
@@ -20,7 +21,7 @@ def marks(scores=None, check=None, **record):
         assert len(verdict.sentence.split()) < 25, verdict.sentence
         assert verdict.sentence.endswith(".")
         assert "nan" not in verdict.sentence
-    json.dumps(as_record(found), allow_nan=False)
+    json.dumps([asdict(verdict) for verdict in found], allow_nan=False)
     return [verdict.mark for verdict in found]
 
 
@@ -128,7 +129,7 @@ def test_no_mark_is_better_than_weak_where_the_ground_is_weak(record):
 def test_lines_of_the_console():
     record = {"comparable": False, "verdict": "No two batches share a label.", "config": {"fixed": "X_mine"}}
     found = verdicts(table_of_scores(), table_of_check(), record)
-    first, batch, *_ = said = lines(record | {"verdicts": as_record(found)})
+    first, batch, *_ = said = lines(record | {"verdicts": [asdict(verdict) for verdict in found]})
     assert first == "No two batches share a label."
     assert batch.startswith("[weak] ")
     assert "X_mine" in batch

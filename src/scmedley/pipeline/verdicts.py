@@ -26,8 +26,7 @@ of the fixed-effects network (with a given embedding, of the random-effects netw
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -39,9 +38,7 @@ from scmedley.interpret.check import TOO_FEW, Summary, summarise
 
 Mark = Literal["good", "weak", "failed", "unknown"]
 
-LEAK_SEEN = (
-    0.05  # a leakage that exceeds its null by less, or by less than its error, is called nothing to find
-)
+LEAK_SEEN = 0.05  # a leakage that exceeds its null by less is called nothing to find
 CHANCE_MOST = 0.1  # where chance alone reaches farther, a leakage within chance shows nothing
 ONE_LABEL = 0.999  # accuracy by chance above which there is one label alone
 LOST_LITTLE, LOST_SOME = 0.02, 0.1  # of the accuracy of labels
@@ -59,7 +56,7 @@ class Verdict:
 
 
 def verdicts(scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]) -> list[Verdict]:
-    """Answer the three questions from the tables of a run and its record."""
+    """Return the answers to the three questions, from the tables of a run and its record."""
     networks, given = record.get("networks", {}), record.get("config", {}).get("fixed")
     cut = networks.get("random" if given else "fixed", {}).get("stopped") == "interrupted"
     capped = cut or not record.get("comparable", True)
@@ -80,13 +77,8 @@ def lines(record: dict[str, Any]) -> list[str]:
     return first + [f"[{v['mark']}] {v['question']} {v['sentence']}" for v in record.get("verdicts", [])]
 
 
-def as_record(found: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Return the verdicts as run.json holds them."""
-    return [asdict(verdict) for verdict in found]
-
-
 def batch_mark(leak: float, chance: float, pca: float, error: float, has_labels: bool = True) -> Mark:
-    """Mark a batch leakage beside what chance reaches, PCA's, and two standard errors of their difference."""
+    """Return the mark of a batch leakage; ``chance`` is what chance reaches, ``error`` two standard errors."""
     within_chance = leak <= max(chance, LEAK_SEEN)
     if within_chance and chance <= CHANCE_MOST:
         return "good"
@@ -96,7 +88,7 @@ def batch_mark(leak: float, chance: float, pca: float, error: float, has_labels:
 
 
 def label_mark(accuracy: float, chance: float, pca: float, error: float) -> Mark:
-    """Mark an accuracy of labels; ``chance`` is what chance reaches, ``error`` two standard errors."""
+    """Return the mark of an accuracy of labels; ``chance`` is what chance reaches, ``error`` two standard errors."""
     if pca <= chance:
         return "unknown"
     lost = pca - accuracy
