@@ -13,6 +13,7 @@ from scmedley.evaluate import scores
 from scmedley.evaluate.probes import PROBES
 from scmedley.models import MixedEffects
 from scmedley.pipeline.findings import findings
+from scmedley.pipeline.verdicts import verdicts
 from scmedley.pp import permute_batches
 from test_findings import table_of_check, table_of_shifts
 from tiny import fit_default
@@ -71,16 +72,23 @@ def test_nothing_is_found_in_permuted_batches(permuted: pd.DataFrame, embedding:
     assert abs(row.value) < 3 * row.null_sd < 0.1
 
 
-def test_findings_say_so(real: pd.DataFrame, permuted: pd.DataFrame) -> None:
+def test_verdicts_and_findings_say_so(real: pd.DataFrame, permuted: pd.DataFrame) -> None:
     null = permuted[permuted.embedding != keys.FIXED]
     table = pd.concat([real, null.assign(embedding=null.embedding.map(NULLS))])
-    fixed, labels, random = findings(table, table_of_shifts(seen=False), table_of_check(n=0), {})[:3]
+    batch, labels, trust = verdicts(table, table_of_check(n=0), {})
     worst = {key: max(of(real, key, leak).value for leak in LEAKS) for key in (keys.FIXED, keys.PCA)}
-    assert "gives away a held-out cell's batch less than the principal components do" in fixed
-    assert f"the leak is {worst[keys.FIXED]:.2f} (" in fixed
-    assert f"against {worst[keys.PCA]:.2f} (" in fixed
-    assert f"{of(real, keys.FIXED, 'kNN accuracy').value:.1%} of held-out cells" in labels
-    assert random.count("tells batches apart beyond its null by all three probes") == 2  # told, and masked
+    assert batch.mark in ("good", "weak")
+    assert (batch.numbers["leakage"], batch.numbers["PCA"]) == (worst[keys.FIXED], worst[keys.PCA])
+    assert labels.mark == "good"
+    assert labels.numbers["accuracy"] == of(real, keys.FIXED, "kNN accuracy").value
+    assert trust.mark == "unknown"
+    random = findings(table, table_of_shifts(seen=False), table_of_check(n=0), {})[2]
+    assert random.count("above its null by all three probes") == 2  # with the batch, and masked
+
+
+def test_permuted_batches_are_out(permuted: pd.DataFrame) -> None:
+    pca = permuted[permuted.embedding == keys.FIXED].assign(embedding=keys.PCA)
+    assert verdicts(pd.concat([permuted, pca]), table_of_check(n=0), {})[0].mark == "good"
 
 
 def test_a_masked_latent_hangs_on_expression_alone(fitted: Callable[..., Any], prepared: AnnData) -> None:

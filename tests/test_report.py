@@ -17,6 +17,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.interpret import trust
 from scmedley.interpret.check import AGREEMENT, BASELINE, TOO_FEW, agreement, summarise
 from scmedley.pipeline.findings import _trust
+from scmedley.pipeline.verdicts import LOST_LITTLE, LOST_SOME
 from scmedley.report import sections
 from scmedley.report.build import build
 from scmedley.report.numbers import count, number, signed
@@ -92,6 +93,31 @@ def test_all_sections_stand_once_and_the_links_lead_to_them(full_page):
     assert "CEL-seq2" in full_page.text
     assert "null 0.010 ± 0.012 · as the null" in full_page.text
     assert "9f" * 32 in full_page.text
+
+
+def test_verdicts_come_first_each_with_a_mark_in_words(full, full_page):
+    text, html = full_page.text, (full / "report.html").read_text(encoding="utf-8")
+    lines = ["~ weak Is the batch out? Measured for the batch out.", "✓ good Is the label kept?"]
+    places = [text.index(line) for line in [*lines, "leakage 0.270 pairs, good 9", "Only 3 batches"]]
+    assert places == sorted(places)
+    folds = [attrs for tag, attrs in full_page.tags if tag == "details"]
+    assert "open" not in folds[0]  # the findings in words and the numbers
+    assert f"within {100 * LOST_LITTLE:.0f} points of a hundred; weak: within {100 * LOST_SOME:.0f}." in text
+    assert 'class="v-weak"' in html
+    for mark in ("good", "weak", "failed"):
+        assert f".v-{mark}{{" in html
+
+
+def test_what_cannot_be_compared_comes_before_the_verdicts(tmp_path):
+    folder = run_folder.write(tmp_path, brief=True)
+    path = folder / "run.json"
+    settings = json.loads(path.read_text()) | {"comparable": False, "verdict": "No two share a label."}
+    path.write_text(json.dumps(settings))
+    text = page(folder).text
+    assert text.index("No two share a label. So no answer below is better than weak.") < text.index("weak Is")
+    path.write_text(json.dumps({k: v for k, v in settings.items() if k != "verdicts"}))  # an older run
+    folds = [attrs for tag, attrs in page(folder).tags if tag == "details"]
+    assert "open" in folds[0]
 
 
 def test_nothing_is_loaded_from_anywhere_and_no_script_but_ours_may_run(full, full_page):
@@ -218,6 +244,7 @@ def test_bad_folders_are_named(tmp_path):
     for change, words in (
         ({"seconds": [1]}, "'seconds' must hold an object"),
         ({"findings": "x"}, "a list"),
+        ({"verdicts": {}}, "'verdicts' must hold a list"),
         ({"seconds": {"fit": "x"}}, r"'seconds\.fit' must hold a number"),
         ({"config": {"batch": 3}}, r"'config\.batch' must hold a text"),
     ):
@@ -354,8 +381,8 @@ def test_medians_are_those_of_the_findings(tmp_path):
     for name, value in found["median"].items():
         assert value == pytest.approx(pairs[name].median())
     trust = _trust(table)
-    assert f"with those of held-out cells with {found['median']['pearson']:.2f}" in trust
-    assert f"{found['median']['ceiling_pearson']:.2f} for a perfect prediction" in trust
+    for name in ("pearson", "ceiling_pearson", "additive_pearson"):
+        assert f"{found['median'][name]:.2f}" in trust
     table["best_wrong_pearson"] = np.nan  # two batches
     table.to_csv(folder / "counterfactual_check.csv", index=False)
     shown = page(folder).text

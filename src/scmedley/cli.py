@@ -363,9 +363,9 @@ def _nothing(_: str) -> None:
 def _tell(record: dict[str, Any], out: Path, quiet: bool, with_report: bool = True) -> None:
     if quiet:
         return
-    print("\nWhat was found")
-    for sentence in record["findings"]:
-        print(f"  - {sentence}")
+    from scmedley.pipeline.verdicts import lines
+
+    print("", *lines(record), "\nWhat was found", *(f"  - {s}" for s in record["findings"]), sep="\n")
     print(
         f"\nReport: {(out / 'report.html').resolve()}" if with_report else f"\nScores: {out / 'scores.csv'}"
     )

@@ -223,7 +223,6 @@ def _logarithm_of_whole(seen: Evidence, where: str, base: Base) -> Checked | Non
         nearly_whole=True,
         rank=1,
         reason=f"{where} holds {kind_words(base)} of counts: undone, the values are whole numbers, and are used.",
-        warnings=[f"{where} holds {kind_words(base)} of counts; the counts are had back from them."],
     )
 
 

@@ -1,4 +1,7 @@
-"""The k nearest neighbours of cells, found once and handed to every score that needs them.
+"""The k nearest neighbours of cells, exact and in one order: one search a pair of query and reference.
+
+A graph of all held-out cells serves iLISI and cLISI; the votes of kNN accuracy and of each label's kNN probe look among
+training cells, which differ from one to the next, so that no search is done twice.
 
 Shapes: N query cells, M reference cells, P latent dimensions, K neighbours.
 """

@@ -260,9 +260,10 @@ def _leak(per_label: dict[int, tuple[Codes, Codes]]) -> Leak:
     values, null_variances, variances = [], [], []
     for true_N, predicted_N in per_label.values():
         chance = 1 / (int(true_N.max()) + 1)  # every class has held-out cells
-        values.append((_balanced_accuracy(true_N, predicted_N) - chance) / (1 - chance))
+        right_C = _recalls(true_N, predicted_N)
+        values.append((right_C.mean() - chance) / (1 - chance))  # balanced accuracy
         null_variances.append(_null_variance(true_N, predicted_N) / (1 - chance) ** 2)
-        variances.append(_variance(true_N, predicted_N) / (1 - chance) ** 2)
+        variances.append(_variance(true_N, right_C) / (1 - chance) ** 2)
     weights = np.array([len(true_N) for true_N, _ in per_label.values()])
     weights_L = weights / weights.sum()
     return Leak(
@@ -305,33 +306,31 @@ def _vote(indices_NK: npt.NDArray[np.int64], codes_M: Codes, *, by_size: bool) -
     return np.asarray(votes_NC.argmax(axis=1))
 
 
-def _balanced_accuracy(true_N: Codes, predicted_N: Codes) -> float:
-    """Mean over the classes of ``true_N`` of the share predicted right."""
-    size_C = np.bincount(true_N)
-    hits_C = np.bincount(true_N, weights=true_N == predicted_N)
-    return float(np.mean(hits_C[size_C > 0] / size_C[size_C > 0]))
+def _recalls(true_N: Codes, predicted_N: Codes) -> npt.NDArray[np.float64]:
+    """Return the share predicted right of each class of ``true_N``."""
+    from sklearn.metrics import recall_score
+
+    # Not balanced_accuracy_score: it warns of predicted classes that no held-out cell has.
+    return np.asarray(recall_score(true_N, predicted_N, labels=np.unique(true_N), average=None))
 
 
-def _variance(true_N: Codes, predicted_N: Codes) -> float:
-    """Give the sampling variance of the balanced accuracy: p (1 - p) / (n - 1), summed over C classes, / C².
+def _variance(true_N: Codes, right_C: npt.NDArray[np.float64]) -> float:
+    """Return the sampling variance of the balanced accuracy: p (1 - p) / (n - 1), summed over C classes, / C².
 
     It is that of a bootstrap of the cells within each class, in closed form and unbiased. The one cell of a
     class says nothing of its spread: it gets that of a cell that is right as often as the average.
     """
-    size_C = np.bincount(true_N)
-    hits_C = np.bincount(true_N, weights=true_N == predicted_N)[size_C > 0]
-    size_C = size_C[size_C > 0]
-    right_C = hits_C / size_C
+    _, size_C = np.unique(true_N, return_counts=True)
     mean = right_C.mean()
     var_C = np.where(size_C > 1, right_C * (1 - right_C) / np.maximum(size_C - 1, 1), mean * (1 - mean))
     return float(var_C.sum()) / len(size_C) ** 2
 
 
 def _null_variance(true_N: Codes, predicted_N: Codes) -> float:
-    """Give the variance of the balanced accuracy over permutations of ``true_N``, exactly.
+    """Return the variance of the balanced accuracy over permutations of ``true_N``, exactly.
 
     The hits of class c are hypergeometric: its n_c cells are a draw from N, of which the share q_c is predicted
-    to be c. Hits of two classes hang together through the draw alone, and all sums to
+    to be c. Hits of two classes depend on each other through the draw alone, and all sums to
     N / (N - 1) * sum_c q_c (1 - q_c) / n_c, / C² (Hoeffding's variance of a permutation statistic).
     """
     size_C = np.bincount(true_N)

@@ -118,7 +118,7 @@ def thorough_rows(z_NP: Floats, cells: Cells, seed: int) -> list[Row]:
 
 
 def _separation_rows(z_NP: Floats, grouping: Grouping, max_cells: int, seed: int) -> list[Row]:
-    """Give the rows of ASW, CH and 1/DB; the latter two are quick enough to take all cells."""
+    """Return the rows of ASW, CH and 1/DB; the latter two are quick enough to take all cells."""
     cells, codes_RN = grouping.cells, grouping.codes_RN
     drawn = draw(len(cells), max_cells, seed)
     values = {"ASW": (silhouettes(z_NP[cells[drawn]], codes_RN[:, drawn]), len(drawn))}
@@ -131,7 +131,7 @@ def _separation_rows(z_NP: Floats, grouping: Grouping, max_cells: int, seed: int
 
 
 def _lisi_rows(z_NP: Floats, cells: Cells) -> list[Row]:
-    """Give the rows of iLISI and cLISI, from one graph of all held-out cells."""
+    """Return the rows of iLISI and cLISI, from one graph of all held-out cells."""
     near = nearest(z_NP, z_NP, N_NEIGHBORS, exclude_self=True) if len(z_NP) > 1 else None
     rows: list[Row] = []
     for name, grouping, scaled in (
@@ -156,7 +156,7 @@ def _lisi_rows(z_NP: Floats, cells: Cells) -> list[Row]:
 
 
 def _cluster_rows(z_NP: Floats, by_label: Grouping, seed: int) -> list[Row]:
-    """Give the rows of ARI and NMI of as many clusters as there are labels."""
+    """Return the rows of ARI and NMI of as many clusters as there are labels."""
     codes_RN = by_label.codes_RN
     n_labels = len(np.unique(codes_RN[0]))
     clusters_N = kmeans_clusters(z_NP[by_label.cells], n_labels, seed) if n_labels else codes_RN[0]

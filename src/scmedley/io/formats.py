@@ -1,4 +1,4 @@
-"""One reader for each format; :func:`scmedley.io.reading` is the door to them."""
+"""One reader for each format; :mod:`scmedley.io.reading` calls them."""
 
 import csv
 import tarfile
@@ -30,7 +30,7 @@ _TABLE: dict[str, Any] = {
 
 
 def reader_for(path: Path) -> Callable[[Path], AnnData]:
-    """Choose the reader by content, as names lie; by name only for text.
+    """Choose the reader by file content; by extension for text.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def _reader_for_folder(path: Path) -> Callable[[Path], AnnData]:
 
 
 def _what(path: Path, packed: bool) -> str:
-    """Say what a file is that no reader takes, and what to do with it."""
+    """Describe a file that no reader takes, and what to do with it."""
     name = path.name.lower()
     if name.endswith((".rds", ".rdata", ".rda", ".h5seurat")):
         return "of R. Write it as h5ad there (zellkonverter::writeH5AD)."
@@ -102,7 +102,7 @@ def _read_hdf5(path: Path) -> AnnData:
 
 
 def _no_cells_x_genes(file: h5py.File, path: Path) -> str:
-    """Say which other kind of HDF5 file this is, and what to do with it; "" for h5ad and 10x."""
+    """Name the other kind of HDF5 file that this is, and what to do with it; "" for h5ad and 10x."""
     if file.attrs.get("encoding-type") == "MuData" or "mod" in file:
         names = ", ".join(f"mod/{name}" for name in file.get("mod", ()))
         return (
@@ -123,7 +123,10 @@ def _no_cells_x_genes(file: h5py.File, path: Path) -> str:
 
 
 def _read_10x_h5(path: Path) -> AnnData:
-    """Read Cell Ranger's h5: since version 3 one group "matrix", before that one per genome."""
+    """Read Cell Ranger's h5: since version 3 one group "matrix", before that one per genome.
+
+    Not by scanpy.read_10x_h5: it needs "feature_type", which other writers leave out, and names in ASCII.
+    """
     with h5py.File(path, "r") as file:
         genomes = [name for name, g in file.items() if isinstance(g, h5py.Group) and "barcodes" in g]
         if "matrix" not in file and len(genomes) > 1:

@@ -36,6 +36,7 @@ from scmedley.models.random_effects import RandomEffectsSettings
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
+from scmedley.pipeline.verdicts import verdicts
 from scmedley.pp import pca, prepare
 from scmedley.pp.join import read_batches
 from scmedley.pp.maps import load_umap, umap
@@ -417,6 +418,7 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects, reading: Reading) 
         if len(model.decoder.genes) <= MOST_GENES:
             genomap_of(model, reading, seed=config.seed).save(out / GENOMAP)
     about = this.record | {"hides_batch": model.random.settings.hide_batch > 0}
+    this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about)]
     this.record["findings"] = findings(table, shifts, check, about)
 
 

@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from scmedley import keys
 from scmedley.data.arrays import Matrix
 from scmedley.data.design import as_categories
-from scmedley.data.evidence import TARGET_SUM, Checked, kind_words
+from scmedley.data.evidence import TARGET_SUM, Checked
 from scmedley.data.features import genes_alone
 from scmedley.data.inplace import become, ensure_not_view, subset
 from scmedley.data.matrix import COUNTS_LAYER, counted, normalised
@@ -117,7 +117,7 @@ def prepare(
         ):  # left where another matrix was better: everyone would take it for counts
             del adata.layers[keys.COUNTS]
             more.append(f"{COUNTS_LAYER} held no counts and was removed.")
-        more += _brought(checked)
+        checked = replace(checked, reason=checked.reason + _brought(checked))
         if any(values_NG is x for x in stored):
             values_NG = values_NG.copy()
     adata.layers[keys.LOGNORM] = values_NG
@@ -165,19 +165,12 @@ def _described(checked: Checked, n_counted: int) -> dict[str, Any]:
     return {key: value for key, value in about.items() if value is not None}
 
 
-def _brought(checked: Checked) -> list[str]:
-    """Return in words how log-normalised values were changed."""
+def _brought(checked: Checked) -> str:
+    """Return in words how log-normalised values were converted: part of the reason, as it is nothing to warn of."""
+    stored = f" layers[{keys.LOGNORM!r}] holds"
     if checked.total not in (None, TARGET_SUM):
-        plus = "" if checked.base == "log1p" else f", in {kind_words(str(checked.base))}"
-        return [
-            f"{checked.where} is log-normalised to {checked.total:,.6g} counts per cell{plus}; "
-            f"layers[{keys.LOGNORM!r}] holds it brought to {TARGET_SUM:,.0f}."
-        ]
-    if checked.base not in (None, "log1p"):
-        return [
-            f"{checked.where} holds {kind_words(str(checked.base))}; layers[{keys.LOGNORM!r}] holds natural logarithms."
-        ]
-    return []
+        return f"{stored} natural logarithms of {TARGET_SUM:,.0f} counts per cell instead of {checked.total:,.6g}."
+    return f"{stored} natural logarithms." if checked.base not in (None, "log1p") else ""
 
 
 def _target_sums(checked: Checked) -> dict[str, float]:

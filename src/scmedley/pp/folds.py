@@ -30,6 +30,9 @@ def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, s
     fewer cells than folds is so merged with the next one of its batch. The block that a batch begins with is
     the one that balances the labels, and all cells, best over the batches dealt so far.
 
+    Not scikit-learn's StratifiedKFold of batch × label: it deals all strata in one round, so that the single cells of
+    a label that has one in each batch can all fall into one fold, which would test what no other cell teaches.
+
     A batch of three or more cells has a training cell in every fold. A batch of one or two cells is in
     training in every fold and never held out: were it, a fold would meet a batch it has not learnt.
 
@@ -101,7 +104,7 @@ def donor_folds(
     donor_N
         Donors, as names or codes, none missing.
     target_N
-        What is to be told of a donor (diagnosis, patient group), as names or codes: one value for all cells
+        What is to be predicted for a donor (diagnosis, patient group), as names or codes: one value for all cells
         of a donor. None to balance donors and cells alone.
     n_folds
         F, three or more, and no more than there are donors.
@@ -256,7 +259,7 @@ def _unevenness(counts_FK: npt.NDArray[np.int64]) -> int:
 
 
 def _take_turns(block_N: npt.NDArray[np.int64], n_folds: int) -> Parts:
-    """Give each cell's part in each fold, F x N; block -1 is always in training."""
+    """Return each cell's part in each fold, F x N; block -1 is always in training."""
     fold_F1 = np.arange(n_folds)[:, None]
     part_FN = np.full((n_folds, len(block_N)), PARTS[0], dtype=f"<U{max(map(len, PARTS))}")
     part_FN[block_N == (fold_F1 + 1) % n_folds] = PARTS[1]
@@ -265,7 +268,7 @@ def _take_turns(block_N: npt.NDArray[np.int64], n_folds: int) -> Parts:
 
 
 def _coded(values_N: npt.ArrayLike, what: str) -> tuple[npt.NDArray[np.int64], "pd.Index[Any]"]:
-    """Give codes from 0 and the names they stand for; none may be missing (None, NaN, or the code -1)."""
+    """Return codes from 0 and the names they stand for; none may be missing (None, NaN, or the code -1)."""
     values: pd.Series[Any] = pd.Series(np.asarray(values_N))
     missing_N = values.isna()
     if values.dtype.kind == "i":
@@ -281,7 +284,7 @@ def _coded(values_N: npt.ArrayLike, what: str) -> tuple[npt.NDArray[np.int64], "
 def _levels(
     donor_N: npt.NDArray[np.int64], donors: "pd.Index[Any]", target_N: npt.ArrayLike
 ) -> npt.NDArray[np.int64]:
-    """Give each donor's target level; every level has two donors or more."""
+    """Return each donor's target level; every level has two donors or more."""
     level_N, levels = _coded(target_N, "target")
     pairs = pd.DataFrame({"donor": donor_N, "level": level_N}).drop_duplicates().sort_values("donor")
     twice = pairs["donor"].duplicated()
@@ -290,7 +293,7 @@ def _levels(
         both = [str(name) for name in levels[pairs.loc[pairs["donor"] == donor, "level"].to_numpy()]]
         raise ScmedleyError(
             f"donor {str(donors[donor])!r} has {len(both)} target values ({listed(both)}): a target that differs "
-            "within donors is not the donor's. Mend it, or use folds of cells."
+            "within donors is not the donor's. Correct it, or use folds of cells."
         )
     level_D = pairs["level"].to_numpy()
     alone = np.flatnonzero(np.bincount(level_D) == 1)
@@ -305,7 +308,7 @@ def _levels(
 def _dealt(
     level_D: npt.NDArray[np.int64], size_D: npt.NDArray[np.int64], n_folds: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Give each donor's block: largest donors first, to the fewest of its level, then to the fewest cells."""
+    """Return each donor's block: largest donors first, to the fewest of its level, then to the fewest cells."""
     block_D = np.zeros(len(size_D), dtype=np.int64)
     donors_FK = np.zeros((n_folds, level_D.max() + 1), dtype=np.int64)
     cells_F = np.zeros(n_folds, dtype=np.int64)
@@ -325,7 +328,7 @@ def _untrained(donors_FK: npt.NDArray[np.int64]) -> int:
 
 
 def _links(seen_BK: npt.NDArray[np.bool_], batch: int, label: int) -> bool:
-    """Say whether batches and labels hang together without this pair as much as with it."""
+    """Return whether batches and labels stay as connected without this pair as with it."""
     without_BK = seen_BK.copy()
     without_BK[batch, label] = False
     return _n_components(without_BK) == _n_components(seen_BK)

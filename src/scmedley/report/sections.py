@@ -43,6 +43,8 @@ def summary(run: Run) -> dict[str, Any]:
         "resumed": bool(settings.get("resumed")),
         "only_fit": settings.get("command") == "fit",
         "tiles": [(name, value) for name, value in tiles if value is not None],
+        "verdicts": [v for v in settings.get("verdicts") or [] if isinstance(v, dict)],
+        "apart": None if settings.get("comparable", True) else settings.get("verdict"),
         "findings": list(settings.get("findings") or []),
         "warnings": list(settings.get("warnings") or []),
     }

@@ -34,7 +34,7 @@ TABLES = {  # text columns, number columns
 # What parts of run.json hold, and what their values are, where a section counts on it; "*": each of them.
 PARTS: dict[str, type] = {
     **dict.fromkeys(("config", "versions", "input", "prepare", "networks", "seconds", "intervals"), dict),
-    **dict.fromkeys(("warnings", "findings"), list),
+    **dict.fromkeys(("warnings", "findings", "verdicts"), list),
 }
 VALUES: dict[str, Any] = {
     **dict.fromkeys(("config.batch", "config.label", "config.fixed"), str),

@@ -1,0 +1,190 @@
+"""Three questions about a run, each answered by a mark, one short sentence and the numbers behind it.
+
+The rules of the marks; the sentences only report them.
+
+Is the batch out? By batch leakage, 0 at chance and 1 where every batch is read, of the worst of three probes. "Chance"
+is two standard deviations of that probe on permuted batches.
+
+- good: within chance or below ``LEAK_SEEN``, and chance reaches no farther than ``CHANCE_MOST``;
+- weak: not good, but lower than PCA's by more than two standard errors, and at most half of it;
+- unknown: not measured; or neither, but within chance where chance reaches far, or without labels, where a difference
+  in cell types counts as batch;
+- failed: anything else.
+
+Are the labels kept? By the share of held-out cells whose nearest neighbours name their label.
+
+- good: at most ``LOST_LITTLE`` below PCA's; weak: at most ``LOST_SOME`` below, or by no more than two standard errors;
+- unknown: no labels or a single one, or PCA is no better than chance (two standard deviations above it) either;
+- failed: lower still, or no better than chance.
+
+Can the what-if be trusted? By the verdict of :func:`scmedley.interpret.check.summarise` ("good", "some": weak, "none":
+failed, too few pairs: unknown). There a pair that is predicted worse than by the plain difference of training means is
+not good.
+
+No mark is better than weak where some batches share no label (``comparable`` of the record is false), or where training
+of the fixed-effects network (with a given embedding, of the random-effects network) was interrupted.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from scmedley import keys
+from scmedley.evaluate.probes import PROBES, ProbeName
+from scmedley.interpret.check import TOO_FEW, Summary, summarise
+
+Mark = Literal["good", "weak", "failed", "unknown"]
+
+LEAK_SEEN = 0.05  # a leakage that exceeds its null by less is called nothing to find
+CHANCE_MOST = 0.1  # where chance alone reaches farther, a leakage within chance shows nothing
+ONE_LABEL = 0.999  # accuracy by chance above which there is one label alone
+LOST_LITTLE, LOST_SOME = 0.02, 0.1  # of the accuracy of labels
+BY_CHECK: dict[str, Mark] = {"good": "good", "some": "weak", "none": "failed", TOO_FEW: "unknown"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to one question: a mark, a sentence, and the numbers by name (only those that are known)."""
+
+    question: str
+    mark: Mark
+    sentence: str
+    numbers: dict[str, float]
+
+
+def verdicts(scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]) -> list[Verdict]:
+    """Return the answers to the three questions, from the tables of a run and its record."""
+    networks, given = record.get("networks", {}), record.get("config", {}).get("fixed")
+    cut = networks.get("random" if given else "fixed", {}).get("stopped") == "interrupted"
+    capped = cut or not record.get("comparable", True)
+    suffix = "; training was interrupted." if cut else "."
+    return [
+        Verdict(question, "weak" if capped and mark == "good" else mark, words + suffix, _known(numbers))
+        for question, (mark, words, numbers) in (
+            (f"Is the batch out of {given or 'the fixed-effects embedding'}?", _batch(scores)),
+            ("Are the labels kept?", _labels(scores)),
+            ("Can the counterfactuals (what-if) be trusted?", _trust(summarise(check))),
+        )
+    ]
+
+
+def lines(record: dict[str, Any]) -> list[str]:
+    """Return the verdicts of a record as lines for the console; what cannot be compared comes first."""
+    first = [] if record.get("comparable", True) else [record["verdict"]]
+    return first + [f"[{v['mark']}] {v['question']} {v['sentence']}" for v in record.get("verdicts", [])]
+
+
+def batch_mark(leak: float, chance: float, pca: float, error: float, has_labels: bool = True) -> Mark:
+    """Return the mark of a batch leakage; ``chance`` is what chance reaches, ``error`` two standard errors."""
+    within_chance = leak <= max(chance, LEAK_SEEN)
+    if within_chance and chance <= CHANCE_MOST:
+        return "good"
+    if leak < pca - error and leak <= pca / 2:
+        return "weak"
+    return "unknown" if within_chance or not has_labels else "failed"
+
+
+def label_mark(accuracy: float, chance: float, pca: float, error: float) -> Mark:
+    """Return the mark of an accuracy of labels; ``chance`` is what chance reaches, ``error`` two standard errors."""
+    if pca <= chance:
+        return "unknown"
+    lost = pca - accuracy
+    if accuracy <= chance or lost > max(LOST_SOME, error):
+        return "failed"
+    return "good" if lost <= LOST_LITTLE else "weak"
+
+
+def row_of(scores: pd.DataFrame, embedding: str, score: str, of: str) -> pd.Series | None:
+    """Return one row of the table of scores, ``None`` where there is no value."""
+    rows = scores[(scores.embedding == embedding) & (scores.score == score) & (scores.of == of)]
+    return None if rows.empty or not np.isfinite(rows.value.iloc[0]) else rows.iloc[0]
+
+
+def leaks_of(scores: pd.DataFrame, embedding: str) -> dict[ProbeName, pd.Series]:
+    """Return the batch leakage of an embedding, by probe."""
+    rows = {probe: row_of(scores, embedding, f"{probe} leak", "batch") for probe in PROBES}
+    return {probe: row for probe, row in rows.items() if row is not None}
+
+
+def worst_of(leaks: dict[ProbeName, pd.Series]) -> ProbeName:
+    """Return the probe that reads most."""
+    return max(leaks, key=lambda probe: float(leaks[probe].value))
+
+
+def two_errors(one: pd.Series, other: pd.Series) -> float:
+    """Return two standard errors of the difference of two leakages.
+
+    As if they were measured on different cells: the same cells make it smaller, so that this is on the safe side.
+    """
+    return 2 * float(np.hypot(one.se, other.se))
+
+
+def _batch(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
+    fixed, pca = leaks_of(scores, keys.FIXED), leaks_of(scores, keys.PCA)
+    if not (fixed and pca):
+        return "unknown", "Not measured: no label has enough cells, held out and not, in two batches", {}
+    worst, best = fixed[worst_of(fixed)], pca[worst_of(pca)]
+    chance, error = 2 * float(worst.null_sd), two_errors(worst, best)
+    has_labels = bool((scores.of == "label").any())
+    mark = batch_mark(worst.value, chance, best.value, error, has_labels)
+    left = "some is left" if worst.value > max(chance, LEAK_SEEN) else "cells are too few to show none"
+    opening = {
+        "good": "No leakage beyond chance",
+        "weak": f"Less leakage than PCA, but {left}",
+        "failed": "The batch is still read",
+        "unknown": "Too few held-out cells" if has_labels else "Without labels, cell types count as batch",
+    }[mark]
+    words = f"{opening}: worst of three probes {worst.value:z.2f} (chance reaches {chance:.2f}, PCA {best.value:z.2f})"
+    numbers = {"leakage": worst.value, "chance": chance, "PCA": best.value, "error of the difference": error}
+    numbers |= {f"leakage, {probe} probe": row.value for probe, row in fixed.items()}
+    return mark, words, numbers | {f"PCA, {probe} probe": row.value for probe, row in pca.items()}
+
+
+def _labels(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
+    fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (keys.FIXED, keys.PCA))
+    if fixed is None or pca is None:
+        return "unknown", "Not measured: there are no labels", {}
+    if fixed.null > ONE_LABEL:
+        return "unknown", "Not measured: all cells have one label", {}
+    error = 2 * math.sqrt(sum(p * (1 - p) for p in (fixed.value, pca.value)) / fixed.n_cells)
+    mark = label_mark(fixed.value, fixed.null + 2 * fixed.null_sd, pca.value, error)
+    words = (
+        f"{fixed.value:.1%} of held-out cells have neighbours of their own label (chance {fixed.null:.1%}, "
+        f"PCA {pca.value:.1%})"
+    )
+    numbers = {"accuracy": fixed.value, "chance": fixed.null, "PCA": pca.value}
+    return mark, words, numbers | {"error of the difference": error}
+
+
+def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
+    mark, median = BY_CHECK[found.verdict], found.median
+    numbers: dict[str, float] = {f"pairs, {word}": n for word, n in found.tally.items()}
+    numbers |= {f"pairs against the plain difference, {word}": n for word, n in found.against.items()}
+    numbers["pairs, wrong batch does nearly as well"] = found.n_shared
+    numbers |= {f"median {name}": math.nan if value is None else value for name, value in median.items()}
+    if mark == "unknown":
+        judged = (
+            f"only {found.n_judged} of {sum(found.tally.values())} pairs" if found.n_judged else "no pair"
+        )
+        return (
+            mark,
+            f"{judged.capitalize()} could be judged on held-out cells; take gene shifts as guesses",
+            numbers,
+        )
+    names = {"best_wrong_pearson": "wrong batch", "additive_pearson": "plain difference of means"}
+    beside = ", ".join(
+        f"{what} {median[name]:z.2f}" for name, what in names.items() if median[name] is not None
+    )
+    words = (
+        f"{'Do not use: ' * (mark == 'failed')}{found.tally['good']} of {found.n_judged} seen pairs agree well with "
+        f"held-out cells; correlation {median['pearson']:z.2f}{f' ({beside})' * bool(beside)}"
+    )
+    return mark, words, numbers
+
+
+def _known(numbers: dict[str, float]) -> dict[str, float]:
+    """Return the numbers that there are, as plain numbers, which JSON can hold."""
+    return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
