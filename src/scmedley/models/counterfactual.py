@@ -96,16 +96,27 @@ class Encoded:
             xhat_NG: Tensor = self.network.decode(self._latent(target_N), target_N, draw=self.drawn)
         return xhat_NG
 
-    def group_means(self, target_N: Tensor, group_N: Tensor, target_T: Tensor) -> Tensor:
-        """Return the mean of xhat over each of T groups of cells, T x G.
+    def means(self, target_T: Tensor) -> Tensor:
+        """Return the mean of xhat over all cells with the effects of each of T targets, T x G.
 
         The output layer is linear in the last hidden layer, so that hidden units are averaged, and not genes, which
         are many.
+        """
+        with self._same_draw():
+            h_NH: Tensor = self.network.decode_hidden(
+                self._latent(target_T, len(target_T)), target_T, draw=self.drawn
+            )
+            h_TH = h_NH.view(len(target_T), len(self.b_N), -1).mean(1)
+            mean_TG: Tensor = self.network.decode_output(h_TH, target_T, draw=self.drawn)
+        return mean_TG
+
+    def group_means(self, target_N: Tensor, group_N: Tensor, target_T: Tensor) -> Tensor:
+        """Return the mean of xhat over each of T groups of cells, T x G, as :meth:`means` does.
 
         Parameters
         ----------
         target_N, group_N
-            Target and group of each cell; or of all cells several times over, one round after the other.
+            Target (of each cell, or one for all) and group of each cell.
         target_T
             Target of each group: that of all its cells.
         """
@@ -116,10 +127,11 @@ class Encoded:
             mean_TG: Tensor = self.network.decode_output(h_TH, target_T, draw=self.drawn)
         return mean_TG
 
-    def _latent(self, target_N: Tensor) -> Tensor:
-        times = len(target_N) // len(self.b_N)
+    def _latent(self, target: Tensor, times: int = 1) -> Tensor:
+        """Return z of all cells, ``times`` over; targets are those of each row, or of as many rows each."""
         if self.z_NP is not None:
             return self.z_NP.repeat(times, 1)
+        target_N = target.repeat_interleave(times * len(self.b_N) // len(target))
         z_NP: Tensor = self.network.encode(self.x_NG.repeat(times, 1), target_N, draw=self.drawn)
         return z_NP
 
@@ -196,13 +208,9 @@ def mean_shifts(encoded: Encoded, codes: Sequence[int]) -> np.ndarray:
     own_B, group_N, n_B = torch.unique(b_N, return_inverse=True, return_counts=True)
     codes_T = torch.as_tensor(codes, device=b_N.device)
     here_BG = encoded.group_means(b_N, group_N, own_B)
-    rounds_N = torch.arange(len(codes_T), device=b_N.device).repeat_interleave(len(b_N))
-    there_BG = encoded.group_means(
-        codes_T.repeat_interleave(len(b_N)),
-        rounds_N * len(own_B) + group_N.repeat(len(codes_T)),
-        codes_T.repeat_interleave(len(own_B)),
+    there_TBG = torch.stack(
+        [encoded.group_means(code_1, group_N, code_1.expand_as(own_B)) for code_1 in torch.split(codes_T, 1)]
     )
-    there_TBG = there_BG.view(len(codes_T), len(own_B), -1)
     shift_TG = ((n_B / n_B.sum())[:, None] * (there_TBG - here_BG)).sum(1)
     return np.asarray(shift_TG.cpu().numpy() * encoded.model.scale.span_G, dtype=np.float32)
 
@@ -212,21 +220,12 @@ def drawn_means(
     model: Model[Any], cells: Minibatch, draws: int, seed: int, codes: Sequence[int] | np.ndarray
 ) -> np.ndarray:
     """Return the cells' mean in each batch of ``codes``, for each posterior draw: T x D x G, log1p CP10k."""
-    n_cells, on = len(cells.b_N), cells.b_N.device
-    codes_T = torch.as_tensor(np.asarray(codes, dtype=np.int64), device=on)
-    blocks = torch.split(codes_T, max(1, ROWS // n_cells))
+    codes_T = torch.as_tensor(np.asarray(codes, dtype=np.int64), device=cells.b_N.device)
+    blocks = torch.split(codes_T, max(1, ROWS // len(cells.b_N)))
     mean_TDG = np.empty((len(codes_T), draws, len(model.genes)), dtype=np.float32)
     for draw in range(draws):
         encoded = Encoded(model, cells, draw, seed)
-        means = [
-            encoded.group_means(
-                block_T.repeat_interleave(n_cells),
-                torch.arange(len(block_T), device=on).repeat_interleave(n_cells),
-                block_T,
-            )
-            for block_T in blocks
-        ]
-        mean_TDG[:, draw] = torch.cat(means).cpu().numpy()
+        mean_TDG[:, draw] = torch.cat([encoded.means(block_T) for block_T in blocks]).cpu().numpy()
     return model.scale.inverse(mean_TDG)
 
 
