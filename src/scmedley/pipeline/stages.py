@@ -410,7 +410,7 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects) -> None:
         this.record["intervals"] = _intervals(model, adata, config)
         if len(model.decoder.genes) <= MOST_GENES:
             genomap_of(model, adata, seed=config.seed).save(out / GENOMAP)
-    about = this.record | {"hides_batch": model.random.settings.hide_batch > 0}
+    about = this.record | {"hides_batch": model.random.settings.masked_share > 0}
     this.record["findings"] = findings(table, shifts, check, about)
 
 
