@@ -1,6 +1,6 @@
 """The weights of a network's losses beside the reconstruction: given, or found without tuning.
 
-Automatic weights keep each term's pull on the encoder at a share :
+Automatic weights keep the gradient of each term at a share of the gradient of the reconstruction:
 
     w_t = share_t * |dR / dh| / |dL_t / dh|,    R = lambda_MSE * MSE
 
