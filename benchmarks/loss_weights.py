@@ -23,7 +23,7 @@ import scmedley as sm
 from common import BATCH, cached, find, record
 from quality import prepared, score
 from scmedley.io import write_json
-from scmedley.nn.balance import ROW, SHARES
+from scmedley.nn.balance import SHARES
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     AUTO: {"weights": "auto"},
 }
 SCORES = ["leak", "accuracy", "asw_batch", "asw_label"]
-TERM = "batch left"
+TERM = "adversarial"
 MARGIN = 0.01  # differences of means up to here are called none
 
 
@@ -82,13 +82,13 @@ def _run(prepare: Any, method: str, epochs: int, seed: int, threads: int) -> dic
     seconds = time.perf_counter() - began
     scores = score(adata, model.get_latent_representation(adata), BATCH, seed)
     at_best = model.history.query("part == 'validation' and epoch == @model.fitted['best_epoch']")
-    terms = at_best.set_index("term")["value"]
+    values, weights = (at_best.set_index("term")[column] for column in ("value", "weight"))
     return scores | {
         "epochs": model.fitted["epochs"],
         "best_epoch": model.fitted["best_epoch"],
-        "reconstruction": float(terms["reconstruction"]),
+        "reconstruction": float(values["reconstruction"]),
         # lambda_MSE for each lambda_A of 1, as the published weights are written.
-        "ratio": settings.mse_weight / float(terms.get(ROW + TERM, settings.adversary_weight)),
+        "ratio": settings.mse_weight / float(weights[TERM]),
         "seconds": round(seconds, 1),
     }
 

@@ -73,15 +73,13 @@ class Bench:
         """Train for ``epochs`` on ``share`` of the cells; give the seconds for each training cell."""
         rows = self.rows[: int(share * len(self.rows))]
         validation, train = rows[: len(rows) // 10], rows[len(rows) // 10 :]
-        settings = MODELS[name].preset(preset)
+        settings = MODELS[name].preset(preset).replace(decay=False)
         torch.manual_seed(0)
         network: Any = MODELS[name].network_type(self.cells.n_genes, self.n_batches, settings)
-        network.begin(self.cells.b_N[train])
         plan = loop.Plan(
             batch_size=self.batch_size,
             max_epochs=epochs,
             patience=epochs + 1,
-            learning_rate=settings.learning_rate,
             precision=precision,
             progress=False,
         )
@@ -211,14 +209,14 @@ def unfused_adam() -> AbstractContextManager[object]:
 def two_encoder_passes() -> AbstractContextManager[object]:
     """Encode once more, without gradient, for the adversary alone."""
     network = fe_module.FixedEffectsNetwork
-    play = network.play
+    losses = network.losses
 
-    def twice(self: Any, cells: Any) -> Iterator[loop.Move]:
+    def twice(self: Any, cells: Any, progress: loop.Progress) -> loop.Losses:
         with torch.no_grad():
             self.encoder(cells.x_NG)
-        yield from play(self, cells)
+        yield from losses(self, cells, progress)
 
-    return _set(network, "play", twice)
+    return _set(network, "losses", twice)
 
 
 @contextmanager
@@ -253,12 +251,13 @@ def dense_cells(bench: Bench) -> AbstractContextManager[object]:
 
 def item_each_step() -> AbstractContextManager[object]:
     """Read every term at every step."""
-    add = loop._Mean.add
+    add = loop._Means.add
 
-    def read(self: Any, move: loop.Move, n_cells: int) -> None:
-        add(self, replace(move, terms={k: torch.tensor(v.item()) for k, v in move.terms.items()}), n_cells)
+    def read(self: Any, player: str, terms: Any, loss: Tensor, n_cells: int) -> None:
+        terms = {k: replace(t, value=torch.tensor(t.value.item())) for k, t in terms.items()}
+        add(self, player, terms, loss, n_cells)
 
-    return _set(loop._Mean, "add", read)
+    return _set(loop._Means, "add", read)
 
 
 @contextmanager
@@ -318,13 +317,17 @@ def joined_kl() -> AbstractContextManager[object]:
     return _set(re_module, "tables", lambda network: [Joined(bayesian.tables(network))])
 
 
+def _quarter(plan: loop.Plan) -> loop.Plan:
+    return replace(plan, batch_size=plan.batch_size // 4)
+
+
 def small_validation() -> AbstractContextManager[object]:
     """Validate in minibatches of the size that training has."""
     evaluate = loop.evaluate
     return _set(
         loop,
         "evaluate",
-        lambda n, c, r, plan: evaluate(n, c, r, replace(plan, batch_size=plan.batch_size // 4)),
+        lambda n, c, r, p, plan, last: evaluate(n, c, r, p, _quarter(plan), last),
     )
 
 

@@ -11,13 +11,13 @@ from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models import Autoencoder, FixedEffects, RandomEffects
 from scmedley.models.fixed_effects import FixedEffectsNetwork
-from scmedley.nn.balance import EVERY, RATE, ROW, SHARES, Balance
+from scmedley.nn.balance import EVERY, RATE, SHARES, Balance
 from scmedley.train import loop
-from scmedley.train.loop import Progress
+from scmedley.train.loop import Progress, State, _is_best, _Means
 from test_labels import stop_after
 from tiny import FIT, MODELS, differing, small, unfitted, weights
 
-TERMS = {"autoencoder": {"label"}, "fixed": {"batch left", "label"}, "random": {"batch"}}
+TERMS = {"autoencoder": {"label"}, "fixed": {"adversarial", "label"}, "random": {"batch"}}
 
 
 def automatic(name: str, preset: str = "default", **changes) -> Autoencoder | FixedEffects | RandomEffects:
@@ -27,39 +27,40 @@ def automatic(name: str, preset: str = "default", **changes) -> Autoencoder | Fi
 
 
 def losses(h: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """R = 3 sum h, with a gradient of norm 3 sqrt(8); "batch left" of norm 0.5 scale sqrt(8); "label" of 2."""
-    return 3 * h.sum(), {"batch left": -0.5 * scale * h.sum(), "label": 2 * h[0, 0]}
+    """R = 3 sum h, with a gradient of norm 3 sqrt(8); "adversarial" of norm 0.5 scale sqrt(8); "label" of 2."""
+    return 3 * h.sum(), {"adversarial": -0.5 * scale * h.sum(), "label": 2 * h[0, 0]}
 
 
 def test_weights_by_hand() -> None:
-    balance = Balance({"batch left": 9.0, "label": 9.0}, "auto").train()
+    balance = Balance({"adversarial": 9.0, "label": 9.0}, "auto").train()
     h = torch.ones(2, 4, requires_grad=True)
     reconstruction, terms = losses(h)
-    total = balance(h, reconstruction, terms)
-    a, y = SHARES["batch left"] * 6, SHARES["label"] * 3 * np.sqrt(8) / 2
-    assert terms[ROW + "batch left"].item() == pytest.approx(a, rel=1e-5)
-    assert terms[ROW + "label"].item() == pytest.approx(y, rel=1e-5)
+    found = balance(h, reconstruction, terms)
+    total = reconstruction + sum(found[term] * terms[term] for term in terms)
+    a, y = SHARES["adversarial"] * 6, SHARES["label"] * 3 * np.sqrt(8) / 2
+    assert found["adversarial"].item() == pytest.approx(a, rel=1e-5)
+    assert found["label"].item() == pytest.approx(y, rel=1e-5)
     assert total.item() == pytest.approx(24 - a * 4 + y * 2, rel=1e-5)
     (slope,) = torch.autograd.grad(total, h)  # weights are constants to the gradient
     assert slope[1, 1].item() == pytest.approx(3 - 0.5 * a, rel=1e-5)
 
 
 def test_ratios_are_averaged_evenly_at_first_then_exponentially() -> None:
-    balance = Balance({"batch left": 1.0}, "auto").train()
+    balance = Balance({"adversarial": 1.0}, "auto").train()
     h = torch.ones(2, 4, requires_grad=True)
     found, expected, log_ratio = [], [], 0.0
     for n, scale in enumerate([1, 4, 2, 8, 1, 1, 5, 1, 3, 1, 7, 7, 7], start=1):
         balance.after_epoch()  # the first minibatch of an epoch is measured
         terms = losses(h, scale)[1]
-        balance(h, 3 * h.sum(), terms)
+        weights = balance(h, 3 * h.sum(), terms)
         log_ratio += max(1 / n, RATE) * (np.log(6 / scale) - log_ratio)
-        expected.append(SHARES["batch left"] * np.exp(log_ratio))
-        found.append(terms[ROW + "batch left"].item())
+        expected.append(SHARES["adversarial"] * np.exp(log_ratio))
+        found.append(weights["adversarial"].item())
     assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_tenth_minibatch_is_measured() -> None:
-    balance = Balance({"batch left": 1.0}, "auto").train()
+    balance = Balance({"adversarial": 1.0}, "auto").train()
     h = torch.ones(2, 4, requires_grad=True)
     for _ in range(2 * EVERY + 1):
         balance(h, *losses(h))
@@ -78,16 +79,15 @@ def test_a_term_without_a_gradient_keeps_its_weight() -> None:
         balance.after_epoch()
         reconstruction, terms = losses(h)
         terms["label"] = terms["label"] * (0.0 if zero else 1.0)
-        balance(h, reconstruction, terms)
-        assert terms[ROW + "label"].item() == pytest.approx(SHARES["label"] * 3 * np.sqrt(8) / 2, rel=1e-5)
+        weight = balance(h, reconstruction, terms)["label"]
+        assert weight.item() == pytest.approx(SHARES["label"] * 3 * np.sqrt(8) / 2, rel=1e-5)
 
 
-def test_given_weights_are_a_plain_sum_without_state() -> None:
-    balance = Balance({"batch left": 0.7, "label": 2.0}, "fixed").train()
+def test_given_weights_are_without_state() -> None:
+    balance = Balance({"adversarial": 0.7, "label": 2.0}, "fixed").train()
     h = torch.ones(2, 4, requires_grad=True)
     reconstruction, terms = losses(h)
-    assert balance(h, reconstruction, terms).item() == pytest.approx(24 + 0.7 * -4 + 2 * 2)
-    assert set(terms) == {"batch left", "label"}
+    assert balance(h, reconstruction, terms) == {"adversarial": 0.7, "label": 2.0}
     assert not balance.state_dict()
     assert not Balance({}, "auto").state_dict()
 
@@ -97,16 +97,18 @@ def test_weights_stand_in_the_history_and_make_the_total(
     model_name: str, preset: str, prepared: AnnData
 ) -> None:
     model = automatic(model_name, preset, max_epochs=4).fit(prepared, **FIT)
-    rows = model.history[model.history.part == "validation"].pivot(index="epoch", columns="term")["value"]
-    assert {t.removeprefix(ROW) for t in rows if t.startswith(ROW)} == TERMS[model_name]
-    total = model.settings.mse_weight * rows["reconstruction"]
+    wide = model.history[model.history.part == "validation"].pivot(index="epoch", columns="term")
+    rows, weights = wide["value"], wide["weight"]
+    assert (weights["reconstruction"] == model.settings.mse_weight).all()
     for term in TERMS[model_name]:
-        assert (rows[ROW + term] > 0).all()
-        total = total + rows[ROW + term] * rows[term]
-    if "kl" in rows:
+        assert weights[term].nunique() > 1
+        assert (weights[term] > 0).all()
+    if "kl" in rows and preset == "default":
         by_nat = 2 * model.settings.mse_weight * rows["reconstruction"] / len(model.genes)
-        total = total + rows["kl"] * (by_nat if preset == "default" else model.settings.kl_weight)
-    assert rows["total"].to_numpy() == pytest.approx(total.to_numpy(), rel=1e-4)
+        assert weights["kl"].to_numpy() == pytest.approx(by_nat.to_numpy(), rel=1e-5)
+    assert (weights["total"] == 1).all()
+    summed = (rows * weights).drop(columns="total").sum(axis=1)
+    assert rows["total"].to_numpy() == pytest.approx(summed.to_numpy(), rel=1e-5)
 
 
 def test_the_scale_of_the_reconstruction_does_not_matter(prepared: AnnData) -> None:
@@ -114,25 +116,20 @@ def test_the_scale_of_the_reconstruction_does_not_matter(prepared: AnnData) -> N
     curves = []
     for weight in (10.0, 1000.0):
         model = automatic("fixed", "paper", mse_weight=weight).fit(prepared, **FIT)
-        rows = model.history[model.history.term == ROW + "batch left"]
-        curves.append(rows.value.to_numpy() / weight)
+        rows = model.history[model.history.term == "adversarial"]
+        curves.append(rows.weight.to_numpy() / weight)
     assert curves[0] == pytest.approx(curves[1], rel=0.02)
 
 
 def test_the_best_epoch_is_judged_by_todays_weights() -> None:
-    def row(epoch: int, term: str, value: float) -> dict[str, object]:
-        return {"epoch": epoch, "part": "validation", "term": term, "value": value}
-
-    epochs = [
-        row(e, t, v)
-        for e, of in ((1, {"a": 2.0, ROW + "a": 1.0, "total": 5.0}), (2, {"a": 1.0, ROW + "a": 4.0}))
-        for t, v in of.items()
-    ]
-    so_far = Progress(epoch=2, best_epoch=1, best_total=5.0, rows=epochs)
-    assert loop._best_total(so_far) == 5 + (4 - 1) * 2
-    assert loop._best_total(Progress(epoch=1)) == float("inf")
-    plain = [r for r in epochs if not str(r["term"]).startswith(ROW)]
-    assert loop._best_total(Progress(epoch=2, best_epoch=1, best_total=5.0, rows=plain)) == 5
+    """By the total of its own day, 1 * 2 + 1 * 3 = 5, epoch 1 is better than 4 * 1 + 1 * 3 = 7; today it is 11."""
+    today = _Means("only")
+    today.values, today.weights = {"a": 1.0, "b": 3.0, "c": 9.0}, {"a": 4.0, "b": 1.0, "c": 5.0}
+    today.watched = {"a", "b"}
+    assert _is_best(State(), today)
+    assert _is_best(State(best_epoch=1, best_values={"a": 2.0, "b": 3.0, "c": 1.0}), today)
+    assert not _is_best(State(best_epoch=1, best_values=today.values), today)
+    assert not _is_best(State(best_epoch=1, best_values={"a": 0.5, "b": 4.0, "c": 99.0}), today)
 
 
 @pytest.mark.parametrize("name", ["fixed", "random"])
@@ -156,7 +153,7 @@ def test_weights_are_fixed_or_auto(prepared: AnnData) -> None:
     with pytest.raises(ScmedleyError, match=r"weights='best' is none of \['fixed', 'auto'\]"):
         FixedEffects.preset("default").replace(weights="best")
     model = unfitted("autoencoder", weights="auto", max_epochs=1).fit(prepared, **FIT)
-    assert not model.history.term.str.startswith(ROW).any()
+    assert model.history.query("term == 'reconstruction'").weight.unique() == [model.settings.mse_weight]
 
 
 def test_all_that_the_adversary_sees_is_weighed() -> None:
@@ -166,5 +163,5 @@ def test_all_that_the_adversary_sees_is_weighed() -> None:
         seen: list[torch.Tensor] = []
         network.balance.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
         cells = Minibatch(torch.rand(9, 10), torch.arange(9) % 3)
-        list(network.play(cells))
+        list(network.losses(cells, Progress("training", 0.0)))
         assert seen[0].shape == (9, size)

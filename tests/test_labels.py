@@ -137,12 +137,13 @@ def test_published_weights() -> None:
 
 def test_the_head_is_trained_by_the_autoencoders_player(learnt) -> None:
     for name, model in learnt.items():
-        played = [id(p) for parameters in model.network.players().values() for p in parameters]
+        players = model.network.stages()[0].players
+        played = [id(p) for parameters in players.values() for p in parameters]
         assert len(played) == len(set(played))
         assert set(played) == {id(p) for p in model.network.parameters()}, name
         heads = {id(p) for p in model.network.label_head.parameters()}
         assert len(heads) == 4
-        assert heads <= {id(p) for p in model.network.players()["autoencoder"]}
+        assert heads <= {id(p) for p in players["autoencoder"]}
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -306,8 +307,8 @@ def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch, cls: type = FixedEf
     done: list[int] = []
     after_epoch = cls.after_epoch
 
-    def stopping(network: torch.nn.Module) -> None:
-        after_epoch(network)
+    def stopping(network: torch.nn.Module, *where: object) -> None:
+        after_epoch(network, *where)
         done.append(1)
         if len(done) > epochs:
             raise SystemExit

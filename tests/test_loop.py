@@ -25,13 +25,13 @@ from scmedley.errors import ScmedleyError
 from scmedley.models import FixedEffects, MixedEffects, calibrate
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.train import loop
-from scmedley.train.loop import Move, Plan
+from scmedley.train.loop import Losses, Plan, Progress, Stage, Term, Trainable, TrainingCells
 from tiny import FIT, differing, prepared_design, small, unfitted, weights
 
 TESTS = Path(__file__).parent
 
 
-class Scripted(nn.Module):
+class Scripted(nn.Module, Trainable):
     """A network whose validation totals are given; its one weight counts the epochs."""
 
     def __init__(self, totals: list[float], interrupt_in: int = 0):
@@ -40,14 +40,14 @@ class Scripted(nn.Module):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
         self.totals, self.interrupt_in = totals, interrupt_in
 
-    def players(self) -> dict[str, list[nn.Parameter]]:
-        return {"only": [self.weight]}
+    def stages(self) -> list[Stage]:
+        return [Stage({"only": [self.weight]}, 1e-3)]
 
-    def play(self, cells: Minibatch) -> Iterator[Move]:
+    def losses(self, cells: Minibatch, progress: Progress) -> Losses:
         total = 0.0 if self.training else self.totals[int(self.epoch) - 1]
-        yield Move("only", self.weight * 0 + total, {"term": torch.tensor(total), "other": torch.tensor(1.0)})
+        yield "only", {"term": Term(self.weight * 0 + total, 1.0), "other": Term(torch.tensor(1.0), 0.0)}
 
-    def after_epoch(self) -> None:
+    def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         self.epoch += 1
         if int(self.epoch) == self.interrupt_in:
             raise KeyboardInterrupt
@@ -63,16 +63,17 @@ def register_step(look) -> Iterator[None]:
         hook.remove()
 
 
-def run(network: nn.Module, max_epochs: int = 10, patience: int = 3, **options) -> loop.Progress:
+def run(network: nn.Module, max_epochs: int = 10, patience: int = 3, **options) -> loop.State:
     cells = Resident(np.ones((8, 2), np.float32), np.zeros(8), torch.device("cpu"))
-    plan = Plan(4, max_epochs, patience, 1e-3, progress=False, label="Scripted", **options)
+    plan = Plan(4, max_epochs, patience, progress=False, label="Scripted", **options)
     return loop.fit(network, cells, torch.arange(6), torch.arange(6, 8), plan)
 
 
 def test_the_best_epoch_is_restored() -> None:
     network = Scripted([5, 3, 1, 4, 2])
     done = run(network, max_epochs=5, patience=9)
-    assert (done.epoch, done.best_epoch, done.best_total, done.stopped) == (5, 3, 1.0, "last epoch")
+    assert (done.epoch, done.best_epoch, done.stopped) == (5, 3, "last epoch")
+    assert done.best_values == {"term": 1.0, "other": 1.0, "total": 1.0}
     assert int(network.epoch) == 3
     assert not network.training
 
@@ -119,7 +120,8 @@ def test_a_checkpoint_of_other_cells_is_refused(what: str, sparse: bool, tmp_pat
 
 def test_history_is_tidy_and_has_the_totals() -> None:
     table = run(Scripted([5, 3]), max_epochs=2).history()
-    assert list(table) == ["epoch", "part", "term", "value"]
+    assert list(table) == ["epoch", "part", "term", "value", "weight"]
+    assert table.groupby("term").weight.unique().explode().to_dict() == {"term": 1, "other": 0, "total": 1}
     wide = table.pivot_table(index="epoch", columns=["part", "term"], values="value")
     assert wide["validation"]["total"].tolist() == wide["validation"]["term"].tolist() == [5, 3]
     assert set(table.term) == {"term", "other", "total"}
@@ -161,23 +163,22 @@ def test_after_ctrl_c_the_checkpoint_goes_on_training(
 
 def test_means_are_over_cells_not_over_minibatches() -> None:
     class Sized(Scripted):
-        def play(self, cells: Minibatch) -> Iterator[Move]:
-            yield Move("only", self.weight * 0 + len(cells.b_N), {})
+        def losses(self, cells: Minibatch, progress: Progress) -> Losses:
+            yield "only", {"size": Term(self.weight * 0 + len(cells.b_N), 1.0)}
 
-    table = run(Sized([]), max_epochs=1).history().set_index("part")
+    table = run(Sized([]), max_epochs=1).history().query("term == 'total'").set_index("part")
     assert table.loc["validation", "value"] == 2
     cells = Resident(np.ones((9, 2), np.float32), np.zeros(9), torch.device("cpu"))
-    done = loop.fit(
-        Sized([]), cells, torch.arange(7), torch.arange(7, 9), Plan(4, 1, 1, 1e-3, progress=False)
-    )
-    assert done.history().set_index("part").loc["train", "value"] == pytest.approx((4 * 4 + 3 * 3) / 7)
+    done = loop.fit(Sized([]), cells, torch.arange(7), torch.arange(7, 9), Plan(4, 1, 1, progress=False))
+    table = done.history().query("term == 'total'").set_index("part")
+    assert table.loc["train", "value"] == pytest.approx((4 * 4 + 3 * 3) / 7)
 
 
 def test_ctrl_c_in_a_model_leaves_it_fitted_to_the_best_epoch(
     prepared: AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupting(network: FixedEffectsNetwork) -> None:
-        after_epoch(network)
+    def interrupting(network: FixedEffectsNetwork, *where: object) -> None:
+        after_epoch(network, *where)
         epochs.append(1)
         if len(epochs) == 3:
             raise KeyboardInterrupt
@@ -222,8 +223,8 @@ def test_each_step_changes_its_own_player_alone(
 
     begin = FixedEffectsNetwork.begin
 
-    def beginning(network: FixedEffectsNetwork, b_N: torch.Tensor) -> None:
-        begin(network, b_N)
+    def beginning(network: FixedEffectsNetwork, *where: object) -> None:
+        begin(network, *where)
         last.update({name: p.detach().clone() for name, p in network.named_parameters()})
 
     monkeypatch.setattr(FixedEffectsNetwork, "begin", beginning)
@@ -248,8 +249,8 @@ def test_both_players_share_one_pass_of_the_encoder(
     passes: list[int] = []
     begin = FixedEffectsNetwork.begin
 
-    def counting(network: FixedEffectsNetwork, b_N: torch.Tensor) -> None:
-        begin(network, b_N)
+    def counting(network: FixedEffectsNetwork, *where: object) -> None:
+        begin(network, *where)
         network.encoder.register_forward_hook(lambda *_: passes.append(1))
 
     monkeypatch.setattr(FixedEffectsNetwork, "begin", counting)
@@ -263,7 +264,8 @@ def test_every_parameter_has_one_player_and_tied_kernels_stand_once(
     model_name: str, preset: str, fitted
 ) -> None:
     network = fitted(model_name, preset).network
-    played = [id(p) for parameters in network.players().values() for p in parameters]
+    (stage,) = network.stages()
+    played = [id(p) for parameters in stage.players.values() for p in parameters]
     assert len(played) == len(set(played))
     assert set(played) == {id(p) for p in network.parameters()}
 
@@ -326,8 +328,8 @@ KILLED = """
     cls = {"fixed": FixedEffectsNetwork, "random": RandomEffectsNetwork}[name]
     after_epoch, epochs = cls.after_epoch, []
 
-    def killed(network):
-        after_epoch(network)
+    def killed(network, *where):
+        after_epoch(network, *where)
         epochs.append(1)
         if len(epochs) == 4:
             os.kill(os.getpid(), signal.SIGKILL)

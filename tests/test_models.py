@@ -12,14 +12,22 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix
 
 from scmedley import keys
-from scmedley.data.resident import Minibatch
+from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
-from scmedley.models import Autoencoder, FixedEffects, MixedEffects, RandomEffects
+from scmedley.models import (
+    Autoencoder,
+    FixedEffects,
+    MixedEffects,
+    RandomEffects,
+    RandomEffectsSettings,
+    load,
+)
 from scmedley.models.autoencoder import AutoencoderNetwork
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.models.random_effects import RandomEffectsNetwork
 from scmedley.nn.bayesian import EffectStart, tables
 from scmedley.pp import prepare
+from scmedley.train.loop import Progress, TrainingCells, total
 from tiny import FIT, differing, nested_design, small, unfitted, weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -108,11 +116,22 @@ def kls(w: dict[str, np.ndarray]) -> list[float]:
     return found
 
 
+NOW = Progress("training", 0.0)
+
+
+def training_cells(codes: list[int]) -> TrainingCells:
+    x_NG = np.zeros((len(codes), G), np.float32)
+    return TrainingCells(Resident(x_NG, np.array(codes), torch.device("cpu")), torch.arange(len(codes)))
+
+
 def moves(network: torch.nn.Module, cells: Minibatch) -> list[tuple[str, float, dict[str, float]]]:
     network.eval()
     with torch.no_grad():
-        played = list(network.play(cells))
-    return [(m.player, m.loss.item(), {k: v.item() for k, v in m.terms.items()}) for m in played]
+        played = list(network.losses(cells, NOW))
+    return [
+        (player, total(terms).item(), {k: t.value.item() for k, t in terms.items()})
+        for player, terms in played
+    ]
 
 
 def nearly(value: float) -> object:
@@ -146,7 +165,7 @@ def test_published_fixed_effects_losses_by_hand(cells) -> None:
     assert first == ("adversary", nearly(guess), {"adversary": nearly(guess)})
     assert second[0] == "autoencoder"
     assert second[1] == nearly(30 * mse - 0.7 * guess)
-    assert second[2] == {"reconstruction": nearly(mse), "batch left": nearly(-guess)}
+    assert second[2] == {"reconstruction": nearly(mse), "adversarial": nearly(-guess)}
 
 
 @pytest.mark.parametrize("bounded", [True, False])
@@ -155,7 +174,7 @@ def test_default_fixed_effects_losses_by_hand(bounded: bool, cells) -> None:
     minibatch, x, b = cells
     settings = small("fixed", hidden=(6, 5), n_latent=3, adversary_hidden=(8, 4), bounded=bounded)
     network = FixedEffectsNetwork(G, B, settings)
-    network.begin(torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]))
+    network.begin(training_cells([0, 0, 0, 1, 1, 2, 2, 2, 2, 2]), NOW)
     w = numbers(network)
     z = encoded(w, x)[-1]
     seen = (z - w["standardise.running_mean"]) / np.sqrt(w["standardise.running_var"] + 1e-5)
@@ -167,10 +186,10 @@ def test_default_fixed_effects_losses_by_hand(bounded: bool, cells) -> None:
     assert len(kls(w)) == 6
     first, (player, loss, terms) = moves(network, minibatch)
     assert first == ("adversary", nearly(ce(log_q, b)), {"adversary": nearly(ce(log_q, b))})
-    steps = [move.player for move in network.train().play(minibatch)]
+    steps = [player for player, _ in network.train().losses(minibatch, NOW)]
     assert steps == ["adversary"] * 3 + ["autoencoder"]
     assert player == "autoencoder"
-    assert terms == {"reconstruction": nearly(mse), "batch left": nearly(reward), "kl": nearly(kl)}
+    assert terms == {"reconstruction": nearly(mse), "adversarial": nearly(reward), "kl": nearly(kl)}
     assert loss == nearly(100 * mse + settings.adversary_weight * reward + 100 * (2 * mse / G) * kl)
 
 
@@ -188,11 +207,10 @@ def test_gradient_penalty_by_hand() -> None:
         p = np.exp(log_softmax(dense(w, "adversary.linears.2", np.maximum(h2, 0))[None]))[0]
         slope = ((np.eye(B)[code] - p) @ kernels[2] * (h2 > 0)) @ kernels[1] * (h1 > 0) @ kernels[0]
         squares.append((slope**2).sum())
-    move = network._adversary_move(torch.as_tensor(seen, dtype=torch.float32), torch.as_tensor(b))
-    assert move.terms["adversary"].item() == nearly(ce(mlp(w, "adversary", seen, 3), b))
-    assert move.loss.item() - move.terms["adversary"].item() == pytest.approx(
-        0.4 * np.mean(squares), rel=1e-4
-    )
+    terms = network._adversary_terms(torch.as_tensor(seen, dtype=torch.float32), torch.as_tensor(b))
+    guess = terms["adversary"].value.item()
+    assert guess == nearly(ce(mlp(w, "adversary", seen, 3), b))
+    assert total(terms).item() - guess == pytest.approx(0.4 * np.mean(squares), rel=1e-4)
 
 
 def random_encoded(w: dict[str, np.ndarray], x: np.ndarray, b: np.ndarray | None) -> np.ndarray:
@@ -216,9 +234,9 @@ def random_decoded(w: dict[str, np.ndarray], z: np.ndarray, b: np.ndarray) -> np
 def test_random_effects_loss_by_hand(preset: str, cells) -> None:
     minibatch, x, b = cells
     settings = small("random", preset, hidden=(6, 5), n_latent=3, mse_weight=11.0, batch_weight=0.4)
-    settings = settings if preset == "paper" else settings.replace(hide_batch=0.3)
+    settings = settings if preset == "paper" else settings.replace(masked_share=0.3)
     network = RandomEffectsNetwork(G, B, settings)
-    network.begin(torch.zeros(20, dtype=torch.int64))
+    network.begin(training_cells([0] * 20), NOW)
     w = numbers(network)
     assert len(kls(w)) == 10
     z, masked = random_encoded(w, x, b), random_encoded(w, x, None)
@@ -227,31 +245,31 @@ def test_random_effects_loss_by_hand(preset: str, cells) -> None:
     kl = sum(kls(w)) / 20  # nats per cell
     if preset == "paper":  # the batch head answers for cells whose batch the encoder was told
         told = ce(mlp(w, "batch_head", z, 2), b)
-        total = 11 * mse + 0.4 * told + 1e-5 * np.mean(kls(w))
+        loss_by_hand = 11 * mse + 0.4 * told + 1e-5 * np.mean(kls(w))
     else:  # validation does the task of training, which masks the batch of 3 cells in 10
         told = ce(mlp(w, "batch_head", masked, 2), b)
         mse = 0.7 * mse + 0.3 * mse_masked
-        total = 11 * mse + 0.4 * told + 11 * (2 * mse / G) * kl
+        loss_by_hand = 11 * mse + 0.4 * told + 11 * (2 * mse / G) * kl
     ((player, loss, terms),) = moves(network, minibatch)
     assert player == "autoencoder"
     assert terms == {"reconstruction": nearly(mse), "batch": nearly(told), "kl": nearly(kl)}
-    assert loss == nearly(total)
+    assert loss == nearly(loss_by_hand)
 
 
 def test_the_batch_head_hears_only_of_cells_whose_batch_was_hidden(cells) -> None:
     """With all hidden in training the batch codes cannot change the head's loss but through the target."""
     minibatch, _, _ = cells
-    network = RandomEffectsNetwork(G, B, small("random", hidden=(6, 5), n_latent=3, hide_batch=1.0)).train()
+    network = RandomEffectsNetwork(G, B, small("random", hidden=(6, 5), n_latent=3, masked_share=1.0)).train()
     heard: list[torch.Tensor] = []
     network.batch_head.register_forward_hook(lambda _, given, __: heard.append(given[0]))
     flipped = Minibatch(minibatch.x_NG, 2 - minibatch.b_N)
     for one in (minibatch, flipped):
-        next(network.play(one))
+        next(network.losses(one, NOW))
     assert torch.equal(heard[0], heard[1])
-    part = RandomEffectsNetwork(G, B, small("random", hidden=(6, 5), n_latent=3, hide_batch=0.5)).train()
+    part = RandomEffectsNetwork(G, B, small("random", hidden=(6, 5), n_latent=3, masked_share=0.5)).train()
     part.batch_head.register_forward_hook(lambda _, given, __: heard.append(given[0]))
     many = Minibatch(torch.rand(400, G), torch.zeros(400, dtype=torch.int64))
-    next(part.play(many))
+    next(part.losses(many, NOW))
     assert 150 < len(heard[-1]) < 250
 
 
@@ -436,10 +454,10 @@ def test_a_batch_without_training_cells_is_said(prepared: AnnData) -> None:
         (FixedEffects, {"n_latent": True}),
         (FixedEffects, {"batch_size": 12.5}),
         (FixedEffects, {"effects": 3}),
-        (RandomEffects, {"hide_batch": 1.5}),
-        (RandomEffects, {"kl_weight": "low"}),
-        (RandomEffects, {"kl_weight": True}),
-        (RandomEffects, {"kl_weight": float("inf")}),
+        (RandomEffects, {"masked_share": 1.5}),
+        (RandomEffects, {"kl_per_cell_weight": "low"}),
+        (RandomEffects, {"kl_per_table_weight": True}),
+        (RandomEffects, {"kl_per_table_weight": float("inf")}),
     ],
 )
 def test_settings_are_of_their_kind(kind: type, change: dict) -> None:
@@ -590,16 +608,45 @@ def test_published_settings() -> None:
         s = cls.preset("paper")
         assert (s.hidden, s.n_latent, s.mse_weight) == ((512, 132), 50, weight)
         assert (s.learning_rate, s.decay, s.batch_norm_momentum) == (1e-4, False, 0.01)
-        assert s.sizes(10**5) == (512, 500)
+        assert s.sizes(10**5) == (512, 500, 30)
+        assert s.settling_steps == 1000
     assert not FixedEffects.preset("paper").bounded
     assert RandomEffects.preset("paper").encode_as_target
 
 
 def test_sizes_follow_the_number_of_cells() -> None:
     settings = Autoencoder.preset("default")
-    assert settings.sizes(1280) == (128, 200)
-    assert settings.sizes(100) == (128, 300)
-    assert settings.sizes(10**6) == (512, 30)
+    assert settings.sizes(1280) == (128, 200, 40)
+    assert settings.sizes(100) == (128, 300, 60)
+    assert settings.sizes(10**6) == (512, 30, 6)
+    assert settings.replace(patience=2).sizes(100).patience == 2
+
+
+def test_old_names_of_settings_are_taken_with_a_warning() -> None:
+    default, paper = (RandomEffects.preset(name) for name in ("default", "paper"))
+    with pytest.warns(ScmedleyWarning, match="hide_batch is now called masked_share"):
+        assert default.replace(hide_batch=0.2) == default.replace(masked_share=0.2)
+    with pytest.warns(ScmedleyWarning, match="kl_weight is now called kl_per_cell_weight"):
+        assert RandomEffectsSettings(kl_weight=None) == default
+    with pytest.warns(ScmedleyWarning, match="kl_weight"):
+        assert paper.replace(kl_weight=2.0) == paper.replace(kl_per_table_weight=2.0)
+    with (
+        pytest.warns(ScmedleyWarning),
+        pytest.raises(ScmedleyError, match="kl_weight='low' must be a number"),
+    ):
+        default.replace(kl_weight="low")
+
+
+def test_a_model_of_an_earlier_version_loads(fitted, tmp_path: Path) -> None:
+    """With the old names of its settings, and a history without weights."""
+    model = fitted("random", "paper")
+    model.save(tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    settings = about["settings"]
+    del settings["kl_per_cell_weight"], about["history"]["weight"]
+    settings |= {"kl_weight": settings.pop("kl_per_table_weight"), "hide_batch": settings.pop("masked_share")}
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    assert load(tmp_path).settings == model.settings
 
 
 def test_progress_bar_is_asked_for(prepared: AnnData, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from scmedley.nn.bayesian import (
     update_priors,
 )
 from scmedley.nn.layers import Classifier, Encoder, TiedDecoder, batch_norm, linear
-from scmedley.nn.likelihoods import mse, nat
+from scmedley.nn.likelihoods import kl_to_mse_units, mse
 
 
 @pytest.fixture(autouse=True)
@@ -149,12 +149,12 @@ def test_mse_is_the_mean_over_cells_and_genes() -> None:
 
 
 def test_a_nat_makes_the_gradient_that_of_the_evidence_lower_bound() -> None:
-    """With the variance at the MSE, d(mse + nat * kl) is d(-log p + kl) times 2 MSE / G."""
+    """With the variance at the MSE, d(mse + kl_to_mse_units * kl) is d(-log p + kl) times 2 MSE / G."""
     g, theta = 7, torch.tensor(0.3, requires_grad=True)
     x = torch.randn(4, g)
     error, kl = mse(x, theta * x), theta.square()
     variance = error.item()
-    (ours,) = torch.autograd.grad(error + nat(error, g) * kl, theta, retain_graph=True)
+    (ours,) = torch.autograd.grad(error + kl_to_mse_units(error, g) * kl, theta, retain_graph=True)
     minus_log_p = -Normal(theta * x, variance**0.5).log_prob(x).sum(1).mean()
     (elbo,) = torch.autograd.grad(minus_log_p + kl, theta)
     assert ours.item() == pytest.approx(elbo.item() * 2 * variance / g, rel=1e-5)

@@ -10,6 +10,7 @@ import run_folder
 from scmedley import keys, pl
 from scmedley.errors import ScmedleyError
 from scmedley.pl._palette import DISTINCT, colours
+from scmedley.pl.training import best_epoch
 
 
 def cells(n: int = 200, n_levels: int = 4, seed: int = 0) -> AnnData:
@@ -237,7 +238,7 @@ def test_scores_leave_no_hole_for_a_score_of_the_other_kind(folder):
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_training_weighted_terms_add_up_to_the_total(fitted, preset):
     model = fitted("mixed", preset)
-    figure = pl.training(model.history, weighted=model)
+    figure = pl.training(model.history, weighted=True)
     drawn(figure)
     curves = {ax.get_title(): ax.get_lines()[:2] for ax in figure.axes if ax.get_title()}
     assert "fixed: adversary, weighted" not in curves
@@ -250,7 +251,7 @@ def test_training_weighted_terms_add_up_to_the_total(fitted, preset):
             np.testing.assert_allclose(np.sum(terms, axis=0), total, rtol=1e-5)
     weights = {
         ("fixed", "reconstruction"): model.fixed.settings.mse_weight,
-        ("fixed", "batch left"): model.fixed.settings.adversary_weight,
+        ("fixed", "adversarial"): model.fixed.settings.adversary_weight,
         ("random", "reconstruction"): model.random.settings.mse_weight,
         ("random", "batch"): model.random.settings.batch_weight,
     }
@@ -260,10 +261,18 @@ def test_training_weighted_terms_add_up_to_the_total(fitted, preset):
         np.testing.assert_allclose(drawn_at, weight * history["value"])
     if preset == "paper":  # a KL of all tables / N in the history; the mean of a table's counts
         kl = model.history.query("network == 'random' and term == 'kl' and part == 'validation'")["value"]
-        counts = model.random.settings.kl_weight * kl * model.random.network.n_cells.item() / 10
+        counts = model.random.settings.kl_per_table_weight * kl * model.random.network.n_cells.item() / 10
         np.testing.assert_allclose(curves["random: kl, weighted"][1].get_ydata(), counts, atol=1e-5)
 
 
-def test_training_weighted_needs_the_model_of_the_history(fitted, folder):
-    with pytest.raises(ScmedleyError, match="no network 'random, permuted batches'"):
-        pl.training(pd.read_csv(folder / "history.csv"), weighted=fitted("mixed"))
+def test_training_weighted_needs_the_weights(folder):
+    """Histories of earlier versions have none."""
+    old = pd.read_csv(folder / "history.csv").drop(columns="weight", errors="ignore")
+    with pytest.raises(ScmedleyError, match="lacks the column\\(s\\) weight"):
+        pl.training(old, weighted=True)
+
+
+def test_training_marks_the_epoch_that_was_kept(fitted):
+    for name in ("autoencoder", "fixed", "random"):
+        model = fitted(name)
+        assert best_epoch(model.history) == model.fitted["best_epoch"]

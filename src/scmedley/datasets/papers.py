@@ -48,7 +48,7 @@ def _weights(
             "label_weight": fixed_label[2],
         },
         "AEC": {"mse_weight": autoencoder_label[0], "label_weight": autoencoder_label[1]},
-        "RE": {"mse_weight": random[0], "batch_weight": random[1], "kl_weight": 1e-5},
+        "RE": {"mse_weight": random[0], "batch_weight": random[1], "kl_per_table_weight": 1e-5},
     }
 
 

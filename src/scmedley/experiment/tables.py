@@ -16,7 +16,6 @@ from scmedley.experiment.config import Experiment
 from scmedley.experiment.pairs import finding, verdicts
 from scmedley.experiment.task import Task, tasks
 from scmedley.models.catalogue import FE, PCA, RE, methods
-from scmedley.models.contributions import contributions
 from scmedley.pipeline.findings import NAMES
 
 # Numbers are read to the last bit: since 3.1 pandas does so by itself, and warns of who asks for it.
@@ -44,7 +43,7 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
     said = _write_scores(_collect(out, fits, work.SCORES), experiment, out)
     io.write_csv(_fits(out, fits + classifications), out / FITS)
     history = _collect(out, [t for t in fits if t.method in methods()], work.HISTORY)
-    io.write_csv(_weighted(history, experiment), out / HISTORY)
+    io.write_csv(_weighted(history), out / HISTORY)
     classified = _collect(out, classifications, work.CLASSIFIED)
     if len(classified):
         io.write_csv(classified, out / CLASSIFIED)
@@ -141,11 +140,12 @@ def _fits(out: Path, todo: list[Task]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _weighted(history: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """Add each term's contribution to the total."""
+def _weighted(history: pd.DataFrame) -> pd.DataFrame:
+    """Add what each term contributes to the total; nothing for a term that is recorded only."""
     if history.empty:
         return history
-    return contributions(history, experiment.models(), "method")
+    counted = history["weight"].where(history["weight"] != 0)
+    return history.assign(weighted=history["value"] * counted)
 
 
 def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:

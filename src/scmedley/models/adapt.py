@@ -92,12 +92,12 @@ def _loss(network: Any, cells: Minibatch, n_new: int) -> Tensor:
 
     Among all n cells of such a training the new ones have a share of n_new / n in the MSE, while the KL of their rows
     counts once. Here the MSE is theirs alone, so the KL counts n / n_new times. Where the KL is a mean over
-    cells (``kl_weight=None``), n cancels out, and n_new cells share it; where it is not, n stays.
+    cells (``kl_per_cell_weight``), n cancels out, and n_new cells share it; where it is not, n stays.
     """
     n_cells = float(network.n_cells) + n_new
     error = network.drawn_error(cells)
-    _, penalty = network.kl(error, cells.x_NG.shape[1], n_cells)
-    loss: Tensor = network.settings.mse_weight * error + penalty * (n_cells / n_new)
+    kl = network.kl(error, cells.x_NG.shape[1], n_cells)
+    loss: Tensor = network.settings.mse_weight * error + kl.weight * kl.value * (n_cells / n_new)
     return loss
 
 

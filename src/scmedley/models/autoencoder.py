@@ -3,7 +3,7 @@
 Shapes: N cells of the call at hand, G genes, P latent dimensions, K labels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -18,7 +18,7 @@ from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import one_hot
 from scmedley.nn.layers import Classifier, Encoder, TiedDecoder
 from scmedley.nn.likelihoods import cross_entropy, mse
-from scmedley.train.loop import Move
+from scmedley.train.loop import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class AutoencoderSettings(Settings):
     mse_weight
         lambda_MSE.
     label_weight
-        lambda_y; of no consequence without a label head.
+        lambda_y; without a label head it has no effect.
     label_head_hidden
         Sizes of the label head's hidden layers. The published one, of 2 units, is too narrow for many labels.
     """
@@ -40,48 +40,51 @@ class AutoencoderSettings(Settings):
     label_head_hidden: tuple[int, ...] = (64,)
 
     def as_published(self) -> Self:
-        """Give the preprint's form: training, and a label head with a hidden layer of 2."""
+        """Return the preprint's form: training, and a label head with a hidden layer of 2."""
         return self.replace(label_head_hidden=(2,), **self.published_training())
 
 
-class AutoencoderNetwork(nn.Module):
+class AutoencoderNetwork(nn.Module, Trainable):
     """Encoder and tied decoder: x_NG to z_NP to xhat_NG; with ``n_labels`` a label head on z_NP."""
-
-    decoder: TiedDecoder
 
     def __init__(self, n_genes: int, n_batches: int, settings: AutoencoderSettings, n_labels: int = 0):
         super().__init__()
         self.settings = settings
         self.n_batches = n_batches
         self.encoder = Encoder(n_genes, settings.hidden, settings.n_latent, settings.batch_norm_momentum)
-        self.decoder = TiedDecoder(self.encoder)
         self.label_head: nn.Module = (
             Classifier(settings.n_latent, settings.label_head_hidden, n_labels) if n_labels else nn.Identity()
         )
-        self.balance = Balance({"label": settings.label_weight} if n_labels else {}, settings.weights)
+        self.build_decoder(n_genes, {"label": settings.label_weight} if n_labels else {})
 
-    def players(self) -> dict[str, Sequence[nn.Parameter]]:
-        """Give the parameters of each player, in playing order."""
-        return {"autoencoder": list(self.parameters())}
+    def build_decoder(self, n_genes: int, label_weight: dict[str, float]) -> None:
+        """Build what follows encoder and label head: the decoder, and the balance of its losses."""
+        self.decoder = TiedDecoder(self.encoder)
+        self.balance = Balance(label_weight, self.settings.weights)
 
-    def play(self, cells: Minibatch) -> Iterator[Move]:
+    def stages(self) -> list[Stage]:
+        """Return one stage, in which all parameters are one player's."""
+        return [self.settings.stage({"autoencoder": list(self.parameters())})]
+
+    def losses(self, cells: Minibatch, progress: Progress) -> Losses:
         """Yield L_AE = lambda_MSE * MSE(x, xhat), and with labels L_AEC = L_AE + lambda_y * CE(y)."""
+        lambda_mse = self.settings.mse_weight
         z_NP = self.encode(cells.x_NG, cells.b_N)
         error = mse(cells.x_NG, self.decode(z_NP, cells.b_N))
-        terms = {"reconstruction": error}
-        if cells.y_N is not None:
-            terms["label"] = cross_entropy(self.label_head(z_NP), cells.y_N)
-        yield Move("autoencoder", self.balance(z_NP, self.settings.mse_weight * error, terms), terms)
+        others = self._label_loss(z_NP, cells)
+        weights = self.balance(z_NP, lambda_mse * error, others)
+        yield (
+            "autoencoder",
+            {"reconstruction": Term(error, lambda_mse)}
+            | {name: Term(loss, weights[name]) for name, loss in others.items()},
+        )
 
-    def begin(self, b_N: Tensor) -> None:
-        """Learn what does not change in training from the batch codes of the training cells: nothing."""
-
-    def after_epoch(self) -> None:
+    def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Count the minibatches of the next epoch from 0."""
         self.balance.after_epoch()
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Give z_NP; the batch is not looked at."""
+        """Return z_NP; the batch is not used."""
         z_NP: Tensor = self.encoder(x_NG)[-1]
         return z_NP
 
@@ -92,7 +95,7 @@ class AutoencoderNetwork(nn.Module):
         return [Layer(*parts) for parts in zip(weights, self.decoder.biases, effects, strict=True)]
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Give xhat_NG, scaled like the input, with the batch's effects if the decoder has any."""
+        """Return xhat_NG, scaled like the input, with the batch's effects if the decoder has any."""
         xhat_NG: Tensor = self.decoder(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
         return xhat_NG
 
@@ -104,9 +107,13 @@ class AutoencoderNetwork(nn.Module):
         """Return xhat_NG of the activations before the output layer, in which it is linear."""
         return self.decoder.output(h_NH, self.encoder, one_hot(b_N, self.n_batches), draw)
 
+    def _label_loss(self, z_NP: Tensor, cells: Minibatch) -> dict[str, Tensor]:
+        """Return CE(y), or nothing without labels."""
+        return {} if cells.y_N is None else {"label": cross_entropy(self.label_head(z_NP), cells.y_N)}
+
 
 class Autoencoder(Model[AutoencoderSettings]):
-    """Autoencoder of all cells, which knows nothing of batches (scMEDAL's AE; AEC with ``label_key``)."""
+    """Autoencoder of all cells, which does not use the batch (scMEDAL's AE; AEC with ``label_key``)."""
 
     key: ClassVar[str] = keys.AUTOENCODER
     settings_type = AutoencoderSettings
@@ -114,7 +121,7 @@ class Autoencoder(Model[AutoencoderSettings]):
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> AutoencoderSettings:
-        """Give the settings named ``"default"`` or ``"paper"``; ``labelled``: AEC's (of the AML experiment)."""
+        """Return the settings named ``"default"`` or ``"paper"``; ``labelled``: AEC's (of the AML experiment)."""
         paper = AutoencoderSettings(mse_weight=1.0)
         if labelled:
             paper = AutoencoderSettings(mse_weight=100.0, label_weight=0.6)

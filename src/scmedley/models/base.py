@@ -56,7 +56,7 @@ class Model(Generic[S]):
     Attributes
     ----------
     history
-        Tidy table of the fit: epoch, part, term, value.
+        Tidy table of the fit: epoch, part, term, value, weight (in the total; 0 if the term is recorded only).
     fitted
         Epochs, best epoch and why training stopped.
     calibration
@@ -67,7 +67,7 @@ class Model(Generic[S]):
     key: ClassVar[str]
     needs_batch: ClassVar[bool] = False
     has_label_head: ClassVar[bool] = True  # can have
-    settings_type: ClassVar[type]
+    settings_type: ClassVar[type[Settings]]
     network_type: ClassVar[type]
 
     network: Any
@@ -158,15 +158,9 @@ class Model(Generic[S]):
                 torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
             )
             self._build(on)
-            self.network.begin(cells.b_N[train])
-            batch_size, max_epochs = self.settings.sizes(len(train))
             plan = loop.Plan(
-                batch_size=batch_size,
-                max_epochs=max_epochs,
-                patience=self.settings.patience,
+                **self.settings.sizes(len(train))._asdict(),
                 settling_steps=self.settings.settling_steps,
-                learning_rate=self.settings.learning_rate,
-                decay=self.settings.decay,
                 precision=precision,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
                 fingerprint=self._fingerprint(reading, y_N, part, seed, precision),
@@ -224,7 +218,7 @@ class Model(Generic[S]):
         unknown
             As in :meth:`embed`.
         mask_batch
-            Encode every cell without its batch, as a random-effects network does with ``hide_batch`` of its training
+            Encode every cell without its batch, as a random-effects network does with ``masked_share`` of its training
             cells: what such a latent holds of the batch was found in the expression, not told. An encoder that never
             sees the batch gives the same latent either way.
         """

@@ -108,9 +108,10 @@ class MixedEffects:
 
     @property
     def history(self) -> pd.DataFrame:
-        """Tidy table of both fits: network, epoch, part, term, value."""
+        """Tidy table of both fits: network, epoch, part, term, value, weight."""
         tables = [model.history.assign(network=name) for name, model in self.networks().items()]
-        return pd.concat(tables, ignore_index=True)[["network", "epoch", "part", "term", "value"]]
+        history = pd.concat(tables, ignore_index=True)
+        return history[["network", *history.columns.drop("network")]]
 
     def embed(self, adata: AnnData, *, unknown: str = "error", reading: Reading | None = None) -> None:
         """Store both latents: ``obsm["X_scmedley_fixed"]``, ``obsm["X_scmedley_random"]``.

@@ -3,8 +3,9 @@
 Shapes: N cells of the call at hand, G genes, H hidden units, P latent dimensions, B batches.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,15 +15,17 @@ from torch.nn import functional as F  # noqa: N812
 
 from scmedley import keys
 from scmedley.data.resident import Minibatch
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models.base import Model
 from scmedley.models.export import Layer
 from scmedley.models.settings import Settings, check_setting, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
-from scmedley.nn.likelihoods import mse, nat
-from scmedley.train.loop import Move
+from scmedley.nn.likelihoods import kl_to_mse_units, mse
+from scmedley.train.loop import Losses, Progress, Stage, Term, Trainable, TrainingCells
+
+_NOT_GIVEN: Any = object()
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,15 @@ class RandomEffectsSettings(Settings):
         lambda_MSE, lambda_b.
     batch_head_hidden
         Sizes of the hidden layers of the batch head, which reads the batch from the latent.
-    kl_weight
-        lambda_KL on the KL of a table in nats, averaged over all ten tables (the preprint leaves open whether
-        encoder and decoder are averaged apart, which would double it), or ``None``:
-        the evidence lower bound's own weight, the sum over all tables / N, in the unit of the MSE.
-    hide_batch
-        Share of training cells whose batch the encoder is not told. Only those answer to the batch
-        head, so the latent has to find the batch in the cell's expression, not in its label.
+    kl_per_cell_weight
+        Weight of the KL as the evidence lower bound has it: in nats per training cell, summed over all tables, in the
+        unit of the MSE. 1 is the bound itself.
+    kl_per_table_weight
+        The published lambda_KL: weight of the KL of a table in nats, averaged over all ten tables (the preprint leaves
+        open whether encoder and decoder are averaged apart, which would double it).
+    masked_share
+        Share of training cells whose batch is masked in the encoder: they are encoded without batch effects. The batch
+        head is trained on these alone, so the latent has to find the batch in the cell's expression.
     learn_prior
         Whether the prior's width is learnt (empirical Bayes), one for each table.
     encode_as_target
@@ -56,27 +61,39 @@ class RandomEffectsSettings(Settings):
     mse_weight: float = 110.0
     batch_weight: float = 1.0
     batch_head_hidden: tuple[int, ...] = (64,)
-    kl_weight: float | None = None
-    hide_batch: float = 0.5
+    kl_per_cell_weight: float = 1.0
+    kl_per_table_weight: float = 0.0
+    masked_share: float = 0.5
     learn_prior: bool = True
     encode_as_target: bool = False
     output_scale: float = 0.1
     effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
+    # Names of earlier versions, which their settings files and saved models have.
+    hide_batch: InitVar[Any] = _NOT_GIVEN
+    kl_weight: InitVar[Any] = _NOT_GIVEN
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, hide_batch: Any, kl_weight: Any) -> None:
+        if hide_batch is not _NOT_GIVEN:
+            _warn_renamed("hide_batch", "masked_share")
+            object.__setattr__(self, "masked_share", hide_batch)
+        if kl_weight is not _NOT_GIVEN:
+            _warn_renamed("kl_weight", "kl_per_cell_weight (if None) or kl_per_table_weight (if a number)")
+            if kl_weight is not None:
+                check_setting("kl_weight", kl_weight, 0.0)
+            object.__setattr__(self, "kl_per_cell_weight", 1.0 if kl_weight is None else 0.0)
+            object.__setattr__(self, "kl_per_table_weight", 0.0 if kl_weight is None else kl_weight)
         super().__post_init__()
-        if self.hide_batch > 1:
-            raise ScmedleyError(f"hide_batch={self.hide_batch} must be a share, from 0 to 1.")
-        if self.kl_weight is not None:
-            check_setting("kl_weight", self.kl_weight, 0.0)
+        if self.masked_share > 1:
+            raise ScmedleyError(f"masked_share={self.masked_share} must be a share, from 0 to 1.")
 
     def as_published(self) -> "RandomEffectsSettings":
-        """Give the preprint's form: a narrow posterior, a weak KL, the encoder told every batch."""
+        """Return the preprint's form: a narrow posterior, a weak KL, no batch masked."""
         return self.replace(
             batch_weight=0.1,
             batch_head_hidden=(5,),
-            kl_weight=1e-5,
-            hide_batch=0.0,
+            kl_per_cell_weight=0.0,
+            kl_per_table_weight=1e-5,
+            masked_share=0.0,
             learn_prior=False,
             encode_as_target=True,
             output_scale=1.0,
@@ -85,7 +102,11 @@ class RandomEffectsSettings(Settings):
         )
 
 
-class RandomEffectsNetwork(nn.Module):
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"The setting {old} is now called {new}; use that name.", ScmedleyWarning, stacklevel=4)
+
+
+class RandomEffectsNetwork(nn.Module, Trainable):
     """Encoder, untied decoder and batch head; five blocks carry a scale and a bias table each."""
 
     n_cells: Tensor
@@ -107,22 +128,22 @@ class RandomEffectsNetwork(nn.Module):
         self.balance = Balance({"batch": s.batch_weight}, s.weights)
         self.register_buffer("n_cells", torch.tensor(1.0))
 
-    def begin(self, b_N: Tensor) -> None:
+    def begin(self, known: TrainingCells, progress: Progress) -> None:
         """Learn the number of training cells."""
-        self.n_cells.fill_(len(b_N))
+        self.n_cells.fill_(len(known.rows))
 
-    def after_epoch(self) -> None:
+    def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Learn the width of each effect table's prior (empirical Bayes), if asked for."""
         self.balance.after_epoch()
         if self.settings.learn_prior:
             update_priors(self)
 
-    def players(self) -> dict[str, Sequence[nn.Parameter]]:
-        """Give all parameters: one player."""
-        return {"autoencoder": list(self.parameters())}
+    def stages(self) -> list[Stage]:
+        """Return one stage, in which all parameters are one player's."""
+        return [self.settings.stage({"autoencoder": list(self.parameters())})]
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Give z_NP with the effects of batches ``b_N`` (-1: none)."""
+        """Return z_NP with the effects of batches ``b_N`` (-1: none)."""
         b_NB = one_hot(b_N, self.n_batches)
         h = x_NG
         blocks = zip(self.encoder[:-1], self.encoder_norms, self.encoder_effects, strict=True)
@@ -131,7 +152,7 @@ class RandomEffectsNetwork(nn.Module):
         return F.selu(self.encoder[-1](h))
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Give xhat_NG, scaled like the input, with the effects of batches ``b_N`` (-1: none)."""
+        """Return xhat_NG, scaled like the input, with the effects of batches ``b_N`` (-1: none)."""
         return self.decode_output(self.decode_hidden(z_NP, b_N, draw), b_N, draw)
 
     def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
@@ -158,39 +179,44 @@ class RandomEffectsNetwork(nn.Module):
             for i, (layer, norm, effects) in enumerate(parts)
         ]
 
-    def play(self, cells: Minibatch) -> Iterator[Move]:
+    def losses(self, cells: Minibatch, progress: Progress) -> Losses:
         """Yield L_RE = lambda_MSE * MSE + lambda_b * CE(b, batch head) + lambda_KL * KL(q(U) || p(U))."""
-        s = self.settings
+        lambda_mse = self.settings.mse_weight
         encoded = self._encode_training(cells) if self.training else self._encode_validation(cells)
-        logits_NB = self.batch_head(encoded.masked_KP).float()
-        error = encoded.error
-        batch = F.cross_entropy(logits_NB, encoded.b_K, reduction="sum") / max(len(encoded.b_K), 1)
-        terms = {"reconstruction": error, "batch": batch}
-        total = self.balance(encoded.z_NP, s.mse_weight * error, terms)
-        kl, weighted = self.kl(error, cells.x_NG.shape[1])
-        yield Move("autoencoder", total + weighted, terms | {"kl": kl})
+        error, b_K = encoded.error, encoded.b_K
+        logits_KB = self.batch_head(encoded.masked_KP).float()
+        batch = F.cross_entropy(logits_KB, b_K, reduction="sum") / max(len(b_K), 1)
+        weights = self.balance(encoded.z_NP, lambda_mse * error, {"batch": batch})
+        yield (
+            "autoencoder",
+            {
+                "reconstruction": Term(error, lambda_mse),
+                "batch": Term(batch, weights["batch"]),
+                "kl": self.kl(error, cells.x_NG.shape[1]),
+            },
+        )
 
-    def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> tuple[Tensor, Tensor]:
-        """Return KL(q(U) || p(U)) of all tables in nats per cell, and what it adds to the total beside ``error``.
+    def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> Term:
+        """Return KL(q(U) || p(U)) of all tables in nats per cell, with its weight beside the MSE ``error``.
 
         ``n_cells`` is the number of training cells, unless given.
         """
+        s = self.settings
         kl_T = torch.stack([table.kl() for table in tables(self)])
-        kl = kl_T.sum() / (self.n_cells if n_cells is None else n_cells)
-        if self.settings.kl_weight is None:
-            return kl, self.settings.mse_weight * nat(error, n_genes) * kl
-        return kl, self.settings.kl_weight * kl_T.mean()
+        n = self.n_cells if n_cells is None else n_cells
+        of_bound = s.mse_weight * kl_to_mse_units(error, n_genes) * s.kl_per_cell_weight
+        return Term(kl_T.sum() / n, of_bound + s.kl_per_table_weight * n / len(kl_T))
 
     def drawn_error(self, cells: Minibatch) -> Tensor:
         """Return the MSE as in a training step: effects drawn, some cells' batches masked."""
         return self._encode_training(cells).error
 
     def _encode_training(self, cells: Minibatch) -> "_Encoded":
-        """Encode with drawn effects, and with the batch masked in a share ``hide_batch`` of the cells."""
-        if not self.settings.hide_batch:
+        """Encode with drawn effects, and with the batch masked in a share of the cells."""
+        if not self.settings.masked_share:
             z_NP = self.encode(cells.x_NG, cells.b_N, draw=True)
             return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_N)
-        masked_N = torch.rand(len(cells.b_N), device=cells.b_N.device) < self.settings.hide_batch
+        masked_N = torch.rand(len(cells.b_N), device=cells.b_N.device) < self.settings.masked_share
         z_NP = self.encode(cells.x_NG, cells.b_N.masked_fill(masked_N, -1), draw=True)
         return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP[masked_N], cells.b_N[masked_N])
 
@@ -198,10 +224,10 @@ class RandomEffectsNetwork(nn.Module):
         """Encode every cell both with its batch and masked, and weigh the two errors as training draws them."""
         z_NP = self.encode(cells.x_NG, cells.b_N)
         error = self._error(cells, z_NP)
-        if not self.settings.hide_batch:
+        if not self.settings.masked_share:
             return _Encoded(z_NP, error, z_NP, cells.b_N)
         masked_NP = self.encode(cells.x_NG, torch.full_like(cells.b_N, -1))
-        error = torch.lerp(error, self._error(cells, masked_NP), self.settings.hide_batch)
+        error = torch.lerp(error, self._error(cells, masked_NP), self.settings.masked_share)
         return _Encoded(z_NP, error, masked_NP, cells.b_N)
 
     def _error(self, cells: Minibatch, z_NP: Tensor, draw: bool = False) -> Tensor:
@@ -228,5 +254,5 @@ class RandomEffects(Model[RandomEffectsSettings]):
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:
-        """Give the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
+        """Return the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
         return named(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())

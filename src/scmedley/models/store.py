@@ -111,7 +111,7 @@ def read(folder: Path, cls: type[M]) -> M:
     about = read_description(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
-        model = cls(about["batch_key"], about["label_key"], cls.settings_type(**about["settings"]))
+        model = cls(about["batch_key"], about["label_key"], cls.settings_type.from_saved(about["settings"]))
         n_adapted = int(about.get("n_adapted", 0))
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
         labels = about["labels"]

@@ -1,6 +1,6 @@
-"""The weighted sum of a network's losses, with weights that are given or that need no tuning.
+"""The weights of a network's losses beside the reconstruction: given, or found without tuning.
 
-Automatic weights keep each term's pull on the encoder at a share of the reconstruction's pull:
+Automatic weights keep the gradient of each term at a share of the gradient of the reconstruction:
 
     w_t = share_t * |dR / dh| / |dL_t / dh|,    R = lambda_MSE * MSE
 
@@ -9,8 +9,9 @@ adversary sees all of them. The norms are over a minibatch; the logarithm of the
 minibatches, at first evenly and then exponentially. The gradient's norm is the measure of balance as in GradNorm
 (Chen et al. 2018) and in the adversarial weight of VQGAN (Esser et al. 2021).
 
-A share of 1 for the adversary lets it pull as hard as the reconstruction does. The heads for label and batch get
-less: their gradient falls as they learn the training cells, and at 1 the weight that makes up for it runs away.
+A share of 1 gives the adversarial term a gradient as large as that of the reconstruction. The heads for label and
+batch get less: their gradient falls as they learn the training cells, and at 1 the weight that makes up for it
+grows without bound.
 
 Shapes: N cells of the call at hand, T terms.
 """
@@ -23,14 +24,13 @@ from torch import Tensor, nn
 
 Weights = Literal["fixed", "auto"]
 
-SHARES = {"batch left": 1.0, "label": 0.5, "batch": 0.3}  # of the reconstruction's pull
+SHARES = {"adversarial": 1.0, "label": 0.5, "batch": 0.3}  # of the gradient of the reconstruction
 EVERY = 10  # minibatches from one measurement to the next; the first of each epoch is measured
 RATE = 0.1  # of the exponential average: it remembers about 10 measurements
-ROW = "weight: "  # how a weight is called in the history: ROW and the term's name
 
 
 class Balance(nn.Module):
-    """R + sum of w_t L_t. Automatic weights are buffers, so that a checkpoint holds them.
+    """The weights w_t of R + sum of w_t L_t. Automatic weights are buffers, so that a checkpoint holds them.
 
     Parameters
     ----------
@@ -52,40 +52,37 @@ class Balance(nn.Module):
             self.register_buffer("log_ratio_T", torch.zeros(len(given)))
             self.register_buffer("n_seen_T", torch.zeros(len(given)))
 
-    def forward(self, h: Tensor, reconstruction: Tensor, terms: dict[str, Tensor]) -> Tensor:
-        """Give the sum; automatic weights are put into ``terms``, for the history.
+    def forward(
+        self, h: Tensor, reconstruction: Tensor, losses: Mapping[str, Tensor]
+    ) -> Mapping[str, float | Tensor]:
+        """Return the weight of each term.
 
         Parameters
         ----------
         h
-            Where pulls are compared; all terms depend on it.
+            Where gradients are compared; all terms depend on it.
         reconstruction
             R, weighted.
-        terms
-            The losses by name, unweighted. Only those with a weight are added.
+        losses
+            The other losses by name, unweighted.
         """
-        total, weights = reconstruction, dict[str, float | Tensor](self.given)
-        if self.auto:
-            if self.training:
-                if self.minibatch % EVERY == 0:
-                    self._measure(h, reconstruction, terms)
-                self.minibatch += 1
-            ratios = self.log_ratio_T.exp().unbind()
-            learnt = {t: SHARES[t] * ratio for t, ratio in zip(self.given, ratios, strict=True)}
-            terms |= {ROW + t: w for t, w in learnt.items()}
-            weights |= learnt
-        for term, weight in weights.items():
-            total = total + weight * terms[term]
-        return total
+        if not self.auto:
+            return self.given
+        if self.training:
+            if self.minibatch % EVERY == 0:
+                self._measure(h, reconstruction, losses)
+            self.minibatch += 1
+        ratios = self.log_ratio_T.exp().unbind()
+        return {t: SHARES[t] * ratio for t, ratio in zip(self.given, ratios, strict=True)}
 
     def after_epoch(self) -> None:
         """Count the minibatches of the next epoch from 0."""
         self.minibatch = 0
 
-    def _measure(self, h: Tensor, reconstruction: Tensor, terms: dict[str, Tensor]) -> None:
+    def _measure(self, h: Tensor, reconstruction: Tensor, losses: Mapping[str, Tensor]) -> None:
         """Average the ratios of gradients; a term without one (no cell has a label) keeps its weight."""
-        of_reconstruction = _pull(reconstruction, h)
-        of_terms_T = torch.stack([_pull(terms[t], h) for t in self.given])
+        of_reconstruction = _gradient_norm(reconstruction, h)
+        of_terms_T = torch.stack([_gradient_norm(losses[t], h) for t in self.given])
         seen_T = (of_terms_T > 0) & (of_reconstruction > 0)
         self.n_seen_T += seen_T
         rate_T = (1 / self.n_seen_T.clamp_min(1)).clamp_min(RATE) * seen_T
@@ -93,8 +90,8 @@ class Balance(nn.Module):
         self.log_ratio_T.lerp_(found_T, rate_T)
 
 
-def _pull(loss: Tensor, h: Tensor) -> Tensor:
-    """Give |d loss / d h|, by a pass through what lies above ``h`` that leaves weights out."""
+def _gradient_norm(loss: Tensor, h: Tensor) -> Tensor:
+    """Return |d loss / d h|, by a backward pass through what lies above ``h`` that leaves weights out."""
     (slope,) = torch.autograd.grad(loss, h, retain_graph=True)
     norm: Tensor = torch.linalg.vector_norm(slope.float())
     return norm

@@ -14,7 +14,7 @@ from scmedley.errors import ScmedleyError
 
 
 def inverse_softplus(value: float) -> float:
-    """Give the rho for which softplus(rho) is ``value``."""
+    """Return the rho for which softplus(rho) is ``value``."""
     return math.log(math.expm1(value))
 
 
@@ -64,7 +64,7 @@ class EffectTable(nn.Module):
         self.register_buffer("prior_scale", torch.tensor(start.prior_scale))
 
     def scale_BH(self) -> Tensor:
-        """Give the posterior standard deviations."""
+        """Return the posterior standard deviations."""
         return F.softplus(self.rho_BH)
 
     def draw_BH(self) -> Tensor:
@@ -72,7 +72,7 @@ class EffectTable(nn.Module):
         return self.loc_BH + self.scale_BH() * torch.randn_like(self.loc_BH)
 
     def kl(self) -> Tensor:
-        """Give KL(q || prior) in nats, summed over the table.
+        """Return KL(q || prior) in nats, summed over the table.
 
         Per entry: 1/2 [log(s0^2 / s^2) - 1 + (s^2 + m^2) / s0^2] for q = N(m, s^2), p = N(0, s0^2).
         """
@@ -116,7 +116,7 @@ class ScaleAndBias(nn.Module):
 
 
 def one_hot(b_N: Tensor, n_batches: int) -> Tensor:
-    """Give b_NB (float32): one-hot rows, and a row of zeros, the population mean, for code -1."""
+    """Return b_NB (float32): one-hot rows, and a row of zeros, the population mean, for code -1."""
     b_NB = F.one_hot(b_N.clamp_min(0), n_batches).float()
     return b_NB * (b_N >= 0).unsqueeze(1)
 

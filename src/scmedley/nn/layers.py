@@ -20,7 +20,7 @@ class Linear(nn.Linear):
     """``nn.Linear`` by :func:`affine`."""
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        """Give x @ weight.T + bias."""
+        """Return x @ weight.T + bias."""
         return affine(x_NI, self.weight, self.bias)
 
 
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
         self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
 
     def forward(self, x_NG: Tensor) -> list[Tensor]:
-        """Give all activations, the latent last."""
+        """Return all activations, the latent last."""
         activations = []
         h = x_NG
         for layer, norm in zip(self.linears, [*self.norms, nn.Identity()], strict=True):
@@ -102,7 +102,7 @@ class Classifier(nn.Module):
         self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, h_NH: Tensor) -> Tensor:
-        """Give the logits."""
+        """Return the logits."""
         for layer in self.linears[:-1]:
             h_NH = F.relu(layer(h_NH))
         logits: Tensor = self.linears[-1](h_NH)

@@ -8,20 +8,20 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def mse(x_NG: Tensor, xhat_NG: Tensor) -> Tensor:
-    """Give the squared error, averaged over cells and genes (scMEDAL, L_MSE)."""
+    """Return the squared error, averaged over cells and genes (scMEDAL, L_MSE)."""
     return F.mse_loss(xhat_NG.float(), x_NG.float())
 
 
 def cross_entropy(logits_NK: Tensor, y_N: Tensor) -> Tensor:
-    """Give CE(y) in nats, averaged over the cells that have a label; 0 if none has (code -1)."""
+    """Return CE(y) in nats, averaged over the cells that have a label; 0 if none has (code -1)."""
     total = F.cross_entropy(logits_NK.float(), y_N, ignore_index=-1, reduction="sum")
     return total / (y_N >= 0).sum().clamp_min(1)
 
 
-def nat(mse_value: Tensor, n_genes: int) -> Tensor:
-    """Give the worth of one nat per cell in units of the MSE: 2 MSE / G, without gradient.
+def kl_to_mse_units(mse_value: Tensor, n_genes: int) -> Tensor:
+    """Return the weight of a KL in nats per cell beside the MSE: 2 MSE / G, without gradient.
 
     A Gaussian with its variance at the current MSE has -log p(x) = G / (2 MSE) * error + constant, so
-    a KL in nats weighs 2 MSE / G as much as the error does.
+    a KL in nats weighs 2 MSE / G as much as the error does: the evidence lower bound's own weight.
     """
     return 2 * mse_value.detach() / n_genes

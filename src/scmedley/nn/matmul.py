@@ -57,7 +57,7 @@ def _onednn(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
 
 
 def affine(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-    """Give x @ weight.T + bias.
+    """Return x @ weight.T + bias.
 
     In float32 on a CPU, PyTorch calls MKL, which leaves AVX-512 unused on AMD's processors: oneDNN, which
     PyTorch has for other formats, is twice as fast there and equals MKL on Intel's.

@@ -417,7 +417,7 @@ def _evaluate(this: Run, adata: AnnData, model: MixedEffects, reading: Reading) 
         this.record["intervals"] = _intervals(model, reading, config)
         if len(model.decoder.genes) <= MOST_GENES:
             genomap_of(model, reading, seed=config.seed).save(out / GENOMAP)
-    about = this.record | {"hides_batch": model.random.settings.hide_batch > 0}
+    about = this.record | {"hides_batch": model.random.settings.masked_share > 0}
     this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about)]
     this.record["findings"] = findings(table, shifts, check, about)
 

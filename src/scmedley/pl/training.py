@@ -13,27 +13,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from scmedley.models import MixedEffects
-
 PARTS = {"train": ("#e08214", (0, (4, 1.5))), "validation": ("#2f86c9", "solid")}
 COLUMNS = ["network", "epoch", "part", "term", "value"]
 
 
-def training(
-    history: pd.DataFrame, ax: Axes | None = None, *, weighted: MixedEffects | None = None
-) -> Figure:
+def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = False) -> Figure:
     """Draw every loss term of every network, train and validation, the best epoch marked.
 
     Parameters
     ----------
     history
-        Tidy table with columns network, epoch, part ("train" or "validation"), term, value.
+        Tidy table with columns network, epoch, part ("train" or "validation"), term, value; weight for ``weighted``.
     ax
         Where to draw; then the history must hold one network and one term. A new figure if not given,
         with a row for each network and a column for each term.
     weighted
-        The model of that history: its settings turn each term into what it adds to the total. Terms that
-        add nothing, such as the adversary's own loss, are then left out.
+        Draw weight * value, what each term contributes to the total. Terms that are recorded only, such as the
+        adversary's own loss, are then left out.
 
     Returns
     -------
@@ -42,14 +38,15 @@ def training(
     Raises
     ------
     ScmedleyError
-        If a column is missing or holds no numbers, the table is empty, an axis is given for more than one curve, or the
-        model has no network of that name.
+        If a column is missing or holds no numbers, the table is empty, or an axis is given for more than one curve.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, write
 
-    history = table_of(history, "the history", COLUMNS, ["epoch", "value"], finite=["epoch"])
-    if weighted is not None:
-        history = _weighted(history, weighted)
+    more = ["weight"] if weighted else []
+    numbers = ["epoch", "value", *more]
+    history = table_of(history, "the history", COLUMNS + more, numbers, finite=["epoch", *more])
+    if weighted:
+        history = history[history["weight"] != 0].assign(value=lambda rows: rows["value"] * rows["weight"])
     terms = {str(name): list(rows["term"].unique()) for name, rows in history.groupby("network", sort=False)}
     if ax is not None:
         if sum(map(len, terms.values())) > 1:
@@ -70,30 +67,22 @@ def training(
             panel.set_axis_off()
         for panel, term in zip(row, names, strict=False):
             curve(panel, rows[rows["term"] == term], best)
-            added = ", weighted" if weighted is not None and term != "total" else ""
+            added = ", weighted" if weighted and term != "total" else ""
             write(panel.set_title, f"{network}: {term}{added}", fontsize=9)
     return figure
 
 
-def _weighted(history: pd.DataFrame, model: MixedEffects) -> pd.DataFrame:
-    """Give the history with each term's contribution to the total as its value."""
-    from scmedley.models.contributions import contributions
-
-    settings = {name: network.settings for name, network in model.networks().items()}
-    others = sorted(set(map(str, history["network"])) - set(settings))
-    if others:
-        raise ScmedleyError(
-            f"the model has no network {others[0]!r}, so its weights are not known; it has: {', '.join(settings)}. "
-            f"Leave the others out: history[history['network'].isin({list(settings)})]"
-        )
-    values = contributions(history[COLUMNS], settings, "network")
-    return values.assign(value=values["weighted"]).dropna(subset="value")
-
-
 def best_epoch(history: pd.DataFrame) -> int | None:
-    """Give the epoch with the lowest validation total of one network; None if it was not validated."""
-    total = history[(history["part"] == "validation") & (history["term"] == "total")].dropna(subset="value")
-    return None if total.empty else int(total["epoch"].iloc[int(total["value"].argmin())])
+    """Return the epoch with the lowest validation total of one network; None if it was not validated.
+
+    As in training, it is compared without the adversarial term, if the weights are known.
+    """
+    rows = history[history["part"] == "validation"].dropna(subset="value").set_index("epoch")
+    total, adversarial = (rows[rows["term"] == term] for term in ("total", "adversarial"))
+    compared = total["value"]
+    if "weight" in rows:
+        compared = compared.sub(adversarial["value"] * adversarial["weight"], fill_value=0.0)
+    return None if total.empty else int(compared.index[int(compared.argmin())])
 
 
 def curve(ax: Axes, rows: pd.DataFrame, best: int | None) -> None:

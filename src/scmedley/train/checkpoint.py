@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,32 +14,55 @@ from torch import Tensor, nn
 
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
+from scmedley.train.schedule import Stepper
 
-Optimisers = dict[str, torch.optim.Optimizer]
+Steppers = Mapping[str, Stepper]
+
+
+class Stateful(Protocol):
+    """What a checkpoint holds of a network: what an ``nn.Module`` has."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all parameters and buffers."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """Take them from ``state_dict``."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return an iterator over all parameters."""
 
 
 def save(
-    path: Path, network: nn.Module, best: dict[str, Tensor], optimisers: Optimisers, state: dict[str, Any]
+    path: Path, network: Stateful, best: dict[str, Tensor], steppers: Steppers, state: dict[str, Any]
 ) -> None:
-    """Write the checkpoint in one step; ``state`` is what JSON can hold (epoch, history, ...)."""
+    """Write the checkpoint in one step; ``state`` is what JSON can hold (stage, epoch, history, ...)."""
     tensors = {f"network/{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"best/{k}": v for k, v in best.items()}
-    for player, optimiser in optimisers.items():
-        for i, moments in optimiser.state_dict()["state"].items():
+    for player, stepper in steppers.items():
+        for i, moments in stepper.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{player}/{i}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     tensors["rng/cpu"] = torch.get_rng_state()
     device = next(network.parameters()).device
     if device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    schedules = {player: stepper.schedule_state() for player, stepper in steppers.items()}
+    metadata = {"state": json.dumps(state), "schedules": json.dumps(schedules)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+        save_file(tensors, temporary, metadata=metadata)
 
 
-def load(path: Path, network: nn.Module, optimisers: Optimisers) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Restore network, optimisers and random state in place; give back (best weights, ``state``)."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong in reading the checkpoint into one message.
+
+    Raises
+    ------
+    ScmedleyError
+        The file is broken, or is of another network.
+    """
     try:
-        return _restore(path, network, optimisers)
+        yield
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ScmedleyError(
@@ -45,20 +70,27 @@ def load(path: Path, network: nn.Module, optimisers: Optimisers) -> tuple[dict[s
         ) from error
 
 
-def _restore(
-    path: Path, network: nn.Module, optimisers: Optimisers
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_state(path: Path) -> dict[str, Any]:
+    """Return ``state`` alone: it says of which stage the optimisers are."""
     with safe_open(path, framework="pt") as file:
-        state = json.loads(file.metadata()["state"])
+        state: dict[str, Any] = json.loads(file.metadata()["state"])
+    return state
+
+
+def restore(path: Path, network: Stateful, steppers: Steppers) -> dict[str, Tensor]:
+    """Restore network, optimisers, schedules and random state in place; return the best weights."""
+    with safe_open(path, framework="pt") as file:
+        schedules = json.loads(file.metadata()["schedules"])
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}}
-    for player, optimiser in optimisers.items():
+    for player, stepper in steppers.items():
         moments: dict[int, dict[str, Tensor]] = {}
         pattern = re.compile(rf"optimiser/{re.escape(player)}/(\d+)/(.+)")
         for name, tensor in tensors.items():
             if match := pattern.fullmatch(name):
                 moments.setdefault(int(match[1]), {})[match[2]] = tensor
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        stepper.optimiser.load_state_dict({**stepper.optimiser.state_dict(), "state": moments})
+        stepper.restore_schedule(schedules[player])
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         if part in parts:
@@ -68,4 +100,4 @@ def _restore(
     device = next(network.parameters()).device
     if "rng/cuda" in tensors and device.type == "cuda":
         torch.cuda.set_rng_state(tensors["rng/cuda"], device)
-    return parts["best"], state
+    return parts["best"]

@@ -1,23 +1,11 @@
-"""The one training loop, for every network.
+"""The one training loop, for every network that is :class:`Trainable`."""
 
-A network is an ``nn.Module`` that offers
-
-- ``players()``: the parameters of each player, in playing order;
-- ``play(cells)``: a generator that yields, for one minibatch, one :class:`Move` after another. The
-  loop steps the player of a move before it asks for the next one, so a later move sees the earlier
-  players as they are after their step, while activations computed before are shared;
-- ``after_epoch()``: closed-form updates between epochs.
-
-The last player's loss is the total that early stopping watches. Terms named "weight: ..." are the weights of other
-terms in it, where these change while training.
-"""
-
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import pandas as pd
 import torch
@@ -27,37 +15,138 @@ from tqdm.auto import tqdm
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import autocast
 from scmedley.errors import ScmedleyError
-from scmedley.nn.balance import ROW
 from scmedley.train import checkpoint
+from scmedley.train.schedule import CONSTANT, OptimiserName, Schedule, Stepper
 
 CHECKPOINT_SECONDS = 15.0
+COLUMNS = ["epoch", "part", "term", "value", "weight"]  # of the history
+TOTAL = "total"  # the last player's loss among the terms
 
 
 @dataclass(frozen=True)
-class Move:
-    """One player's loss for a minibatch, and the named terms it is made of (unweighted)."""
+class Term:
+    """One term of a player's loss, which is the sum of weight * value over its terms.
 
-    player: str
-    loss: Tensor
-    terms: dict[str, Tensor]
+    Attributes
+    ----------
+    value
+        Unweighted.
+    weight
+        0: the term is recorded only.
+    watched
+        Whether early stopping looks at it. Not at what cannot be compared between epochs, such as the adversarial
+        term, which rises as the adversary learns.
+    recorded
+        Whether it stands in the history.
+    """
+
+    value: Tensor
+    weight: float | Tensor
+    watched: bool = True
+    recorded: bool = True
+
+
+Losses = Iterator[tuple[str, Mapping[str, Term]]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training: who plays, how they are stepped, and how long.
+
+    Attributes
+    ----------
+    players
+        The parameters of each player, in playing order. The last player's loss is the "total" of the history.
+    rate
+        Learning rate.
+    name
+        In the history, where there are several stages.
+    optimiser, schedule
+        Of every player.
+    clip
+        Largest norm of a player's gradient; ``None``: as it is.
+    epochs
+        At most; ``None``: those of the plan.
+    patience
+        Epochs without a better validation loss (of the watched terms) after which the stage ends. ``None``:
+        the plan's.
+    keep
+        Weights with which the stage ends: of the ``"best"`` epoch, or of the ``"last"``, without early stopping.
+    """
+
+    players: Mapping[str, Sequence[nn.Parameter]]
+    rate: float
+    name: str = "training"
+    optimiser: OptimiserName = "adam"
+    schedule: Schedule = CONSTANT
+    clip: float | None = None
+    epochs: int | None = None
+    patience: int | None = None
+    keep: Literal["best", "last"] = "best"
+
+
+class Progress(NamedTuple):
+    """The stage, and how much of it is done: 0 to 1."""
+
+    stage: str
+    share: float
+
+
+class TrainingCells(NamedTuple):
+    """All cells, and the row numbers of those that are trained on."""
+
+    cells: Resident
+    rows: Tensor
+
+
+class Trainable(checkpoint.Stateful, Protocol):
+    """What the loop asks of a network: an ``nn.Module`` with these methods."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Go into training mode, as ``nn.Module`` does."""
+
+    def eval(self) -> Any:
+        """Go into evaluation mode, as ``nn.Module`` does."""
+
+    def stages(self) -> Sequence[Stage]:
+        """Return the stages of training, in order."""
+
+    def losses(self, cells: Minibatch, progress: Progress) -> Losses:
+        """Yield each player and its terms for a minibatch, one player after another.
+
+        The loop steps a player before it asks for the next one, so a later player sees the earlier ones as they
+        are after their step, while activations computed before are shared.
+        """
+
+    def begin(self, known: TrainingCells, progress: Progress) -> None:
+        """Learn what a stage starts from (numbers of cells, centroids). Default: nothing."""
+
+    def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
+        """Update in closed form what is not learnt by gradient. Default: nothing."""
+
+    def finish(self, known: TrainingCells) -> None:
+        """Update in closed form for the last time, after the kept weights are restored. Default: nothing."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """How to train: sizes, stopping rule and where to keep the checkpoint.
 
-    ``patience`` is the number of epochs without a better validation total after which training stops; it
-    is not counted in the first ``settling_steps`` minibatches, while BatchNorm's running statistics ensure_not_view.
-    ``fingerprint`` says what is fitted to what, so that a checkpoint of something else is not taken up.
-    ``decay`` lowers the learning rate along half a cosine, from ``learning_rate`` to nearly 0 in the last
-    of ``max_epochs``: a game between players swings as long as they take long steps.
+    Attributes
+    ----------
+    batch_size
+        Cells of a minibatch.
+    max_epochs, patience
+        Of a stage that does not say its own.
+    settling_steps
+        Minibatches of each stage before patience is counted, while BatchNorm's running statistics settle.
+    fingerprint
+        What is fitted to what, so that a checkpoint of something else is refused.
     """
 
     batch_size: int
     max_epochs: int
     patience: int
-    learning_rate: float
-    decay: bool = False
     settling_steps: int = 0
     precision: str = "float32"
     checkpoint: Path | None = None
@@ -65,30 +154,61 @@ class Plan:
     label: str = "training"
     progress: bool = True
 
+    def n_steps(self, n_train: int) -> int:
+        """Return the number of minibatches of an epoch."""
+        return -(-n_train // self.batch_size)
+
 
 @dataclass
-class Progress:
+class State:
     """What has happened so far; ``rows`` become the history table."""
 
     fingerprint: str = ""
+    stage: int = -1  # none has begun
+    stage_began: int = 0  # epochs before this stage
     epoch: int = 0
-    best_epoch: int = 0
-    best_total: float = float("inf")
+    best_epoch: int = 0  # of this stage; 0: none yet
+    best_values: dict[str, float] = field(default_factory=dict)  # of the watched terms, unweighted
     stopped: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
+    def enter(self, stage: int) -> None:
+        """Begin a stage: none of its epochs is the best yet."""
+        self.stage, self.stage_began, self.best_epoch, self.best_values = stage, self.epoch, 0, {}
+
+    def progress(self, stage: Stage, epochs: int, more: float = 0.0) -> Progress:
+        """Return how much of a stage of ``epochs`` is done, and ``more`` epochs."""
+        return Progress(stage.name, (self.epoch - self.stage_began + more) / epochs)
+
     def history(self) -> pd.DataFrame:
-        """Give the tidy history: epoch, part, term, value."""
-        return pd.DataFrame(self.rows, columns=["epoch", "part", "term", "value"])
+        """Return the tidy history: epoch, part, term, value, weight; and stage, where there are several."""
+        several = len({row["stage"] for row in self.rows}) > 1
+        return pd.DataFrame(self.rows, columns=["stage", *COLUMNS] if several else COLUMNS)
 
 
-def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: Plan) -> Progress:
-    """Train ``network`` in place and leave it with the weights of the best epoch.
+@dataclass
+class _Run:
+    """What changes while training, beside the network: all that a checkpoint holds."""
+
+    state: State
+    best: dict[str, Tensor]
+    steppers: dict[str, Stepper]
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def save(self, network: Trainable, plan: Plan, after: float = -1.0) -> None:
+        """Write the checkpoint, if the plan has one and the last is older than ``after`` seconds."""
+        if plan.checkpoint is not None and time.monotonic() - self.saved_at > after:
+            checkpoint.save(plan.checkpoint, network, self.best, self.steppers, vars(self.state))
+            self.saved_at = time.monotonic()
+
+
+def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, plan: Plan) -> State:
+    """Train ``network`` in place and leave it with the weights that its last stage keeps.
 
     Parameters
     ----------
     network
-        An ``nn.Module`` with ``players``, ``play`` and ``after_epoch`` (above), on the device of ``cells``.
+        On the device of ``cells``.
     cells
         All cells, resident.
     train, validation
@@ -101,147 +221,205 @@ def fit(network: Any, cells: Resident, train: Tensor, validation: Tensor, plan: 
     ScmedleyError
         At the first epoch in which a term is not finite, naming it.
     """
-    players = {name: list(parameters) for name, parameters in network.players().items()}
-    optimisers: checkpoint.Optimisers = {
-        name: torch.optim.Adam(parameters, lr=plan.learning_rate, fused=True)
-        for name, parameters in players.items()
-    }
-    so_far, best = Progress(plan.fingerprint), _copy(network)
-    if plan.checkpoint is not None and plan.checkpoint.exists():
-        best, state = checkpoint.load(plan.checkpoint, network, optimisers)
-        so_far = Progress(**state)
-        if so_far.fingerprint != plan.fingerprint:
-            raise ScmedleyError(
-                f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Repeat those, or "
-                "delete it to start anew."
-            )
-    bar = tqdm(
-        total=plan.max_epochs,
-        initial=so_far.epoch,
-        desc=plan.label,
-        unit="epoch",
-        mininterval=0.5,
-        disable=not plan.progress,
-    )
-    saved_at = time.monotonic()
+    stages, known = network.stages(), TrainingCells(cells, train)
+    run = _resume(network, stages, plan, len(train))
+    state = run.state
+    n_epochs = [stage.epochs or plan.max_epochs for stage in stages]
+    bar = tqdm(total=sum(n_epochs), desc=plan.label, unit="epoch", mininterval=0.5, disable=not plan.progress)
+    bar.update(state.epoch)
     try:
-        while not (so_far.stopped or _finished(so_far, plan, len(train))):
-            network.train()
-            _set_learning_rate(optimisers, so_far.epoch, plan)
-            trained = _Mean()
-            for minibatch in cells.minibatches(train, plan.batch_size, shuffle=True):
-                for move in _moves(network, minibatch, plan):
-                    optimisers[move.player].zero_grad(set_to_none=True)
-                    torch.autograd.backward(move.loss, inputs=players[move.player])
-                    optimisers[move.player].step()
-                    trained.add(move, len(minibatch.b_N))
-            network.after_epoch()
-            validated = evaluate(network, cells, validation, plan)
-            so_far.epoch += 1
-            total = _record(so_far, {"train": trained, "validation": validated}, list(players)[-1], plan)
-            if total < _best_total(so_far):
-                so_far.best_total, so_far.best_epoch, best = total, so_far.epoch, _copy(network)
-            bar.set_postfix(validation=f"{total:.4g}", best=so_far.best_epoch, refresh=False)
-            bar.update()
-            if plan.checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                checkpoint.save(plan.checkpoint, network, best, optimisers, vars(so_far))
-                saved_at = time.monotonic()
+        for number in range(max(state.stage, 0), len(stages)):
+            if number > state.stage:
+                state.enter(number)
+                network.begin(known, state.progress(stages[number], n_epochs[number]))
+                run.best, run.steppers = _copy(network), _steppers(stages[number], plan, len(train))
+            _train_stage(network, known, validation, stages[number], run, plan, bar)
+            if number == len(stages) - 1 and not state.stopped:
+                whole = state.epoch - state.stage_began == n_epochs[number]
+                state.stopped = "last epoch" if whole else "early stopping"
+            run.save(network, plan)
+            network.load_state_dict(run.best)
     except KeyboardInterrupt:
-        if not so_far.best_epoch:
+        if not state.best_epoch:
             raise  # nothing to keep yet
-        so_far.stopped = "interrupted"
+        # The checkpoint stays as it is, at the end of an epoch, so that training can go on from it.
+        state.stopped = "interrupted"
+        network.load_state_dict(run.best)
     finally:
         bar.close()
-    so_far.stopped = so_far.stopped or ("early stopping" if so_far.epoch < plan.max_epochs else "last epoch")
-    if plan.checkpoint is not None and so_far.stopped != "interrupted":
-        # After Ctrl-C the last checkpoint stays, at the end of an epoch, so that training can go on from it.
-        checkpoint.save(plan.checkpoint, network, best, optimisers, vars(so_far))
-    network.load_state_dict(best)
     network.eval()
-    return so_far
+    network.finish(known)
+    return state
+
+
+def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: int) -> _Run:
+    """Take up the plan's checkpoint, or begin anew."""
+    if plan.checkpoint is None or not plan.checkpoint.exists():
+        return _Run(State(plan.fingerprint), {}, {})
+    with checkpoint.reading(plan.checkpoint):
+        state = State(**checkpoint.read_state(plan.checkpoint))
+        steppers = _steppers(stages[state.stage], plan, n_train)
+        best = checkpoint.restore(plan.checkpoint, network, steppers)
+    if state.fingerprint != plan.fingerprint:
+        raise ScmedleyError(
+            f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Repeat those, or "
+            "delete it to start anew."
+        )
+    return _Run(state, best, steppers)
+
+
+def _train_stage(
+    network: Trainable,
+    known: TrainingCells,
+    validation: Tensor,
+    stage: Stage,
+    run: _Run,
+    plan: Plan,
+    bar: Any,
+) -> None:
+    """Train until the stage's last epoch, or until patience ends; the best weights are in ``run``."""
+    state, n_epochs, n_steps = run.state, stage.epochs or plan.max_epochs, plan.n_steps(len(known.rows))
+    last_player = list(stage.players)[-1]
+    while not (state.stopped or _is_over(state, stage, plan, n_steps)):
+        network.train()
+        trained = _Means(last_player)
+        for step, cells in enumerate(known.cells.minibatches(known.rows, plan.batch_size, shuffle=True)):
+            progress = state.progress(stage, n_epochs, step / n_steps)
+            for player, terms in _losses(network, cells, progress, plan):
+                loss = total(terms)
+                run.steppers[player].step(loss)
+                trained.add(player, terms, loss, len(cells.x_NG))
+        for stepper in run.steppers.values():
+            stepper.after_epoch()
+        progress = state.progress(stage, n_epochs, 1.0)
+        network.after_epoch(known, progress)
+        validated = evaluate(network, known.cells, validation, progress, plan, last_player)
+        state.epoch += 1
+        _record(state, stage, {"train": trained.read(), "validation": validated}, plan)
+        if stage.keep == "last" or _is_best(state, validated):
+            state.best_epoch, state.best_values = state.epoch, validated.values
+            run.best = _copy(network)
+        bar.set_postfix(validation=f"{validated.values[TOTAL]:.4g}", best=state.best_epoch, refresh=False)
+        bar.update()
+        run.save(network, plan, after=CHECKPOINT_SECONDS)
 
 
 @torch.no_grad()
-def evaluate(network: Any, cells: Resident, rows: Tensor, plan: Plan) -> "_Mean":
+def evaluate(
+    network: Trainable, cells: Resident, rows: Tensor, progress: Progress, plan: Plan, last_player: str
+) -> "_Means":
     """Average every term over ``rows`` with the network in evaluation mode."""
     network.eval()
-    mean = _Mean()
+    means = _Means(last_player)
     for minibatch in cells.minibatches(rows, 4 * plan.batch_size):
-        for move in _moves(network, minibatch, plan):
-            mean.add(move, len(minibatch.b_N))
-    return mean
+        for player, terms in _losses(network, minibatch, progress, plan):
+            means.add(player, terms, total(terms), len(minibatch.x_NG))
+    return means.read()
 
 
-def _moves(network: Any, minibatch: Minibatch, plan: Plan) -> Iterator[Move]:
-    moves = network.play(minibatch)
+def total(terms: Mapping[str, Term]) -> Tensor:
+    """Return a player's loss: the sum of weight * value, in the order of the terms."""
+    return reduce(torch.add, (term.weight * term.value for term in terms.values()))
+
+
+def _losses(network: Trainable, cells: Minibatch, progress: Progress, plan: Plan) -> Losses:
+    """Ask for one player's terms after another, in the plan's precision."""
+    losses = network.losses(cells, progress)
     while True:
-        with autocast(minibatch.x_NG.device, plan.precision):
-            move = next(moves, None)
+        with autocast(cells.x_NG.device, plan.precision):
+            move = next(losses, None)
         if move is None:
             return
         yield move
 
 
-def _set_learning_rate(optimisers: checkpoint.Optimisers, epoch: int, plan: Plan) -> None:
-    share = (1 + math.cos(math.pi * epoch / plan.max_epochs)) / 2 if plan.decay else 1.0
-    for optimiser in optimisers.values():
-        for group in optimiser.param_groups:
-            group["lr"] = plan.learning_rate * share
+def _steppers(stage: Stage, plan: Plan, n_train: int) -> dict[str, Stepper]:
+    return {
+        player: Stepper(
+            parameters,
+            optimiser=stage.optimiser,
+            rate=stage.rate,
+            schedule=stage.schedule,
+            clip=stage.clip,
+            epochs=stage.epochs or plan.max_epochs,
+            steps=plan.n_steps(n_train),
+        )
+        for player, parameters in stage.players.items()
+    }
 
 
-def _finished(so_far: Progress, plan: Plan, n_train: int) -> bool:
-    settled = -(-plan.settling_steps // -(-n_train // plan.batch_size))
-    waited = so_far.epoch - max(so_far.best_epoch, settled)
-    return so_far.epoch >= plan.max_epochs or waited >= plan.patience
+def _is_over(state: State, stage: Stage, plan: Plan, n_steps: int) -> bool:
+    """Return whether the stage had all its epochs, or has waited for a better one for too long."""
+    done = state.epoch - state.stage_began
+    if stage.keep == "last" or done >= (stage.epochs or plan.max_epochs):
+        return done >= (stage.epochs or plan.max_epochs)
+    settled = state.stage_began - (-plan.settling_steps // n_steps)
+    waited = state.epoch - max(state.best_epoch, settled)
+    return waited >= (stage.patience or plan.patience)
 
 
-def _record(so_far: Progress, parts: dict[str, "_Mean"], last_player: str, plan: Plan) -> float:
-    """Append an epoch to the history, stop at a non-finite term, give the validation total."""
-    for part, mean in parts.items():
-        values = mean.values(last_player)
-        for term, value in values.items():
-            so_far.rows.append({"epoch": so_far.epoch, "part": part, "term": term, "value": value})
-        broken = [term for term, value in values.items() if not -1e30 < value < 1e30]
-        if broken:
-            raise ScmedleyError(
-                f"{plan.label}: the {part} term {broken[0]!r} is {values[broken[0]]} in epoch {so_far.epoch}. "
-                f"Lower the learning rate (now {plan.learning_rate:g}) or the weight of that term, or use "
-                "precision='float32'."
-            )
-    return values["total"]
-
-
-def _best_total(so_far: Progress) -> float:
-    """Give the best epoch's validation total, by today's weights where a network's weights change."""
-    best, today = (
-        {
-            str(r["term"]): float(r["value"])
-            for r in so_far.rows
-            if r["epoch"] == epoch and r["part"] == "validation"
-        }
-        for epoch in (so_far.best_epoch, so_far.epoch)
+def _is_best(state: State, validated: "_Means") -> bool:
+    """Compare with the best epoch by today's weights: those of a balance change from epoch to epoch."""
+    now, best = (
+        sum(validated.weights[term] * values[term] for term in validated.watched)
+        for values in (validated.values, state.best_values or validated.values)
     )
-    names = [row.removeprefix(ROW) for row in best if row.startswith(ROW)]
-    return so_far.best_total + sum((today[ROW + name] - best[ROW + name]) * best[name] for name in names)
+    return not state.best_epoch or now < best
 
 
-def _copy(network: nn.Module) -> dict[str, Tensor]:
+def _record(state: State, stage: Stage, parts: dict[str, "_Means"], plan: Plan) -> None:
+    """Append an epoch to the history; stop at a term that is not finite."""
+    for part, means in parts.items():
+        about = {"stage": stage.name, "epoch": state.epoch, "part": part}
+        for term, value in means.values.items():
+            state.rows.append(about | {"term": term, "value": value, "weight": means.weights[term]})
+            if not -1e30 < value < 1e30:
+                raise ScmedleyError(
+                    f"{plan.label}: the {part} term {term!r} is {value} in epoch {state.epoch}. Lower the learning "
+                    f"rate (now {stage.rate:g}) or the weight of that term, or use precision='float32'."
+                )
+
+
+def _copy(network: Trainable) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
-class _Mean:
-    """Running means over cells, kept on the device: reading them each step would stall a GPU."""
+class _Means:
+    """Means of an epoch's terms over cells, kept on the device: reading them each step would stall a GPU.
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+    Attributes
+    ----------
+    values
+        Mean of each recorded term, and of the last player's loss as "total".
+    weights
+        Mean weight of each in the total: 1 for the total, 0 for what is recorded only and for other players' terms.
+    watched
+        The terms that early stopping looks at.
+    """
 
-    def add(self, move: Move, n_cells: int) -> None:
-        for term, value in {**move.terms, f"{move.player} total": move.loss}.items():
-            self.sums[term] = self.sums.get(term, 0) + value.detach().float() * n_cells
-            self.counts[term] = self.counts.get(term, 0) + n_cells
+    def __init__(self, last_player: str) -> None:
+        self.last_player = last_player
+        self.watched: set[str] = set()
+        self._sums: dict[str, list[Any]] = {}  # of value and weight, times cells, and of cells
 
-    def values(self, last_player: str) -> dict[str, float]:
-        means = {term: float(value) / self.counts[term] for term, value in self.sums.items()}
-        total = means.pop(f"{last_player} total")
-        return {t: v for t, v in means.items() if not t.endswith(" total")} | {"total": total}
+    def add(self, player: str, terms: Mapping[str, Term], loss: Tensor, n_cells: int) -> None:
+        """Count in one player's terms for a minibatch."""
+        last = player == self.last_player
+        terms = {name: term for name, term in terms.items() if term.recorded}
+        for name, term in terms.items():
+            self._add(name, term.value, term.weight if last else 0.0, n_cells)
+        if last:
+            self.watched |= {name for name, term in terms.items() if term.watched}
+            self._add(TOTAL, loss, 1.0, n_cells)
+
+    def _add(self, name: str, value: Tensor, weight: float | Tensor, n_cells: int) -> None:
+        weight = weight.detach().float() if isinstance(weight, Tensor) else weight
+        new = (value.detach().float() * n_cells, weight * n_cells, n_cells)
+        self._sums[name] = [a + b for a, b in zip(self._sums.get(name, (0, 0, 0)), new, strict=True)]
+
+    def read(self) -> Self:
+        """Take the means off the device."""
+        sums = {name: self._sums[name] for name in sorted(self._sums, key=lambda name: name == TOTAL)}
+        self.values = {name: float(value) / n for name, (value, _, n) in sums.items()}
+        self.weights = {name: float(weight) / n for name, (_, weight, n) in sums.items()}
+        return self
