@@ -306,7 +306,7 @@ def test_a_page_without_cells_says_so_and_keeps_its_pictures(
 ) -> None:
     write_run(tmp_path, prepared, fitted("mixed"))
     html = build(tmp_path, cells=False).read_text(encoding="utf-8")
-    assert "left out of this page by --no-cells" in html
+    assert "left out of this page by --no-explorer" in html
     assert "ex-data" not in html
     assert "<script" not in html
     assert not [name for name in prepared.obs_names if re.search(rf"\b{name}\b", html)]

@@ -1,20 +1,17 @@
 """What random forests read from the latents of one fold: cell type and donor-level targets."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.classify import target_table
-from scmedley.experiment import task as work
-from scmedley.experiment.cells import read_cells
-from scmedley.experiment.config import NULL, Experiment
-from scmedley.experiment.task import Task
+from scmedley.experiment.config import NULL
+from scmedley.experiment.task import Job, Task, about
+from scmedley.runs.folder import LATENT, TASKS
 
 
-def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
+def classify(job: Job) -> pd.DataFrame:
     """Read the cell type and each target from each latent, alone and joined with the random-effects latents.
 
     Forests have no early stopping, so that they learn from training and validation cells alike. They take most of
@@ -25,8 +22,7 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
     DataFrame
         ``target``, then the columns of :func:`scmedley.evaluate.classify.target_table`.
     """
-    obs = read_cells(out / work.DATA, experiment, task.split, task.fold).obs
-    latents = _latents(out, experiment, task)
+    experiment, obs, latents = job.experiment, job.read_cells().obs, _latents(job)
     fixed = {name: z_NP for name, z_NP in latents.items() if not name.startswith("RE")}
     random = {name: z_NP for name, z_NP in latents.items() if name not in fixed}
     joins = [(f, r) for f in fixed for r in random if f in ("PCA", "FE") or not r.startswith(NULL)]
@@ -38,7 +34,7 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
         composed = label_N if target != experiment.label_key else None
         try:
             table = target_table(
-                fixed, random, target_N, donor_N, composed, part_N, seed=task.seed, joins=joins
+                fixed, random, target_N, donor_N, composed, part_N, seed=job.task.seed, joins=joins
             )
         except ScmedleyError as error:
             raise ScmedleyError(f"obs[{target!r}] cannot be classified: {error}") from error
@@ -47,14 +43,14 @@ def classify(out: Path, experiment: Experiment, task: Task) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _latents(out: Path, experiment: Experiment, task: Task) -> dict[str, np.ndarray]:
+def _latents(job: Job) -> dict[str, np.ndarray]:
     """Return the latents of the fold's fits that did not fail, by the name that tables show."""
-    found = {}
-    for method in experiment.methods:
+    found, task = {}, job.task
+    for method in job.experiment.methods:
         fit = Task(task.split, task.fold, task.seed, method)
-        if work.about(out, fit).get("status") != "done":
+        if about(job.out, fit).get("status") != "done":
             continue
-        with np.load(out / work.TASKS / fit.name / work.LATENT) as stored:
+        with np.load(job.out / TASKS / fit.name / LATENT) as stored:
             for variant, z_NP in stored.items():
                 found[method if variant == "latent" else f"{method}, {variant}"] = z_NP
     if not found:

@@ -29,8 +29,8 @@ from scmedley.report.explorer import (
     on_a_map,
     sample,
 )
-from scmedley.runs.folder import GENOMAP
-from scmedley.runs.read import MAPS, Run
+from scmedley.runs.folder import CELLS, GENOMAP, MODEL
+from scmedley.runs.read import MAPS, Run, cells_file
 
 NO_LABELS = (
     "The run had no labels, so no change that was seen stands beside predictions: it could not be told from a "
@@ -66,17 +66,17 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     np.add.at(counts_KB, (label_N[known], batch_N[known]), 1)
 
     drawn_N = on_a_map(len(run.obs), [xy for _, xy in run.maps.values()])
-    path = run.folder / "integrated.h5ad"
-    rows = sample(batch_N * (len(labels) + 1) + label_N, _at_most(path), drawn_N, seed)
+    folder = run.folder
+    rows = sample(batch_N * (len(labels) + 1) + label_N, _at_most(folder), drawn_N, seed)
     z_NP = x_NG = pairs = means = held_out = None
     if decoder is not None:
-        z_NP = _latent(path, model.key, rows, decoder, missing)
+        z_NP = _latent(folder, model.key, rows, decoder, missing)
         # Without labels the means would differ by composition as well as by batch.
         pair_N = np.where(known & (label is not None), label_N * len(batches) + batch_N, -1)
         if label is None:
             missing.append(NO_LABELS)
         pair_N, held_out_U = _observed(run.obs, pair_N, len(labels) * len(batches))
-        x_NG, pairs, means = _measured(path, decoder.genes, rows, pair_N, len(batches), missing)
+        x_NG, pairs, means = _measured(folder, decoder.genes, rows, pair_N, len(batches), missing)
         if pairs is not None:
             held_out = held_out_U[pairs[:, 0] * len(batches) + pairs[:, 1]]
     missing += [f"No map of {run.name(key)}." for key in MAPS if key not in run.maps]
@@ -175,11 +175,11 @@ def _model(run: Run, missing: list[str]) -> tuple[Any, Decoder | None]:
     """Load the network that counterfactuals come from, or say why there is none."""
     from scmedley.models import load
 
-    if not (run.folder / "model").is_dir():
+    if not (run.folder / MODEL).is_dir():
         missing.append("The model is not in the run folder, so there is no what-if and no gene to colour by.")
         return None, None
     try:
-        model = load(run.folder / "model")
+        model = load(run.folder / MODEL)
     except ScmedleyError:  # its words have paths, and the page is made to be passed on
         missing.append("The model cannot be read, so there is no what-if and no gene to colour by.")
         return None, None
@@ -242,11 +242,11 @@ def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, i
     return [(labels.index(k), batches.index(b), w, a) for k, b, w, a in rows if k in labels and b in batches]
 
 
-def _at_most(path: Path) -> int:
+def _at_most(folder: Path) -> int:
     """Give how many cells can be held, by how many values a cell has."""
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with cells_file(folder) as file:
         layer = file.get(f"layers/{keys.LOGNORM}")
         if layer is None:
             return MAX_CELLS
@@ -256,21 +256,19 @@ def _at_most(path: Path) -> int:
 
 
 def _latent(
-    path: Path, key: str, rows: np.ndarray, decoder: Decoder, missing: list[str]
+    folder: Path, key: str, rows: np.ndarray, decoder: Decoder, missing: list[str]
 ) -> np.ndarray | None:
-    import h5py
-
-    with h5py.File(path, "r") as file:
+    with cells_file(folder) as file:
         if key in file.get("obsm", {}):
             z_NP: np.ndarray = np.asarray(file["obsm"][key], dtype=np.float32)[rows]
             if z_NP.ndim == 2 and z_NP.shape[1] == len(decoder.blocks[0].w) and np.isfinite(z_NP).all():
                 return z_NP
-    missing.append(f"integrated.h5ad holds no embedding {key} of this model, so there is no what-if.")
+    missing.append(f"{CELLS} holds no embedding {key} of this model, so there is no what-if.")
     return None
 
 
 def _measured(
-    path: Path,
+    folder: Path,
     genes: tuple[str, ...],
     rows: np.ndarray,
     pair_N: np.ndarray,
@@ -281,20 +279,20 @@ def _measured(
     import h5py
     from anndata.io import read_elem, sparse_dataset
 
-    with h5py.File(path, "r") as file:
+    with cells_file(folder) as file:
         layer = file.get(f"layers/{keys.LOGNORM}")
         if layer is None:
-            missing.append(f"integrated.h5ad has no layer {keys.LOGNORM}: measured genes are not shown.")
+            missing.append(f"{CELLS} has no layer {keys.LOGNORM}: measured genes are not shown.")
             return None, None, None
         place = pd.Index(read_elem(file["var"]).index.astype(str)).get_indexer(list(genes))
         if (place < 0).any():
-            missing.append("integrated.h5ad lacks genes of the model: measured genes are not shown.")
+            missing.append(f"{CELLS} lacks genes of the model: measured genes are not shown.")
             return None, None, None
         values: Any = layer if isinstance(layer, h5py.Dataset) else sparse_dataset(layer)
         if isinstance(layer, h5py.Group):  # scipy trusts these, and a wrong one ends the process
             starts = layer["indptr"][:]
             if (np.diff(starts) < 0).any() or starts[0] != 0 or starts[-1] != len(layer["indices"]):
-                raise ScmedleyError(f"layers/{keys.LOGNORM} of {path.name} is damaged.")
+                raise ScmedleyError(f"layers/{keys.LOGNORM} of {CELLS} is damaged.")
         found, n_U = np.unique(pair_N[pair_N >= 0], return_counts=True)
         if 2 * len(found) * len(genes) > PAGE:
             missing.append(NO_MEANS)

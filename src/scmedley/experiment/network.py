@@ -1,0 +1,40 @@
+"""The network of one task: what it is told, and which cells it never sees."""
+
+from typing import Any
+
+from anndata import AnnData
+
+from scmedley import keys, models
+from scmedley.experiment.config import NETWORKS, NULL
+from scmedley.experiment.task import Job
+from scmedley.models.base import Model
+from scmedley.pp.nulls import permute_batches
+
+
+def fit_network(job: Job, adata: AnnData) -> Model[Any]:
+    """Return the task's network, fitted; it never sees the cells of donors and of pairs that are held out.
+
+    The null is told batches permuted within label and part, so that held-out donors stay unknown to it.
+    """
+    experiment, task = job.experiment, job.task
+    kind, supervised = NETWORKS[task.method]
+    batch_key = experiment.batch_key
+    held_out = ((adata.obs[keys.SPLIT] == "test") & (task.split != "cells")).to_numpy()
+    if task.method == NULL:
+        permute_batches(adata, batch_key, experiment.label_key, seed=task.seed)
+        batch_key = keys.PERMUTED
+    settings = experiment.models()[task.method]
+    label = {"label_key": experiment.label_key} if supervised else {}
+    model: Model[Any] = getattr(models, kind)(batch_key, settings=settings, **label)
+    known = adata[~held_out].copy() if held_out.any() else adata
+    job.checkpoint.parent.mkdir(exist_ok=True)
+    model.fit(
+        known,
+        seed=task.seed,
+        threads=experiment.threads,
+        precision=experiment.precision,
+        device=experiment.device,
+        checkpoint=job.checkpoint,
+        progress=False,
+    )
+    return model
