@@ -12,7 +12,7 @@ from typing import cast
 from cyclopts import CycloptsError, RepeatArgumentError
 
 from scmedley import caches
-from scmedley.cli import app
+from scmedley.cli import app, with_new_names
 from scmedley.errors import ScmedleyError
 
 # What the system refuses the user, and is no fault of the program: a disk, a name, a right, a limit.
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not cost the run
         cast(TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     try:
-        app(tokens, exit_on_error=False, print_error=False)
+        app(with_new_names(tokens), exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
     except RepeatArgumentError as error:
