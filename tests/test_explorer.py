@@ -282,9 +282,7 @@ def test_means_are_taken_in_blocks_without_a_second_array_of_all_pairs(tmp_path:
     adata = AnnData(sparse.csr_matrix(x), layers={keys.LOGNORM: sparse.csr_matrix(x)})
     adata.var_names = list(genes)
     adata.write_h5ad(tmp_path / "integrated.h5ad")
-    read_means = partial(
-        explorer_read._measured, tmp_path, genes, np.arange(5), pair_N, 10
-    )
+    read_means = partial(explorer_read._measured, tmp_path, genes, np.arange(5), pair_N, 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explorer_read, "ROWS", 50)
         tracemalloc.start()

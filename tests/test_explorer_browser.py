@@ -19,7 +19,6 @@ import run_folder
 from explorer_page import unpack
 from scmedley import keys
 from scmedley.data.resident import Resident
-from scmedley.interpret import genomap_of
 from scmedley.models import MixedEffects
 from scmedley.models.counterfactual import counterfactual, decoded
 from scmedley.models.interval import half_width
@@ -103,7 +102,6 @@ def write_folder(folder: Path, adata: AnnData, model: MixedEffects, label: str |
     folder.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(folder / "integrated.h5ad")
     model.save(folder / "model")
-    genomap_of(model, adata).save(folder / "genomap.json")
     config = {"batch": "donor", "label": label}
     (folder / "run.json").write_text(json.dumps({"status": "finished", "config": config}))
     return build(folder).read_text(encoding="utf-8")
