@@ -9,7 +9,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 from typing import cast
 
-from cyclopts import CycloptsError, RepeatArgumentError
+from cyclopts import CycloptsError, MissingArgumentError, RepeatArgumentError
 
 from scmedley import caches
 from scmedley.cli import app, with_new_names
@@ -75,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "adata.obs['joined'] = adata.obs['donor'].astype(str) + '_' + adata.obs['protocol'].astype(str)"
         )
         _fail(f"{error} Several columns of obs can be joined into one, in Python: {joined}.", 2, debug)
+    except MissingArgumentError as error:
+        command = " ".join(("scmedley", *(error.command_chain or ())))
+        what = error.argument.name if error.argument else "an argument"
+        _fail(f"{command} needs {what} with a value. Add it; {command} --help lists all options.", 2, debug)
     except CycloptsError as error:
         _fail(f"{error} See scmedley --help.", 2, debug)
     except ScmedleyError as error:

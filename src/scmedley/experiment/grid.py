@@ -5,12 +5,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
-from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
 from scmedley.device import resolve_device
@@ -66,10 +67,10 @@ def run(
         record = Record(out / EXPERIMENT, {"experiment": asdict(experiment)})
         record.check_place()
         fits, classifications = tasks(experiment)
-        with _workers(jobs, scheduler):
+        with _workers(jobs, scheduler) as workers:
             _lay_data(record, experiment, data, say)
-            _run(fits, experiment, record, "fits", progress)
-            _run(classifications, experiment, record, "classifiers", progress)
+            _run(fits, experiment, record, workers, "fits", progress)
+            _run(classifications, experiment, record, workers, "classifiers", progress)
         if all(about(out, task).get("status") != "done" for task in fits):
             _tell_failures(out, fits)
         say("Writing tables and page")
@@ -102,7 +103,14 @@ def _lay_data(
     keep(adata, record, say)
 
 
-def _run(todo: Sequence[Task], experiment: Experiment, record: Record, what: str, progress: bool) -> None:
+def _run(
+    todo: Sequence[Task],
+    experiment: Experiment,
+    record: Record,
+    workers: Executor | None,
+    what: str,
+    progress: bool,
+) -> None:
     """Do the tasks that are not done, by the workers at hand; the first unexpected error ends it all."""
     out, data_hash, versions = record.path.parent, record["input"]["sha256"], record["versions"]
     jobs = [
@@ -113,10 +121,20 @@ def _run(todo: Sequence[Task], experiment: Experiment, record: Record, what: str
     with tqdm(
         total=len(jobs), initial=n_done, desc=what, unit="fit", disable=not progress, smoothing=0.1
     ) as bar:
-        for _ in Parallel(return_as="generator_unordered", batch_size=1)(
-            delayed(fit.run)(job) for job in left
-        ):
-            bar.update()
+        if workers is None:
+            for job in left:
+                fit.run(job)
+                bar.update()
+            return
+        futures = [workers.submit(fit.run, job) for job in left]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
 
 
 def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list[str]:
@@ -156,12 +174,22 @@ def _tell_failures(out: Path, todo: Sequence[Task]) -> None:
 
 
 @contextmanager
-def _workers(jobs: int | None, scheduler: str | None) -> Iterator[None]:
-    """Fit in processes of this machine, in this process alone (one job), or on the workers of a Dask scheduler."""
+def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
+    """Yield what does the fits: processes of this machine, a Dask scheduler's workers, or ``None`` for this process."""
+    if scheduler is None and jobs == 1:
+        yield None
+        return
     if scheduler is None:
         watched: Any = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
-        with parallel_config("loky", n_jobs=jobs or -1, **watched):
-            yield
+        pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), **watched)
+        try:
+            yield pool
+        except BaseException:
+            for process in (pool._processes or {}).values():  # they would finish their fits first
+                process.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
         return
     try:
         from distributed import Client
@@ -173,15 +201,15 @@ def _workers(jobs: int | None, scheduler: str | None) -> Iterator[None]:
         raise ScmedleyError(
             f"No Dask scheduler answers at {scheduler} ({error}). Start one, or correct it."
         ) from error
-    with client, parallel_config("dask", client=client):
-        yield
+    with client, client.get_executor(pure=False) as executor:
+        yield executor
 
 
 def _end_with_parent(parent: int) -> None:
-    """End this process with the one that waits for its results, which kill -9 lets no time to tell; ignore Ctrl-C.
+    """End this process when the one that waits for its results is gone, even by kill -9; leave Ctrl-C to that one.
 
-    By themselves loky's processes finish what they have and then wait for minutes, and write to a folder that the same
-    command may have locked again. Ctrl-C would end a fit early as if it were whole; the parent ends the processes.
+    A process that goes on would write to a folder that the same command may have locked again. Ctrl-C would end a fit
+    early, as if it were whole. joblib's processes need the same watch, and print warnings when they are ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
