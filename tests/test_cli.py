@@ -157,28 +157,68 @@ def test_a_report_without_cells_stays_without(shell, done, tmp_path):
     shutil.copytree(done, out := tmp_path / "run")
     report = out / "report.html"
     assert "ex-data" in report.read_text(encoding="utf-8")
-    shell.well("report", out, "--no-cells")
+    whole = report.read_bytes()
+    shell.well("report", out, "--no-explorer")
     assert "ex-data" not in report.read_text(encoding="utf-8")
+    assert json.loads((out / "run.json").read_text())["report"] == {"cells": False}
+    report.write_text("a page that someone changed")
     shell.well("evaluate", out)
     assert "ex-data" not in report.read_text(encoding="utf-8")
     shell.well("report", out)
+    assert len(report.read_bytes()) == pytest.approx(len(whole), rel=0.01)
     assert "ex-data" in report.read_text(encoding="utf-8")
+
+
+def test_options_by_their_old_names_work_and_are_warned_of(shell, done, data, tmp_path):
+    shutil.copytree(done, out := tmp_path / "run")
+    to = ("project", out, "--to", "sc_10x", "--out")
+    for command, warning in (
+        (("report", out, "--no-cells"), "--no-cells of report is now --no-explorer"),
+        (("embed", out, f"--cells={data}", "--out", tmp_path / "e.h5ad"), "--cells of embed is now --input"),
+        ((*to, tmp_path / "f.h5ad", "--cells", data), "--cells of project is now --input"),
+        ((*to, tmp_path / "q.h5ad", "--cells", "batch != 'sc_10x'"), "--cells of project is now --select"),
+    ):
+        said = shell(*command)
+        assert (said.code, said.err.count("\n")) == (0, 1), said.err
+        assert warning in said.err
+    assert "ex-data" not in (out / "report.html").read_text(encoding="utf-8")
+    assert 0 < ad.read_h5ad(tmp_path / "q.h5ad").n_obs < ad.read_h5ad(tmp_path / "f.h5ad").n_obs == 180
+    assert "Leave one of them out" in shell(*to, tmp_path / "b.h5ad", "--input", data, "--select", "a").error
+
+
+def test_what_a_killed_command_left_beside_its_output_is_named(shell, done, data, tmp_path):
+    left = tmp_path / ".e.h5ad.0123abcd.h5ad"
+    left.write_text("half")
+    said = shell("embed", done, "--input", data, "--out", tmp_path / "e.h5ad")
+    assert (said.code, said.err.count("\n"), str(left) in said.err) == (0, 1, True)
+
+
+def test_tables_that_are_cut_off_are_named(shell, done, tmp_path):
+    shutil.copytree(done, out := tmp_path / "run")
+    for name, advice in (("scores.csv", "scmedley evaluate"), ("history.csv", "--overwrite")):
+        whole = (out / name).read_bytes()
+        for end in (len(whole) - 3, len(whole) - 40, 0):
+            (out / name).write_bytes(whole[:end])
+            error = shell("report", out).error
+            assert name in error
+            assert advice in error
+        (out / name).write_bytes(whole)
 
 
 def test_embed_new_cells(shell, done, data, tmp_path):
     out = tmp_path / "embedded.h5ad"
-    assert "180 cells embedded" in shell.well("embed", done, "--cells", data, "--out", out)
+    assert "180 cells embedded" in shell.well("embed", done, "--input", data, "--out", out)
     again, before = ad.read_h5ad(out), ad.read_h5ad(done / "integrated.h5ad")
     for key in (keys.FIXED, keys.RANDOM):
         np.testing.assert_allclose(again.obsm[key], before.obsm[key], rtol=1e-4, atol=1e-5)
-    assert "exists already" in shell("embed", done, "--cells", data, "--out", out).error
+    assert "exists already" in shell("embed", done, "--input", data, "--out", out).error
 
 
 def test_embed_cells_of_an_unknown_batch(shell, done, tmp_path):
     adata = some_cells(30)
     adata.obs["batch"] = "elsewhere"
     adata.write_h5ad(tmp_path / "new.h5ad")
-    arguments = ("embed", done, "--cells", tmp_path / "new.h5ad", "--out", tmp_path / "out.h5ad")
+    arguments = ("embed", done, "--input", tmp_path / "new.h5ad", "--out", tmp_path / "out.h5ad")
     error = shell(*arguments).error
     assert "'elsewhere'" in error
     assert "mean" in error
@@ -199,7 +239,7 @@ def test_project(shell, done, tmp_path, suffix):
 
 
 def test_project_other_cells(shell, done, data, tmp_path):
-    shell.well("project", done, "--to", "sc_10x", "--cells", data, "--out", tmp_path / "as.h5ad")
+    shell.well("project", done, "--to", "sc_10x", "--input", data, "--out", tmp_path / "as.h5ad")
     assert ad.read_h5ad(tmp_path / "as.h5ad").n_obs == 180
     assert "no batch 'sc10x'" in shell("project", done, "--to", "sc10x", "--out", tmp_path / "b.h5ad").error
     assert (
@@ -351,7 +391,8 @@ def test_where_out_cannot_be(shell, data, tmp_path):
     ]:
         assert message in shell("run", data, "--out", tmp_path / out, *options, *SMALL).error
         assert tree(tmp_path) == before
-    assert "--out" in shell("run", data).error
+    for given in ((), ("--out",)):
+        assert "scmedley run needs --out with a value. Add it" in shell("run", data, *given).error
     assert "lies in --out" in shell("run", data, "--out", data.parent, "--overwrite").error
     assert data.exists()
 
@@ -367,7 +408,7 @@ def test_where_one_may_not_write(shell, data):
 @pytest.mark.parametrize("command", ["embed", "project", "evaluate", "report"])
 def test_what_is_no_run_folder(shell, data, tmp_path, command):
     more = {
-        "embed": ["--cells", data, "--out", tmp_path / "o.h5ad"],
+        "embed": ["--input", data, "--out", tmp_path / "o.h5ad"],
         "project": ["--to", "a", "--out", "o.h5ad"],
     }
     (tmp_path / "empty").mkdir()

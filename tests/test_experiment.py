@@ -22,12 +22,14 @@ from scmedley.evaluate.counterfactual import BASELINES, CEILING
 from scmedley.evaluate.probes import PROBES
 from scmedley.experiment import Experiment, grid, read_config
 from scmedley.experiment import cells as cells_module
-from scmedley.experiment import task as work
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import NULL
 from scmedley.experiment.grid import run
 from scmedley.experiment.tables import findings, read_table, summarise
-from scmedley.experiment.task import Task, fingerprint, tasks
+from scmedley.experiment.task import BASELINES as NO_NETWORK
+from scmedley.experiment.task import Task, about, fingerprint, tasks
+from scmedley.runs.folder import CHECKPOINTS, DATA, EXPERIMENT, LATENT, PREDICTED, SCORES, TASK, TASKS
+from scmedley.runs.record import Record
 from tiny import nested_design
 
 SMALL = {"hidden": (16, 8), "max_epochs": 2, "batch_size": 32}
@@ -85,7 +87,7 @@ def same(one: Path, other: Path) -> None:
     """Compare tables and latents, byte by byte."""
     for name in TABLES:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
-    latents = sorted(p.relative_to(one) for p in one.glob(f"tasks/*/{work.LATENT}"))
+    latents = sorted(p.relative_to(one) for p in one.glob(f"tasks/*/{LATENT}"))
     assert latents
     for path in latents:
         assert (one / path).read_bytes() == (other / path).read_bytes(), path
@@ -159,9 +161,9 @@ def test_a_changed_setting_makes_only_its_own_fits_anew(cells: Path, tmp_path: P
         ):
             assert (mark(held_out, t) != mark(replace(held_out, **changes), t)) == (t.split in splits)
     before = mark(one, classifications[0])
-    folder = tmp_path / work.TASKS / fits[0].name
+    folder = tmp_path / TASKS / fits[0].name
     folder.mkdir(parents=True)
-    (folder / work.ABOUT).write_text('{"status": "done", "fingerprint": "x"}')
+    (folder / TASK).write_text('{"status": "done", "fingerprint": "x"}')
     assert mark(one, classifications[0]) != before  # a fit that failed before has been made
 
 
@@ -170,9 +172,9 @@ def test_killed_and_gone_on_with_other_settings(cells: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     run(one, out, jobs=1, say=lambda _: None, progress=False)
     fit = tasks(one)[0][0]
-    left = out / work.CHECKPOINTS / f"{fit.name}.safetensors"
+    left = out / CHECKPOINTS / f"{fit.name}.safetensors"
     left.write_bytes(b"of other settings")
-    (out / work.TASKS / fit.name / work.ABOUT).unlink()
+    (out / TASKS / fit.name / TASK).unlink()
     (out / ".data.h5ad.1234.h5ad").write_bytes(b"half")
     run(one, out, jobs=1, say=lambda _: None, progress=False)
     assert not left.exists()
@@ -188,15 +190,22 @@ def test_killed_twice_and_resumed_to_the_same_bits(done: Path, cells: Path, tmp_
     command = [sys.executable, "-m", "scmedley", "experiment", str(recipe), "--out", str(out), "--jobs", "2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     finished = 0
-    for least in (2, 9):
+    for least, how in ((2, signal.SIGKILL), (9, signal.SIGINT)):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         deadline = time.monotonic() + 600
         while process.poll() is None and len(list(out.glob("tasks/[!.]*"))) < least:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert process.poll() is None, process.stderr.read()
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        workers = workers.read_text().split() if workers.exists() else []
+        process.send_signal(how)
+        _, said = process.communicate()
+        assert process.returncode == (130 if how == signal.SIGINT else -how), said
+        deadline = time.monotonic() + 30
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < deadline, "a worker goes on without the process that waits for it"
+            time.sleep(0.1)
         finished = len(list(out.glob("tasks/[!.]*")))
     assert finished < sum(map(len, tasks(small(cells))))
     run(small(cells), out, jobs=1, say=lambda _: None, progress=False)
@@ -370,10 +379,10 @@ def test_a_task_that_lost_a_file_is_made_again_and_old_tables_go(cells: Path, tm
     run(one, out, jobs=1, say=lambda _: None, progress=False)
     before = (out / "summary.csv").read_bytes()
     assert (out / "classified.csv").exists()
-    first, second, third = (out / work.TASKS / t.name for t in tasks(one)[0])
-    (first / work.SCORES).unlink()
-    (second / work.LATENT).write_bytes(b"cut")
-    (third / work.ABOUT).write_text("[]")
+    first, second, third = (out / TASKS / t.name for t in tasks(one)[0])
+    (first / SCORES).unlink()
+    (second / LATENT).write_bytes(b"cut")
+    (third / TASK).write_text("[]")
     run(replace(one, classify=False), out, jobs=1, say=lambda _: None, progress=False)
     assert (out / "summary.csv").read_bytes() == before
     assert not (out / "classified.csv").exists()
@@ -387,7 +396,7 @@ def test_the_users_files_are_left_alone(cells: Path, tmp_path: Path) -> None:
     for record in (None, '{"mine": 1}', "[]"):
         if record:
             (out / "experiment.json").write_text(record)
-        with pytest.raises(ScmedleyError, match="not empty"):
+        with pytest.raises(ScmedleyError, match=r"not empty|not written by scmedley"):
             run(small(mine), out, jobs=1, say=lambda _: None, progress=False)
     (out / "experiment.json").write_text('{"experiment": {}}')
     with pytest.raises(ScmedleyError, match="results only"):
@@ -404,8 +413,8 @@ def test_methods_of_like_names_have_folders_of_their_own() -> None:
 def test_a_spoilt_record_means_the_fit_is_made_again(tmp_path: Path) -> None:
     task = Task("cells", 0, 0, "PCA")
     (tmp_path / "tasks" / task.name).mkdir(parents=True)
-    (tmp_path / "tasks" / task.name / work.ABOUT).write_text(json.dumps({"status": "done"})[:-3])
-    assert work.about(tmp_path, task) == {}
+    (tmp_path / "tasks" / task.name / TASK).write_text(json.dumps({"status": "done"})[:-3])
+    assert about(tmp_path, task) == {}
 
 
 def test_held_out_pairs_are_predicted_in_no_fit_seen_and_resumed_to_the_same_bits(
@@ -448,8 +457,8 @@ def test_held_out_pairs_are_predicted_in_no_fit_seen_and_resumed_to_the_same_bit
     assert "shrunk additive" in page
     assert "<script" not in page
     lost = next((out / "tasks").glob("pairs-fold1-seed1-FE*"))
-    (lost / work.PREDICTED).unlink()
-    kept = {p: p.stat().st_mtime_ns for p in out.glob(f"tasks/*/{work.PREDICTED}")}
+    (lost / PREDICTED).unlink()
+    kept = {p: p.stat().st_mtime_ns for p in out.glob(f"tasks/*/{PREDICTED}")}
     run(replace(tried, folds=4), out, jobs=1, say=lambda _: None, progress=False)
     assert (out / "counterfactuals.csv").read_bytes() == made
     assert {p: p.stat().st_mtime_ns for p in kept} == kept  # more folds of cells change no pair
@@ -463,12 +472,13 @@ def test_what_the_values_were_is_said_recorded_and_known_to_each_fit(tmp_path: P
     said: list[str] = []
     tried, out = small(tmp_path / "cells.h5ad", values="log2"), tmp_path / "out"
     out.mkdir()
-    record = grid._lay_data(tried, out, None, said.append)
+    record = Record(out / EXPERIMENT, {})
+    grid._lay_data(record, tried, None, said.append)
     assert record["prepare"]["values"]["kind"] == "log2"
     assert record["prepare"]["values"]["reason"] in said
     assert any("Antibody Capture" in line for line in record["warnings"])  # of reading
     assert {f"Warning: {line}" for line in record["warnings"]} <= set(said)
-    held = cells_module.read_cells(out / work.DATA, tried, "cells", 0)
+    held = cells_module.read_cells(out / DATA, tried, "cells", 0)
     assert trained_on(held, held.layers["log1p_cp10k"])["kind"] == "log2"
     assert held.uns["scmedley"]["label_key"] == "cell_type"
 
@@ -487,5 +497,5 @@ def test_pairs_may_be_of_named_batches(cells: Path) -> None:
 def test_a_network_that_is_told_permuted_batches_takes_part_in_pairs(cells: Path) -> None:
     tried = small(cells, methods=("PCA", "AE", "FE", NULL), settings={}, splits=("cells", "pairs"))
     fits, classifications = tasks(tried)
-    assert {t.method for t in fits if t.split == "pairs"} == {"FE", NULL, work.BASELINES}
+    assert {t.method for t in fits if t.split == "pairs"} == {"FE", NULL, NO_NETWORK}
     assert {t.split for t in classifications} == {"cells"}

@@ -282,9 +282,7 @@ def test_means_are_taken_in_blocks_without_a_second_array_of_all_pairs(tmp_path:
     adata = AnnData(sparse.csr_matrix(x), layers={keys.LOGNORM: sparse.csr_matrix(x)})
     adata.var_names = list(genes)
     adata.write_h5ad(tmp_path / "integrated.h5ad")
-    read_means = partial(
-        explorer_read._measured, tmp_path / "integrated.h5ad", genes, np.arange(5), pair_N, 10
-    )
+    read_means = partial(explorer_read._measured, tmp_path, genes, np.arange(5), pair_N, 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explorer_read, "ROWS", 50)
         tracemalloc.start()
@@ -305,7 +303,7 @@ def test_a_page_without_cells_says_so_and_keeps_its_pictures(
 ) -> None:
     write_run(tmp_path, prepared, fitted("mixed"))
     html = build(tmp_path, cells=False).read_text(encoding="utf-8")
-    assert "left out of this page by --no-cells" in html
+    assert "left out of this page by --no-explorer" in html
     assert "ex-data" not in html
     assert "<script" not in html
     assert not [name for name in prepared.obs_names if re.search(rf"\b{name}\b", html)]

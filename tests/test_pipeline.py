@@ -19,8 +19,9 @@ from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.io import writing
 from scmedley.models import calibrate
-from scmedley.pipeline import stages
+from scmedley.pipeline import checks, stages
 from scmedley.runs import folder as run_folder
+from scmedley.runs.record import Record
 from scmedley.train import loop
 from test_report import page
 
@@ -165,7 +166,7 @@ def test_killed_run_resumes_to_the_same_bits(shell, data, whole, unfinished, mon
         "fixed.safetensors",
         "random.safetensors",
     }
-    shell.well("run", data, *LABEL, "--out", unfinished, "--quiet", "--no-cells", *SMALL)
+    shell.well("run", data, *LABEL, "--out", unfinished, "--quiet", "--no-explorer", *SMALL)
     assert loaded == ["fixed.safetensors", "random.safetensors"]
     assert "ex-data" not in (unfinished / "report.html").read_text(encoding="utf-8")  # no other run for that
     assert_same_results(whole, unfinished)
@@ -183,7 +184,8 @@ def test_unfinished_run_with_other_settings_is_refused(shell, data, unfinished, 
     some_cells(100).write_h5ad(tmp_path / "cells.h5ad")
     assert "another input." in shell("run", tmp_path / "cells.h5ad", *run[2:]).error
     assert "does not exist" in shell("run", tmp_path / "nowhere.h5ad", *run[2:]).error
-    assert "not finished" in shell("evaluate", unfinished).error
+    for command in ("evaluate", "report"):
+        assert "not finished: repeat its command" in shell(command, unfinished).error
     assert tree(unfinished) == before
     shell.well(*run, "--seed", "7", "--overwrite", "--quiet")
     assert json.loads((unfinished / "run.json").read_text())["config"]["seed"] == 7
@@ -260,6 +262,36 @@ def test_ctrl_c_before_training_leaves_nothing(shell, data, monkeypatch, tmp_pat
     assert said.code == 130
     assert "interrupted" in said.error
     assert tree(tmp_path) == {}
+
+
+# --- a report that fails ------------------------------------------------------------------------------------
+
+
+def test_done_is_written_after_the_report_and_one_that_fails_costs_no_fit(
+    shell, data, whole, monkeypatch, tmp_path
+):
+    out = tmp_path / "run"
+    run = ("run", data, *LABEL, "--out", out, "--quiet", *SMALL)
+
+    def fails(*_, **__):
+        assert json.loads((out / "run.json").read_text())["status"] == "scored"
+        raise RuntimeError("no picture")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scmedley.report.write_report", fails)
+        assert "no picture" in shell(*run).error
+    assert not (out / "report.html").exists()
+    shutil.copytree(out, again := tmp_path / "again")
+    shell.well("report", out)  # what is missing alone
+    assert json.loads((out / "run.json").read_text())["status"] == "done"
+    assert "Run: done" in page(out).text
+    assert_same_results(whole, out)
+    fitted = []
+    monkeypatch.setattr(loop, "evaluate", lambda *_: fitted.append(1))
+    shell.well(*run[:5], again, *run[6:])
+    assert not fitted
+    assert_same_results(whole, again)
+    assert {p.name for p in again.iterdir()} == {p.name for p in whole.iterdir()}
 
 
 # --- full disk ----------------------------------------------------------------------------------------------
@@ -342,7 +374,7 @@ def tiny_disk(tmp_path):
 def test_really_full_disk(shell, data, whole, tiny_disk):
     """The checkpoint, h5ad and Zarr, by the libraries that write them; h5py prints to stderr of its own."""
     for command in (
-        ("embed", whole, "--cells", data, "--out", tiny_disk / "e.h5ad"),
+        ("embed", whole, "--input", data, "--out", tiny_disk / "e.h5ad"),
         ("project", whole, "--to", "mean", "--draws", "3", "--out", tiny_disk / "p.h5ad"),
         ("run", data, "--out", tiny_disk / "run", *SMALL, "--quiet"),
     ):
@@ -425,7 +457,7 @@ def test_odd_cells_are_run_scored_embedded_and_shown(shell, monkeypatch, tmp_pat
     assert keys.FIXED in found.obsm
     assert shell("evaluate", out).code == 0
     new = tmp_path / "new.h5ad"
-    told = shell("embed", out, "--cells", tmp_path / "cells.h5ad", "--out", new)
+    told = shell("embed", out, "--input", tmp_path / "cells.h5ad", "--out", new)
     assert (told.code, "new.h5ad: Left out" in told.err) == (0, True)
     assert {"donor/lane", "cluster"} <= set(ad.read_h5ad(new).obs)
     target = found.obs["donor/lane"].cat.categories[0]
@@ -439,7 +471,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(shell, data, w
     monkeypatch.setattr("scmedley.models.MixedEffects.embed", lambda *_, **__: pytest.fail("worked"))
     monkeypatch.setattr("scmedley.models.MixedEffects.counterfactual", lambda *_, **__: pytest.fail("worked"))
     place = tmp_path / "file" / "x.h5ad"
-    assert "cannot be written" in shell("embed", whole, "--cells", data, "--out", place).error
+    assert "cannot be written" in shell("embed", whole, "--input", data, "--out", place).error
     assert "cannot be written" in shell("project", whole, "--to", "mean", "--out", place).error
 
 
@@ -493,7 +525,7 @@ def test_file_whose_name_is_no_utf8(shell, data, tmp_path):
     name = os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es.h5ad")
     shutil.copy(data, name)
     shell.well("fit", name, "--out", tmp_path / "run", "--quiet", *SMALL)
-    record = run_folder.read_record(tmp_path / "run")
+    record = Record.read(tmp_path / "run" / run_folder.RECORD)
     assert record["input"]["name"] == Path(name).name
 
 
@@ -510,7 +542,7 @@ def test_threads_hold_for_the_whole_run(shell, data, monkeypatch, tmp_path):
 
 
 def test_what_is_not_installed_is_said_before_any_work(shell, data, monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "find_spec", lambda name: None if name == "umap" else name)
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "umap" else name)
     assert "pip install 'scmedley[report]'" in shell("run", data, "--out", tmp_path / "run").error
     assert tree(tmp_path) == {}
     shell.well("fit", data, "--out", tmp_path / "run", "--quiet", *SMALL)

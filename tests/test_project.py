@@ -46,7 +46,7 @@ def texts(path: Path) -> list[str]:
 def test_a_figure_by_one_command(shell, done, tmp_path):
     out = tmp_path / "made" / "panel.svg"
     query = "cell_type == 'H2228'"
-    printed = shell.well("project", done, "--cells", query, "--to", "sc_10x", "sc_dropseq", "--figure", out)
+    printed = shell.well("project", done, "--select", query, "--to", "sc_10x", "sc_dropseq", "--figure", out)
     cells = ad.read_h5ad(done / "integrated.h5ad")
     of_type = cells[cells.obs["cell_type"] == "H2228"]
     assert printed == f"4 of {of_type.n_obs} cells drawn: {out}\n"
@@ -68,7 +68,7 @@ def test_what_not_to_believe_is_said(shell, done, tmp_path):
     cells = ad.read_h5ad(run / "integrated.h5ad")
     pair = (cells.obs["batch"] == "sc_10x") & (cells.obs["cell_type"] == "H2228")
     cells[~pair].copy().write_h5ad(run / "integrated.h5ad")
-    to = ["--to", "sc_10x", "sc_dropseq", "mean", "--cells", "cell_type == 'H2228'"]
+    to = ["--to", "sc_10x", "sc_dropseq", "mean", "--select", "cell_type == 'H2228'"]
     said = shell("project", run, *to, "--figure", tmp_path / "a.svg")
     unseen = "'H2228 in sc_10x': never seen together, so this is an extrapolation that no cell of these data backs."
     assert (said.code, said.err) == (0, f"scmedley: warning: {unseen}\n")
@@ -108,7 +108,7 @@ def test_cautions_name_labels_and_targets_as_the_model_does(tmp_path):
     "query", ["batch.to_csv('{0}') == 1", "batch.map(print)", "@__import__('os')", "batch.__class__"]
 )
 def test_a_query_only_looks(shell, done, tmp_path, query):
-    to = ["--to", "sc_10x", "--figure", tmp_path / "a.svg", "--cells"]
+    to = ["--to", "sc_10x", "--figure", tmp_path / "a.svg", "--select"]
     assert "A query may compare, and call" in shell("project", done, *to, query.format(tmp_path / "x")).error
     assert tree(tmp_path) == {}
     wanted = (
@@ -122,13 +122,13 @@ def test_what_a_name_cannot_be_is_said(shell, done, tmp_path):
     said = shell(*to, tmp_path / f"{'n' * 300}.svg")
     assert said.code == 1
     assert "File name too long" in said.error
-    assert "--cells is empty" in shell(*to, tmp_path / "a.svg", "--cells", " ").error
+    assert "--select is empty" in shell(*to, tmp_path / "a.svg", "--select", " ").error
     assert tree(tmp_path) == {}
 
 
 def test_a_query_may_be_longer_than_a_path(shell, done, tmp_path):
     query = "cell_type in ['H2228', " + ", ".join(f"'no{i}'" for i in range(60)) + "]"
-    assert shell.well("project", done, "--cells", query, "--to", "sc_10x", "--figure", tmp_path / "f.svg")
+    assert shell.well("project", done, "--select", query, "--to", "sc_10x", "--figure", tmp_path / "f.svg")
 
 
 def test_a_figure_without_its_data_is_not_left_behind(shell, done, tmp_path):
@@ -147,7 +147,7 @@ def test_the_seed_draws_the_cells(shell, done, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf"])
 def test_other_formats_and_data_beside_the_figure(shell, done, tmp_path, suffix):
-    arguments = ["--to", "mean", "sc_10x", "--cells", "batch == 'sc_10x'", "--out", tmp_path / "as.h5ad"]
+    arguments = ["--to", "mean", "sc_10x", "--select", "batch == 'sc_10x'", "--out", tmp_path / "as.h5ad"]
     shell.well("project", done, *arguments, "--figure", tmp_path / f"as{suffix}", "--rows", "1")
     assert (tmp_path / f"as{suffix}").read_bytes()[:4] in (b"\x89PNG", b"%PDF")
     shown = ad.read_h5ad(tmp_path / "as.h5ad")
@@ -158,29 +158,29 @@ def test_other_formats_and_data_beside_the_figure(shell, done, tmp_path, suffix)
 def test_cells_by_name_in_their_order(shell, done, tmp_path):
     names = list(ad.read_h5ad(done / "integrated.h5ad").obs_names[[7, 3]])
     out = tmp_path / "panel.svg"
-    shell.well("project", done, "--to", "sc_10x", "--cells", *names, "--figure", out)
+    shell.well("project", done, "--to", "sc_10x", "--select", *names, "--figure", out)
     said = texts(out)
     assert "all of 2 cells. Genes are named because they change most." in said
     assert [name for name in said if name in names][:2] == names
-    shell.well("project", done, "--to", "sc_10x", "--cells", names[0], "--out", tmp_path / "one.h5ad")
+    shell.well("project", done, "--to", "sc_10x", "--select", names[0], "--out", tmp_path / "one.h5ad")
     assert list(ad.read_h5ad(tmp_path / "one.h5ad").obs_names) == [f"{names[0]} as sc_10x"]
 
 
 def test_cells_of_a_file(shell, done, tmp_path):
     some_cells(12).write_h5ad(tmp_path / "new cells.h5ad")
-    arguments = ["--cells", tmp_path / "new cells.h5ad", "--to", "sc_10x", "--figure", tmp_path / "p.svg"]
+    arguments = ["--input", tmp_path / "new cells.h5ad", "--to", "sc_10x", "--figure", tmp_path / "p.svg"]
     assert "4 of 12 cells drawn" in shell.well("project", done, *arguments)
 
 
 WRONG = {
-    "no such file": (["--cells", "nowhere.h5ad"], "nowhere.h5ad does not exist"),
-    "no such column": (["--cells", "kind == 'B'"], "no query on its obs (name 'kind' is not defined)"),
-    "no query": (["--cells", "cell_type =="], "no file, no cell of the run and no query"),
-    "not yes or no": (["--cells", "batch"], "is not true or false for each cell"),
-    "assignment": (["--cells", "batch = 1"], "is not true or false for each cell"),
-    "a call": (["--cells", "__import__('os').getcwd() == 'a'"], "A query may compare, and call"),
-    "no answer": (["--cells", "batch == 'elsewhere'"], "None of the run's 180 cells"),
-    "no such cells": (["--cells", "a", "b"], "The run has no cell 'a', 'b'"),
+    "no such file": (["--input", "nowhere.h5ad"], "nowhere.h5ad does not exist"),
+    "no such column": (["--select", "kind == 'B'"], "no query on its obs (name 'kind' is not defined)"),
+    "no query": (["--select", "cell_type =="], "no cell of the run and no query"),
+    "not yes or no": (["--select", "batch"], "is not true or false for each cell"),
+    "assignment": (["--select", "batch = 1"], "is not true or false for each cell"),
+    "a call": (["--select", "__import__('os').getcwd() == 'a'"], "A query may compare, and call"),
+    "no answer": (["--select", "batch == 'elsewhere'"], "None of the run's 180 cells"),
+    "no such cells": (["--select", "a", "b"], "The run has no cell 'a', 'b'"),
     "unknown target": (["--to", "sc10x"], "no batch 'sc10x'"),
     "repeated target": (["--to", "sc_10x", "sc_10x"], "named more than once"),
     "too many targets": (["--to", *"abcdefghi"], "room for 8 targets, and --to names 9"),

@@ -219,7 +219,7 @@ def test_many_batches_stay_readable(tmp_path):
 
 
 def test_bad_folders_are_named(tmp_path):
-    with pytest.raises(ScmedleyError, match="is not a folder"):
+    with pytest.raises(ScmedleyError, match="is not a run folder"):
         build(tmp_path / "none")
     with pytest.raises(ScmedleyError, match=r"run\.json is missing"):
         build(tmp_path)

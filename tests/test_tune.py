@@ -3,6 +3,7 @@
 import tomllib
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 
@@ -10,8 +11,8 @@ from scmedley.__main__ import main
 from scmedley.errors import ScmedleyError
 from scmedley.experiment import tune as tuning
 from scmedley.experiment.tune import BEST, TRIALS, tune
+from scmedley.pipeline.checks import network_settings
 from scmedley.pipeline.config import RunConfig
-from scmedley.pipeline.stages import network_settings
 from tiny import nested_design
 
 COLUMNS = ["state", "value", "accuracy", "leak", "adversary_weight", "n_latent", "layers"]
@@ -32,7 +33,9 @@ def search(cells: Path, out: Path, trials: int, **changes):
 def test_stopped_in_a_trial_and_gone_on_it_finds_the_same(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     whole = search(cells, tmp_path / "whole", 3)
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR
     real, calls = tuning._score, []
 
     def dying(*arguments):
@@ -68,7 +71,7 @@ def test_what_it_finds_is_what_a_run_takes(cells: Path, tmp_path: Path) -> None:
 
 def test_another_search_in_the_same_folder_is_refused(cells: Path, tmp_path: Path) -> None:
     search(cells, tmp_path / "out", 1)
-    with pytest.raises(ScmedleyError, match="other settings"):
+    with pytest.raises(ScmedleyError, match="another --seeds"):
         search(cells, tmp_path / "out", 1, seed=1)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("")

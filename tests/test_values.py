@@ -606,7 +606,7 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
     embedded = {}
     for name, more in (("log2", []), ("counts", []), ("counts", ["--values", "counts"])):
         out = tmp_path / f"{name}{len(more)}.out.h5ad"
-        ran = shell("embed", tmp_path / "out", "--cells", tmp_path / f"{name}.h5ad", "--out", out, *more)
+        ran = shell("embed", tmp_path / "out", "--input", tmp_path / f"{name}.h5ad", "--out", out, *more)
         assert ran.code == 0
         assert ("holds counts" in ran.err) == (name == "counts")  # told or not
         assert keys.LOGNORM not in io.read(out).layers  # the user's file as it was
@@ -615,7 +615,7 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
         "project", tmp_path / "out", "--to", "mean", "--out", tmp_path / "p.h5ad", "--values", "counts"
     )
     assert "those of the run are prepared" in wrong.error
-    to = ["--to", "mean", "--cells", tmp_path / "counts.h5ad", "--out", tmp_path / "p.h5ad"]
+    to = ["--to", "mean", "--input", tmp_path / "counts.h5ad", "--out", tmp_path / "p.h5ad"]
     assert "holds counts" in shell("project", tmp_path / "out", *to, "--values", "counts").err
     integrated = io.read(tmp_path / "out" / "integrated.h5ad")
     io.write_h5ad(integrated, tmp_path / "again.h5ad")

@@ -1,6 +1,5 @@
 """A model as another package brings it: one file with its class, and its row in the catalogue."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from scmedley.models.catalogue import Row
 from scmedley.models.settings import Settings, named
 from scmedley.nn.layers import linear
 from scmedley.nn.likelihoods import mse
-from scmedley.train.loop import Move
+from scmedley.train.loop import Losses, Progress, Stage, Term, Trainable
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class LinearSettings(Settings):
     mse_weight: float = 100.0
 
 
-class LinearNetwork(nn.Module):
+class LinearNetwork(nn.Module, Trainable):
     """One layer to the latent and one back: close to principal components."""
 
     def __init__(self, n_genes: int, n_batches: int, settings: LinearSettings):
@@ -30,18 +29,12 @@ class LinearNetwork(nn.Module):
         self.settings, self.n_batches = settings, n_batches
         self.encoder, self.decoder = linear(n_genes, settings.n_latent), linear(settings.n_latent, n_genes)
 
-    def players(self) -> dict[str, list[nn.Parameter]]:
-        return {"autoencoder": list(self.parameters())}
+    def stages(self) -> list[Stage]:
+        return [Stage({"autoencoder": list(self.parameters())}, self.settings.learning_rate)]
 
-    def play(self, cells: Minibatch) -> Iterator[Move]:
+    def losses(self, cells: Minibatch, progress: Progress) -> Losses:
         error = mse(cells.x_NG, self.decode(self.encode(cells.x_NG, cells.b_N), cells.b_N))
-        yield Move("autoencoder", self.settings.mse_weight * error, {"reconstruction": error})
-
-    def begin(self, b_N: Tensor) -> None:
-        pass
-
-    def after_epoch(self) -> None:
-        pass
+        yield "autoencoder", {"reconstruction": Term(error, self.settings.mse_weight)}
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         return self.encoder(x_NG)

@@ -9,10 +9,10 @@ from contextlib import suppress
 from io import TextIOWrapper
 from typing import cast
 
-from cyclopts import CycloptsError, RepeatArgumentError
+from cyclopts import CycloptsError, MissingArgumentError, RepeatArgumentError
 
 from scmedley import caches
-from scmedley.cli import app
+from scmedley.cli import app, with_new_names
 from scmedley.errors import ScmedleyError
 
 # What the system refuses the user, and is no fault of the program: a disk, a name, a right, a limit.
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not cost the run
         cast(TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     try:
-        app(tokens, exit_on_error=False, print_error=False)
+        app(with_new_names(tokens), exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
     except RepeatArgumentError as error:
@@ -75,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "adata.obs['joined'] = adata.obs['donor'].astype(str) + '_' + adata.obs['protocol'].astype(str)"
         )
         _fail(f"{error} Several columns of obs can be joined into one, in Python: {joined}.", 2, debug)
+    except MissingArgumentError as error:
+        command = " ".join(("scmedley", *(error.command_chain or ())))
+        what = error.argument.name if error.argument else "an argument"
+        _fail(f"{command} needs {what} with a value. Add it; {command} --help lists all options.", 2, debug)
     except CycloptsError as error:
         _fail(f"{error} See scmedley --help.", 2, debug)
     except ScmedleyError as error:

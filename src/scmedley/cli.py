@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ def run(
     out: Path,
     overwrite: bool = False,
     quiet: bool = False,
-    cells: bool = True,
+    explorer: bool = True,
     config: Settings = NO_SETTINGS,
 ) -> None:
     """Do everything: prepare, fit, embed, score, report.
@@ -50,12 +51,13 @@ def run(
         Remove the results of an earlier run in that folder.
     quiet
         Print nothing but errors.
-    cells
+    explorer
         Put cells, their obs and the model into the report, whose maps are interactive then.
     """
     from scmedley.pipeline import stages
 
-    how: Any = {"overwrite": overwrite, "say": _say(quiet), "progress": not quiet, "cells": cells}
+    how: Any = {"overwrite": overwrite, "say": _say(quiet), "progress": not quiet}
+    how["explorer"] = explorer
     record = stages.run(inputs, out, config, **how)
     _tell(record, out, quiet)
 
@@ -94,7 +96,7 @@ def embed(
     folder: Path,
     /,
     *,
-    cells: Path,
+    input: Path,
     out: Path,
     values: ValueKind = "auto",
     unknown: Literal["error", "mean"] = "error",
@@ -105,7 +107,7 @@ def embed(
     ----------
     folder
         Run folder.
-    cells
+    input
         New cells, in any of the formats of run.
     out
         h5ad to write.
@@ -115,12 +117,12 @@ def embed(
         Batches that the model does not know: "error", or "mean" for the population mean.
     """
     from scmedley import io
-    from scmedley.pipeline import stages
+    from scmedley.runs.read import read_model
 
     _must_be_new(out, ".h5ad")
-    model = stages.read_model(folder)
+    model = read_model(folder)
     with _warnings_as_lines():
-        adata = io.read(cells)
+        adata = io.read(input)
         reading = model.decoder.read(adata, values=values)
     with _warnings_as_lines(), io.with_results(adata, out) as said:
         model.embed(adata, unknown=unknown, reading=reading)
@@ -137,7 +139,8 @@ def project(
     to: Annotated[list[str], Parameter(consume_multiple=True)],
     out: Path | None = None,
     figure: Path | None = None,
-    cells: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    input: Path | None = None,
+    select: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     rows: int = 4,
     draws: int = 0,
     seed: int = 0,
@@ -156,12 +159,15 @@ def project(
         .zarr (written chunk by chunk, any size) or .h5ad.
     figure
         .svg, .png or .pdf: a few cells as pictures, in each batch, and the genes that change most.
-    cells
-        A file, names of cells of the run, or a query on its obs: "cell_type == 'B cell'" (default: all of the run).
+    input
+        Cells of a file, in any of the formats of run (default: the cells of the run).
+    select
+        Which of the cells of the run: their names, or a query on their obs: "cell_type == 'B cell'" (default: all).
     rows
         Cells in the figure, drawn from those with the seed.
     draws
-        Posterior draws, for intervals from 5 % to 95 % in --out.
+        Posterior draws, 2 or more, for intervals from 5 % to 95 % in --out; X is then the mean of the draws. With 0
+        there are no intervals, and X is the prediction with all effects at their posterior mean.
     seed
         Seed of the draws.
     values
@@ -175,7 +181,7 @@ def project(
     _must_be_new(figure, ".svg", ".png", ".pdf", option="--figure")
     more: Any = {"rows": rows, "draws": draws, "seed": seed, "unknown": unknown, "values": values}
     with _warnings_as_lines():
-        said = work.project(folder, to, cells=cells or (), out=out, figure=figure, **more)
+        said = work.project(folder, to, input=input, select=select or (), out=out, figure=figure, **more)
     print("\n".join(said))
 
 
@@ -196,19 +202,19 @@ def evaluate(folder: Path, /) -> None:
 
 
 @app.command
-def report(folder: Path, /, *, cells: bool = True) -> None:
+def report(folder: Path, /, *, explorer: bool = True) -> None:
     """Write report.html of a run folder.
 
     Parameters
     ----------
     folder
         Run folder.
-    cells
+    explorer
         Put cells, their obs and the model into the report, whose maps are interactive then.
     """
     from scmedley.pipeline import stages
 
-    print(f"Report: {stages.report(folder, cells=cells)}")
+    print(f"Report: {stages.report(folder, explorer=explorer)}")
 
 
 @app.command
@@ -255,7 +261,7 @@ def experiment(
 
 @app.command
 def tune(
-    cells: Path,
+    input: Path,
     /,
     *,
     batch: str,
@@ -275,8 +281,8 @@ def tune(
 
     Parameters
     ----------
-    cells
-        In any of the formats of run.
+    input
+        Cells, in any of the formats of run.
     batch
         obs column of the batches.
     label
@@ -301,7 +307,7 @@ def tune(
     from scmedley.experiment.tune import tune as search
 
     record = search(
-        cells,
+        input,
         out,
         batch_key=batch,
         label_key=label,
@@ -323,11 +329,11 @@ def tune(
             "They do no better than the default on these cells: keep the default (scmedley run without --settings)."
         )
     else:
-        print(f"Next: scmedley run {cells} --settings {out / 'best.toml'} ...")
+        print(f"Next: scmedley run {input} --settings {out / 'best.toml'} ...")
 
 
 @app.command
-def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, cells: bool = True) -> None:
+def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, explorer: bool = True) -> None:
     """Run on data that come with the package: three cell lines measured with three protocols.
 
     Parameters
@@ -336,13 +342,43 @@ def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, cells: bool =
         Folder for the results.
     overwrite
         Remove the results of an earlier run in that folder.
-    cells
+    explorer
         Put cells, their obs and the model into the report, whose maps are interactive then.
     """
     from scmedley import datasets
 
     config = RunConfig(batch="batch", label="cell_type")
-    run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, cells=cells, config=config)
+    run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, explorer=explorer, config=config)
+
+
+# Options that were called --cells, each of them.
+RENAMED = {"run": "explorer", "report": "explorer", "demo": "explorer", "embed": "input", "project": "select"}
+FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
+
+
+def with_new_names(tokens: list[str]) -> list[str]:
+    """Return the arguments with the present names of options, and warn of each old one."""
+    found = list(tokens)
+    for i, token in enumerate(tokens):
+        name, equals, value = token.partition("=")
+        if name not in ("--cells", "--no-cells") or tokens[0] not in RENAMED:
+            continue
+        option = RENAMED[tokens[0]]
+        if option == "select" and _is_a_file(value or (tokens[i + 1 : i + 2] or [""])[0]):
+            option = "input"
+        found[i] = name.replace("cells", option) + equals + value
+        now = found[i].partition("=")[0]
+        print(
+            f"scmedley: warning: {name} of {tokens[0]} is now {now}; the old name will go.", file=sys.stderr
+        )
+    return found
+
+
+def _is_a_file(text: str) -> bool:
+    with suppress(OSError):  # a long query is no possible path
+        if text and Path(text).exists():
+            return True
+    return text.lower().endswith(FILES) and not any(sign in text for sign in "=<>!'\"")
 
 
 @contextmanager
@@ -378,3 +414,8 @@ def _must_be_new(path: Path | None, *suffixes: str, option: str = "--out") -> No
         raise ScmedleyError(f"{option} {path} must end in {' or '.join(suffixes)}.")
     if path.exists():
         raise ScmedleyError(f"{path} exists already. Choose another {option}.")
+    for left in sorted(path.parent.glob(f".{escape(path.name)}.*{path.suffix}")):
+        print(
+            f"scmedley: warning: {left} was left by a command that was killed. Unless one is at work now, remove it.",
+            file=sys.stderr,
+        )

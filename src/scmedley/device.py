@@ -3,6 +3,10 @@
 A caller may have changed how PyTorch and NumPy work: for one thread (gradients, inference mode, autocast, the default
 device, ``numpy.seterr``) or for the whole process (the default dtype, the random state, the number of threads).
 The results must not depend on it, and all of it must be as before afterwards.
+
+Two settings hold for the rest of the process, and change no result: how much freed memory glibc keeps
+(:func:`keep_freed_memory`, in each fit on a CPU), and ``OMP_WAIT_POLICY``, which PyTorch reads when it is imported, so
+that the command line alone sets it (``scmedley.__main__``).
 """
 
 import ctypes

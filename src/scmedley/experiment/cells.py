@@ -16,11 +16,14 @@ from scmedley.data.evidence import Checked
 from scmedley.data.inplace import layers_of
 from scmedley.errors import ScmedleyError, listed
 from scmedley.experiment.config import Experiment, Split
+from scmedley.pipeline.cells import Say, read_and_prepare
 from scmedley.pp import prepare
 from scmedley.pp.folds import donor_folds, held_out_pairs, held_out_parts, rotating_folds
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import PARTS
 from scmedley.pp.split import split as split_cells
+from scmedley.runs.folder import DATA, versions
+from scmedley.runs.record import Record
 
 PAPERS = ("aml", "asd", "healthy_heart")
 STOPPING = (0.85, 0.15, 0.0)  # of the cells of known donors: to train, to stop training
@@ -86,6 +89,29 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> Checked:
     for split in experiment.splits:  # folds that cannot be made come to light before any work
         parts(adata.obs, experiment, split, 0)
     return checked
+
+
+def lay_out(
+    experiment: Experiment, name: str, read: Callable[[], AnnData], say: Say
+) -> tuple[AnnData, dict[str, Any]]:
+    """Read and prepare the cells of an experiment or a search; return them and what the record holds of them."""
+    adata, warnings = read_and_prepare(name, read, lambda cells: prepare_once(cells, experiment), say)
+    columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
+    io.check_columns(adata, sorted(columns & set(adata.obs)))
+    return adata, {
+        "input": {"sha256": digest(adata), "cells": adata.n_obs, "genes": adata.n_vars},
+        "prepare": adata.uns[keys.UNS]["prepare"],
+        "versions": versions(),
+        "warnings": warnings,
+    }
+
+
+def keep(adata: AnnData, record: Record, say: Say) -> None:
+    """Write the prepared cells, after the record, which marks the folder as ours."""
+    record.write("running")
+    for warning in io.write_h5ad(adata, record.path.parent / DATA):
+        record["warnings"].append(f"{DATA}: {warning}")
+        say(f"Warning: {record['warnings'][-1]}")
 
 
 def digest(adata: AnnData) -> str:

@@ -1,8 +1,6 @@
 """All fits of an experiment: what is done is kept, the rest runs side by side, here or on a cluster."""
 
-import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -16,18 +14,16 @@ from typing import Any, cast
 
 from tqdm.auto import tqdm
 
-from scmedley import io, keys
-from scmedley.errors import ScmedleyError, heard
-from scmedley.experiment import tables
-from scmedley.experiment import task as work
-from scmedley.experiment.cells import digest, prepare_once, read_data
+from scmedley.device import resolve_device
+from scmedley.errors import ScmedleyError
+from scmedley.experiment import fit, tables
+from scmedley.experiment.cells import keep, lay_out, read_data
 from scmedley.experiment.config import Experiment, is_rival
-from scmedley.experiment.task import DATA, Task, tasks
-from scmedley.runs import folder as run_folder
+from scmedley.experiment.page import build
+from scmedley.experiment.task import Job, Task, about, fingerprint, tasks
+from scmedley.runs.folder import DATA, EXPERIMENT, OF_EXPERIMENT, TASKS, clear, locked
+from scmedley.runs.record import Record
 
-RECORD = "experiment.json"
-OUTPUTS = [tables.SCORES, tables.SUMMARY, tables.CLASSIFIED, tables.CLASSIFIED_SUMMARY, tables.HISTORY]
-OUTPUTS += [tables.PREDICTED, tables.PREDICTED_SUMMARY, tables.FITS, run_folder.REPORT]
 SCHEDULER_TIMEOUT = "20s"
 
 
@@ -40,7 +36,7 @@ def run(
     scheduler: str | None = None,
     say: Callable[[str], None] = print,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> Record:
     """Do an experiment, or what is left of it, and write its tables and page; return its record.
 
     Parameters
@@ -63,109 +59,74 @@ def run(
         Data or settings that cannot be used; a folder that holds something else; a fit of scMedley's own
         networks that failed (what a rival did wrong is told in the tables).
     """
-    from scmedley.device import resolve_device
-    from scmedley.experiment.page import build
-
     if jobs is not None and jobs < 1:
         raise ScmedleyError(f"--jobs {jobs} must be at least 1.")
     resolve_device(experiment.device)
     out = out.resolve()
-    with run_folder.locked(out):
-        _check_folder(out)
+    with locked(out):
+        record = Record(out / EXPERIMENT, {"experiment": asdict(experiment)})
+        record.check_place()
         fits, classifications = tasks(experiment)
-        with _executor(jobs, scheduler) as executor:
-            record = _lay_data(experiment, out, data, say)
-            _run(fits, experiment, out, record, executor, "fits", progress)
-            _run(classifications, experiment, out, record, executor, "classifiers", progress)
-        if all(work.about(out, task).get("status") != "done" for task in fits):
+        with _workers(jobs, scheduler) as workers:
+            _lay_data(record, experiment, data, say)
+            _run(fits, experiment, record, workers, "fits", progress)
+            _run(classifications, experiment, record, workers, "classifiers", progress)
+        if all(about(out, task).get("status") != "done" for task in fits):
             _tell_failures(out, fits)
         say("Writing tables and page")
-        record |= {"findings": tables.write_tables(experiment, out), "status": "done"}
+        record["findings"] = tables.write_tables(experiment, out)
         unfinished = _unfinished(experiment, out, fits)
         record["warnings"] += unfinished
         for warning in unfinished + _failed_rivals(out, fits):
             say(f"Warning: {warning}")
-        io.write_json(record, out / RECORD)
+        record.write("scored")
         build(out)
+        record.write("done")
     _tell_failures(out, [task for task in fits + classifications if not is_rival(task.method)])
     return record
 
 
-def _check_folder(out: Path) -> None:
-    others = [p.name for p in out.iterdir() if p.name != run_folder.LOCK]
-    try:
-        ours = "experiment" in json.loads((out / RECORD).read_text())
-    except (OSError, ValueError, TypeError):
-        ours = False
-    if others and not ours:
-        raise ScmedleyError(f"{out} is no folder of an experiment, and not empty. Choose another --out.")
-
-
 def _lay_data(
-    experiment: Experiment, out: Path, folder: Path | None, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Filter and normalise the cells, once for all fits; return the record that begins."""
-    say(f"Reading {experiment.data}")
+    record: Record, experiment: Experiment, folder: Path | None, say: Callable[[str], None]
+) -> None:
+    """Filter and normalise the cells, once for all fits, remove what is made anew, and begin the record."""
+    out = record.path.parent
     if any(out in (place / experiment.data).resolve().parents for place in (folder or Path(), Path())):
         raise ScmedleyError(
             f"{experiment.data} lies in --out {out}, which is for results only. Choose another --out."
         )
-    with heard(lambda line: say(f"Warning: {line}")) as read:  # at once: an error may follow from it
-        adata = read_data(experiment, folder)
-    checked = prepare_once(adata, experiment)
-    columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
-    io.check_columns(adata, sorted(columns & set(adata.obs)))
-    say(checked.reason)
-    for warning in checked.warnings:
-        say(f"Warning: {warning}")
-    warnings = read + checked.warnings
-    record = {
-        "status": "running",
-        "experiment": asdict(experiment),
-        "input": {"sha256": digest(adata), "cells": adata.n_obs, "genes": adata.n_vars},
-        "prepare": adata.uns[keys.UNS]["prepare"],
-        "versions": run_folder.versions(),
-        "warnings": warnings,
-    }
-    for left in [*out.glob(f".{DATA}.*"), *(out / work.TASKS).glob(".*")]:  # half-written when it was killed
-        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    for name in OUTPUTS:  # of what was done here before
-        (out / name).unlink(missing_ok=True)
-    io.write_json(record, out / RECORD)  # before the data: it marks the folder as an experiment's
-    for warning in io.write_h5ad(adata, out / DATA):
-        warnings.append(f"{DATA}: {warning}")
-        say(f"Warning: {warnings[-1]}")
-    return record
+    adata, found = lay_out(experiment, experiment.data, lambda: read_data(experiment, folder), say)
+    record |= found
+    clear(out, [DATA], finished=False)
+    clear(out, OF_EXPERIMENT, finished=True)
+    clear(out / TASKS, [path.name for path in (out / TASKS).glob(".*")], finished=True)  # of a killed task
+    keep(adata, record, say)
 
 
 def _run(
     todo: Sequence[Task],
     experiment: Experiment,
-    out: Path,
-    record: dict[str, Any],
-    executor: Executor | None,
+    record: Record,
+    workers: Executor | None,
     what: str,
     progress: bool,
 ) -> None:
-    """Do the tasks that are not done; the first unexpected error ends it all."""
-    data_hash, versions = record["input"]["sha256"], record["versions"]
-    marks = {task: work.fingerprint(out, experiment, task, data_hash, versions) for task in todo}
-    left = [task for task in todo if not work.is_done(out, task, marks[task])]
-    bar = tqdm(
-        total=len(todo),
-        initial=len(todo) - len(left),
-        desc=what,
-        unit="fit",
-        disable=not progress,
-        smoothing=0.1,
-    )
-    with bar:
-        if executor is None:
-            for task in left:
-                work.run(out, experiment, task, marks[task])
+    """Do the tasks that are not done, by the workers at hand; the first unexpected error ends it all."""
+    out, data_hash, versions = record.path.parent, record["input"]["sha256"], record["versions"]
+    jobs = [
+        Job(out, experiment, task, fingerprint(out, experiment, task, data_hash, versions)) for task in todo
+    ]
+    left = [job for job in jobs if not job.is_done]
+    n_done = len(jobs) - len(left)
+    with tqdm(
+        total=len(jobs), initial=n_done, desc=what, unit="fit", disable=not progress, smoothing=0.1
+    ) as bar:
+        if workers is None:
+            for job in left:
+                fit.run(job)
                 bar.update()
             return
-        futures = [executor.submit(work.run, out, experiment, task, marks[task]) for task in left]
+        futures = [workers.submit(fit.run, job) for job in left]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -181,7 +142,7 @@ def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list
     said = []
     for method in experiment.methods:
         most = (experiment.changes(method) or {}).get("max_epochs")
-        ends = [work.about(out, task).get("fitted", {}) for task in fits if task.method == method]
+        ends = [about(out, task).get("fitted", {}) for task in fits if task.method == method]
         short = [end for end in ends if end and end["best_epoch"] == end["epochs"] == most]
         if short:
             said.append(
@@ -194,7 +155,7 @@ def _failed_rivals(out: Path, fits: Sequence[Task]) -> list[str]:
     """Return which methods that are not ours failed, and why."""
     reasons: dict[str, list[str]] = {}
     for task in fits:
-        state = work.about(out, task)
+        state = about(out, task)
         if state.get("status") != "done" and is_rival(task.method):
             reasons.setdefault(task.method, []).append(str(state.get("reason", "no record of it")))
     return [
@@ -204,27 +165,23 @@ def _failed_rivals(out: Path, fits: Sequence[Task]) -> list[str]:
 
 
 def _tell_failures(out: Path, todo: Sequence[Task]) -> None:
-    failed = [task for task in todo if work.about(out, task).get("status") != "done"]
+    failed = [task for task in todo if about(out, task).get("status") != "done"]
     if failed:
-        reason = work.about(out, failed[0]).get("reason", "no record of it")
+        reason = about(out, failed[0]).get("reason", "no record of it")
         raise ScmedleyError(
             f"{len(failed)} of {len(todo)} fits failed, the first, {failed[0].name}: {reason}"
         )
 
 
 @contextmanager
-def _executor(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
-    """Yield what runs the fits: processes of this machine, this process alone, or a Dask scheduler's workers."""
+def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
+    """Yield what does the fits: processes of this machine, a Dask scheduler's workers, or ``None`` for this process."""
     if scheduler is None and jobs == 1:
         yield None
         return
     if scheduler is None:
-        pool = ProcessPoolExecutor(
-            jobs or os.cpu_count() or 1,
-            mp_context=get_context("spawn"),
-            initializer=_end_with_parent,
-            initargs=(os.getpid(),),
-        )
+        watched: Any = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
+        pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), **watched)
         try:
             yield pool
         except BaseException:
@@ -249,7 +206,11 @@ def _executor(jobs: int | None, scheduler: str | None) -> Iterator[Executor | No
 
 
 def _end_with_parent(parent: int) -> None:
-    """End this process when the one that would fetch its results is gone, even by kill -9; leave Ctrl-C to that."""
+    """End this process when the one that waits for its results is gone, even by kill -9; leave Ctrl-C to that one.
+
+    A process that goes on would write to a folder that the same command may have locked again. Ctrl-C would end a fit
+    early, as if it were whole. joblib's processes need the same watch, and print warnings when they are ended.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

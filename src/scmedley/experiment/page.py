@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,24 @@ import pandas as pd
 from anndata import read_h5ad
 
 from scmedley.evaluate.counterfactual import BASELINES, CEILING
-from scmedley.experiment import task as work
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import Experiment
-from scmedley.experiment.tables import (
+from scmedley.experiment.tables import read_table
+from scmedley.experiment.task import Task
+from scmedley.runs.folder import (
     CLASSIFIED_SUMMARY,
+    DATA,
+    EXPERIMENT,
     FITS,
     HISTORY,
+    MAP,
     PREDICTED,
     PREDICTED_SUMMARY,
+    REPORT,
     SUMMARY,
-    read_table,
+    TASKS,
 )
-from scmedley.experiment.task import Task
+from scmedley.runs.record import Record
 
 MAIN = [  # scores of the first table, in its order; the others are folded away
     *(("kNN leak", "batch"), ("ASW", "batch"), ("iLISI", "batch"), ("BRAS", "batch")),
@@ -33,19 +37,19 @@ MAIN = [  # scores of the first table, in its order; the others are folded away
 
 
 def build(folder: Path) -> Path:
-    """Write ``folder/report.html`` from the tables of a finished experiment."""
+    """Write ``report.html`` from the tables of a finished experiment."""
     from scmedley.report import figures
     from scmedley.report.build import check_extra, render, write
 
     check_extra()
-    record = json.loads((folder / "experiment.json").read_text())
+    record = Record.read(folder / EXPERIMENT)
     fields: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in record["experiment"].items()
     }
     experiment = Experiment(**fields)
     summary, read = (_read(folder / name) for name in (SUMMARY, CLASSIFIED_SUMMARY))
     fits = read_table(folder / FITS)
-    obs = read_h5ad(folder / work.DATA, backed="r").obs
+    obs = read_h5ad(folder / DATA, backed="r").obs
     with figures.drawing():
         context = {
             "record": record,
@@ -63,7 +67,7 @@ def build(folder: Path) -> Path:
             "n_donors": obs[experiment.donors].nunique(),
             "n_batches": obs[experiment.batch_key].nunique(),
         }
-    return write(render(context, "experiment.html.j2"), folder / "report.html")
+    return write(render(context, "experiment.html.j2"), folder / REPORT)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -199,7 +203,7 @@ def _map(folder: Path, obs: pd.DataFrame, experiment: Experiment, task: Task, ki
     from scmedley.pl.embedding import scatter
     from scmedley.report.figures import Picture, as_uri
 
-    path = folder / work.TASKS / task.name / work.MAP
+    path = folder / TASKS / task.name / MAP
     if not path.exists():
         return None
     with np.load(path) as stored:

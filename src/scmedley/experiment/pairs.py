@@ -14,41 +14,42 @@ from scmedley.data.arrays import dense
 from scmedley.evaluate import counterfactual as held_out
 from scmedley.evaluate.counterfactual import BASELINES, CEILING, HeldOut
 from scmedley.evaluate.statistics import t_interval
-from scmedley.experiment import task as work
-from scmedley.experiment.cells import pairs, read_cells
+from scmedley.experiment.cells import pairs
 from scmedley.experiment.config import Experiment
-from scmedley.experiment.task import Task
+from scmedley.experiment.network import fit_network
+from scmedley.experiment.task import BASELINES as NO_NETWORK
+from scmedley.experiment.task import Job
 from scmedley.models.catalogue import is_null
+from scmedley.models.counterfactual import counterfactual
+from scmedley.runs.folder import HISTORY, PREDICTED
 
 SOURCE_CELLS = 1000  # cells that are shown in the held-out batch, at most
 ONE = "one pair: no verdict"
 TIE_R2 = 0.01  # of R²Δ, on average: what is as far behind, or less, counts as equal
 
 
-def predict(out: Path, experiment: Experiment, task: Task, folder: Path, mark: str) -> dict[str, Any]:
+def predict(job: Job, folder: Path) -> dict[str, Any]:
     """Predict the held-out pair of a task by its network or by the baselines; write the measures to ``folder``.
 
     A predicted cell is a cell of the source plus its own predicted change: the network's reconstructions alone
     lack the cells' noise, and would be too close together.
     """
-    from scmedley.models.counterfactual import counterfactual
-
-    adata = read_cells(out / work.DATA, experiment, task.split, task.fold)
+    experiment, task, adata = job.experiment, job.task, job.read_cells()
     batch, label = pairs(adata.obs, experiment)[task.fold]
     rows = source_rows(adata, experiment, batch, label)
     state: dict[str, Any] = {}
-    if task.method == work.BASELINES:
+    if task.method == NO_NETWORK:
         genes = adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]
         found = _by_baselines(adata[:, genes], experiment, rows, batch, label)
     else:
-        model = work.fit_network(out, adata, experiment, task, mark)
+        model = fit_network(job, adata)
         genes = pd.Index(model.genes)
         held = held_out_pair(adata[:, genes], experiment, rows, batch, label)
         shown = counterfactual(model, adata[rows], str(adata.obs[experiment.batch_key].cat.categories[batch]))
         assert isinstance(shown, AnnData)  # as no file was named
         change_NG = np.asarray(shown.layers["difference"], dtype=np.float64)
         found = {task.method: held_out.measure(held, change_NG.mean(axis=0), held.source_NG + change_NG)}
-        model.history.to_csv(folder / work.HISTORY, index=False)
+        model.history.to_csv(folder / HISTORY, index=False)
         state["fitted"] = model.fitted
     names = {
         name: str(adata.obs[key].cat.categories[code])
@@ -60,7 +61,7 @@ def predict(out: Path, experiment: Experiment, task: Task, folder: Path, mark: s
     n_target = int((adata.obs[keys.SPLIT] == "test").sum())
     table = pd.DataFrame([names | {"method": method} | values for method, values in found.items()])
     table = table.assign(n_source=len(rows), n_target=n_target, n_genes=len(genes))
-    table.to_csv(folder / work.PREDICTED, index=False)
+    table.to_csv(folder / PREDICTED, index=False)
     return state
 
 
@@ -77,7 +78,9 @@ def held_out_pair(
     adata: AnnData, experiment: Experiment, rows: np.ndarray, batch: int, label: int
 ) -> HeldOut:
     """Return the values of the source cells, of the held-out cells, and the label's means in other batches."""
-    x_NG: Any = adata.layers[keys.LOGNORM].astype(np.float64)  # in float32 a mean hangs on its path
+    x_NG: Any = adata.layers[keys.LOGNORM].astype(
+        np.float64
+    )  # in float32 a mean depends on the order of its cells
     batch_N, label_N = (
         adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key)
     )

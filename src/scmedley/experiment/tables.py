@@ -17,15 +17,23 @@ from scmedley.experiment.pairs import finding, verdicts
 from scmedley.experiment.task import Task, tasks
 from scmedley.models.catalogue import FE, PCA, RE, methods
 from scmedley.pipeline.findings import NAMES
+from scmedley.runs.folder import (
+    CLASSIFIED,
+    CLASSIFIED_SUMMARY,
+    FITS,
+    HISTORY,
+    PREDICTED,
+    PREDICTED_SUMMARY,
+    SCORES,
+    SUMMARY,
+    TASKS,
+)
 
 # Numbers are read to the last bit: since 3.1 pandas does so by itself, and warns of who asks for it.
 EXACT: dict[str, Any] = (
     {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
 )
 
-SCORES, CLASSIFIED, HISTORY, FITS = "scores.csv", "classified.csv", "history.csv", "fits.csv"
-SUMMARY, CLASSIFIED_SUMMARY = "summary.csv", "classified_summary.csv"
-PREDICTED, PREDICTED_SUMMARY = "counterfactuals.csv", "counterfactuals_summary.csv"
 HEADLINE = (
     *(f"{FE.name} + {other}" for other in (RE.name, f"{RE.name}, adapted", RE.null)),
     *(FE.name, PCA, COMPOSITION),
@@ -40,11 +48,11 @@ TEXTS |= {*CLASSIFIED_BY, "status", "stopped", "reason"}
 def write_tables(experiment: Experiment, out: Path) -> list[str]:
     """Write all tables of a finished grid to ``out``; return the findings as sentences."""
     fits, classifications = tasks(experiment)
-    said = _write_scores(_collect(out, fits, work.SCORES), experiment, out)
+    said = _write_scores(_collect(out, fits, SCORES), experiment, out)
     io.write_csv(_fits(out, fits + classifications), out / FITS)
-    history = _collect(out, [t for t in fits if t.method in methods()], work.HISTORY)
+    history = _collect(out, [t for t in fits if t.method in methods()], HISTORY)
     io.write_csv(_weighted(history), out / HISTORY)
-    classified = _collect(out, classifications, work.CLASSIFIED)
+    classified = _collect(out, classifications, CLASSIFIED)
     if len(classified):
         io.write_csv(classified, out / CLASSIFIED)
         values = ["accuracy", "balanced_accuracy", "donor_accuracy"]
@@ -53,7 +61,7 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
         read = read.merge(_donors(classified), how="left", on=CLASSIFIED_BY)
         io.write_csv(read, out / CLASSIFIED_SUMMARY)
         said += [_reading(read[read["target"] == target], target) for target in experiment.targets]
-    return said + _write_predicted(_collect(out, fits, work.PREDICTED), out)
+    return said + _write_predicted(_collect(out, fits, PREDICTED), out)
 
 
 def _write_scores(scores: pd.DataFrame, experiment: Experiment, out: Path) -> list[str]:
@@ -100,7 +108,7 @@ def _collect(out: Path, todo: list[Task], file: str) -> pd.DataFrame:
     """Put the tables of the tasks under each other, with their places."""
     tables = []
     for task in todo:
-        path = out / work.TASKS / task.name / file
+        path = out / TASKS / task.name / file
         if path.exists() and work.about(out, task).get("status") == "done":
             table = read_table(path)
             place: dict[str, Any] = {"split": task.split, "fold": task.fold, "seed": task.seed}

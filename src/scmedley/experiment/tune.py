@@ -1,8 +1,9 @@
-"""Settings of the fixed-effects network for data at hand: chosen on validation cells, told on test cells."""
+"""Settings of the fixed-effects network for data at hand: chosen on validation cells, scored on test cells."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +13,21 @@ import torch
 from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
-from scmedley.errors import ScmedleyError, heard
-from scmedley.experiment.cells import digest, prepare_once
+from scmedley.errors import ScmedleyError
+from scmedley.experiment.cells import keep, lay_out
 from scmedley.experiment.config import Experiment
 from scmedley.keys import ValueKind
 from scmedley.models.catalogue import FE, methods
 from scmedley.pp.folds import rotating_folds
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import PARTS
-from scmedley.runs import folder as run_folder
+from scmedley.runs.folder import BEST, DATA, SEARCH, STUDY, TRIALS, locked
+from scmedley.runs.record import Record
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-RECORD, STUDY, DATA, TRIALS, BEST = "tune.json", "study.log", "data.h5ad", "trials.csv", "best.toml"
 LAYERS = {"512-132": (512, 132), "256-64": (256, 64), "1024-256": (1024, 256), "256": (256,)}
 LATENTS = (10, 20, 30, 50)
 WEIGHT_RANGE = (0.1, 30.0)  # of lambda_A and lambda_y; only ratios to lambda_MSE matter, so that stays
@@ -46,7 +47,7 @@ def tune(
     seed: int = 0,
     threads: int | None = None,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+) -> Record:
     """Search for weights, latent size and layers with a high label accuracy and a low batch leak.
 
     What is maximised: the share of validation cells whose 15 nearest training cells are of their own label, less
@@ -88,7 +89,7 @@ def tune(
         seeds=(seed,),
         threads=torch.get_num_threads() if threads is None else threads,
     )
-    with run_folder.locked(out):
+    with locked(out), _quiet():
         record = _begin(experiment, path, out, say)
         study = _study(out)
         _search(study, experiment, out, trials, say)
@@ -96,12 +97,12 @@ def tune(
         best = study.best_trial
         with io.replacing(out / BEST) as temporary:
             temporary.write_text(_toml(method, best.params, best.value))
-        record |= {"status": "done", "best": {"trial": best.number, "value": best.value, **best.params}}
+        record |= {"best": {"trial": best.number, "value": best.value, **best.params}}
         record["test"] = {
             name: dict(zip(("accuracy", "leak"), _scores(experiment, out, params, "test"), strict=True))
             for name, params in (("default", _default(method)), ("best", best.params))
         }
-        io.write_json(record, out / RECORD)
+        record.write("done")
     return record
 
 
@@ -111,45 +112,33 @@ def _check(method: str, trials: int) -> None:
         raise ScmedleyError(f"--method {method} cannot be tuned; choose {' or '.join(tunable)}.")
     if trials < 1:
         raise ScmedleyError(f"--trials {trials} must be at least 1.")
+    if find_spec("optuna") is None:
+        raise ScmedleyError("tune needs Optuna: pip install 'scmedley[tune]'")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Optuna print warnings only, and as much as before afterwards."""
+    from optuna import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
     try:
-        import optuna
-    except ImportError as error:
-        raise ScmedleyError("tune needs Optuna: pip install 'scmedley[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
-def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Prepare the cells, or find them prepared; return the record."""
-    found = [p.name for p in out.iterdir() if p.name != run_folder.LOCK]
-    if found and RECORD not in found:
-        raise ScmedleyError(f"{out} is no folder of a search, and not empty. Choose another --out.")
-    say(f"Reading {path.name}")
-    with heard(lambda line: say(f"Warning: {line}")) as read:  # at once: an error may follow from it
-        adata = io.read(path)
-    checked = prepare_once(adata, experiment)
-    io.check_columns(adata, (experiment.batch_key, experiment.label_key))
-    say(checked.reason)
-    for warning in checked.warnings:
-        say(f"Warning: {warning}")
+def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], None]) -> Record:
+    """Read and prepare the cells; return the record, which a search that continues must share."""
     same = {k: v for k, v in asdict(experiment).items() if k not in ("name", "data", "threads")}
-    wanted = run_folder.loads_like(
-        {"settings": same, "input": digest(adata), "versions": run_folder.versions()}
-    )
-    if RECORD in found:
-        try:
-            before = dict(json.loads((out / RECORD).read_text()))
-        except ValueError as error:
-            raise ScmedleyError(f"{out / RECORD} is spoilt ({error}). Choose another --out.") from error
-        changed = [k for k, v in wanted.items() if before.get(k) != v]
-        if changed:
-            raise ScmedleyError(
-                f"{out} holds a search with other {' and '.join(changed)}. Choose another --out."
-            )
-    record = wanted | {"status": "running", "prepare": adata.uns[keys.UNS]["prepare"]}
-    record["warnings"] = read + checked.warnings
-    io.write_json(record, out / RECORD)  # before the data: it marks the folder as a search's
-    for warning in io.write_h5ad(adata, out / DATA):
-        say(f"Warning: {DATA}: {warning}")
+    record = Record(out / SEARCH, {"settings": same})
+    if not record.path.exists():
+        record.check_place()  # before the cells are read
+    adata, found = lay_out(experiment, path.name, lambda: io.read(path), say)
+    record |= found
+    record.check_place()
+    keep(adata, record, say)
     return record
 
 

@@ -3,13 +3,12 @@
 import re
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData, read_h5ad
+from anndata import AnnData
 
 from scmedley import io
 from scmedley.data.design import POPULATION_MEAN, named_targets
@@ -29,20 +28,21 @@ from scmedley.interpret.panel import panel
 from scmedley.interpret.trust import CAUTIONS, UNSEEN, UNUSABLE, WORSE
 from scmedley.keys import ValueKind
 from scmedley.models import MixedEffects
-from scmedley.pipeline.stages import read_cells, read_model
-from scmedley.runs.folder import CELLS, CHECK, GENOMAP, read_record
+from scmedley.runs.folder import CELLS, CHECK, GENOMAP, RECORD
+from scmedley.runs.read import read_cells, read_model, read_obs, read_table
+from scmedley.runs.record import Record
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
 LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
 WORDS = ("and", "or", "not", "in")
-FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
 
 
 def project(
     folder: Path,
     to: Sequence[str],
     *,
-    cells: Sequence[str] = (),
+    input: Path | None = None,
+    select: Sequence[str] = (),
     out: Path | None = None,
     figure: Path | None = None,
     rows: int = 4,
@@ -59,8 +59,10 @@ def project(
         Run folder.
     to
         Target batches.
-    cells
-        As :func:`choose` takes them.
+    input
+        File of cells; those of the run without it.
+    select
+        Which cells of the run, as :func:`choose` takes them.
     out, figure
         New files; at least one.
     rows
@@ -80,10 +82,14 @@ def project(
     model = read_model(folder)
     for target in named_targets(to):
         model.decoder.design.code(target)  # an unknown one is an error before anything is said of it
-    chosen = choose(cells, folder)
-    if values != "auto" and (len(cells) != 1 or not _is_a_file(cells[0])):
+    if input is not None and select:
         raise ScmedleyError(
-            f"--values {values} is for the cells of a file (--cells cells.h5ad): those of the run are prepared. "
+            "--select is of the cells of the run, and --input names a file. Leave one of them out."
+        )
+    chosen = choose(select, folder) if input is None else io.read(input)
+    if values != "auto" and input is None:
+        raise ScmedleyError(
+            f"--values {values} is for the cells of a file (--input cells.h5ad): those of the run are prepared. "
             "Leave it out."
         )
     reading = model.decoder.read(chosen, values=values)
@@ -111,15 +117,14 @@ def _write(
     return f"{cells.n_cells} cells shown in {', '.join(to)}: {out}"
 
 
-def choose(cells: Sequence[str], folder: Path) -> AnnData:
-    """Read the cells of a file, or choose among those of a run.
+def choose(select: Sequence[str], folder: Path) -> AnnData:
+    """Choose among the cells of a run.
 
     Parameters
     ----------
-    cells
-        Empty: all of the run. One path that is there: those of the file. Names of the run's cells: these, in
-        their order. Anything else: one query on ``obs``, as pandas takes it, such as
-        ``cell_type == 'B cell' and batch != 'a'``.
+    select
+        Empty: all of them. Names of cells: these, in their order. Anything else: one query on ``obs``, as pandas
+        takes it, such as ``cell_type == 'B cell' and batch != 'a'``.
     folder
         Run folder.
 
@@ -128,32 +133,25 @@ def choose(cells: Sequence[str], folder: Path) -> AnnData:
     ScmedleyError
         None of these, or a query that no cell answers to.
     """
-    if not all(text.strip() for text in cells):
-        raise ScmedleyError("--cells is empty. Give names of cells, one file, or one query in quotes.")
-    if len(cells) == 1 and _is_a_file(cells[0]):
-        return io.read(cells[0])
+    if not all(text.strip() for text in select):
+        raise ScmedleyError("--select is empty. Give names of cells, or one query in quotes.")
     adata = read_cells(folder)
-    if not cells:
+    if not select:
         return adata
-    absent = [name for name in cells if name not in adata.obs_names]
+    absent = [name for name in select if name not in adata.obs_names]
     if not absent:
-        return adata[list(cells)].copy()
-    if len(cells) > 1:
+        return adata[list(select)].copy()
+    if len(select) > 1:
         raise ScmedleyError(
             f"The run has no cell {listed(absent)}; its cells are called like {listed(list(adata.obs_names[:2]))}. "
-            "Give names of cells, one file, or one query in quotes."
+            "Give names of cells, or one query in quotes."
         )
-    answered = adata[_answers(adata.obs, cells[0])]
+    answered = adata[_answers(adata.obs, select[0])]
     if not answered.n_obs:
-        raise ScmedleyError(f"None of the run's {adata.n_obs:,} cells is as --cells {_short(cells[0])} asks.")
+        raise ScmedleyError(
+            f"None of the run's {adata.n_obs:,} cells is as --select {_short(select[0])} asks."
+        )
     return answered.copy()
-
-
-def _is_a_file(text: str) -> bool:
-    with suppress(OSError):  # a long query is no possible path
-        if Path(text).exists():
-            return True
-    return text.lower().endswith(FILES) and not any(sign in text for sign in "=<>!'\"")
 
 
 def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
@@ -166,7 +164,7 @@ def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
     ]
     if called or "__" in unquoted or "@" in unquoted:
         raise ScmedleyError(
-            f"--cells {_short(query)} calls {listed(called or ['@ or __'])}. A query may compare, and call "
+            f"--select {_short(query)} calls {listed(called or ['@ or __'])}. A query may compare, and call "
             f"{', '.join(LOOKING)}."
         )
     try:
@@ -174,13 +172,13 @@ def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
     except Exception as error:  # pandas raises SyntaxError, NameError, TypeError, its own ...
         reason = " ".join(str(error).split())[:150]
         raise ScmedleyError(
-            f"--cells {_short(query)} is no file, no cell of the run and no query on its obs ({reason}). A query is "
+            f"--select {_short(query)} is no cell of the run and no query on its obs ({reason}). A query is "
             f"like \"cell_type == 'B cell'\"; obs has: {', '.join(map(str, obs.columns))}."
         ) from error
     values = np.asarray(found)
     if values.shape != (len(obs),) or values.dtype != bool:
         raise ScmedleyError(
-            f"--cells {_short(query)} is not true or false for each cell. Compare with something, as in "
+            f"--select {_short(query)} is not true or false for each cell. Compare with something, as in "
             "\"cell_type == 'B cell'\"."
         )
     return values
@@ -211,13 +209,14 @@ def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
     to
         Target batches.
     """
-    config = read_record(folder).get("config") or {}
+    config = Record.read(folder / RECORD)["config"]
     batch, label = config.get("batch"), config.get("label")
-    cells = AnnData(obs=read_h5ad(folder / CELLS, backed="r").obs) if (folder / CELLS).exists() else AnnData()
-    if label not in obs or not {batch, label} <= set(cells.obs):
+    cells = read_obs(folder) if (folder / CELLS).exists() else pd.DataFrame()
+    if label not in obs or not {batch, label} <= set(cells):
         return []
-    seen = set(zip(labels_of(cells.obs, label), labels_of(cells.obs, batch), strict=True))
-    check = _check_of(folder / CHECK)
+    seen = set(zip(labels_of(cells, label), labels_of(cells, batch), strict=True))
+    check = read_table(folder / CHECK)
+    check = pd.DataFrame(columns=CHECK_COLUMNS) if check is None else check  # of a run that was not scored
     judged = agreement(check)
     judged = judged.mask((judged == "some") & (against_baseline(check) == WORSE), WORSE)
     words = dict(zip(zip(check["label"], check["batch"], strict=True), judged, strict=True))
@@ -229,14 +228,6 @@ def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
     failed = not check.empty and summarise(check).verdict == "none"
     said = [UNUSABLE] * failed
     return said + [f"{listed(pairs)}: {text}." for text, pairs in found.items() if pairs]
-
-
-def _check_of(path: Path) -> pd.DataFrame:
-    """Read the check; it has no rows where the run was not scored."""
-    if not path.exists():
-        return pd.DataFrame(columns=CHECK_COLUMNS)
-    check = pd.read_csv(path, dtype={"label": str, "batch": str}, keep_default_na=False, na_values=[""])
-    return check.reindex(columns=CHECK_COLUMNS)  # of an earlier version, some are missing
 
 
 def _genomap(folder: Path, model: MixedEffects) -> Layout:

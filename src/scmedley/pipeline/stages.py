@@ -6,61 +6,56 @@ network goes on from its checkpoint, to the same bits.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData, read_h5ad
+from anndata import AnnData
 
 from scmedley import io, keys
 from scmedley.data.design import Design
+from scmedley.data.evidence import Checked
 from scmedley.data.reader import Reading
-from scmedley.device import engine, resolve_device
-from scmedley.errors import ScmedleyError, check_seed, heard, one_line
+from scmedley.device import engine
+from scmedley.errors import ScmedleyError
 from scmedley.evaluate.scores import scores
 from scmedley.interpret.check import counterfactual_check
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
-from scmedley.io.formats import reader_for
-from scmedley.models import FixedEffects, MixedEffects, RandomEffects, load
+from scmedley.models import MixedEffects, RandomEffects
 from scmedley.models.base import Model, check_split, read_prepared
-from scmedley.models.catalogue import FE, RE
-from scmedley.models.fixed_effects import FixedEffectsSettings
-from scmedley.models.random_effects import RandomEffectsSettings
-from scmedley.models.settings import read_changes
+from scmedley.pipeline.cells import Say, read_and_prepare
+from scmedley.pipeline.checks import check_config, check_extra, check_inputs, network_settings
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.verdicts import verdicts
 from scmedley.pp import pca, prepare
 from scmedley.pp.join import read_batches
-from scmedley.pp.maps import load_umap, umap
+from scmedley.pp.maps import umap
 from scmedley.pp.nulls import permute_batches
 from scmedley.pp.overlap import overlap
-from scmedley.report.build import LEFT_OUT
 from scmedley.runs import folder as run_folder
 from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
+from scmedley.runs.read import read_cells, read_model
+from scmedley.runs.record import Record, now
 
 EMBEDDING = "Embedding all cells and drawing maps of them"
 
-Say = Callable[[str], None]
-
 
 @dataclass
-class Run:
-    """A run at work: its folder, settings and record (what ``run.json`` will hold)."""
+class Work:
+    """A run at work: its folder, settings and record."""
 
     folder: Path
     config: RunConfig
-    record: dict[str, Any]
+    record: Record
     say: Say = print
     progress: bool = True
-    cells: bool = True  # in the report
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -75,11 +70,14 @@ class Run:
         self.record["warnings"].append(sentence)
         self.say(f"Warning: {sentence}")
 
-    def finish(self, **more: Any) -> None:
-        """Write the record, complete."""
-        self.record |= {"status": "done", "finished": _now(), "seconds": self.seconds, **more}
+    def finish(self, with_report: bool) -> None:
+        """Write the record with all that was found, and the report from it; the last thing written is "done"."""
         io.write_json(run_folder.versions(), self.folder / VERSIONS)
-        io.write_json(self.record, self.folder / run_folder.RECORD)
+        self.record |= {"finished": now(), "seconds": self.seconds}
+        if with_report:
+            self.record.write("scored")
+            _report(self.record, self.say)
+        self.record.write("done")
 
 
 def run(
@@ -91,38 +89,43 @@ def run(
     say: Say = print,
     progress: bool = True,
     only_fit: bool = False,
-    cells: bool = True,
-) -> dict[str, Any]:
-    """Prepare, fit, embed, score and report (or only prepare and fit); give the record of the run.
+    explorer: bool = True,
+) -> Record:
+    """Prepare, fit, embed, score and report (or only prepare and fit); return the record of the run.
 
-    Without ``cells`` the report holds none for its explorer.
+    Without ``explorer`` the report holds no cells, and its maps are pictures.
     """
     check_config(config)
     if not only_fit:
-        _check_extra()
-    _check_inputs(inputs, out)
+        check_extra()
+    check_inputs(inputs, out)
     with run_folder.locked(out):
-        record = {
-            "command": "fit" if only_fit else "run",
-            "config": asdict(config),
-            "versions": run_folder.versions(),
-            "seed": config.seed,
-            "started": _now(),
-            "input": {"name": ", ".join(p.name for p in inputs), "sha256": _hash(inputs)},
-        }
-        run_folder.check(out, record, overwrite)
-        record["resumed"] = (out / run_folder.RECORD).exists() and not overwrite
-        this = Run(out, config, record, say, progress, cells)
+        record = Record(
+            out / run_folder.RECORD,
+            {
+                "command": "fit" if only_fit else "run",
+                "config": asdict(config),
+                "versions": run_folder.versions(),
+                "seed": config.seed,
+                "started": now(),
+                "input": {"name": ", ".join(p.name for p in inputs), "sha256": _hash(inputs)},
+            },
+        )
+        record.check_place(overwrite)
+        record["resumed"] = record.path.exists() and not overwrite
+        record["report"] = {"cells": explorer}
+        this = Work(out, config, record, say, progress)
         # Whatever is wrong with the input comes to light before the folder is touched.
         adata = _read_and_prepare(this, inputs, held_out=not only_fit)
-        run_folder.begin(out, record, overwrite)
+        run_folder.clear(out, run_folder.OF_RUN, finished=overwrite)
+        record.write("running")
         with engine(config.threads, torch.device("cpu")):
             _after_preparing(this, adata, only_fit)
         shutil.rmtree(out / run_folder.CHECKPOINTS, ignore_errors=True)
-    return this.record
+    return record
 
 
-def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
+def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
     _write_cells(this, adata)
     reading = read_prepared(adata, this.config.batch, this.config.label, this.config.seed)
     model = _fit(this, adata, reading)
@@ -133,78 +136,14 @@ def _after_preparing(this: Run, adata: AnnData, only_fit: bool) -> None:
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
         _evaluate(this, adata, model, reading)
-    this.finish()
-    if not only_fit:
-        _report(this.folder, this.say, this.cells)
+    this.finish(with_report=not only_fit)
 
 
-def _write_cells(this: Run, adata: AnnData) -> None:
+def _write_cells(this: Work, adata: AnnData) -> None:
     """Write the cells before training: what cannot be written must not cost a fit."""
     with this.stage("write"):
         for warning in io.write_h5ad(adata, this.folder / CELLS):
             this.warn(f"{CELLS}: {warning}")
-
-
-def check_config(config: RunConfig) -> None:
-    """Raise for a setting that makes no sense, before any work is done."""
-    for name in ("genes", "min_genes", "min_cells", "latent", "epochs", "threads"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ScmedleyError(f"--{name.replace('_', '-')} {value} must be at least 1.")
-    if config.draws < 2:
-        raise ScmedleyError(f"--draws {config.draws} must be at least 2, or there is no interval.")
-    if config.learn_labels and (config.label is None or config.fixed is not None):
-        why = "needs --label" if config.label is None else "has no network to train beside --fixed"
-        raise ScmedleyError(f"--learn-labels {why}. Leave it out, or change that.")
-    check_seed(config.seed)
-    resolve_device(config.device)
-    network_settings(config)
-
-
-def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEffectsSettings]:
-    """Return the settings of both networks: the preset's, changed by a file, changed by the command."""
-    from_file = read_changes(Path(config.settings)) if config.settings else {}
-    fixed = FE.labelled if config.learn_labels else FE.name
-    unused = sorted(set(from_file) - {fixed, RE.name})
-    if unused:
-        raise ScmedleyError(
-            f"{config.settings} has settings of {unused[0]!r}, which this run does not fit; it fits {fixed} and RE."
-        )
-    given = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
-    return (
-        FixedEffects.preset(config.preset, config.learn_labels).replace(**from_file.get(fixed, {}) | given),
-        RandomEffects.preset(config.preset).replace(**from_file.get(RE.name, {}) | given),
-    )
-
-
-def _check_extra() -> None:
-    """Raise for what is not installed before hours of training, not after."""
-    missing = [name for name in ("jinja2", "matplotlib", "umap") if find_spec(name) is None]
-    if missing:
-        raise ScmedleyError(
-            f"{' and '.join(missing)} not found, for maps and report: pip install 'scmedley[report]'"
-        )
-    try:
-        load_umap()
-    except Exception as error:  # numba raises its own for a version of numpy that it does not know
-        raise ScmedleyError(
-            f"UMAP cannot be imported ({one_line(error)}). Install umap-learn anew."
-        ) from error
-
-
-def _check_inputs(inputs: Sequence[Path], out: Path) -> None:
-    """Look at the inputs from outside; the reader looks inside."""
-    for path in inputs:
-        if {path.resolve(), *path.resolve().parents} & {out.resolve()}:
-            raise ScmedleyError(
-                f"{path} lies in --out {out}, which is for results only. Choose another --out."
-            )
-        try:
-            reader_for(path)
-        except OSError as error:
-            raise ScmedleyError(
-                f"{path} cannot be read ({error.strerror}). Look at its permissions."
-            ) from error
 
 
 def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig, reading: Reading) -> None:
@@ -223,11 +162,9 @@ def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig, reading: R
     }
 
 
-def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
+def evaluate(out: Path, *, say: Say = print) -> Record:
     """Score the cells of a run folder anew: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
-    record = run_folder.read_record(out)
-    if record.get("status") != "done":
-        raise ScmedleyError(f"The run in {out} is not finished: repeat its command.")
+    record = _fitted(out)
     try:
         config = RunConfig(**record["config"])
     except TypeError as error:
@@ -236,107 +173,96 @@ def evaluate(out: Path, *, say: Say = print) -> dict[str, Any]:
         ) from error
     with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
         adata, model = read_cells(out), read_model(out)
-        this = Run(out, config, record, say, seconds=dict(record.get("seconds", {})))
+        this = Work(out, config, record, say, seconds=dict(record.get("seconds", {})))
         reading = model.decoder.read(adata)
         if not {keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA} <= set(adata.obsm):
-            _check_extra()
+            check_extra()
             say(EMBEDDING)
             embed_all(adata, model, config, reading)
             io.add_results(adata, out / CELLS)
         _evaluate(this, adata, model, reading)
-        this.finish()
-        page = out / run_folder.REPORT
-        if page.exists():  # it would tell of the old scores
-            _report(out, say, cells=LEFT_OUT not in page.read_text(encoding="utf-8", errors="replace"))
-    return this.record
+        # A report that is there would show the old scores; one that failed is still to be written.
+        this.finish(with_report=(out / run_folder.REPORT).exists() or not record.is_finished)
+    return record
 
 
-def report(out: Path, *, say: Say = print, cells: bool = True) -> Path:
-    """Write report.html of a run folder anew; without ``cells`` it holds none for its explorer."""
-    run_folder.read_record(out)
+def report(out: Path, *, say: Say = print, explorer: bool = True) -> Path:
+    """Write report.html of a run folder anew; without ``explorer`` it holds no cells."""
+    record = _fitted(out)
     with run_folder.locked(out):
-        return _report(out, say, cells)
+        record["report"] = {"cells": explorer}
+        path = _report(record, say)
+        record.write("done")
+    return path
 
 
-def read_cells(out: Path) -> AnnData:
-    """Read integrated.h5ad of a run folder."""
-    path = out / CELLS
-    if not path.exists():
-        finished = run_folder.read_record(out).get("status") == "done"
-        raise ScmedleyError(
-            f"{path} is missing. "
-            + ("Run again with --overwrite." if finished else "The run is not finished: repeat its command.")
-        )
-    try:
-        return read_h5ad(path)
-    except Exception as error:  # h5py and anndata raise many kinds
-        raise ScmedleyError(f"{path} cannot be read ({error}). Run again with --overwrite.") from error
+def _fitted(out: Path) -> Record:
+    """Read the record of a run whose networks are fitted."""
+    record = Record.read(out / run_folder.RECORD)
+    if not record.is_fitted:
+        raise ScmedleyError(f"The run in {out} is not finished: repeat its command.")
+    return record
 
 
-def read_model(out: Path) -> MixedEffects:
-    """Load the model of a run folder."""
-    run_folder.read_record(out)
-    if not (out / MODEL).exists():
-        raise ScmedleyError(
-            f"{out / MODEL} is missing. Repeat the command of the run, with --overwrite if it is done."
-        )
-    model = load(out / MODEL)
-    if not isinstance(model, MixedEffects):
-        raise ScmedleyError(f"{out / MODEL} is a {type(model).__name__}, not the model of a run.")
-    return model
-
-
-def _read_and_prepare(this: Run, inputs: Sequence[Path], held_out: bool) -> AnnData:
+def _read_and_prepare(this: Work, inputs: Sequence[Path], held_out: bool) -> AnnData:
     config, record = this.config, this.record
-    with this.stage("read"):
-        this.say(f"Reading {record['input']['name']}")
-        with heard(lambda line: this.say(f"Warning: {line}")) as said:  # at once: an error may follow from it
-            adata = (
-                io.read(inputs[0]) if len(inputs) == 1 else read_batches(inputs, config.batch, config.values)
-            )
+
+    def read() -> AnnData:
+        with this.stage("read"):
+            one = len(inputs) == 1
+            adata = io.read(inputs[0]) if one else read_batches(inputs, config.batch, config.values)
         record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
-    with this.stage("prepare"):
-        if keys.SPLIT in adata.obs:
-            del adata.obs[keys.SPLIT]  # of an earlier run, with another seed or other cells
-        checked = prepare(
-            adata,
-            config.batch,
-            label_key=config.label,
-            n_top_genes=config.genes,
-            min_genes=config.min_genes,
-            min_cells=config.min_cells,
-            values=config.values,
-            seed=config.seed,
-        )
-        check_split(adata.obs)
-        if held_out and "test" not in set(adata.obs[keys.SPLIT]):
-            raise ScmedleyError(
-                f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
-            )
-        Design.of(adata.obs, config.batch)
-        io.check_columns(adata, filter(None, (config.batch, config.label)))
-        if config.fixed is not None:
-            MixedEffects(config.batch, fixed=config.fixed).given(adata)
-            checked.warnings.append(
-                f"The fixed part is your embedding {config.fixed}. If it was made of all cells, its scores are not on "
-                "held-out cells."
-            )
-        if config.learn_labels:
-            checked.warnings.append(
-                "The fixed-effects network was trained on the labels of the training cells: its scores by label say "
-                "less than those of a network that saw none."
-            )
-    record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": said + checked.warnings}
+        return adata
+
+    def prepared(adata: AnnData) -> Checked:
+        with this.stage("prepare"):
+            return _prepare(adata, config, held_out)
+
+    name = record["input"]["name"]
+    adata, warnings = read_and_prepare(name, read, prepared, this.say)
+    record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": warnings}
     if config.label is not None:
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
-    this.say(checked.reason)
-    for warning in checked.warnings:
-        this.say(f"Warning: {warning}")
     return adata
 
 
-def _fit(this: Run, adata: AnnData, reading: Reading) -> MixedEffects:
+def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
+    """Filter, normalise and split the cells; raise for what could not be fitted, scored or written."""
+    if keys.SPLIT in adata.obs:
+        del adata.obs[keys.SPLIT]  # of an earlier run, with another seed or other cells
+    checked = prepare(
+        adata,
+        config.batch,
+        label_key=config.label,
+        n_top_genes=config.genes,
+        min_genes=config.min_genes,
+        min_cells=config.min_cells,
+        values=config.values,
+        seed=config.seed,
+    )
+    check_split(adata.obs)
+    if held_out and "test" not in set(adata.obs[keys.SPLIT]):
+        raise ScmedleyError(
+            f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
+        )
+    Design.of(adata.obs, config.batch)
+    io.check_columns(adata, filter(None, (config.batch, config.label)))
+    if config.fixed is not None:
+        MixedEffects(config.batch, fixed=config.fixed).given(adata)
+        checked.warnings.append(
+            f"The fixed part is your embedding {config.fixed}. If it was made of all cells, its scores are not on "
+            "held-out cells."
+        )
+    if config.learn_labels:
+        checked.warnings.append(
+            "The fixed-effects network was trained on the labels of the training cells: its scores by label say "
+            "less than those of a network that saw none."
+        )
+    return checked
+
+
+def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
     """Fit both networks, and the null of the random one; write the model and the history."""
     config, out = this.config, this.folder
     fixed, random = network_settings(config)
@@ -386,7 +312,7 @@ def _fit(this: Run, adata: AnnData, reading: Reading) -> MixedEffects:
 
 
 def _fit_null(
-    adata: AnnData, reading: Reading, null: RandomEffects, this: Run, how: dict[str, Any]
+    adata: AnnData, reading: Reading, null: RandomEffects, this: Work, how: dict[str, Any]
 ) -> Model[Any]:
     """Fit the random-effects network to batches permuted within labels; store labels and both latents."""
     permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
@@ -397,7 +323,7 @@ def _fit_null(
     return null
 
 
-def _evaluate(this: Run, adata: AnnData, model: MixedEffects, reading: Reading) -> None:
+def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading) -> None:
     """Write the tables and put the findings into the record."""
     config, out = this.config, this.folder
     with this.stage("evaluate"):
@@ -434,16 +360,12 @@ def _intervals(model: MixedEffects, reading: Reading, config: RunConfig) -> dict
     return found
 
 
-def _report(out: Path, say: Say, cells: bool) -> Path:
+def _report(record: Record, say: Say) -> Path:
     from scmedley.report import write_report
 
     say("Writing the report")
-    return write_report(out, cells=cells)
+    return write_report(record.path.parent, cells=record.get("report", {}).get("cells", True))
 
 
 def _hash(inputs: Sequence[Path]) -> str:
     return "+".join(io.sha256(path) for path in inputs)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S %z")

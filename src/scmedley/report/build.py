@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scmedley.errors import ScmedleyError
+from scmedley.runs.folder import CELLS, REPORT
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     from scmedley.runs.read import Run
 
 
-LEFT_OUT = "The cells were left out of this page by --no-cells. The maps below show them as pictures."
+NOTHING = "Nothing to explore: "
+LEFT_OUT = "The cells were left out of this page by --no-explorer. The maps below show them as pictures."
 
 
 def build(run_dir: str | Path, *, cells: bool = True) -> Path:
@@ -65,32 +67,34 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "limits": LIMITS,
             "tie": TIE,
         }
-    # What the rest of the page leaves of its 30 MB is the explorer's.
-    page = render(context | {"explorer": {"text": "", "why": LEFT_OUT}})
-    if cells:
-        page = render(context | {"explorer": _explorer(run, len(page.encode("utf-8", errors="replace")))})
-    return write(page, run.folder / "report.html")
+    return write(_fitted(context, run, cells), run.folder / REPORT)
 
 
-def _explorer(run: Run, used: int) -> dict[str, Any]:
-    """Give the explorer's part of a page whose other sections take ``used`` bytes, or why there is none."""
+def _fitted(context: dict[str, Any], run: Run, cells: bool) -> str:
+    """Return the page with as much of the run in its explorer as a page has room for, or why there is none."""
     from scmedley.report import explorer
     from scmedley.report.explorer_read import explored
 
+    def page(why: str = "", payload: explorer.Payload | None = None) -> str:
+        return render(context | {"explorer": vars(payload) if payload else {"text": "", "why": why}})
+
+    if not cells:
+        return page(LEFT_OUT)
     try:
         found = explored(run)
     except Exception as error:  # damaged files fail in many ways, and the rest of the page is worth having
-        return _without(f"the cells or the model cannot be read ({type(error).__name__}). Run again.")
+        return page(f"{NOTHING}the cells or the model cannot be read ({type(error).__name__}). Run again.")
     if found is None:
-        return _without("integrated.h5ad is not in the run folder, or holds no cells.")
-    payload = explorer.fit(found, explorer.PAGE - explorer.ROOM - used)
-    if payload is None:
-        return _without("the cells do not fit into a page of 30 MB beside the other sections.")
-    return vars(payload)
-
-
-def _without(why: str) -> dict[str, Any]:
-    return {"text": "", "why": f"Nothing to explore: {why}"}
+        return page(f"{NOTHING}{CELLS} is not in the run folder, or holds no cells.")
+    # Most runs fit whole. Only for one that does not, it is asked how much the other sections take.
+    payload = explorer.fit(found, explorer.PAGE - explorer.ROOM)
+    if payload is not None:
+        whole = page(payload=payload)
+        size = len(whole.encode("utf-8", errors="replace"))
+        if size <= explorer.PAGE:
+            return whole
+        payload = explorer.fit(found, explorer.PAGE - explorer.ROOM - (size - len(payload.text)))
+    return page(f"{NOTHING}the cells do not fit into a page of 30 MB beside the other sections.", payload)
 
 
 def check_extra() -> None:

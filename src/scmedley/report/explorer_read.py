@@ -29,8 +29,8 @@ from scmedley.report.explorer import (
     on_a_map,
     sample,
 )
-from scmedley.runs.folder import GENOMAP
-from scmedley.runs.read import Run
+from scmedley.runs.folder import CELLS, GENOMAP, MODEL
+from scmedley.runs.read import Run, cells_file
 
 NO_LABELS = (
     "The run had no labels, so no change that was seen stands beside predictions: it could not be told from a "
@@ -65,21 +65,18 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     np.add.at(counts_KB, (label_N[known], batch_N[known]), 1)
 
     drawn_N = on_a_map(len(run.obs), [xy for _, xy in run.maps.values()])
-    path = run.folder / "integrated.h5ad"
-    rows = sample(batch_N * (len(labels) + 1) + label_N, _at_most(path), drawn_N, seed)
+    rows = sample(batch_N * (len(labels) + 1) + label_N, _at_most(run.folder), drawn_N, seed)
     z_NP = x_NG = pairs = means = held_out = None
     if model is not None and decoder is not None:
-        z_NP = _latent(path, model.key, rows, len(decoder.blocks[0].w))
+        z_NP = _latent(run.folder, model.key, rows, len(decoder.blocks[0].w))
         if z_NP is None:
-            missing.append(
-                f"integrated.h5ad holds no embedding {model.key} of this model, so there is no what-if."
-            )
+            missing.append(f"{CELLS} holds no embedding {model.key} of this model, so there is no what-if.")
         # Without labels the means would differ by composition as well as by batch.
         pair_N = np.where(known & (label is not None), label_N * len(batches) + batch_N, -1)
         if label is None:
             missing.append(NO_LABELS)
         pair_N, held_out_U = _observed(run.obs, pair_N, len(labels) * len(batches))
-        x_NG, pairs, means, without = _measured(path, decoder.genes, rows, pair_N, len(batches))
+        x_NG, pairs, means, without = _measured(run.folder, decoder.genes, rows, pair_N, len(batches))
         missing += without
         if pairs is not None:
             held_out = held_out_U[pairs[:, 0] * len(batches) + pairs[:, 1]]
@@ -126,11 +123,11 @@ def _maps(run: Run, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
 
 def _model(run: Run) -> tuple[Model[Any] | None, Decoder | None, Layout | None, list[str]]:
     """Return the model that counterfactuals come from, its decoder, where its genes lie, and what is missing."""
-    if not (run.folder / "model").is_dir():
+    if not (run.folder / MODEL).is_dir():
         words = "The model is not in the run folder, so there is no what-if and no gene to colour by."
         return None, None, None, [words]
     try:
-        loaded = load(run.folder / "model")
+        loaded = load(run.folder / MODEL)
     except ScmedleyError:  # its words have paths, and the page is made to be passed on
         return (
             None,
@@ -198,11 +195,11 @@ def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, i
     return [(labels.index(k), batches.index(b), w, a) for k, b, w, a in rows if k in labels and b in batches]
 
 
-def _at_most(path: Path) -> int:
+def _at_most(folder: Path) -> int:
     """Return how many cells can be held, by how many values a cell has."""
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with cells_file(folder) as file:
         layer = file.get(f"layers/{keys.LOGNORM}")
         if layer is None:
             return MAX_CELLS
@@ -211,11 +208,9 @@ def _at_most(path: Path) -> int:
     return int(min(MAX_CELLS, MAX_VALUES / max(values / max(shape[0], 1), 1)))
 
 
-def _latent(path: Path, key: str, rows: np.ndarray, n_latent: int) -> np.ndarray | None:
+def _latent(folder: Path, key: str, rows: np.ndarray, n_latent: int) -> np.ndarray | None:
     """Read an embedding of some cells, if it is there and what a decoder can take."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
+    with cells_file(folder) as file:
         if key in file.get("obsm", {}):
             z_NP: np.ndarray = np.asarray(file["obsm"][key], dtype=np.float32)[rows]
             if z_NP.ndim == 2 and z_NP.shape[1] == n_latent and np.isfinite(z_NP).all():
@@ -224,7 +219,7 @@ def _latent(path: Path, key: str, rows: np.ndarray, n_latent: int) -> np.ndarray
 
 
 def _measured(
-    path: Path, genes: tuple[str, ...], rows: np.ndarray, pair_N: np.ndarray, n_batches: int
+    folder: Path, genes: tuple[str, ...], rows: np.ndarray, pair_N: np.ndarray, n_batches: int
 ) -> tuple[sparse.csr_matrix | None, np.ndarray | None, np.ndarray | None, list[str]]:
     """Read the model's genes block by block: those of ``rows``, and their means over each pair of label and batch.
 
@@ -233,20 +228,20 @@ def _measured(
     import h5py
     from anndata.io import read_elem, sparse_dataset
 
-    with h5py.File(path, "r") as file:
+    with cells_file(folder) as file:
         layer = file.get(f"layers/{keys.LOGNORM}")
         if layer is None:
-            words = f"integrated.h5ad has no layer {keys.LOGNORM}: measured genes are not shown."
+            words = f"{CELLS} has no layer {keys.LOGNORM}: measured genes are not shown."
             return None, None, None, [words]
         place = pd.Index(read_elem(file["var"]).index.astype(str)).get_indexer(list(genes))
         if (place < 0).any():
-            words = "integrated.h5ad lacks genes of the model: measured genes are not shown."
+            words = f"{CELLS} lacks genes of the model: measured genes are not shown."
             return None, None, None, [words]
         values: Any = layer if isinstance(layer, h5py.Dataset) else sparse_dataset(layer)
         if isinstance(layer, h5py.Group):  # scipy trusts these, and a wrong one ends the process
             starts = layer["indptr"][:]
             if (np.diff(starts) < 0).any() or starts[0] != 0 or starts[-1] != len(layer["indices"]):
-                raise ScmedleyError(f"layers/{keys.LOGNORM} of {path.name} is damaged.")
+                raise ScmedleyError(f"layers/{keys.LOGNORM} of {CELLS} is damaged.")
         found, n_U = np.unique(pair_N[pair_N >= 0], return_counts=True)
         too_many = 2 * len(found) * len(genes) > PAGE
         found = found[:0] if too_many else found

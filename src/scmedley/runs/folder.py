@@ -1,25 +1,39 @@
-"""The run folder: who may write to it, what it was made with, and whether it is finished."""
+"""The folder that a run, an experiment or a search writes: the names in it, who may write to it, what is cleared."""
 
-import fcntl
-import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from json import JSONDecodeError, dumps, loads
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 from scmedley.errors import ScmedleyError
-from scmedley.io import write_json
 
+# The names of all files, which nothing else spells out. Of every folder, and the record by which each is known:
+LOCK, CHECKPOINTS, REPORT = ".lock", ".checkpoints", "report.html"
+RECORD, EXPERIMENT, SEARCH = "run.json", "experiment.json", "tune.json"
+RECORDS = (RECORD, EXPERIMENT, SEARCH)
+# Of a run:
 CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
 SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
 GENOMAP = "genomap.json"
-RECORD, REPORT, LOCK, CHECKPOINTS = "run.json", "report.html", ".lock", ".checkpoints"
+# Of an experiment, beside SCORES and HISTORY, and of a search; both keep the prepared cells:
+DATA, TASKS, SUMMARY, FITS = "data.h5ad", "tasks", "summary.csv", "fits.csv"
+CLASSIFIED, CLASSIFIED_SUMMARY = "classified.csv", "classified_summary.csv"
+PREDICTED, PREDICTED_SUMMARY = "counterfactuals.csv", "counterfactuals_summary.csv"
+STUDY, TRIALS, BEST = "study.log", "trials.csv", "best.toml"
+# Of one task of an experiment, beside SCORES, HISTORY, CLASSIFIED and PREDICTED:
+TASK, LATENT, MAP = "task.json", "latent.npz", "umap.npz"
+
 # All that a run writes, and so all that --overwrite removes; the record last, as it marks a run folder.
-FILES = (CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, SHIFTS, CHECK, GENOMAP, VERSIONS, REPORT, RECORD)
+OF_RUN = (CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, SHIFTS, CHECK, GENOMAP, VERSIONS, REPORT, RECORD)
+# What an experiment makes anew from its tasks.
+OF_EXPERIMENT = (
+    *(SCORES, SUMMARY, CLASSIFIED, CLASSIFIED_SUMMARY, HISTORY, PREDICTED, PREDICTED_SUMMARY, FITS),
+    REPORT,
+)
 PACKAGES = (
     "scmedley",
     "anndata",
@@ -34,124 +48,54 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read ``run.json``.
-
-    Raises
-    ------
-    ScmedleyError
-        No run there, or a record that cannot be read.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        raise ScmedleyError(f"{folder} is not a run folder (no {RECORD}). `scmedley run` or `fit` makes one.")
-    try:
-        record: dict[str, Any] = loads(path.read_text(encoding="utf-8"))
-    except (OSError, JSONDecodeError, UnicodeDecodeError) as error:
-        raise ScmedleyError(f"{path} cannot be read ({error}). Run again with --overwrite.") from error
-    if not isinstance(record, dict) or "config" not in record:
-        raise ScmedleyError(f"{path} was not written by scmedley. Choose another folder.")
-    return record
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process. The lock goes with the process, even if that is killed.
+    """Hold the folder for one process. The lock ends with the process, even if that is killed.
 
     A folder that is made here and gets nothing but the lock, because of an error, is removed again.
     """
-    lock = folder / LOCK
-    made = [path for path in (lock, folder, *folder.parents) if not path.exists()]
+    made = [path for path in (folder / LOCK, folder, *folder.parents) if not path.exists()]
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = lock.open("w")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ScmedleyError(
+            f"Another scmedley is at work in {folder}. Wait for it, or choose another --out."
+        ) from error
     except OSError as error:
         _remove_empty(made)
         raise ScmedleyError(
             f"{folder} cannot be written to ({error.strerror}). Choose another --out."
         ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # One that failed may have removed this file since it was opened: then the lock is on nothing.
-            held = os.path.samestat(os.fstat(handle.fileno()), lock.stat())
-        except OSError:
-            held = False
-        if not held:
-            raise ScmedleyError(
-                f"Another scmedley is at work in {folder}. Wait for it, or choose another --out."
-            )
-        try:
-            yield
-        finally:
-            if not (folder / RECORD).exists():
-                _remove_empty(made)
+    try:
+        yield
+    finally:
+        kept = any((folder / name).exists() for name in RECORDS)
+        if not kept:
+            _remove_empty(made)  # while it is locked, so that nobody else takes the file that goes
+        lock.release()
+        if not kept:
+            _remove_empty(made)  # on Windows a file that is open stays
 
 
-def _remove_empty(paths: list[Path]) -> None:
+def _remove_empty(paths: Sequence[Path]) -> None:
     """Remove a lock file and then the folders around it, up to one that holds something else."""
     with suppress(OSError):
         for path in paths:
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def check(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
-    """Say whether a run may begin here: in an empty folder, or in one with the same run cut short earlier.
-
-    Raises
-    ------
-    ScmedleyError
-        The folder holds a finished run, another run, or something that is no run.
-    """
-    if all(path.name == LOCK for path in folder.iterdir()):
-        return
-    if not (folder / RECORD).exists():
-        also = "; --overwrite empties run folders only" if overwrite else " and not empty"
-        raise ScmedleyError(f"{folder} is not a run folder{also}. Choose another --out.")
-    if not overwrite:
-        _check_resumable(folder, record)
-
-
-def begin(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
-    """Remove what an earlier run left, all of it or only what it left half-written, and begin the record."""
-    for name in FILES:
-        for path in [*folder.glob(f".{name}.*"), *([folder / name] if overwrite else [])]:
+def clear(folder: Path, names: Sequence[str], *, finished: bool) -> None:
+    """Remove what was left half-written of these files and folders and, with ``finished``, themselves."""
+    for name in names:
+        for path in [*folder.glob(f".{name}.*"), *([folder / name] if finished else [])]:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    write_json({**record, "status": "running"}, folder / RECORD)
-
-
-def is_finished(folder: Path, record: dict[str, Any]) -> bool:
-    """Say whether nothing is left to do: a run ends with its report, a fit with its record."""
-    return record.get("status") == "done" and (record.get("command") == "fit" or (folder / REPORT).exists())
-
-
-def _check_resumable(folder: Path, record: dict[str, Any]) -> None:
-    before = read_record(folder)
-    if is_finished(folder, before):
-        raise ScmedleyError(f"{folder} holds a finished run. Choose another --out, or pass --overwrite.")
-    old, new = before.get("config", {}), loads_like(record["config"])
-    changed = [f"--{k.replace('_', '-')}" for k in new if old.get(k) != new[k]]
-    changed += [k for k in ("command", "versions") if before.get(k) != record[k]]
-    if before.get("input", {}).get("sha256") != record["input"]["sha256"]:
-        changed.append("input")
-    if changed:
-        raise ScmedleyError(
-            f"{folder} holds an unfinished run with another {', '.join(changed)}. Repeat its settings to resume "
-            "it, choose another --out, or pass --overwrite."
-        )
-
-
-def loads_like(value: dict[str, Any]) -> dict[str, Any]:
-    """Give ``value`` as it comes back from JSON."""
-    loaded: dict[str, Any] = loads(dumps(value, default=str))
-    return loaded

@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
+from anndata import AnnData, read_h5ad
+from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from scmedley import keys
 from scmedley.data.gene_names import shown_in
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import CHECK_COLUMNS
+from scmedley.models import MixedEffects, load
+from scmedley.runs.folder import CELLS, CHECK, HISTORY, MODEL, RECORD, SCORES, SHIFTS
+from scmedley.runs.record import Record
 
 TABLES = {  # text columns, number columns
-    "history.csv": (["network", "part", "term"], ["epoch", "value"]),
-    "scores.csv": (["embedding", "score", "of", "null_kind"], ["value", "null", "null_sd", "n_cells", "se"]),
-    "gene_shifts.csv": (
+    HISTORY: (["network", "part", "term"], ["epoch", "value"]),
+    SCORES: (["embedding", "score", "of", "null_kind"], ["value", "null", "null_sd", "n_cells", "se"]),
+    SHIFTS: (
         ["label", "batch", "gene", "observed_from", "seen"],
         [
             *("shift", "q05", "q95", "observed", "size", "observed_size"),
             *("null_size", "null_sd", "n_cells", "n_observed"),
         ],
     ),
-    "counterfactual_check.csv": (
+    CHECK: (
         ["label", "batch", "seen"],
         [name for name in CHECK_COLUMNS if name not in ("label", "batch", "seen")],
     ),
 }
-# What parts of run.json hold, and what their values are, where a section counts on it; "*": each of them.
-PARTS: dict[str, type] = {
-    **dict.fromkeys(("config", "versions", "input", "prepare", "networks", "seconds", "intervals"), dict),
-    **dict.fromkeys(("warnings", "findings", "verdicts"), list),
-}
-VALUES: dict[str, Any] = {
-    **dict.fromkeys(("config.batch", "config.label", "config.fixed"), str),
-    **dict.fromkeys(("input.cells", "input.genes", "seconds.*", "intervals.*"), int | float),
-    **{f"prepare.{part}_{when}": int | float for part in ("cells", "genes") for when in ("before", "after")},
-    **{"prepare.n_hvg": int | float, "networks.*": dict},
-}
-KINDS: dict[Any, str] = {int | float: "a number", dict: "an object", list: "a list", str: "a text"}
 GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained then
 
 
@@ -85,54 +81,83 @@ class Run:
 
 def read(folder: Path) -> Run:
     """Read what a run left in its folder."""
-    if not folder.is_dir():
-        raise ScmedleyError(f"{folder} is not a folder; give the folder that `scmedley run` wrote")
-    settings = _settings(folder / "run.json")
-    obs, maps = _cells(folder / "integrated.h5ad")
-    history, scores, shifts, check = (_table(folder / name) for name in TABLES)
+    settings = Record.read(folder / RECORD)
+    if settings.is_fitted:
+        settings["status"] = "done"  # the page itself is what a scored run lacks
+    obs, maps = _obs_and_maps(folder)
+    history, scores, shifts, check = (read_table(folder / name) for name in TABLES)
     shifts = None if shifts is None else shown_in(shifts)
     return Run(folder, settings, obs, maps, history, scores, shifts, check)
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ScmedleyError(f"{path} is missing; a report needs the folder that `scmedley run` wrote")
+@contextmanager
+def cells_file(folder: Path) -> Iterator[h5py.File]:
+    """Open the cells of a run. Whatever goes wrong in reading them is an error that names the file."""
+    path = folder / CELLS
+    if not path.exists():
+        finished = Record.read(folder / RECORD).is_fitted
+        raise ScmedleyError(
+            f"{path} is missing. "
+            + ("Run again with --overwrite." if finished else "The run is not finished: repeat its command.")
+        )
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ScmedleyError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ScmedleyError(f"{path} must hold a JSON object, not a {type(settings).__name__}")
-    for name, kind in PARTS.items():
-        _must_be(settings.get(name), kind, name, path)
-    for name, kind in VALUES.items():
-        part, _, key = name.partition(".")
-        held: dict[str, Any] = settings.get(part) or {}
-        for found in held if key == "*" else [key]:
-            _must_be(held.get(found), kind, f"{part}.{found}", path)
-    return settings
+        with h5py.File(path, "r") as file:
+            yield file
+    except ScmedleyError:
+        raise
+    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
+        raise ScmedleyError(f"{path} cannot be read ({error}). Run again with --overwrite.") from error
 
 
-def _must_be(value: Any, kind: Any, name: str, path: Path) -> None:
-    """Raise where a part of run.json holds something other than it must."""
-    if value is not None and not isinstance(value, kind):
-        raise ScmedleyError(f"{path}: {name!r} must hold {KINDS[kind]}, not {str(value)[:40]!r}. Run again.")
+def read_cells(folder: Path) -> AnnData:
+    """Read the cells of a run."""
+    with cells_file(folder) as file:
+        return read_h5ad(file.filename)
 
 
-def _table(path: Path) -> pd.DataFrame | None:
+def read_obs(folder: Path) -> pd.DataFrame:
+    """Read ``obs`` of the cells of a run, and leave the matrices on the disk."""
+    with cells_file(folder) as file:
+        obs: pd.DataFrame = read_elem(file["obs"])
+        return obs
+
+
+def read_model(folder: Path) -> MixedEffects:
+    """Load the model of a run."""
+    Record.read(folder / RECORD)
+    path = folder / MODEL
+    if not path.exists():
+        raise ScmedleyError(
+            f"{path} is missing. Repeat the command of the run, with --overwrite if it is done."
+        )
+    model = load(path)
+    if not isinstance(model, MixedEffects):
+        raise ScmedleyError(f"{path} is a {type(model).__name__}, not the model of a run.")
+    return model
+
+
+def read_table(path: Path) -> pd.DataFrame | None:
+    """Read a table of a run; ``None`` where it is missing."""
     if not path.is_file():
         return None
     texts, numbers = TABLES[path.name]
+    again = (
+        "Run again with --overwrite"
+        if path.name == HISTORY
+        else f"scmedley evaluate {path.parent} writes it again"
+    )
     try:
+        content = path.read_bytes()
         # A gene or a label may be called "NA": only the number columns have missing values.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        table = pd.read_csv(BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8")
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise ScmedleyError(f"{path} cannot be read: {error}") from error
+        raise ScmedleyError(f"{path} cannot be read: {error}. {again}.") from error
+    if not content.endswith(b"\n"):
+        raise ScmedleyError(f"{path} is cut off in its last line. {again}.")
     missing = [column for column in texts + numbers if column not in table]
     if missing:
         raise ScmedleyError(
-            f"{path} lacks the column(s) {', '.join(missing)}. An older version wrote it: scmedley evaluate "
-            f"{path.parent} writes it again."
+            f"{path} lacks the column(s) {', '.join(missing)}. An older version wrote it. {again}."
         )
     for column in numbers:
         values = pd.to_numeric(table[column].replace("", "nan"), errors="coerce")
@@ -148,26 +173,20 @@ def _table(path: Path) -> pd.DataFrame | None:
     return table
 
 
-def _cells(path: Path) -> tuple[pd.DataFrame | None, dict[str, tuple[str, NDArray[np.float32]]]]:
-    """Read obs and the columns to draw, and leave the matrices on the disk."""
-    import h5py
-    from anndata.io import read_elem
-
-    if not path.is_file():
-        return None, {}
+def _obs_and_maps(folder: Path) -> tuple[pd.DataFrame | None, dict[str, tuple[str, NDArray[np.float32]]]]:
+    """Read obs and the columns to draw; nothing where the cells are missing."""
     maps: dict[str, tuple[str, NDArray[np.float32]]] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            obs = read_elem(file["obs"])
-            obsm = file.get("obsm", {})
-            for key in keys.MAPS:
-                found = next((name for name in (keys.umap(key), key) if name in obsm), None)
-                if found is not None and isinstance(obsm[found], h5py.Dataset) and obsm[found].ndim == 2:
-                    xy = np.asarray(obsm[found][:, :2], dtype=np.float32)
-                    if xy.shape[1] == 2:
-                        maps[key] = (found, xy)
-                    if len(xy) != len(obs):
-                        raise ValueError(f"obsm {found} has {len(xy):,} rows for {len(obs):,} cells")
-    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
-        raise ScmedleyError(f"{path} cannot be read: {error}") from error
+    if not (folder / CELLS).is_file():
+        return None, maps
+    with cells_file(folder) as file:
+        obs = read_elem(file["obs"])
+        obsm = file.get("obsm", {})
+        for key in keys.MAPS:
+            found = next((name for name in (keys.umap(key), key) if name in obsm), None)
+            if found is not None and isinstance(obsm[found], h5py.Dataset) and obsm[found].ndim == 2:
+                xy = np.asarray(obsm[found][:, :2], dtype=np.float32)
+                if xy.shape[1] == 2:
+                    maps[key] = (found, xy)
+                if len(xy) != len(obs):
+                    raise ValueError(f"obsm {found} has {len(xy):,} rows for {len(obs):,} cells")
     return obs, maps

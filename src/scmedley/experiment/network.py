@@ -1,0 +1,35 @@
+"""The network of one task: what it is told, and which cells it never sees."""
+
+from typing import Any
+
+from anndata import AnnData
+
+from scmedley import keys
+from scmedley.experiment.task import Job
+from scmedley.models.base import Model
+from scmedley.models.catalogue import is_null
+from scmedley.pp.nulls import permute_batches
+
+
+def fit_network(job: Job, adata: AnnData) -> Model[Any]:
+    """Return the task's network, fitted; it never sees the cells of donors and of pairs that are held out.
+
+    The null is told batches permuted within label and part, so that held-out donors stay unknown to it.
+    """
+    experiment, task = job.experiment, job.task
+    held_out = ((adata.obs[keys.SPLIT] == "test") & (task.split != "cells")).to_numpy()
+    if is_null(task.method):
+        permute_batches(adata, experiment.batch_key, experiment.label_key, seed=task.seed)
+    model = experiment.unfitted(task.method)
+    known = adata[~held_out].copy() if held_out.any() else adata
+    job.checkpoint.parent.mkdir(exist_ok=True)
+    model.fit(
+        known,
+        seed=task.seed,
+        threads=experiment.threads,
+        precision=experiment.precision,
+        device=experiment.device,
+        checkpoint=job.checkpoint,
+        progress=False,
+    )
+    return model
