@@ -366,13 +366,16 @@ def test_the_whole_page_keeps_its_size(tmp_path: Path, prepared: AnnData, fitted
 
     monkeypatch.setattr(explorer, "fit", spied)
     monkeypatch.setattr(explorer, "ENOUGH", 20)
-    build(tmp_path)
-    budget, payload = asked[0]
-    monkeypatch.setattr(explorer, "PAGE", explorer.PAGE - budget + len(payload.text) * 7 // 8)
+    monkeypatch.setattr(explorer, "ROOM", 1000)
+    whole = build(tmp_path).read_bytes()
+    ((_, payload),) = asked  # what fits is packed and rendered once
+    assert payload.shown == 180
+    monkeypatch.setattr(explorer, "PAGE", len(whole) + explorer.ROOM - len(payload.text) // 8)
     html = build(tmp_path).read_bytes()
     assert len(html) <= explorer.PAGE
-    assert asked[1][1].shown < 180
-    assert f"{asked[1][1].shown} of 180 cells are in this page".encode() in html
+    shown = asked[-1][1].shown
+    assert shown < 180
+    assert f"{shown} of 180 cells are in this page".encode() in html
     monkeypatch.setattr(explorer, "PAGE", 1000)
     assert b"the cells do not fit into a page" in build(tmp_path).read_bytes()
 
