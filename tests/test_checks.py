@@ -1,4 +1,4 @@
-"""check, overlap, kind_of_values: verdicts on designs made by hand."""
+"""check, overlap and what values are: verdicts on designs made by hand."""
 
 from pathlib import Path
 
@@ -12,8 +12,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 from corpus import cells, counts
 from scmedley import datasets
 from scmedley.data import design, scan
-from scmedley.data.evidence import Checked
-from scmedley.data.matrix import kind_of_values
+from scmedley.data.evidence import Checked, judge
 from scmedley.errors import ScmedleyError, heard
 from scmedley.pp import checks, overlap
 
@@ -27,6 +26,10 @@ def series(*values: object) -> pd.Series:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "_BLOCK", 100)  # a few cells at a time, so that offsets matter
+
+
+def kind_of_values(x, cells=None, genes=None) -> str:
+    return judge(scan.examine(x, "The matrix", cells, genes), "The matrix").values
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.data.arrays import Matrix, log1p_cp10k, rescaled, tidy, totals
-from scmedley.data.evidence import CORRECTED, TARGET_SUM, Checked, Values, judge, kind_words
+from scmedley.data.evidence import CORRECTED, TARGET_SUM, Checked, judge, kind_words
 from scmedley.data.gene_names import check_unique
 from scmedley.data.inplace import layers_of
 from scmedley.data.scan import LN, Base, examine
@@ -23,26 +23,6 @@ _ALL_COUNTS = ("count", "raw", "umi")  # in names of layers that may hold all co
 _A_PART = ("unspliced", "ambiguous", "scale")  # in names of layers that do not
 _OTHER_LAYER = 5  # rank of counts in a layer whose name does not say so: after logarithms of a known total
 _COMPARED = 50  # cells that two matrices are compared on
-
-
-def kind_of_values(x: Any, cells: Sequence[str] | None = None, genes: Sequence[str] | None = None) -> Values:
-    """Return whether a matrix holds counts, log-normalised values or something else.
-
-    The whole matrix is read once, in blocks, and never made dense; :mod:`scmedley.data.evidence` says how it decides.
-
-    Parameters
-    ----------
-    x
-        Cells x genes: dense, CSR or CSC, in memory or on disk.
-    cells, genes
-        Names for the error message; numbers are used without them.
-
-    Raises
-    ------
-    ScmedleyError
-        A value is not a number or infinite; the first such cell and gene are named.
-    """
-    return judge(examine(x, "The matrix", cells, genes), "The matrix").values
 
 
 def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:

@@ -27,7 +27,8 @@ from scmedley.models import calibrate
 from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
 from scmedley.models.settings import Settings
-from scmedley.pp.split import store_split
+from scmedley.pp.prepared import read_prepared
+from scmedley.pp.split import check_split
 from scmedley.train import loop
 
 S = TypeVar("S", bound=Settings)
@@ -498,31 +499,6 @@ class Model(Generic[S]):
         return np.concatenate(parts)
 
 
-def read_prepared(adata: Cells, batch_key: str, label_key: str | None, seed: int) -> Reading:
-    """Read prepared cells for a fit, with a split stored in ``obs`` if there is none yet; learn genes and scale.
-
-    Cells that were read for another fit are returned as they are.
-
-    Raises
-    ------
-    ScmedleyError
-        Cells that are not prepared, fewer than two batches, a part of the split without cells.
-    """
-    if isinstance(adata, Reading):
-        return adata
-    if keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
-        raise ScmedleyError(
-            f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
-            f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
-        )
-    if Design.of(adata.obs, batch_key).n_batches < 2:
-        raise ScmedleyError(f"obs[{batch_key!r}] has one batch; there is nothing to tell apart.")
-    ensure_not_view(adata)
-    store_split(adata, batch_key, label_key, seed)
-    check_split(adata.obs)
-    return Reader.learn(adata)
-
-
 def described(model: Any, network: Model[Any]) -> str:
     """Give one line on ``model``, which is, or holds, ``network``: class, keys, whether fitted, and to what."""
     label = "" if model.label_key is None else f", label_key={model.label_key!r}"
@@ -530,15 +506,3 @@ def described(model: Any, network: Model[Any]) -> str:
     if network.network is not None:
         to = f"fitted to {network.design.n_batches} batches, {len(network.genes)} genes"
     return f"{type(model).__name__}(batch_key={model.batch_key!r}{label}): {to}"
-
-
-def check_split(obs: pd.DataFrame) -> None:
-    """Raise if a part of the split that training needs has too few cells."""
-    counts = obs[keys.SPLIT].value_counts()
-    for part, least in (("train", 2), ("validation", 1)):
-        if counts.get(part, 0) < least:
-            raise ScmedleyError(
-                f"obs[{keys.SPLIT!r}] has {counts.get(part, 0)} {part!r} cells of {len(obs)}; at least "
-                f"{least} are needed. Give more cells or batches of more cells (each batch trains on its first), or a "
-                "split of your own in that column."
-            )

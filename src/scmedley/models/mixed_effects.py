@@ -15,10 +15,11 @@ from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
-from scmedley.models.base import Model, described, read_prepared
+from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.store import DESCRIPTION, replacing_model, write
+from scmedley.pp.prepared import read_prepared
 
 
 class MixedEffects:

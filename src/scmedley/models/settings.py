@@ -55,7 +55,7 @@ class Settings:
         Minibatches before patience is counted: ten times 1 / ``batch_norm_momentum``, in which BatchNorm's running
         statistics forget where they began. Validation uses them, and would otherwise judge the untrained network.
     weights
-        ``"fixed"``: the losses' weights are the numbers given for them. ``"auto"``: those of adversary, label
+        ``"given"``: the losses' weights are the numbers given for them. ``"auto"``: those of adversary, label
         head and batch head are not used; the gradients of these terms are kept at a share of the
         reconstruction's (:mod:`scmedley.nn.balance`), whatever the data set.
     """
@@ -69,7 +69,7 @@ class Settings:
     max_epochs: int | None = None
     patience: int | None = None
     settling_steps: int = 100
-    weights: Weights = "fixed"
+    weights: Weights = "given"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -78,6 +78,8 @@ class Settings:
                 value = tuple(value)
             elif isinstance(value, np.generic):
                 value = value.item()
+            elif (field.name, value) == ("weights", "fixed"):  # its name in earlier versions
+                value = "given"
             elif field.name == "effects" and isinstance(value, dict):
                 try:
                     value = EffectStart(**value)

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Weights = Literal["fixed", "auto"]
+Weights = Literal["given", "auto"]
 
 SHARES = {"adversarial": 1.0, "label": 0.5, "batch": 0.3}  # of the gradient of the reconstruction
 EVERY = 10  # minibatches from one measurement to the next; the first of each epoch is measured
@@ -37,7 +37,7 @@ class Balance(nn.Module):
     given
         Weight of each term; with ``"auto"`` only the terms' names count.
     weights
-        ``"fixed"`` or ``"auto"``.
+        ``"given"`` or ``"auto"``.
     """
 
     log_ratio_T: Tensor

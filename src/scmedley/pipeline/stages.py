@@ -28,7 +28,7 @@ from scmedley.interpret.check import counterfactual_check
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import MixedEffects, RandomEffects
-from scmedley.models.base import Model, check_split, read_prepared
+from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
 from scmedley.pipeline.checks import check_config, check_extra, check_inputs, network_settings
 from scmedley.pipeline.config import RunConfig
@@ -39,6 +39,8 @@ from scmedley.pp.join import read_batches
 from scmedley.pp.maps import umap
 from scmedley.pp.nulls import permute_batches
 from scmedley.pp.overlap import overlap
+from scmedley.pp.prepared import read_prepared
+from scmedley.pp.split import check_split
 from scmedley.runs import folder as run_folder
 from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.runs.read import read_cells, read_model

@@ -117,6 +117,18 @@ def store_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int
     adata.obs[keys.SPLIT] = pd.Categorical(split(batch, label, seed=seed), categories=PARTS)
 
 
+def check_split(obs: pd.DataFrame) -> None:
+    """Raise if a part of the split that training needs has too few cells."""
+    counts = obs[keys.SPLIT].value_counts()
+    for part, least in (("train", 2), ("validation", 1)):
+        if counts.get(part, 0) < least:
+            raise ScmedleyError(
+                f"obs[{keys.SPLIT!r}] has {counts.get(part, 0)} {part!r} cells of {len(obs)}; at least "
+                f"{least} are needed. Give more cells or batches of more cells (each batch trains on its first), or a "
+                "split of your own in that column."
+            )
+
+
 def _strata(batch_N: Codes, label_N: Codes) -> npt.NDArray[np.int64]:
     """Give each pair of batch and label a number."""
     pairs_N = (batch_N + 2) * (label_N.max(initial=0) + 3) + (label_N + 2)  # codes start at -2

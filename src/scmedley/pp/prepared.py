@@ -1,0 +1,33 @@
+"""The cells of a fit: prepared, split and read once."""
+
+from scmedley import keys
+from scmedley.data.design import Design
+from scmedley.data.inplace import ensure_not_view
+from scmedley.data.reader import Cells, Reader, Reading
+from scmedley.errors import ScmedleyError
+from scmedley.pp.split import check_split, store_split
+
+
+def read_prepared(adata: Cells, batch_key: str, label_key: str | None, seed: int) -> Reading:
+    """Read prepared cells for a fit, with a split stored in ``obs`` if there is none yet; learn genes and scale.
+
+    Cells that were read for another fit are returned as they are.
+
+    Raises
+    ------
+    ScmedleyError
+        Cells that are not prepared, fewer than two batches, a part of the split without cells.
+    """
+    if isinstance(adata, Reading):
+        return adata
+    if keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
+        raise ScmedleyError(
+            f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
+            f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
+        )
+    if Design.of(adata.obs, batch_key).n_batches < 2:
+        raise ScmedleyError(f"obs[{batch_key!r}] has one batch; there is nothing to tell apart.")
+    ensure_not_view(adata)
+    store_split(adata, batch_key, label_key, seed)
+    check_split(adata.obs)
+    return Reader.learn(adata)
