@@ -158,7 +158,9 @@ def counterfactual(
     model.check_fitted()
     check_seed(seed)
     if not targets:
-        raise ScmedleyError('There is no target batch. Give at least one, or "mean" for the population mean.')
+        raise ScmedleyError(
+            'No target is given. Give at least one target batch, or "mean" for the population mean.'
+        )
     if draws < 0 or draws == 1:
         raise ScmedleyError(f"draws is {draws}. Give 0 for no draws, or 2 or more.")
     if draws and model.calibration is None:

@@ -106,7 +106,7 @@ class Settings:
             return dataclasses.replace(self, **changes)
         except TypeError as error:
             names = [f.name for f in dataclasses.fields(self)]
-            raise ScmedleyError(f"{error}. Choose from the settings {names}.") from error
+            raise ScmedleyError(f"{error}. The settings are {names}.") from error
 
     @staticmethod
     def published_training() -> dict[str, Any]:

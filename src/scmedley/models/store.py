@@ -1,4 +1,4 @@
-"""Write and read models as ``model.json`` and ``weights.safetensors``; pickle is never used."""
+"""Write and read models as ``model.json`` and ``weights.safetensors``, never pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one file from which a fit resumes bit for bit. Safetensors and JSON; pickle is never used."""
+"""Checkpoints: one file from which a fit resumes bit for bit. Safetensors and JSON, never pickle."""
 
 import json
 import re
