@@ -211,7 +211,7 @@ def two_encoder_passes() -> AbstractContextManager[object]:
     network = fe_module.FixedEffectsNetwork
     losses = network.losses
 
-    def twice(self: Any, cells: Any, progress: loop.Progress) -> loop.Losses:
+    def twice(self: Any, cells: Any, progress: Any) -> Any:
         with torch.no_grad():
             self.encoder(cells.x_NG)
         yield from losses(self, cells, progress)

@@ -150,7 +150,7 @@ def test_a_stopped_fit_goes_on_to_the_same_bits(
 
 
 def test_weights_are_given_or_auto(prepared: AnnData) -> None:
-    with pytest.raises(ScmedleyError, match=r"weights='best' is none of \['given', 'auto'\]"):
+    with pytest.raises(ScmedleyError, match=r"weights='best' must be one of \['given', 'auto'\]"):
         FixedEffects.preset("default").replace(weights="best")
     model = unfitted("autoencoder", weights="auto", max_epochs=1).fit(prepared, **FIT)
     assert model.history.query("term == 'reconstruction'").weight.unique() == [model.settings.mse_weight]

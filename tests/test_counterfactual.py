@@ -237,7 +237,7 @@ def test_unknown_targets_name_the_batches(model, prepared: AnnData) -> None:
         ([], {}, "at least one target"),
         ("d1", {"draws": 1}, "draws is 1"),
         ("d1", {"draws": -2}, "draws is -2"),
-        (["d1", "d2", "d1"], {}, "'d1' is named more than once"),
+        (["d1", "d2", "d1"], {}, "'d1' is given more than once"),
     ],
 )
 def test_settings_are_checked(model, prepared: AnnData, to, options: dict, words: str) -> None:

@@ -16,6 +16,7 @@ from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
 from scmedley.models import Autoencoder, FixedEffects, MixedEffects, RandomEffects
 from scmedley.models.autoencoder import AutoencoderNetwork
+from scmedley.models.fitting import label_codes
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.nn.likelihoods import cross_entropy
 from scmedley.train import loop
@@ -157,7 +158,8 @@ def test_labels_of_held_out_cells_do_not_reach_training(name: str, learnt, prepa
     assert again.labels == learnt[name].labels
     assert not differing(weights(again.network), weights(learnt[name].network))
     assert again.history.equals(learnt[name].history)
-    assert again._label_codes(other.obs).tolist() == learnt[name]._label_codes(prepared.obs).tolist()
+    seen = label_codes(again, other.obs), label_codes(learnt[name], prepared.obs)
+    assert seen[0].tolist() == seen[1].tolist()
 
     other.obs.loc[part == "validation", "cell_type"] = "A new type"
     again, curves = labelled(name).fit(other, **FIT), learnt[name].history
@@ -237,9 +239,9 @@ def test_predict_takes_cells_of_any_batch(learnt, prepared: AnnData) -> None:
 
 def test_without_a_head_there_is_no_prediction(fitted, prepared: AnnData) -> None:
     for name in ("fixed", "autoencoder", "mixed"):
-        with pytest.raises(ScmedleyError, match="made without label_key, so it predicts none"):
+        with pytest.raises(ScmedleyError, match="made without label_key, so it cannot predict"):
             fitted(name).predict(prepared)
-    with pytest.raises(ScmedleyError, match="RandomEffects learns no labels, so it predicts none"):
+    with pytest.raises(ScmedleyError, match="RandomEffects learns no labels, so it cannot predict"):
         fitted("random").predict(prepared)
     with pytest.raises(ScmedleyError, match="not fitted"):
         labelled("fixed").predict(prepared)

@@ -545,7 +545,7 @@ def test_the_whole_way_from_counts(design: AnnData) -> None:
 def test_an_embedding_of_ones_own(prepared: AnnData) -> None:
     mixed = MixedEffects("donor", fixed="X_pca", random_settings=small("random"))
     prepared.obsm["X_other"] = np.zeros((180, 2))
-    with pytest.raises(ScmedleyError, match=r"obsm\['X_pca'\], which is not there; obsm has \['X_other'\]"):
+    with pytest.raises(ScmedleyError, match=r"obsm\['X_pca'\], is missing\. obsm has \['X_other'\]"):
         mixed.fit(prepared, **FIT)
     prepared.obsm["X_pca"] = np.random.default_rng(0).normal(size=(180, 3))
     mixed.fit(prepared, **FIT)

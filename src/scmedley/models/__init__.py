@@ -1,4 +1,4 @@
-"""The models: a class for each system, and ``load``."""
+"""The model classes, and ``load``."""
 
 from scmedley.models.autoencoder import Autoencoder, AutoencoderSettings
 from scmedley.models.catalogue import load

@@ -1,9 +1,9 @@
-"""Effects of batches that a fitted network with batch effects has not seen, with all else frozen.
+"""Learn the effects of batches that a fitted network does not know, with all else frozen.
 
-A network offers what :mod:`scmedley.train.loop` needs, and ``drawn_error(cells)`` (the MSE of a training step) and
-``kl(error, n_genes, n_cells)``.
+The network must be ``Trainable`` (:mod:`scmedley.train.trainable`) and have the methods
+``drawn_error(cells)`` (the MSE of a training step) and ``kl(error, n_genes, n_cells)``.
 
-Shapes: N cells of the call at hand, B batches known so far, H units of a layer.
+Shapes: N cells, B batches known so far, H units of a layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="Model[Any]")
 
-LEARNING_RATE = 0.01  # of Adam, on the new rows alone; falls to 0 along half a cosine
+LEARNING_RATE = 0.01  # of Adam, for the new rows alone, with cosine decay to 0
 CPU = torch.device("cpu")
 
 
@@ -38,13 +38,13 @@ def adapted(model: M, adata: AnnData, *, steps: int, seed: int, threads: int | N
     model.check_fitted()
     check_seed(seed)
     if steps < 1:
-        raise ScmedleyError(f"steps is {steps}; give at least 1.")
+        raise ScmedleyError(f"steps is {steps}. Give at least 1.")
     known = model.design.batches
     new = tuple(b for b in Design.of(adata.obs, model.batch_key).batches if b not in known)
     if not new:
         raise ScmedleyError(
-            f"All batches in obs[{model.batch_key!r}] are known to the model. There is nothing to adapt: embed these "
-            "cells as they are."
+            f"The model knows all batches in obs[{model.batch_key!r}], so there is nothing to adapt. Embed these cells "
+            "without adapt()."
         )
     design = replace(model.design, batches=known + new, n_adapted=model.design.n_adapted + len(new))
     codes = design.codes(adata.obs)
@@ -62,37 +62,37 @@ def adapted(model: M, adata: AnnData, *, steps: int, seed: int, threads: int | N
 
 @torch.no_grad()
 def add_batches(network: Any, n_new: int) -> None:
-    """Add ``n_new`` rows to every effect table, each of them the prior: mean 0, the prior's width."""
+    """Add ``n_new`` rows to every effect table: mean 0 and the standard deviation of the prior."""
     for table in tables(network):
         shape = (n_new, table.loc_BH.shape[1])
-        rho = table.prior_scale.expm1().log()  # softplus(rho) is the prior's width
+        rho = table.prior_scale.expm1().log()  # softplus(rho) is the prior's standard deviation
         table.loc_BH = nn.Parameter(torch.cat([table.loc_BH, table.loc_BH.new_zeros(shape)]))
         table.rho_BH = nn.Parameter(torch.cat([table.rho_BH, rho.expand(shape)]))
     network.n_batches += n_new
 
 
 def _learn_rows(network: Any, cells: Resident, n_known: int, steps: int, batch_size: int) -> None:
-    """Move the rows from ``n_known`` on, by Adam on the training loss without the batch head's term."""
-    network.eval()  # BatchNorm keeps its statistics; the draws are asked for
+    """Train the rows from ``n_known`` on, by Adam on reconstruction error and KL."""
+    network.eval()  # BatchNorm keeps its statistics; drawn_error still draws
     rows = [p for table in tables(network) for p in (table.loc_BH, table.rho_BH)]
     optimiser = torch.optim.Adam(rows, lr=LEARNING_RATE)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
     for minibatch in _minibatches(cells, steps, batch_size):
         optimiser.zero_grad()
         torch.autograd.backward(_loss(network, minibatch, cells.n_cells), inputs=rows)
-        for row in rows:  # without a gradient Adam leaves the known batches alone
+        for row in rows:  # with gradients of 0, Adam does not change the known batches
             assert row.grad is not None
             row.grad[:n_known] = 0
         optimiser.step()
-        falling.step()
+        schedule.step()
 
 
 def _loss(network: Any, cells: Minibatch, n_new: int) -> Tensor:
-    """Return lambda_MSE * MSE + lambda_KL * KL, the KL weighed as if the ``n_new`` cells had been trained on too.
+    """Return lambda_MSE * MSE + lambda_KL * KL, weighted as if the ``n_new`` cells had been training cells.
 
-    Among all n cells of such a training the new ones have a share of n_new / n in the MSE, while the KL of their rows
-    counts once. Here the MSE is theirs alone, so the KL counts n / n_new times. Where the KL is a mean over
-    cells (``kl_per_cell_weight``), n cancels out, and n_new cells share it; where it is not, n stays.
+    With n training cells in all, the new cells have the share n_new / n of the MSE, and the KL of their rows
+    counts once. Here the MSE is of the new cells alone, so the KL counts n / n_new times. If the KL is per
+    cell (``kl_per_cell_weight``), n cancels out and n_new remains; if it is per table, n remains.
     """
     n_cells = float(network.n_cells) + n_new
     error = network.drawn_error(cells)
@@ -102,7 +102,7 @@ def _loss(network: Any, cells: Minibatch, n_new: int) -> Tensor:
 
 
 def _minibatches(cells: Resident, steps: int, batch_size: int) -> Iterator[Minibatch]:
-    """Walk through the cells again and again, in new order, for ``steps`` minibatches."""
+    """Yield ``steps`` minibatches, with the cells in a new random order in each pass."""
     all_rows, done = torch.arange(cells.n_cells), 0
     while True:
         for minibatch in cells.minibatches(all_rows, batch_size, shuffle=True):

@@ -1,6 +1,6 @@
-"""The autoencoder without (AE) and with a label head (AEC): tied decoder, no batches.
+"""The autoencoder (AE; AEC with a label head): a tied decoder, no batch effects.
 
-Shapes: N cells of the call at hand, G genes, P latent dimensions, K labels.
+Shapes: N cells, G genes, P latent dimensions, K labels.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import one_hot
 from scmedley.nn.layers import Classifier, Encoder, TiedDecoder
 from scmedley.nn.likelihoods import cross_entropy, mse
-from scmedley.train.loop import Losses, Progress, Stage, Term, Trainable, TrainingCells
+from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class AutoencoderSettings(Settings):
     mse_weight
         lambda_MSE.
     label_weight
-        lambda_y; without a label head it has no effect.
+        lambda_y, used only with a label head.
     label_head_hidden
-        Sizes of the label head's hidden layers. The published one, of 2 units, is too narrow for many labels.
+        Sizes of the hidden layers of the label head. The published layer of 2 units is too narrow for many
+        labels.
     """
 
     mse_weight: float = 100.0
@@ -40,12 +41,12 @@ class AutoencoderSettings(Settings):
     label_head_hidden: tuple[int, ...] = (64,)
 
     def as_published(self) -> Self:
-        """Return the preprint's form: training, and a label head with a hidden layer of 2."""
+        """Return the settings of the preprint: its training, and a label head with 2 hidden units."""
         return self.replace(label_head_hidden=(2,), **self.published_training())
 
 
 class AutoencoderNetwork(nn.Module, Trainable):
-    """Encoder and tied decoder: x_NG to z_NP to xhat_NG; with ``n_labels`` a label head on z_NP."""
+    """Encoder and tied decoder, x_NG to z_NP to xhat_NG; with ``n_labels`` also a label head on z_NP."""
 
     def __init__(self, n_genes: int, n_batches: int, settings: AutoencoderSettings, n_labels: int = 0):
         super().__init__()
@@ -58,29 +59,26 @@ class AutoencoderNetwork(nn.Module, Trainable):
         self.build_decoder(n_genes, {"label": settings.label_weight} if n_labels else {})
 
     def build_decoder(self, n_genes: int, label_weight: dict[str, float]) -> None:
-        """Build what follows encoder and label head: the decoder, and the balance of its losses."""
+        """Build the decoder and the balance of its losses."""
         self.decoder = TiedDecoder(self.encoder)
         self.balance = Balance(label_weight, self.settings.weights)
 
     def stages(self) -> list[Stage]:
-        """Return one stage, in which all parameters are one player's."""
+        """Return one stage with one player, which has all parameters."""
         return [self.settings.stage({"autoencoder": list(self.parameters())})]
 
     def losses(self, cells: Minibatch, progress: Progress) -> Losses:
-        """Yield L_AE = lambda_MSE * MSE(x, xhat), and with labels L_AEC = L_AE + lambda_y * CE(y)."""
+        """Yield L_AE = lambda_MSE * MSE(x, xhat); with labels, L_AEC = L_AE + lambda_y * CE(y)."""
         lambda_mse = self.settings.mse_weight
         z_NP = self.encode(cells.x_NG, cells.b_N)
         error = mse(cells.x_NG, self.decode(z_NP, cells.b_N))
         others = self._label_loss(z_NP, cells)
         weights = self.balance(z_NP, lambda_mse * error, others)
-        yield (
-            "autoencoder",
-            {"reconstruction": Term(error, lambda_mse)}
-            | {name: Term(loss, weights[name]) for name, loss in others.items()},
-        )
+        terms = {name: Term(loss, weights[name]) for name, loss in others.items()}
+        yield "autoencoder", {"reconstruction": Term(error, lambda_mse)} | terms
 
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
-        """Count the minibatches of the next epoch from 0."""
+        """Reset the minibatch count of the balance."""
         self.balance.after_epoch()
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
@@ -89,31 +87,31 @@ class AutoencoderNetwork(nn.Module, Trainable):
         return z_NP
 
     def decoder_layers(self) -> list[Layer]:
-        """Return the decoder's layers: the encoder's weights transposed, with biases and effects of its own."""
+        """Return the layers of the decoder: transposed encoder weights, own biases and effects."""
         weights = [layer.get_parameter("weight") for layer in reversed(self.encoder.linears)]
         effects: Sequence[Any] = [*self.decoder.effects] or [None] * len(weights)
         return [Layer(*parts) for parts in zip(weights, self.decoder.biases, effects, strict=True)]
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Return xhat_NG, scaled like the input, with the batch's effects if the decoder has any."""
+        """Return xhat_NG, scaled like the input, with batch effects if the decoder has them."""
         xhat_NG: Tensor = self.decoder(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
         return xhat_NG
 
     def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Return the decoder's activations before its output layer."""
+        """Return the activations before the output layer of the decoder."""
         return self.decoder.hidden(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
 
     def decode_output(self, h_NH: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Return xhat_NG of the activations before the output layer, in which it is linear."""
+        """Return xhat_NG, which is linear in the activations before the output layer."""
         return self.decoder.output(h_NH, self.encoder, one_hot(b_N, self.n_batches), draw)
 
     def _label_loss(self, z_NP: Tensor, cells: Minibatch) -> dict[str, Tensor]:
-        """Return CE(y), or nothing without labels."""
+        """Return CE(y) by name; empty without labels."""
         return {} if cells.y_N is None else {"label": cross_entropy(self.label_head(z_NP), cells.y_N)}
 
 
 class Autoencoder(Model[AutoencoderSettings]):
-    """Autoencoder of all cells, which does not use the batch (scMEDAL's AE; AEC with ``label_key``)."""
+    """An autoencoder that does not use the batch (AE of scMEDAL; AEC with ``label_key``)."""
 
     key: ClassVar[str] = keys.AUTOENCODER
     settings_type = AutoencoderSettings
@@ -121,7 +119,7 @@ class Autoencoder(Model[AutoencoderSettings]):
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> AutoencoderSettings:
-        """Return the settings named ``"default"`` or ``"paper"``; ``labelled``: AEC's (of the AML experiment)."""
+        """Return the ``"default"`` or ``"paper"`` settings (AML experiment); ``labelled``: those of AEC."""
         paper = AutoencoderSettings(mse_weight=1.0)
         if labelled:
             paper = AutoencoderSettings(mse_weight=100.0, label_weight=0.6)

@@ -1,8 +1,9 @@
-"""Learn how wide a fitted model's intervals must be: predicted beside observed shifts of cells that did not train it.
+"""Calibrate the intervals of a fitted model: compare predicted with observed shifts of validation cells.
 
 Shapes: N cells, G genes, T batches, D posterior draws, P pairs of label and batch.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,14 @@ from scmedley.data.reader import Reading
 from scmedley.models.counterfactual import drawn_means
 from scmedley.models.interval import Calibration, Deviations
 
-DRAWS, SHOWN = 20, 20  # posterior draws, and cells of a label that are shown in the batches
-MOST_LABELS, MOST_BATCHES = 8, 20  # that are compared: enough to learn one number from
-PRIOR_CELLS = 10  # weight of all batches in the estimated variance of a gene in one of them
-LEAST_PAIRS = 2  # of label and batch with validation cells, without which nothing is learnt
+DRAWS, DECODED = 20, 20  # posterior draws, and training cells of a label that are decoded in each batch
+MOST_LABELS, MOST_BATCHES = 8, 20  # compared; enough to learn one factor
+PRIOR_CELLS = 10  # weight of the pooled variance in the variance of a gene in one batch, in cells
+LEAST_PAIRS = 2  # pairs of label and batch with validation cells; with fewer the factor is not learnt
 
 
 def learn(model: Any, reading: Reading, label: "pd.Series[Any] | None", seed: int) -> Calibration | None:
-    """Learn the factor of a fitted model's intervals from its validation cells; ``None`` where they are too few."""
+    """Return the calibration learnt from the validation cells; ``None`` if they are too few."""
     label_N = None if label is None else as_categories(label).codes
     found = deviations(model, reading, label_N, "validation", seed=seed)
     if found is None or len(found.n_P) < LEAST_PAIRS or not (found.sd_PG > 0).any(axis=1).all():
@@ -40,16 +41,16 @@ def deviations(
     Parameters
     ----------
     reading
-        The cells of the fit, with their split.
+        The cells of the fit with their split.
     label_N
-        Codes of labels, -1 for none; without labels all cells are one group.
+        Codes of labels, -1 for none. ``None``: all cells are one group.
     part
-        The part of the split whose cells are observed. Cells shown in the batches are training cells.
+        Part of the split that the observed cells come from. Predictions are for training cells.
 
     Returns
     -------
     Deviations or None
-        Of up to 8 labels in up to 20 batches each; ``None`` where no label has observed cells in two batches.
+        Up to 8 labels, each in up to 20 batches; ``None`` if no label has observed cells in two batches.
     """
     x_NG, part_N = reading.x_NG, reading.obs[keys.SPLIT].to_numpy()
     batch_N = model.design.codes(reading.obs)
@@ -65,8 +66,8 @@ def deviations(
         trained = np.flatnonzero(here & (part_N == "train"))
         if len(codes_T) < 2 or not len(trained):
             continue
-        shown = np.sort(rng.permutation(trained)[:SHOWN])
-        cells = resident.take(torch.as_tensor(shown, device=model.device))
+        decoded = np.sort(rng.permutation(trained)[:DECODED])
+        cells = resident.take(torch.as_tensor(decoded, device=model.device))
         shift_TDG = drawn_means(model, cells, DRAWS, seed, codes_T)
         shift_TDG -= shift_TDG.mean(axis=0)
         own = [np.flatnonzero(here & observed & (batch_N == code)) for code in codes_T]
@@ -74,19 +75,15 @@ def deviations(
         n_T = np.array([len(rows) for rows in own])
         mean_TG = np.stack([model.scale.inverse(_mean(x_NG[rows])) for rows in own])
         variance_TG = _variances(x_NG, seen) * model.scale.span_G**2 / n_T[:, None]
-        # Of a mean less the average of all T means, of which it is one.
+        # Standard error of a mean minus the average of all T means, which includes it.
         error_TG = np.sqrt((1 - 2 / len(n_T)) * variance_TG + variance_TG.sum(axis=0) / len(n_T) ** 2)
         predicted_TG = shift_TDG.mean(axis=1)
         miss_TG = mean_TG - mean_TG.mean(axis=0) - predicted_TG
         found.append(Deviations(predicted_TG, miss_TG, shift_TDG.std(axis=1, ddof=1), error_TG, n_T))
     if not found:
         return None
-    return Deviations(
-        *(
-            np.concatenate([getattr(one, name) for one in found])
-            for name in ("shift_PG", "miss_PG", "sd_PG", "se_PG", "n_P")
-        )
-    )
+    names = [field.name for field in dataclasses.fields(Deviations)]
+    return Deviations(*(np.concatenate([getattr(one, name) for one in found]) for name in names))
 
 
 def _mean(x_NG: Any) -> np.ndarray:
@@ -94,7 +91,7 @@ def _mean(x_NG: Any) -> np.ndarray:
 
 
 def _variances(x_NG: Any, rows: list[np.ndarray]) -> np.ndarray:
-    """Return the variance of each gene among the cells of each batch, drawn towards that within all batches: T x G."""
+    """Return the variance of each gene in each batch (T x G), shrunk towards the pooled variance."""
     squares, free = [], np.array([max(len(own) - 1, 0) for own in rows])
     for own in rows:
         mean_G = _mean(x_NG[own]) if len(own) else 0.0

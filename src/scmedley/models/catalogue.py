@@ -1,8 +1,8 @@
-"""Which models there are: one row a model, and ``load``.
+"""The catalogue of models, one row for each, and ``load``.
 
-Tables, figures, pages, experiments and the command line read names, titles, order and abilities from here (and, of
-embeddings, from :data:`scmedley.keys.EMBEDDINGS`, which needs no torch). A new model is one file with its class, and
-one row: below, or added by another package with :func:`add`.
+Tables, figures, reports, experiments and the command line read the names, titles, order and outputs of models
+from here, and those of embeddings from :data:`scmedley.keys.EMBEDDINGS`, which does not import torch. A new
+model needs one file with its class and one row, written below or added by another package with :func:`add`.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from scmedley.models.store import DESCRIPTION, read, read_description
 
 Output = Literal["latent", "clusters", "denoised", "effects"]
 
-PCA = "PCA"  # as a method of an experiment, beside the networks
+PCA = "PCA"  # a baseline in experiments, not a network
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Row:
     model
         Its class.
     name
-        Short name in tables and settings files, ``"FE"``.
+        Short name in tables and settings files, such as ``"FE"``.
     embeddings
-        Of :mod:`scmedley.keys`: that of its latent (``model.key``) first, then those derived from it.
+        Its embeddings in :mod:`scmedley.keys`: first its latent (``model.key``), then those derived from it.
     outputs
-        What it can give. ``"effects"``: counterfactuals and ``adapt``, where its settings ask for batch effects.
+        What it computes. ``"effects"``: counterfactuals and ``adapt``, if its settings include batch effects.
     labelled
-        Short name with a label head, ``"FEC"``; empty if it takes no labels.
+        Short name with a label head, such as ``"FEC"``; empty if it has none.
     null
         Short name when trained on permuted batches; empty if it has no such null.
     tuned
-        Weights that ``scmedley tune`` searches; none if it cannot be tuned.
+        Weights that ``scmedley tune`` searches; empty if it cannot be tuned.
     """
 
     model: type[Model[Any]]
@@ -55,7 +55,7 @@ class Row:
     tuned: tuple[str, ...] = ()
 
     def methods(self) -> "list[Method]":
-        """Return the methods of an experiment that are made of this model."""
+        """Return the methods of an experiment that use this model."""
         found = [Method(self.name, self)]
         found += [Method(self.labelled, self, labelled=True)] if self.labelled else []
         return found + ([Method(self.null, self, permuted=True)] if self.null else [])
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Method:
-    """A model as experiments name it: alone, with a label head, or trained on permuted batches."""
+    """A model in an experiment: alone, with a label head, or trained on permuted batches."""
 
     name: str
     row: Row
@@ -72,12 +72,12 @@ class Method:
 
     @property
     def set_by(self) -> str:
-        """The name under which settings files have its settings: a null takes those of its network."""
+        """The name of its settings in settings files; a null uses those of its network."""
         return self.row.name if self.permuted else self.name
 
     @property
     def holds_batch(self) -> bool:
-        """Whether its latent is for what the batch adds, to be joined with a latent that is free of it."""
+        """Whether its latent models what the batch adds, and is joined with a batch-free latent."""
         return self.row.embeddings[0].batch > 0
 
     @property
@@ -90,7 +90,7 @@ class Method:
         return self.row.model.preset(name, self.labelled)
 
     def unfitted(self, batch_key: str, label_key: str, settings: Settings) -> Model[Any]:
-        """Return a new model; ``label_key`` goes to those with a label head alone."""
+        """Return a new model; only a model with a label head uses ``label_key``."""
         return self.row.model(batch_key, label_key if self.labelled else None, settings)
 
 
@@ -123,61 +123,55 @@ def rows() -> list[Row]:
 
 
 def methods() -> dict[str, Method]:
-    """Return all methods of experiments that are networks, by name."""
+    """Return all networks that experiments can compare, by name."""
     return {method.name: method for row in _rows for method in row.methods()}
 
 
 def is_null(name: str) -> bool:
-    """Return whether a method is a network trained on permuted batches: a null, to be shown and not judged."""
+    """Return whether a method is a null (trained on permuted batches), which is shown but not judged."""
     return any(row.null == name for row in _rows if row.null)
 
 
 def add(row: Row) -> None:
-    """Add a model of your own: tables, figures and pages show it from then on, and ``load`` knows it.
+    """Add a model of your own to tables, figures, reports and ``load``.
 
-    It is known to this process. Processes that start anew, as those of ``scmedley experiment --jobs 2``, have to add
-    it themselves.
+    It is added in this process only. New processes, such as those of ``scmedley experiment --jobs 2``, must
+    add it again.
 
     Raises
     ------
     ScmedleyError
-        A name, an ``obsm`` key or the class's name is taken, or the class's key is not that of its embedding.
+        A name, an ``obsm`` key or the name of the class is in use, or the first embedding is not the class's
+        key.
     """
-    taken = {
-        *methods(),
-        PCA,
-        *keys.EMBEDDINGS,
-        *(other.model.__name__ for other in _rows),
-        MixedEffects.__name__,
-    }
+    classes = (other.model.__name__ for other in _rows)
+    taken = {*methods(), PCA, *keys.EMBEDDINGS, *classes, MixedEffects.__name__}
     names = [row.model.__name__, *(m.name for m in row.methods()), *(e.key for e in row.embeddings)]
     for name in names:
         if name in taken or names.count(name) > 1:
-            raise ScmedleyError(
-                f"The catalogue has a model or an embedding {name!r} already. Choose another name."
-            )
+            raise ScmedleyError(f"The name {name!r} already exists in the catalogue. Choose another name.")
     if not row.embeddings or row.embeddings[0].key != row.model.key:
         raise ScmedleyError(
-            f"{row.model.__name__} stores its latent as {row.model.key!r}, which must be its row's first embedding."
+            f"{row.model.__name__} stores its latent as {row.model.key!r}. Make this the first embedding of its row."
         )
     _rows.append(row)
     keys.EMBEDDINGS.update({embedding.key: embedding for embedding in row.embeddings})
 
 
 def remove(row: Row) -> None:
-    """Take out again what :func:`add` added."""
+    """Remove a row that :func:`add` added."""
     _rows.remove(row)
     for embedding in row.embeddings:
         del keys.EMBEDDINGS[embedding.key]
 
 
 def load(folder: str | Path) -> MixedEffects | Model[Any]:
-    """Load what ``save`` wrote: a :class:`MixedEffects` or one of its networks.
+    """Load a model that ``save`` wrote: a :class:`MixedEffects` or a single network.
 
     Raises
     ------
     ScmedleyError
-        No model there, or one that cannot be read.
+        The folder holds no model, or the model cannot be read.
     """
     folder = Path(folder)
     about = read_description(folder)
@@ -187,7 +181,9 @@ def load(folder: str | Path) -> MixedEffects | Model[Any]:
         batch_key, label_key = about["batch_key"], about["label_key"]
         model = MixedEffects(batch_key, label_key, preset=about["preset"], fixed=about["fixed_key"])
     except KeyError as error:
-        raise ScmedleyError(f"{folder / DESCRIPTION} lacks {error}. Fit and save the model again.") from error
+        raise ScmedleyError(
+            f"{folder / DESCRIPTION} has no {error}. Fit and save the model again."
+        ) from error
     for name, network in model.networks().items():
         part = _load_network(folder / name)
         if type(part) is not type(network):
@@ -200,12 +196,12 @@ def load(folder: str | Path) -> MixedEffects | Model[Any]:
 
 
 def _load_network(folder: Path) -> Model[Any]:
-    """Read one network's model, of whichever class it is."""
+    """Read a model of any class in the catalogue."""
     name = str(read_description(folder)["class"])
     for row in _rows:
         if row.model.__name__ == name:
             return read(folder, row.model)
     raise ScmedleyError(
-        f"{folder} holds a model of class {name!r}, which this version does not know. If it is of another package, "
-        "import that first."
+        f"{folder} holds a model of class {name!r}, which this version does not know. If another package defines it, "
+        "import that package first."
     )

@@ -1,8 +1,10 @@
-"""Counterfactuals: this cell, had it come from another batch (scMEDAL; spec of the invariants in tests).
+"""Counterfactuals: the expression of a cell as if it had come from another batch (scMEDAL).
 
-A cell is encoded (by default with its own batch's effects, in the ``paper`` preset with the target's)
-and decoded with the target's effects. All effects at zero give the population mean. The own batch as
-target is the reconstruction. Shapes: N cells, G genes, T targets, D posterior draws.
+A cell is encoded with the effects of its own batch (in the ``paper`` preset: of the target) and decoded with
+the effects of the target. Effects of zero give the population mean; the own batch as target gives the
+reconstruction.
+
+Shapes: N cells, G genes, T targets, D posterior draws.
 """
 
 from __future__ import annotations
@@ -36,28 +38,28 @@ if TYPE_CHECKING:
     from scmedley.models.base import Model
 
 UNCALIBRATED = (
-    "The intervals of this model are not calibrated (too few validation cells when it was fitted, or an earlier "
-    "version of scmedley): they say how sure the model is, not how often it is right."
+    "The intervals of this model are not calibrated (too few validation cells at the fit, or an earlier version of "
+    "scmedley). They show the model's own uncertainty, not how often the observed value is inside."
 )
 ADAPTED = (
-    "The intervals of {batches} are not calibrated: these batches were added to the fitted model, whose factor was "
-    "learnt from other batches. They say how sure the model is, not how often it is right."
+    "The intervals of {batches} are not calibrated, because these batches were added after the calibration. They "
+    "show the model's own uncertainty, not how often the observed value is inside."
 )
-ENCODED = 4096  # cells that are encoded at one time
-CHUNK = 512  # cells that go through the network at one time; fewer with draws, which are held together
-ROWS = 2048  # cells x targets that are decoded at one time for the means of draws
-LARGEST = 2 * 1024**3  # bytes that a result may take in memory
+ENCODED = 4096  # cells encoded at once
+CHUNK = 512  # cells decoded at once; fewer with draws, which are in memory together
+ROWS = 2048  # cells x targets decoded at once for the means of draws
+LARGEST = 2 * 1024**3  # largest result in memory, bytes
 
 
 class Encoded:
-    """Cells that were encoded once, to be decoded with the effects of any batch.
+    """Encoded cells, to decode with the effects of any batch.
 
-    Without ``draw`` effects are at their posterior mean. A draw's tables depend on ``seed`` and its number alone,
-    so that all targets and chunks of cells share them. Where the encoder takes the target's effects
-    (``encode_as_target``), the cells are encoded for each target.
+    Without ``draw`` effects are at their posterior mean. A draw depends only on ``seed`` and its number, so
+    all targets and chunks of cells share it. With ``encode_as_target`` the cells are encoded again for each
+    target.
     """
 
-    cells: Resident  # of all_of
+    cells: Resident  # set by all_of
 
     def __init__(self, model: Model[Any], cells: Minibatch, draw: int | None = None, seed: int = 0):
         self.model, self.network, self.drawn = model, model.network, draw is not None
@@ -70,7 +72,7 @@ class Encoded:
 
     @classmethod
     def all_of(cls, model: Model[Any], cells: Resident) -> Encoded:
-        """Encode all cells in chunks, to :meth:`take` some of them time and again."""
+        """Encode all cells in chunks; :meth:`take` then selects some of them."""
         rows_N = torch.arange(cells.n_cells, device=cells.device)
         encoded = cls(model, cells.take(rows_N[:0]))
         encoded.b_N, encoded.cells = cells.b_N, cells
@@ -80,7 +82,7 @@ class Encoded:
         return encoded
 
     def take(self, rows: np.ndarray) -> Encoded:
-        """Return some of the cells of :meth:`all_of`; their input is read again only where targets need it."""
+        """Return some of the cells of :meth:`all_of`; their input is read only for ``encode_as_target``."""
         rows_N = torch.as_tensor(rows, device=self.b_N.device)
         taken = copy.copy(self)
         taken.b_N = self.b_N[rows_N]
@@ -91,7 +93,7 @@ class Encoded:
         return taken
 
     def decoded(self, target_N: Tensor) -> Tensor:
-        """Return xhat of the cells, N x G, each with the effects of its target."""
+        """Return xhat of each cell with the effects of its target, N x G."""
         with self._same_draw():
             xhat_NG: Tensor = self.network.decode(self._latent(target_N), target_N, draw=self.drawn)
         return xhat_NG
@@ -99,8 +101,7 @@ class Encoded:
     def means(self, target_T: Tensor) -> Tensor:
         """Return the mean of xhat over all cells with the effects of each of T targets, T x G.
 
-        The output layer is linear in the last hidden layer, so that hidden units are averaged, and not genes, which
-        are many.
+        The output layer is linear, so the hidden units are averaged before it: they are fewer than the genes.
         """
         with self._same_draw():
             h_NH: Tensor = self.network.decode_hidden(
@@ -113,12 +114,8 @@ class Encoded:
     def group_means(self, target_N: Tensor, group_N: Tensor, target_T: Tensor) -> Tensor:
         """Return the mean of xhat over each of T groups of cells, T x G, as :meth:`means` does.
 
-        Parameters
-        ----------
-        target_N, group_N
-            Target (of each cell, or one for all) and group of each cell.
-        target_T
-            Target of each group: that of all its cells.
+        ``target_N`` is the target of each cell, or one for all cells. All cells of a group have its target in
+        ``target_T``.
         """
         with self._same_draw():
             h_NH: Tensor = self.network.decode_hidden(self._latent(target_N), target_N, draw=self.drawn)
@@ -128,7 +125,7 @@ class Encoded:
         return mean_TG
 
     def _latent(self, target: Tensor, times: int = 1) -> Tensor:
-        """Return z of all cells, ``times`` over; targets are those of each row, or of as many rows each."""
+        """Return z of all cells, ``times`` times; each target applies to an equal block of rows."""
         if self.z_NP is not None:
             return self.z_NP.repeat(times, 1)
         target_N = target.repeat_interleave(times * len(self.b_N) // len(target))
@@ -137,7 +134,7 @@ class Encoded:
 
     @contextmanager
     def _same_draw(self) -> Iterator[None]:
-        """Draw the decoder's effects from where the encoder stopped, for every target alike."""
+        """Restore the random state after encoding, so that all targets share the decoder's draw."""
         with seeded(0) if self.drawn else nullcontext():
             if self.drawn:
                 torch.default_generator.set_state(self.state)
@@ -155,21 +152,25 @@ def counterfactual(
     unknown: str = "error",
     out: str | Path | None = None,
 ) -> AnnData | Path:
-    """Show cells as if they had come from other batches. See :meth:`Model.counterfactual`."""
+    """Predict cells as if they had come from other batches. See :meth:`Model.counterfactual`."""
     targets = named_targets(to)
     model.check_effects("counterfactual")
     model.check_fitted()
     check_seed(seed)
     if not targets:
-        raise ScmedleyError('Name at least one target batch, or "mean" for the population mean.')
+        raise ScmedleyError(
+            'No target is given. Give at least one target batch, or "mean" for the population mean.'
+        )
     if draws < 0 or draws == 1:
-        raise ScmedleyError(f"draws is {draws}; give 0 for none, or 2 and more.")
+        raise ScmedleyError(f"draws is {draws}. Give 0 for no draws, or 2 or more.")
     if draws and model.calibration is None:
         warnings.warn(UNCALIBRATED, ScmedleyWarning, stacklevel=3)
     codes = [model.design.code(target) for target in targets]
     repeated = [target for target in targets if targets.count(target) > 1]
     if repeated:
-        raise ScmedleyError(f"The target batch {repeated[0]!r} is named more than once. Name each once.")
+        raise ScmedleyError(
+            f"The target batch {repeated[0]!r} is given more than once. Give each target once."
+        )
     reading = model.read(adata)
     cells = reading.resident(model.design.known_codes(reading.obs, unknown), model.device)
     layers = ["X", "difference"]
@@ -185,9 +186,8 @@ def counterfactual(
     size = 4 * shape[0] * shape[1] * len(layers)
     if out is None and size > LARGEST:
         raise ScmedleyError(
-            f"{cells.n_cells} cells x {len(targets)} targets x {len(model.genes)} genes take "
-            f"{size / 1e9:.1f} GB. Ask for fewer cells or targets, or pass out='counterfactuals.zarr' to write "
-            "them to disk."
+            f"{cells.n_cells} cells x {len(targets)} targets x {len(model.genes)} genes need {size / 1e9:.1f} GB of "
+            "memory. Select fewer cells or targets, or write them to disk with out='counterfactuals.zarr'."
         )
     obs = _obs(reading.obs, targets)
     chunks = _chunks(model, cells, codes, draws, seed)
@@ -203,7 +203,7 @@ def counterfactual(
 
 @modes(grad=False)
 def mean_shifts(encoded: Encoded, codes: Sequence[int]) -> np.ndarray:
-    """Return the change of the cells' mean from their own batches to each batch of ``codes``: T x G, log1p CP10k."""
+    """Return the shift of the cells' mean from their own batches to each of ``codes``: T x G, log1p CP10k."""
     b_N = encoded.b_N
     own_B, group_N, n_B = torch.unique(b_N, return_inverse=True, return_counts=True)
     codes_T = torch.as_tensor(codes, device=b_N.device)
@@ -219,7 +219,7 @@ def mean_shifts(encoded: Encoded, codes: Sequence[int]) -> np.ndarray:
 def drawn_means(
     model: Model[Any], cells: Minibatch, draws: int, seed: int, codes: Sequence[int] | np.ndarray
 ) -> np.ndarray:
-    """Return the cells' mean in each batch of ``codes``, for each posterior draw: T x D x G, log1p CP10k."""
+    """Return the cells' mean in each of ``codes`` for each posterior draw: T x D x G, log1p CP10k."""
     codes_T = torch.as_tensor(np.asarray(codes, dtype=np.int64), device=cells.b_N.device)
     blocks = torch.split(codes_T, max(1, ROWS // len(cells.b_N)))
     mean_TDG = np.empty((len(codes_T), draws, len(model.genes)), dtype=np.float32)
@@ -232,7 +232,7 @@ def drawn_means(
 def _chunks(
     model: Model[Any], cells: Resident, codes: list[int], draws: int, seed: int
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Yield (rows of the result, its layers) for one chunk of cells after another, each in every target."""
+    """Yield (rows of the result, layers of these rows) for each chunk of cells and each target."""
     start = 0
     all_rows = torch.arange(cells.n_cells, device=cells.device)
     for minibatch in cells.minibatches(all_rows, max(8, CHUNK // (1 + draws // 8))):
@@ -240,9 +240,9 @@ def _chunks(
         own_DNG = [one.decoded(minibatch.b_N) for one in encoded]
         for t, code in enumerate(codes):
             target_N = torch.full_like(minibatch.b_N, code)
-            shown_DNG = [one.decoded(target_N) for one in encoded]
-            x_DNG = np.stack([model.scale.inverse(there.cpu().numpy()) for there in shown_DNG])
-            pairs = zip(shown_DNG, own_DNG, strict=True)
+            there_DNG = [one.decoded(target_N) for one in encoded]
+            x_DNG = np.stack([model.scale.inverse(there.cpu().numpy()) for there in there_DNG])
+            pairs = zip(there_DNG, own_DNG, strict=True)
             d_DNG = np.stack([(there - here).cpu().numpy() * model.scale.span_G for there, here in pairs])
             parts = {"X": x_DNG.mean(0), "difference": d_DNG.mean(0)}
             if draws:
@@ -267,14 +267,14 @@ def _to_zarr(
     obs: pd.DataFrame,
     var: pd.DataFrame,
 ) -> Path:
-    """Write the result chunk by chunk as an AnnData Zarr store, all or nothing."""
+    """Write the result in chunks as an AnnData Zarr store; on an error nothing is written."""
     if path.suffix != ".zarr":
-        raise ScmedleyError(f"out={str(path)!r} must end in .zarr.")
-    obs, said = storable_obs(obs)
-    for sentence in said:
-        warnings.warn(f"{path.name}: {sentence}", ScmedleyWarning, stacklevel=4)
+        raise ScmedleyError(f"out={str(path)!r} must end in .zarr. Choose such a path.")
+    obs, messages = storable_obs(obs)
+    for message in messages:
+        warnings.warn(f"{path.name}: {message}", ScmedleyWarning, stacklevel=4)
     with replacing(path) as temporary:
-        # Made by hand, not by write_zarr: the arrays are filled later and never in memory whole.
+        # write_zarr would need the whole arrays in memory; here they are filled in chunks.
         store = zarr.open_group(temporary, mode="w", zarr_format=2)
         store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for name, value in (("obs", obs), ("var", var), ("layers", {})):

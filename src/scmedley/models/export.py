@@ -1,6 +1,6 @@
-"""The decoder of a fitted model as plain arrays, for pages and programs that have no torch.
+"""The decoder of a fitted model as plain arrays, for the report and for programs without torch.
 
-A network states its decoder by one method, ``decoder_layers``; :func:`export` and the figure of batches read it.
+A network describes its decoder in ``decoder_layers``, which :func:`export` and the figure of batches read.
 
 Shapes: G genes, B batches, I inputs and O outputs of a layer.
 """
@@ -25,9 +25,9 @@ Array = NDArray[np.float32]
 
 
 class Layer(NamedTuple):
-    """One layer of a decoder: h W + b, SELU if ``selu_first``, BatchNorm, effects of the batch.
+    """One decoder layer: h W + b, then SELU if ``selu_first``, BatchNorm and batch effects if present.
 
-    SELU follows all layers but the last. Without a norm or effects these steps are left out.
+    SELU follows all layers except the last.
     """
 
     weight_IO: Tensor
@@ -41,8 +41,8 @@ class Layer(NamedTuple):
 class Block:
     """A layer as arrays: h W + b, SELU if ``pre_selu``, times s plus t, times (1 + gamma_b) plus beta_b.
 
-    SELU follows all blocks but the last. ``w`` is I × O, effects and their standard deviations B × O; s and t are
-    the BatchNorm.
+    SELU follows all blocks except the last. ``w`` is I x O; effects and their posterior standard deviations
+    are B x O; s and t are the folded BatchNorm.
     """
 
     w: Array
@@ -63,15 +63,15 @@ class Decoder:
     Attributes
     ----------
     genes, shown
-        Their names, and what pages call them.
+        Names of the genes in the model, and as shown in the report.
     blocks
-        From the latent to the scaled genes.
+        Layers from the latent to the scaled genes.
     scale
-        Minimum and span of each gene, 2 × G.
+        Minimum and span of each gene, 2 x G.
     kind
         ``"fixed"``: the latent is free of the batch; ``"random"``: it holds the batch.
     factor
-        What widens or narrows intervals (:mod:`scmedley.models.interval`); ``None``: they are not calibrated.
+        Calibration factor of the intervals (:mod:`scmedley.models.interval`); ``None``: not calibrated.
     """
 
     genes: tuple[str, ...]
@@ -83,21 +83,21 @@ class Decoder:
 
 
 def export(model: Model[Any]) -> Decoder:
-    """Return the decoder of a fitted model, BatchNorm folded into scale and shift.
+    """Return the decoder of a fitted model, with BatchNorm folded into scale and shift.
 
     Raises
     ------
     ScmedleyError
-        The latent of a counterfactual depends on its target (``encode_as_target``, the paper preset), or the decoder
-        has no batch effects.
+        The latent of a counterfactual depends on its target (``encode_as_target``, the paper preset), or the
+        decoder has no batch effects.
     """
     if getattr(model.settings, "encode_as_target", False):
         raise ScmedleyError(
-            "In the paper preset cells are encoded anew for each target batch, so the page cannot ask what if. "
-            "The command scmedley project shows them as if from other batches."
+            "In the paper preset cells are encoded again for each target batch, so the report cannot compute "
+            "counterfactuals. Use the command scmedley project instead."
         )
     if not model.has_effects:
-        raise ScmedleyError("The decoder of this model has no batch effects, so there is no what-if.")
+        raise ScmedleyError("The decoder of this model has no batch effects, so it has no counterfactuals.")
     layers: list[Layer] = model.network.decoder_layers()
     return Decoder(
         tuple(model.genes),
@@ -110,7 +110,7 @@ def export(model: Model[Any]) -> Decoder:
 
 
 def effect_tables(network: Any) -> Iterator[EffectTable]:
-    """Yield the effect tables of a decoder: scales, then biases, of one layer after another."""
+    """Yield the effect tables of a decoder, layer by layer: scales, then biases."""
     for layer in network.decoder_layers():
         if layer.effects is not None:
             yield from (layer.effects.gamma, layer.effects.beta)
@@ -123,7 +123,7 @@ def _block(layer: Layer) -> Block:
         assert norm.running_var is not None
         s = _numpy(norm.weight / (norm.running_var + norm.eps).sqrt())
         t = _numpy(norm.bias) - _numpy(norm.running_mean) * s
-    assert layer.effects is not None  # as the model has effects
+    assert layer.effects is not None  # checked in export
     tables = (layer.effects.gamma, layer.effects.beta)
     return Block(w, b, layer.selu_first, s, t, *(_numpy(p) for e in tables for p in (e.loc_BH, e.scale_BH())))
 

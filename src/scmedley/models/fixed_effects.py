@@ -1,6 +1,6 @@
-"""Fixed effects (FE; FEC with a label head): an autoencoder from whose latent an adversary cannot read the batch.
+"""Fixed effects (FE; FEC with a label head): an autoencoder with an adversary that predicts the batch.
 
-Shapes: N cells of the call at hand, G genes, A activations that the adversary sees, P latent dimensions,
+Shapes: N cells, G genes, A activations that the adversary sees, P latent dimensions,
 B batches, K labels.
 """
 
@@ -21,14 +21,14 @@ from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, tables, update_priors
 from scmedley.nn.layers import Classifier, TiedDecoder
 from scmedley.nn.likelihoods import kl_to_mse_units, mse
-from scmedley.train.loop import Losses, Progress, Stage, Term, TrainingCells
+from scmedley.train.trainable import Losses, Progress, Stage, Term, TrainingCells
 
 Seen = Literal["activations", "latent"]
 
 
 @dataclass(frozen=True)
 class FixedEffectsSettings(AutoencoderSettings):
-    """Settings of :class:`FixedEffects`, beyond those of the autoencoder.
+    """Settings of :class:`FixedEffects`, in addition to those of the autoencoder.
 
     Attributes
     ----------
@@ -37,23 +37,24 @@ class FixedEffectsSettings(AutoencoderSettings):
     adversary_hidden
         Sizes of the adversary's hidden layers.
     adversary_sees
-        ``"activations"``: all of the encoder's, as published; ``"latent"``: the standardised latent.
+        Input of the adversary. ``"activations"``: all activations of the encoder (published); ``"latent"``:
+        the standardised latent.
     adversary_steps
-        Steps of the adversary for one step of the autoencoder.
+        Steps of the adversary for each step of the autoencoder.
     bounded
-        Adversarial term of the autoencoder: ``True`` KL(batch shares || adversary), at least 0; ``False``
+        Adversarial loss of the autoencoder. ``True``: KL(batch shares || adversary), at least 0; ``False``:
         the published -CE, which has no lower bound.
     gradient_penalty
-        Weight of the squared gradient of the adversary's log-probability by what it sees (R1): it
-        keeps the adversary smooth, and the game from oscillating.
+        Weight of the squared gradient of the adversary's log-probability with respect to its input (R1). It
+        keeps the adversary smooth and prevents oscillations.
     latent_noise
-        Standard deviation of Gaussian noise on the latent in training, which bounds how much of the batch the latent
-        can hold in differences too small for the adversary to see.
+        Standard deviation of Gaussian noise on the latent in training. It limits the batch information in
+        differences that are too small for the adversary to detect.
     decoder_effects
-        Whether the decoder has Bayesian scales and biases of the batch. The latent then need not
-        carry the batch in order to reconstruct, and counterfactuals come from the decoder.
+        Whether the decoder has random effects of the batch (scales and biases). The latent then does not need
+        the batch for the reconstruction, and counterfactuals come from the decoder.
     effects
-        Where those effects begin.
+        Initial posterior and prior of these effects.
     """
 
     adversary_weight: float = 1.0
@@ -69,30 +70,29 @@ class FixedEffectsSettings(AutoencoderSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adversary_sees not in get_args(Seen):
-            raise ScmedleyError(f"adversary_sees={self.adversary_sees!r} is none of {list(get_args(Seen))}.")
+            raise ScmedleyError(
+                f"adversary_sees={self.adversary_sees!r} must be one of {list(get_args(Seen))}."
+            )
         if self.adversary_steps < 1:
             raise ScmedleyError(f"adversary_steps={self.adversary_steps} must be at least 1.")
 
     def as_published(self) -> Self:
-        """Return the preprint's form: unbounded adversary on all activations, one step each, no effects."""
-        return (
-            super()
-            .as_published()
-            .replace(
-                adversary_sees="activations",
-                adversary_steps=1,
-                bounded=False,
-                gradient_penalty=0.0,
-                latent_noise=0.0,
-                decoder_effects=False,
-            )
+        """Return the settings of the preprint: unbounded adversary on all activations, no batch effects."""
+        published = super().as_published()
+        return published.replace(
+            adversary_sees="activations",
+            adversary_steps=1,
+            bounded=False,
+            gradient_penalty=0.0,
+            latent_noise=0.0,
+            decoder_effects=False,
         )
 
 
 class FixedEffectsNetwork(AutoencoderNetwork):
     """The autoencoder, its adversary and, by default, random effects of the batch in the decoder.
 
-    With ``n_labels`` it has the autoencoder's label head too, which is trained with the autoencoder.
+    With ``n_labels`` it also has a label head, which is trained with the autoencoder.
     """
 
     share_B: Tensor
@@ -105,11 +105,11 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         self.register_buffer("n_cells", torch.tensor(1.0))
 
     def build_decoder(self, n_genes: int, label_weight: dict[str, float]) -> None:
-        """Build the adversary, the decoder with the batch's effects, and the balance of their losses."""
+        """Build the adversary, the decoder with batch effects, and the balance of the losses."""
         s = self.settings
         n_seen = s.n_latent + (sum(s.hidden) if s.adversary_sees == "activations" else 0)
         self.adversary = Classifier(n_seen, s.adversary_hidden, self.n_batches)
-        # The latent is standardised, or the autoencoder could escape by shrinking it.
+        # Without standardisation the autoencoder could hide the batch by shrinking the latent.
         self.standardise = (
             nn.BatchNorm1d(s.n_latent, affine=False) if s.adversary_sees == "latent" else nn.Identity()
         )
@@ -119,35 +119,31 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         self.balance = Balance({"adversarial": s.adversary_weight} | label_weight, s.weights)
 
     def begin(self, known: TrainingCells, progress: Progress) -> None:
-        """Learn the batches' shares and the number of training cells."""
+        """Set the shares of the batches and the number of training cells."""
         b_N = known.cells.b_N[known.rows]
         counts_B = torch.bincount(b_N, minlength=self.n_batches).float()
         self.share_B.copy_(counts_B / counts_B.sum())
         self.n_cells.fill_(len(b_N))
 
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
-        """Learn the width of each effect table's prior (empirical Bayes)."""
+        """Learn the standard deviation of each table's prior (empirical Bayes)."""
         super().after_epoch(known, progress)
         update_priors(self)
 
     def stages(self) -> list[Stage]:
-        """Return one stage of two players: the adversary, then the autoencoder."""
-        of_autoencoder = (self.encoder, self.decoder, self.label_head)
+        """Return one stage with two players: the adversary, then the autoencoder."""
+        parts = (self.encoder, self.decoder, self.label_head)
+        autoencoder = [p for part in parts for p in part.parameters()]
         return [
-            self.settings.stage(
-                {
-                    "adversary": list(self.adversary.parameters()),
-                    "autoencoder": [p for part in of_autoencoder for p in part.parameters()],
-                }
-            )
+            self.settings.stage({"adversary": [*self.adversary.parameters()], "autoencoder": autoencoder})
         ]
 
     def losses(self, cells: Minibatch, progress: Progress) -> Losses:
-        """Yield the adversary's loss on detached activations, then the autoencoder's.
+        """Yield the loss of the adversary on detached activations, then the loss of the autoencoder.
 
-        Published: L_A = CE(b, adversary); L_FE = lambda_MSE * MSE - lambda_A * L_A, and
-        L_FEC = L_FE + lambda_y * CE(y). By default the adversarial term is bounded, and KL(q(U) || p(U)) / N of the
-        decoder's effects is added, in the unit of the MSE. Both players share one pass of the encoder.
+        Published: L_A = CE(b, adversary), L_FE = lambda_MSE * MSE - lambda_A * L_A, L_FEC = L_FE + lambda_y *
+        CE(y). By default the adversarial loss is bounded, and KL(q(U) || p(U)) / N of the decoder's effects
+        is added in the unit of the MSE. Both players share one pass through the encoder.
         """
         s = self.settings
         activations = self.encoder(cells.x_NG)
@@ -165,16 +161,16 @@ class FixedEffectsNetwork(AutoencoderNetwork):
         shared = activations[0] if s.adversary_sees == "activations" else z_NP
         weights = self.balance(shared, s.mse_weight * error, others)
         terms = {"reconstruction": Term(error, s.mse_weight)}
-        # The adversarial term rises as the adversary learns, so epochs are compared without it.
+        # The adversarial loss rises as the adversary learns, so epochs are compared without it.
         terms |= {name: Term(v, weights[name], watched=name != "adversarial") for name, v in others.items()}
         if s.decoder_effects:
             terms["kl"] = self.kl(error, cells.x_NG.shape[1])
         yield "autoencoder", terms
 
     def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> Term:
-        """Return KL(q(U) || p(U)) of the effects in nats per cell, with its weight beside the MSE ``error``.
+        """Return KL(q(U) || p(U)) of all tables in nats per cell, weighted relative to the MSE ``error``.
 
-        ``n_cells`` is the number of training cells, unless given.
+        ``n_cells`` defaults to the number of training cells.
         """
         kl_T = torch.stack([table.kl() for table in tables(self)])
         kl = kl_T.sum() / (self.n_cells if n_cells is None else n_cells)
@@ -199,10 +195,9 @@ class FixedEffectsNetwork(AutoencoderNetwork):
 
 
 class FixedEffects(Model[FixedEffectsSettings]):
-    """What is common to all batches (scMEDAL's FE; FEC with ``label_key``).
+    """What is common to all batches (FE of scMEDAL; FEC with ``label_key``).
 
-    The encoder never sees the batch of a cell, so cells of batches that the model was not trained on embed
-    like any others.
+    The encoder does not use the batch, so it also embeds cells of batches that the model was not trained on.
     """
 
     key: ClassVar[str] = keys.FIXED
@@ -211,7 +206,7 @@ class FixedEffects(Model[FixedEffectsSettings]):
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> FixedEffectsSettings:
-        """Return the settings named ``"default"`` or ``"paper"`` (of the AML experiment); ``labelled``: FEC's."""
+        """Return the ``"default"`` or ``"paper"`` settings (AML experiment); ``labelled``: those of FEC."""
         paper = FixedEffectsSettings(mse_weight=1000.0, adversary_weight=1.0)
         if labelled:
             paper = FixedEffectsSettings(mse_weight=2000.0, adversary_weight=0.5, label_weight=3.0)
@@ -219,15 +214,15 @@ class FixedEffects(Model[FixedEffectsSettings]):
 
 
 def unbounded(logits_NB: Tensor, b_N: Tensor) -> Tensor:
-    """Return -CE(b, adversary), the published term (nats per cell): it has no lower bound."""
+    """Return -CE(b, adversary) in nats per cell, the published adversarial loss, which has no lower bound."""
     return -F.cross_entropy(logits_NB.float(), b_N)
 
 
 def bounded(logits_NB: Tensor, share_B: Tensor) -> Tensor:
-    """Return KL(share || adversary), in nats per cell, averaged over cells.
+    """Return KL(share || adversary) in nats per cell, averaged over cells.
 
-    Zero, its minimum, is reached when the adversary predicts for every cell the batches' shares of
-    the training cells: the best prediction when the activations hold nothing about the batch.
+    Its minimum is 0. There the adversary predicts for every cell the shares of the batches among the training
+    cells, which is the best prediction if its input holds no information about the batch.
     """
     log_q_NB = F.log_softmax(logits_NB.float(), dim=1)
     entropy = -torch.special.xlogy(share_B, share_B).sum()

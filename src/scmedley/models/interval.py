@@ -1,11 +1,11 @@
-"""The one interval of this package: what it is of, and how wide it is.
+"""The calibrated interval of a shift.
 
-It is of the mean shift of a label in a batch against the average batch, in log1p CP10k: 90 % of these shifts are to lie
-inside, of all genes and of those with the largest shifts too, which are the ones shown. The sampling noise of a mean of
-observed cells is no part of it; such a mean scatters by its own standard error.
-The middle is the mean over posterior draws of the batch effects. The half width is 1.645 standard deviations of the
-draws, times one factor of the model, as the posterior alone may be too wide or too narrow. The factor is learnt from
-validation cells after training (:mod:`scmedley.models.calibrate`); test cells show whether 90 % are inside
+A shift is the mean of a label in a batch minus that of the average batch, in log1p CP10k. The interval should
+hold 90 % of the shifts, of all genes and also of the genes with the largest shifts, which are the ones shown.
+It does not include the sampling noise of a mean of observed cells. The centre is the mean over posterior
+draws of the batch effects. The half width is 1.645 standard deviations of the draws times one factor for the
+model, because the posterior alone may be too wide or too narrow. The factor is learnt from validation cells
+after training (:mod:`scmedley.models.calibrate`); the coverage is measured on test cells
 (:func:`scmedley.interpret.interval_coverage`).
 
 Shapes: G genes, P pairs of label and batch.
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NOMINAL = 0.9  # share of shifts that intervals are to hold
+NOMINAL = 0.9  # nominal coverage
 LEAST_FACTOR = 0.25
-LARGEST = 20  # genes of a pair by predicted shift, of which 90 % are to be inside too
-WITHIN_90 = 1.645  # standard deviations to either side that hold 90 % of a Gaussian
+LARGEST = 20  # genes with the largest predicted shifts of a pair; their coverage should be 90 % too
+WITHIN_90 = 1.645  # half width in standard deviations that holds 90 % of a Gaussian
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The factor of a model's intervals, and from what it was learnt.
+    """The calibration factor of a model and the data that it was learnt from.
 
     Attributes
     ----------
     factor
-        What the standard deviation of the draws is multiplied by.
+        Multiplies the standard deviation of the draws.
     pairs, cells
-        Pairs of label and batch, and validation cells in them.
+        Number of pairs of label and batch, and of the validation cells in them.
     label_key
         ``obs`` column of the labels; ``None``: all cells were one group.
     """
@@ -43,20 +43,20 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Deviations:
-    """Observed less predicted shifts, P x G: how far they lie apart, and what would explain it.
+    """Deviations of observed from predicted shifts, P x G, with their standard deviations.
 
     Attributes
     ----------
     shift_PG
-        Predicted.
+        Predicted shift.
     miss_PG
-        Observed less predicted.
+        Observed minus predicted shift.
     sd_PG
         Standard deviation of the draws.
     se_PG
-        Standard error of the observed shift: sampling noise of means of few cells.
+        Standard error of the observed shift (sampling noise).
     n_P
-        Observed cells of each pair.
+        Number of observed cells of each pair.
     """
 
     shift_PG: np.ndarray
@@ -66,41 +66,42 @@ class Deviations:
     n_P: np.ndarray
 
     def inside(self, factor: float) -> np.ndarray:
-        """Return whether each observed shift is in its interval, sampling noise counted: P x G."""
+        """Return whether each observed shift is in its interval widened by sampling noise, P x G."""
         allowed_PG = WITHIN_90 * np.hypot(factor * self.sd_PG, self.se_PG)
         return np.asarray(np.abs(self.miss_PG) <= allowed_PG)
 
     def coverage(self, factor: float, n_top: int | None = None) -> float:
-        """Return the share of observed shifts in their interval, of all genes or the ``n_top`` largest of each pair."""
+        """Return the coverage over all genes, or over the ``n_top`` largest shifts of each pair."""
         return float(self._largest(self.inside(factor), n_top).mean())
 
     def factor(self) -> float:
         """Return the factor with which at least 90 % of the shifts are in their interval.
 
-        Each shift needs a factor of its own to be just inside; the result is their 90 % quantile, and one standard
-        error of that (jackknife over pairs): from few cells, rather too wide than too narrow. That of all genes or that
-        of the ``LARGEST`` of each pair, whichever is larger: large shifts are predicted too small, or are large by
-        chance. Where sampling noise would explain all deviations, the cells cannot show how narrow the interval may be:
-        at least ``LEAST_FACTOR``.
+        Each shift needs a certain factor to be just inside. The result is the 90 % quantile of these factors
+        plus its standard error (jackknife over pairs), so that few cells give wide rather than narrow
+        intervals. It is computed for all genes and for the ``LARGEST`` of each pair, whose shifts are often
+        predicted too small or are large by chance; the larger value is used. If sampling noise explains all
+        deviations, the cells do not show how narrow the interval may be, so the result is at least
+        ``LEAST_FACTOR``.
         """
         need2_PG = np.maximum((self.miss_PG / WITHIN_90) ** 2 - self.se_PG**2, 0)
         need_PG = np.divide(np.sqrt(need2_PG), self.sd_PG, out=np.zeros_like(need2_PG), where=self.sd_PG > 0)
         return max(_upper(need_PG), _upper(self._largest(need_PG, LARGEST)), LEAST_FACTOR)
 
     def _largest(self, value_PG: np.ndarray, n_top: int | None) -> np.ndarray:
-        """Return the values of the genes with the largest predicted shifts of each pair; all without ``n_top``."""
+        """Return the values of the ``n_top`` (or all) genes with the largest predicted shifts of a pair."""
         order_PG = np.argsort(-np.abs(self.shift_PG), axis=1, kind="stable")
         return np.take_along_axis(value_PG, order_PG[:, :n_top], axis=1)
 
 
 def _upper(need_PG: np.ndarray) -> float:
-    """Return the 90 % quantile and one standard error of it, by a jackknife over pairs."""
+    """Return the 90 % quantile plus its standard error (jackknife over pairs)."""
     n_pairs = len(need_PG)
     without = [np.quantile(np.delete(need_PG, pair, axis=0), NOMINAL) for pair in range(n_pairs)]
     return float(np.quantile(need_PG, NOMINAL) + np.sqrt((n_pairs - 1) * np.var(without)))
 
 
 def half_width(drawn: np.ndarray, calibration: Calibration | None, axis: int = 0) -> np.ndarray:
-    """Return how far the interval's ends lie from its middle; ``axis`` counts the draws (at least 2)."""
+    """Return the half width of the interval; ``axis`` is the axis of the draws (at least 2)."""
     factor = 1.0 if calibration is None else calibration.factor
     return np.asarray(WITHIN_90 * factor * drawn.std(axis=axis, ddof=1))

@@ -1,4 +1,4 @@
-"""Fixed and random effects side by side: what is common to all batches, and what each batch adds."""
+"""Fixed and random effects: what is common to all batches, and what each batch adds."""
 
 import copy
 import json
@@ -30,22 +30,21 @@ class MixedEffects:
     batch_key
         ``obs`` column of the batches.
     label_key
-        ``obs`` column of labels that the fixed-effects network learns next to its other losses. ``None``:
-        the networks see no label.
+        ``obs`` column of labels, for a label head on the fixed-effects network. ``None``: no label is used.
     preset
         ``"default"``, or ``"paper"`` for the published networks and losses.
     fixed
-        An ``obsm`` key, such as ``"X_pca_harmony"``: take that embedding as the fixed part and fit
-        the random-effects network alone.
+        An ``obsm`` key, such as ``"X_pca_harmony"``. This embedding replaces the fixed-effects network, and
+        only the random-effects network is fitted.
     fixed_settings, random_settings
-        Settings instead of the preset's.
+        Settings to use instead of the preset.
 
     Attributes
     ----------
     fixed
-        The fitted :class:`FixedEffects`, or ``None`` with an embedding of your own.
+        The :class:`FixedEffects`, or ``None`` with an embedding of your own.
     random
-        The fitted :class:`RandomEffects`.
+        The :class:`RandomEffects`.
     """
 
     def __init__(
@@ -61,14 +60,14 @@ class MixedEffects:
         self.batch_key, self.label_key, self.preset, self.fixed_key = batch_key, label_key, preset, fixed
         if fixed and label_key is not None:
             raise ScmedleyError(
-                f"The fixed part is your embedding {fixed!r}, so there is no network to learn "
-                f"label_key={label_key!r}. Leave one of the two out."
+                f"The embedding {fixed!r} replaces the network that would learn label_key={label_key!r}. Give either "
+                "fixed or label_key."
             )
         self.fixed = None if fixed else FixedEffects(batch_key, label_key, fixed_settings or preset)
         self.random = RandomEffects(batch_key, settings=random_settings or preset)
 
     def __repr__(self) -> str:
-        """Say what it is and what it was fitted to."""
+        """Return one line: class, keys and the data of the fit."""
         return described(self, self.decoder)
 
     def fit(
@@ -82,7 +81,7 @@ class MixedEffects:
         checkpoint: str | Path | None = None,
         progress: bool = True,
     ) -> Self:
-        """Fit both networks to prepared data; ``checkpoint`` is a folder, the rest as in ``Model.fit``."""
+        """Fit both networks to prepared data, as ``Model.fit``; ``checkpoint`` is a folder."""
         if self.fixed_key is not None and isinstance(adata, AnnData):
             self.given(adata)
         with modes(grad=False):
@@ -100,16 +99,16 @@ class MixedEffects:
         return self
 
     def train(self, adata: Cells, **options: Any) -> Self:
-        """Fit: scvi-tools' name for :meth:`fit`, with the same options."""
+        """Fit the model: the name that scvi-tools uses for :meth:`fit`."""
         return self.fit(adata, **options)
 
     def networks(self) -> dict[str, Model[Any]]:
-        """Give the networks that are fitted here: ``"fixed"`` (unless given) and ``"random"``."""
+        """Return the networks: ``"fixed"`` (unless replaced by an embedding) and ``"random"``."""
         return {"random": self.random} if self.fixed is None else {"fixed": self.fixed, "random": self.random}
 
     @property
     def history(self) -> pd.DataFrame:
-        """Tidy table of both fits: network, epoch, part, term, value, weight."""
+        """Table of both fits: network, epoch, part, term, value, weight."""
         tables = [model.history.assign(network=name) for name, model in self.networks().items()]
         history = pd.concat(tables, ignore_index=True)
         return history[["network", *history.columns.drop("network")]]
@@ -117,8 +116,9 @@ class MixedEffects:
     def embed(self, adata: AnnData, *, unknown: str = "error", reading: Reading | None = None) -> None:
         """Store both latents: ``obsm["X_scmedley_fixed"]``, ``obsm["X_scmedley_random"]``.
 
-        The fixed part takes cells of any batch. For cells of batches that the random part does not
-        know, ``unknown="mean"`` uses the population mean. ``reading`` are the same cells, if they were read already.
+        The fixed-effects network takes cells of any batch. For batches that the random-effects network does
+        not know, ``unknown="mean"`` uses the population mean. ``reading``: the same cells, if they were
+        already read.
         """
         if reading is None and not adata.isbacked:
             reading = self.decoder.read(adata)
@@ -130,29 +130,30 @@ class MixedEffects:
     def get_latent_representation(
         self, adata: Cells, *, unknown: str = "error", mask_batch: bool = False
     ) -> np.ndarray:
-        """Return the fixed-effects latent, N x P float32, and store nothing.
+        """Return the fixed-effects latent (N x P, float32) without storing it.
 
-        ``unknown`` and ``mask_batch`` are as in ``Model.get_latent_representation``; the fixed part never sees the
-        batch, so they change nothing here. For the other latent call ``model.random.get_latent_representation``.
+        The batch is not used, so ``unknown`` and ``mask_batch`` (see ``Model.get_latent_representation``)
+        change nothing. For the other latent call ``model.random.get_latent_representation``.
         """
         if self.fixed is None:
             return self.given(adata)
         return self.fixed.get_latent_representation(adata, unknown=unknown, mask_batch=mask_batch)
 
     def predict(self, adata: Cells) -> pd.DataFrame:
-        """Give the probability of every label for every cell, N x K, as the fixed-effects network has it.
+        """Return the fixed-effects network's probability of every label for every cell, N x K.
 
         Raises
         ------
         ScmedleyError
-            There is no label head: the model was made without ``label_key``.
+            There is no label head, because the model was made without ``label_key``.
         """
         return (self.random if self.fixed is None else self.fixed).predict(adata)
 
     def reconstruct(self, adata: Cells, *, unknown: str = "error") -> AnnData:
-        """Give each cell's reconstruction with its own batch's effects, as a new AnnData (log1p CP10k).
+        """Return the reconstruction of every cell with the effects of its own batch (log1p CP10k).
 
-        ``layers["random"]`` has the random-effects network's where the fixed-effects network makes ``X``.
+        ``X`` is from the fixed-effects network and ``layers["random"]`` from the random-effects network. With
+        an embedding of your own, ``X`` is from the random-effects network.
         """
         reading = self.decoder.read(adata)
         random = self.random.reconstruct(reading, unknown=unknown)
@@ -166,9 +167,9 @@ class MixedEffects:
     def decoder(self) -> Model[Any]:
         """The network that counterfactuals come from.
 
-        By default the fixed-effects one: its latent holds no batch, so all that a batch adds is in
-        the decoder's random effects. The random-effects network, whose latent holds the batch, where
-        there is no other: in the ``paper`` preset and with an embedding of your own.
+        By default this is the fixed-effects network: its latent is trained to be free of the batch, and the
+        batch is modelled by random effects in the decoder. In the ``paper`` preset and with an embedding of
+        your own it is the random-effects network, whose latent holds the batch.
         """
         return self.fixed if self.fixed is not None and self.fixed.has_effects else self.random
 
@@ -182,14 +183,14 @@ class MixedEffects:
         unknown: str = "error",
         out: str | Path | None = None,
     ) -> AnnData | Path:
-        """Show cells as if they had come from other batches, as ``Model.counterfactual`` of :attr:`decoder`."""
+        """Predict cells as if from other batches: ``Model.counterfactual`` of :attr:`decoder`."""
         return self.decoder.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
 
     def adapt(self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
-        """Learn the effects of batches that the model does not know, as ``Model.adapt``, in both networks.
+        """Learn the effects of batches that the model does not know, in both networks. See ``Model.adapt``.
 
-        A new fitted model is returned; this one is not changed. A fixed part without batch effects, of the ``paper``
-        preset or an embedding of your own, needs none for new batches and stays the same.
+        Returns a new model; this one is not changed. A fixed part without batch effects (the ``paper`` preset
+        or an embedding of your own) stays the same.
         """
         extended = copy.copy(self)
         for name, model in self.networks().items():
@@ -198,37 +199,33 @@ class MixedEffects:
         return extended
 
     def save(self, folder: str | Path) -> None:
-        """Write both networks to ``folder``, all or nothing."""
+        """Write both networks to ``folder``; on an error nothing is written."""
         with replacing_model(folder) as temporary:
             for name, model in self.networks().items():
                 (temporary / name).mkdir()
                 write(model, temporary / name)
-            about = {
-                "class": type(self).__name__,
-                "batch_key": self.batch_key,
-                "label_key": self.label_key,
-                "preset": self.preset,
-                "fixed_key": self.fixed_key,
-            }
+            names = ("batch_key", "label_key", "preset", "fixed_key")
+            about = {"class": type(self).__name__} | {name: getattr(self, name) for name in names}
             (temporary / DESCRIPTION).write_text(json.dumps(about, indent=1))
 
     def given(self, adata: Cells) -> np.ndarray:
-        """Return the embedding that stands for the fixed part, or raise if it is missing."""
+        """Return the embedding that replaces the fixed-effects network, or raise if it is missing."""
         if not isinstance(adata, AnnData):
             raise ScmedleyError(
-                f"The fixed part is obsm[{self.fixed_key!r}]: pass the AnnData that holds it."
+                f"The fixed part is obsm[{self.fixed_key!r}]. Pass the AnnData that holds it."
             )
         if self.fixed_key not in adata.obsm:
             raise ScmedleyError(
-                f"The fixed part is obsm[{self.fixed_key!r}], which is not there; obsm has {list(adata.obsm)}."
+                f"The fixed part, obsm[{self.fixed_key!r}], is missing. obsm has {list(adata.obsm)}. Store it there, "
+                "or fit with another fixed=..."
             )
         z_NP = np.asarray(adata.obsm[self.fixed_key])
         if z_NP.ndim == 2 and z_NP.dtype.kind in "iuf":
-            with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and is told of
+            with np.errstate(over="ignore"):  # values beyond float32 become infinite and raise below
                 z_NP = z_NP.astype(np.float32)
             if np.isfinite(z_NP).all():
                 return z_NP
         raise ScmedleyError(
-            f"obsm[{self.fixed_key!r}], the fixed part, is no dense matrix of finite numbers. Mend it, or remove "
-            "those cells."
+            f"The fixed part, obsm[{self.fixed_key!r}], is not a dense matrix of finite numbers. Correct it, or remove "
+            "the cells with other values."
         )

@@ -1,6 +1,6 @@
-"""Random effects (RE): a Bayesian autoencoder with scales and biases of the batch in every layer.
+"""Random effects (RE): a Bayesian autoencoder with batch effects (scales and biases) in its layers.
 
-Shapes: N cells of the call at hand, G genes, H hidden units, P latent dimensions, B batches.
+Shapes: N cells, G genes, H hidden units, P latent dimensions, B batches.
 """
 
 import warnings
@@ -23,7 +23,7 @@ from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
 from scmedley.nn.likelihoods import kl_to_mse_units, mse
-from scmedley.train.loop import Losses, Progress, Stage, Term, Trainable, TrainingCells
+from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 _NOT_GIVEN: Any = object()
 
@@ -37,25 +37,26 @@ class RandomEffectsSettings(Settings):
     mse_weight, batch_weight
         lambda_MSE, lambda_b.
     batch_head_hidden
-        Sizes of the hidden layers of the batch head, which reads the batch from the latent.
+        Sizes of the hidden layers of the batch head, which predicts the batch from the latent.
     kl_per_cell_weight
-        Weight of the KL as the evidence lower bound has it: in nats per training cell, summed over all tables, in the
-        unit of the MSE. 1 is the bound itself.
+        Weight of the KL in nats per training cell, summed over all tables, in the unit of the MSE. 1 gives
+        the evidence lower bound.
     kl_per_table_weight
-        The published lambda_KL: weight of the KL of a table in nats, averaged over all ten tables (the preprint leaves
-        open whether encoder and decoder are averaged apart, which would double it).
+        The published lambda_KL: weight of the KL in nats, averaged over all ten tables. (The preprint does
+        not say whether encoder and decoder are averaged separately, which would double it.)
     masked_share
-        Share of training cells whose batch is masked in the encoder: they are encoded without batch effects. The batch
-        head is trained on these alone, so the latent has to find the batch in the cell's expression.
+        Share of training cells that are encoded without batch effects (masked batch). The batch head is
+        trained on these cells alone, so the latent must learn the batch from the expression.
     learn_prior
-        Whether the prior's width is learnt (empirical Bayes), one for each table.
+        Whether the standard deviation of the prior is learnt for each table (empirical Bayes).
     encode_as_target
-        Whether a counterfactual encodes with the target's effects too (published), or with the cell's own.
+        Whether a counterfactual is encoded with the effects of the target (published) or of the cell's own
+        batch.
     output_scale
-        Where the scales of the output's BatchNorm begin. At 1, the published value, a fit spends its first
-        hundreds of steps on shrinking them to the spread of genes that lie in [0, 1].
+        Initial scale of the output's BatchNorm. From 1, the published value, a fit needs hundreds of steps to
+        shrink it to the spread of genes scaled to [0, 1].
     effects
-        Where posterior and prior begin.
+        Initial posterior and prior of the effects.
     """
 
     mse_weight: float = 110.0
@@ -68,7 +69,7 @@ class RandomEffectsSettings(Settings):
     encode_as_target: bool = False
     output_scale: float = 0.1
     effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
-    # Names of earlier versions, which their settings files and saved models have.
+    # Deprecated names, found in settings files and saved models of earlier versions.
     hide_batch: InitVar[Any] = _NOT_GIVEN
     kl_weight: InitVar[Any] = _NOT_GIVEN
 
@@ -84,10 +85,10 @@ class RandomEffectsSettings(Settings):
             object.__setattr__(self, "kl_per_table_weight", 0.0 if kl_weight is None else kl_weight)
         super().__post_init__()
         if self.masked_share > 1:
-            raise ScmedleyError(f"masked_share={self.masked_share} must be a share, from 0 to 1.")
+            raise ScmedleyError(f"masked_share={self.masked_share} must be between 0 and 1.")
 
     def as_published(self) -> "RandomEffectsSettings":
-        """Return the preprint's form: a narrow posterior, a weak KL, no batch masked."""
+        """Return the settings of the preprint: a narrow posterior, a weak KL, no masked batches."""
         return self.replace(
             batch_weight=0.1,
             batch_head_hidden=(5,),
@@ -103,11 +104,11 @@ class RandomEffectsSettings(Settings):
 
 
 def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(f"The setting {old} is now called {new}; use that name.", ScmedleyWarning, stacklevel=4)
+    warnings.warn(f"The setting {old} is now called {new}. Use the new name.", ScmedleyWarning, stacklevel=4)
 
 
 class RandomEffectsNetwork(nn.Module, Trainable):
-    """Encoder, untied decoder and batch head; five blocks carry a scale and a bias table each."""
+    """Encoder, untied decoder and batch head; each of five blocks has a scale table and a bias table."""
 
     n_cells: Tensor
 
@@ -129,17 +130,17 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         self.register_buffer("n_cells", torch.tensor(1.0))
 
     def begin(self, known: TrainingCells, progress: Progress) -> None:
-        """Learn the number of training cells."""
+        """Set the number of training cells."""
         self.n_cells.fill_(len(known.rows))
 
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
-        """Learn the width of each effect table's prior (empirical Bayes), if asked for."""
+        """Learn the standard deviation of each table's prior (empirical Bayes), if ``learn_prior``."""
         self.balance.after_epoch()
         if self.settings.learn_prior:
             update_priors(self)
 
     def stages(self) -> list[Stage]:
-        """Return one stage, in which all parameters are one player's."""
+        """Return one stage with one player, which has all parameters."""
         return [self.settings.stage({"autoencoder": list(self.parameters())})]
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
@@ -156,7 +157,7 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         return self.decode_output(self.decode_hidden(z_NP, b_N, draw), b_N, draw)
 
     def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Return the decoder's activations before its output layer."""
+        """Return the activations before the output layer of the decoder."""
         b_NB = one_hot(b_N, self.n_batches)
         h = z_NP
         blocks = zip(self.decoder[:-1], self.decoder_norms[:-1], self.decoder_effects[:-1], strict=True)
@@ -165,13 +166,13 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         return h
 
     def decode_output(self, h_NH: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Return xhat_NG of the activations before the output layer, in which it is linear once trained."""
+        """Return xhat_NG, which in a fitted network is linear in the activations before the output layer."""
         h = self.decoder_norms[-1](self.decoder[-1](h_NH))
         xhat_NG: Tensor = self.decoder_effects[-1](h, one_hot(b_N, self.n_batches), draw)
         return xhat_NG
 
     def decoder_layers(self) -> list[Layer]:
-        """Return the decoder's layers; SELU comes before the BatchNorm in all but the last."""
+        """Return the layers of the decoder; SELU precedes BatchNorm in all except the last."""
         parts: Iterator[Any] = zip(self.decoder, self.decoder_norms, self.decoder_effects, strict=True)
         last = len(self.decoder) - 1
         return [
@@ -187,19 +188,13 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         logits_KB = self.batch_head(encoded.masked_KP).float()
         batch = F.cross_entropy(logits_KB, b_K, reduction="sum") / max(len(b_K), 1)
         weights = self.balance(encoded.z_NP, lambda_mse * error, {"batch": batch})
-        yield (
-            "autoencoder",
-            {
-                "reconstruction": Term(error, lambda_mse),
-                "batch": Term(batch, weights["batch"]),
-                "kl": self.kl(error, cells.x_NG.shape[1]),
-            },
-        )
+        terms = {"reconstruction": Term(error, lambda_mse), "batch": Term(batch, weights["batch"])}
+        yield "autoencoder", terms | {"kl": self.kl(error, cells.x_NG.shape[1])}
 
     def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> Term:
-        """Return KL(q(U) || p(U)) of all tables in nats per cell, with its weight beside the MSE ``error``.
+        """Return KL(q(U) || p(U)) of all tables in nats per cell, weighted relative to the MSE ``error``.
 
-        ``n_cells`` is the number of training cells, unless given.
+        ``n_cells`` defaults to the number of training cells.
         """
         s = self.settings
         kl_T = torch.stack([table.kl() for table in tables(self)])
@@ -208,11 +203,11 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         return Term(kl_T.sum() / n, of_bound + s.kl_per_table_weight * n / len(kl_T))
 
     def drawn_error(self, cells: Minibatch) -> Tensor:
-        """Return the MSE as in a training step: effects drawn, some cells' batches masked."""
+        """Return the MSE of a training step: with drawn effects, and some batches masked."""
         return self._encode_training(cells).error
 
     def _encode_training(self, cells: Minibatch) -> "_Encoded":
-        """Encode with drawn effects, and with the batch masked in a share of the cells."""
+        """Encode with drawn effects and with the batch masked in a share of the cells."""
         if not self.settings.masked_share:
             z_NP = self.encode(cells.x_NG, cells.b_N, draw=True)
             return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_N)
@@ -221,7 +216,7 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP[masked_N], cells.b_N[masked_N])
 
     def _encode_validation(self, cells: Minibatch) -> "_Encoded":
-        """Encode every cell both with its batch and masked, and weigh the two errors as training draws them."""
+        """Encode with and without the batch, and average the two errors by the share of masked cells."""
         z_NP = self.encode(cells.x_NG, cells.b_N)
         error = self._error(cells, z_NP)
         if not self.settings.masked_share:
@@ -235,7 +230,7 @@ class RandomEffectsNetwork(nn.Module, Trainable):
 
 
 class _Encoded(NamedTuple):
-    """A minibatch: its latent, the MSE, and latent and batch of the K cells that the batch head is trained on."""
+    """A minibatch: latent, MSE, and latent and batch of the K cells that train the batch head."""
 
     z_NP: Tensor
     error: Tensor
@@ -244,7 +239,7 @@ class _Encoded(NamedTuple):
 
 
 class RandomEffects(Model[RandomEffectsSettings]):
-    """What each batch adds (scMEDAL's RE). Needs the batch of a cell, or the population mean for it."""
+    """What each batch adds (RE of scMEDAL). Each cell needs its batch, or gets the population mean."""
 
     key: ClassVar[str] = keys.RANDOM
     needs_batch: ClassVar[bool] = True
@@ -254,5 +249,5 @@ class RandomEffects(Model[RandomEffectsSettings]):
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:
-        """Return the settings named ``"default"`` or ``"paper"`` (weights of the AML experiment)."""
+        """Return the ``"default"`` or ``"paper"`` settings (AML experiment)."""
         return named(name, default=RandomEffectsSettings(), paper=RandomEffectsSettings().as_published())

@@ -1,4 +1,4 @@
-"""Models on disk: ``model.json`` and ``weights.safetensors``, never pickle."""
+"""Write and read models as ``model.json`` and ``weights.safetensors``, never pickle."""
 
 from __future__ import annotations
 
@@ -31,31 +31,30 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Model[Any]")
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
-# All that a model's folder may hold; earlier versions kept a genomap there.
+# All files that a model's folder may hold; earlier versions stored a genomap there.
 OWN = {DESCRIPTION, WEIGHTS, "genomap.json", "fixed", "random"}
 
 
 def save(model: Model[Any], folder: str | Path) -> None:
-    """Write a fitted model to ``folder``, all or nothing."""
+    """Write a fitted model to ``folder``; on an error nothing is written."""
     with replacing_model(folder) as temporary:
         write(model, temporary)
 
 
 @contextmanager
 def replacing_model(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``folder`` if all goes well.
+    """Yield an empty folder that replaces ``folder`` if no error occurs.
 
     Raises
     ------
     ScmedleyError
-        ``folder`` holds anything but an earlier model: it would be lost.
+        ``folder`` holds files other than an earlier model, which would be lost.
     """
     folder = Path(folder)
     others = sorted(p.name for p in folder.iterdir() if p.name not in OWN) if folder.is_dir() else []
     if others:
         raise ScmedleyError(
-            f"{folder} holds other files ({', '.join(others[:3])}), which a model would replace. Choose another "
-            "folder."
+            f"{folder} holds other files ({', '.join(others[:3])}), which saving would delete. Choose another folder."
         )
     with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
@@ -66,7 +65,9 @@ def replacing_model(folder: str | Path) -> Iterator[Path]:
 def write(model: Model[Any], folder: Path) -> None:
     """Write a fitted model's files into an existing folder."""
     if model.network is None:
-        raise ScmedleyError(f"This {type(model).__name__} is not fitted, so there is nothing to save.")
+        raise ScmedleyError(
+            f"This {type(model).__name__} is not fitted, so there is nothing to save. Call fit(adata)."
+        )
     description = {
         "class": type(model).__name__,
         "batch_key": model.batch_key,
@@ -116,19 +117,18 @@ def read(folder: Path, cls: type[M]) -> M:
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
-        ids, symbols = (
-            about.get(key) for key in ("gene_ids", "gene_symbols")
-        )  # not in models of earlier versions
+        # Models of earlier versions have no gene_ids, gene_symbols, trained_on and calibration.
+        ids, symbols = (about.get(key) for key in ("gene_ids", "gene_symbols"))
         genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
         scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         model.reader = Reader(genes, scale, trained_on=about.get("trained_on"))
-        with torch.device("meta"):  # shapes alone: nothing is drawn, and the file's dtypes hold
+        with torch.device("meta"):  # shapes only: no random draws, and dtypes come from the file
             model._build("meta")
             add_batches(model.network, n_adapted)
         weights = {n.removeprefix("network/"): tensor.clone() for n, tensor in tensors.items()}
         model.network.load_state_dict(weights, assign=True)
         model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])
-        calibration = about.get("calibration")  # models of earlier versions have none
+        calibration = about.get("calibration")
         model.calibration = None if calibration is None else Calibration(**calibration)
     except (
         SafetensorError,
@@ -140,9 +140,11 @@ def read(folder: Path, cls: type[M]) -> M:
         RuntimeError,
     ) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ScmedleyError(f"The model in {folder} is broken ({reason}). Fit and save it again.") from error
+        raise ScmedleyError(
+            f"The model in {folder} cannot be read ({reason}). Fit and save it again."
+        ) from error
     model.network.eval()
     if str(model.fitted.get("device", "cpu")) == "cuda" and torch.cuda.is_available() and not is_forked():
-        model.device = torch.device("cuda")  # as it was fitted
+        model.device = torch.device("cuda")  # the device of the fit
         model.network.to(model.device)
     return model

@@ -1,1 +1,1 @@
-"""Torch modules of the networks: no AnnData, no training."""
+"""Torch modules of the networks, without AnnData and training."""

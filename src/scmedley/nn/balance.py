@@ -1,19 +1,19 @@
-"""The weights of a network's losses beside the reconstruction: given, or found without tuning.
+"""The weights of a network's losses relative to the reconstruction error: given, or automatic without tuning.
 
-Automatic weights keep the gradient of each term at a share of the gradient of the reconstruction:
+Automatic weights keep the gradient of each term at a share of the gradient of the reconstruction error:
 
     w_t = share_t * |dR / dh| / |dL_t / dh|,    R = lambda_MSE * MSE
 
-h is the last tensor that all terms go through: the latent, or the encoder's first activations where the
-adversary sees all of them. The norms are over a minibatch; the logarithm of their ratio is averaged over
-minibatches, at first evenly and then exponentially. The gradient's norm is the measure of balance as in GradNorm
-(Chen et al. 2018) and in the adversarial weight of VQGAN (Esser et al. 2021).
+h is the last tensor that all terms depend on: the latent, or the first activations of the encoder if the
+adversary sees all activations. The norms are over a minibatch. The logarithm of their ratio is averaged over
+minibatches, first with equal weights and then exponentially. The gradient norm is also used in GradNorm (Chen
+et al. 2018) and in the adversarial weight of VQGAN (Esser et al. 2021).
 
-A share of 1 gives the adversarial term a gradient as large as that of the reconstruction. The heads for label and
-batch get less: their gradient falls as they learn the training cells, and at 1 the weight that makes up for it
-grows without bound.
+With a share of 1 the gradient of the adversarial loss is as large as that of the reconstruction error. The
+label head and the batch head have smaller shares. Their gradients fall as they learn the training cells, and
+with a share of 1 the weights that compensate would grow without bound.
 
-Shapes: N cells of the call at hand, T terms.
+Shapes: N cells, T terms.
 """
 
 from collections.abc import Mapping
@@ -24,18 +24,18 @@ from torch import Tensor, nn
 
 Weights = Literal["given", "auto"]
 
-SHARES = {"adversarial": 1.0, "label": 0.5, "batch": 0.3}  # of the gradient of the reconstruction
-EVERY = 10  # minibatches from one measurement to the next; the first of each epoch is measured
-RATE = 0.1  # of the exponential average: it remembers about 10 measurements
+SHARES = {"adversarial": 1.0, "label": 0.5, "batch": 0.3}  # of the gradient of the reconstruction error
+EVERY = 10  # minibatches between measurements; the first of each epoch is measured
+RATE = 0.1  # of the exponential average, which covers about 10 measurements
 
 
 class Balance(nn.Module):
-    """The weights w_t of R + sum of w_t L_t. Automatic weights are buffers, so that a checkpoint holds them.
+    """The weights w_t in R + sum of w_t L_t. Automatic weights are buffers, so checkpoints include them.
 
     Parameters
     ----------
     given
-        Weight of each term; with ``"auto"`` only the terms' names count.
+        Weight of each term; with ``"auto"`` only the names are used.
     weights
         ``"given"`` or ``"auto"``.
     """
@@ -47,7 +47,7 @@ class Balance(nn.Module):
         super().__init__()
         self.given = dict(given)
         self.auto = weights == "auto" and bool(given)
-        self.minibatch = 0  # of the epoch
+        self.minibatch = 0  # number within the epoch
         if self.auto:
             self.register_buffer("log_ratio_T", torch.zeros(len(given)))
             self.register_buffer("n_seen_T", torch.zeros(len(given)))
@@ -60,9 +60,9 @@ class Balance(nn.Module):
         Parameters
         ----------
         h
-            Where gradients are compared; all terms depend on it.
+            Tensor at which gradients are compared; all terms depend on it.
         reconstruction
-            R, weighted.
+            R, the weighted reconstruction error.
         losses
             The other losses by name, unweighted.
         """
@@ -76,22 +76,22 @@ class Balance(nn.Module):
         return {t: SHARES[t] * ratio for t, ratio in zip(self.given, ratios, strict=True)}
 
     def after_epoch(self) -> None:
-        """Count the minibatches of the next epoch from 0."""
+        """Reset the count of minibatches."""
         self.minibatch = 0
 
     def _measure(self, h: Tensor, reconstruction: Tensor, losses: Mapping[str, Tensor]) -> None:
-        """Average the ratios of gradients; a term without one (no cell has a label) keeps its weight."""
-        of_reconstruction = _gradient_norm(reconstruction, h)
-        of_terms_T = torch.stack([_gradient_norm(losses[t], h) for t in self.given])
-        seen_T = (of_terms_T > 0) & (of_reconstruction > 0)
+        """Update the mean log ratios; a term without gradient (no cell has a label) keeps its weight."""
+        norm_reconstruction = _gradient_norm(reconstruction, h)
+        norm_T = torch.stack([_gradient_norm(losses[t], h) for t in self.given])
+        seen_T = (norm_T > 0) & (norm_reconstruction > 0)
         self.n_seen_T += seen_T
         rate_T = (1 / self.n_seen_T.clamp_min(1)).clamp_min(RATE) * seen_T
-        found_T = torch.where(seen_T, of_reconstruction / of_terms_T, 1.0).log()
+        found_T = torch.where(seen_T, norm_reconstruction / norm_T, 1.0).log()
         self.log_ratio_T.lerp_(found_T, rate_T)
 
 
 def _gradient_norm(loss: Tensor, h: Tensor) -> Tensor:
-    """Return |d loss / d h|, by a backward pass through what lies above ``h`` that leaves weights out."""
+    """Return |d loss / d h|, without computing gradients of the parameters."""
     (slope,) = torch.autograd.grad(loss, h, retain_graph=True)
     norm: Tensor = torch.linalg.vector_norm(slope.float())
     return norm

@@ -1,6 +1,6 @@
-"""Random effects of batches: Gaussian posteriors over scales and biases of a layer's units.
+"""Random effects of batches: Gaussian posteriors of scales and biases for the units of a layer.
 
-Shapes: N cells of the call at hand, B batches, H units of the layer.
+Shapes: N cells, B batches, H units of the layer.
 """
 
 import math
@@ -14,22 +14,22 @@ from scmedley.errors import ScmedleyError
 
 
 def inverse_softplus(value: float) -> float:
-    """Return the rho for which softplus(rho) is ``value``."""
+    """Return rho such that softplus(rho) equals ``value``."""
     return math.log(math.expm1(value))
 
 
 @dataclass(frozen=True)
 class EffectStart:
-    """Standard deviations with which effects begin.
+    """Initial standard deviations of effects.
 
     Attributes
     ----------
     loc_scale
-        Of the random initial posterior means.
+        Standard deviation of the random initial posterior means.
     posterior_scale
-        Of each effect's posterior.
+        Standard deviation of each posterior.
     prior_scale
-        Of the prior.
+        Standard deviation of the prior.
     """
 
     loc_scale: float = 0.1
@@ -39,7 +39,7 @@ class EffectStart:
     def __post_init__(self) -> None:
         if min(self.posterior_scale, self.prior_scale) <= 0 or self.loc_scale < 0:
             raise ScmedleyError(
-                f"{self} must have posterior_scale and prior_scale above 0, loc_scale from 0."
+                f"{self} must have posterior_scale and prior_scale above 0, and loc_scale 0 or more."
             )
 
 
@@ -51,8 +51,7 @@ class EffectTable(nn.Module):
     n_batches, n_units
         B and H.
     start
-        Where posterior and prior begin; the prior's scale is a buffer, so that
-        :meth:`update_prior` can learn it.
+        Initial posterior and prior. The prior's scale is a buffer that :meth:`update_prior` changes.
     """
 
     prior_scale: Tensor
@@ -68,7 +67,7 @@ class EffectTable(nn.Module):
         return F.softplus(self.rho_BH)
 
     def draw_BH(self) -> Tensor:
-        """Draw the whole table once from the posterior (reparametrised)."""
+        """Draw the table from the posterior (reparametrised)."""
         return self.loc_BH + self.scale_BH() * torch.randn_like(self.loc_BH)
 
     def kl(self) -> Tensor:
@@ -82,16 +81,16 @@ class EffectTable(nn.Module):
 
     @torch.no_grad()
     def update_prior(self, floor: float = 1e-3) -> None:
-        """Set the prior's variance to the mean of E_q[u^2]: the closed-form empirical-Bayes step.
+        """Set the prior's variance to the mean of E_q[u^2], the closed-form empirical-Bayes step.
 
-        Batches that do not differ leave a narrow prior behind, which shrinks them further to 0.
+        If batches do not differ, the prior becomes narrow and shrinks their effects further towards 0.
         """
         second_moment = (self.loc_BH.square() + self.scale_BH().square()).mean()
         self.prior_scale.copy_(second_moment.sqrt().clamp_min(floor))
 
 
 class ScaleAndBias(nn.Module):
-    """h * (1 + gamma_b) + beta_b with one scale and one bias effect for every batch and unit."""
+    """h * (1 + gamma_b) + beta_b, with a scale effect and a bias effect for every batch and unit."""
 
     def __init__(self, n_batches: int, n_units: int, start: EffectStart):
         super().__init__()
@@ -101,9 +100,9 @@ class ScaleAndBias(nn.Module):
     def forward(self, h_NH: Tensor, b_NB: Tensor, draw: bool) -> Tensor:
         """Apply the effects of each cell's batch.
 
-        ``b_NB`` holds one row a cell, one-hot; a row of zeros is the population mean (no effect). With fewer rows than
-        cells, each is of as many cells in a row.
-        ``draw`` takes one draw of each table for the whole minibatch, else the posterior means.
+        ``b_NB`` holds a one-hot row for each cell; a row of zeros is the population mean (no effect). With
+        fewer rows than cells, each row applies to an equal block of consecutive cells. ``draw`` uses one draw
+        of each table for the whole minibatch instead of the posterior means.
         """
         gamma_BH = self.gamma.draw_BH() if draw else self.gamma.loc_BH
         beta_BH = self.beta.draw_BH() if draw else self.beta.loc_BH
@@ -116,17 +115,17 @@ class ScaleAndBias(nn.Module):
 
 
 def one_hot(b_N: Tensor, n_batches: int) -> Tensor:
-    """Return b_NB (float32): one-hot rows, and a row of zeros, the population mean, for code -1."""
+    """Return b_NB (float32) of one-hot rows; code -1 gives a row of zeros, the population mean."""
     b_NB = F.one_hot(b_N.clamp_min(0), n_batches).float()
     return b_NB * (b_N >= 0).unsqueeze(1)
 
 
 def tables(network: nn.Module) -> list[EffectTable]:
-    """List all effect tables of a network."""
+    """Return all effect tables of a network."""
     return [module for module in network.modules() if isinstance(module, EffectTable)]
 
 
 def update_priors(network: nn.Module) -> None:
-    """Take the empirical-Bayes step in every effect table of a network."""
+    """Update the prior of every effect table of a network."""
     for table in tables(network):
         table.update_prior()

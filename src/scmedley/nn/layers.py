@@ -1,6 +1,6 @@
 """Encoder and decoders shared by the fixed-effects family (scMEDAL, section 1 of the preprint's methods).
 
-Shapes: N cells of the call at hand, G genes, H hidden units, P latent dimensions.
+Shapes: N cells, G genes, H hidden units, P latent dimensions.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ BATCH_NORM_EPS = 1e-3
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` by :func:`affine`."""
+    """``nn.Linear`` that computes with :func:`affine`."""
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """Return x @ weight.T + bias."""
@@ -25,7 +25,7 @@ class Linear(nn.Linear):
 
 
 def linear(n_in: int, n_out: int) -> nn.Linear:
-    """Make a dense layer with Glorot-uniform weights and zero biases."""
+    """Return a dense layer with Glorot-uniform weights and zero biases."""
     layer = Linear(n_in, n_out)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -33,15 +33,12 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
 
 
 def batch_norm(n_units: int, momentum: float) -> nn.BatchNorm1d:
-    """Make a BatchNorm layer; ``momentum`` is the weight of the new minibatch (PyTorch's sense)."""
+    """Return a BatchNorm layer; ``momentum`` is the weight of the new minibatch (as in PyTorch)."""
     return nn.BatchNorm1d(n_units, eps=BATCH_NORM_EPS, momentum=momentum)
 
 
 class Encoder(nn.Module):
-    """[Linear, BatchNorm, SELU] for each hidden size, then Linear and SELU to the latent.
-
-    ``forward`` maps x_NG to all its activations after SELU, ``[h_NH, ..., z_NP]``.
-    """
+    """[Linear, BatchNorm, SELU] for each hidden size, then Linear and SELU to the latent."""
 
     def __init__(self, n_genes: int, hidden: Sequence[int], n_latent: int, momentum: float):
         super().__init__()
@@ -50,7 +47,7 @@ class Encoder(nn.Module):
         self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
 
     def forward(self, x_NG: Tensor) -> list[Tensor]:
-        """Return all activations, the latent last."""
+        """Return all activations after SELU, ``[h_NH, ..., z_NP]``."""
         activations = []
         h = x_NG
         for layer, norm in zip(self.linears, [*self.norms, nn.Identity()], strict=True):
@@ -60,10 +57,10 @@ class Encoder(nn.Module):
 
 
 class TiedDecoder(nn.Module):
-    """The encoder's kernels transposed, with biases of its own; SELU between, linear output.
+    """The transposed weights of the encoder with own biases; SELU between layers, linear output.
 
-    The kernels stay the encoder's parameters alone: an optimiser sees each of them once. With
-    ``effects`` (one :class:`ScaleAndBias` a layer) every layer has scales and biases of the batch.
+    The weights are parameters of the encoder alone, so that an optimiser has each of them once. With
+    ``effects`` (one :class:`ScaleAndBias` for each layer) every layer has batch effects.
     """
 
     def __init__(self, encoder: Encoder, effects: Sequence[ScaleAndBias] = ()):
@@ -73,7 +70,7 @@ class TiedDecoder(nn.Module):
         self.effects = nn.ModuleList(effects)
 
     def forward(self, z_NP: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
-        """Return xhat_NG; ``draw`` takes one posterior draw of the effects, else their means."""
+        """Return xhat_NG; ``draw`` uses one posterior draw of the effects instead of their means."""
         return self.output(self.hidden(z_NP, encoder, b_NB, draw), encoder, b_NB, draw)
 
     def hidden(self, z_NP: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
@@ -84,7 +81,7 @@ class TiedDecoder(nn.Module):
         return h
 
     def output(self, h_NH: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
-        """Return xhat_NG of the activations before the output layer, in which it is linear."""
+        """Return xhat_NG, which is linear in the activations before the output layer."""
         return self._layer(len(self.biases) - 1, h_NH, encoder, b_NB, draw)
 
     def _layer(self, i: int, h: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool) -> Tensor:

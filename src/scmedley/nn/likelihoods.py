@@ -1,6 +1,6 @@
-"""Losses, in float32 whatever the precision of the network.
+"""Losses, always computed in float32.
 
-Shapes: N cells of the call at hand, G genes, K labels.
+Shapes: N cells, G genes, K labels.
 """
 
 from torch import Tensor
@@ -8,20 +8,20 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def mse(x_NG: Tensor, xhat_NG: Tensor) -> Tensor:
-    """Return the squared error, averaged over cells and genes (scMEDAL, L_MSE)."""
+    """Return the mean squared error over cells and genes (L_MSE of scMEDAL)."""
     return F.mse_loss(xhat_NG.float(), x_NG.float())
 
 
 def cross_entropy(logits_NK: Tensor, y_N: Tensor) -> Tensor:
-    """Return CE(y) in nats, averaged over the cells that have a label; 0 if none has (code -1)."""
+    """Return CE(y) in nats, averaged over cells with a label (not code -1); 0 if no cell has one."""
     total = F.cross_entropy(logits_NK.float(), y_N, ignore_index=-1, reduction="sum")
     return total / (y_N >= 0).sum().clamp_min(1)
 
 
 def kl_to_mse_units(mse_value: Tensor, n_genes: int) -> Tensor:
-    """Return the weight of a KL in nats per cell beside the MSE: 2 MSE / G, without gradient.
+    """Return the factor 2 MSE / G, without gradient, that converts a KL in nats per cell to MSE units.
 
-    A Gaussian with its variance at the current MSE has -log p(x) = G / (2 MSE) * error + constant, so
-    a KL in nats weighs 2 MSE / G as much as the error does: the evidence lower bound's own weight.
+    A Gaussian whose variance is the current MSE has -log p(x) = G / (2 MSE) * error + constant. Multiplied by
+    2 MSE / G, the evidence lower bound is the error plus 2 MSE / G times the KL.
     """
     return 2 * mse_value.detach() / n_genes

@@ -1,4 +1,4 @@
-"""The product of a dense layer, by the quickest kernel at hand. Shapes: N cells, I inputs, O outputs."""
+"""The matrix product of a dense layer, by the fastest kernel. Shapes: N cells, I inputs, O outputs."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-ONEDNN_WORTH = 2**20  # multiplications below which the call costs more than it saves
+ONEDNN_LEAST = 2**20  # multiplications from which oneDNN is faster
 
 
 def _has_onednn() -> bool:
-    """Try the operator: it is PyTorch's own, but not part of its public interface."""
+    """Return whether the operator works; it is not part of PyTorch's public interface."""
     try:
-        # Said in full: the importing program may have other defaults.
+        # dtype and device are explicit because the importing program may have other defaults.
         x = torch.zeros(2, 2, dtype=torch.float32, device="cpu")
         torch.ops.mkldnn._linear_pointwise(x, x, None, "none", [], "")
     except (AttributeError, RuntimeError, NotImplementedError, TypeError):
@@ -24,7 +24,7 @@ ONEDNN = _has_onednn()
 
 
 class _OneDNN(torch.autograd.Function):
-    """x @ weight.T + bias by oneDNN. Backward is made of the same, so second derivatives exist too."""
+    """x @ weight.T + bias by oneDNN; the backward pass uses it too, so second derivatives exist."""
 
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -40,9 +40,7 @@ class _OneDNN(torch.autograd.Function):
         grad_OI = None
         if for_weight and weight_OI.is_contiguous():
             grad_OI = _onednn(grad_NO.t(), x_NI.t())
-        elif (
-            for_weight
-        ):  # a tied layer's weight, transposed; its gradient has to be so too, to be added quickly
+        elif for_weight:  # the transposed weight of a tied layer; a transposed gradient is added faster
             grad_OI = _onednn(x_NI.t(), grad_NO.t()).t()
         return (
             _onednn(grad_NO, weight_OI.t()) if for_x else None,
@@ -59,10 +57,10 @@ def _onednn(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
 def affine(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """Return x @ weight.T + bias.
 
-    In float32 on a CPU, PyTorch calls MKL, which leaves AVX-512 unused on AMD's processors: oneDNN, which
-    PyTorch has for other formats, is twice as fast there and equals MKL on Intel's.
+    In float32 on a CPU, PyTorch calls MKL, which does not use AVX-512 on AMD processors. oneDNN, which
+    PyTorch uses for other formats, is twice as fast there and as fast as MKL on Intel processors.
     """
     onednn = ONEDNN and x_NI.is_cpu and x_NI.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if onednn and len(x_NI) * weight_OI.numel() >= ONEDNN_WORTH:
+    if onednn and len(x_NI) * weight_OI.numel() >= ONEDNN_LEAST:
         return _onednn(x_NI, weight_OI, bias_O)
     return F.linear(x_NI, weight_OI, bias_O)

@@ -1,1 +1,1 @@
-"""The training loop."""
+"""The training loop, its learning-rate schedules and its checkpoints."""

@@ -1,4 +1,4 @@
-"""One file that holds all a fit needs to go on with the same bits: safetensors and JSON, never pickle."""
+"""Checkpoints: one file from which a fit resumes bit for bit. Safetensors and JSON, never pickle."""
 
 import json
 import re
@@ -20,13 +20,13 @@ Steppers = Mapping[str, Stepper]
 
 
 class Stateful(Protocol):
-    """What a checkpoint holds of a network: what an ``nn.Module`` has."""
+    """The methods of ``nn.Module`` that a checkpoint needs."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all parameters and buffers."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
-        """Take them from ``state_dict``."""
+        """Set all parameters and buffers."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return an iterator over all parameters."""
@@ -35,7 +35,7 @@ class Stateful(Protocol):
 def save(
     path: Path, network: Stateful, best: dict[str, Tensor], steppers: Steppers, state: dict[str, Any]
 ) -> None:
-    """Write the checkpoint in one step; ``state`` is what JSON can hold (stage, epoch, history, ...)."""
+    """Write the checkpoint atomically; ``state`` (stage, epoch, history, ...) must be valid JSON."""
     tensors = {f"network/{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"best/{k}": v for k, v in best.items()}
     for player, stepper in steppers.items():
@@ -54,24 +54,24 @@ def save(
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong in reading the checkpoint into one message.
+    """Raise one error for all failures to read the checkpoint.
 
     Raises
     ------
     ScmedleyError
-        The file is broken, or is of another network.
+        The file is damaged, or belongs to another network.
     """
     try:
         yield
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ScmedleyError(
-            f"The checkpoint {path} cannot be read, or is of another network ({reason}). Delete it to start anew."
+            f"The checkpoint {path} cannot be read, or belongs to another network ({reason}). Delete it to start anew."
         ) from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return ``state`` alone: it says of which stage the optimisers are."""
+    """Return ``state`` alone; it holds the stage, which determines the optimisers."""
     with safe_open(path, framework="pt") as file:
         state: dict[str, Any] = json.loads(file.metadata()["state"])
     return state

@@ -1,147 +1,43 @@
-"""The one training loop, for every network that is :class:`Trainable`."""
+"""The training loop for every network that is :class:`~scmedley.train.trainable.Trainable`."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Self
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import autocast
 from scmedley.errors import ScmedleyError
 from scmedley.train import checkpoint
-from scmedley.train.schedule import CONSTANT, OptimiserName, Schedule, Stepper
+from scmedley.train.schedule import Stepper
+from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 CHECKPOINT_SECONDS = 15.0
 COLUMNS = ["epoch", "part", "term", "value", "weight"]  # of the history
-TOTAL = "total"  # the last player's loss among the terms
-
-
-@dataclass(frozen=True)
-class Term:
-    """One term of a player's loss, which is the sum of weight * value over its terms.
-
-    Attributes
-    ----------
-    value
-        Unweighted.
-    weight
-        0: the term is recorded only.
-    watched
-        Whether early stopping looks at it. Not at what cannot be compared between epochs, such as the adversarial
-        term, which rises as the adversary learns.
-    recorded
-        Whether it stands in the history.
-    """
-
-    value: Tensor
-    weight: float | Tensor
-    watched: bool = True
-    recorded: bool = True
-
-
-Losses = Iterator[tuple[str, Mapping[str, Term]]]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of training: who plays, how they are stepped, and how long.
-
-    Attributes
-    ----------
-    players
-        The parameters of each player, in playing order. The last player's loss is the "total" of the history.
-    rate
-        Learning rate.
-    name
-        In the history, where there are several stages.
-    optimiser, schedule
-        Of every player.
-    clip
-        Largest norm of a player's gradient; ``None``: as it is.
-    epochs
-        At most; ``None``: those of the plan.
-    patience
-        Epochs without a better validation loss (of the watched terms) after which the stage ends. ``None``:
-        the plan's.
-    keep
-        Weights with which the stage ends: of the ``"best"`` epoch, or of the ``"last"``, without early stopping.
-    """
-
-    players: Mapping[str, Sequence[nn.Parameter]]
-    rate: float
-    name: str = "training"
-    optimiser: OptimiserName = "adam"
-    schedule: Schedule = CONSTANT
-    clip: float | None = None
-    epochs: int | None = None
-    patience: int | None = None
-    keep: Literal["best", "last"] = "best"
-
-
-class Progress(NamedTuple):
-    """The stage, and how much of it is done: 0 to 1."""
-
-    stage: str
-    share: float
-
-
-class TrainingCells(NamedTuple):
-    """All cells, and the row numbers of those that are trained on."""
-
-    cells: Resident
-    rows: Tensor
-
-
-class Trainable(checkpoint.Stateful, Protocol):
-    """What the loop asks of a network: an ``nn.Module`` with these methods."""
-
-    def train(self, mode: bool = True) -> Any:
-        """Go into training mode, as ``nn.Module`` does."""
-
-    def eval(self) -> Any:
-        """Go into evaluation mode, as ``nn.Module`` does."""
-
-    def stages(self) -> Sequence[Stage]:
-        """Return the stages of training, in order."""
-
-    def losses(self, cells: Minibatch, progress: Progress) -> Losses:
-        """Yield each player and its terms for a minibatch, one player after another.
-
-        The loop steps a player before it asks for the next one, so a later player sees the earlier ones as they
-        are after their step, while activations computed before are shared.
-        """
-
-    def begin(self, known: TrainingCells, progress: Progress) -> None:
-        """Learn what a stage starts from (numbers of cells, centroids). Default: nothing."""
-
-    def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
-        """Update in closed form what is not learnt by gradient. Default: nothing."""
-
-    def finish(self, known: TrainingCells) -> None:
-        """Update in closed form for the last time, after the kept weights are restored. Default: nothing."""
+TOTAL = "total"  # the term that is the loss of the last player
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: sizes, stopping rule and where to keep the checkpoint.
+    """Sizes, stopping rule and checkpoint of a training.
 
     Attributes
     ----------
     batch_size
-        Cells of a minibatch.
+        Cells in a minibatch.
     max_epochs, patience
-        Of a stage that does not say its own.
+        Defaults for stages without their own.
     settling_steps
-        Minibatches of each stage before patience is counted, while BatchNorm's running statistics settle.
+        Minibatches in each stage before patience is counted, while BatchNorm's running statistics converge.
     fingerprint
-        What is fitted to what, so that a checkpoint of something else is refused.
+        Hash of model, settings and data; a checkpoint with another fingerprint is refused.
     """
 
     batch_size: int
@@ -155,16 +51,16 @@ class Plan:
     progress: bool = True
 
     def n_steps(self, n_train: int) -> int:
-        """Return the number of minibatches of an epoch."""
+        """Return the number of minibatches in an epoch."""
         return -(-n_train // self.batch_size)
 
 
 @dataclass
 class State:
-    """What has happened so far; ``rows`` become the history table."""
+    """Progress of the training so far; ``rows`` become the history table."""
 
     fingerprint: str = ""
-    stage: int = -1  # none has begun
+    stage: int = -1  # no stage has begun
     stage_began: int = 0  # epochs before this stage
     epoch: int = 0
     best_epoch: int = 0  # of this stage; 0: none yet
@@ -173,22 +69,22 @@ class State:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def enter(self, stage: int) -> None:
-        """Begin a stage: none of its epochs is the best yet."""
+        """Begin a stage and reset the best epoch."""
         self.stage, self.stage_began, self.best_epoch, self.best_values = stage, self.epoch, 0, {}
 
     def progress(self, stage: Stage, epochs: int, more: float = 0.0) -> Progress:
-        """Return how much of a stage of ``epochs`` is done, and ``more`` epochs."""
+        """Return the progress in a stage of ``epochs``, plus ``more`` epochs."""
         return Progress(stage.name, (self.epoch - self.stage_began + more) / epochs)
 
     def history(self) -> pd.DataFrame:
-        """Return the tidy history: epoch, part, term, value, weight; and stage, where there are several."""
+        """Return the history: epoch, part, term, value, weight, and stage if there are several."""
         several = len({row["stage"] for row in self.rows}) > 1
         return pd.DataFrame(self.rows, columns=["stage", *COLUMNS] if several else COLUMNS)
 
 
 @dataclass
 class _Run:
-    """What changes while training, beside the network: all that a checkpoint holds."""
+    """What a checkpoint holds besides the network."""
 
     state: State
     best: dict[str, Tensor]
@@ -196,30 +92,30 @@ class _Run:
     saved_at: float = field(default_factory=time.monotonic)
 
     def save(self, network: Trainable, plan: Plan, after: float = -1.0) -> None:
-        """Write the checkpoint, if the plan has one and the last is older than ``after`` seconds."""
+        """Write the checkpoint if the plan has one and the last is older than ``after`` seconds."""
         if plan.checkpoint is not None and time.monotonic() - self.saved_at > after:
             checkpoint.save(plan.checkpoint, network, self.best, self.steppers, vars(self.state))
             self.saved_at = time.monotonic()
 
 
 def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, plan: Plan) -> State:
-    """Train ``network`` in place and leave it with the weights that its last stage keeps.
+    """Train ``network`` in place; it ends with the weights that its last stage keeps.
 
     Parameters
     ----------
     network
-        On the device of ``cells``.
+        Network on the device of ``cells``.
     cells
-        All cells, resident.
+        All cells, in memory.
     train, validation
         Row numbers (int64).
     plan
-        With ``checkpoint`` set and the file there, training goes on from it, to the same bits.
+        If its ``checkpoint`` exists, training resumes from it, bit for bit.
 
     Raises
     ------
     ScmedleyError
-        At the first epoch in which a term is not finite, naming it.
+        A term is not finite.
     """
     stages, known = network.stages(), TrainingCells(cells, train)
     run = _resume(network, stages, plan, len(train))
@@ -241,8 +137,8 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
             network.load_state_dict(run.best)
     except KeyboardInterrupt:
         if not state.best_epoch:
-            raise  # nothing to keep yet
-        # The checkpoint stays as it is, at the end of an epoch, so that training can go on from it.
+            raise  # there are no weights to keep yet
+        # The checkpoint remains at the end of an epoch, so that training can resume from it.
         state.stopped = "interrupted"
         network.load_state_dict(run.best)
     finally:
@@ -253,7 +149,7 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
 
 
 def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: int) -> _Run:
-    """Take up the plan's checkpoint, or begin anew."""
+    """Read the checkpoint of the plan, or begin anew."""
     if plan.checkpoint is None or not plan.checkpoint.exists():
         return _Run(State(plan.fingerprint), {}, {})
     with checkpoint.reading(plan.checkpoint):
@@ -262,8 +158,8 @@ def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: in
         best = checkpoint.restore(plan.checkpoint, network, steppers)
     if state.fingerprint != plan.fingerprint:
         raise ScmedleyError(
-            f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Repeat those, or "
-            "delete it to start anew."
+            f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Use the same ones, or "
+            "delete the file to start anew."
         )
     return _Run(state, best, steppers)
 
@@ -277,7 +173,7 @@ def _train_stage(
     plan: Plan,
     bar: Any,
 ) -> None:
-    """Train until the stage's last epoch, or until patience ends; the best weights are in ``run``."""
+    """Train until the last epoch of the stage or early stopping; ``run`` holds the best weights."""
     state, n_epochs, n_steps = run.state, stage.epochs or plan.max_epochs, plan.n_steps(len(known.rows))
     last_player = list(stage.players)[-1]
     while not (state.stopped or _is_over(state, stage, plan, n_steps)):
@@ -308,7 +204,7 @@ def _train_stage(
 def evaluate(
     network: Trainable, cells: Resident, rows: Tensor, progress: Progress, plan: Plan, last_player: str
 ) -> "_Means":
-    """Average every term over ``rows`` with the network in evaluation mode."""
+    """Return the mean of every term over ``rows``, with the network in evaluation mode."""
     network.eval()
     means = _Means(last_player)
     for minibatch in cells.minibatches(rows, 4 * plan.batch_size):
@@ -318,12 +214,12 @@ def evaluate(
 
 
 def total(terms: Mapping[str, Term]) -> Tensor:
-    """Return a player's loss: the sum of weight * value, in the order of the terms."""
+    """Return the loss of a player: the sum of weight * value, in the order of the terms."""
     return reduce(torch.add, (term.weight * term.value for term in terms.values()))
 
 
 def _losses(network: Trainable, cells: Minibatch, progress: Progress, plan: Plan) -> Losses:
-    """Ask for one player's terms after another, in the plan's precision."""
+    """Yield each player and its terms, computed in the precision of the plan."""
     losses = network.losses(cells, progress)
     while True:
         with autocast(cells.x_NG.device, plan.precision):
@@ -349,17 +245,17 @@ def _steppers(stage: Stage, plan: Plan, n_train: int) -> dict[str, Stepper]:
 
 
 def _is_over(state: State, stage: Stage, plan: Plan, n_steps: int) -> bool:
-    """Return whether the stage had all its epochs, or has waited for a better one for too long."""
+    """Return whether the stage has no epochs or no patience left."""
     done = state.epoch - state.stage_began
     if stage.keep == "last" or done >= (stage.epochs or plan.max_epochs):
         return done >= (stage.epochs or plan.max_epochs)
-    settled = state.stage_began - (-plan.settling_steps // n_steps)
-    waited = state.epoch - max(state.best_epoch, settled)
+    counted_from = state.stage_began - (-plan.settling_steps // n_steps)
+    waited = state.epoch - max(state.best_epoch, counted_from)
     return waited >= (stage.patience or plan.patience)
 
 
 def _is_best(state: State, validated: "_Means") -> bool:
-    """Compare with the best epoch by today's weights: those of a balance change from epoch to epoch."""
+    """Compare with the best epoch by the current weights, because automatic weights change between epochs."""
     now, best = (
         sum(validated.weights[term] * values[term] for term in validated.watched)
         for values in (validated.values, state.best_values or validated.values)
@@ -368,7 +264,7 @@ def _is_best(state: State, validated: "_Means") -> bool:
 
 
 def _record(state: State, stage: Stage, parts: dict[str, "_Means"], plan: Plan) -> None:
-    """Append an epoch to the history; stop at a term that is not finite."""
+    """Append an epoch to the history; raise if a term is not finite."""
     for part, means in parts.items():
         about = {"stage": stage.name, "epoch": state.epoch, "part": part}
         for term, value in means.values.items():
@@ -385,25 +281,26 @@ def _copy(network: Trainable) -> dict[str, Tensor]:
 
 
 class _Means:
-    """Means of an epoch's terms over cells, kept on the device: reading them each step would stall a GPU.
+    """Means over cells of the terms of an epoch; on the device, as reading each step would stall a GPU.
 
     Attributes
     ----------
     values
-        Mean of each recorded term, and of the last player's loss as "total".
+        Mean of each recorded term, and of the loss of the last player as "total".
     weights
-        Mean weight of each in the total: 1 for the total, 0 for what is recorded only and for other players' terms.
+        Mean weight of each term in the total: 1 for "total", 0 for terms that are only recorded or of other
+        players.
     watched
-        The terms that early stopping looks at.
+        The terms that early stopping uses.
     """
 
     def __init__(self, last_player: str) -> None:
         self.last_player = last_player
         self.watched: set[str] = set()
-        self._sums: dict[str, list[Any]] = {}  # of value and weight, times cells, and of cells
+        self._sums: dict[str, list[Any]] = {}  # sums of value * cells, weight * cells, and cells
 
     def add(self, player: str, terms: Mapping[str, Term], loss: Tensor, n_cells: int) -> None:
-        """Count in one player's terms for a minibatch."""
+        """Add the terms of one player for a minibatch."""
         last = player == self.last_player
         terms = {name: term for name, term in terms.items() if term.recorded}
         for name, term in terms.items():
@@ -418,7 +315,7 @@ class _Means:
         self._sums[name] = [a + b for a, b in zip(self._sums.get(name, (0, 0, 0)), new, strict=True)]
 
     def read(self) -> Self:
-        """Take the means off the device."""
+        """Compute the means and move them off the device."""
         sums = {name: self._sums[name] for name in sorted(self._sums, key=lambda name: name == TOTAL)}
         self.values = {name: float(value) / n for name, (value, _, n) in sums.items()}
         self.weights = {name: float(weight) / n for name, (_, weight, n) in sums.items()}

@@ -1,4 +1,4 @@
-"""How a player is stepped: optimiser, learning rate over a stage, gradient clipping. All from ``torch.optim``."""
+"""The optimiser, learning-rate schedule and gradient clipping of a player, all from ``torch``."""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class Schedule:
     Attributes
     ----------
     shape
-        ``"constant"``; ``"cosine"``: falls along half a cosine, to nearly 0 at the end; ``"one cycle"``: rises and
-        falls along two half cosines (Smith and Topin 2019, ``torch.optim.lr_scheduler.OneCycleLR``).
+        ``"constant"``; ``"cosine"``: decays along half a cosine to nearly 0; ``"one cycle"``: rises and
+        decays along two half cosines (Smith and Topin 2019, ``torch.optim.lr_scheduler.OneCycleLR``).
     warm_up
         Share of the stage in which the rate rises: linearly from nearly 0, or to the peak of the cycle.
     per
@@ -33,10 +33,10 @@ class Schedule:
     per: Literal["step", "epoch"] = "epoch"
 
     def attach(self, optimiser: torch.optim.Optimizer, rate: float, epochs: int, steps: int) -> LRScheduler:
-        """Return the scheduler of ``epochs`` epochs of ``steps`` minibatches."""
+        """Return the scheduler for ``epochs`` epochs of ``steps`` minibatches."""
         length = epochs * steps if self.per == "step" else epochs
         if self.shape == "one cycle":
-            # Momentum stays: the schedule is of the rate alone, whatever the optimiser.
+            # As for the other shapes, only the learning rate changes, not the momentum.
             return OneCycleLR(
                 optimiser, rate, total_steps=length, pct_start=self.warm_up or 0.1, cycle_momentum=False
             )
@@ -65,18 +65,16 @@ def make_optimiser(
 
 
 class Stepper:
-    """One player's parameters in one stage, with their optimiser and schedule.
+    """The parameters of one player in one stage, with their optimiser and schedule.
 
     Parameters
     ----------
     parameters
-        All that the player moves.
-    optimiser, rate, schedule
-        As in :class:`scmedley.train.loop.Stage`.
-    clip
-        Largest norm of the player's gradient; ``None``: as it is.
+        The parameters that the player updates.
+    optimiser, rate, schedule, clip
+        As in :class:`scmedley.train.trainable.Stage`.
     epochs, steps
-        Of the stage, and minibatches of an epoch.
+        Epochs of the stage, and minibatches in an epoch.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class Stepper:
         self.scheduler = schedule.attach(self.optimiser, rate, epochs, steps)
 
     def step(self, loss: Tensor) -> None:
-        """Take one step down the gradient of ``loss`` by this player's parameters, and no others."""
+        """Minimise ``loss`` by one step of the parameters of this player alone."""
         self.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss, inputs=self.parameters)
         if self.clip is not None:
@@ -105,16 +103,16 @@ class Stepper:
             self.scheduler.step()
 
     def after_epoch(self) -> None:
-        """Move the learning rate on, where it changes by epoch."""
+        """Update the learning rate if it changes after every epoch."""
         if self.schedule.per == "epoch":
             self.scheduler.step()
 
     def schedule_state(self) -> dict[str, Any]:
-        """Return where the schedule stands, as JSON can hold it."""
+        """Return the state of the schedule as valid JSON."""
         return dict(self.scheduler.state_dict())
 
     def restore_schedule(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``, with the learning rate of then."""
+        """Restore the schedule and its learning rate from ``state``."""
         self.scheduler.load_state_dict(state)
         for group, rate in zip(self.optimiser.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = rate

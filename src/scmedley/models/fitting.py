@@ -1,0 +1,110 @@
+"""The steps of ``Model.fit``: read the cells, train the network, calibrate the intervals. Shapes: N cells."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scmedley import keys
+from scmedley.data.design import Design, Labels
+from scmedley.data.reader import Cells, Reading
+from scmedley.device import engine, resolve_device, resolve_precision
+from scmedley.errors import ScmedleyError, check_seed
+from scmedley.models import calibrate
+from scmedley.pp.prepared import read_prepared
+from scmedley.pp.split import check_split
+from scmedley.train import loop
+
+if TYPE_CHECKING:
+    from scmedley.models.base import Model
+
+
+def fit(
+    model: Model[Any],
+    adata: Cells,
+    seed: int,
+    threads: int | None,
+    precision: str,
+    device: str,
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> None:
+    """Fit ``model`` in place. See :meth:`Model.fit`."""
+    model.network = None
+    check_seed(seed)
+    on = resolve_device(device)
+    precision = resolve_precision(precision, on)
+    with engine(threads, on):
+        torch.manual_seed(seed)
+        reading = read_prepared(adata, model.batch_key, model.label_key, seed)
+        _learn_design(model, reading)
+        part = reading.obs[keys.SPLIT].to_numpy()
+        y_N = label_codes(model, reading.obs)
+        cells = reading.resident(model.design.codes(reading.obs), on, y_N)
+        train, validation = (
+            torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
+        )
+        model._build(on)
+        plan = loop.Plan(
+            **model.settings.sizes(len(train))._asdict(),
+            settling_steps=model.settings.settling_steps,
+            precision=precision,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            fingerprint=_fingerprint(model, reading, y_N, part, seed, precision),
+            label=f"{type(model).__name__} by {model.batch_key}",
+            progress=progress,
+        )
+        try:
+            done = loop.fit(model.network, cells, train, validation, plan)
+        except BaseException:
+            model.network = None  # a partly trained network must not be used
+            raise
+        model.device = on
+        label = reading.obs.get(model.label_key or reading.label_key)
+        model.calibration = calibrate.learn(model, reading, label, seed) if model.has_effects else None
+    model.history = done.history()
+    model.fitted = {"epochs": done.epoch, "best_epoch": done.best_epoch, "stopped": done.stopped}
+    model.fitted |= {"seed": seed, "precision": precision, "device": on.type}
+
+
+def _learn_design(model: Model[Any], reading: Reading) -> None:
+    """Set reader, batches and labels of the model from the cells of the fit."""
+    obs = reading.obs
+    model.reader, model.design = reading.reader, Design.of(obs, model.batch_key)
+    check_split(obs)
+    in_training = (obs[keys.SPLIT] == "train").to_numpy()
+    trained = set(model.design.codes(obs)[in_training])
+    for code, name in enumerate(model.design.batches):
+        if code not in trained:
+            raise ScmedleyError(
+                f"Batch {name!r} has no training cell in obs[{keys.SPLIT!r}]. Assign it at least one, or remove the "
+                "batch."
+            )
+    model.labels = None if model.label_key is None else Labels.of(obs[in_training], model.label_key)
+
+
+def label_codes(model: Model[Any], obs: pd.DataFrame) -> np.ndarray | None:
+    """Return the codes of the labels of training and validation cells; -1 for all other cells."""
+    if model.labels is None:
+        return None
+    seen = obs[keys.SPLIT].isin(["train", "validation"])
+    return np.where(seen, model.labels.codes(obs), -1)
+
+
+def _fingerprint(
+    model: Model[Any], reading: Reading, y_N: np.ndarray | None, part: np.ndarray, seed: int, precision: str
+) -> str:
+    """Return a hash of model, settings and data; fits with different hashes give different results."""
+    labels = None if y_N is None else y_N.tolist()
+    codes = model.design.codes(reading.obs).tolist()
+    about_model = (type(model).__name__, model.settings, model.genes, model.design, model.labels)
+    what = (*about_model, list(part), seed, precision, reading.digest, codes, labels)
+    digest = hashlib.sha256(repr(what).encode())
+    for array in (model.scale.minimum_G, model.scale.span_G):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
