@@ -594,7 +594,7 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
     options = ["--batch", "batch", *SMALL, "--no-null"]
     said = shell("fit", tmp_path / "log2.h5ad", "--out", tmp_path / "out", *options)
     reason = (
-        "X holds logarithms to base 2 of 10,000 counts per cell, plus 1: after undoing it, the cells' totals agree. "
+        "X holds logarithms to base 2 of 10,000 counts per cell, plus 1: after undoing them, the cells' totals agree. "
         "layers['log1p_cp10k'] holds natural logarithms."
     )
     assert reason in said.out, said
@@ -685,7 +685,7 @@ def _minus(x: np.ndarray) -> np.ndarray:
         (
             lambda x: x,
             np.log1p,
-            "b.h5ad: X holds natural logarithms (log1p) of counts: undoing it",
+            "b.h5ad: X holds natural logarithms (log1p) of counts: undoing them",
         ),
         (lambda x: x * 100, lambda x: _minus(x * 100), "b.h5ad: X has 3 negative"),
         (lambda x: x, _lengths, "b.h5ad: X holds non-integer counts: the cells' totals agree"),

@@ -4,11 +4,11 @@ A caller may have changed settings of PyTorch and NumPy: for one thread (gradien
 default device, ``numpy.seterr``) or for the whole process (default dtype, random state, number of threads).
 Results do not depend on these settings, and the functions here restore them.
 
-One setting stays changed in the calling process: after a fit on a CPU, glibc keeps more of the freed memory
-(:func:`keep_freed_memory`). glibc cannot report the old value, so it cannot be restored. The command line,
-which owns its process, also sets ``OMP_WAIT_POLICY=PASSIVE`` before PyTorch is imported, unless the user has
-set it (``scmedley.__main__``). Neither changes a result. A forked child also keeps one thread
-(:func:`one_thread_if_forked`).
+One setting stays changed in the calling process: after the first use of :func:`engine` on a CPU (such as a
+fit), glibc keeps more of the freed memory (:func:`keep_freed_memory`). glibc cannot report the old value, so
+it cannot be restored. The command line, which owns its process, also sets ``OMP_WAIT_POLICY=PASSIVE`` before
+PyTorch is imported, unless the user has set it (``scmedley.__main__``). Neither changes a result. A forked
+child also keeps one thread (:func:`one_thread_if_forked`).
 """
 
 import ctypes

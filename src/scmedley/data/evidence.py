@@ -223,7 +223,7 @@ def _logarithm_of_whole(seen: Evidence, where: str, base: Base) -> Checked | Non
         base=base,
         nearly_whole=True,
         rank=1,
-        reason=f"{where} holds {kind_words(base)} of counts: undoing it gives whole numbers, which are used.",
+        reason=f"{where} holds {kind_words(base)} of counts: undoing them gives whole numbers, which are used.",
     )
 
 
@@ -239,7 +239,7 @@ def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
             base=base,
             rank=4,
             reason=(
-                f"{where} holds {kind_words(base)} of {total:,.6g} counts per cell, plus 1: after undoing it, the "
+                f"{where} holds {kind_words(base)} of {total:,.6g} counts per cell, plus 1: after undoing them, the "
                 "cells' totals agree."
             ),
         )
@@ -254,7 +254,7 @@ def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
         base=base,
         rank=6,
         reason=(
-            f"{where} holds {kind_words(base)}: after undoing it, the values of a cell are whole multiples of its "
+            f"{where} holds {kind_words(base)}: after undoing them, the values of a cell are whole multiples of its "
             "smallest value, but the cells' totals differ."
         ),
         warnings=[words],
@@ -327,7 +327,7 @@ def _agreement(total_N: np.ndarray) -> list[float]:
 
 
 def _undone_agreement(total_N: np.ndarray) -> list[float]:
-    """Return the spread of totals after undoing a logarithm. Small totals, as of proportions, must be equal."""
+    """Return the spread of totals after undoing a logarithm. Small totals (of proportions) must be equal."""
     small = total_N.sum() < _LEAST_TARGET * (total_N > 0).sum()
     return [spread for spread in _agreement(total_N) if not small or spread < _EXACT]
 

@@ -60,8 +60,8 @@ class GeneNames:
     @property
     def shown(self) -> tuple[str, ...]:
         """Return the name of each gene for figures and sentences."""
-        beside = self.symbols_beside
-        return self.names if beside is None else tuple(shown(self.names, beside))
+        symbols = self.symbols_beside
+        return self.names if symbols is None else tuple(shown(self.names, symbols))
 
     def kinds(self) -> dict[str, pd.Index]:
         """Return each kind of name that these genes have."""
@@ -106,9 +106,10 @@ def match(wanted: GeneNames, given: GeneNames) -> tuple[np.ndarray, str]:
     if least > min(len(wanted.names), len(names)):
         return best, note
     for versions in (True, False):
-        for kind_wanted, them in wanted.kinds().items():
-            for kind, us in given.kinds().items():
-                place = _places(them, us) if versions else _places(without_version(them), without_version(us))
+        for kind_wanted, names_wanted in wanted.kinds().items():
+            for kind, names_given in given.kinds().items():
+                pair = (names_wanted, names_given)
+                place = _places(*(pair if versions else map(without_version, pair)))
                 found = int((place >= 0).sum())
                 if found >= least:
                     best, least = place, found + 1

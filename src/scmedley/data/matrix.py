@@ -53,7 +53,7 @@ def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
     seen: list[Checked] = []
     unusable: dict[str, ScmedleyError] = {}
     for where in _places(adata, asked):
-        if asked == "auto" and not _is_wanted(where) and any(f.rank < _OTHER_LAYER for f in seen):
+        if asked == "auto" and not _is_preferred(where) and any(f.rank < _OTHER_LAYER for f in seen):
             continue
         try:
             x, genes = _stored(adata, where)
@@ -153,7 +153,7 @@ def brought_together(
         raise ScmedleyError(
             f"{contents}: these cannot be joined. Give counts in all files, in X, layers['counts'] or raw."
         )
-    alike = len({(this.where, this.base, this.total, _about(this.sizes)) for this in found}) == 1
+    alike = len({(this.where, this.base, this.total, _identity(this.sizes)) for this in found}) == 1
     if not alike or len({(this.reason, *this.warnings) for this in found}) > 1:
         _warn_of_each(found, names)
     if alike:
@@ -175,7 +175,7 @@ def _warn_of_each(found: Sequence[Checked], names: Sequence[Any]) -> None:
             warn(f"{name}: {words}")
 
 
-def _about(sizes: Checked | None) -> tuple[Any, ...] | None:
+def _identity(sizes: Checked | None) -> tuple[Any, ...] | None:
     return None if sizes is None else (sizes.where, sizes.base, sizes.total)
 
 
@@ -231,7 +231,7 @@ def _says_counts(name: str) -> bool:
     return any(word in name.lower() for word in _ALL_COUNTS)
 
 
-def _is_wanted(where: str) -> bool:
+def _is_preferred(where: str) -> bool:
     return where in ("X", "raw.X") or _says_counts(where)
 
 
@@ -263,7 +263,7 @@ def _check_empty(adata: AnnData, where: str, empty: np.ndarray) -> None:
 
 def _ranked(found: Checked) -> Checked:
     """Rank counts in layers of other names after logarithms of a known total: they may be only a part."""
-    if _is_wanted(found.where) or found.rank >= _OTHER_LAYER:
+    if _is_preferred(found.where) or found.rank >= _OTHER_LAYER:
         return found
     return replace(found, rank=_OTHER_LAYER)
 
@@ -283,7 +283,7 @@ def _skipped(best: Checked, seen: list[Checked], unusable: dict[str, ScmedleyErr
 
 
 def _corrected_copy(x: Matrix, found: Checked) -> Matrix:
-    """Return usable values: counts instead of their logarithms, 0 instead of negative values, no rounding errors."""
+    """Return usable values: logarithms of counts undone, no negative values, no rounding errors."""
     if found.is_as_stored:
         return x
     if found.values == "counts" and found.base:

@@ -85,7 +85,7 @@ def examine(
             continue
         largest, lowest = float(values.max()), float(values.min())
         if not max(largest, -lowest) <= _MOST:  # NaN fails every comparison
-            _refuse(values, rows + first[0], cols + first[1], where, cells, genes)
+            _raise_first_bad(values, rows + first[0], cols + first[1], where, cells, genes)
         seen.largest, seen.lowest = max(seen.largest, largest), min(seen.lowest, lowest)
         kept = values > 0
         seen.n_positive += int(kept.sum())
@@ -96,11 +96,8 @@ def examine(
         values, rows, cols = values[kept], rows[kept], cols[kept]
         if largest > max(LARGEST.values()) and not seen.first_above:
             i = int((values > max(LARGEST.values())).argmax())
-            cell, gene = (
-                _called(cells, rows[i] + first[0], "cell"),
-                _called(genes, cols[i] + first[1], "gene"),
-            )
-            seen.first_above = f"{values[i]:.6g} in {cell}, {gene}"
+            cell = _name_of(cells, rows[i] + first[0], "cell")
+            seen.first_above = f"{values[i]:.6g} in {cell}, {_name_of(genes, cols[i] + first[1], 'gene')}"
         span = slice(first[0], first[0] + int(rows.max()) + 1) if len(rows) else slice(0, 0)
         seen.found_N[span] += np.bincount(rows)
         seen.total_N[span] += np.bincount(rows, weights=values)
@@ -194,18 +191,18 @@ def _note_negative(
     if not seen.n_negative:
         i = int(below.argmax())
         seen.first_negative = (
-            f"{values[i]:.6g} in {_called(cells, rows[i], 'cell')}, {_called(genes, cols[i], 'gene')}"
+            f"{values[i]:.6g} in {_name_of(cells, rows[i], 'cell')}, {_name_of(genes, cols[i], 'gene')}"
         )
     seen.n_negative += int(below.sum())
     seen.negative_sum += float(values[below].sum(dtype=np.float64))
 
 
-def _refuse(
+def _raise_first_bad(
     values: np.ndarray, rows: np.ndarray, cols: np.ndarray, where: str, cells: Any, genes: Any
 ) -> None:
     """Raise with the first value that is not a finite number."""
     i = int((~(np.abs(values) <= _MOST)).argmax())
-    cell, gene = _called(cells, rows[i], "cell"), _called(genes, cols[i], "gene")
+    cell, gene = _name_of(cells, rows[i], "cell"), _name_of(genes, cols[i], "gene")
     what = "missing (NaN)" if np.isnan(values[i]) else f"infinite or beyond 32-bit floats ({values[i]})"
     raise ScmedleyError(
         f"{where} has a value that is {what} in {cell}, {gene}. "
@@ -213,5 +210,5 @@ def _refuse(
     )
 
 
-def _called(names: Sequence[str] | pd.Index | None, i: int, what: str) -> str:
+def _name_of(names: Sequence[str] | pd.Index | None, i: int, what: str) -> str:
     return f"{what} {names[i]!r}" if names is not None else f"{what} number {i}"

@@ -193,6 +193,6 @@ def _from_10x(x: csr_matrix, cells: Any, symbols: Any, var: pd.DataFrame) -> Ann
     """Return the AnnData; repeated gene symbols, which every 10x file has, get their gene id."""
     names = pd.Index(symbols, dtype=object).astype(str)
     kinds = var.get("feature_types", "")  # an antibody may have the name of its gene
-    again = (pd.Series(names) + "\t" + kinds).duplicated(keep=False).to_numpy()
-    var.index = pd.Index(np.where(again, names + "_" + var["gene_ids"].to_numpy(), names))
+    is_repeated = (pd.Series(names) + "\t" + kinds).duplicated(keep=False).to_numpy()
+    var.index = pd.Index(np.where(is_repeated, names + "_" + var["gene_ids"].to_numpy(), names))
     return AnnData(x, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)

@@ -122,7 +122,9 @@ def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
     except ScmedleyError:
         raise
     except Exception as error:  # OSError, zlib.error, pandas' own ...
-        raise ScmedleyError(f"{path} cannot be read as a table: {_one_line(error)}.") from error
+        raise ScmedleyError(
+            f"{path} cannot be read as a table: {_one_line(error)}. Give csv or tsv."
+        ) from error
     table = table.set_index(table.columns[0])
     if len(table) and table.index[0] not in cells:
         table = table.iloc[1:]
@@ -144,7 +146,7 @@ def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
         cell, dimension = bad[0]
         raise ScmedleyError(
             f"{path}: cell {cells[cell]!r}, dimension {dimension + 1} holds "
-            f"{str(table.loc[cells[cell]].iloc[dimension])[:40]!r}, which is not a finite number."
+            f"{str(table.loc[cells[cell]].iloc[dimension])[:40]!r}, which is not a finite number. Correct the file."
         )
     return values
 
@@ -174,16 +176,16 @@ def _tidied(adata: AnnData, path: Path) -> AnnData:
 
 def _with_unique_symbols(adata: AnnData) -> str:
     """Add the id to repeated gene symbols, if that makes them unique; return a sentence about it."""
-    again = adata.var_names.duplicated(keep=False)
+    is_repeated = adata.var_names.duplicated(keep=False)
     ids = GeneNames.of(adata.var).ids
-    if not again.any() or ids is None:
+    if not is_repeated.any() or ids is None:
         return ""
-    names = np.where(again, adata.var_names + "_" + pd.Index(ids), adata.var_names)
+    names = np.where(is_repeated, adata.var_names + "_" + pd.Index(ids), adata.var_names)
     if pd.Index(names).duplicated().any():
         return ""
-    first = adata.var_names[again][0]
+    first = adata.var_names[is_repeated][0]
     adata.var_names = names
     return (
-        f"{int(again.sum())} genes share their symbol with another gene ({first!r}). Their id was added: "
-        f"{names[again][0]!r}."
+        f"{int(is_repeated.sum())} genes share their symbol with another gene ({first!r}). Their id was added: "
+        f"{names[is_repeated][0]!r}."
     )

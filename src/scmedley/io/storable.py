@@ -57,14 +57,14 @@ def storable(adata: AnnData) -> tuple[dict[str, Any], list[str]]:
     ===================================  ==============================================================
     """
     notes: Notes = defaultdict(list)
-    parts: dict[str, Any] = {} if adata.X is None else {"X": _held(adata.X, "X", notes)}
+    parts: dict[str, Any] = {} if adata.X is None else {"X": _converted(adata.X, "X", notes)}
     parts |= {axis: _frame(getattr(adata, axis), axis, notes) for axis in ("obs", "var")}
     for name in ("obsm", "varm", "obsp", "varp", "uns"):
         parts[name] = _mapping(dict(getattr(adata, name)), name, notes)
     parts["layers"] = _mapping(layers_of(adata), "layers", notes)
     if adata.raw is not None:
         parts["raw"] = {
-            "X": _held(adata.raw.X, "raw.X", notes),
+            "X": _converted(adata.raw.X, "raw.X", notes),
             "var": _frame(adata.raw.var, "raw.var", notes),
             "varm": _mapping(dict(adata.raw.varm), "raw.varm", notes),
         }
@@ -72,7 +72,7 @@ def storable(adata: AnnData) -> tuple[dict[str, Any], list[str]]:
 
 
 def storable_obs(obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return ``obs`` as a Zarr store can hold it (``_`` for ``/`` in names), and a sentence per conversion."""
+    """Return ``obs`` as a Zarr store can hold it (``_`` for ``/`` in names), and a sentence per change."""
     notes: Notes = defaultdict(list)
     named = obs.set_axis(_names(obs.columns, "obs", notes, columns=False), axis=1)
     return _frame(named, "obs", notes), _sentences(notes)
@@ -138,13 +138,13 @@ def _clean(text: str) -> str:
 def _mapping(mapping: Mapping[Any, Any], path: str, notes: Notes) -> dict[str, Any]:
     names = _names(mapping, path, notes, columns=False)
     values = {
-        name: _held(value, f"{path}[{key!r}]", notes)
+        name: _converted(value, f"{path}[{key!r}]", notes)
         for name, (key, value) in zip(names, mapping.items(), strict=True)
     }
     return {name: value for name, value in values.items() if value is not _NOTHING}
 
 
-def _held(value: Any, path: str, notes: Notes) -> Any:
+def _converted(value: Any, path: str, notes: Notes) -> Any:
     """Return a value as an h5ad can hold it, or ``_NOTHING``."""
     if isinstance(value, Mapping):
         return _mapping(value, path, notes)
@@ -243,7 +243,7 @@ def _frame(frame: pd.DataFrame, path: str, notes: Notes) -> pd.DataFrame:
     for i, old in enumerate(frame.columns):
         values = _column(frame.iloc[:, i], f"{path}[{old!r}]", notes)
         if axis and isinstance(values, np.ndarray) and values.dtype == object:
-            categories = _coded(values, np.zeros(len(values), dtype=np.bool_))
+            categories = _as_categorical(values, np.zeros(len(values), dtype=np.bool_))
             values = categories if len(categories.categories) < len(values) else values
         # Otherwise pandas 3 converts them to its own string type.
         dtype = object if isinstance(values, np.ndarray) and values.dtype == object else None
@@ -304,14 +304,14 @@ def _objects(values: np.ndarray, path: str, notes: Notes) -> Any:
         values = values.copy()
         values[~missing] = [_as_text(value) for value in values[~missing]]
     texts = _texts(np.where(missing, "", values), path, notes)
-    return _coded(texts, missing) if missing.any() else texts
+    return _as_categorical(texts, missing) if missing.any() else texts
 
 
 def _fits(values: np.ndarray, kind: str) -> bool:
     return kind == "boolean" or -(2**63) <= min(values) <= max(values) < 2**63
 
 
-def _coded(texts: np.ndarray, missing: np.ndarray) -> pd.Categorical:
+def _as_categorical(texts: np.ndarray, missing: np.ndarray) -> pd.Categorical:
     """Return texts as categories in alphabetical order."""
     categories = pd.Index(np.unique(texts[~missing]), dtype=object)
     return pd.Categorical.from_codes(np.where(missing, -1, categories.get_indexer(texts)), categories)
