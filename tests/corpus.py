@@ -187,8 +187,8 @@ CASES = [
     # the file
     Case("path that does not exist", _raw("nowhere.h5ad", None), error="nowhere.h5ad does not exist"),
     Case("empty file", _raw("input.h5ad", b""), error="is empty"),
-    Case("text called h5ad", _raw("input.h5ad", b"hello, this is text\n"), error="is no HDF5 file"),
-    Case("truncated h5ad", _truncated, error="input.h5ad cannot be read: .*cut short"),
+    Case("text called h5ad", _raw("input.h5ad", b"hello, this is text\n"), error="is not an HDF5 file"),
+    Case("truncated h5ad", _truncated, error="input.h5ad cannot be read: .*truncated"),
     Case("HDF5 of something else", _other_hdf5, error="neither h5ad .* nor 10x"),
     Case("folder of nothing known", lambda folder: folder, error="is a folder without matrix.mtx"),
     Case("10x folder without barcodes", _mtx(None), error="no barcodes.tsv"),
@@ -214,7 +214,7 @@ CASES = [
     Case(
         "one negative count",
         _matrix(lambda x: _put(x, -1)),
-        warning="taken as 0: 1, .*-1 in cell 'cell7', gene 'gene3'",
+        warning="X has 1 negative .*-1 in cell 'cell7', gene 'gene3'",
     ),
     Case("shifted counts", _matrix(lambda x: x - 1), error="negative values"),
     Case("z-scored", _matrix(_scaled), error="scaled or centred"),
@@ -223,9 +223,7 @@ CASES = [
     Case("counts layer only", _file(_counts_layer_only)),
     Case("non-integer counts", _matrix(lambda x: csr_matrix(x * 17.3)), warning="non-integer counts"),
     Case("log-normalised", _matrix(lambda x: csr_matrix(_log(x)))),
-    Case(
-        "log-normalised, few genes", _matrix(lambda x: _log(x)[:, :15]), warning="taken to be log-normalised"
-    ),
+    Case("log-normalised, few genes", _matrix(lambda x: _log(x)[:, :15]), warning="used as log-normalised"),
     Case("int64 counts", _matrix(lambda x: csr_matrix(x.astype(np.int64)))),
     Case("dense", _matrix(lambda x: x)),
     Case("csc", _matrix(csc_matrix)),

@@ -208,12 +208,12 @@ def test_text_that_stands_for_missing_values() -> None:
     label = np.array(["B"] * 20 + ["T"] * 20 + ["nan"] * 12 + ["None"] * 8)
     found = checks.check(cells(cell_type=label), "batch", "cell_type").warnings
     assert any(
-        said.startswith("12 cells have the label 'nan' in obs['cell_type'], which is a missing")
+        said.startswith("12 cells have the label 'nan' in obs['cell_type'], which is the text")
         for said in found
     )
     assert any(said.startswith("12 of 60 cells have no label") for said in found)
     assert any(
-        said.startswith("8 cells have the label 'None' in obs['cell_type'], which is kept") for said in found
+        said.startswith("8 cells have the label 'None' in obs['cell_type'], which is used") for said in found
     )
     with pytest.raises(ScmedleyError, match=r"20 of 60 cells have no batch .* holds 'nan'"):
         checks.check(cells(batch=np.array(["a", "b", "nan"] * 20)), "batch")
@@ -223,10 +223,10 @@ def test_text_that_stands_for_missing_values() -> None:
 
 def test_values_that_are_one_or_nearly() -> None:
     found = checks.check(cells(batch=np.array(["ctrl", "ctrl ", "stim"] * 20)), "batch").warnings
-    assert "The values 'ctrl', 'ctrl ' of obs['batch'] are put together as 'ctrl'." in found
+    assert "The values 'ctrl', 'ctrl ' of obs['batch'] are merged into 'ctrl'." in found
     found = checks.check(cells(batch=np.array(["ctrl", "Ctrl", "stim"] * 20)), "batch").warnings
-    assert "'ctrl', 'Ctrl' of obs['batch'] differ in upper and lower case only; they are kept apart." in found
-    assert design.oddly_named(series(1, "1", 1.5), "batch")[0].endswith("are put together as '1'.")
+    assert "'ctrl', 'Ctrl' of obs['batch'] differ only in upper and lower case; they stay separate." in found
+    assert design.oddly_named(series(1, "1", 1.5), "batch")[0].endswith("are merged into '1'.")
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def test_broken_input_is_one_line_and_leaves_nothing(shell, case, tmp_path):
     before = tree(tmp_path)
     error = shell("run", path, "--batch", case.batch_key, *label, "--out", tmp_path / "a" / "b", *SMALL).error
     assert re.search(case.error, error), error
-    assert "did not expect" not in error
+    assert "unexpected error" not in error
     assert tree(tmp_path) == before
 
 
@@ -339,7 +339,7 @@ BAD_SETTINGS = {
     "no threads": (["--threads", "0"], "--threads 0 must be at least 1"),
     "no device": (["--device", "abacus"], "device='abacus'"),
     "one draw": (["--draws", "1"], "--draws 1 must be at least 2"),
-    "negative seed": (["--seed", "-1"], "seed -1 must lie between"),
+    "negative seed": (["--seed", "-1"], "seed -1 must be between"),
     "unknown option": (["--colour", "red"], "--colour"),
     "no such embedding": (["--fixed", "X_none"], "obsm has ['X_broken', 'X_mine']"),
     "embedding with NaN": (["--fixed", "X_broken"], "no dense matrix of finite numbers"),
@@ -365,7 +365,7 @@ def test_a_batch_called_mean_is_refused_in_time(shell, tmp_path):
     adata = some_cells(60)
     adata.obs["batch"] = np.where(np.arange(adata.n_obs) % 2, "mean", "b")
     adata.write_h5ad(tmp_path / "in.h5ad")
-    assert "Rename that batch" in shell("run", tmp_path / "in.h5ad", "--out", tmp_path / "run").error
+    assert "Rename this batch" in shell("run", tmp_path / "in.h5ad", "--out", tmp_path / "run").error
     assert names(tmp_path) == {"in.h5ad"}
 
 
@@ -441,9 +441,9 @@ def test_unknown_command_and_no_command(shell):
     [
         (OSError(errno.EFBIG, "File too large", "a.svg"), 1, "a.svg: File too large"),
         (OSError(errno.EACCES, "Permission denied"), 1, "Permission denied"),
-        (OSError("inflate() failed"), 70, "did not expect (OSError: inflate() failed)"),
-        (TimeoutError("no answer"), 70, "did not expect (TimeoutError: no answer)"),
-        (KeyError("x"), 70, "did not expect (KeyError: 'x')"),
+        (OSError("inflate() failed"), 70, "unexpected error (OSError: inflate() failed)"),
+        (TimeoutError("no answer"), 70, "unexpected error (TimeoutError: no answer)"),
+        (KeyError("x"), 70, "unexpected error (KeyError: 'x')"),
     ],
     ids=str,
 )

@@ -49,7 +49,7 @@ def test_without_the_column_nothing_is_known(design: Design) -> None:
 
 def test_unknown_batches_are_named(design: Design) -> None:
     with pytest.raises(
-        ScmedleyError, match=r"2 cells are of batches \['new'\].*unknown='mean'.*'d1', 'd2', 'd3'"
+        ScmedleyError, match=r"2 cells are of batches \['new'\].*'d1', 'd2', 'd3'.*unknown='mean'"
     ):
         design.known_codes(obs("d1", "new", "new"))
     assert_array_equal(design.known_codes(obs("d1", "new"), "mean"), [0, -1])
@@ -63,5 +63,5 @@ def test_code_of_one_batch(design: Design) -> None:
 
 
 def test_a_batch_named_mean_is_refused() -> None:
-    with pytest.raises(ScmedleyError, match="Rename that batch"):
+    with pytest.raises(ScmedleyError, match="Rename this batch"):
         Design.of(obs("mean", "d1"), "donor")

@@ -96,9 +96,9 @@ def test_shown() -> None:
 def test_oddities() -> None:
     odd = ["1-Mar", "Sep-02", "2021-03-01 00:00:00", "nan", "", "a,b", *SYMBOLS]
     dates, blank = oddities(odd)
-    assert dates.startswith("3 genes are called like dates ('1-Mar', 'Sep-02', '2021")
+    assert dates.startswith("3 gene names look like dates ('1-Mar', 'Sep-02', '2021")
     assert blank.startswith("2 genes have no name ('nan', '')")
-    assert oddities(["0", "1", "2"])[0].startswith("Genes are called by numbers")
+    assert oddities(["0", "1", "2"])[0].startswith("Gene names are numbers")
     assert oddities([*SYMBOLS, "MARCHF1", "NA"]) == []
 
 
@@ -248,7 +248,7 @@ def test_symbols_that_repeat_get_their_id(tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "a.h5ad")
     with heard() as said:
         assert list(io.read(tmp_path / "a.h5ad").var_names[:3]) == [f"g1_{IDS[0]}", f"g1_{IDS[1]}", "g2"]
-    assert "2 genes share their symbol with another ('g1')" in said[0]
+    assert "2 genes share their symbol with another gene ('g1')" in said[0]
 
 
 def test_antibodies_of_a_backed_file(tmp_path: Path) -> None:

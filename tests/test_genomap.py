@@ -288,7 +288,7 @@ def test_tables_of_any_kind_give_one_layout() -> None:
     ("change", "message"),
     [
         ({"genes": ["g0"] * 30}, "1 gene names occur more than once: 'g0'"),
-        ({"seed": -1}, "seed -1 must lie between"),
+        ({"seed": -1}, "seed -1 must be between"),
         ({"shape": (6.0, 5)}, "must be a height and a width"),
         ({"shape": (30,)}, "must be a height and a width"),
         ({"x_NG": [["a"] * 30] * 3}, "A table of numbers, cells x genes, is needed"),

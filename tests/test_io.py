@@ -145,7 +145,7 @@ def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(formats, "_read_hdf5", refuse)
-    with pytest.raises(ScmedleyError, match="may not be read by you"):
+    with pytest.raises(ScmedleyError, match=r"cannot be read \(Perm"):
         io.read(tmp_path / "a.h5ad")
 
 
@@ -365,7 +365,7 @@ def test_sha256(tmp_path: Path) -> None:
 
 def test_a_table_without_cell_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("g1,g2,g3\n0,1,2\n3,0,1\n0,2,2\n")
-    with pytest.raises(ScmedleyError, match="the first column holds numbers that repeat"):
+    with pytest.raises(ScmedleyError, match="the first column holds repeated numbers"):
         io.read(tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text(",g2,g3\n0,1,2\n1,0,1\n2,2,2\n")  # pandas' own row numbers are names
     assert list(io.read(tmp_path / "b.csv").obs_names) == ["0", "1", "2"]
@@ -415,7 +415,7 @@ def test_dialects_of_tables(name: str, content: bytes, tmp_path: Path) -> None:
     assert list(adata.var_names) == GENES
     assert_array_equal(adata.X.toarray(), counts())
     assert [line.split(":")[0] for line in said] == [
-        "turned.csv is taken as genes x cells and was turned"
+        "turned.csv was read as genes x cells and transposed"
     ] * (name == "turned.csv")
 
 
@@ -423,7 +423,7 @@ def test_latin_letters_and_columns_without_a_name(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(TABLE.to_csv().replace("cell 3,", "célula,").encode("latin-1"))
     assert io.read(tmp_path / "a.csv").obs_names[3] == "célula"
     TABLE.set_axis([f"V{i}" for i in range(30)], axis=1).to_csv(tmp_path / "b.csv")
-    with pytest.warns(ScmedleyWarning, match="if they are genes, swap rows and columns"):
+    with pytest.warns(ScmedleyWarning, match="if they are genes, transpose the table"):
         io.read(tmp_path / "b.csv")
 
 
@@ -479,7 +479,7 @@ def test_10x_matrices_with_headers_or_the_other_way_round(tmp_path: Path) -> Non
     barcodes.write_text("barcode\n" + barcodes.read_text())
     assert_array_equal(io.read(tmp_path / "10x").X.toarray(), counts())
     mmwrite(tmp_path / "10x" / "matrix.mtx", csr_matrix(counts().astype(int)))
-    with pytest.warns(ScmedleyWarning, match="it was turned"):
+    with pytest.warns(ScmedleyWarning, match="it was transposed"):
         assert_array_equal(io.read(tmp_path / "10x").X.toarray(), counts())
 
 
@@ -509,4 +509,4 @@ def test_a_run_says_what_reading_changed_before_an_error_that_may_follow(tmp_pat
     said: list[str] = []
     with pytest.raises(ScmedleyError, match="batch"):
         stages.run([tmp_path / "t.csv"], tmp_path / "out", RunConfig(), say=said.append, only_fit=True)
-    assert any("was turned" in line for line in said)
+    assert any("transposed" in line for line in said)

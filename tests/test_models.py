@@ -413,7 +413,7 @@ def test_unknown_batches(fitted, prepared: AnnData) -> None:
 
 
 def test_no_cells_are_said(model_name: str, fitted, prepared: AnnData) -> None:
-    with pytest.raises(ScmedleyError, match="no cells here"):
+    with pytest.raises(ScmedleyError, match="There are no cells"):
         fitted(model_name).get_latent_representation(prepared[:0])
 
 

@@ -262,10 +262,10 @@ def test_embedding_from_a_file(name: str, header: str | None, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (VALUES.iloc[:2], "lacks 1 of 3 cells: 'c1'. Its own are called like '007', 'c2'"),
-        (pd.concat([VALUES, VALUES.iloc[:1]]), "1 cell names occur more than once: '007'. Leave one row"),
-        (VALUES.replace(5.0, np.nan), "cell 'c1', dimension 2 holds '', which is no finite number"),
-        (VALUES.replace(5.0, np.inf), "cell 'c1', dimension 2 holds 'inf', which is no finite number"),
+        (VALUES.iloc[:2], "lacks 1 of 3 cells: 'c1'. Its cells have names like '007', 'c2'"),
+        (pd.concat([VALUES, VALUES.iloc[:1]]), "1 cell names occur more than once: '007'. Keep one row"),
+        (VALUES.replace(5.0, np.nan), "cell 'c1', dimension 2 holds '', which is not a finite number"),
+        (VALUES.replace(5.0, np.inf), "cell 'c1', dimension 2 holds 'inf', which is not a finite number"),
         (VALUES.astype(str).replace("5.0", "B"), "cell 'c1', dimension 2 holds 'B'"),
         (VALUES[[]], "has no cells or no dimensions"),
     ],

@@ -483,7 +483,7 @@ def test_file_that_is_open_elsewhere(shell, data, tmp_path):
         other.stdout.readline()
         error = shell("fit", tmp_path / "open.h5ad", "--out", tmp_path / "run", *SMALL).error
         other.stdin.close()
-    assert "is locked: another program has it open" in error
+    assert "is locked: another program has opened it" in error
 
 
 # --- the process --------------------------------------------------------------------------------------------

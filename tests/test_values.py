@@ -125,7 +125,8 @@ def test_a_few_values_that_are_no_logarithms_are_named(
     asked = judge(examine(form(x), "X", names, GENES), "X", "counts")
     assert (asked.kind, "cell 'cell40'" in asked.warnings[0]) == ("counts", True)
     with pytest.raises(
-        ScmedleyError, match=r"no logarithm of a count \(the first so large: 100000 in cell 'cell40'"
+        ScmedleyError,
+        match=r"too large for a logarithm of a count \(the first such value: 100000 in cell 'cell40'",
     ):
         judge(examine(form(x), "X", names, GENES), "X", base)
     x[:9, 7] = 1e5  # so many are no errors
@@ -187,7 +188,7 @@ def _negative() -> np.ndarray:
 def test_a_few_negative_counts_are_taken_as_0() -> None:
     adata = cells(csr_matrix(_negative()))
     (words,) = prepare(adata, "batch").warnings
-    assert "taken as 0: 2, beside" in words
+    assert "has 2 negative and" in words
     assert "-0.25 in cell 'cell3', gene 'gene4'" in words
     assert_array_equal(dense(adata.layers[keys.COUNTS]), np.maximum(_negative(), 0))
     assert_array_equal(dense(adata.X), _negative())
@@ -374,7 +375,7 @@ def test_a_counts_layer_that_holds_none_is_passed_over(name: str) -> None:
     adata.layers["counts"] = BAD_COUNTS[name]().astype(np.float32)
     checked = prepare(adata, "batch")
     assert (checked.values, checked.where) == ("counts", "X")
-    assert any("layers['counts'] is not used, but X." in words for words in checked.warnings)
+    assert any("layers['counts'] is not used; X is used instead." in words for words in checked.warnings)
     assert_array_equal(dense(adata.layers[keys.COUNTS]), counts())
 
 
@@ -391,7 +392,7 @@ def test_raw_that_cannot_be_used_is_no_hindrance(what: str) -> None:
     adata.raw = raw
     checked = prepare(adata, "batch")
     assert (checked.values, checked.where) == ("log-normalised", "X")
-    assert any("raw.X is not used, but X." in words for words in checked.warnings)
+    assert any("raw.X is not used; X is used instead." in words for words in checked.warnings)
 
 
 def test_nothing_usable_says_why() -> None:
@@ -428,7 +429,7 @@ def test_the_users_word_overrules() -> None:
         (np.log2(_per(1e4, counts()) + 1), "log1p", "X holds logarithms to base 2 of 10,000 counts per cell"),
         (_log(counts()), "counts", "X holds natural logarithms (log1p) of 10,000 counts per cell"),
         (np.log1p(counts()), "counts", "X holds natural logarithms (log1p) of counts"),
-        (_per(1, counts()), "log1p", "X holds counts that are not whole: the cells' totals agree (1)"),
+        (_per(1, counts()), "log1p", "X holds non-integer counts: the cells' totals agree (1)"),
         (counts(), "counts", ""),
         (counts() * 0.93, "counts", ""),
         (_log(counts()), "log1p", ""),
@@ -439,14 +440,18 @@ def test_a_word_that_the_evidence_is_against_is_doubted(x: np.ndarray, asked: st
     found = judge(examine(csr_matrix(x.astype(np.float32)), "X", None, None), "X", asked)
     doubts = [words for words in found.warnings if "The evidence is against it" in words]
     assert found.kind == asked
-    assert "so it was asked for" in found.reason or found.total
+    assert "that you asked for" in found.reason or found.total
     assert [evidence in words for words in doubts] == [True] * bool(evidence), found
 
 
 @pytest.mark.parametrize(
     ("x", "asked", "error"),
     [
-        (_scaled(counts()), "counts", "X cannot hold counts, as was asked for: it has negative values"),
+        (
+            _scaled(counts()),
+            "counts",
+            "X cannot hold counts, the kind that you asked for: it has negative values",
+        ),
         (_scaled(counts()), "log2", "X cannot hold logarithms to base 2.*negative"),
         (counts(), "log1p", "X cannot hold natural logarithms .*whole numbers"),
         (counts() * 3.3, "log10", "X cannot hold logarithms to base 10.*largest value"),
@@ -510,7 +515,7 @@ def test_cells_of_a_part_of_the_genes_are_told_of(query: AnnData, fitted, prepar
     try:  # as if the model's genes had had a third of all counts
         model.reader = replace(reader, trained_on={**remembered, "genes": 120, "share": 0.33})
         _, said = _told(model, part)
-        assert any("normalised to a part of the genes" in words for words in said), said
+        assert any("normalised to fewer genes" in words for words in said), said
         model.reader = replace(reader, trained_on={**remembered, "share": 0.1})
         assert any("another scale" in words for words in _told(model, query)[1])
         assert _told(model, prepared)[1] == []  # prepared cells are what they are
@@ -524,7 +529,7 @@ def test_the_genes_that_are_missing_are_named(query: AnnData, fitted) -> None:
     part.var["gene_symbols"] = part.var_names  # genes are found by these, not by their names
     part.var_names = [f"ENSG{i:011d}" for i in range(part.n_vars)]
     absent = [gene for gene in model.genes if gene in query.var_names[:10]][:3]
-    with heard(), pytest.raises(ScmedleyError, match=rf"\(for example {', '.join(absent)}\)"):
+    with heard(), pytest.raises(ScmedleyError, match=rf"\(such as {', '.join(absent)}\)"):
         model.get_latent_representation(part)
 
 
@@ -546,7 +551,7 @@ def test_where_values_leave_doubts_the_training_cells_decide(fitted) -> None:
     one.var_names = model.genes
     one.obs["donor"] = ["d1"]
     _, said = _told(model, one)
-    assert any("taken to hold counts, as the training cells do" in words for words in said), said
+    assert any("used as counts, as in the training cells" in words for words in said), said
 
 
 def test_prepared_cells_of_another_kind_are_told_of(fitted, query: AnnData) -> None:
@@ -589,7 +594,7 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
     options = ["--batch", "batch", *SMALL, "--no-null"]
     said = shell("fit", tmp_path / "log2.h5ad", "--out", tmp_path / "out", *options)
     reason = (
-        "X holds logarithms to base 2 of 10,000 counts per cell, plus 1: undone, the cells' totals agree. "
+        "X holds logarithms to base 2 of 10,000 counts per cell, plus 1: after undoing them, the cells' totals agree. "
         "layers['log1p_cp10k'] holds natural logarithms."
     )
     assert reason in said.out, said
@@ -680,10 +685,10 @@ def _minus(x: np.ndarray) -> np.ndarray:
         (
             lambda x: x,
             np.log1p,
-            "b.h5ad: X holds natural logarithms (log1p) of counts: undone",
+            "b.h5ad: X holds natural logarithms (log1p) of counts: undoing them",
         ),
-        (lambda x: x * 100, lambda x: _minus(x * 100), "b.h5ad: Negative values in X, taken as 0: 3"),
-        (lambda x: x, _lengths, "b.h5ad: X holds counts that are not whole: the cells' totals agree"),
+        (lambda x: x * 100, lambda x: _minus(x * 100), "b.h5ad: X has 3 negative"),
+        (lambda x: x, _lengths, "b.h5ad: X holds non-integer counts: the cells' totals agree"),
     ],
 )
 def test_what_was_decided_about_each_of_unlike_files_is_told(
@@ -713,7 +718,7 @@ def test_counts_put_together_stay_counts(tmp_path: Path, asked: str) -> None:
         together = read_batches(
             _files(tmp_path, one=_cut("logarithms in X"), two=cells()[:, :10].copy()), values=asked
         )
-    assert any("Not all files know their cells' totals" in words for words in said), said
+    assert any("Some files have the cells' totals" in words for words in said), said
     prepare(together, "batch", values=asked, min_genes=0)
     for name in ("one_cell4", "two_cell4"):
         assert_array_equal(dense(together[name].layers[keys.COUNTS]), counts()[4:5, :10])
@@ -764,4 +769,4 @@ def test_an_unknown_target_is_told_of_and_a_full_matrix_is_not() -> None:
         adata.layers["counts"] = counts()
         found = find_values(adata)
         assert found.sizes is None
-        assert sum("the cells' totals are over these genes" in words for words in found.warnings) == n
+        assert sum("totals are taken over these genes" in words for words in found.warnings) == n

@@ -1,4 +1,4 @@
-"""Mixed-effects deep learning for single cells: what is common to all batches, and what each one adds."""
+"""Mixed-effects deep learning for single cells: what is common to all batches, and what each batch adds."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The process of the command line: one line for an error, and an exit code. ``python -m scmedley`` or ``scmedley``."""
+"""Console entry point (``scmedley`` or ``python -m scmedley``): an exit code, and one line for each error."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from scmedley import caches
 from scmedley.cli import app, with_new_names
 from scmedley.errors import ScmedleyError
 
-# What the system refuses the user, and is no fault of the program: a disk, a name, a right, a limit.
+# System errors that are not a fault of the program: full disk, bad file name, missing permission, size limit.
 REFUSED = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -26,35 +26,34 @@ REFUSED = (
     errno.EPERM,
 )
 
-
-# Threads of OpenMP that wait for others do not keep a core busy: on a machine that others use too, a fit took 3 to 20
-# times as long. Read when PyTorch is imported.
+# OpenMP threads that wait then leave their core free. Without this, a fit on a shared machine took 3 to 20
+# times as long. PyTorch reads the variable when it is imported, which is later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def entry() -> None:
-    """Be the process: as ``main``, but nothing after the last line, whatever libraries leave behind.
+    """Run ``main`` as the console script, and exit with ``os._exit``.
 
-    After a full disk h5py's destructors print tracebacks, and may crash, while Python tidies up.
+    After a full disk, h5py's destructors print tracebacks and may crash while Python shuts down.
     """
     caches.ensure()
     if "--debug" in sys.argv:
         main()
         return
     sys.unraisablehook = lambda _: None
-    sys.excepthook = lambda *_: None  # Cython's destructors take this one too
+    sys.excepthook = lambda *_: None  # Cython's destructors call it too
     signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
     except SystemExit as end:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # a pipe that is closed at the other end
+            with suppress(OSError):  # the other end has closed the pipe
                 stream.flush()
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
 
 
 def _terminated(*_: object) -> None:
-    """End as on an error, so that nothing is left half-written: a scheduler that stops a job sends SIGTERM first."""
+    """Exit as after an error, so that no half-written file stays: schedulers send SIGTERM to stop a job."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _fail("stopped (SIGTERM). The same command resumes an unfinished run.", 143, debug=False)
 
@@ -64,17 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not cost the run
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the run
         cast(TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     try:
         app(with_new_names(tokens), exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
     except RepeatArgumentError as error:
-        joined = (
-            "adata.obs['joined'] = adata.obs['donor'].astype(str) + '_' + adata.obs['protocol'].astype(str)"
-        )
-        _fail(f"{error} Several columns of obs can be joined into one, in Python: {joined}.", 2, debug)
+        joined = " + '_' + ".join(f"adata.obs[{name!r}].astype(str)" for name in ("donor", "protocol"))
+        _fail(f"{error} Join several columns of obs in Python: adata.obs['joined'] = {joined}.", 2, debug)
     except MissingArgumentError as error:
         command = " ".join(("scmedley", *(error.command_chain or ())))
         what = error.argument.name if error.argument else "an argument"
@@ -83,20 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error} See scmedley --help.", 2, debug)
     except ScmedleyError as error:
         _fail(str(error), 1, debug)
-    except BrokenPipeError:  # `scmedley ... | head`: nobody reads on, so there is nobody to tell
+    except BrokenPipeError:  # `scmedley ... | head`: the output has no reader
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in REFUSED:
             _unexpected(error, debug)
         where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}. --debug shows where.", 1, debug)
+        _fail(f"{where}{error.strerror or error}. Add --debug for the full traceback.", 1, debug)
     except Exception as error:
         _unexpected(error, debug)
 
 
 def _unexpected(error: Exception, debug: bool) -> None:
     reason = f"{type(error).__name__}: {error}"
-    _fail(f"something went wrong that scmedley did not expect ({reason}). --debug shows where.", 70, debug)
+    _fail(f"unexpected error ({reason}). Add --debug for the full traceback.", 70, debug)
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

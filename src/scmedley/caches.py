@@ -1,4 +1,4 @@
-"""A place for what numba and matplotlib keep, for users without a home (containers, batch jobs)."""
+"""Cache folders of numba and matplotlib for users without a home folder (containers, batch jobs)."""
 
 import os
 import stat
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def ensure() -> None:
-    """Name a folder for the caches of numba and matplotlib where there is no home to write into.
+    """Set the cache folders of numba and matplotlib if the home folder cannot be written to.
 
-    Without one, numba refuses to import UMAP if the environment is read-only too. Call before either is imported.
+    Otherwise numba cannot import UMAP in a read-only environment. Call this before either is imported.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     try:
@@ -25,7 +25,7 @@ def ensure() -> None:
 
 
 def _private_folder() -> Path:
-    """Return a folder for temporary files that nobody else can write into, the same for all processes of a user."""
+    """Return a temporary folder that only this user can write to, the same for all processes of the user."""
     folder = Path(tempfile.gettempdir()) / f"scmedley-caches-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,12 +1,14 @@
-"""Where and how a computation runs: device, threads, precision; it keeps to its own and gives the process back.
+"""Device, threads and precision of a computation, and the settings of the process around it.
 
-A caller may have changed how PyTorch and NumPy work: for one thread (gradients, inference mode, autocast, the default
-device, ``numpy.seterr``) or for the whole process (the default dtype, the random state, the number of threads).
-The results must not depend on it, and all of it must be as before afterwards.
+A caller may have changed settings of PyTorch and NumPy: for one thread (gradients, inference mode, autocast,
+default device, ``numpy.seterr``) or for the whole process (default dtype, random state, number of threads).
+Results do not depend on these settings, and the functions here restore them.
 
-Two settings hold for the rest of the process, and change no result: how much freed memory glibc keeps
-(:func:`keep_freed_memory`, in each fit on a CPU), and ``OMP_WAIT_POLICY``, which PyTorch reads when it is imported, so
-that the command line alone sets it (``scmedley.__main__``).
+One setting stays changed in the calling process: after the first use of :func:`engine` on a CPU (such as a
+fit), glibc keeps more of the freed memory (:func:`keep_freed_memory`). glibc cannot report the old value, so
+it cannot be restored. The command line, which owns its process, also sets ``OMP_WAIT_POLICY=PASSIVE`` before
+PyTorch is imported, unless the user has set it (``scmedley.__main__``). Neither changes a result. A forked
+child also keeps one thread (:func:`one_thread_if_forked`).
 """
 
 import ctypes
@@ -26,26 +28,26 @@ from threadpoolctl import threadpool_limits
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 
 _imported_by = os.getpid()
-_limited_in = 0  # the forked child that was told
-_turn = threading.RLock()
+_limited_in = 0  # process id of the forked child that was limited to one thread
+_lock = threading.RLock()
 
 
-def _new_turn() -> None:
-    """Replace the lock in a forked child: the thread that held it may not exist there."""
-    global _turn
-    _turn = threading.RLock()
+def _new_lock() -> None:
+    """Replace the lock in a forked child: the thread that holds it may not exist there."""
+    global _lock
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_new_turn)
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 @contextmanager
 def modes(grad: bool) -> Iterator[None]:
-    """Compute in this thread with gradients or without, whatever modes the caller has set for it.
+    """Compute in this thread with or without gradients, independent of the caller's modes.
 
-    Unless the caller has changed how a CPU multiplies matrices, it sets nothing that other threads see, so that fitted
-    models can be used in several threads at once.
+    Other threads see no change, unless the caller has changed how a CPU multiplies matrices. So fitted models
+    can be used in several threads at once.
     """
     one_thread_if_forked()
     with ExitStack() as stack:
@@ -64,18 +66,18 @@ def modes(grad: bool) -> Iterator[None]:
 def _makes_tensors_on_cpu() -> bool:
     try:
         return torch.get_default_device().type == "cpu"
-    except (AssertionError, RuntimeError):  # a default device that is not there
+    except (AssertionError, RuntimeError):  # the default device does not exist
         return False
 
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Wait until no other thread of the process is in here, and let the same thread in again.
+    """Let one thread of the process at a time into the block; the same thread may enter again.
 
-    The random state and the default dtype are those of the whole process: two fits in two threads that drew from
-    them at the same time would each get other numbers every time.
+    The random state and the default dtype belong to the whole process. Two fits at the same time would draw
+    different random numbers in every run.
     """
-    with _turn:
+    with _lock:
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
@@ -91,7 +93,7 @@ def matrix_products(kind: str) -> Iterator[None]:
         backend: Any = torch.backends.cuda.matmul if kind == "cuda" else torch.backends.mkldnn.matmul
         before, wanted = backend.fp32_precision, ("tf32",) if kind == "cuda" else ("none", "ieee")
         choose: Callable[[str], None] = partial(setattr, backend, "fp32_precision")
-    else:  # before PyTorch 2.9, one setting for both; on a CPU only "medium" is less than float32
+    else:  # PyTorch before 2.9 has one setting; on a CPU only "medium" is below float32
         before, wanted = (
             torch.get_float32_matmul_precision(),
             ("high",) if kind == "cuda" else ("highest", "high"),
@@ -110,7 +112,7 @@ def matrix_products(kind: str) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw on the CPU from ``seed``, and give the caller's random state back."""
+    """Draw on the CPU from ``seed``, and restore the caller's random state."""
     with one_at_a_time(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -124,8 +126,8 @@ def is_forked() -> bool:
 def one_thread_if_forked() -> None:
     """Use one thread from now on if this process is a forked child; call it before work in several threads.
 
-    The threads of OpenMP, which PyTorch and scikit-learn share their work among, stay behind in the parent, and a child
-    that waits for them waits for ever.
+    PyTorch and scikit-learn compute in OpenMP threads. These exist only in the parent: a child that waits for
+    them never continues.
     """
     global _limited_in
     if not is_forked() or (_limited_in == os.getpid() and torch.get_num_threads() == 1):
@@ -136,8 +138,8 @@ def one_thread_if_forked() -> None:
     threadpool_limits(1, user_api="openmp")
     if many:
         warnings.warn(
-            "This process is a fork of one that had loaded scmedley: it uses one thread and no GPU, as those of the "
-            "parent are not there. Start processes by 'spawn' (multiprocessing.get_context('spawn')) to use more.",
+            "This process was forked from one that had imported scmedley, so it uses one thread and no GPU. To use "
+            "more, start processes by 'spawn' (multiprocessing.get_context('spawn')).",
             ScmedleyWarning,
             stacklevel=2,
         )
@@ -147,7 +149,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return a GPU for ``"auto"`` when there is one, else the CPU; check any other name.
+    """Return a GPU for ``"auto"`` if there is one, else the CPU; check any other name.
 
     A forked child cannot use its parent's GPU.
     """
@@ -158,14 +160,16 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(1, device=resolved).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")[:150]
-        raise ScmedleyError(f"device={device!r} is not to be had here: {reason}. Use 'cpu'.") from error
+        raise ScmedleyError(
+            f"device={device!r} is not available on this machine: {reason}. Use 'cpu'."
+        ) from error
     return resolved
 
 
 def resolve_precision(precision: str, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """Turn ``"auto"`` into bfloat16 where the hardware multiplies it natively, else float32."""
+    """Return bfloat16 for ``"auto"`` if the hardware multiplies it natively, else float32."""
     if precision not in get_args(Precision):
-        raise ScmedleyError(f"precision={precision!r} is none of {list(get_args(Precision))}.")
+        raise ScmedleyError(f"precision={precision!r} must be one of {list(get_args(Precision))}.")
     if precision == "float32" or precision == "bfloat16":
         return precision  # type: ignore[return-value]
     if device.type == "cuda":
@@ -183,30 +187,30 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     with torch.autocast(device.type, torch.bfloat16):
         try:
             yield
-        finally:  # PyTorch keeps its bfloat16 copies of the weights until the outermost autocast ends: the caller's
+        finally:  # PyTorch keeps bfloat16 copies of the weights until the caller's autocast ends
             torch.clear_autocast_cache()
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep 256 MB of what is freed, for the rest of the process.
+    """Let glibc keep up to 256 MB of freed memory for the rest of the process.
 
-    Each training step frees and asks again for the same blocks of some megabytes. Given back in between, they
-    come anew from the kernel, page by page, which takes longer than what is computed in them.
+    Each training step frees and allocates the same blocks of some megabytes. If they went back to the kernel
+    in between, allocating them again, page by page, would take longer than the computation.
     """
     if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
+        with suppress(OSError, AttributeError):  # the C library is not glibc
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to here come from the heap
-            mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: free memory at its top that is kept
+            mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: blocks up to this size come from the heap
+            mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD: free memory at the top of the heap that is kept
 
 
 @contextmanager
 def engine(threads: int | None, device: torch.device) -> Iterator[None]:
-    """Train in here: CPU threads, number formats and modes are the same for every caller.
+    """Train with the same CPU threads, number formats and modes for every caller.
 
-    The caller's threads, dtype, modes and random state are as before afterwards. One thing stays changed for the rest
-    of the process, as it cannot be read and so not be restored: how much freed memory glibc keeps
-    (:func:`keep_freed_memory`); it changes no result. Two threads of one process take turns.
+    The caller's threads, dtype, modes and random state are restored afterwards. On a CPU,
+    :func:`keep_freed_memory` stays in effect for the rest of the process. Two threads of one process take
+    turns.
     """
     if threads is not None and threads < 1:
         raise ScmedleyError(f"threads={threads} must be at least 1.")
@@ -225,22 +229,23 @@ def engine(threads: int | None, device: torch.device) -> Iterator[None]:
 
 
 def _check_deterministic(device: torch.device) -> None:
-    """Raise before training what PyTorch would raise in the midst of it."""
+    """Raise before training if PyTorch would raise during training."""
     asked = torch.are_deterministic_algorithms_enabled()
     if not asked or torch.is_deterministic_algorithms_warn_only_enabled() or device.type != "cuda":
         return
     if os.environ.get("CUBLAS_WORKSPACE_CONFIG") not in (":4096:8", ":16:8"):
         raise ScmedleyError(
-            "torch.use_deterministic_algorithms(True) is on, and on a GPU it needs the environment variable "
+            "torch.use_deterministic_algorithms(True) is on. On a GPU it needs the environment variable "
             "CUBLAS_WORKSPACE_CONFIG=:4096:8. Set it before Python starts, or pass device='cpu'."
         )
 
 
 @contextmanager
 def threads_kept() -> Iterator[None]:
-    """Give torch's threads back afterwards: numba, of scanpy and UMAP, sets OpenMP's for the whole process.
+    """Restore PyTorch's number of threads afterwards.
 
-    It does so when it first runs, so that the bits of a result would hang on what ran before.
+    numba (used by scanpy and UMAP) sets the number of OpenMP threads of the whole process when it first runs.
+    The bits of a result would depend on what ran before.
     """
     one_thread_if_forked()
     threads = torch.get_num_threads()

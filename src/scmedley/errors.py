@@ -1,4 +1,4 @@
-"""The one exception, and the one warning, that are meant for the user."""
+"""The exception and the warning for the user, and helpers for their messages."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class ScmedleyError(ValueError):
-    """Something in the data, the settings or the run folder that the user can mend.
+    """Error in the data, the settings or the run folder that the user can correct.
 
     The message says what is wrong, where (key, cell, gene, value) and what to do next.
     The command line prints it as one line and exits with a non-zero code.
@@ -14,30 +14,30 @@ class ScmedleyError(ValueError):
 
 
 class ScmedleyWarning(UserWarning):
-    """Something the user should know about a result that is given all the same."""
+    """Warning about a result that is returned nevertheless."""
 
 
 def warn(message: str) -> None:
-    """Warn the user, as if from the caller of the function that calls this."""
+    """Warn the user; the warning shows the line that called the calling function."""
     warnings.warn(message, ScmedleyWarning, stacklevel=3)
 
 
 @contextmanager
 def heard(say: Callable[[str], None] | None = None) -> Iterator[list[str]]:
-    """Collect the messages of :class:`ScmedleyWarning` in a list, each once; other warnings go where they go.
+    """Collect the messages of :class:`ScmedleyWarning` in a list, each once; pass other warnings on.
 
-    Each message is given to ``say`` too, before an error of the body goes on: it may be what led to the error.
+    ``say`` receives each message too, also if the body raises: the warning may explain the error.
     """
-    said: list[str] = []
+    messages: list[str] = []
     caught: list[warnings.WarningMessage] = []
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ScmedleyWarning)
-            yield said
+            yield messages
     finally:
-        said += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ScmedleyWarning))
+        messages += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ScmedleyWarning))
         if say is not None:
-            for line in said:
+            for line in messages:
                 say(line)
         for one in caught:
             if not issubclass(one.category, ScmedleyWarning):
@@ -45,18 +45,18 @@ def heard(say: Callable[[str], None] | None = None) -> Iterator[list[str]]:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """Write names as ``'a', 'b' and 3 more``."""
+    """Return names as ``'a', 'b' and 3 more``."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says in one line, with the notes that libraries such as anndata add (which key it was)."""
+    """Return the message of an error in one line, with the notes of libraries such as anndata (which key)."""
     words = [str(error), *getattr(error, "__notes__", [])]
     return " ".join(" ".join(words).split())[:400] or type(error).__name__
 
 
 def check_seed(seed: int) -> None:
-    """Say which seeds there are."""
+    """Raise if the random seed is out of range."""
     if not 0 <= seed < 2**32:
-        raise ScmedleyError(f"seed {seed} must lie between 0 and {2**32 - 1}.")
+        raise ScmedleyError(f"seed {seed} must be between 0 and {2**32 - 1}.")

@@ -1,7 +1,7 @@
-"""Every name under which scMedley stores something in an AnnData, once, and the table of its embeddings.
+"""The names under which scMedley stores results in an AnnData, and the table of its embeddings.
 
-Figures and pages read titles, order and wanted directions from here without importing torch;
-:mod:`scmedley.models.catalogue` joins the embeddings to the models that make them.
+Figures and pages read titles, order and wanted directions from here without importing PyTorch;
+:mod:`scmedley.models.catalogue` links the embeddings to the models that compute them.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,15 @@ SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
 FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
 RANDOM_MASKED = "X_scmedley_random_masked"  # obsm: the same cells, encoded with their batch masked
-AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, of the plain autoencoder
+AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, plain autoencoder
 NULL = "X_scmedley_random_null"  # obsm: the same network trained on permuted batch labels
-NULL_MASKED = "X_scmedley_random_null_masked"  # obsm: of that network, with the permuted batch masked
-TARGET = "counterfactual_batch"  # obs of a counterfactual: the batch that the row is shown in
-PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, those of the null
+NULL_MASKED = (
+    "X_scmedley_random_null_masked"  # obsm: the same cells, encoded with their permuted batch masked
+)
+TARGET = "counterfactual_batch"  # obs of a counterfactual: its target batch
+PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, for the null
 
 PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cells
-
 UNS = "scmedley"  # uns: config, versions, seed, keys
 
 Wanted = Literal[-1, 0, 1]
@@ -30,7 +31,7 @@ Wanted = Literal[-1, 0, 1]
 
 @dataclass(frozen=True)
 class Embedding:
-    """An embedding in ``obsm``, and which way its scores should go.
+    """An embedding in ``obsm``, and the wanted direction of its scores.
 
     Attributes
     ----------
@@ -39,8 +40,8 @@ class Embedding:
     title
         What figures and pages call it.
     batch, label
-        1: the higher its scores by batch (by label) the better, -1: the lower the better, 0: neither. Every
-        score is higher the better the groups separate.
+        1: higher scores by batch (by label) are better, -1: lower scores are better, 0: neither. Every score
+        is higher where the groups separate better.
     null
         Key of the same network's embedding after training on permuted batches.
     """
@@ -52,7 +53,7 @@ class Embedding:
     null: str = ""
 
     def wanted(self, of: str) -> Wanted:
-        """Return the direction that is wanted of its scores by ``of``, "batch" or "label"."""
+        """Return the wanted direction of its scores by ``of``, "batch" or "label"."""
         return {"batch": self.batch, "label": self.label}.get(of, 0)
 
 
@@ -69,16 +70,16 @@ EMBEDDINGS: dict[str, Embedding] = {
         Embedding(AUTOENCODER, "Plain autoencoder", batch=-1, label=1),
     )
 }
-MAPS = (FIXED, RANDOM, PCA)  # those that are drawn where no others are named
+MAPS = (FIXED, RANDOM, PCA)  # drawn by default
 
 
 def embedding(key: str) -> Embedding:
-    """Return what is known of an embedding; one that is none of ours is called by its key."""
+    """Return the entry of an embedding; for an embedding of another program the title is its key."""
     return EMBEDDINGS.get(key, Embedding(key, key))
 
 
 def title(key: str) -> str:
-    """Return what figures and pages call an embedding."""
+    """Return the title of an embedding in figures and pages."""
     return embedding(key).title
 
 

@@ -1,1 +1,1 @@
-"""From AnnData to what the training loop reads."""
+"""From AnnData to the input of the training loop."""

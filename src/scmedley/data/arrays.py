@@ -1,4 +1,4 @@
-"""Tables of numbers, sparse or dense: made ready, summed, normalised."""
+"""Matrices of numbers, sparse or dense: conversion, sums, normalisation."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -13,13 +13,13 @@ from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.scan import LN, Base
 from scmedley.errors import ScmedleyError, listed
 
-Numbers: TypeAlias = ArrayLike | sparray | spmatrix  # a table of them, cells x genes
+Numbers: TypeAlias = ArrayLike | sparray | spmatrix  # a table of numbers, cells x genes
 Matrix: TypeAlias = csr_matrix | np.ndarray  # of 32-bit floats
 
 
 def tidy(x: Any) -> csr_matrix | np.ndarray:
-    """Return canonical CSR or dense float32; the very same object where it is so already."""
-    # A value beyond float32 becomes infinite here; the checks have named it by then.
+    """Return canonical CSR or dense float32; the same object if it is that already."""
+    # A value beyond float32 becomes infinite here; the checks have found it before.
     if hasattr(x, "compute"):  # dask
         x = x.compute()
     if not issparse(x):
@@ -33,29 +33,29 @@ def tidy(x: Any) -> csr_matrix | np.ndarray:
 
 
 def totals(x: csr_matrix | np.ndarray) -> np.ndarray:
-    """Give the sum of each cell, in double precision."""
+    """Return the sum of each cell, in double precision."""
     return np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
 
 
 def log1p_cp10k(x: csr_matrix | np.ndarray, total: np.ndarray) -> csr_matrix | np.ndarray:
-    """Give ``log1p(TARGET_SUM * x / total)`` as a new matrix; empty cells stay 0."""
+    """Return ``log1p(TARGET_SUM * x / total)`` as a new matrix; empty cells stay 0."""
     scale = np.where(total > 0, TARGET_SUM / np.where(total > 0, total, 1.0), 0.0)
     if isinstance(x, np.ndarray):
         dense = (x * scale[:, None]).astype(np.float32)
         return np.log1p(dense, out=dense)
-    # In double precision: a huge count times 10,000 would leave float32's range before it is divided.
+    # In double precision: a huge count times 10,000 would exceed the range of float32 before the division.
     data = (x.data * np.repeat(scale, np.diff(x.indptr))).astype(np.float32)
     np.log1p(data, out=data)
-    # Index arrays of its own: sharing them would let an in-place change of one layer spoil the other.
+    # Copied index arrays: an in-place change of one layer must not change the other.
     return csr_matrix((data, x.indices.copy(), x.indptr.copy()), shape=x.shape)
 
 
 def rescaled(
     x: csr_matrix | np.ndarray, total: float | None, base: Base = "log1p"
 ) -> csr_matrix | np.ndarray:
-    """Return log1p CP10k of logarithms to ``base`` of counts per ``total``, plus 1, as a new matrix.
+    """Return log1p CP10k, as a new matrix, from logarithms of counts per ``total`` plus 1.
 
-    Of an unknown total (None) the base alone is changed.
+    ``base`` is the base of these logarithms. If the total is not known (None), only the base changes.
     """
     if total is None or total == TARGET_SUM:
         return x * np.float32(LN[base])
@@ -67,23 +67,23 @@ def rescaled(
 
 
 def numeric(x: Numbers, genes: Sequence[str] | None = None) -> csr_matrix | np.ndarray:
-    """Give a table of numbers, of any sparse format, list or frame, as CSR or a dense array of its own precision.
+    """Return a table of numbers (sparse, list or data frame) as CSR or dense, in the same precision.
 
     Raises
     ------
     ScmedleyError
-        No table, not of numbers, or one whose columns have other names than ``genes``, or another order.
+        Not a table of numbers, or its columns are not ``genes`` in this order.
     """
     if isinstance(x, pd.DataFrame) and genes is not None and not pd.api.types.is_integer_dtype(x.columns):
         named, wanted = [str(name) for name in x.columns], [str(name) for name in genes]
         if named != wanted:
             raise ScmedleyError(
-                f"The table's columns ({listed(named, 3)}) are not the genes ({listed(wanted, 3)}), or in another "
-                "order. Give table[genes]."
+                f"The table's columns ({listed(named, 3)}) are not the genes ({listed(wanted, 3)}), or are in another "
+                "order. Pass table[genes]."
             )
     if isinstance(x, AnnData):
         raise ScmedleyError(
-            "A table of numbers is needed, not an AnnData: give adata.layers['log1p_cp10k'] or adata.X."
+            "A table of numbers is needed, not an AnnData: pass adata.layers['log1p_cp10k'] or adata.X."
         )
     try:
         found: Any = csr_matrix(x) if issparse(x) else np.asarray(x)
@@ -97,12 +97,12 @@ def numeric(x: Numbers, genes: Sequence[str] | None = None) -> csr_matrix | np.n
 
 
 def dense(x: csr_matrix | np.ndarray) -> np.ndarray:
-    """Give a dense array."""
+    """Return a dense array."""
     return x if isinstance(x, np.ndarray) else np.asarray(x.toarray())
 
 
 def check_finite(x: csr_matrix | np.ndarray, genes: Sequence[str]) -> None:
-    """Raise :class:`ScmedleyError` with the first gene that has a value that is not finite."""
+    """Raise :class:`ScmedleyError` with the first gene that has a NaN or infinite value."""
     if isinstance(x, np.ndarray):
         columns = np.nonzero(~np.isfinite(x))[1]
     else:

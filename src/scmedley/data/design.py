@@ -17,7 +17,7 @@ POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effect
 
 
 def named_targets(to: object) -> list[str]:
-    """Return the names of one target batch or of several, whatever the type of their column (1, 1.0 and "1")."""
+    """Return the names of one or several target batches as text: 1, 1.0 and "1" are the same batch."""
     one = isinstance(to, str) or not isinstance(to, Iterable)
     return [called(target) for target in ([to] if one else to)]  # type: ignore[attr-defined]
 
@@ -26,7 +26,7 @@ def named_targets(to: object) -> list[str]:
 class Design:
     """The batches that a model knows; code i is ``batches[i]``.
 
-    The last ``n_adapted`` of them were added to the fitted model (:meth:`Model.adapt`), the others trained it.
+    The model was trained on all but the last ``n_adapted``, which :meth:`Model.adapt` added later.
     """
 
     batch_key: str
@@ -40,35 +40,35 @@ class Design:
         batches = tuple(values.categories)
         if values.isna().any():
             raise ScmedleyError(
-                f"{int(values.isna().sum())} cells have no batch in obs[{batch_key!r}]. Fill it in, or remove them."
+                f"{int(values.isna().sum())} cells have no batch in obs[{batch_key!r}]. Add it, or remove the cells."
             )
         if POPULATION_MEAN in batches:
             raise ScmedleyError(
-                f"obs[{batch_key!r}] has a batch named {POPULATION_MEAN!r}, which is kept for the population "
-                "mean. Rename that batch."
+                f"obs[{batch_key!r}] has a batch named {POPULATION_MEAN!r}, which is reserved for the population "
+                "mean. Rename this batch."
             )
         return cls(batch_key, batches)
 
     @property
     def n_batches(self) -> int:
-        """Give B."""
+        """Return B."""
         return len(self.batches)
 
     def codes(self, obs: pd.DataFrame) -> np.ndarray:
-        """Give the code of each cell's batch (int64), -1 for a batch that the model does not know."""
+        """Return the code of each cell's batch (int64), -1 for a batch that the model does not know."""
         if self.batch_key not in obs:
             return np.full(len(obs), -1, dtype=np.int64)
         values = _categories(obs, self.batch_key)
         return np.asarray(values.set_categories(self.batches).codes, dtype=np.int64)
 
     def known_codes(self, obs: pd.DataFrame, unknown: str = "error") -> np.ndarray:
-        """Give the codes, or say which batches are not known.
+        """Return the codes; raise or accept batches that the model does not know.
 
         Parameters
         ----------
         unknown
-            ``"error"`` raises for a batch the model was not trained on; ``"mean"`` lets code -1, the
-            population mean, stand for it.
+            ``"error"`` raises for a batch that the model does not know; ``"mean"`` gives it code -1, the
+            population mean.
         """
         check_unknown(unknown)
         codes = self.codes(obs)
@@ -80,18 +80,18 @@ class Design:
             names = sorted({str(v) for v in obs[self.batch_key][codes < 0].unique()})
             where = f"{int((codes < 0).sum())} cells are of batches {names[:5]}"
         raise ScmedleyError(
-            f"This needs batches that the model was trained on, and {where}. Pass "
-            f"unknown='mean' (--unknown mean) to use the population mean (no batch effect) for them; the model knows "
-            f"{list(self.batches[:8])}{' ...' if self.n_batches > 8 else ''}."
+            f"The model does not know the batches of these cells: {where}. It knows {list(self.batches[:8])}"
+            f"{' ...' if self.n_batches > 8 else ''}. Pass unknown='mean' (--unknown mean) to use the population mean "
+            "(no batch effect) instead."
         )
 
     def code(self, batch: str) -> int:
-        """Give the code of one batch, -1 for the population mean."""
+        """Return the code of one batch, -1 for the population mean."""
         if batch == POPULATION_MEAN:
             return -1
         if batch not in self.batches:
             raise ScmedleyError(
-                f"There is no batch {batch!r} in the model. Choose {POPULATION_MEAN!r} (no batch effect) or "
+                f"The model has no batch {batch!r}. Choose {POPULATION_MEAN!r} (no batch effect) or "
                 f"one of {list(self.batches[:20])}{' ...' if self.n_batches > 20 else ''}."
             )
         return self.batches.index(batch)
@@ -99,19 +99,19 @@ class Design:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels that a model's label head was trained on; code k is ``names[k]``."""
+    """The labels that a label head was trained on; code k is ``names[k]``."""
 
     label_key: str
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, obs: pd.DataFrame, label_key: str) -> "Labels":
-        """Learn the labels from ``obs[label_key]`` of the training cells; missing ones are left out.
+        """Learn the labels from ``obs[label_key]`` of the training cells, without missing values.
 
         Raises
         ------
         ScmedleyError
-            No such column, or fewer than two labels.
+            The column does not exist, or has fewer than two labels.
         """
         names = tuple(_categories(obs, label_key).categories)
         if len(names) < 2:
@@ -122,13 +122,13 @@ class Labels:
         return cls(label_key, names)
 
     def codes(self, obs: pd.DataFrame) -> np.ndarray:
-        """Give the code of each cell's label (int64), -1 for a missing or unknown one."""
+        """Return the code of each cell's label (int64), -1 for a missing or unknown label."""
         values = _categories(obs, self.label_key)
         return np.asarray(values.set_categories(self.names).codes, dtype=np.int64)
 
 
 def check_unknown(unknown: str) -> None:
-    """Raise if ``unknown`` is neither of its two values."""
+    """Raise if ``unknown`` is not one of its two values."""
     if unknown not in ("error", POPULATION_MEAN):
         raise ScmedleyError(
             f"unknown={unknown!r} must be 'error', or {POPULATION_MEAN!r} for the population mean."
@@ -143,23 +143,23 @@ def _categories(obs: pd.DataFrame, key: str) -> pd.Categorical:
 
 
 def as_categories(column: "pd.Series[Any]") -> pd.Categorical:
-    """Return a column as categories that are strings, all used.
+    """Return a column as a categorical of strings, without unused categories.
 
-    Missing values, blank strings and texts that pandas makes of missing values ("nan", "<NA>", "NaT") are missing.
-    Whole floats lose their ``.0``, so that a batch read from a text file as 1.0 is called "1", and days their time.
+    Blank strings and the texts of missing values in pandas ("nan", "<NA>", "NaT") are missing too. Whole
+    floats lose their ``.0``, because text files may store batch 1 as 1.0; dates lose the time 00:00:00.
     """
     raw = column.astype("category").cat.remove_unused_categories()
     names = [called(value) for value in raw.cat.categories]
     unique = list(dict.fromkeys(name for name in names if not _is_missing(name)))
     # The last entry is for pandas' code -1, a missing value.
     recode = np.array([unique.index(n) if not _is_missing(n) else -1 for n in names] + [-1], dtype=np.int64)
-    categories: pd.Index[Any] = pd.Index(unique)  # strings of the kind that this pandas reads
+    categories: pd.Index[Any] = pd.Index(unique)  # of the string type that this pandas reads
     return pd.Categorical.from_codes(recode[raw.cat.codes.to_numpy()], categories=categories)
 
 
 def called(value: Any) -> str:
-    """Return what a batch or a label is called."""
-    if isinstance(value, float | np.floating):  # 0.1 of a column of 32 bits is 0.10000000149
+    """Return the name of a batch or a label as text."""
+    if isinstance(value, float | np.floating):  # 0.1 in a float32 column is 0.10000000149
         value = int(value) if float(value).is_integer() else f"{value:.7g}"
     return str(value).strip().removesuffix(" 00:00:00")
 
@@ -169,40 +169,40 @@ def _is_missing(name: str) -> bool:
 
 
 def oddly_named(column: "pd.Series[Any]", what: str) -> list[str]:
-    """Return warnings of values that are hardly what they are called: text for missing, or one thing spelled twice."""
+    """Return warnings about suspicious values: text for a missing value, or one name in two spellings."""
     sizes = column.value_counts()
     of_name: dict[str, dict[Any, int]] = {}
     for value, size in sizes[sizes > 0].items():
         of_name.setdefault(called(value), {})[value] = int(size)
-    said = []
+    notes = []
     for name, values in of_name.items():
         n = sum(values.values())
         if name and _is_missing(name) and all(isinstance(value, str) for value in values):
-            said.append(
-                f"{n:,} cells have the {what} {name!r} in obs[{column.name!r}], which is a missing value turned into "
-                "text; they are taken as missing."
+            notes.append(
+                f"{n:,} cells have the {what} {name!r} in obs[{column.name!r}], which is the text of a missing "
+                "value; they are treated as missing."
             )
         elif name.lower() in ("none", "na", "n/a", "null", "unknown", "unassigned"):
-            said.append(
-                f"{n:,} cells have the {what} {name!r} in obs[{column.name!r}], which is kept as a {what} like any "
-                "other. If it stands for a missing value, make it one (numpy.nan)."
+            notes.append(
+                f"{n:,} cells have the {what} {name!r} in obs[{column.name!r}], which is used like any other {what}. "
+                "If it means a missing value, replace it by numpy.nan."
             )
         elif len(values) > 1:
-            said.append(
-                f"The values {', '.join(map(repr, values))} of obs[{column.name!r}] are put together as {name!r}."
+            notes.append(
+                f"The values {', '.join(map(repr, values))} of obs[{column.name!r}] are merged into {name!r}."
             )
     lower = pd.Series(list(of_name), index=[name.lower() for name in of_name], dtype=object)
     for _, alike in lower[lower.index.duplicated(keep=False)].groupby(level=0):
         if not _is_missing(alike.iloc[0]):
-            said.append(
-                f"{listed(list(alike))} of obs[{column.name!r}] differ in upper and lower case only; they are kept "
-                "apart."
+            notes.append(
+                f"{listed(list(alike))} of obs[{column.name!r}] differ only in upper and lower case; they stay "
+                "separate."
             )
-    return said
+    return notes
 
 
 def column(adata: "AnnData", key: str, what: str) -> "pd.Series[Any]":
-    """Return ``obs[key]``; where it is missing, say which columns there are and which is the closest."""
+    """Return ``obs[key]``; if it is missing, raise with the closest column and a list of columns."""
     check_key(key, what)
     if key in adata.obs:
         found: pd.Series[Any] = adata.obs[key]
@@ -219,14 +219,14 @@ def column(adata: "AnnData", key: str, what: str) -> "pd.Series[Any]":
         + (
             f"Columns with categories: {listed(usable, 20)}."
             if usable
-            else "obs has no column with categories. Files without annotation (csv, 10x): give several, one for each "
-            "batch, or add the columns in Python and save as h5ad."
+            else "obs has no column with categories. Add columns in Python and save as h5ad; or, for files without "
+            "annotation (csv, 10x), give one file per batch."
         )
     )
 
 
 def check_key(key: object, what: str = "batch") -> None:
-    """Raise where a key is not one column's name."""
+    """Raise if ``key`` is not the name of one column."""
     if isinstance(key, str):
         return
     names = list(key) if isinstance(key, list | tuple) else ["donor", "protocol"]

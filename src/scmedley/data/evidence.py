@@ -1,11 +1,11 @@
-"""What one matrix holds, decided by evidence from a single pass over it.
+"""Decide what one matrix holds, from a single pass over it.
 
-Counts and logarithms of counts per total are told apart by four facts, the strongest first:
+Four facts distinguish counts from logarithms of counts per total, the strongest first:
 
-1. whole numbers, as they are or after a logarithm is undone;
-2. totals of the cells that agree after a logarithm is undone (the base for which they do is the base);
+1. whole numbers, as stored or after undoing a logarithm;
+2. equal totals of the cells after undoing a logarithm (which also shows the base);
 3. values of a cell that are whole multiples of its smallest value, as k / total is;
-4. where more genes are found in a cell, its counts are larger, but its normalised values are smaller.
+4. in cells with more detected genes, counts are larger, but normalised values are smaller.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,46 +21,45 @@ from scmedley.keys import ValueKind
 Values = Literal["counts", "log-normalised", "other"]
 
 TARGET_SUM = 1e4  # counts per cell after normalisation, before log1p
-CORRECTED = 2  # rank of counts that something was taken from
-_ROUND_TOTALS = (TARGET_SUM, 1e6)  # near these, totals may differ a little: genes were left out since
-
-_LEAST_TARGET = 10  # counts per cell: nobody takes logarithms of fewer
-_EXACT = 1e-5  # spread of totals that are the same but for rounding
+CORRECTED = 2  # rank of corrected counts: something was subtracted
+_ROUND_TOTALS = (TARGET_SUM, 1e6)  # near these, totals may differ slightly: genes were removed later
+_LEAST_TARGET = 10  # counts per cell: logarithms of fewer are not in use
+_EXACT = 1e-5  # spread of totals that are equal except for rounding
 
 
 @dataclass(frozen=True)
 class Checked:
-    """Which matrix can be used, and what it holds.
+    """The matrix to use, and what it holds.
 
     Attributes
     ----------
     values
-        What the usable matrix holds. Logarithms of whole counts, not divided by a total, are ``"counts"``.
+        What the matrix holds. Logarithms of whole counts, not divided by a total, are ``"counts"``.
     where
-        Which matrix that is: ``"X"``, ``"layers['counts']"``, another layer, or ``"raw.X"``.
+        Place of the matrix: ``"X"``, ``"layers['counts']"``, another layer, or ``"raw.X"``.
     warnings
-        Whole sentences for the report.
+        Sentences for the report.
     total
-        Of log-normalised values: the counts per cell that the logarithm was taken of, 10,000 where they are
-        CP10k. ``None`` where the cells differ in it, and for counts.
+        For log-normalised values: the counts per cell before the logarithm (10,000 for CP10k). ``None`` if
+        the cells differ in it, and for counts.
     base
-        The logarithm that was taken: ``"log1p"`` (natural), ``"log2"`` or ``"log10"``, each of the value plus 1.
+        The logarithm: ``"log1p"`` (natural), ``"log2"`` or ``"log10"``, each of the value plus 1.
     reason
-        One sentence: what the matrix holds, and how that is known.
+        One sentence: what the matrix holds, and the evidence.
     caution
-        The one among the warnings that doubts the kind.
+        The warning that the kind is uncertain, if any.
     sure
-        Whether the evidence leaves no doubt of the kind.
+        Whether the evidence for the kind is conclusive.
     rank
-        0 for whole counts, more for what is less good to have: 1 for logarithms of whole counts, 2 for corrected
-        counts, 3 for counts per total, 4 for logarithms of a known total, 5 and 6 for what leaves doubts.
+        Preference, 0 is the best: 0 for whole counts, 1 for logarithms of whole counts, 2 for corrected
+        counts, 3 for counts per total, 4 for logarithms of a known total, 5 and 6 for uncertain kinds.
     nearly_whole
         Whether rounding makes all counts whole.
     n_negative
-        Negative values to be set to 0.
+        Number of negative values, which are set to 0.
     sizes
-        The log-normalised matrix of more genes that the cells' totals are had from, where the counts are of a
-        part of the genes.
+        The log-normalised matrix of more genes that gives the cells' totals, if the counts are of a subset of
+        the genes.
     """
 
     values: Values
@@ -78,12 +77,12 @@ class Checked:
 
     @property
     def kind(self) -> str:
-        """``"counts"``, ``"log1p"``, ``"log2"``, ``"log10"`` or ``"other"``: what ``--values`` would be given."""
+        """Return ``"other"``, or the kind as an option of ``--values`` (``"counts"``, ``"log1p"``, ...)."""
         return self.base or ("other" if self.values == "other" else "counts")
 
     @property
     def is_as_stored(self) -> bool:
-        """Whether the stored values can be used without a change."""
+        """Return whether the stored values can be used unchanged."""
         return not (self.nearly_whole or self.n_negative or (self.values == "counts" and self.base))
 
 
@@ -93,7 +92,7 @@ def judge(seen: Evidence, where: str, asked: ValueKind = "auto") -> Checked:
     Raises
     ------
     ScmedleyError
-        It cannot hold what it is ``asked`` to; or all but a few cells hold logarithms, and these hold larger values.
+        It cannot hold the kind ``asked`` for; or it holds logarithms, but a few cells have larger values.
     """
     if asked != "auto":
         return _as_asked(seen, where, asked)
@@ -102,15 +101,16 @@ def judge(seen: Evidence, where: str, asked: ValueKind = "auto") -> Checked:
     if seen.n_whole == seen.n_positive:
         return Checked("counts", where, reason=f"{where} holds counts: all values are whole numbers.")
     if seen.n_nearly_whole == seen.n_positive:
-        reason = f"{where} holds counts: all values are whole numbers but for rounding, and are rounded."
+        reason = (
+            f"{where} holds counts: all values are whole numbers except for rounding errors, and are rounded."
+        )
         return Checked("counts", where, reason=reason, nearly_whole=True)
     for base in seen.undone_N:
         found = _logarithm_of_whole(seen, where, base)
         if found:
             return found
-    plain = min(
-        _agreement(seen.total_N), default=np.inf
-    )  # proportions have logarithms whose totals nearly agree
+    # Proportions have logarithms whose totals nearly agree, so the totals as stored must agree less.
+    plain = min(_agreement(seen.total_N), default=np.inf)
     agreeing = [(spread, base) for base in seen.undone_N for spread in _undone_agreement(seen.undone_N[base])]
     if agreeing and min(agreeing)[0] < plain:
         return _logarithm(seen, where, min(agreeing)[1])
@@ -119,7 +119,7 @@ def judge(seen: Evidence, where: str, asked: ValueKind = "auto") -> Checked:
 
 
 def _refuse_outliers(seen: Evidence, where: str, plain: float) -> None:
-    """Raise where totals of all but a few cells agree after a logarithm is undone, better than they do as stored."""
+    """Raise if the totals of all but a few cells agree after undoing a logarithm, better than as stored."""
     rest = {base: total_N[np.isfinite(total_N)] for base, total_N in seen.nearly_N.items()}
     agreeing = [(spread, base) for base in rest for spread in _undone_agreement(rest[base])]
     if seen.first_above and agreeing and min(agreeing)[0] < plain:
@@ -133,7 +133,7 @@ def _refuse_outliers(seen: Evidence, where: str, plain: float) -> None:
 
 
 def kind_words(kind: str) -> str:
-    """Return a kind in words."""
+    """Return a kind of values in words."""
     return {
         "auto": "numbers",
         "counts": "counts",
@@ -144,8 +144,8 @@ def kind_words(kind: str) -> str:
 
 
 def _as_asked(seen: Evidence, where: str, asked: ValueKind) -> Checked:
-    """Take the user's word, where the values allow it."""
-    refused = f"{where} cannot hold {kind_words(asked)}, as was asked for: "
+    """Return the kind that the user asked for, if the values allow it."""
+    refused = f"{where} cannot hold {kind_words(asked)}, the kind that you asked for: "
     if seen.n_negative and not seen.few_negative:
         raise ScmedleyError(f"{refused}it has negative values (the first: {seen.first_negative}).")
     if asked == "counts":
@@ -154,9 +154,9 @@ def _as_asked(seen: Evidence, where: str, asked: ValueKind) -> Checked:
     if seen.n_whole == seen.n_positive:
         raise ScmedleyError(f"{refused}all its values are whole numbers.")
     if asked not in seen.undone_N:
-        first = f" (the first so large: {seen.first_above})" if seen.first_above else ""
+        first = f" (the first such value: {seen.first_above})" if seen.first_above else ""
         raise ScmedleyError(
-            f"{refused}its largest value, {seen.largest:,.6g}, is no logarithm of a count{first}."
+            f"{refused}its largest value, {seen.largest:,.6g}, is too large for a logarithm of a count{first}."
         )
     found = _logarithm_of_whole(seen, where, asked) or _logarithm(seen, where, asked)
     if found.total is None and found.values != "counts":
@@ -165,8 +165,8 @@ def _as_asked(seen: Evidence, where: str, asked: ValueKind) -> Checked:
 
 
 def _unless_doubted(asked: Checked, seen: Evidence) -> Checked:
-    """Give the user's word as the reason, with a warning where the evidence is sure of something else."""
-    reason = f"{asked.where} holds {kind_words(asked.kind)}: so it was asked for."
+    """Return the kind that the user asked for, with a warning if the evidence shows another kind."""
+    reason = f"{asked.where} holds {kind_words(asked.kind)}, the kind that you asked for."
     try:
         found = judge(replace(seen, n_negative=0, lowest=0.0), asked.where)
         against = found.reason if found.sure and found.kind != asked.kind else ""
@@ -175,14 +175,14 @@ def _unless_doubted(asked: Checked, seen: Evidence) -> Checked:
     if not against:
         return replace(asked, reason=reason)
     words = (
-        f"{asked.where} is taken to hold {kind_words(asked.kind)}, as was asked for. The evidence is against it: "
+        f"{asked.where} is used as {kind_words(asked.kind)}, the kind that you asked for. The evidence is against it: "
         f"{against}"
     )
     return replace(asked, reason=reason, warnings=[*asked.warnings, words])
 
 
 def _with_negative(seen: Evidence, where: str) -> Checked:
-    """Decide between counts that something was subtracted from, and scaled or centred values."""
+    """Decide between counts after a subtraction and scaled or centred values."""
     other = Checked(
         "other",
         where,
@@ -194,40 +194,41 @@ def _with_negative(seen: Evidence, where: str) -> Checked:
     without = replace(seen, n_negative=0, lowest=0.0)
     found = judge(without, where)
     if seen.lowest <= -NOISE and (found.values != "counts" or not found.sure):
-        return other  # of logarithms, only noise may be negative
+        return other  # in logarithms, only rounding errors may be negative
     return _clipped(found, seen)
 
 
 def _clipped(found: Checked, seen: Evidence) -> Checked:
     words = (
-        f"Negative values in {found.where}, taken as 0: {seen.n_negative:,}, beside {seen.n_positive:,} positive ones; "
-        f"the lowest is {seen.lowest:.6g}, the first {seen.first_negative}."
+        f"{found.where} has {seen.n_negative:,} negative and {seen.n_positive:,} positive values. Negative values "
+        f"are set to 0: the lowest is {seen.lowest:.6g}, the first {seen.first_negative}."
     )
     return replace(found, warnings=[*found.warnings, words], n_negative=seen.n_negative)
 
 
 def _logarithm_of_whole(seen: Evidence, where: str, base: Base) -> Checked | None:
-    """Recognise log(counts + 1): undone, all small values are whole."""
+    """Return the finding for log(counts + 1), if all small values are whole after undoing the logarithm."""
     cells = seen.by_cell()
     values = np.expm1(np.concatenate(cells).astype(np.float64) * LN[base]) if cells else np.zeros(0)
-    values = values[values < 50]  # above, 16-bit floats cannot tell
-    # 0.1 % of 1 + value is what 16-bit floats allow; other values would fall that near in one of ten cases.
+    values = values[values < 50]  # larger ones are not exact in 16-bit floats
+    # 0.1 % of 1 + value is the precision of 16-bit floats; a tenth of other values would be that near by
+    # chance.
     if not len(values) or (np.abs(values - np.rint(values)) > 1e-3 * (1 + values)).mean() > 0.01:
         return None
     if np.rint(values).max() < 2:
-        return None  # one value alone has a whole number in some base
+        return None  # a single value is a whole number in some base
     return Checked(
         "counts",
         where,
         base=base,
         nearly_whole=True,
         rank=1,
-        reason=f"{where} holds {kind_words(base)} of counts: undone, the values are whole numbers, and are used.",
+        reason=f"{where} holds {kind_words(base)} of counts: undoing them gives whole numbers, which are used.",
     )
 
 
 def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
-    """Describe log-normalised values of a known base."""
+    """Return the finding for log-normalised values of a known base."""
     total_N = seen.undone_N[base]
     total = agreed_total(total_N[total_N > 0])
     if total is not None:
@@ -238,14 +239,14 @@ def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
             base=base,
             rank=4,
             reason=(
-                f"{where} holds {kind_words(base)} of {total:,.6g} counts per cell, plus 1: undone, the cells' totals "
-                "agree."
+                f"{where} holds {kind_words(base)} of {total:,.6g} counts per cell, plus 1: after undoing them, the "
+                "cells' totals agree."
             ),
         )
     words = (
-        f"{where} is taken to be log-normalised ({kind_words(base)}), but the cells' totals differ after undoing the "
-        "logarithm: a part of the genes, another size factor, or corrected values. Its scale is left as it is. "
-        "Give raw counts where you have them."
+        f"{where} is used as log-normalised ({kind_words(base)}), but the cells' totals differ after undoing the "
+        "logarithm: a subset of the genes, another size factor, or corrected values. Its scale stays as it is. "
+        "Give raw counts if you have them."
     )
     return Checked(
         "log-normalised",
@@ -253,8 +254,8 @@ def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
         base=base,
         rank=6,
         reason=(
-            f"{where} holds {kind_words(base)}: undone, the values of a cell are whole multiples of its smallest one, "
-            "but the cells' totals differ."
+            f"{where} holds {kind_words(base)}: after undoing them, the values of a cell are whole multiples of its "
+            "smallest value, but the cells' totals differ."
         ),
         warnings=[words],
         caution=words,
@@ -262,7 +263,7 @@ def _logarithm(seen: Evidence, where: str, base: Base) -> Checked:
 
 
 def _not_whole(seen: Evidence, where: str) -> Checked:
-    """Decide what positive values are whose totals agree under no logarithm."""
+    """Decide the kind of positive values whose totals agree after undoing none of the logarithms."""
     agree = _agreement(seen.total_N)
     if agree:
         total = float(seen.total_N[seen.total_N > 0].mean())
@@ -282,12 +283,14 @@ def _not_whole(seen: Evidence, where: str) -> Checked:
         return _logarithm(seen, where, base)
     rising = _rising(seen)
     if rising > 0:
-        how = "cells in which more genes are found have larger values, as counts have and normalised values have not"
+        how = (
+            "cells with more detected genes have larger values, as in counts and unlike in normalised values"
+        )
         return _corrected(seen, where, how, rank=5, sure=False)
     found = _logarithm(seen, where, "log1p")
     reason = (
-        f"{where} holds natural logarithms, most likely: no value exceeds 20, and cells in which more genes are found "
-        "have no larger values, as counts would."
+        f"{where} most likely holds natural logarithms: no value exceeds 20, and cells with more detected genes do not "
+        "have larger values, as counts would."
     )
     return replace(found, sure=False, reason=reason)
 
@@ -295,17 +298,17 @@ def _not_whole(seen: Evidence, where: str) -> Checked:
 def _corrected(seen: Evidence, where: str, how: str, rank: int = CORRECTED, sure: bool = True) -> Checked:
     words = f"{where} holds non-integer counts (the largest value is {seen.largest:.6g}); they are used as counts."
     if not sure:
-        words += " If they are logarithms, say so with --values (values= in Python)."
-    reason = f"{where} holds counts that are not whole: {how}."
+        words += " If they are logarithms, set --values (values= in Python)."
+    reason = f"{where} holds non-integer counts: {how}."
     return Checked("counts", where, warnings=[words], caution=words, reason=reason, rank=rank, sure=sure)
 
 
 def agreed_total(total_N: np.ndarray) -> float | None:
-    """Return the counts per cell before the logarithm, None where cells differ in them.
+    """Return the counts per cell before the logarithm, None if the cells differ.
 
-    Near 10,000 and a million, a spread of 5 % is that of values with some genes left out since. Any other total
-    must be met by every cell to 0.3 %, and by two at least: a part of the genes of like cells has nearly the same
-    total too.
+    The spread is the standard deviation over the mean. Near 10,000 and 1,000,000 it may be 5 %, because genes
+    may have been removed later. Any other total needs two cells and a spread of 0.3 %: similar cells have
+    nearly the same total in a subset of the genes too.
     """
     if not len(total_N):
         return None
@@ -318,21 +321,22 @@ def agreed_total(total_N: np.ndarray) -> float | None:
 
 
 def _agreement(total_N: np.ndarray) -> list[float]:
-    """Return the spread of the totals, or nothing where they do not agree."""
+    """Return the spread of the totals, or an empty list if they do not agree."""
     total_N = total_N[total_N > 0]
     return [] if agreed_total(total_N) is None else [float(total_N.std() / total_N.mean())]
 
 
 def _undone_agreement(total_N: np.ndarray) -> list[float]:
-    """Return the spread of totals after undoing a logarithm. Totals as small as of proportions must be the same."""
+    """Return the spread of totals after undoing a logarithm. Small totals (of proportions) must be equal."""
     small = total_N.sum() < _LEAST_TARGET * (total_N > 0).sum()
     return [spread for spread in _agreement(total_N) if not small or spread < _EXACT]
 
 
 def _off_multiples(seen: Evidence, ln: float | None) -> float:
-    """Return how far values are from whole multiples of the cell's smallest, in the median cell: 0 to 0.5.
+    """Return the distance (0 to 0.5) to whole multiples of a cell's smallest value, in the median cell.
 
-    ``ln``: of the base to undo first. k / total is 0 off; values without such a unit are some 0.25 off.
+    ``ln`` is the logarithm of the base to undo first. k / total has distance 0, values without a unit about
+    0.25.
     """
     off = []
     for values in seen.by_cell():
@@ -345,7 +349,7 @@ def _off_multiples(seen: Evidence, ln: float | None) -> float:
 
 
 def _rising(seen: Evidence) -> float:
-    """Rank correlation, over cells, of the number of genes found with the mean of their values."""
+    """Return the rank correlation over cells of the number of detected genes with their mean value."""
     used = seen.found_N > 0
     found, mean = seen.found_N[used], seen.total_N[used] / seen.found_N[used]
     if len(found) < 10 or np.ptp(found) == 0 or np.ptp(mean) == 0:

@@ -1,4 +1,4 @@
-"""What 10x measures beside genes: antibodies, guides, peaks."""
+"""Features of 10x files that are not genes: antibodies, guides, peaks."""
 
 import pandas as pd
 from anndata import AnnData
@@ -14,25 +14,24 @@ _COLUMNS = ("feature_types", "feature_type")  # scanpy's name, Cell Ranger's
 
 
 def genes_alone(adata: AnnData) -> tuple[AnnData, str]:
-    """Return the cells with their genes alone, in X, layers and raw, and what was left out as a sentence.
+    """Return the cells with genes only (X, layers, raw), and a sentence on what was left out.
 
-    Features are told apart by ``var["feature_types"]`` as 10x fills it. The very same object and "" where there is
-    nothing to leave out.
+    ``var["feature_types"]`` tells the features apart. Without other features, return the same object and "".
 
     Raises
     ------
     ScmedleyError
-        There are other features only.
+        There are no genes among the features.
     """
-    keep, said = _genes(adata.var)
-    raw, said_raw = (keep, "") if adata.raw is None else _genes(adata.raw.var)
-    if not said and not said_raw:
+    keep, note = _genes(adata.var)
+    raw, note_raw = (keep, "") if adata.raw is None else _genes(adata.raw.var)
+    if not note and not note_raw:
         return adata, ""
-    view = adata[:, keep.to_numpy()] if said else adata
+    view = adata[:, keep.to_numpy()] if note else adata
     alone = view.to_memory() if adata.isbacked else view.copy()
-    if said_raw:
+    if note_raw:
         alone.raw = adata.raw[:, raw.to_numpy()].to_adata()
-    return alone, said or f"raw: {said_raw}"
+    return alone, note or f"raw: {note_raw}"
 
 
 def _genes(var: pd.DataFrame) -> "tuple[pd.Series[bool], str]":
@@ -43,7 +42,7 @@ def _genes(var: pd.DataFrame) -> "tuple[pd.Series[bool], str]":
         raise ScmedleyError(
             f"No feature is of type {GENES!r}; the types are {sorted(set(types))}. Give the file of gene expression."
         )
-    # Elsewhere such a column says what kind of gene it is: protein coding, lncRNA ...
+    # In other files such a column holds the kind of gene (protein coding, lncRNA ...).
     if keep.all() or not keep.any():
         return keep | True, ""
     counts = ", ".join(f"{n:,} {kind or 'without type'}" for kind, n in types[~keep].value_counts().items())
@@ -53,15 +52,15 @@ def _genes(var: pd.DataFrame) -> "tuple[pd.Series[bool], str]":
 
 
 def genomes(var: pd.DataFrame) -> str:
-    """Return a warning where the genes are of several genomes, "" where not."""
+    """Return a warning if the genes are from several genomes, else ""."""
     if "genome" not in var:
         return ""
     counts = var["genome"].astype(str).value_counts()
     counts = counts[counts.index != ""]
     if len(counts) < 2:
         return ""
-    said = ", ".join(f"{genome} ({n:,})" for genome, n in counts.items())
+    found = ", ".join(f"{genome} ({n:,})" for genome, n in counts.items())
     return (
-        f"The genes are of several genomes, {said}: cells of two species differ more than any two batches. Keep the "
+        f"The genes are from several genomes, {found}. Cells of two species differ more than any two batches: keep the "
         "genes and cells of one."
     )

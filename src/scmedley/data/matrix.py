@@ -1,4 +1,4 @@
-"""Which matrix of an AnnData is used, and the cells' totals over all the genes that were counted."""
+"""Choice of the matrix of an AnnData to use, and the cells' totals over all counted genes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,43 +21,39 @@ from scmedley.keys import ValueKind
 COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
 _ALL_COUNTS = ("count", "raw", "umi")  # in names of layers that may hold all counts
 _A_PART = ("unspliced", "ambiguous", "scale")  # in names of layers that do not
-_OTHER_LAYER = 5  # rank of counts in a layer whose name does not say so: after logarithms of a known total
-_COMPARED = 50  # cells that two matrices are compared on
+_OTHER_LAYER = 5  # rank of counts in a layer without "counts" in its name: after logarithms of a known total
+_COMPARED = 50  # cells on which two matrices are compared
 
 
 def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
     """Find the matrix to use.
 
-    Whole counts are best: in ``layers["counts"]``, ``X``, ``raw.X`` or another layer named after counts. Next come
-    corrected counts, then log-normalised values of a known total, then what is less certain. A matrix with missing
-    values, or ``raw`` with repeated gene names, is passed over with a warning where another one can be used. Counts
-    of a part of the genes get the cells' totals from ``raw`` or ``X``, where these know them.
+    Whole counts are best: in ``layers["counts"]``, ``X``, ``raw.X`` or another layer named after counts. Next
+    come corrected counts, then log-normalised values of a known total, then less certain kinds. A matrix with
+    missing values, or ``raw`` with repeated gene names, is skipped with a warning if another one can be used.
+    Counts of a subset of the genes get the cells' totals from ``raw`` or ``X``, if these contain them.
 
     Parameters
     ----------
     adata
         Cells x genes, in memory or backed.
     asked
-        What the user says that the values are; the first matrix that can hold this is taken.
+        The kind of values that the user asks for; the first matrix that can hold it is used.
 
     Returns
     -------
     Checked
-        Its ``values`` are ``"other"`` only where every matrix holds scaled or centred values.
+        Its ``values`` are ``"other"`` only if every matrix holds scaled or centred values.
 
     Raises
     ------
     ScmedleyError
-        There is no matrix, or none that can be used: the first reason is given.
+        There is no matrix, or none that can be used; the message is about the first one.
     """
     seen: list[Checked] = []
     unusable: dict[str, ScmedleyError] = {}
     for where in _places(adata, asked):
-        if (
-            asked == "auto"
-            and min((f.rank for f in seen), default=9) < _OTHER_LAYER
-            and not _is_wanted(where)
-        ):
+        if asked == "auto" and not _is_preferred(where) and any(f.rank < _OTHER_LAYER for f in seen):
             continue
         try:
             x, genes = _stored(adata, where)
@@ -73,11 +69,10 @@ def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
             break
     best = min((f for f in seen if asked in ("auto", f.kind)), key=lambda found: found.rank, default=None)
     if best is None:
-        none = ScmedleyError(f"There is no matrix of {kind_words(asked)}: look at X and layers['counts'].")
+        none = ScmedleyError(f"There is no matrix of {kind_words(asked)}. Check X and layers['counts'].")
         raise next(iter(unusable.values()), none)
-    return _with_all_genes(
-        adata, replace(best, warnings=[*_passed_over(best, seen, unusable), *best.warnings])
-    )
+    best = replace(best, warnings=[*_skipped(best, seen, unusable), *best.warnings])
+    return _with_all_genes(adata, best)
 
 
 def counted(adata: AnnData, found: Checked, rows: Any = None) -> tuple[Matrix, np.ndarray, pd.Index]:
@@ -86,37 +81,37 @@ def counted(adata: AnnData, found: Checked, rows: Any = None) -> tuple[Matrix, n
     Parameters
     ----------
     adata
-        The very cells that it was found in.
+        The same cells as in :func:`find_values`.
     found
-        What it found.
+        Its result.
     rows
-        A slice or an array of cells to read; all without it.
+        A slice or an array of cells to read; all by default.
 
     Returns
     -------
     x : csr_matrix or ndarray of float32
-        Counts, without negative values, or log-normalised values as they are stored. It may share memory
-        with ``adata``: do not write to it.
+        Counts, without negative values, or log-normalised values as stored. It may share memory with
+        ``adata``: do not write to it.
     total_N : ndarray
-        Each cell's total over all genes that were counted (of counts; of no use for other values).
+        Each cell's total over all counted genes; meaningful for counts only.
     genes : Index
-        Names of its columns: those of ``raw`` where it is ``raw.X``.
+        Names of its columns: those of ``raw`` if it is ``raw.X``.
     """
     stored, genes = _stored(adata, found.where)
-    x = _mended(tidy(stored if rows is None else stored[rows]), found)
+    x = _corrected_copy(tidy(stored if rows is None else stored[rows]), found)
     total_N = totals(x)
     if found.sizes is None:
         return x, total_N, genes
     logs, log_genes = _stored(adata, found.sizes.where)
     logs = tidy(logs if rows is None else logs[rows])
     undone_N = totals(_undone(_columns(logs, log_genes, genes), found.sizes.base or "log1p"))
-    # Both are sums over the same genes, of k and of target * k / total.
+    # Sums over the same genes: total_N of k, undone_N of target * k / total.
     ratio = np.divide(total_N, undone_N, out=np.zeros_like(total_N), where=undone_N > 0)
     return x, (found.sizes.total or TARGET_SUM) * ratio, genes
 
 
 def normalised(x: Matrix, total_N: np.ndarray, found: Checked) -> Matrix:
-    """Return log1p CP10k of what :func:`counted` read; the very same object where it is that already."""
+    """Return log1p CP10k of the result of :func:`counted`; the same object if it is that already."""
     if found.values == "counts":
         return log1p_cp10k(x, total_N)
     if found.base in (None, "log1p") and found.total in (None, TARGET_SUM) and not found.n_negative:
@@ -125,7 +120,7 @@ def normalised(x: Matrix, total_N: np.ndarray, found: Checked) -> Matrix:
 
 
 def matrix(adata: AnnData, found: Checked) -> Matrix:
-    """Return the matrix that was found, with the genes of ``adata``."""
+    """Return the matrix of :func:`find_values`, with the genes of ``adata``."""
     x, _, genes = counted(adata, found)
     return _columns(x, genes, adata.var_names)
 
@@ -133,17 +128,18 @@ def matrix(adata: AnnData, found: Checked) -> Matrix:
 def brought_together(
     parts: Sequence[AnnData], names: Sequence[Any], asked: ValueKind = "auto"
 ) -> list[AnnData]:
-    """Return these cells with their usable values in ``X``, unless they are alike as they are.
+    """Return files of cells with the same kind of values in ``X``, unchanged if they agree already.
 
-    ``X`` then holds counts of all genes that were counted, or logarithms of counts per 10,000: to the base that was
-    ``asked`` for, so that the same word is true of the cells put together, and natural ones otherwise. Where each
-    file has counts of a part of the genes and knows its cells' totals over all, ``layers["counts"]`` holds the counts
-    and ``X`` the logarithms that know the totals. Where files differ, what was decided about each is a warning.
+    ``X`` then holds counts of all counted genes, or logarithms of counts per 10,000, natural unless another
+    base was ``asked`` for. If each file has counts of a subset of the genes and the cells' totals over all
+    genes, ``layers["counts"]`` holds the counts and ``X`` the logarithms with these totals. If files differ,
+    a warning says what each one holds.
 
     Raises
     ------
     ScmedleyError
-        Counts in one and log-normalised values in another; as :func:`find_values` does, with the name before it.
+        Counts in one file and log-normalised values in another; or as :func:`find_values`, after the file's
+        name.
     """
     found: list[Checked] = []
     for name, part in zip(names, parts, strict=True):
@@ -153,35 +149,33 @@ def brought_together(
             raise ScmedleyError(f"{name}: {error}") from error
     kinds = {this.values: name for this, name in zip(found, names, strict=True)}
     if len(kinds) > 1:
-        said = ", ".join(f"{name} holds {_IN_WORDS[kind]}" for kind, name in kinds.items())
+        contents = ", ".join(f"{name} holds {_IN_WORDS[kind]}" for kind, name in kinds.items())
         raise ScmedleyError(
-            f"{said}: these cannot be put together. Give counts in all files, in X, layers['counts'] or raw."
+            f"{contents}: these cannot be joined. Give counts in all files, in X, layers['counts'] or raw."
         )
-    alike = len({(this.where, this.base, this.total, _about(this.sizes)) for this in found}) == 1
+    alike = len({(this.where, this.base, this.total, _identity(this.sizes)) for this in found}) == 1
     if not alike or len({(this.reason, *this.warnings) for this in found}) > 1:
-        _tell_of_each(found, names)
+        _warn_of_each(found, names)
     if alike:
         return list(parts)
     unknown = [str(name) for this, name in zip(found, names, strict=True) if not this.sizes]
-    if (
-        0 < len(unknown) < len(found)
-    ):  # totals over all genes in some and over a part in others: another scale
+    if 0 < len(unknown) < len(found):  # totals over all genes in some files only would give two scales
         warn(
-            f"Not all files know their cells' totals over genes beside those that they hold counts of ({unknown[0]} "
-            "does not): all totals are over the genes of the files."
+            f"Some files have the cells' totals over more genes than their counts, but others do not (such as "
+            f"{unknown[0]}). All totals are therefore over the genes of the counts."
         )
         found = [replace(this, sizes=None) for this in found]
     return [_with_x(part, this, asked) for part, this in zip(parts, found, strict=True)]
 
 
-def _tell_of_each(found: Sequence[Checked], names: Sequence[Any]) -> None:
-    """Warn of what was decided about each file, unless it holds whole counts: the cells together do not show it."""
+def _warn_of_each(found: Sequence[Checked], names: Sequence[Any]) -> None:
+    """Warn of the finding for each file without whole counts: the joined cells do not show it."""
     for this, name in zip(found, names, strict=True):
         for words in [this.reason] * (this.rank > 0 or this.nearly_whole) + this.warnings:
             warn(f"{name}: {words}")
 
 
-def _about(sizes: Checked | None) -> tuple[Any, ...] | None:
+def _identity(sizes: Checked | None) -> tuple[Any, ...] | None:
     return None if sizes is None else (sizes.where, sizes.base, sizes.total)
 
 
@@ -217,7 +211,7 @@ _IN_WORDS = {
 
 
 def _places(adata: AnnData, asked: ValueKind) -> Iterator[str]:
-    """Name the matrices, the most wanted first."""
+    """Yield the places of the matrices, the most preferred first."""
     names = [str(name) for name in layers_of(adata) if not any(word in str(name).lower() for word in _A_PART)]
     by_name = sorted(
         (name for name in names if name not in (keys.COUNTS, keys.LOGNORM)), key=lambda n: not _says_counts(n)
@@ -227,7 +221,7 @@ def _places(adata: AnnData, asked: ValueKind) -> Iterator[str]:
     if adata.X is not None:
         yield "X"
     if adata.raw is not None and adata.var_names.isin(adata.raw.var_names).all():
-        yield "raw.X"  # else it cannot stand in for genes that it does not have
+        yield "raw.X"  # otherwise it lacks genes
     yield from (f"layers[{name!r}]" for name in by_name)
     if keys.LOGNORM in adata.layers:
         yield f"layers[{keys.LOGNORM!r}]"
@@ -237,60 +231,59 @@ def _says_counts(name: str) -> bool:
     return any(word in name.lower() for word in _ALL_COUNTS)
 
 
-def _is_wanted(where: str) -> bool:
+def _is_preferred(where: str) -> bool:
     return where in ("X", "raw.X") or _says_counts(where)
 
 
 def _stored(adata: AnnData, where: str) -> tuple[Any, pd.Index]:
-    """Return a matrix as it is stored, and the names of its columns."""
+    """Return a matrix as stored, and the names of its columns."""
     if where == "X":
         return adata.X, adata.var_names
     if where == "raw.X":
-        check_unique(
-            adata.raw.var_names,
-            "gene",
-            "These are in raw: remove it with `del adata.raw`, or make them unique.",
-        )
+        advice = "These are in raw: remove it with `del adata.raw`, or make them unique."
+        check_unique(adata.raw.var_names, "gene", advice)
         return adata.raw.X, adata.raw.var_names
     name = next(name for name in adata.layers if f"layers[{str(name)!r}]" == where)
     return adata.layers[name], adata.var_names
 
 
 def _check_empty(adata: AnnData, where: str, empty: np.ndarray) -> None:
-    """Refuse a layer that is empty for cells with values in ``X``: joining files fills a missing layer with 0."""
+    """Raise if a layer is empty for cells with values in ``X``: joining files fills missing layers with 0."""
     if where in ("X", "raw.X") or adata.X is None or not len(empty):
         return
     x = tidy(adata.X[empty[:_COMPARED]])
     filled = totals(x) > 0
-    if filled.any() and x.min() >= 0:  # scaled values of an empty cell are not 0
+    if filled.any() and x.min() >= 0:  # in scaled data an empty cell has values other than 0
         first = adata.obs_names[empty[filled.argmax()]]
         raise ScmedleyError(
-            f"{where} is empty for cells that have values in X (the first: {first!r}): it may have been lost for some "
-            "when files were joined."
+            f"{where} is empty for cells that have values in X (the first: {first!r}). Joining files may have lost "
+            "it: fill the layer for all cells, or remove it."
         )
 
 
 def _ranked(found: Checked) -> Checked:
-    """Put counts in layers with any other name behind logarithms of a known total: they may be a part of all."""
-    if _is_wanted(found.where) or found.rank >= _OTHER_LAYER:
+    """Rank counts in layers of other names after logarithms of a known total: they may be only a part."""
+    if _is_preferred(found.where) or found.rank >= _OTHER_LAYER:
         return found
     return replace(found, rank=_OTHER_LAYER)
 
 
-def _passed_over(best: Checked, seen: list[Checked], unusable: dict[str, ScmedleyError]) -> list[str]:
-    """Say which matrix that looks like the right one is not used, and why."""
-    said = [f"{where} is not used, but {best.where}. {error}" for where, error in unusable.items()]
+def _skipped(best: Checked, seen: list[Checked], unusable: dict[str, ScmedleyError]) -> list[str]:
+    """Return warnings about matrices that look suitable but are not used, with the reason."""
+    notes = [
+        f"{where} is not used; {best.where} is used instead. {error}" for where, error in unusable.items()
+    ]
     for found in seen:
         if found.where != best.where and (found.where == COUNTS_LAYER or found.rank == CORRECTED):
-            said.append(f"{found.where} is not used, but {best.where}. {found.reason}")
+            notes.append(f"{found.where} is not used; {best.where} is used instead. {found.reason}")
     if best.where not in ("X", "raw.X", COUNTS_LAYER):
         why = next((found.reason for found in seen if found.where == "X"), "X has no values.")
-        said.append(f"The values are taken from {best.where}. {why}")
-    return said
+        notes.append(f"The values are taken from {best.where}. {why}")
+    return notes
 
 
-def _mended(x: Matrix, found: Checked) -> Matrix:
-    """Return counts out of what is stored: a logarithm undone, nothing negative, rounding taken back."""
+def _corrected_copy(x: Matrix, found: Checked) -> Matrix:
+    """Return usable values: logarithms of counts undone, no negative values, no rounding errors."""
     if found.is_as_stored:
         return x
     if found.values == "counts" and found.base:
@@ -315,10 +308,10 @@ def _columns(x: Matrix, genes: pd.Index, wanted: pd.Index) -> Matrix:
 
 
 def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
-    """Find where the cells' totals over all genes can be had, where the counts are of a part of the genes.
+    """Find the cells' totals over all genes, if the counts are of a subset of the genes.
 
-    Either ``raw`` holds the same counts of more genes; or ``raw``, or ``X``, holds the logarithms of these very
-    counts, divided by totals over more genes. Some cells are compared, value by value.
+    Either ``raw`` holds the same counts and those of more genes; or ``raw`` or ``X`` holds logarithms of the
+    same counts, divided by totals over more genes. Some cells are compared value by value.
     """
     if found.values != "counts" or found.rank > CORRECTED or found.where == "raw.X":
         return found
@@ -340,7 +333,7 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
             return _counts_in_raw(adata, found)
         try:
             sizes = sizes_known(part, total_N, shared, other, where)
-        except ScmedleyError as error:  # values that are no logarithms, in other genes
+        except ScmedleyError as error:  # other genes have values that cannot be logarithms
             words = f"The cells' totals over all genes are not taken from {where}. {error}"
             found = replace(found, warnings=[*found.warnings, words])
             continue
@@ -348,19 +341,19 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
             continue
         if sizes.total is None:
             words = (
-                f"{where} holds logarithms of the counts in {found.where}, divided by other totals than those over its "
-                f"{adata.n_vars:,} genes; which is not known, so the cells' totals are over these genes. Give counts "
-                "of all genes that were counted, in raw."
+                f"{where} holds logarithms of the counts in {found.where}, divided by unknown totals, but not by those "
+                f"over its {adata.n_vars:,} genes. The cells' totals are taken over these genes. Give counts of all "
+                "counted genes in raw."
             )
             found = replace(found, warnings=[*found.warnings, words])
             continue
-        words = f" Cells' totals are over all genes, as {where} knows them."
+        words = f" The cells' totals over all genes are taken from {where}."
         return replace(found, sizes=sizes, reason=found.reason + words)
     return found
 
 
 def _counts_in_raw(adata: AnnData, found: Checked) -> Checked:
-    """Return the counts of all genes in ``raw``, if they can be used."""
+    """Return the finding for the counts of all genes in ``raw``, if they can be used."""
     try:
         raw = judge(examine(adata.raw.X, "raw.X", adata.obs_names, adata.raw.var_names), "raw.X")
     except ScmedleyError as error:
@@ -368,5 +361,5 @@ def _counts_in_raw(adata: AnnData, found: Checked) -> Checked:
         return replace(found, warnings=[*found.warnings, words])
     if raw.values != "counts":
         return found
-    words = f" {found.where} has the same of {adata.n_vars:,} of its {adata.raw.n_vars:,} genes."
+    words = f" {found.where} has the same counts for {adata.n_vars:,} of its {adata.raw.n_vars:,} genes."
     return replace(raw, reason=raw.reason + words, warnings=[*found.warnings, *raw.warnings])

@@ -1,7 +1,7 @@
-"""From cells to what networks read: genes aligned by name, values checked, scaled once and shared.
+"""From cells to the input of networks: align genes by name, check values, scale once.
 
-A :class:`Reader` knows the genes and the scale of a model. It makes a :class:`Reading` of any cells, and fit, latents,
-counterfactuals, shifts and scores take that: nothing else turns an AnnData into numbers for a network.
+A :class:`Reader` holds the genes and the scale of a model. It turns any cells into a :class:`Reading`, the
+only input of fit, latents, counterfactuals, shifts and scores.
 
 Shapes: N cells of the call at hand, G genes of the model.
 """
@@ -20,7 +20,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
-from scmedley.data.arrays import Matrix, tidy
+from scmedley.data.arrays import Matrix, tidy, totals
 from scmedley.data.differences import difference_of_prepared, differences, sampled, share_of, trained_on
 from scmedley.data.evidence import Checked, kind_words
 from scmedley.data.features import genes_alone
@@ -36,8 +36,8 @@ NEGATIVE = (
     "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X, layers['counts'] or "
     "raw) or log1p-normalised values."
 )
-MAX_MISSING = 0.2  # share of a model's genes that new cells may lack
-BLOCK = 20_000_000  # stored values of a matrix on disk that are read in one go
+MAX_MISSING = 0.2  # largest fraction of a model's genes that new cells may lack
+BLOCK = 20_000_000  # stored values per block of a matrix on disk
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,17 @@ class Reading:
     Attributes
     ----------
     reader
-        What read them.
+        The reader that read them.
     log1p_NG
-        log1p CP10k, float32, CSR or dense: the unit of all results. It may share memory with the AnnData, so do not
-        write to it.
+        log1p CP10k, float32, CSR or dense: the unit of all results. It may share memory: do not write to it.
     x_NG
-        The same, scaled: the input of networks.
+        The same values scaled: the input of networks.
     obs
         Table of the cells; ``obs.index`` has their names.
     label_key
-        Column by which ``prepare`` was told to stratify, if any.
+        Column by which ``prepare`` stratified the split, if any.
     counts_NG, total_N
-        Counts, and each cell's total over all genes that were counted; ``None`` unless the reader's kind is "counts".
+        Counts, and each cell's total over all counted genes; ``None`` unless the reader's kind is "counts".
     """
 
     reader: "Reader"
@@ -77,7 +76,7 @@ class Reading:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 of the scaled input, by which a checkpoint knows its data."""
+        """Return the SHA-256 of the scaled input, which a checkpoint compares."""
         found = hashlib.sha256()
         x: Any = self.x_NG
         for array in (x,) if isinstance(x, np.ndarray) else (x.data, x.indices, x.indptr):
@@ -96,7 +95,7 @@ class Reading:
     def resident(
         self, b_N: np.ndarray, device: torch.device | str = "cpu", y_N: np.ndarray | None = None
     ) -> Resident:
-        """Return the cells on a device, with codes of batches and labels; their values are put there once."""
+        """Return the cells on a device, with codes of batches and labels. Values are copied once."""
         on = torch.device(device)
         if str(on) not in self._rows:
             self._rows[str(on)] = Rows(self.x_NG, on, self.counts_NG, self.total_N)
@@ -112,11 +111,11 @@ class Reader:
     genes
         The model's G genes, in its order.
     scale
-        Learnt on the training cells; :meth:`MinMax.none` leaves log1p CP10k as it is.
+        Learnt on the training cells; :meth:`MinMax.none` does not change log1p CP10k.
     kind
-        "log1p"; or "counts", for a likelihood of counts: readings then hold the counts as well.
+        "log1p"; or "counts" for a likelihood of counts: readings then hold counts too.
     trained_on
-        What the values of the training cells were, to say where those of other cells differ; ``None`` in old models.
+        Kind of values of the training cells, to warn if other cells differ; ``None`` in old models.
     """
 
     genes: GeneNames
@@ -126,19 +125,20 @@ class Reader:
 
     @classmethod
     def learn(cls, adata: AnnData, kind: Literal["log1p", "counts"] = "log1p") -> Reading:
-        """Learn genes and scale from prepared cells, and return these cells as the new reader reads them.
+        """Learn genes and scale from prepared cells, and return these cells as a reading.
 
         Parameters
         ----------
         adata
-            Prepared cells (:func:`scmedley.pp.prepare`) with their split: the scale is that of the training cells.
+            Prepared cells (:func:`scmedley.pp.prepare`) with their split: the scale is that of the training
+            cells.
         kind
-            As the attribute.
+            As in the attributes.
 
         Raises
         ------
         ScmedleyError
-            No gene is flagged highly variable; counts are asked for and there are none.
+            No gene is flagged highly variable; or ``kind`` is "counts" and there are no counts.
         """
         genes = GeneNames.of(adata.var).take(np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool)))
         if not genes.names:
@@ -149,67 +149,62 @@ class Reader:
         return replace(unscaled, reader=reader, x_NG=scale.transform(unscaled.log1p_NG))
 
     def read(self, cells: AnnData | Reading, values: ValueKind = "auto") -> Reading:
-        """Read cells whole.
+        """Read all cells at once.
 
         Parameters
         ----------
         cells
-            Any cells with (most of) the genes, prepared or with counts, in memory or backed; or a reading, which is
-            returned if it has the same genes and scale.
+            Cells with (most of) the genes, prepared or with counts, in memory or backed; or a reading with
+            the same genes and scale, which is returned.
         values
-            What the values are, where the evidence should not decide, as in :func:`scmedley.pp.prepare`.
+            Kind of values, as in :func:`scmedley.pp.prepare`; by default the values decide.
 
         Raises
         ------
         ScmedleyError
-            As :meth:`blocks`; a reading of other genes or another scale.
+            As :meth:`blocks`; or a reading with other genes or another scale.
         """
         if isinstance(cells, Reading):
             if not self.reads_like(cells.reader):
-                raise ScmedleyError(
-                    "These cells were read for a model with other genes or another scale. Pass the AnnData instead."
-                )
+                raise ScmedleyError("This reading has other genes or another scale. Pass the AnnData.")
             return cells
         return _joined(list(self.blocks(cells, values)))
 
     def blocks(self, adata: AnnData, values: ValueKind = "auto") -> Iterator[Reading]:
-        """Read cells block by block: one block in memory, several of a backed file.
+        """Yield cells block by block: one block in memory, several for a backed file.
 
-        What is to be said of all cells together (genes that are missing, another kind of values than the training
-        cells had, empty cells) is warned of after the last block.
+        Warnings about all cells (missing genes, another kind of values, empty cells) follow the last block.
 
         Raises
         ------
         ScmedleyError
-            There are no cells; more than a fifth of the genes are missing; gene names are not unique; values that are
-            not finite, or neither counts nor log-normalised; counts are asked for and there are none.
+            There are no cells; more than a fifth of the genes are missing; gene names are not unique; values
+            are not finite, or neither counts nor log-normalised; the model needs counts and there are none.
         """
         if adata.n_obs == 0:
-            raise ScmedleyError("There are no cells here. Look at the step that chose them.")
+            raise ScmedleyError("There are no cells. Check the step that selected them.")
         expected = None if self.trained_on is None else self.trained_on.get("kind")
         source = _Source.of(adata, self.genes, values, expected)
         self._check_missing(adata, source.place_G)
         if self.kind == "counts" and not source.has_counts:
             raise ScmedleyError(
-                "This model needs counts, and these cells have none: put raw counts into layers['counts'], X or raw."
+                "This model needs counts, and these cells have none. Put raw counts into layers['counts'], X or raw."
             )
         known = adata.uns.get(keys.UNS)
         label_key = (known.get("label_key") if isinstance(known, dict) else None) or None
-        n_empty, looked_at = 0, []
+        n_empty, sample = 0, []
         for rows in source.rows():
             log1p_NG, counts_NG, total_N = source.read(rows, counts=self.kind == "counts")
             n_empty += log1p_NG.shape[0] - len(np.unique(log1p_NG.nonzero()[0]))
-            looked_at.append(log1p_NG[sampled(adata.n_obs, rows)])
+            sample.append(log1p_NG[sampled(adata.n_obs, rows)])
             obs = adata.obs if rows == slice(0, adata.n_obs) else adata.obs.iloc[rows]
             yield Reading(self, log1p_NG, self.scale.transform(log1p_NG), obs, label_key, counts_NG, total_N)
-        self._say(adata, source, share_of(looked_at), n_empty)
+        self._warn(adata, source, share_of(sample), n_empty)
 
     def reads_like(self, other: "Reader") -> bool:
-        """Return whether both read the same numbers."""
-        return self is other or (
-            (self.genes.names, self.kind) == (other.genes.names, other.kind)
-            and self.scale.equals(other.scale)
-        )
+        """Return whether both read the same numbers from the same cells."""
+        same = (self.genes.names, self.kind) == (other.genes.names, other.kind)
+        return self is other or (same and self.scale.equals(other.scale))
 
     def _check_missing(self, adata: AnnData, place_G: np.ndarray) -> None:
         missing = np.flatnonzero(place_G < 0)
@@ -218,45 +213,44 @@ class Reader:
         absent = [self.genes.names[i] for i in missing[:3]]
         hint = why_missing(self.genes, GeneNames.of(adata.var), adata.obs_names)
         raise ScmedleyError(
-            f"{len(missing)} of the model's {len(place_G)} genes are missing (for example {', '.join(absent)}); at "
-            f"most {MAX_MISSING:.0%} may be. Genes here are called like {', '.join(map(str, adata.var_names[:2]))}. "
-            f"{hint}"
+            f"{len(missing)} of the model's {len(place_G)} genes are missing (such as {', '.join(absent)}); at most "
+            f"{MAX_MISSING:.0%} may be missing. Genes of these cells have names like "
+            f"{', '.join(map(str, adata.var_names[:2]))}. {hint}"
         )
 
-    def _say(self, adata: AnnData, source: "_Source", share: float, n_empty: int) -> None:
-        """Warn of what these cells lack, and of where they differ from the training cells."""
-        said = []
-        if n_missing := int((source.place_G < 0).sum()):
-            said.append(
-                f"{n_missing} of the model's {len(source.place_G)} genes are missing here and taken as 0."
-            )
+    def _warn(self, adata: AnnData, source: "_Source", share: float, n_empty: int) -> None:
+        """Warn if genes or values are missing, or if cells differ from the training cells."""
+        notes = []
+        n_genes, n_missing = len(source.place_G), int((source.place_G < 0).sum())
+        if n_missing:
+            notes.append(f"{n_missing} of the model's {n_genes} genes are missing here and set to 0.")
         if source.found is None:
-            said += difference_of_prepared(self.trained_on, adata)
+            notes += difference_of_prepared(self.trained_on, adata)
         else:
-            said += differences(self.trained_on, source.found, share, source.n_counted)
+            notes += differences(self.trained_on, source.found, share, source.n_counted)
         if n_empty:
-            said.append(f"{n_empty} cells have no value above 0 in any of the model's genes.")
-        for sentence in said:
-            warnings.warn(sentence, ScmedleyWarning, stacklevel=4)
+            notes.append(f"{n_empty} cells have no value above 0 in any of the model's genes.")
+        for note in notes:
+            warnings.warn(note, ScmedleyWarning, stacklevel=4)
 
 
-Cells: TypeAlias = AnnData | Reading  # any cells; or cells that were read, which saves reading them again
+Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the values of some cells lie, and how they become log1p CP10k of a model's genes."""
+    """The values of some cells in an AnnData, and their conversion to log1p CP10k of a model's genes."""
 
     adata: AnnData
-    found: Checked | None  # None: layers["log1p_cp10k"], where nothing had to be looked for
-    place_G: np.ndarray  # column of each gene, -1 where it is missing
-    n_counted: int  # genes that totals are made of
+    found: Checked | None  # None: values are in layers["log1p_cp10k"]
+    place_G: np.ndarray  # column of each gene, -1 if it is missing
+    n_counted: int  # number of genes in the totals
 
     @classmethod
     def of(
         cls, adata: AnnData, genes: Sequence[str] | GeneNames, values: ValueKind, expected: str | None
     ) -> "_Source":
-        """Find the values. Where the evidence leaves doubts, they are taken to be of the ``expected`` kind."""
+        """Find the values. If the evidence is not conclusive, they are of the ``expected`` kind."""
         check_unique(adata.var_names)
         adata, left_out = genes_alone(adata)
         if left_out:
@@ -277,7 +271,7 @@ class _Source:
 
     @property
     def has_counts(self) -> bool:
-        """Return whether there are counts."""
+        """Return whether the cells have counts."""
         return keys.COUNTS in self.adata.layers if self.found is None else self.found.values == "counts"
 
     @property
@@ -286,11 +280,11 @@ class _Source:
 
     @property
     def in_memory(self) -> bool:
-        """Return whether the values are neither in a file nor still to be computed."""
+        """Return whether the values are in memory, neither in a file nor lazy."""
         return not self.adata.isbacked and not hasattr(self._stored, "compute")
 
     def rows(self) -> Iterator[slice]:
-        """Yield the rows of each block: all at once of what is in memory."""
+        """Yield the rows of each block: one block if the values are in memory."""
         n_cells, stored = self.adata.n_obs, self._stored
         step = n_cells
         if not self.in_memory:
@@ -300,7 +294,7 @@ class _Source:
             yield slice(start, min(start + step, n_cells))
 
     def read(self, rows: slice, counts: bool = False) -> tuple[Matrix, Matrix | None, np.ndarray | None]:
-        """Return log1p CP10k of some cells, and, if asked for, their counts and totals."""
+        """Return log1p CP10k of some cells and, with ``counts``, their counts and totals."""
         all_rows = None if self.in_memory else rows
         if self.found is not None:
             x_NG, total_N, _ = counted(self.adata, self.found, all_rows)
@@ -313,40 +307,38 @@ class _Source:
             return log1p_NG, None, None
         stored = self.adata.layers[keys.COUNTS]
         x_NG = tidy(stored if all_rows is None else stored[all_rows])
-        return log1p_NG, _aligned(x_NG, self.place_G), np.asarray(x_NG.sum(axis=1, dtype=np.float64)).ravel()
+        return log1p_NG, _aligned(x_NG, self.place_G), totals(x_NG)
 
 
 def log_normalised(
     adata: AnnData, genes: Sequence[str] | GeneNames, *, values: ValueKind = "auto"
 ) -> tuple[csr_matrix | np.ndarray, int]:
-    """Return the values a fitted model reads, not scaled, aligned by gene name.
+    """Return log1p CP10k, unscaled, aligned by gene name: the values that a fitted model reads.
 
-    ``layers["log1p_cp10k"]`` where :func:`prepare` put it, else computed as :func:`prepare` does: from counts, with
-    all genes that were counted in the size factor, or from log-normalised values, brought to natural logarithms
-    and, where all cells have one total, to 10,000. Views and backed files work; the latter are read in blocks.
-    ``adata`` stays as it is; the result may share its memory, so do not write to it.
+    They are ``layers["log1p_cp10k"]`` if :func:`prepare` has stored it, else computed from counts or
+    log-normalised values as in :func:`prepare`. Backed files are read in blocks. ``adata`` is not changed; the
+    result may share its memory: do not write to it.
 
     Parameters
     ----------
     adata
         Cells x genes.
     genes
-        The model's G genes, in its order: their names, or :class:`GeneNames`, by which genes are found that
-        ``adata`` calls otherwise.
+        The model's G genes, in its order: names, or :class:`GeneNames` to match identifiers and symbols too.
     values
-        What the values are, as in :func:`prepare`.
+        Kind of values, as in :func:`prepare`.
 
     Returns
     -------
     x_NG : csr_matrix or ndarray of float32
-        log1p of counts per 10,000; genes that ``adata`` lacks are 0.
+        log1p of counts per 10,000; missing genes are 0.
     n_missing : int
-        How many genes it lacks.
+        Number of missing genes.
 
     Raises
     ------
     ScmedleyError
-        Gene names not unique; values that are not finite, or neither counts nor log-normalised.
+        Gene names are not unique; values are not finite, or neither counts nor log-normalised.
     """
     source = _Source.of(adata, genes, values, None)
     x_NG = _stacked([source.read(rows)[0] for rows in source.rows()])
@@ -355,9 +347,9 @@ def log_normalised(
 
 def _joined(parts: Sequence[Reading]) -> Reading:
     """Return blocks of cells as one reading."""
-    first = parts[0]
     if len(parts) == 1:
-        return first
+        return parts[0]
+    first = parts[0]
     joined: dict[str, Any] = {
         name: _stacked([getattr(part, name) for part in parts])
         for name in ("log1p_NG", "x_NG", "counts_NG")
@@ -375,29 +367,26 @@ def _stacked(blocks: list[Matrix]) -> Matrix:
 
 
 def _as_expected(adata: AnnData, found: Checked, expected: Any) -> Checked:
-    """Take doubtful values for what is expected, where they can be that."""
+    """Return the finding for the expected kind, if uncertain values can be of that kind."""
     try:
         other = find_values(adata, expected)
     except ScmedleyError:
         return found
-    words = f"{other.where} is taken to hold {kind_words(expected)}, as the training cells do; the values leave doubts."
+    words = f"{other.where} is used as {kind_words(expected)}, as in the training cells; the values are ambiguous."
     return replace(other, warnings=[words])
 
 
 def _places(var: pd.DataFrame, genes: Sequence[str] | GeneNames) -> np.ndarray:
-    """Return the column of each of ``genes``, -1 for those that are missing.
-
-    How genes were found that names alone do not find is said as a warning.
-    """
+    """Return the column of each gene, -1 if it is missing; warn if genes were not matched by name."""
     wanted = genes if isinstance(genes, GeneNames) else GeneNames(tuple(genes))
-    place_G, said = match(wanted, GeneNames.of(var))
-    if said:
-        warn(said)
+    place_G, note = match(wanted, GeneNames.of(var))
+    if note:
+        warn(note)
     return place_G
 
 
 def _aligned(x: csr_matrix | np.ndarray, place_G: np.ndarray) -> csr_matrix | np.ndarray:
-    """Return these columns, in that order; 0 for those that are missing (-1)."""
+    """Return these columns, in this order; 0 for missing ones (-1)."""
     if np.array_equal(place_G, np.arange(x.shape[1])):
         return x
     present = np.flatnonzero(place_G >= 0)

@@ -1,4 +1,4 @@
-"""Cells that stay on the device for the whole of training, read by row index.
+"""Cells that stay on the device during training, read by row index.
 
 Shapes: N cells of the call at hand (a minibatch, or all), G genes, B batches, K labels.
 """
@@ -14,20 +14,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Cells of one step.
+    """Cells of one training step.
 
     Attributes
     ----------
     x_NG
         Scaled expression, float32.
     b_N
-        Batch codes (int64), -1 where the batch is not known or masked.
+        Batch codes (int64), -1 if the batch is unknown or masked.
     y_N
-        Label codes, -1 for a cell without a label; ``None`` without labels to learn.
+        Label codes, -1 for a cell without a label; ``None`` if no labels are learnt.
     rows_N
         Row numbers among all cells.
     counts_NG, size_N
-        Counts, and each cell's total over all genes, float32, for a model whose likelihood is of counts.
+        Counts, and each cell's total over all genes, float32, for a model with a likelihood of counts.
     """
 
     x_NG: Tensor
@@ -39,7 +39,7 @@ class Minibatch:
 
 
 class Rows:
-    """Values of all cells on one device: scaled expression and, where a model needs them, counts and totals."""
+    """Values of all cells on one device: scaled expression and, if a model needs them, counts and totals."""
 
     def __init__(
         self,
@@ -59,18 +59,18 @@ class Rows:
 class Resident:
     """All cells on one device, with the codes of their batches and labels.
 
-    Sparse input stays sparse (a tenth of the memory) and only the rows of a minibatch are made dense.
+    Sparse input stays sparse (a tenth of the memory); only the rows of a minibatch become dense.
 
     Parameters
     ----------
     x_NG
-        float32, CSR or dense; or rows that are on the device already, to be shared.
+        float32, CSR or dense; or shared rows that are on the device already.
     b_N
-        Batch codes 0..B-1; -1 where the batch is not known.
+        Batch codes 0..B-1; -1 if the batch is unknown.
     device
-        Where the cells are kept.
+        Device that holds the cells.
     y_N
-        Label codes 0..K-1, -1 where missing; ``None`` if there are none to learn.
+        Label codes 0..K-1, -1 if missing; ``None`` if no labels are learnt.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Resident:
         self.y_N = None if y_N is None else torch.as_tensor(np.asarray(y_N, dtype=np.int64), device=device)
 
     def take(self, rows_N: Tensor) -> Minibatch:
-        """Return the named cells, in that order, dense."""
+        """Return the cells of these rows, in this order, dense."""
         of = self.rows
         return Minibatch(
             of.x.take(rows_N),
@@ -98,10 +98,10 @@ class Resident:
         )
 
     def minibatches(self, rows: Tensor, batch_size: int, shuffle: bool = False) -> Iterator[Minibatch]:
-        """Walk once through ``rows`` in minibatches of nearly equal size, at most ``batch_size``.
+        """Yield all ``rows`` once, in minibatches of nearly equal size, at most ``batch_size``.
 
-        ``shuffle`` draws the order from torch's global CPU generator. Equal sizes keep a last
-        minibatch of one cell, on which BatchNorm fails, from happening.
+        ``shuffle`` draws the order from PyTorch's global CPU generator. Equal sizes avoid a last minibatch of
+        one cell, for which BatchNorm fails.
         """
         if shuffle:
             rows = rows[torch.randperm(len(rows)).to(rows.device)]
@@ -111,7 +111,7 @@ class Resident:
 
 
 class _Table:
-    """A table of numbers on a device, CSR or dense, of which some rows are taken at a time."""
+    """A table of numbers on a device, CSR or dense; :meth:`take` returns some rows."""
 
     def __init__(self, x_NG: sparse.csr_matrix | np.ndarray, device: torch.device):
         self.device, self.n_columns = device, x_NG.shape[1]
@@ -130,12 +130,12 @@ class _Table:
     def take(self, rows_N: Tensor) -> Tensor:
         if self.dense is not None:
             return self.dense[rows_N]
-        if self.csr is not None:  # eight times as fast on a CPU as the same in torch
+        if self.csr is not None:  # on a CPU eight times as fast as PyTorch
             return torch.from_numpy(self.csr[rows_N.numpy()].toarray())
         start, stop = self.indptr[rows_N], self.indptr[rows_N + 1]
         counts = stop - start
         ends = counts.cumsum(0)
-        # Position of every non-zero of these rows in the CSR arrays, row after row.
+        # Position in the CSR arrays of every non-zero value of these rows, row by row.
         where = torch.arange(int(counts.sum()), device=self.device)
         where += torch.repeat_interleave(start - (ends - counts), counts)
         row = torch.repeat_interleave(torch.arange(len(rows_N), device=self.device), counts)

@@ -1,4 +1,4 @@
-"""Per-gene min-max scaling, learnt on the training cells and stored with the model."""
+"""Min-max scaling of each gene, learnt on the training cells and stored with the model."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from scipy import sparse
 
 @dataclass(frozen=True)
 class MinMax:
-    """x to (x - minimum) / span for each gene, so that training cells lie in [0, 1].
+    """Scaling of each gene to (x - minimum) / span; training cells are then in [0, 1].
 
-    Other cells may fall outside: they are not clipped. Constant genes become 0.
+    Other cells may be outside: they are not clipped. Constant genes become 0.
     ``minimum_G`` and ``span_G`` are float32, in the unit of the input (log1p CP10k).
     """
 
@@ -19,7 +19,7 @@ class MinMax:
 
     @classmethod
     def fit(cls, x_NG: sparse.csr_matrix | np.ndarray) -> "MinMax":
-        """Learn minimum and span of each gene on (training) cells."""
+        """Learn minimum and span of each gene from (training) cells."""
         low, high = x_NG.min(axis=0), x_NG.max(axis=0)
         if sparse.issparse(x_NG):
             low, high = low.toarray(), high.toarray()
@@ -29,25 +29,23 @@ class MinMax:
 
     @classmethod
     def none(cls, n_genes: int) -> "MinMax":
-        """Return the scale that leaves values as they are."""
+        """Return the scaling that does not change values."""
         return cls(np.zeros(n_genes, np.float32), np.ones(n_genes, np.float32))
 
     def transform(self, x_NG: sparse.csr_matrix | np.ndarray) -> sparse.csr_matrix | np.ndarray:
-        """Scale cells; sparse stays sparse while every gene's minimum is 0."""
+        """Scale cells; a sparse matrix stays sparse if every gene's minimum is 0."""
         if sparse.issparse(x_NG):
             if not self.minimum_G.any():
                 x_NG = sparse.csr_matrix(x_NG)
                 scaled = (x_NG.data / self.span_G[x_NG.indices], x_NG.indices, x_NG.indptr)
-                return sparse.csr_matrix(
-                    scaled, shape=x_NG.shape
-                )  # its places are those of the input, not copied
+                return sparse.csr_matrix(scaled, shape=x_NG.shape)  # shares the index arrays of the input
             x_NG = sparse.csr_matrix(x_NG).toarray()
         return np.asarray((x_NG - self.minimum_G) / self.span_G, dtype=np.float32)
 
     def equals(self, other: "MinMax") -> bool:
-        """Return whether both scale alike."""
+        """Return whether both scalings are equal."""
         return np.array_equal(self.minimum_G, other.minimum_G) and np.array_equal(self.span_G, other.span_G)
 
     def inverse(self, x_NG: np.ndarray) -> np.ndarray:
-        """Give back the unit of the input (log1p CP10k)."""
+        """Return values in the unit of the input (log1p CP10k)."""
         return np.asarray(x_NG * self.span_G + self.minimum_G, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""One pass over a matrix of numbers: what is seen of its values, without making it dense."""
+"""One pass over a matrix of numbers that collects evidence about its values, without making it dense."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,22 +13,26 @@ from scmedley.errors import ScmedleyError
 Base = Literal["log1p", "log2", "log10"]
 
 LN: dict[Base, float] = {"log1p": 1.0, "log2": float(np.log(2)), "log10": float(np.log(10))}
-LARGEST: dict[Base, float] = {"log1p": 20.0, "log2": 20.0, "log10": 7.0}  # no logarithm of counts is larger
-NOISE = 1e-3  # negative values above minus this are rounding
+LARGEST: dict[Base, float] = {
+    "log1p": 20.0,
+    "log2": 20.0,
+    "log10": 7.0,
+}  # logarithms of counts are not larger
+NOISE = 1e-3  # negative values above minus this are rounding errors
 _MOST = float(np.finfo(np.float32).max)
-_FEW = 0.05  # negative values among positive ones, in number and in sum, that may be rests of a subtraction
-_OUTLIERS = 5  # cells with values above the largest logarithm that may be errors among logarithms
-_SAMPLE = 256  # cells whose values are looked at one by one
-_BLOCK = 500_000  # values looked at in one go: about 20 MB of scratch memory
+_FEW = 0.05  # largest share of negative values, in number and in sum, that a subtraction may leave
+_OUTLIERS = 5  # at most so many cells above the largest logarithm count as errors
+_SAMPLE = 256  # cells whose single values are kept
+_BLOCK = 500_000  # values per block: about 20 MB of temporary memory
 
 
 @dataclass
 class Evidence:
-    """What one pass over a matrix of N cells has seen; sums are over positive values."""
+    """Evidence from one pass over a matrix of N cells; sums are over positive values."""
 
     total_N: np.ndarray
-    found_N: np.ndarray  # genes found in each cell
-    undone_N: dict[Base, np.ndarray]  # totals after undoing a logarithm, for each that is possible
+    found_N: np.ndarray  # detected genes of each cell
+    undone_N: dict[Base, np.ndarray]  # totals after undoing each possible logarithm
     largest: float = 0.0
     lowest: float = 0.0
     n_positive: int = 0
@@ -37,14 +41,14 @@ class Evidence:
     n_nearly_whole: int = 0
     negative_sum: float = 0.0
     first_negative: str = ""
-    first_above: str = ""  # the first value that is no logarithm of a count
-    nearly_N: dict[Base, np.ndarray] = field(default_factory=dict)  # as undone_N, infinite in a few cells
-    rows: list[np.ndarray] = field(default_factory=list)  # of the sampled values
+    first_above: str = ""  # the first value too large for a logarithm of a count
+    nearly_N: dict[Base, np.ndarray] = field(default_factory=dict)  # as undone_N, but infinite in a few cells
+    rows: list[np.ndarray] = field(default_factory=list)  # cells of the sampled values
     sample: list[np.ndarray] = field(default_factory=list)
 
     @property
     def few_negative(self) -> bool:
-        """Whether the negative values are few and small enough to be rests of a subtraction."""
+        """Return whether a subtraction may have left the negative values: they are few and small."""
         few = self.n_negative <= _FEW * self.n_positive or self.lowest > -NOISE
         return few and -self.negative_sum <= _FEW * float(self.total_N.sum())
 
@@ -64,12 +68,12 @@ def examine(
     genes: Sequence[str] | pd.Index | None,
     logarithms: bool = True,
 ) -> Evidence:
-    """Read a matrix once, in blocks, and never make it dense. Without ``logarithms`` none is undone.
+    """Read a matrix once, in blocks, and never make it dense. ``logarithms`` tests for logarithms too.
 
     Raises
     ------
     ScmedleyError
-        Not numbers; or a value is missing, infinite or masked: the first such cell and gene are named.
+        Not numbers; or a value is missing, infinite or masked; the message names its cell and gene.
     """
     _check_type(x.dtype, where)
     n = x.shape[0]
@@ -81,42 +85,39 @@ def examine(
             continue
         largest, lowest = float(values.max()), float(values.min())
         if not max(largest, -lowest) <= _MOST:  # NaN fails every comparison
-            _refuse(values, rows + first[0], cols + first[1], where, cells, genes)
+            _raise_first_bad(values, rows + first[0], cols + first[1], where, cells, genes)
         seen.largest, seen.lowest = max(seen.largest, largest), min(seen.lowest, lowest)
         kept = values > 0
         seen.n_positive += int(kept.sum())
         if lowest < 0:
             _note_negative(seen, values, rows + first[0], cols + first[1], cells, genes)
             if seen.lowest <= -NOISE and seen.n_negative > max(seen.n_positive, _BLOCK) / 4:
-                break  # scaled or centred, whatever comes
+                break  # enough to know that the data are scaled or centred
         values, rows, cols = values[kept], rows[kept], cols[kept]
         if largest > max(LARGEST.values()) and not seen.first_above:
             i = int((values > max(LARGEST.values())).argmax())
-            cell, gene = (
-                _called(cells, rows[i] + first[0], "cell"),
-                _called(genes, cols[i] + first[1], "gene"),
-            )
-            seen.first_above = f"{values[i]:.6g} in {cell}, {gene}"
+            cell = _name_of(cells, rows[i] + first[0], "cell")
+            seen.first_above = f"{values[i]:.6g} in {cell}, {_name_of(genes, cols[i] + first[1], 'gene')}"
         span = slice(first[0], first[0] + int(rows.max()) + 1) if len(rows) else slice(0, 0)
         seen.found_N[span] += np.bincount(rows)
         seen.total_N[span] += np.bincount(rows, weights=values)
         if values.dtype.kind != "f":
             seen.n_whole += len(values)
             continue
-        _look_closely(seen, values, rows, first[0], span, sampled_N)
+        _note_floats(seen, values, rows, first[0], span, sampled_N)
     seen.nearly_N = {base: total_N for base, total_N in seen.undone_N.items() if np.isinf(total_N).any()}
     seen.undone_N = {base: total_N for base, total_N in seen.undone_N.items() if base not in seen.nearly_N}
     return seen
 
 
-def _look_closely(
+def _note_floats(
     seen: Evidence, values: np.ndarray, rows: np.ndarray, first: int, span: slice, sampled_N: np.ndarray
 ) -> None:
-    """Count whole numbers and undo each logarithm that is possible, in positive values that are no integers."""
+    """Count whole numbers among positive floats, and undo each possible logarithm."""
     off = np.abs(values - np.rint(values))
     n_whole = int((off == 0).sum())
     seen.n_whole += n_whole
-    # expm1(log1p(k)) in 32 bits is off by 1e-6 k; chance alone makes few values that near to a whole number.
+    # expm1(log1p(k)) in 32 bits has an error of 1e-6 k; few values are that near to a whole number by chance.
     seen.n_nearly_whole += int((off <= np.minimum(1e-4 + 2e-6 * values, 0.01)).sum())
     few = min(_OUTLIERS, len(seen.total_N) // 10)
     for base, total_N in list(seen.undone_N.items()):
@@ -135,14 +136,13 @@ def _look_closely(
 
 
 def _check_type(dtype: Any, where: str) -> None:
-    # Objects may be numbers; the blocks tell.
-    if np.dtype(dtype).kind not in "biufO":
+    if np.dtype(dtype).kind not in "biufO":  # objects may be numbers, which _numbers checks
         raise ScmedleyError(f"{where} holds values of type {dtype}, not numbers. Fix the step that wrote it.")
 
 
 def _numbers(block: Any, where: str) -> np.ndarray:
     """Return the values of a dense block as plain numbers of 32 bits or more."""
-    if isinstance(block, np.ma.MaskedArray) and np.ma.is_masked(block):  # what lies behind a mask is missing
+    if isinstance(block, np.ma.MaskedArray) and np.ma.is_masked(block):  # masked values are missing
         block = np.ma.filled(block.astype(np.float64), np.nan)
     block = np.asarray(block)
     if block.dtype.kind in "biu":
@@ -191,18 +191,18 @@ def _note_negative(
     if not seen.n_negative:
         i = int(below.argmax())
         seen.first_negative = (
-            f"{values[i]:.6g} in {_called(cells, rows[i], 'cell')}, {_called(genes, cols[i], 'gene')}"
+            f"{values[i]:.6g} in {_name_of(cells, rows[i], 'cell')}, {_name_of(genes, cols[i], 'gene')}"
         )
     seen.n_negative += int(below.sum())
     seen.negative_sum += float(values[below].sum(dtype=np.float64))
 
 
-def _refuse(
+def _raise_first_bad(
     values: np.ndarray, rows: np.ndarray, cols: np.ndarray, where: str, cells: Any, genes: Any
 ) -> None:
-    """Name the first value that is no finite number."""
+    """Raise with the first value that is not a finite number."""
     i = int((~(np.abs(values) <= _MOST)).argmax())
-    cell, gene = _called(cells, rows[i], "cell"), _called(genes, cols[i], "gene")
+    cell, gene = _name_of(cells, rows[i], "cell"), _name_of(genes, cols[i], "gene")
     what = "missing (NaN)" if np.isnan(values[i]) else f"infinite or beyond 32-bit floats ({values[i]})"
     raise ScmedleyError(
         f"{where} has a value that is {what} in {cell}, {gene}. "
@@ -210,5 +210,5 @@ def _refuse(
     )
 
 
-def _called(names: Sequence[str] | pd.Index | None, i: int, what: str) -> str:
+def _name_of(names: Sequence[str] | pd.Index | None, i: int, what: str) -> str:
     return f"{what} {names[i]!r}" if names is not None else f"{what} number {i}"

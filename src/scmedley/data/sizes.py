@@ -1,4 +1,4 @@
-"""Totals over all the genes that were counted, as logarithms of a part of these genes know them."""
+"""Totals over all counted genes, computed from normalised logarithms of a subset of these genes."""
 
 import numpy as np
 
@@ -7,16 +7,16 @@ from scmedley.data.evidence import TARGET_SUM, Checked, agreed_total, judge
 from scmedley.data.scan import LN, examine
 
 _COMMON_TARGETS = (1e3, TARGET_SUM, 1e5, 1e6)  # counts per cell after normalisation, the least first
-_RESOLVED = 5e4  # counts per cell below which 32-bit logarithms tell whole totals
-_DECIDING = 8  # cells whose whole totals are no chance
+_RESOLVED = 5e4  # counts per cell below which 32-bit logarithms resolve whole totals
+_DECIDING = 8  # cells that suffice: so many whole totals are not chance
 
 
 def sizes_known(
     part: np.ndarray, total_N: np.ndarray, shared: np.ndarray, other: Matrix, where: str
 ) -> Checked | None:
-    """Return what ``where`` holds, if it is the logarithm of these counts per total over more genes.
+    """Return the finding for ``where``, if it holds logarithms of these counts per total over more genes.
 
-    Its ``total`` is None where the counts per cell before the logarithm are not known.
+    Its ``total`` is None if the counts per cell before the logarithm are not known.
     """
     used = total_N > 0
     largest = float(shared.max(initial=0))
@@ -36,32 +36,32 @@ def sizes_known(
         if target is None and agreed_total(undone.sum(1)) is not None:
             return None
         if target is not None and (target / unit_N > 1.001 * total_N[used]).mean() <= 0.5:
-            return None  # the totals are those of these very genes
+            return None  # the totals are over the same genes as the counts
         return Checked("log-normalised", where, total=target, base=base)
     return None
 
 
 def _target(unit_N: np.ndarray, total_N: np.ndarray) -> float | None:
-    """Return the counts per cell that make totals over all genes whole, as totals of counts are; None without one.
+    """Return the counts per cell for which the totals over all genes are whole; None if there are none.
 
-    Common targets are tried first; then all whole and half numbers, as the median of the cells' totals is one. Cells
-    of so many counts that 32-bit logarithms do not tell whole numbers apart say nothing.
+    Common targets are tried first, then all whole and half numbers: the target may be the median of the
+    cells' totals. Cells with too many counts for 32-bit logarithms to resolve whole numbers are ignored.
     """
 
     def off(targets: np.ndarray, unit_N: np.ndarray) -> np.ndarray:
-        """Return, for each target, the median distance to whole numbers; infinite where they are missed."""
+        """Return each target's median distance to whole totals; infinite if too many totals are not whole."""
         all_TN = targets[:, None] / unit_N
         off_TN = np.abs(all_TN - np.rint(all_TN))
-        told_TN = all_TN < _RESOLVED
+        resolved_TN = all_TN < _RESOLVED
         whole_TN = off_TN < np.maximum(0.02, 2e-6 * all_TN)
-        n_T = told_TN.sum(1)
-        good_T = (n_T >= min(_DECIDING, len(unit_N))) & ((whole_TN & told_TN).sum(1) > 0.9 * n_T)
+        n_T = resolved_TN.sum(1)
+        good_T = (n_T >= min(_DECIDING, len(unit_N))) & ((whole_TN & resolved_TN).sum(1) > 0.9 * n_T)
         return np.where(good_T, np.median(off_TN, axis=1), np.inf)
 
     for target in _COMMON_TARGETS:
         if (target / unit_N >= 0.99 * total_N).all() and np.isfinite(off(np.array([target]), unit_N))[0]:
             return target
-    best = np.argsort(-unit_N)[:_DECIDING]  # of few counts: most precise
+    best = np.argsort(-unit_N)[:_DECIDING]  # the cells with the fewest counts are the most precise
     if len(best) < _DECIDING:
         return None
     least = float((unit_N * total_N).max())

@@ -1,4 +1,4 @@
-"""Reading what people have, and writing all or nothing."""
+"""Read files of cells in common formats, and write files completely or not at all."""
 
 from scmedley.io.reading import read, read_embedding
 from scmedley.io.writing import (

@@ -1,4 +1,4 @@
-"""One reader for each format; :mod:`scmedley.io.reading` calls them."""
+"""One reader for each file format; :mod:`scmedley.io.reading` calls them."""
 
 import csv
 import tarfile
@@ -19,7 +19,7 @@ from scmedley.io.tables import ENDINGS, PACKED, read_table
 
 FORMATS = "h5ad, Zarr, a 10x mtx folder, 10x h5, csv or tsv (also .gz)"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-# Plain text: a gene may be called NA, and quotes mean nothing.
+# Plain text: a gene may have the name NA, and quotes have no meaning.
 _TABLE: dict[str, Any] = {
     "sep": "\t",
     "header": None,
@@ -30,20 +30,20 @@ _TABLE: dict[str, Any] = {
 
 
 def reader_for(path: Path) -> Callable[[Path], AnnData]:
-    """Choose the reader by file content; by extension for text.
+    """Return the reader for a path, chosen by file content; by extension for text.
 
     Raises
     ------
     ScmedleyError
-        There is nothing at ``path``, or nothing that scMedley can read.
+        ``path`` does not exist, or scMedley cannot read its format.
     """
     if not path.exists():
-        raise ScmedleyError(f"{path} does not exist. Look at the spelling, and at the folder you are in.")
+        raise ScmedleyError(f"{path} does not exist. Check the spelling and the current folder.")
     if path.is_dir():
         return _reader_for_folder(path)
     if not path.is_file():
         raise ScmedleyError(
-            f"{path} is a pipe or a device, which can be read only once. Write it into a file first."
+            f"{path} is a pipe or a device, which can be read only once. Write its content to a file first."
         )
     with path.open("rb") as file:
         start = file.read(8)
@@ -64,26 +64,26 @@ def _reader_for_folder(path: Path) -> Callable[[Path], AnnData]:
     if _found(path, "matrix.mtx"):
         return _read_mtx
     inside = [p for p in sorted(path.glob("*")) if p.is_dir() and _found(p, "matrix.mtx")]
-    found = f" It has {inside[0].name}: give {inside[0]}." if inside else ""
+    found = f" Its folder {inside[0].name} has: give {inside[0]}." if inside else ""
     raise ScmedleyError(
         f"{path} is a folder without matrix.mtx or Zarr's zarr.json or .zgroup.{found} Give {FORMATS}."
     )
 
 
 def _what(path: Path, packed: bool) -> str:
-    """Describe a file that no reader takes, and what to do with it."""
+    """Return what an unreadable file is, and what to do with it."""
     name = path.name.lower()
     if name.endswith((".rds", ".rdata", ".rda", ".h5seurat")):
-        return "of R. Write it as h5ad there (zellkonverter::writeH5AD)."
+        return "a file of R. Write it as h5ad in R (zellkonverter::writeH5AD)."
     if tarfile.is_tarfile(path):
         return f"an archive: unpack it first (tar -xf {path.name})."
     if packed:
-        return f"packed: unpack it first (gunzip {path.name})."
+        return f"compressed: decompress it first (gunzip {path.name})."
     if zipfile.is_zipfile(path):
         return f"a zip archive: unpack it first (unzip {path.name}); save a spreadsheet as csv."
     if name.endswith(".mtx"):
-        return "the matrix alone. Give its folder, with features and barcodes."
-    return "no HDF5 file and its name does not end in .csv or .tsv."
+        return "only the matrix. Give its folder, with features and barcodes."
+    return "not an HDF5 file, and its name does not end in .csv or .tsv."
 
 
 def _read_zarr(path: Path) -> AnnData:
@@ -93,20 +93,20 @@ def _read_zarr(path: Path) -> AnnData:
 
 def _read_hdf5(path: Path) -> AnnData:
     with h5py.File(path, "r") as file:
-        trouble = _no_cells_x_genes(file, path)
-        if trouble:
-            raise ScmedleyError(f"{path} {trouble}")
+        reason = _why_unreadable(file, path)
+        if reason:
+            raise ScmedleyError(f"{path} {reason}")
         h5ad = "obs" in file and "var" in file
     adata: AnnData = read_h5ad(path) if h5ad else _read_10x_h5(path)
     return adata
 
 
-def _no_cells_x_genes(file: h5py.File, path: Path) -> str:
-    """Name the other kind of HDF5 file that this is, and what to do with it; "" for h5ad and 10x."""
+def _why_unreadable(file: h5py.File, path: Path) -> str:
+    """Return which other kind of HDF5 file this is, and what to do with it; "" for h5ad and 10x."""
     if file.attrs.get("encoding-type") == "MuData" or "mod" in file:
         names = ", ".join(f"mod/{name}" for name in file.get("mod", ()))
         return (
-            f"is MuData of {names or 'several kinds of cells x features'}. Take one and save it as h5ad: "
+            f"is MuData of {names or 'several modalities'}. Save one of them as h5ad: "
             f"mudata.read_h5ad('{path.name}', mod='rna').write_h5ad('rna.h5ad')."
         )
     if "obs" in file and "var" in file:
@@ -116,16 +116,16 @@ def _no_cells_x_genes(file: h5py.File, path: Path) -> str:
     if "cell.names" in file:
         return "is h5Seurat. Write it as h5ad in R (zellkonverter::writeH5AD)."
     if "barcode_idx" in file:
-        return "is Cell Ranger's molecule_info.h5. Give filtered_feature_bc_matrix.h5, which lies beside it."
+        return "is Cell Ranger's molecule_info.h5. Give filtered_feature_bc_matrix.h5 from the same folder."
     if not any("barcodes" in g for g in file.values() if isinstance(g, h5py.Group)):
         return f"is HDF5 but neither h5ad (no obs and var) nor 10x (no matrix). Give {FORMATS}."
     return ""
 
 
 def _read_10x_h5(path: Path) -> AnnData:
-    """Read Cell Ranger's h5: since version 3 one group "matrix", before that one per genome.
+    """Read Cell Ranger's h5: one group "matrix" since version 3, before that one group per genome.
 
-    Not by scanpy.read_10x_h5: it needs "feature_type", which other writers leave out, and names in ASCII.
+    scanpy.read_10x_h5 needs "feature_type", which other writers leave out, and names in ASCII.
     """
     with h5py.File(path, "r") as file:
         genomes = [name for name, g in file.items() if isinstance(g, h5py.Group) and "barcodes" in g]
@@ -153,17 +153,17 @@ def _read_mtx(folder: Path) -> AnnData:
     features = pd.read_csv(_one(folder, "features.tsv", "genes.tsv"), **_TABLE)
     barcodes = pd.read_csv(_one(folder, "barcodes.tsv"), **_TABLE)
     x = csr_matrix(mmread(_one(folder, "matrix.mtx"), spmatrix=False).T, dtype=np.float32)
-    # Some people write a header.
+    # Some files have a header.
     features, barcodes = (
         t.iloc[int(len(t) - 1 in x.shape and len(t) not in x.shape) :] for t in (features, barcodes)
     )
     if x.shape == (len(features), len(barcodes)) and x.shape[0] != x.shape[1]:
-        warn(f"{folder.name}: the matrix is cells x genes, where 10x writes genes x cells; it was turned.")
+        warn(f"{folder.name}: the matrix is cells x genes, but 10x writes genes x cells; it was transposed.")
         x = csr_matrix(x.T)
     if x.shape != (len(barcodes), len(features)):
         raise ScmedleyError(
             f"{folder}: the matrix has {x.shape[1]} genes and {x.shape[0]} cells, but there are "
-            f"{len(features)} features and {len(barcodes)} barcodes. Take the three files from one run."
+            f"{len(features)} features and {len(barcodes)} barcodes. Use the three files of one run."
         )
     var = pd.DataFrame({"gene_ids": features[0].to_numpy()})
     if 2 in features:
@@ -172,7 +172,7 @@ def _read_mtx(folder: Path) -> AnnData:
 
 
 def _found(folder: Path, *names: str) -> list[Path]:
-    """Find these files, gzipped or not, also behind a sample's prefix."""
+    """Return the files with these names, gzipped or not, also after the prefix of a sample."""
     return [p for name in names for end in ("", ".gz") for p in sorted(folder.glob(f"*{name}{end}"))]
 
 
@@ -190,9 +190,9 @@ def _one(folder: Path, *names: str) -> Path:
 
 
 def _from_10x(x: csr_matrix, cells: Any, symbols: Any, var: pd.DataFrame) -> AnnData:
-    """Put the parts together; a symbol that repeats, as some do in every 10x file, gets its gene id."""
+    """Return the AnnData; repeated gene symbols, which every 10x file has, get their gene id."""
     names = pd.Index(symbols, dtype=object).astype(str)
-    kinds = var.get("feature_types", "")  # an antibody may be called like its gene
-    again = (pd.Series(names) + "\t" + kinds).duplicated(keep=False).to_numpy()
-    var.index = pd.Index(np.where(again, names + "_" + var["gene_ids"].to_numpy(), names))
+    kinds = var.get("feature_types", "")  # an antibody may have the name of its gene
+    is_repeated = (pd.Series(names) + "\t" + kinds).duplicated(keep=False).to_numpy()
+    var.index = pd.Index(np.where(is_repeated, names + "_" + var["gene_ids"].to_numpy(), names))
     return AnnData(x, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=var)

@@ -1,4 +1,4 @@
-"""Read what people have. The names of :mod:`scmedley.io.writing` are here as well."""
+"""Read files of cells and embeddings. The functions of :mod:`scmedley.io.writing` are here as well."""
 
 import warnings
 from collections.abc import Sequence
@@ -45,107 +45,108 @@ __all__ = [
 
 
 def read(path: str | Path) -> AnnData:
-    """Read a file of cells x genes into memory, whatever its format.
+    """Read a file of cells x genes, in any of these formats, into memory.
 
     Parameters
     ----------
     path
-        h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5; csv or tsv with a header
-        of gene names, cell names first in each row, and numbers only, or its transpose.
+        h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5; csv or tsv of
+        numbers with a header of gene names and cell names in the first column, or its transpose.
 
     Returns
     -------
     AnnData
-        ``X`` is CSR or dense, float32; names are strings. Of features of several types (10x) gene expression is
-        kept; gene symbols that repeat get their gene id. What was changed is said as a ``ScmedleyWarning``.
+        ``X`` is CSR or dense, float32; names are strings. Only gene expression is kept from 10x files with
+        several feature types; repeated gene symbols get their gene id. A ``ScmedleyWarning`` reports each
+        change.
 
     Raises
     ------
     ScmedleyError
-        No such path, unreadable, cut short, or none of these formats.
+        The path does not exist, cannot be read, is truncated, or has none of these formats.
     """
     path = Path(path)
     try:
         with warnings.catch_warnings():
-            # Names that repeat are said by the checks, in our words.
+            # Our checks report repeated names.
             warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
-            # Old files are no fault of the user's.
+            # Warnings about old files do not help the user.
             warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|zarr")
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="anndata|zarr")
             return _tidied(reader_for(path)(path), path)
     except (ScmedleyError, ScmedleyWarning):
         raise
     except PermissionError as error:
-        raise ScmedleyError(
-            f"{path} may not be read by you ({error.strerror}). Change its permissions."
-        ) from error
+        raise ScmedleyError(f"{path} cannot be read ({error.strerror}). Change its permissions.") from error
     except BlockingIOError as error:  # h5py could not lock the file
         raise ScmedleyError(
-            f"{path} is locked: another program has it open for writing. Close it there, or wait."
+            f"{path} is locked: another program has opened it for writing. Close it there, or wait."
         ) from error
-    except Exception as error:  # readers raise anything on a broken file: OSError, KeyError, zlib.error ...
+    except Exception as error:  # a broken file may raise anything: OSError, KeyError, zlib.error ...
         raise ScmedleyError(
-            f"{path} cannot be read: {_one_line(error)}. It may be cut short, or not be what "
-            "its name says; copy or write it again."
+            f"{path} cannot be read: {_one_line(error)}. It may be truncated or have "
+            "another format than its name says. Copy or write it again."
         ) from error
 
 
 def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
-    """Read an embedding that another program made, in the order of these cells.
+    """Read an embedding from another program, in the order of these cells.
 
     Parameters
     ----------
     path
-        csv or tsv (also .gz): a row for each cell, its name first, then one number for each dimension. The first
+        csv or tsv (also .gz): one row per cell, with its name and then one number per dimension. The first
         row is a header unless it starts with the name of a cell.
     obs_names
-        Cell names, each once; those of other cells in the file are passed over.
+        Cell names, each once; other cells of the file are ignored.
 
     Returns
     -------
     ndarray
-        N x P float32, as it goes into ``obsm``.
+        N x P float32, for ``obsm``.
 
     Raises
     ------
     ScmedleyError
-        Unreadable; no dimensions; a cell that is missing or there twice; a value that is no finite number.
+        Unreadable; no dimensions; a cell is missing or repeated; a value is not a finite number.
     """
     path, cells = Path(path), pd.Index(obs_names)
-    # All text at first: a name such as 007 is kept, and a wrong value can be shown.
+    # Read as text: this keeps a name such as 007, and the message can show a wrong value.
     text: dict[str, Any] = {"header": None, "dtype": str, "keep_default_na": False}
     try:
         how = dialect(path)
         text |= {"sep": how.separator, "encoding": how.encoding}
-        # The second row says how many columns there are: R leaves out the corner of the header.
+        # The second row has all columns: R omits the corner of the header.
         n_columns = pd.read_csv(path, skiprows=1, nrows=1, **text).shape[1]
         table = pd.read_csv(path, names=range(n_columns), index_col=False if n_columns > 1 else None, **text)
     except ScmedleyError:
         raise
     except Exception as error:  # OSError, zlib.error, pandas' own ...
-        raise ScmedleyError(f"{path} cannot be read as a table: {_one_line(error)}.") from error
+        raise ScmedleyError(
+            f"{path} cannot be read as a table: {_one_line(error)}. Give csv or tsv."
+        ) from error
     table = table.set_index(table.columns[0])
     if len(table) and table.index[0] not in cells:
         table = table.iloc[1:]
     if table.empty:
         raise ScmedleyError(
-            f"{path} has no cells or no dimensions. Put commas between the columns of a .csv, tabs in a .tsv."
+            f"{path} has no cells or no dimensions. Separate columns by commas in a .csv, by tabs in a .tsv."
         )
     missing = cells[~cells.isin(table.index)]
     if len(missing):
         raise ScmedleyError(
-            f"{path} lacks {len(missing):,} of {len(cells):,} cells: {listed(list(missing))}. Its own are called like "
-            f"{listed([str(name) for name in table.index[:2]])}: give these the same names, and embed the rest."
+            f"{path} lacks {len(missing):,} of {len(cells):,} cells: {listed(list(missing))}. Its cells have names "
+            f"like {listed([str(name) for name in table.index[:2]])}. Use the same names in both, and embed all cells."
         )
     table = table[table.index.isin(cells)]
-    check_unique(table.index, "cell", f"Leave one row for each in {path}.")
+    check_unique(table.index, "cell", f"Keep one row for each in {path}.")
     values: np.ndarray = table.loc[cells].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float32)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         cell, dimension = bad[0]
         raise ScmedleyError(
             f"{path}: cell {cells[cell]!r}, dimension {dimension + 1} holds "
-            f"{str(table.loc[cells[cell]].iloc[dimension])[:40]!r}, which is no finite number."
+            f"{str(table.loc[cells[cell]].iloc[dimension])[:40]!r}, which is not a finite number. Correct the file."
         )
     return values
 
@@ -158,33 +159,33 @@ def _tidied(adata: AnnData, path: Path) -> AnnData:
             adata.X = adata.raw[:, adata.var_names].X
         else:
             raise ScmedleyError(
-                f"{path} has no X, no layers['counts'] and no raw: there are no values to work on."
+                f"{path} has no X, no layers['counts'] and no raw: the file has no values. Give one with counts in X."
             )
     x = adata.X
     if type(x) not in (csr_matrix, np.ndarray) or x.dtype != np.float32:
-        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the checks name it
+        with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the checks find it
             adata.X = csr_matrix(x, dtype=np.float32) if issparse(x) else np.asarray(x, dtype=np.float32)
     adata.obs_names = adata.obs_names.astype(str)
     adata.var_names = adata.var_names.astype(str)
     adata, left_out = genes_alone(adata)
-    for said in (left_out, genomes(adata.var), _named_apart(adata)):
-        if said:
-            warn(f"{path.name}: {said}")
+    for note in (left_out, genomes(adata.var), _with_unique_symbols(adata)):
+        if note:
+            warn(f"{path.name}: {note}")
     return adata
 
 
-def _named_apart(adata: AnnData) -> str:
-    """Add the id to gene symbols that repeat, where that makes them unique; say so."""
-    again = adata.var_names.duplicated(keep=False)
+def _with_unique_symbols(adata: AnnData) -> str:
+    """Add the id to repeated gene symbols, if that makes them unique; return a sentence about it."""
+    is_repeated = adata.var_names.duplicated(keep=False)
     ids = GeneNames.of(adata.var).ids
-    if not again.any() or ids is None:
+    if not is_repeated.any() or ids is None:
         return ""
-    names = np.where(again, adata.var_names + "_" + pd.Index(ids), adata.var_names)
+    names = np.where(is_repeated, adata.var_names + "_" + pd.Index(ids), adata.var_names)
     if pd.Index(names).duplicated().any():
         return ""
-    first = adata.var_names[again][0]
+    first = adata.var_names[is_repeated][0]
     adata.var_names = names
     return (
-        f"{int(again.sum())} genes share their symbol with another ({first!r}); these got their id, "
-        f"{names[again][0]!r}."
+        f"{int(is_repeated.sum())} genes share their symbol with another gene ({first!r}). Their id was added: "
+        f"{names[is_repeated][0]!r}."
     )

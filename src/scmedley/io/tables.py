@@ -1,4 +1,4 @@
-"""Tables of text: csv, tsv and their dialects, as sparse rows."""
+"""Read tables of text (csv, tsv and their dialects) as sparse rows."""
 
 import bz2
 import csv
@@ -26,15 +26,15 @@ PACKED: dict[bytes, Callable[..., Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
-_ROWS = 500  # rows that are dense in memory at one time
-_LOOKED_AT = 50  # rows from which the dialect is told
+_ROWS = 500  # rows that are dense in memory at a time
+_SAMPLED = 50  # rows that decide the dialect
 _WITH_COMMA = re.compile(r"-?\d+(,\d+)+(\.\d*)?([eE][-+]?\d+)?")
 _BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a table is written."""
+    """Encoding, separator and header of a table."""
 
     encoding: str
     separator: str
@@ -44,12 +44,12 @@ class Dialect:
 def read_table(path: Path) -> AnnData:
     """Read csv or tsv in pieces, as sparse rows: a dense table may not fit into memory.
 
-    Rows are cells; a table whose names say that they are genes is turned, with a warning.
+    Rows are cells. If the row names are names of genes, the table is transposed, with a warning.
     """
-    for encoding in (None, "cp1252", "latin-1"):  # the first with which all of the file can be read
+    for encoding in (None, "cp1252", "latin-1"):  # the first that can decode the whole file
         try:
             found = dialect(path, encoding)
-            return _turned(_read(path, found), path)
+            return _with_cells_as_rows(_read(path, found), path)
         except UnicodeDecodeError:
             continue
     raise AssertionError("latin-1 reads any byte")
@@ -58,20 +58,20 @@ def read_table(path: Path) -> AnnData:
 def dialect(path: Path, encoding: str | None = None) -> Dialect:
     """Find encoding and separator of a table from its first rows.
 
-    The separator is the one that cuts the rows into equally many fields, the header too (R leaves its corner out);
-    of several the one of most fields.
+    The separator gives every row the same number of fields, and the header too (R omits its corner). If
+    several do, it is the one with most fields.
 
     Raises
     ------
     ScmedleyError
-        Numbers have commas: 1,234 may be a thousand or a little more than one.
+        Numbers have commas: 1,234 may mean 1234 or 1.234.
     """
     if encoding is None:
         with _opened(path) as file:
             start = file.read(3)
         encoding = next((name for bom, name in _BOMS.items() if start.startswith(bom)), "utf-8")
     with io.TextIOWrapper(_opened(path), encoding=encoding, newline="") as text:
-        lines = [line for line in islice(text, _LOOKED_AT) if line.strip()]
+        lines = [line for line in islice(text, _SAMPLED) if line.strip()]
     best: tuple[str, list[list[str]]] | None = None
     for separator in (_by_name(path), ",", "\t", ";", " "):
         rows = list(csv.reader(lines, delimiter=separator)) if lines else []
@@ -83,8 +83,8 @@ def dialect(path: Path, encoding: str | None = None) -> Dialect:
     comma = next((value for row in rows[1:] for value in row[1:] if _WITH_COMMA.fullmatch(value)), None)
     if comma is not None:
         raise ScmedleyError(
-            f"{path}: numbers have commas, such as {comma!r}, which may mean decimals or thousands. Write them with "
-            "points and without thousands (in R write.csv, not write.csv2; in pandas to_csv with decimal='.')."
+            f"{path}: numbers have commas, such as {comma!r}, which may mean decimals or thousands. Write decimal "
+            "points and no separators of thousands (in R write.csv, not write.csv2; in pandas to_csv with decimal='.')."
         )
     return Dialect(encoding, separator, tuple(rows[0]) if rows else ())
 
@@ -108,22 +108,22 @@ def _read(path: Path, how: Dialect) -> AnnData:
         ) as pieces,
     ):
         for piece in pieces:
-            # R leaves the corner out, everyone else writes something there.
+            # R omits the corner, other programs write something there.
             names = list(how.header[-piece.shape[1] :]) if piece.shape[1] else []
             for position, kind in enumerate(piece.dtypes):
                 if kind.kind not in "biuf":
-                    _blame_text(path, piece, position, names[position])
+                    _refuse_text(path, piece, position, names[position])
             cells += [str(cell) for cell in piece.index]
             blocks.append(csr_matrix(piece.to_numpy(dtype=np.float32)))
     if not blocks or not blocks[0].shape[1]:
         raise ScmedleyError(
-            f"{path} has no cells or no genes. Give one row per cell, its name first, and a header, with commas, tabs, "
-            "semicolons or spaces between the columns."
+            f"{path} has no cells or no genes. Give a header and one row per cell, which starts with its name. "
+            "Separate columns by commas, tabs, semicolons or spaces."
         )
     if len(set(cells)) < len(cells) and not any(np.isnan(pd.to_numeric(cells[:_ROWS], errors="coerce"))):
         raise ScmedleyError(
-            f"{path}: the first column holds numbers that repeat, so it is a gene and not the cells' names. Put "
-            "names there, one for each cell."
+            f"{path}: the first column holds repeated numbers, so it is a gene and not the cells' names. Put a "
+            "unique name for each cell there."
         )
     return AnnData(
         vstack(blocks, format="csr"),
@@ -132,15 +132,15 @@ def _read(path: Path, how: Dialect) -> AnnData:
     )
 
 
-def _turned(adata: AnnData, path: Path) -> AnnData:
+def _with_cells_as_rows(adata: AnnData, path: Path) -> AnnData:
     rows, columns = list(adata.obs_names), list(adata.var_names)
-    called = f"rows are called like {listed(rows[:2])}, columns like {listed(columns[:2])}"
+    named = f"rows have names like {listed(rows[:2])}, columns like {listed(columns[:2])}"
     if rows_are_genes(rows, columns):
-        warn(f"{path.name} is taken as genes x cells and was turned: its {called}.")
+        warn(f"{path.name} was read as genes x cells and transposed: its {named}.")
         return AnnData(csr_matrix(adata.X.T), obs=adata.var, var=adata.obs)
     if are_numbered(columns) and not are_numbered(rows):
         warn(
-            f"{path.name}: its {called}. Rows are taken as cells; if they are genes, swap rows and columns first."
+            f"{path.name}: its {named}. Rows are read as cells; if they are genes, transpose the table first."
         )
     return adata
 
@@ -150,7 +150,7 @@ def _by_name(path: Path) -> str:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """Open a file, unpacked where it is packed, whatever it is called."""
+    """Open a file and decompress it if its content, not its name, is compressed."""
     with path.open("rb") as file:
         start = file.read(6)
     opener = next((opener for magic, opener in PACKED.items() if start.startswith(magic)), None)
@@ -158,11 +158,11 @@ def _opened(path: Path) -> IO[bytes]:
     return opened
 
 
-def _blame_text(path: Path, piece: pd.DataFrame, position: int, gene: str) -> None:
+def _refuse_text(path: Path, piece: pd.DataFrame, position: int, gene: str) -> None:
     values = piece.iloc[:, position]
     text = values[pd.to_numeric(values, errors="coerce").isna() & values.notna()]
     raise ScmedleyError(
-        f"{path}: cell {str(text.index[0])!r}, column {gene!r} holds {str(text.iloc[0])[:40]!r}, which is no "
+        f"{path}: cell {str(text.index[0])!r}, column {gene!r} holds {str(text.iloc[0])[:40]!r}, which is not a "
         "number. Rows are cells, columns are genes; put batches and labels into obs of an h5ad, or give one "
         "file per batch."
     )

@@ -1,4 +1,4 @@
-"""Write so that nothing is ever left half-written."""
+"""Write files completely or not at all."""
 
 import errno
 import hashlib
@@ -23,17 +23,17 @@ from anndata.io import write_elem
 from scmedley.errors import ScmedleyError, one_line
 from scmedley.io.storable import names_in_file, storable
 
-RESULTS = ("obs", "obsm", "uns")  # the parts of an AnnData that a fit adds to
+RESULTS = ("obs", "obsm", "uns")  # parts of an AnnData that a fit changes
 COMPRESSION = {"compression": "gzip", "compression_opts": 1}
-WIDE = 4000  # columns of a table, whose names HDF5's oldest format cannot hold
+WIDE = 4000  # number of columns from which the oldest HDF5 format cannot hold all names
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that takes its place if, and only if, all goes well.
+    """Yield a temporary path in the same folder, which replaces ``path`` only if the body succeeds.
 
-    Works for files and folders (such as Zarr). On any failure, Ctrl-C included, the temporary one is removed
-    and what was at ``path`` stays as it was.
+    Works for files and folders (such as Zarr). After any failure, Ctrl-C included, the temporary path is
+    removed and ``path`` is unchanged.
 
     Raises
     ------
@@ -55,8 +55,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         refusal = _refusal(error)
         if refusal in _FULL:
             raise ScmedleyError(
-                f"The disk is full: {path} was not written, and what was there before is unchanged. "
-                "Make room, or choose another folder."
+                f"The disk is full: {path} was not written, and an earlier version is unchanged. "
+                "Free some space, or choose another folder."
             ) from error
         if refusal or isinstance(error, _PLACES):
             reason = os.strerror(refusal) if refusal else getattr(error, "strerror", None) or error
@@ -64,26 +64,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
-# What a place that cannot be written to raises; FileNotFoundError where not even a folder can be made.
+# Errors of a path that cannot be written; FileNotFoundError if its folder cannot be created.
 _PLACES = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LIMITS = (errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def write_h5ad(adata: AnnData, path: str | Path) -> list[str]:
-    """Write ``adata`` as a compressed h5ad, all or nothing; return a sentence for each kind of conversion.
+    """Write ``adata`` as a compressed h5ad, completely or not at all; return a sentence for each conversion.
 
     Parameters
     ----------
     adata
-        Whatever it holds: :func:`scmedley.io.storable.storable` says what becomes of what an h5ad cannot hold.
+        Any AnnData; :func:`scmedley.io.storable.storable` converts what an h5ad cannot hold.
     path
-        The file.
+        Path of the file.
 
     Raises
     ------
     ScmedleyError
-        The disk is full, the folder cannot be written to, or h5ad cannot hold some entry (named).
+        The disk is full, the folder cannot be written to, or an h5ad cannot hold an entry, which is named.
     """
     path = Path(path)
     with replacing(path) as temporary:
@@ -91,7 +91,7 @@ def write_h5ad(adata: AnnData, path: str | Path) -> list[str]:
 
 
 def add_results(adata: AnnData, path: str | Path) -> list[str]:
-    """Write ``obs``, ``obsm`` and ``uns`` of ``adata`` into the h5ad that holds the rest of it, all or nothing."""
+    """Replace ``obs``, ``obsm`` and ``uns`` of an h5ad by those of ``adata``, completely or not at all."""
     path = Path(path)
     with replacing(path) as temporary:
         shutil.copyfile(path, temporary)
@@ -100,9 +100,9 @@ def add_results(adata: AnnData, path: str | Path) -> list[str]:
 
 @contextmanager
 def with_results(adata: AnnData, path: str | Path) -> Iterator[list[str]]:
-    """Write ``adata``, then what the body of ``with`` adds to it; what cannot be written comes to light first.
+    """Write ``adata``, then the results of the ``with`` body; most writing errors thus come before the body.
 
-    Yields the sentences of :func:`write_h5ad`. Where the body fails, there is no file.
+    Yields the sentences of :func:`write_h5ad`. If the body fails, no file is written.
     """
     path = Path(path)
     with replacing(path) as temporary:
@@ -111,7 +111,7 @@ def with_results(adata: AnnData, path: str | Path) -> Iterator[list[str]]:
 
 
 def check_place(path: str | Path) -> None:
-    """Raise where ``path`` cannot be written, before any work is done for it."""
+    """Raise if ``path`` cannot be written, before any computation."""
     path = Path(path)
     try:
         tempfile.TemporaryFile(dir=next(p for p in path.parents if p.exists())).close()
@@ -120,19 +120,19 @@ def check_place(path: str | Path) -> None:
 
 
 def check_columns(adata: AnnData, columns: Iterable[str]) -> None:
-    """Raise where the file cannot hold a column of ``obs`` under its name, by which it is looked for later."""
+    """Raise if an h5ad cannot hold a column of ``obs`` under its name, which later steps need."""
     names = names_in_file(adata)
     for column in columns:
         if names[column] != column:
             raise ScmedleyError(
-                f"An h5ad cannot hold obs[{column!r}] under this name beside the other columns, only as "
-                f"{names[column]!r}. Rename the column, and take the new name."
+                f"An h5ad with these columns cannot hold obs[{column!r}] under this name, only as {names[column]!r}. "
+                "Rename the column, and use the new name."
             )
 
 
 def _store(adata: AnnData, file: Path, path: Path, *, only: Sequence[str] = ()) -> list[str]:
-    """Write into ``file``, which will be ``path``: all parts, or some in place of those that it has."""
-    parts, said = storable(adata.copy() if adata.is_view else adata)
+    """Write all parts, or ``only`` some, into ``file``, which will replace ``path``."""
+    parts, notes = storable(adata.copy() if adata.is_view else adata)
     parts = {name: part for name, part in parts.items() if name in only or not only}
     versions = ("v108" if _widest(parts) > WIDE else "earliest", "latest")
     try:
@@ -146,11 +146,11 @@ def _store(adata: AnnData, file: Path, path: Path, *, only: Sequence[str] = ()) 
         raise ScmedleyError(
             f"{path}: an h5ad cannot hold this: {one_line(error)}. Convert or remove that entry."
         ) from error
-    return said
+    return notes
 
 
 def _write(group: h5py.Group, name: str, value: Any) -> None:
-    """Write one element in place of an older one; of a dict and of a table each part by its name."""
+    """Write one element in place of an older one; the parts of a dict one by one."""
     if name in group:
         del group[name]
     if isinstance(value, dict):
@@ -179,24 +179,24 @@ def _widest(value: Any) -> int:
 
 
 def write_csv(df: pd.DataFrame, path: str | Path) -> None:
-    """Write a table without its index, all or nothing."""
+    """Write a table without its index, completely or not at all."""
     with replacing(path) as temporary:
         df.to_csv(temporary, index=False, errors="backslashreplace")
 
 
 def write_json(obj: Any, path: str | Path) -> None:
-    """Write JSON, all or nothing; numpy scalars and arrays become plain numbers and lists.
+    """Write JSON, completely or not at all; NumPy scalars and arrays become plain numbers and lists.
 
-    NaN and infinity become null: JSON has no name for them.
+    NaN and infinity, which JSON does not have, become null.
     """
     text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
     with replacing(path) as temporary:
-        # Half of a surrogate pair, as in the name of a file from an old disk, is written as JSON's own escape.
+        # Half of a surrogate pair, as in file names of old disks, becomes an escape of JSON.
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def sha256(path: str | Path) -> str:
-    """Give the SHA-256 of a file, or of a folder's sorted relative names and contents."""
+    """Return the SHA-256 of a file, or of a folder's sorted relative names and contents."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:
@@ -220,20 +220,20 @@ def _plain(obj: Any) -> Any:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder, if it exists."""
     if path.is_file():
         with suppress(OSError):
             path.unlink()
     for _ in range(10):
         if not path.is_dir():
             return
-        # Zarr writes in threads of its own: when one fails, the others may make the folder once more.
+        # Zarr writes in several threads: after one fails, others may create the folder again.
         shutil.rmtree(path, ignore_errors=True)
         time.sleep(0.2)
 
 
 def _sync(path: Path) -> None:
-    """Make sure that the file, or each file of the folder, is on the disk and not only in memory."""
+    """Write the file, or each file of the folder, from memory to disk."""
     for p in [path, *path.rglob("*")]:
         handle = os.open(p, os.O_RDONLY)
         try:
@@ -243,14 +243,14 @@ def _sync(path: Path) -> None:
 
 
 def _take_place(new: Path, path: Path) -> None:
-    """Put ``new`` where ``path`` is: a file in one step, a folder in two.
+    """Replace ``path`` by ``new``: a file in one step, a folder in two.
 
-    A process killed between the two steps of a folder leaves the old one beside it, under a hidden name.
+    A process killed between the two steps leaves the old folder under a hidden name in the same place.
     """
     if not (path.is_dir() and new.is_dir()):
         os.replace(new, path)
         return
-    old = new.with_name(f"{new.name}.old")  # a folder with something in it cannot be replaced in one step
+    old = new.with_name(f"{new.name}.old")  # a folder that is not empty cannot be replaced in one step
     path.rename(old)
     try:
         new.rename(path)
@@ -261,7 +261,7 @@ def _take_place(new: Path, path: Path) -> None:
 
 
 def _refusal(error: BaseException | None) -> int | None:
-    """Return the number of what the system refused; h5py and safetensors keep the words only."""
+    """Return the error number if the system refused; h5py and safetensors keep only its text."""
     while error is not None:
         for code in (*_FULL, *_LIMITS):
             if (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in str(error):
