@@ -237,14 +237,14 @@ def label_shifts(
 def shrunk(shift_KG: Floats, variance_KG: Floats) -> Floats:
     """Return the mean of the labels' shifts, shrunk towards no change by empirical Bayes; nan without labels.
 
-    The model for gene g and label k is d_kg = μ_g + a_kg + e_kg, with the shift that all labels share, μ_g ~
-    N(0, σ²), the deviation of one label, a_kg ~ N(0, τ²), and sampling noise, e_kg ~ N(0, s²_kg). The shift
-    of a new label is predicted by
+    The model for gene g and label k is d_kg = μ_g + a_kg + e_kg, with the shift that all labels share,
+    μ_g ~ N(0, σ²), the deviation of one label, a_kg ~ N(0, τ²), and sampling noise, e_kg ~ N(0, s²_kg).
+    The shift of a new label is predicted by
 
         E[μ_g | d̄_g] = σ² / (σ² + v_g) · d̄_g,   v_g = (τ² + mean_k s²_kg) / K,
 
-    with the moments τ² = max(0, mean_g(S²_g - mean_k s²_kg)), S² the variance over labels, and σ² = max(0,
-    mean_g(d̄_g² - v_g)) (Efron & Morris 1973). With one label τ² cannot be estimated and is set to 0.
+    with the moments τ² = max(0, mean_g(S²_g - mean_k s²_kg)), S² the variance over labels, and
+    σ² = max(0, mean_g(d̄_g² - v_g)) (Efron & Morris 1973). With one label τ² is set to 0.
 
     Parameters
     ----------
