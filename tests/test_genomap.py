@@ -239,11 +239,11 @@ def test_all_genes_constant() -> None:
 @pytest.mark.parametrize(
     ("x", "n_names", "shape", "message"),
     [
-        (values(), 29, None, "need as many names as columns; there are 29"),
+        (values(), 29, None, "29 gene names. Give one name per column"),
         (values()[:1], 30, None, "1 cells have no correlations"),
         (values(), 30, (5, 5), "5 x 5 pixels does not hold 30 genes"),
         (values(), 30, (0, 50), "does not hold"),
-        (np.zeros((5, 0)), 0, None, "need as many names"),
+        (np.zeros((5, 0)), 0, None, "one name per column"),
         (values()[0], 30, None, "A table of numbers"),
     ],
 )
@@ -371,5 +371,5 @@ def test_a_model_is_laid_out_by_its_training_cells(fitted, prepared) -> None:
 
 def test_a_model_of_very_many_genes_has_no_layout(fitted, prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(genomap, "MOST_GENES", 3)
-    with pytest.raises(ScmedleyError, match="3 at most can be laid out"):
+    with pytest.raises(ScmedleyError, match="an image holds at most 3"):
         genomap.genomap_of(fitted("mixed"), prepared)

@@ -204,7 +204,7 @@ def test_failing_peer(mixology: AnnData, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("wrong", [np.zeros((3, 2)), np.full((240, 2), np.nan), np.zeros(240)])
 def test_no_embedding(wrong: np.ndarray, mixology: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PEERS, "Fake", fake(lambda task: wrong))
-    with pytest.raises(ScmedleyError, match="Fake failed: it gave an embedding of shape"):
+    with pytest.raises(ScmedleyError, match="Fake failed: it returned an embedding of shape"):
         embed("Fake", mixology)
 
 

@@ -188,7 +188,7 @@ def test_panel_of_an_unknown_batch(fitted, prepared):
 
 
 def test_panel_needs_a_layout_of_its_genes(fitted, prepared):
-    with pytest.raises(ScmedleyError, match="of other genes than the model's"):
+    with pytest.raises(ScmedleyError, match="genes of the layout are not the model's"):
         interpret.panel(fitted("mixed"), prepared[:2], "d1", a_layout())
 
 

@@ -70,7 +70,9 @@ def test_what_not_to_believe_is_said(shell, done, tmp_path):
     cells[~pair].copy().write_h5ad(run / "integrated.h5ad")
     to = ["--to", "sc_10x", "sc_dropseq", "mean", "--select", "cell_type == 'H2228'"]
     said = shell("project", run, *to, "--figure", tmp_path / "a.svg")
-    unseen = "'H2228 in sc_10x': never seen together, so this is an extrapolation that no cell of these data backs."
+    unseen = (
+        "'H2228 in sc_10x': never seen together, so this is an extrapolation without support in these data."
+    )
     assert (said.code, said.err) == (0, f"scmedley: warning: {unseen}\n")
     assert unseen in html.unescape(" ".join(texts(tmp_path / "a.svg")))
     check = pd.DataFrame([run_folder.check_row("H2228", "sc_dropseq", 0.5, additive_pearson=0.8)])
@@ -88,7 +90,7 @@ def test_what_not_to_believe_is_said(shell, done, tmp_path):
         in said.err
     )
     said = shell("project", run, "--to", "mean", "--figure", tmp_path / "c.svg")
-    failed = "Do not use: over this run, predictions did not agree with held-out cells."
+    failed = "Do not use: in this run, predictions did not agree with held-out cells."
     assert said.err == f"scmedley: warning: {failed}\n"
     assert failed in " ".join(texts(tmp_path / "c.svg"))
 

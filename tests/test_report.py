@@ -337,7 +337,7 @@ def test_words_on_trust_follow_the_tally():
     assert "Do not draw conclusions" in bad
     assert "chance" not in bad
     assert "too few held-out cells" in words(too_few=2)
-    assert "too few to speak for the others" in words(good=2, too_few=9)
+    assert "too few to judge the others" in words(good=2, too_few=9)
     assert "In 2 of the last the prediction for another batch does nearly as well" in words(
         good=2, wrong=0.75
     )

@@ -301,7 +301,7 @@ def test_errors_say_what_and_where(adata: ad.AnnData, break_it, arguments, messa
 
 def test_too_few_cells_to_hold_any_out(adata: ad.AnnData) -> None:
     del adata.obs[keys.SPLIT]
-    with pytest.raises(ScmedleyError, match="the 2 cells are too few"):
+    with pytest.raises(ScmedleyError, match="The 2 cells are too few"):
         scores(
             adata[[0, np.flatnonzero(adata.obs["donor"] != adata.obs["donor"].iloc[0])[0]]],
             ["X_batch"],

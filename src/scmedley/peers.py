@@ -1,6 +1,6 @@
-"""Rival methods of batch correction, each with its published defaults and given the same cells and genes.
+"""Other methods of batch correction, with their published defaults, on the same cells and genes.
 
-They are other people's packages (the extra ``peers``), some of them copyleft: imported where used, never copied.
+Their packages (the extra ``peers``) are imported where used and never copied; some are copyleft.
 
 Shapes: N cells, G genes, P latent dimensions.
 """
@@ -28,15 +28,15 @@ from scmedley.errors import ScmedleyError, check_seed
 if TYPE_CHECKING:
     from anndata import AnnData
 
-UNKNOWN = "unknown"  # what scANVI is told of a cell whose label it must not see
-LIGER_FACTORS = 20  # of its published default; each factor is a cluster too, so many of them align nothing
+UNKNOWN = "unknown"  # label for scANVI of cells whose label it must not use
+LIGER_FACTORS = 20  # published default; each factor is also a cluster, so a large number aligns nothing
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a peer is given: prepared cells, which columns of ``obs`` to use, and how large a latent."""
+    """The input of a peer: prepared cells, columns of ``obs``, and the number of latent dimensions."""
 
     adata: AnnData
     batch_key: str
@@ -47,24 +47,24 @@ class Task:
 
     @property
     def pca_NP(self) -> Floats:
-        """Principal components, fitted on the training cells."""
+        """Return the principal components, fitted on the training cells."""
         return np.asarray(self.adata.obsm[keys.PCA], dtype=np.float32)[:, : self.n_latent]
 
     @property
     def batch_N(self) -> pd.Categorical:
-        """Batch of each cell."""
+        """Return the batch of each cell."""
         return as_categories(column(self.adata, self.batch_key, "batch"))
 
     def labels_N(self, package: str) -> npt.NDArray[np.object_]:
-        """Label of each training cell; of the others, and where it is missing, ``UNKNOWN``."""
+        """Return the label of each training cell; ``UNKNOWN`` for other cells and missing labels."""
         if self.label_key is None:
-            raise ScmedleyError(f"{package} learns from labels: name their column of obs as label_key.")
+            raise ScmedleyError(f"{package} learns from labels. Pass their column of obs as label_key.")
         label_N = column(self.adata, self.label_key, "label").astype(object)
         seen_N = (self.adata.obs[keys.SPLIT] == "train") & label_N.notna()
         return label_N.where(seen_N, UNKNOWN).astype(str).to_numpy(dtype=object)
 
     def of_genes(self, layer: str, genes_G: npt.NDArray[np.bool_]) -> AnnData:
-        """Give these genes of a layer as ``X`` of a new AnnData, its obs with the batch and nothing else."""
+        """Return these genes of a layer as ``X`` of a new AnnData; its obs holds the batch only."""
         from anndata import AnnData
 
         obs = pd.DataFrame({"batch": self.batch_N}, index=self.adata.obs_names.rename("cell"))
@@ -73,29 +73,29 @@ class Task:
 
     @property
     def hvg_G(self) -> npt.NDArray[np.bool_]:
-        """Highly variable genes, chosen on the training cells."""
+        """Return which genes are highly variable, as selected on the training cells."""
         return np.asarray(self.adata.var[keys.HVG], dtype=bool)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A rival method.
+    """Another method of batch correction.
 
     Attributes
     ----------
     package, module
-        Its name for pip, and for import.
+        Names for pip and for import.
     licence
-        Of the package.
+        Licence of the package.
     labels
-        Whether it learns from the training cells' labels.
+        Whether it learns from the labels of training cells.
     transductive
-        Whether it is fitted on all cells, as it has no way to embed others: an advantage over those that
-        have never seen the test cells. No transductive peer sees a label.
+        Whether it is fitted on all cells because it cannot embed new cells. This is an advantage over methods
+        that are not fitted on the held-out cells. No transductive peer uses labels.
     counts
         Whether it needs ``layers["counts"]``.
     embed
-        Gives the embedding, N x P.
+        Function that returns the embedding, N × P.
     """
 
     package: str
@@ -108,7 +108,7 @@ class Peer:
 
     @property
     def installed(self) -> bool:
-        """Whether the package is there; it is not imported."""
+        """Return whether the package is installed, without importing it."""
         return importlib.util.find_spec(self.module) is not None
 
 
@@ -122,33 +122,32 @@ def embed_peer(
     seed: int,
     threads: int,
 ) -> Floats:
-    """Embed all cells with a rival method.
+    """Embed all cells with another method.
 
     Parameters
     ----------
     name
         One of :data:`PEERS`.
     adata
-        Cells after :func:`scmedley.pp.prepare` and :func:`scmedley.pp.maps`. Not changed.
+        Cells after :func:`scmedley.pp.prepare` and :func:`scmedley.pp.pca`. Not changed.
     batch_key, label_key
-        Columns of ``obs``. Labels are read by peers with ``labels`` only, and only those of training cells.
+        Columns of ``obs``. Only peers with ``labels`` use labels, and only those of training cells.
     n_latent
-        Latent dimensions P, where the method leaves the choice: LIGER has at most 20 factors, and what is made
-        of principal components has no more than there are of those.
+        Number of latent dimensions P, if the method allows a choice. LIGER has at most 20 factors; a method
+        that starts from principal components has at most as many dimensions.
     seed, threads
-        Passed on; the random states of numpy, Python and torch are the caller's again afterwards. What uses the
-        library annoy (BBKNN, Scanorama) builds its index with all cores. Nothing here uses a GPU.
+        For the peer. The random states of numpy, Python and torch are restored afterwards. BBKNN and Scanorama
+        build their index (library annoy) with all cores. No peer uses a GPU.
 
     Returns
     -------
     ndarray
-        N x P float32, in the order of ``adata``.
+        N × P float32, in the order of ``adata``.
 
     Raises
     ------
     ScmedleyError
-        No such peer, not installed, no counts where it needs them, no labels where it needs those, or the
-        peer's own failure in its own words.
+        The peer is unknown or not installed, needs counts or labels that are missing, or fails itself.
     """
     if name not in PEERS:
         raise ScmedleyError(f"There is no peer {name!r}; there are {', '.join(PEERS)}.")
@@ -157,31 +156,31 @@ def embed_peer(
     _check_prepared(adata, batch_key)
     if not peer.installed:
         raise ScmedleyError(
-            f"{name} is not installed: pip install {peer.package}, or 'scmedley[peers]' for all rivals but LIGER."
+            f"{name} is not installed: pip install {peer.package}, or 'scmedley[peers]' for all peers except LIGER."
         )
     if peer.counts and keys.COUNTS not in adata.layers:
         raise ScmedleyError(
-            f"{name} failed: it models counts, and these data have none (layers[{keys.COUNTS!r}])."
+            f"{name} failed: it models counts, and these data have none. Add layers[{keys.COUNTS!r}]."
         )
     task = Task(adata, batch_key, label_key, n_latent, seed, threads)
     try:
-        with _apart(seed, threads):
+        with _isolated(seed, threads):
             z_NP = np.asarray(peer.embed(task), dtype=np.float32)
     except ScmedleyError:
         raise
-    except Exception as error:  # what others raise
+    except Exception as error:  # a peer may raise anything
         words = " ".join(str(error).split())[:300] or type(error).__name__
         raise ScmedleyError(f"{name} failed: {words}") from error
     if z_NP.ndim != 2 or len(z_NP) != adata.n_obs or not np.isfinite(z_NP).all():
         raise ScmedleyError(
-            f"{name} failed: it gave an embedding of shape {z_NP.shape} with {(~np.isfinite(z_NP)).sum():,} "
+            f"{name} failed: it returned an embedding of shape {z_NP.shape} with {(~np.isfinite(z_NP)).sum():,} "
             f"values that are not finite, for {adata.n_obs:,} cells."
         )
     return z_NP
 
 
 def harmony(task: Task) -> Any:
-    """Harmony (Korsunsky et al. 2019, Nature Methods): principal components, shifted cluster by cluster."""
+    """Embed with Harmony (Korsunsky et al. 2019, Nature Methods): principal components corrected by cluster."""
     import harmonypy
 
     return harmonypy.run_harmony(
@@ -195,30 +194,30 @@ def harmony(task: Task) -> Any:
 
 
 def scvi(task: Task) -> Any:
-    """Embed with scVI (Lopez et al. 2018, Nature Methods), a variational autoencoder of counts, told the batch."""
+    """Embed with scVI (Lopez et al. 2018, Nature Methods), a variational autoencoder of counts and batch."""
     cells = task.of_genes(keys.COUNTS, task.hvg_G)
-    return _scvi_fitted(task, _not_test(task, cells)).get_latent_representation(cells)
+    return _fitted_scvi(task, _without_test(task, cells)).get_latent_representation(cells)
 
 
 def scanvi(task: Task) -> Any:
-    """Embed with scANVI (Xu et al. 2021, Molecular Systems Biology), scVI fitted further with the labels."""
+    """Embed with scANVI (Xu et al. 2021, Molecular Systems Biology), scVI trained further with labels."""
     from scvi.model import SCANVI
 
     cells = task.of_genes(keys.COUNTS, task.hvg_G)
     cells.obs["label"] = pd.Categorical(task.labels_N("scANVI"))
-    fit = _not_test(task, cells)
-    model = SCANVI.from_scvi_model(_scvi_fitted(task, fit), UNKNOWN, labels_key="label", adata=fit)
+    fit = _without_test(task, cells)
+    model = SCANVI.from_scvi_model(_fitted_scvi(task, fit), UNKNOWN, labels_key="label", adata=fit)
     model.train(accelerator="cpu", enable_progress_bar=False)
     return model.get_latent_representation(cells)
 
 
 def scanorama(task: Task) -> Any:
-    """Scanorama (Hie et al. 2019, Nature Biotechnology): batches stitched by mutual nearest neighbours."""
+    """Embed with Scanorama (Hie et al. 2019, Nature Biotechnology), by mutual nearest neighbours."""
     import scanorama as package
 
     cells = task.of_genes(keys.LOGNORM, task.hvg_G)
     rows = _rows_by_batch(task)
-    # It wants scipy's matrices, in the order of the batches, and changes the list that it is given.
+    # Scanorama needs scipy matrices, one per batch, and changes the list of them.
     parts = [cells.X[row] for row in rows]
     genes = [list(cells.var_names)] * len(rows)
     z, _ = package.integrate(parts, genes, dimred=task.n_latent, seed=task.seed, verbose=False)
@@ -226,26 +225,26 @@ def scanorama(task: Task) -> Any:
 
 
 def liger(task: Task) -> Any:
-    """LIGER (Welch et al. 2019, Cell): non-negative factors, shared and of the batch, quantile-normalised.
+    """Embed with LIGER (Welch et al. 2019, Cell): shared and batch-specific factors, quantile-normalised.
 
-    Its factors can only be shared over genes that are found in every batch.
+    Batches can share factors only over genes that are detected in all batches.
     """
     import pyliger
 
     cells = task.of_genes(keys.COUNTS, np.ones(task.adata.n_vars, dtype=bool))
     rows = _rows_by_batch(task)
     parts = []
-    found_G = task.hvg_G
+    detected_G = task.hvg_G
     for row in rows:
         part = cells[row].copy()
         part.uns["sample_name"] = str(part.obs["batch"].iloc[0])
-        found_G = found_G & (np.asarray(part.X.sum(axis=0)).ravel() > 0)
+        detected_G = detected_G & (np.asarray(part.X.sum(axis=0)).ravel() > 0)
         parts.append(part)
-    if not found_G.any():
-        raise ScmedleyError("LIGER failed: no highly variable gene is found in every batch.")
-    whole = pyliger.create_liger(parts, remove_missing=False)  # it would remove genes batch by batch
+    if not detected_G.any():
+        raise ScmedleyError("LIGER failed: no highly variable gene is detected in every batch.")
+    whole = pyliger.create_liger(parts, remove_missing=False)  # else it removes different genes per batch
     pyliger.normalize(whole, remove_missing=False)
-    whole.var_genes = cells.var_names[found_G]
+    whole.var_genes = cells.var_names[detected_G]
     pyliger.scale_not_center(whole, remove_missing=False)
     pyliger.optimize_ALS(whole, k=min(LIGER_FACTORS, task.n_latent), rand_seed=task.seed + 1)
     pyliger.quantile_norm(whole, rand_seed=task.seed + 1)
@@ -253,10 +252,10 @@ def liger(task: Task) -> Any:
 
 
 def bbknn(task: Task) -> Any:
-    """BBKNN (Polański et al. 2020, Bioinformatics): a graph with neighbours from every batch; its diffusion map.
+    """Embed with BBKNN (Polański et al. 2020, Bioinformatics) and a diffusion map of its graph.
 
-    The method ends with a graph, and scores here are of coordinates. The diffusion map gives the graph's own:
-    eigenvectors of its random walk, each times its eigenvalue, the constant one left out. That step is ours.
+    BBKNN returns a graph with neighbours from every batch, but scores need coordinates. We add the diffusion
+    map: eigenvectors of the graph's random walk, each times its eigenvalue, without the constant one.
     """
     import bbknn as package
     import scanpy as sc
@@ -279,7 +278,7 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def _scvi_fitted(task: Task, fit: AnnData) -> Any:
+def _fitted_scvi(task: Task, fit: AnnData) -> Any:
     import scvi as package
     from scvi.model import SCVI
 
@@ -290,8 +289,8 @@ def _scvi_fitted(task: Task, fit: AnnData) -> Any:
     return model
 
 
-def _not_test(task: Task, cells: AnnData) -> AnnData:
-    """Give the cells that a method with a way to embed others may be fitted on."""
+def _without_test(task: Task, cells: AnnData) -> AnnData:
+    """Return all but the held-out cells, to fit a method that can embed new cells."""
     return cells[(task.adata.obs[keys.SPLIT] != "test").to_numpy()].copy()
 
 
@@ -301,30 +300,22 @@ def _rows_by_batch(task: Task) -> list[npt.NDArray[np.intp]]:
 
 
 def _in_order(parts: list[Any], rows: list[npt.NDArray[np.intp]]) -> Any:
-    """Put the batches' cells back into the order of the data."""
+    """Return the cells of all batches in the order of the data."""
     return np.concatenate(parts)[np.argsort(np.concatenate(rows))]
 
 
 def _check_prepared(adata: AnnData, batch_key: str) -> None:
-    missing = [
-        place
-        for place, there in (
-            (f"layers[{keys.LOGNORM!r}]", keys.LOGNORM in adata.layers),
-            (f"var[{keys.HVG!r}]", keys.HVG in adata.var),
-            (f"obs[{keys.SPLIT!r}]", keys.SPLIT in adata.obs),
-            (f"obsm[{keys.PCA!r}]", keys.PCA in adata.obsm),
-        )
-        if not there
-    ]
+    needed = {"layers": keys.LOGNORM, "var": keys.HVG, "obs": keys.SPLIT, "obsm": keys.PCA}
+    missing = [f"{part}[{key!r}]" for part, key in needed.items() if key not in getattr(adata, part)]
     if missing:
-        raise ScmedleyError(f"The data has no {missing[0]}: run sm.pp.prepare and sm.pp.pca first.")
+        raise ScmedleyError(f"The data have no {missing[0]}: run sm.pp.prepare and sm.pp.pca first.")
     if as_categories(column(adata, batch_key, "batch")).isna().any():
-        raise ScmedleyError(f"Some cells have no batch in obs[{batch_key!r}]: fill it in or remove them.")
+        raise ScmedleyError(f"Some cells have no batch in obs[{batch_key!r}]. Fill it in or remove them.")
 
 
 @contextmanager
-def _apart(seed: int, threads: int) -> Iterator[None]:
-    """Let a package print, log, warn, seed and set threads as it likes; the caller does not notice."""
+def _isolated(seed: int, threads: int) -> Iterator[None]:
+    """Silence a package's output, logs and warnings; restore random states and threads afterwards."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -340,7 +331,7 @@ def _apart(seed: int, threads: int) -> Iterator[None]:
             redirect_stdout(io.StringIO()),
             redirect_stderr(io.StringIO()),
         ):
-            warnings.simplefilter("ignore")  # those of its insides, which nobody here can mend
+            warnings.simplefilter("ignore")  # the user cannot fix warnings inside a package
             logging.disable(logging.WARNING)
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)

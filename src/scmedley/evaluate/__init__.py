@@ -1,6 +1,6 @@
-"""Scores of an embedding: what is left of the batch, what is kept of the biology, each with its chance.
+"""Scores of an embedding: batch leakage and preserved biology, each with its value by chance.
 
-``scores`` is the table for an AnnData; the metrics and probes beneath take arrays and give numbers.
+``scores`` returns a table for an AnnData. The metrics and probes take arrays and return numbers.
 Codes are integers per cell, -1 where the value is missing.
 """
 

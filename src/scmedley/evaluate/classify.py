@@ -1,10 +1,11 @@
-"""The mixed-effects classifier: what a random forest reads from a fixed latent, a random one, and both (scMEDAL).
+"""The mixed-effects classifier (scMEDAL): a random forest on the fixed embedding, the random one, and both.
 
-A donor has one diagnosis and many cells. A classifier that has met a donor's other cells can know her by them, so a
-donor-level target is scored honestly only on donors that it never met; ``target_table`` marks what is not.
+A donor has one diagnosis and many cells. A classifier trained on some cells of a donor can recognise the
+donor. A donor-level target must therefore be scored on donors without training cells; ``target_table`` marks
+leaks.
 
-Shapes: N cells, M training cells, P latent dimensions, K classes or labels. Codes are integers per cell,
--1 where the value is missing.
+Shapes: N cells, M training cells, P latent dimensions, K classes or labels, D donors. Codes are integers per
+cell, -1 where the value is missing.
 """
 
 from __future__ import annotations
@@ -23,35 +24,26 @@ from scmedley.evaluate.neighbors import Codes, Floats
 LEAKS = "leaks: donors are in train and test"
 COMPOSITION = "composition only"
 COLUMNS = [
-    "embedding",
-    "held_out",
-    "caution",
-    "accuracy",
-    "balanced_accuracy",
-    "chance",
-    "chance_balanced",
-    "n_cells",
-    "donor_accuracy",
-    "donor_chance",
-    "n_donors",
+    *("embedding", "held_out", "caution", "accuracy", "balanced_accuracy", "chance", "chance_balanced"),
+    *("n_cells", "donor_accuracy", "donor_chance", "n_donors"),
 ]
 
 
 @dataclass(frozen=True)
 class Classified:
-    """How many held-out cells are classified right, and how many would be by chance.
+    """Accuracy of a classifier on held-out cells, and its expected value by chance.
 
     Attributes
     ----------
     accuracy
-        Share of cells.
+        Share of cells with the right class.
     balanced_accuracy
-        Mean over the classes of the held-out cells of each class's share.
+        Mean of the recall over the classes of the held-out cells.
     chance, chance_balanced
-        Both, to be expected of classes drawn by their shares of the training cells
+        Expected values of both for classes drawn with their frequencies among the training cells
         (scikit-learn's ``DummyClassifier("stratified")``, in closed form).
     n_cells
-        Held-out cells scored.
+        Number of scored held-out cells.
     """
 
     accuracy: float
@@ -64,23 +56,23 @@ class Classified:
 def classify(
     z_train: Floats, y_train: Codes, z_test: Floats, y_test: Codes, *, seed: int, n_trees: int = 100
 ) -> Classified:
-    """Learn classes from the latent of training cells and score them on held-out cells.
+    """Train a random forest on the embedding of training cells and score it on held-out cells.
 
     Parameters
     ----------
     z_train, z_test
-        Latent of the training and of the held-out cells, M × P and N × P.
+        Embedding of the training cells (M × P) and of the held-out cells (N × P).
     y_train, y_test
-        Classes; cells with code -1 are left out. A class that no training cell has counts as wrong.
+        Classes. Cells with code -1 are left out. A class without training cells counts as wrong.
     seed
-        Of the forest.
+        Random seed of the forest.
     n_trees
-        Trees of the forest; the published number is 100.
+        Number of trees; 100 in the publication.
 
     Returns
     -------
     Classified
-        All nan without training cells or held-out cells.
+        Accuracies are nan without training cells or without held-out cells.
     """
     test = y_test >= 0
     predicted_N = predict(z_train, y_train, z_test[test], seed=seed, n_trees=n_trees)
@@ -90,9 +82,9 @@ def classify(
 def predict(
     z_train: Floats, y_train: Codes, z_test: Floats, *, seed: int, n_trees: int = 100
 ) -> npt.NDArray[np.int64]:
-    """Predict classes by a random forest on latents standardised on the training cells.
+    """Predict classes with a random forest on embeddings standardised on the training cells.
 
-    Parameters are those of :func:`classify`. Without training cells all predictions are -1.
+    The parameters are those of :func:`classify`. Without training cells all predictions are -1.
     """
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.pipeline import make_pipeline
@@ -107,14 +99,15 @@ def predict(
 
 
 def donor_accuracy(predicted_N: Codes, y_N: Codes, donor_N: Codes) -> tuple[float, int]:
-    """Let each donor's cells vote and give the share of donors that are right, and the number of donors.
+    """Return the share of donors whose cells vote for the right class, and the number of donors.
 
-    A tie counts by the chance that a draw among the tied classes is right.
+    A tie counts as the probability that a random draw among the tied classes is right.
 
     Parameters
     ----------
     predicted_N, y_N, donor_N
-        Predicted class, true class and donor of the held-out cells. Cells without class or donor are left out.
+        Predicted class, true class and donor of the held-out cells. Cells without class or donor are left
+        out.
 
     Raises
     ------
@@ -128,8 +121,8 @@ def donor_accuracy(predicted_N: Codes, y_N: Codes, donor_N: Codes) -> tuple[floa
         own = known & (donor_N == donor)
         if len(np.unique(y_N[own])) > 1:
             raise ScmedleyError(
-                f"Donor {donor} has cells of classes {np.unique(y_N[own]).tolist()}. Only a target that is the same "
-                "for all cells of a donor can be scored by donor."
+                f"Donor {donor} has cells of classes {np.unique(y_N[own]).tolist()}. All cells of a donor must have "
+                "the same class. Correct the column, or score by cell."
             )
         classes, votes = np.unique(predicted_N[own], return_counts=True)
         winners = classes[votes == votes.max()]
@@ -138,10 +131,11 @@ def donor_accuracy(predicted_N: Codes, y_N: Codes, donor_N: Codes) -> tuple[floa
 
 
 def composition(label_N: Codes, donor_N: Codes) -> npt.NDArray[np.float64]:
-    """Give each cell its donor's shares of the labels, N × K: the baseline of donor-level targets.
+    """Return the label proportions of each cell's donor, N × K: the baseline for donor-level targets.
 
-    A donor who has more monocytes can be told by that alone; an embedding has to beat it. Cells without a label
-    are not counted; without any labelled cell the shares are 0, as they are for a cell without a donor.
+    Proportions alone, such as more monocytes, can predict the target; an embedding should do better. Cells
+    without a label are not counted. The proportions are 0 for a donor without labelled cells and for a cell
+    without donor.
     """
     size = int(label_N.max(initial=-1)) + 1
     counts_DK = np.zeros((int(donor_N.max(initial=-1)) + 2, size))  # the last row is that of donor -1
@@ -163,57 +157,57 @@ def target_table(
     n_trees: int = 100,
     joins: Sequence[tuple[str, str]] | None = None,
 ) -> pd.DataFrame:
-    """Classify a target from each embedding, alone and joined with each random latent.
+    """Classify a target from each embedding, alone and joined with each random-effects embedding.
 
     Parameters
     ----------
     fixed
         Embeddings by name, each N × P: ``{"PCA": ..., "FE": ...}``.
     random
-        Random-effects latents, each N × P, with their null: ``{"RE": ..., "RE, permuted batches": ...}``.
+        Random-effects embeddings, each N × P, and their null: ``{"RE": ..., "RE, permuted batches": ...}``.
         Each is scored alone and joined with those of ``fixed`` (``"FE + RE"``).
     target_N, donor_N
-        What is to be told, and the donor. The target is donor-level if no donor has two values of it.
+        The class to predict, and the donor. The target is donor-level if each donor has one class only.
     label_N
         Cell types, for the row ``"composition only"`` of a donor-level target; ``None``: no such row.
     part_N
-        "train" and "test"; other cells are not used.
+        "train" or "test"; other cells are not used.
     seed, n_trees
-        Of the forests.
+        Random seed and number of trees of each forest.
     joins
-        Which of ``fixed`` is joined with which of ``random``; all with all by default.
+        Pairs of names, one of ``fixed`` and one of ``random``; all pairs by default.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each embedding: ``embedding``; ``held_out``, "donors" if no donor has both training and
-        held-out cells, else "cells"; ``caution``, empty, or "leaks: donors are in train and test" for a donor-level
-        target with cells held out; the values of :class:`Classified`; and for a donor-level target
-        ``donor_accuracy`` (:func:`donor_accuracy`), ``donor_chance`` (to be expected of classes drawn by the shares
-        of the training donors), nan otherwise; ``n_donors``, held-out donors.
+        One row per embedding. ``embedding``: its name. ``held_out``: "donors" if no donor has both training
+        and held-out cells, else "cells". ``caution``: "leaks: donors are in train and test" for a donor-level
+        target with cells held out, else empty. Then the values of :class:`Classified`. ``n_donors``: number
+        of held-out donors. For a donor-level target, else nan: ``donor_accuracy`` (:func:`donor_accuracy`)
+        and ``donor_chance`` (expected for classes drawn with their frequencies among the training donors).
 
     Raises
     ------
     ScmedleyError
-        A name is given twice, an embedding has not one row a cell, or a part is empty.
+        A name occurs twice, an embedding does not have one row per cell, or a part is empty.
     """
     train, test = (np.flatnonzero((part_N == part) & (target_N >= 0)) for part in ("train", "test"))
     if not (len(train) and len(test)):
         raise ScmedleyError(
-            f"{len(train)} training cells and {len(test)} held-out cells have a target; both are needed. Look at the "
-            "split and at missing values of the target."
+            f"{len(train)} training cells and {len(test)} held-out cells have a target; both are needed. Check the "
+            "split and the missing values of the target."
         )
-    donor_level = _one_target_each(target_N, donor_N)
+    donor_level = _is_donor_level(target_N, donor_N)
     if joins is None:
         joins = list(product(fixed, random))
-    blocks = _blocks(fixed, random, joins, len(target_N))
+    embeddings = _joined(fixed, random, joins, len(target_N))
     if donor_level and label_N is not None:
-        blocks[COMPOSITION] = composition(label_N, donor_N)
+        embeddings[COMPOSITION] = composition(label_N, donor_N)
     donors_train, donors_test = (np.unique(donor_N[p][donor_N[p] >= 0]) for p in (train, test))
     held_out = "cells" if np.isin(donors_test, donors_train).any() else "donors"
     caution = LEAKS if donor_level and held_out == "cells" else ""
     rows = []
-    for name, z_NP in blocks.items():
+    for name, z_NP in embeddings.items():
         predicted = predict(z_NP[train], target_N[train], z_NP[test], seed=seed, n_trees=n_trees)
         values = asdict(_score(predicted, target_N[train], target_N[test]))
         by_donor = float("nan")
@@ -226,8 +220,8 @@ def target_table(
     table["n_donors"] = len(donors_test)
     table["donor_chance"] = float("nan")
     if donor_level:
-        one_each = (_first(target_N[p], donor_N[p]) for p in (train, test))
-        table["donor_chance"] = _chance(*one_each)[0]
+        target_train_D, target_test_D = (_by_donor(target_N[p], donor_N[p]) for p in (train, test))
+        table["donor_chance"] = _chance(target_train_D, target_test_D)[0]
     return table[COLUMNS]
 
 
@@ -245,7 +239,7 @@ def _score(predicted_N: Codes, y_train: Codes, y_N: Codes) -> Classified:
 
 
 def _chance(y_train: Codes, y_N: Codes) -> tuple[float, float]:
-    """Expect accuracy and balanced accuracy of classes drawn by their training shares."""
+    """Return the expected accuracy and balanced accuracy of classes drawn with their training frequencies."""
     y_train = y_train[y_train >= 0]
     if not (len(y_train) and len(y_N)):
         return float("nan"), float("nan")
@@ -254,35 +248,35 @@ def _chance(y_train: Codes, y_N: Codes) -> tuple[float, float]:
     return float(share_K[y_N].mean()), float(share_K[np.unique(y_N)].mean())
 
 
-def _blocks(
+def _joined(
     fixed: Mapping[str, Floats], random: Mapping[str, Floats], joins: Sequence[tuple[str, str]], n_cells: int
 ) -> dict[str, Floats]:
-    """Lay out each embedding, alone and joined, float32."""
+    """Return each embedding, alone and joined, in float32."""
     twice = sorted(fixed.keys() & random.keys())
     if twice:
-        raise ScmedleyError(f"{twice[0]!r} is both a fixed and a random embedding. Name each once.")
+        raise ScmedleyError(f"{twice[0]!r} is both a fixed and a random embedding. Use each name once.")
     for name, z_NP in {**fixed, **random}.items():
         if np.ndim(z_NP) != 2 or len(z_NP) != n_cells:
             raise ScmedleyError(
-                f"{name!r} has shape {np.shape(z_NP)}; {n_cells} rows, one a cell, are needed."
+                f"{name!r} has shape {np.shape(z_NP)}; {n_cells} rows are needed, one per cell."
             )
-    blocks: dict[str, Floats] = {}
+    embeddings: dict[str, Floats] = {}
     for name, z_NP in fixed.items():
-        blocks[name] = np.asarray(z_NP, dtype=np.float32)
+        embeddings[name] = np.asarray(z_NP, dtype=np.float32)
         for other in (second for first, second in joins if first == name):
-            joined = [blocks[name], np.asarray(random[other], dtype=np.float32)]
-            blocks[f"{name} + {other}"] = np.hstack(joined)
-    return blocks | {name: np.asarray(z_NP, dtype=np.float32) for name, z_NP in random.items()}
+            pair = [embeddings[name], np.asarray(random[other], dtype=np.float32)]
+            embeddings[f"{name} + {other}"] = np.hstack(pair)
+    return embeddings | {name: np.asarray(z_NP, dtype=np.float32) for name, z_NP in random.items()}
 
 
-def _one_target_each(target_N: Codes, donor_N: Codes) -> bool:
-    """Say whether no donor has two values of the target."""
+def _is_donor_level(target_N: Codes, donor_N: Codes) -> bool:
+    """Return whether each donor has one value of the target only."""
     known = (target_N >= 0) & (donor_N >= 0)
     pairs = np.unique(np.stack([donor_N[known], target_N[known]]), axis=1)
     return bool(known.any()) and len(np.unique(pairs[0])) == pairs.shape[1]
 
 
-def _first(target_N: Codes, donor_N: Codes) -> Codes:
-    """Give each donor's target, once."""
+def _by_donor(target_N: Codes, donor_N: Codes) -> Codes:
+    """Return the target of each donor, D."""
     known = donor_N >= 0
     return np.asarray(target_N[known][np.unique(donor_N[known], return_index=True)[1]])

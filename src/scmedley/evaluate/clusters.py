@@ -1,4 +1,4 @@
-"""Do clusters found in an embedding agree with the labels?
+"""Agreement of k-means clusters of an embedding with the labels.
 
 Shapes: N cells, P latent dimensions.
 """
@@ -24,28 +24,28 @@ def kmeans_clusters(z_NP: Floats, n_clusters: int, seed: int) -> npt.NDArray[np.
     n_clusters
         Usually the number of labels; at most the number of cells.
     seed
-        Seed of the starts.
+        Random seed of the starts.
 
     Returns
     -------
     numpy.ndarray
-        Cluster of each cell; fewer clusters where there are fewer different cells.
+        Cluster of each cell. There are fewer clusters if fewer cells are distinct.
     """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     kmeans = KMeans(n_clusters, n_init=10, random_state=seed)
-    with warnings.catch_warnings(), threadpool_limits(1):  # threads would sum in any order
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different cells than clusters
+    with warnings.catch_warnings(), threadpool_limits(1):  # threads change the order of sums
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct cells than clusters
         return np.asarray(kmeans.fit_predict(np.asarray(z_NP, dtype=np.float64)), dtype=np.int64)
 
 
 def ari(clusters_N: Codes, codes_N: Codes) -> float:
-    """Compare pairs: adjusted Rand index (Hubert & Arabie 1985), 0 by chance, 1 where clusters are the labels.
+    """Compute the adjusted Rand index (Hubert & Arabie 1985): 0 by chance, 1 if clusters equal labels.
 
-    Of all pairs of cells: in how many do the clusters agree with the labels on whether the two belong
-    together, beyond what the sizes of both make expected.
+    It counts the pairs of cells for which clusters and labels agree on whether both cells are in one group,
+    and corrects for the number expected from the group sizes.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def ari(clusters_N: Codes, codes_N: Codes) -> float:
 
 
 def nmi(clusters_N: Codes, codes_N: Codes, mean: Literal["arithmetic", "max"] = "arithmetic") -> float:
-    """Normalise the mutual information: 1 where clusters are the labels; above 0 by chance, so see the null.
+    """Compute the normalised mutual information: 1 if clusters equal labels, above 0 by chance.
 
     I(clusters, labels) / mean(H(clusters), H(labels)).
 
@@ -68,7 +68,8 @@ def nmi(clusters_N: Codes, codes_N: Codes, mean: Literal["arithmetic", "max"] = 
     clusters_N, codes_N
         Cluster and label of each cell; cells with -1 in either are left out. nan with fewer than two labels.
     mean
-        "arithmetic", or "max" (the larger entropy, as in DeepBID: never more than the former).
+        "arithmetic", or "max" (the larger entropy, as in DeepBID; the value is never above that of
+        "arithmetic").
     """
     from sklearn.metrics import normalized_mutual_info_score
 

@@ -1,7 +1,7 @@
-"""How compact and how far apart the groups of cells (batches or labels) lie in an embedding.
+"""Metrics of how compact and how well separated groups of cells (batches or labels) are in an embedding.
 
-One metric, one pure function: arrays in, float out. Cells with code -1 (value missing) are left out.
-Every metric is nan when the cells left form fewer than two groups, or as many groups as cells.
+Cells with code -1 (value missing) are left out. A metric is nan when the other cells form fewer than two
+groups, or as many groups as cells.
 
 Shapes: N cells, P latent dimensions, R sets of codes for the same cells, C groups.
 """
@@ -17,11 +17,11 @@ _CHUNK = 2**23  # distances held at once: 64 MB
 
 
 def asw(z_NP: Floats, codes_N: Codes, seed: int, max_cells: int = 10_000) -> float:
-    """Average silhouette width, -1 (groups interleaved) to 1 (groups compact and far apart).
+    """Compute the average silhouette width, -1 (groups interleaved) to 1 (groups compact and far apart).
 
-    The silhouette of a cell is (b - a) / max(a, b): a its mean distance to the other cells of its group,
-    b its mean distance to the nearest other group (Rousseeuw 1987); not rescaled. The only cell of a
-    group counts 0.
+    The silhouette of a cell is (b - a) / max(a, b). Here a is its mean distance to the other cells of its
+    group, and b its mean distance to the nearest other group (Rousseeuw 1987). It is not rescaled. The only
+    cell of a group counts 0.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ def asw(z_NP: Floats, codes_N: Codes, seed: int, max_cells: int = 10_000) -> flo
     codes_N
         Group of each cell, -1 for none.
     seed
-        Seed of the draw when there are more than ``max_cells`` cells.
+        Random seed of the draw when there are more than ``max_cells`` cells.
     max_cells
-        Cells drawn at most, because the cost grows with their square.
+        Maximum number of cells; the cost grows with its square.
     """
     z_NP, codes_N = _grouped(z_NP, codes_N)
     cells = draw(len(codes_N), max_cells, seed)
@@ -40,9 +40,9 @@ def asw(z_NP: Floats, codes_N: Codes, seed: int, max_cells: int = 10_000) -> flo
 
 
 def silhouettes(z_NP: Floats, codes_RN: Codes) -> npt.NDArray[np.float64]:
-    """Average silhouette widths of several sets of codes (a real one and its permutations) in one pass.
+    """Compute the average silhouette widths of several sets of codes (real and permuted) in one pass.
 
-    Nearly all of the cost is in the distances between the cells, which do not depend on the codes.
+    The distances between cells cost most of the time and do not depend on the codes.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def silhouettes(z_NP: Floats, codes_RN: Codes) -> npt.NDArray[np.float64]:
     Returns
     -------
     numpy.ndarray
-        R widths; nan where there are fewer than two groups, or as many as cells.
+        R widths; nan with fewer than two groups, or as many groups as cells.
     """
     from scipy.sparse import csr_array
     from sklearn.metrics.pairwise import euclidean_distances
@@ -75,7 +75,7 @@ def silhouettes(z_NP: Floats, codes_RN: Codes) -> npt.NDArray[np.float64]:
     for start in range(0, N, step):
         cells = np.arange(start, min(start + step, N))
         distance = euclidean_distances(z_NP, z_NP[cells])  # N × cells of the chunk
-        distance[cells, np.arange(len(cells))] = 0.0  # not rounding noise
+        distance[cells, np.arange(len(cells))] = 0.0  # removes rounding errors
         sums = (member @ distance).reshape(R, C, len(cells))
         own = codes_RN[:, None, cells]
         own_size = np.take_along_axis(size_RC, own[:, 0], axis=1)
@@ -91,23 +91,24 @@ def silhouettes(z_NP: Floats, codes_RN: Codes) -> npt.NDArray[np.float64]:
 
 
 def bras(z_NP: Floats, batch_N: Codes, label_N: Codes) -> float:
-    """Batch-removal-adapted silhouette (Rautenstrauch & Ohler 2025): 1, batches are mixed; 0, they lie apart.
+    """Compute the batch-removal-adapted silhouette: 1, batches are mixed; 0, batches are separate.
 
-    Within each label, s = (b - a) / max(a, b) of each cell: a its mean cosine distance to the other cells
-    of its batch, b to the cells of all other batches. 1 - abs(s) is averaged over the cells of a label,
-    then over labels. The silhouette takes the nearest batch for b, so that it is blind to a batch that
-    has one like it, however far both are from the rest. The only cell of a batch counts s = 0.
+    Within each label, each cell has s = (b - a) / max(a, b). Here a is its mean cosine distance to the other
+    cells of its batch, and b to the cells of all other batches. 1 - abs(s) is averaged over the cells of a
+    label, then over labels (Rautenstrauch & Ohler 2025). The plain silhouette takes b from the nearest batch
+    only. It thus misses a pair of similar batches that is far from all others. The only cell of a batch has s
+    = 0.
 
-    The cosine is that of the angle at the origin of the embedding. The mean cosine distance from a cell to
-    a group is 1 - u · mean(u of the group), u of length 1, so no pairs of cells are needed.
+    The cosine is that of the angle at the origin of the embedding. The mean cosine distance from a cell to a
+    group is 1 - u · mean(u of the group), with u of length 1. This needs no pairs of cells.
 
     Parameters
     ----------
     z_NP
         Embedding, finite. A cell at the origin has distance 1 to all others.
     batch_N, label_N
-        Codes; cells with -1 in either are left out. Labels of one batch, or with as many batches as
-        cells, are skipped; nan if none is left.
+        Codes; cells with -1 in either are left out. Labels with one batch, or with as many batches as cells,
+        are skipped; the result is nan if all are.
     """
     z_NP = np.asarray(z_NP, dtype=np.float64)
     norm_N1 = np.linalg.norm(z_NP, axis=1, keepdims=True)
@@ -122,7 +123,7 @@ def bras(z_NP: Floats, batch_N: Codes, label_N: Codes) -> float:
 
 
 def _cosine_silhouettes(unit_NP: Floats, codes_N: Codes) -> npt.NDArray[np.float64]:
-    """Silhouette of each cell by cosine distance, against all cells of other groups together."""
+    """Compute the silhouette of each cell by cosine distance, against all cells of other groups together."""
     N = len(codes_N)
     member_CN = np.arange(codes_N.max() + 1)[:, None] == codes_N
     own_NP = (member_CN.astype(np.float64) @ unit_NP)[codes_N]
@@ -132,17 +133,17 @@ def _cosine_silhouettes(unit_NP: Floats, codes_N: Codes) -> npt.NDArray[np.float
     a_N = 1 - to_own_N / np.maximum(n_own_N - 1, 1)
     b_N = 1 - to_others_N / (N - n_own_N)
     widest_N = np.maximum(a_N, b_N)
-    scored = (n_own_N > 1) & (widest_N > 1e-12)  # less is rounding noise: all cells in one direction
+    scored = (n_own_N > 1) & (widest_N > 1e-12)  # smaller values are rounding errors
     silhouette_N = np.zeros(N)
     silhouette_N[scored] = (b_N - a_N)[scored] / widest_N[scored]
     return silhouette_N
 
 
 def calinski_harabasz(z_NP: Floats, codes_N: Codes) -> float:
-    """Calinski-Harabasz index: between-group over within-group variance, each per degree of freedom.
+    """Compute the Calinski-Harabasz index: between- over within-group variance, each per degree of freedom.
 
-    About 1 when the groups mean nothing; grows with the number of cells when they mean something.
-    1 (scikit-learn's convention) when no group has any spread.
+    About 1 for random groups; for real groups it grows with the number of cells. It is 1 (scikit-learn's
+    convention) when no group has any variance.
 
     Parameters
     ----------
@@ -158,10 +159,11 @@ def calinski_harabasz(z_NP: Floats, codes_N: Codes) -> float:
 
 
 def inverse_davies_bouldin(z_NP: Floats, codes_N: Codes) -> float:
-    """One over the Davies-Bouldin index: higher is better separated, 0 at worst.
+    """Compute the inverse of the Davies-Bouldin index: higher means better separated, at least 0.
 
-    Davies-Bouldin is the mean over groups of the worst ratio of two groups' spread to the distance
-    between their centres. nan also where it is 0: no group has any spread, or all centres coincide.
+    For each group, Davies-Bouldin takes the largest ratio, over the other groups, of the spread of both
+    groups to the distance between their centres; it is the mean over groups. The result is nan also where the
+    index is 0: no group has any spread, or all centres coincide.
 
     Parameters
     ----------
@@ -178,7 +180,7 @@ def inverse_davies_bouldin(z_NP: Floats, codes_N: Codes) -> float:
 
 
 def draw(n: int, at_most: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw ``at_most`` of ``n`` cells without replacement, in ascending order; all of them if they fit."""
+    """Draw at most ``at_most`` of ``n`` cells without replacement; return their rows in ascending order."""
     if n <= at_most:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, at_most, replace=False))

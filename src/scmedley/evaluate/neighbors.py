@@ -1,9 +1,6 @@
-"""The k nearest neighbours of cells, exact and in one order: one search a pair of query and reference.
+"""The k nearest neighbours of cells, exact and in a reproducible order.
 
-A graph of all held-out cells serves iLISI and cLISI; the votes of kNN accuracy and of each label's kNN probe look among
-training cells, which differ from one to the next, so that no search is done twice.
-
-Shapes: N query cells, M reference cells, P latent dimensions, K neighbours.
+Shapes: N query cells, M reference cells, P latent dimensions, K neighbours (not labels).
 """
 
 from __future__ import annotations
@@ -29,7 +26,7 @@ class Neighbors:
     indices_NK
         Rows of the reference.
     distances_NK
-        Euclidean distances, in the units of the embedding.
+        Euclidean distances.
     """
 
     indices_NK: npt.NDArray[np.int64]
@@ -42,29 +39,29 @@ def nearest(query_NP: Floats, reference_MP: Floats, k: int, *, exclude_self: boo
     Parameters
     ----------
     query_NP, reference_MP
-        Cells × latent dimensions.
+        Embeddings of both sets of cells.
     k
-        Number of neighbours, at least 1; clipped to the number of reference cells that there are.
+        Number of neighbours, at least 1; clipped to the number of reference cells.
     exclude_self
-        Leave each cell out of its own neighbours; the query must then be the reference.
+        Exclude each cell from its own neighbours; query and reference must then be equal.
 
     Returns
     -------
     Neighbors
-        Nearest first; neighbours at equal distance stand in the order of the reference.
+        Nearest first; neighbours at equal distance are in the order of the reference.
 
     Raises
     ------
     ValueError
-        ``k`` < 1, no reference cells, or ``exclude_self`` with a query that is not the reference.
+        ``k`` < 1, no reference cells, or ``exclude_self`` with a query that differs from the reference.
     """
     from sklearn.neighbors import NearestNeighbors
 
     if exclude_self and not np.array_equal(query_NP, reference_MP):
-        raise ValueError("exclude_self needs the query to be the reference")
+        raise ValueError("exclude_self needs the query to be the reference: pass the same matrix twice")
     k = min(k, len(reference_MP) - exclude_self)
     if k < 1:
-        raise ValueError(f"no neighbours to find: k and the number of reference cells leave {k}")
+        raise ValueError(f"no neighbours to find: k is {k} after clipping to the reference cells")
     one_thread_if_forked()
     index = NearestNeighbors(n_neighbors=k).fit(np.asarray(reference_MP, dtype=np.float64))
     query = None if exclude_self else np.asarray(query_NP, dtype=np.float64)

@@ -1,15 +1,15 @@
-"""Fresh classifiers that try to read a label or the batch from an embedding, and what they read by chance.
+"""Probes: classifiers trained to predict the batch or the label from an embedding, compared with chance.
 
-A probe is a function ``(z_train, codes_train, z_test) -> predicted codes of the test cells``. Another
-classifier is another such function. All answer with the class that is most probable for its size, which is
-what balanced accuracy rewards: a batch of few cells can still be found, and a large batch does not win
-everywhere.
+A probe is a function ``(z_train, codes_train, z_test) -> predicted codes of the held-out cells``. All probes
+weight the classes equally, as balanced accuracy does. Small batches can thus be predicted, and large batches
+are not preferred.
 
-Chance needs no second fit. Batches of held-out cells that are permuted have nothing to do with what a probe
-predicts for these cells, so that each of C batches is met once in C times, whatever the probe has learnt and
-however unequal the batches are; and how far single permutations lie from that mean has a closed form.
+The null (permuted batches) needs no second fit. Permuted batches of held-out cells are independent of the
+predictions. The expected balanced accuracy is therefore 1 / C for C batches, for every probe and all batch
+sizes. The standard deviation over permutations has a closed form.
 
-Shapes: N cells, M training cells, P latent dimensions, K neighbours, C classes.
+Shapes: N held-out cells, M training cells, P latent dimensions, K neighbours (labels in ``_leak``), C
+classes.
 """
 
 from __future__ import annotations
@@ -29,30 +29,29 @@ Probe = Callable[[Floats, Codes, Floats], Codes]
 ProbeName = Literal["kNN", "logistic", "network"]
 
 PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
-MAX_TRAIN = 5_000  # training cells of a label
-_STEPS = 300  # of the network, about
+MAX_TRAIN = 5_000  # maximum number of training cells per label
+_STEPS = 300  # approximate number of training steps of the network
 
 
 @dataclass(frozen=True)
 class Leak:
-    """How much of the batch can be read from an embedding, within labels.
+    """Batch leakage: how well the batch of held-out cells is predicted from an embedding, within labels.
 
-    In a label leak, "batch" and "label" below trade places.
+    For a label leak, exchange "batch" and "label" below.
 
     Attributes
     ----------
     value
-        0: what chance gives. 1: the batch of every held-out cell is read. nan: no label could be scored.
+        0: as by chance. 1: the batch of every held-out cell is predicted. nan: no label could be scored.
     null_sd
-        Standard deviation of ``value`` around 0 when the batches of held-out cells are permuted within labels:
-        how far from 0 chance alone can take it.
+        Standard deviation of ``value`` around 0 when batches of held-out cells are permuted within labels.
     per_label
         Value of each label (in a label leak, of each batch) that could be scored, by its code.
     n_cells
-        Held-out cells scored.
+        Number of scored held-out cells.
     se
-        Standard error of ``value``: how much it would vary with other held-out cells of the same batches and
-        labels. How much it would vary with another fit of the embedding is not in it.
+        Standard error of ``value`` over samples of held-out cells of the same batches and labels. It does not
+        include the variation between fits of the embedding.
     """
 
     value: float
@@ -65,24 +64,24 @@ class Leak:
 def knn_accuracy(
     z_train: Floats, codes_train: Codes, z_test: Floats, codes_test: Codes, k: int = 15
 ) -> float:
-    """Share of held-out cells whose label is that of most of their ``k`` nearest training cells.
+    """Return the share of held-out cells whose label is that of most of their ``k`` nearest training cells.
 
-    A tie goes to the nearest neighbour's label if it is among the tied, else to the lowest code.
-    A held-out cell whose label no training cell has counts as wrong.
+    A tie goes to the nearest neighbour's label if it is among the tied labels, else to the lowest code.
+    A held-out cell counts as wrong if no training cell has its label.
 
     Parameters
     ----------
     z_train, z_test
-        Embedding of the training and of the held-out cells, M × P and N × P.
+        Embedding of the training cells (M × P) and of the held-out cells (N × P).
     codes_train, codes_test
-        Labels; cells with code -1 are left out on both sides.
+        Labels; cells with code -1 are left out.
     k
-        Neighbours, clipped to the number of training cells.
+        Number of neighbours, clipped to the number of training cells.
 
     Returns
     -------
     float
-        0 to 1; nan without training cells or held-out cells.
+        0 to 1; nan without training cells or without held-out cells.
     """
     train, test = codes_train >= 0, codes_test >= 0
     if not (train.any() and test.any()):
@@ -92,14 +91,14 @@ def knn_accuracy(
 
 
 def knn_probe(z_train: Floats, codes_train: Codes, z_test: Floats, k: int = 15) -> Codes:
-    """Predict by the ``k`` nearest training cells, each vote divided by the size of its class."""
+    """Predict by a vote of the ``k`` nearest training cells, each vote divided by the size of its class."""
     return _vote(nearest(z_test, z_train, k).indices_NK, codes_train, by_size=True)
 
 
 def logistic_probe(z_train: Floats, codes_train: Codes, z_test: Floats) -> Codes:
-    """Predict by logistic regression on standardised inputs: what can be read by a plane.
+    """Predict by logistic regression on standardised inputs: linear class boundaries.
 
-    Penalised (scikit-learn's C = 1), with classes weighted to count the same.
+    Penalised (scikit-learn's C = 1), with equal weight for each class.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -107,15 +106,15 @@ def logistic_probe(z_train: Floats, codes_train: Codes, z_test: Floats) -> Codes
     model = LogisticRegression(class_weight="balanced", max_iter=100)
     z_train, z_test = _standardised(z_train, z_test)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a fixed, small effort is what is wanted
+        warnings.simplefilter("ignore", ConvergenceWarning)  # few steps are enough for a probe
         return np.asarray(model.fit(z_train, codes_train).predict(z_test))
 
 
 def network_probe(z_train: Floats, codes_train: Codes, z_test: Floats, *, seed: int) -> Codes:
-    """Predict by a network of one hidden layer of 64 on standardised inputs: what can be read by a curve.
+    """Predict by a network with one hidden layer of 64 units on standardised inputs: non-linear boundaries.
 
-    Adam, about 300 steps of up to 200 cells, penalised (scikit-learn's alpha = 1). Probabilities are divided by
-    the classes' shares of the training cells.
+    Trained by Adam, about 300 steps of up to 200 cells, penalised (scikit-learn's alpha = 1). Predicted
+    probabilities are divided by the class frequencies among the training cells.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
@@ -145,30 +144,30 @@ def batch_leaks(
     k: int = 15,
     seed: int,
 ) -> dict[ProbeName, Leak]:
-    """Measure how well the batch of held-out cells is read from their embedding, within each label.
+    """Measure the batch leakage of held-out cells, within each label, by several probes.
 
-    For each label, a fresh probe learns the batch from the training cells of that label; its balanced
-    accuracy on the held-out cells is brought to a scale on which chance, one in as many batches, is 0 and all is
-    1: leak = (accuracy - chance) / (1 - chance). The leaks of the labels are averaged by their numbers of
-    held-out cells. All probes learn from the same cells and are scored on the same cells.
+    For each label, a new probe is trained to predict the batch from the training cells of that label. Its
+    balanced accuracy on the held-out cells is scaled so that chance (1 / number of batches) is 0 and perfect
+    prediction is 1: leak = (accuracy - chance) / (1 - chance). The result is the mean over labels, weighted
+    by their numbers of held-out cells. All probes use the same training cells and the same held-out cells.
 
-    Within a label, cells of a batch that has no training cell or no held-out cell there are left out. Labels with
-    fewer than two batches left are skipped.
+    Within a label, a batch without training cells or without held-out cells is left out. Labels with fewer
+    than two remaining batches are skipped.
 
     Parameters
     ----------
     z_train, z_test
-        Embedding of the training and of the held-out cells, M × P and N × P.
+        Embedding of the training cells (M × P) and of the held-out cells (N × P).
     batch_train, batch_test, label_train, label_test
-        Codes; cells with -1 in either are left out. Give one constant label to score all cells
-        together: a difference in composition between the batches then counts as leak.
+        Codes; cells with -1 in either are left out. Pass one constant label to score all cells together: a
+        difference in composition between the batches then counts as leakage.
     probes
-        Any of "kNN" (``knn_probe``), "logistic" (``logistic_probe``) and "network" (``network_probe``). They learn
-        from at most 5,000 cells of a label, drawn with the seed in proportion to its batches.
+        Any of "kNN" (``knn_probe``), "logistic" (``logistic_probe``) and "network" (``network_probe``). They
+        are trained on at most 5,000 cells of a label, a random draw stratified by batch.
     k
-        Neighbours of the kNN probe, clipped to the number of training cells of the label.
+        Number of neighbours of the kNN probe, clipped to the number of training cells of the label.
     seed
-        Seed of the draw and the network.
+        Random seed of the draw and of the network.
 
     Returns
     -------
@@ -183,7 +182,7 @@ def batch_leaks(
     for name in probes:
         if name not in known:
             raise ValueError(f"there is no probe {name!r}; choose one of: {', '.join(known)}")
-    read: dict[ProbeName, dict[int, tuple[Codes, Codes]]] = {name: {} for name in probes}
+    predicted: dict[ProbeName, dict[int, tuple[Codes, Codes]]] = {name: {} for name in probes}
     for label in np.unique(label_train[label_train >= 0]).tolist():
         train, test = label_train == label, label_test == label
         batches = np.intersect1d(batch_train[train], batch_test[test])
@@ -198,8 +197,8 @@ def batch_leaks(
             np.searchsorted(batches, codes) for codes in (batch_train[rows], batch_test[test])
         )
         for name in probes:
-            read[name][label] = codes_test, known[name](z_train[rows], codes_train, z_test[test])
-    return {name: _leak(per_label) for name, per_label in read.items()}
+            predicted[name][label] = codes_test, known[name](z_train[rows], codes_train, z_test[test])
+    return {name: _leak(per_label) for name, per_label in predicted.items()}
 
 
 def batch_leak(
@@ -214,14 +213,9 @@ def batch_leak(
     k: int = 15,
     seed: int,
 ) -> Leak:
-    """Measure how well one probe reads the batch of held-out cells, within each label.
+    """Measure the batch leakage of held-out cells, within each label, by one probe.
 
-    Parameters
-    ----------
-    z_train, batch_train, label_train, z_test, batch_test, label_test, k, seed
-        As in :func:`batch_leaks`.
-    probe
-        "kNN", "logistic" or "network".
+    ``probe`` is "kNN", "logistic" or "network"; the other parameters are those of :func:`batch_leaks`.
     """
     train, test = (z_train, batch_train, label_train), (z_test, batch_test, label_test)
     return batch_leaks(*train, *test, probes=[probe], k=k, seed=seed)[probe]
@@ -239,22 +233,17 @@ def label_leak(
     k: int = 15,
     seed: int,
 ) -> Leak:
-    """Measure how well the label of held-out cells is read from their embedding, within each batch.
+    """Measure how well the label of held-out cells is predicted from their embedding, within each batch.
 
-    The mirror of :func:`batch_leak`, with batch and label in each other's place: a random-effects embedding
-    should tell the batch, and within a batch not the label.
-
-    Parameters
-    ----------
-    z_train, batch_train, label_train, z_test, batch_test, label_test, probe, k, seed
-        As in :func:`batch_leak`, in the same order.
+    This is :func:`batch_leak` with batch and label exchanged; the parameters keep their order. A
+    random-effects embedding should contain the batch and, within a batch, not the label.
     """
     train, test = (z_train, label_train, batch_train), (z_test, label_test, batch_test)
     return batch_leak(*train, *test, probe=probe, k=k, seed=seed)
 
 
 def _leak(per_label: dict[int, tuple[Codes, Codes]]) -> Leak:
-    """Average over labels, given the true and the predicted codes of each label's held-out cells."""
+    """Average the leak over labels, given the true and predicted codes of each label's held-out cells."""
     if not per_label:
         return Leak(float("nan"), float("nan"), {}, 0, float("nan"))
     values, null_variances, variances = [], [], []
@@ -265,27 +254,27 @@ def _leak(per_label: dict[int, tuple[Codes, Codes]]) -> Leak:
         null_variances.append(_null_variance(true_N, predicted_N) / (1 - chance) ** 2)
         variances.append(_variance(true_N, right_C) / (1 - chance) ** 2)
     weights = np.array([len(true_N) for true_N, _ in per_label.values()])
-    weights_L = weights / weights.sum()
+    weights_K = weights / weights.sum()
     return Leak(
-        value=float(weights_L @ values),
-        null_sd=float(np.sqrt(weights_L**2 @ null_variances)),
+        value=float(weights_K @ values),
+        null_sd=float(np.sqrt(weights_K**2 @ null_variances)),
         per_label=dict(zip(per_label, values, strict=True)),
         n_cells=int(weights.sum()),
-        se=float(np.sqrt(weights_L**2 @ variances)),
+        se=float(np.sqrt(weights_K**2 @ variances)),
     )
 
 
 def _stratified(codes_N: Codes, n: int, seed: list[int]) -> npt.NDArray[np.int64]:
-    """Draw ``n`` cells, of each class its share, but one at least while there are no more than ``n`` classes."""
+    """Draw ``n`` cells in proportion to the classes, at least one per class if ``n`` allows it."""
     shuffled = np.random.default_rng(seed).permutation(len(codes_N))
     shuffled = shuffled[np.argsort(codes_N[shuffled], kind="stable")]
     _, first, size = np.unique(codes_N[shuffled], return_index=True, return_counts=True)
-    place = (np.arange(len(codes_N)) - np.repeat(first, size)) / np.repeat(size, size)  # 0 to 1 in each class
+    place = (np.arange(len(codes_N)) - np.repeat(first, size)) / np.repeat(size, size)  # 0 to 1 per class
     return np.sort(shuffled[np.argsort(place, kind="stable")[:n]])
 
 
 def _standardised(z_train: Floats, z_test: Floats) -> tuple[Floats, Floats]:
-    """Bring both to the training cells' mean 0 and variance 1."""
+    """Standardise both by the mean and standard deviation of the training cells."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(np.asarray(z_train, dtype=np.float64))
@@ -293,7 +282,7 @@ def _standardised(z_train: Floats, z_test: Floats) -> tuple[Floats, Floats]:
 
 
 def _vote(indices_NK: npt.NDArray[np.int64], codes_M: Codes, *, by_size: bool) -> npt.NDArray[np.int64]:
-    """Let the neighbours vote; a tie goes to the nearest one's class if tied, else to the lowest code."""
+    """Return the class with most votes; a tie goes to the nearest neighbour's class, else the lowest code."""
     n, C = len(indices_NK), int(codes_M.max()) + 1
     near_NK = codes_M[indices_NK]
     cells = np.arange(n)
@@ -302,12 +291,12 @@ def _vote(indices_NK: npt.NDArray[np.int64], codes_M: Codes, *, by_size: bool) -
     )
     if by_size:
         votes_NC /= np.maximum(np.bincount(codes_M, minlength=C), 1)
-    votes_NC[cells, near_NK[:, 0]] *= 1 + 1e-9  # less than any real difference
+    votes_NC[cells, near_NK[:, 0]] *= 1 + 1e-9  # decides ties only
     return np.asarray(votes_NC.argmax(axis=1))
 
 
 def _recalls(true_N: Codes, predicted_N: Codes) -> npt.NDArray[np.float64]:
-    """Return the share predicted right of each class of ``true_N``."""
+    """Return the recall of each class of ``true_N``."""
     from sklearn.metrics import recall_score
 
     # Not balanced_accuracy_score: it warns of predicted classes that no held-out cell has.
@@ -315,10 +304,10 @@ def _recalls(true_N: Codes, predicted_N: Codes) -> npt.NDArray[np.float64]:
 
 
 def _variance(true_N: Codes, right_C: npt.NDArray[np.float64]) -> float:
-    """Return the sampling variance of the balanced accuracy: p (1 - p) / (n - 1), summed over C classes, / C².
+    """Return the sampling variance of the balanced accuracy, p (1 - p) / (n - 1) summed over C classes, / C².
 
-    It is that of a bootstrap of the cells within each class, in closed form and unbiased. The one cell of a
-    class says nothing of its spread: it gets that of a cell that is right as often as the average.
+    This is the closed form, unbiased, of a bootstrap of the cells within each class. A class with one cell
+    has no estimate of its variance; it gets the variance of a cell with the average recall.
     """
     _, size_C = np.unique(true_N, return_counts=True)
     mean = right_C.mean()
@@ -327,11 +316,11 @@ def _variance(true_N: Codes, right_C: npt.NDArray[np.float64]) -> float:
 
 
 def _null_variance(true_N: Codes, predicted_N: Codes) -> float:
-    """Return the variance of the balanced accuracy over permutations of ``true_N``, exactly.
+    """Return the exact variance of the balanced accuracy over permutations of ``true_N``.
 
-    The hits of class c are hypergeometric: its n_c cells are a draw from N, of which the share q_c is predicted
-    to be c. Hits of two classes depend on each other through the draw alone, and all sums to
-    N / (N - 1) * sum_c q_c (1 - q_c) / n_c, / C² (Hoeffding's variance of a permutation statistic).
+    The number of hits of class c is hypergeometric: its n_c cells are drawn from N, and a share q_c of the N
+    is predicted to be c. Hits of two classes are dependent only through the draw. The variance is N / (N - 1)
+    * sum_c q_c (1 - q_c) / n_c, / C² (Hoeffding's variance of a permutation statistic).
     """
     size_C = np.bincount(true_N)
     share_C = np.bincount(predicted_N, minlength=len(size_C)) / len(true_N)

@@ -1,4 +1,4 @@
-"""The table of scores: every embedding, by batch and by label, each value beside what it is by chance.
+"""The table of scores: every embedding, by batch and by label, each score with its value by chance.
 
 Shapes: N cells, P latent dimensions, R sets of codes (the real one first, then its permutations).
 """
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-N_PERMUTATIONS = 5  # behind the nulls of all but the probes; their spread over permutations is small
+N_PERMUTATIONS = 5  # for all nulls but those of the probes; few suffice, as they vary little
 
 
 class Row(NamedTuple):
-    """A row of the table; ``se`` where it is known."""
+    """A row of the table; ``se`` is nan where unknown."""
 
     score: str
     of: str
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Grouping:
-    """Held-out cells that have a batch or label, with their codes and permutations of them."""
+    """The held-out cells with a batch (or label), their codes and the permuted codes."""
 
     of: str
     cells: npt.NDArray[np.int64]
@@ -56,10 +56,10 @@ class Grouping:
 
 @dataclass(frozen=True)
 class Cells:
-    """What every embedding is scored on, drawn once, so that embeddings are compared on the same terms."""
+    """The cells and permutations for scoring, the same for all embeddings."""
 
     batch_N: Codes
-    label_N: Codes  # all 0 where there are no labels
+    label_N: Codes  # all 0 without labels
     train: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
     by_batch: Grouping
@@ -73,7 +73,7 @@ def draw_cells(
     test: npt.NDArray[np.int64],
     seed: int,
 ) -> Cells:
-    """Draw the permutations: batches within labels where there are labels."""
+    """Draw the permutations; batches are permuted within labels if there are labels."""
     rng = np.random.default_rng(seed)
     within_N = np.zeros_like(batch_N) if label_N is None else label_N
     kind = "batches permuted" if label_N is None else "batches permuted within label"
@@ -99,12 +99,12 @@ def default_rows(z_NP: Floats, cells: Cells, max_cells: int, seed: int) -> list[
         rows.append(
             Row("kNN accuracy", "label", accuracy, *_chance(train, test), kind, len(cells.by_label.cells))
         )
-    leaks = batch_leaks(*_learnt_and_held_out(z_NP, cells), seed=seed)
+    leaks = batch_leaks(*_train_and_test(z_NP, cells), seed=seed)
     return rows + [_leak_row(probe, leaks[probe], "batch", cells.by_batch.null_kind) for probe in PROBES]
 
 
 def thorough_rows(z_NP: Floats, cells: Cells, seed: int) -> list[Row]:
-    """Return the rows of LISI and BRAS and, where there are labels, ARI, NMI and label leak."""
+    """Return the rows of LISI and BRAS and, if there are labels, ARI, NMI and label leak."""
     z_test = z_NP[cells.test]
     rows = _lisi_rows(z_test, cells)
     within_N, by_batch = cells.label_N[cells.test], cells.by_batch
@@ -112,13 +112,13 @@ def thorough_rows(z_NP: Floats, cells: Cells, seed: int) -> list[Row]:
     rows.append(Row("BRAS", "batch", *_against_null(bras_R), by_batch.null_kind, int((within_N >= 0).sum())))
     if cells.by_label is not None:
         rows += _cluster_rows(z_test, cells.by_label, seed)
-        leak = label_leak(*_learnt_and_held_out(z_NP, cells), seed=seed)
+        leak = label_leak(*_train_and_test(z_NP, cells), seed=seed)
         rows.append(_leak_row("kNN", leak, "label", "labels permuted within batch"))
     return rows
 
 
 def _separation_rows(z_NP: Floats, grouping: Grouping, max_cells: int, seed: int) -> list[Row]:
-    """Return the rows of ASW, CH and 1/DB; the latter two are quick enough to take all cells."""
+    """Return the rows of ASW, CH and 1/DB; CH and 1/DB are fast enough for all cells."""
     cells, codes_RN = grouping.cells, grouping.codes_RN
     drawn = draw(len(cells), max_cells, seed)
     values = {"ASW": (silhouettes(z_NP[cells[drawn]], codes_RN[:, drawn]), len(drawn))}
@@ -156,7 +156,7 @@ def _lisi_rows(z_NP: Floats, cells: Cells) -> list[Row]:
 
 
 def _cluster_rows(z_NP: Floats, by_label: Grouping, seed: int) -> list[Row]:
-    """Return the rows of ARI and NMI of as many clusters as there are labels."""
+    """Return the rows of ARI and NMI, with as many clusters as labels."""
     codes_RN = by_label.codes_RN
     n_labels = len(np.unique(codes_RN[0]))
     clusters_N = kmeans_clusters(z_NP[by_label.cells], n_labels, seed) if n_labels else codes_RN[0]
@@ -177,14 +177,14 @@ def _cluster_rows(z_NP: Floats, by_label: Grouping, seed: int) -> list[Row]:
     ]
 
 
-def _learnt_and_held_out(z_NP: Floats, cells: Cells) -> tuple[Floats, Codes, Codes, Floats, Codes, Codes]:
-    """Return embedding, batch and label of the training cells and of the held-out cells."""
+def _train_and_test(z_NP: Floats, cells: Cells) -> tuple[Floats, Codes, Codes, Floats, Codes, Codes]:
+    """Return embedding, batch and label of the training cells, then of the held-out cells."""
     train, test, batch_N, label_N = cells.train, cells.test, cells.batch_N, cells.label_N
     return z_NP[train], batch_N[train], label_N[train], z_NP[test], batch_N[test], label_N[test]
 
 
 def _leak_row(probe: str, leak: Leak, of: str, null_kind: str) -> Row:
-    """Return the row of a leak; its null is 0, as chance is taken off."""
+    """Return the row of a leak; its null is 0 by definition."""
     null = 0.0 if leak.per_label else float("nan")
     return Row(f"{probe} leak", of, leak.value, null, leak.null_sd, null_kind, leak.n_cells, leak.se)
 
@@ -199,12 +199,12 @@ def _with_nulls(codes_N: Codes, within_N: Codes, rng: np.random.Generator) -> Co
 
 
 def _against_null(value_R: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Value, mean and standard deviation under permutation."""
+    """Return the value, and the mean and standard deviation of its null."""
     return float(value_R[0]), float(value_R[1:].mean()), float(value_R[1:].std(ddof=1))
 
 
 def _chance(codes_train: Codes, codes_test: Codes) -> tuple[float, float]:
-    """Compute the accuracy to expect of labels drawn by their training shares, and its standard deviation."""
+    """Return the expected accuracy of labels drawn with their training frequencies, and its SD."""
     codes_train, codes_test = codes_train[codes_train >= 0], codes_test[codes_test >= 0]
     if not (len(codes_train) and len(codes_test)):
         return float("nan"), float("nan")
@@ -227,7 +227,7 @@ def scores(
     max_cells: int = 10_000,
     thorough: bool = False,
 ) -> pd.DataFrame:
-    """Score embeddings on held-out cells, each score beside its value under chance.
+    """Score embeddings on held-out cells; each score is reported with its value by chance.
 
     ============ ============ ================================================= ==========================
     score        of           definition                                        null
@@ -236,40 +236,39 @@ def scores(
     CH           batch, label ``metrics.calinski_harabasz``                     codes permuted (mean of 5)
     1/DB         batch, label ``metrics.inverse_davies_bouldin``                codes permuted (mean of 5)
     kNN accuracy label        15 training neighbours vote (``knn_accuracy``)    labels drawn by their shares
-    kNN leak     batch        batch read within labels (``probes.batch_leaks``) 0; batches permuted
-    logistic ..  batch        the same, read by logistic regression             0; batches permuted
-    network ..   batch        the same, read by a network of one hidden layer   0; batches permuted
+    kNN leak     batch        batch leakage in labels (``probes.batch_leaks``)  0; batches permuted
+    logistic ..  batch        the same, by logistic regression                  0; batches permuted
+    network ..   batch        the same, by a network with one hidden layer      0; batches permuted
     ============ ============ ================================================= ==========================
 
-    The leak of an embedding is the worst of the three: a batch that one probe does not find may be plain to
-    another.
+    The batch leakage of an embedding is the largest of the three leaks, because one probe may find a batch
+    that another does not.
 
-    With ``thorough``, which takes some minutes on many cells, also:
+    ``thorough`` adds the rows below; it takes some minutes on many cells:
 
     ============= ===== ============================================= ============================ =========
     score         of    definition                                    null                         good (*)
     ============= ===== ============================================= ============================ =========
-    iLISI         batch median of ``lisi.lisi``: batches nearby       batches permuted (mean of 5) high
+    iLISI         batch median of ``lisi.lisi``, neighbours' batches  batches permuted (mean of 5) high
     iLISI scaled  batch ``lisi.scaled_ilisi``, 0 to 1                 batches permuted (mean of 5) high
     BRAS          batch ``metrics.bras``: batches mixed within labels batches permuted (mean of 5) high
-    cLISI         label median of ``lisi.lisi``: labels nearby        labels permuted (mean of 5)  low
+    cLISI         label median of ``lisi.lisi``, neighbours' labels   labels permuted (mean of 5)  low
     cLISI scaled  label ``lisi.scaled_clisi``, 0 to 1                 labels permuted (mean of 5)  high
     ARI           label ``clusters.ari`` of k-means clusters          labels permuted (mean of 5)  high
     NMI, NMI max  label ``clusters.nmi`` of the same                  labels permuted (mean of 5)  high
-    kNN leak      label label read within batches (``label_leak``)    0; labels permuted in batch  see (*)
+    kNN leak      label label leak in batches (``label_leak``)        0; labels permuted in batch  see (*)
     ============= ===== ============================================= ============================ =========
 
-    (*) For a fixed-effects embedding. A random-effects embedding should tell the batch and not the label, so
-    that all is the other way round; the label leak is meant for it, and is good where low.
+    (*) For a fixed-effects embedding. A random-effects embedding should contain the batch and not the label:
+    the opposite is good for it. The label leak is meant for random-effects embeddings; low is good.
 
-    Batches are permuted within labels where labels are given: a null that keeps the composition of the
-    batches. Without ``label_key`` there are no scores of labels, and the leaks and BRAS take all cells as one
-    label, so that a difference in composition between the batches counts as leak.
+    With labels, batches are permuted within labels: this null keeps the composition of the batches. Without
+    ``label_key`` there are no scores of labels. The leaks and BRAS then treat all cells as one label, and a
+    difference in composition between the batches counts as leakage.
 
-    The held-out cells are those with "test" in ``obs[split_key]`` and the probes learn from those with
-    "train"; other cells are not used. Without that column a split of 80 % and 20 %, stratified by
-    batch × label, is drawn with ``seed``: then a model that was fitted on all cells has seen the cells that
-    it is scored on.
+    The held-out cells are those with "test" in ``obs[split_key]``. Probes are trained on those with "train".
+    Other cells are not used. Without that column, a split of 80 % and 20 %, stratified by batch × label, is
+    drawn with ``seed``. A model that was fitted on all cells has then been trained on the held-out cells.
 
     Parameters
     ----------
@@ -278,13 +277,13 @@ def scores(
     embeddings
         Keys of ``obsm``, each cells × latent dimensions.
     batch_key, label_key
-        Columns of ``obs``. Cells without a label are left out of whatever needs one.
+        Columns of ``obs``. Cells without a label are left out of scores that need one.
     split_key
         Column of ``obs`` with "train" and "test".
     seed
-        Seed of every draw and permutation. The same cells and permutations serve all embeddings.
+        Random seed of all draws and permutations, which are the same for all embeddings.
     max_cells
-        Held-out cells used at most for ASW.
+        Maximum number of held-out cells for ASW.
     thorough
         Add the rows of the second table.
 
@@ -292,13 +291,13 @@ def scores(
     -------
     pandas.DataFrame
         One row per embedding, score and ``of`` ("batch" or "label"), with ``value``, ``null``, ``null_sd``,
-        ``null_kind`` (in words), ``n_cells`` (held-out cells behind the value) and ``se`` (standard error of a
-        leak over held-out cells). nan where a score is not defined, for example with one batch.
+        ``null_kind`` (in words), ``n_cells`` (number of scored held-out cells) and ``se`` (standard error of
+        a leak over held-out cells). nan where a score is not defined, for example with one batch.
 
     Raises
     ------
     ScmedleyError
-        A key is missing, a batch is missing, an embedding is not finite or not a matrix, or a part of the
+        A key is missing, a cell has no batch, an embedding is not finite or not a matrix, or a part of the
         split is empty.
     """
     embeddings = [embeddings] if isinstance(embeddings, str) else list(embeddings)
@@ -306,14 +305,14 @@ def scores(
     if missing:
         raise ScmedleyError(
             f"obsm has no embedding {missing[0]!r}; there are: {', '.join(adata.obsm) or 'none'}. "
-            "Embed the cells first or name one of these"
+            "Embed the cells first or choose one of these."
         )
     batch_N = _codes(adata, batch_key)
     if (batch_N < 0).any():
         cell = adata.obs_names[batch_N < 0][0]
         raise ScmedleyError(
-            f"{(batch_N < 0).sum():,} cells have no batch in obs[{batch_key!r}] (the first is {cell!r}): "
-            "fill in the batch or remove these cells"
+            f"{(batch_N < 0).sum():,} cells have no batch in obs[{batch_key!r}] (the first is {cell!r}). "
+            "Fill in the batch or remove these cells."
         )
     label_N = None if label_key is None else _codes(adata, label_key)
     train, test = _parts(adata, batch_N, label_N, split_key, seed)
@@ -329,26 +328,29 @@ def scores(
 
 
 def _codes(adata: AnnData, key: str) -> Codes:
-    """Integer codes of a column of obs, -1 where missing."""
+    """Return the integer codes of a column of obs, -1 where missing."""
     if key not in adata.obs:
         raise ScmedleyError(
-            f"obs has no column {key!r}; there are: {', '.join(map(str, adata.obs.columns)) or 'none'}"
+            f"obs has no column {key!r}; there are: {', '.join(map(str, adata.obs.columns)) or 'none'}. "
+            "Choose one of these."
         )
     return np.asarray(as_categories(adata.obs[key]).codes, dtype=np.int64)
 
 
 def _embedding(adata: AnnData, name: str) -> Floats:
-    """Embedding as a float64 matrix, checked."""
+    """Return the embedding as a float64 matrix of finite values."""
     stored: Any = adata.obsm[name]
     z_NP = np.asarray(stored.toarray() if hasattr(stored, "toarray") else stored, dtype=np.float64)
     if z_NP.ndim != 2 or z_NP.shape[1] == 0:
-        raise ScmedleyError(f"obsm[{name!r}] has shape {z_NP.shape}; an embedding is cells × dimensions")
+        raise ScmedleyError(
+            f"obsm[{name!r}] has shape {z_NP.shape}. An embedding must be cells × dimensions."
+        )
     bad = ~np.isfinite(z_NP)
     if bad.any():
         cell, dimension = np.argwhere(bad)[0]
         raise ScmedleyError(
             f"obsm[{name!r}] holds {z_NP[cell, dimension]} for cell {adata.obs_names[cell]!r} "
-            f"(dimension {dimension}; {bad.any(axis=1).sum():,} such cells): embed again or remove them"
+            f"(dimension {dimension}; {bad.any(axis=1).sum():,} such cells). Embed again or remove these cells."
         )
     return z_NP
 
@@ -356,14 +358,14 @@ def _embedding(adata: AnnData, name: str) -> Floats:
 def _parts(
     adata: AnnData, batch_N: Codes, label_N: Codes | None, split_key: str, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training and held-out cells: those marked in obs, else drawn 80 : 20."""
+    """Return the training and held-out cells: those marked in obs, else a random split of 80 % and 20 %."""
     if split_key in adata.obs:
         part_N = adata.obs[split_key].astype(str).to_numpy()
-        where = f"obs[{split_key!r}] marks no cell as"
+        what = f"obs[{split_key!r}] marks no cell as"
     else:
         part_N = split(batch_N, label_N, fractions=(0.8, 0.0, 0.2), seed=seed)
-        where = f"the {adata.n_obs:,} cells are too few to set some aside as"
+        what = f"The {adata.n_obs:,} cells are too few for a part"
     for part in ("train", "test"):
         if not (part_N == part).any():
-            raise ScmedleyError(f"{where} {part!r}: scores need cells to learn from and cells held out")
+            raise ScmedleyError(f"{what} {part!r}. Scores need training cells and held-out cells.")
     return np.flatnonzero(part_N == "train"), np.flatnonzero(part_N == "test")

@@ -1,4 +1,4 @@
-"""Statistics whose observations are donors or folds, not cells.
+"""Statistics whose observations are donors or cross-validation folds, not cells.
 
 Shapes: N cells, G genes, D donors.
 """
@@ -27,45 +27,45 @@ def donor_test(
     *,
     min_cells: int = 10,
 ) -> pd.DataFrame:
-    """Compare two groups of donors, gene by gene: Welch's t-test on donor means, Benjamini-Hochberg over genes.
+    """Test each gene between two groups of donors: Welch's t-test on donor means, Benjamini-Hochberg.
 
-    Cells of one donor are not independent, so that the number of observations is that of donors, and every donor
-    counts once. Give cells of one cell type at a time: over several, a gene also differs where the groups differ in
-    how many cells of each type they have.
+    Cells of one donor are not independent, so the observations are donors, each with equal weight. Pass cells
+    of one cell type at a time: across several types, a gene also differs if the groups differ in cell type
+    proportions.
 
     Parameters
     ----------
     x_NG
-        Expression, N × G; log1p CP10k is meant.
+        Expression, N × G, usually log1p CP10k.
     genes
-        Names, G.
+        Names of the G genes.
     donor_N, group_N
-        Donor and group of each cell; a donor has one group. Cells without one of them are left out.
+        Donor and group of each cell; each donor has one group. Cells without donor or group are left out.
     groups
-        The two that are compared, as ``group_N`` has them: the difference is the second less the first.
+        The two values of ``group_N`` to compare: the difference is the second minus the first.
     min_cells
-        Donors with fewer cells are left out: their means are mostly noise.
+        Donors with fewer cells are left out, because their means are mostly noise.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each gene: ``gene``, ``mean_1``, ``mean_2`` (of donor means), ``difference``, all in the unit of the
-        expression, ``t``, ``p``, ``q`` (false discovery rate), ``n_1``, ``n_2`` (donors). A gene without spread in both
-        groups has no test.
+        One row per gene: ``gene``, ``mean_1``, ``mean_2`` (of donor means), ``difference`` (in the unit of
+        the expression), ``t``, ``p``, ``q`` (false discovery rate), ``n_1``, ``n_2`` (donors). Tests are nan
+        for a gene that is constant in both groups.
 
     Raises
     ------
     ScmedleyError
-        Lengths differ, values are not finite, a donor is of two groups, or a group has fewer than two donors.
+        Lengths differ, values are not finite, a donor is in two groups, or a group has fewer than two donors.
     """
     x_NG = numeric(x_NG, genes)
     if not x_NG.shape == (len(donor_N), len(genes)) or len(group_N) != len(donor_N):
         raise ScmedleyError(
-            f"Values of shape {x_NG.shape} need as many donors and groups as rows and as many genes as columns; there "
-            f"are {len(donor_N)}, {len(group_N)} and {len(genes)}."
+            f"The values have shape {x_NG.shape}, but there are {len(donor_N)} donors, {len(group_N)} groups and "
+            f"{len(genes)} genes. Give one donor and one group per row, and one gene per column."
         )
     if isinstance(groups, str) or len(groups) != 2 or groups[0] == groups[1]:
-        raise ScmedleyError(f"groups is {groups!r}; name two different ones.")
+        raise ScmedleyError(f"groups is {groups!r}. Give two different groups.")
     means_DG, group_D, n_cells_D = _donor_means(
         x_NG, np.asarray(donor_N, object), np.asarray(group_N, object)
     )
@@ -75,16 +75,16 @@ def donor_test(
     for group, side in zip(groups, sides, strict=True):
         if len(side) < 2:
             raise ScmedleyError(
-                f"Group {group!r} has {len(side)} donors of {min_cells} cells and more; a test needs 2. Such donors "
-                f"are of the groups {listed(sorted(set(group_D), key=str))}."
+                f"Group {group!r} has {len(side)} donors with at least {min_cells} cells; the test needs 2. Groups "
+                f"with such donors: {listed(sorted(set(group_D), key=str))}. Choose among them or lower min_cells."
             )
     spread_G = np.max([np.ptp(side, axis=0) for side in sides], axis=0)
-    varies_G = spread_G > 1e-9 * np.abs(means_DG).max(axis=0)  # what is less comes from rounding the means
+    varies_G = spread_G > 1e-9 * np.abs(means_DG).max(axis=0)  # smaller differences are rounding errors
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of genes without spread
+        warnings.simplefilter("ignore", RuntimeWarning)  # constant genes
         t, p = (
-            np.where(varies_G, found, np.nan)
-            for found in stats.ttest_ind(sides[1], sides[0], equal_var=False)
+            np.where(varies_G, values_G, np.nan)
+            for values_G in stats.ttest_ind(sides[1], sides[0], equal_var=False)
         )
     q = np.full(len(genes), np.nan)
     tested = np.isfinite(p)
@@ -108,34 +108,36 @@ def donor_test(
 def _donor_means(
     x_NG: sparse.csr_matrix | np.ndarray, donor_N: NDArray[Any], group_N: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[np.int64]]:
-    """Return the mean of each donor's cells, D × G, each donor's group, and how many cells it has."""
+    """Return each donor's mean, D × G, its group, and its number of cells."""
     obs = pd.DataFrame({"donor": donor_N, "group": group_N}).dropna()
     of_donor = obs.drop_duplicates()
     twice = of_donor["donor"][of_donor["donor"].duplicated()]
     if len(twice):
-        raise ScmedleyError(f"Donor {twice.iloc[0]!r} has cells of two groups. A donor must be of one.")
+        raise ScmedleyError(
+            f"Donor {twice.iloc[0]!r} has cells of two groups. Give each donor one group, or one name per group."
+        )
     codes, donors = pd.factorize(obs["donor"])
     member = sparse.csr_matrix((np.ones(len(codes)), (codes, obs.index)), (len(donors), len(donor_N)))
     n_cells_D = np.bincount(codes, minlength=len(donors))
     means_DG = dense(member @ x_NG) / n_cells_D[:, None]
-    return means_DG, of_donor["group"].to_numpy(), n_cells_D  # all in the order in which donors come
+    return means_DG, of_donor["group"].to_numpy(), n_cells_D  # all in order of each donor's first cell
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return mean, low and high end of the 95 % t-interval over folds (Student 1908).
+    """Return the mean and both ends of the 95 % t-interval over cross-validation folds (Student 1908).
 
-    Folds share training cells, so that the interval is too narrow for a claim about new data; it shows how far the
-    folds agree.
+    Folds share training cells, so the interval is too narrow for a claim about new data. It shows how well
+    the folds agree.
 
     Parameters
     ----------
     values
-        One value per fold. nan (the score is not defined in that fold) is left out and not counted.
+        One value per fold. nan (the score is not defined in that fold) is left out.
 
     Returns
     -------
     tuple of float
-        Mean, low, high; low and high are nan for fewer than two values, the mean for none.
+        Mean, low, high. Low and high are nan for fewer than two values; the mean is nan for none.
     """
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]
@@ -143,6 +145,6 @@ def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
     if len(known) < 2:
         return mean, float("nan"), float("nan")
     with np.errstate(divide="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of equal values: their t is not needed here
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal values have no t, but an interval
         low, high = stats.ttest_1samp(known, 0).confidence_interval(0.95)
     return mean, float(low), float(high)

@@ -1,4 +1,4 @@
-"""What a fitted model says: its check on held-out cells, batch shifts and effects, pictures of cells."""
+"""Interpretation of a fitted model: check on held-out cells, batch shifts and effects, images of cells."""
 
 from scmedley.interpret.check import counterfactual_check
 from scmedley.interpret.effects import batch_effects

@@ -1,7 +1,9 @@
-"""How far the counterfactuals can be trusted: do predicted shifts agree with those of held-out cells?
+"""Check of counterfactuals: do predicted shifts agree with the observed shifts of held-out cells?
 
-The pairs of label and batch are *seen*: other cells of them were in training. Pairs that were held out whole are
-tested by ``scmedley experiment``.
+The pairs of label and batch are *seen*: other cells of the pair were in training. ``scmedley experiment``
+tests pairs that were held out completely.
+
+Shapes: N cells, G genes, B batches, D jackknife groups.
 """
 
 from dataclasses import dataclass
@@ -22,25 +24,22 @@ from scmedley.models import MixedEffects
 from scmedley.models.base import Model
 from scmedley.models.counterfactual import Encoded, mean_shifts
 
-ALL = "all cells"  # stands for the label where there is none
-LEAST = 10  # held-out cells on each side without which a shift is not compared
+ALL = "all cells"  # used as the label if there are no labels
+LEAST = 10  # a shift is compared only with this many held-out cells on each side
 TOO_FEW = "too little to judge by"  # too few cells, or a shift no larger than their noise
 AGREEMENT = ("good", "some", "none", TOO_FEW)
 BASELINE = ("better", "tie", "worse")  # than the plain difference of training means
-# Of a pair's ceiling: what is good, what is some agreement, and by how much either must exceed the best of the wrong
-# batches. One of those put in the right one's place would then pass as some in 4 % of onek1k's pairs (in 5 % without a
-# margin, as it is the best by luck; in 3 % with 0.2), and the right one fails in 1 of 45 (in 4 with 0.2).
-# A ceiling (a Pearson) below the last leaves nothing to judge by: where batches are permuted within
-# labels, so that there is no shift to predict, 98 % of the pairs stay below it (three of the sets of
-# scmedley.datasets; 0.3 would judge 11 to 24 % of them).
+# Good and some: smallest Pearson as a fraction of the pair's ceiling. Margin: by this fraction the Pearson
+# must exceed that of the best wrong batch. With it, a wrong batch in place of the right one passes as "some"
+# in 4 % of the pairs of onek1k (5 % without a margin, 3 % with 0.2), and the right one fails in 1 of 45 (4
+# with 0.2). Ceiling: pairs with a lower ceiling (a Pearson) are not judged. With batches permuted within
+# labels there is no shift to predict, and 98 % of the pairs are below it (three data sets of
+# scmedley.datasets; with 0.3, 11 to 24 % of them would be judged).
 LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.1, "ceiling": 0.5}
-# Model and baseline tie where their Pearsons differ by no more than this, or by no more than two standard errors.
-TIE = 0.02
-GROUPS = 50  # of held-out cells that a jackknife leaves out in turn, for that standard error
-ENOUGH = {
-    "pairs": 3,
-    "share": 0.25,
-}  # pairs that must be judged, or all if there are fewer, for a verdict on a run
+TIE = 0.02  # model and baseline tie if their Pearsons differ by at most this or by two standard errors
+GROUPS = 50  # groups of held-out cells in the jackknife for that standard error
+# A verdict on a run needs this number of judged pairs (or all pairs, if fewer) and this share of them.
+ENOUGH = {"pairs": 3, "share": 0.25}
 CHECK_COLUMNS = [
     *("label", "batch", "seen", "pearson", "slope", "ceiling_pearson", "best_wrong_pearson"),
     *("additive_pearson", "gain_se", "r2_delta", "additive_r2_delta", "n_source", "n_target"),
@@ -62,9 +61,9 @@ def counterfactual_check(
 ) -> pd.DataFrame:
     """Compare the predicted with the observed shift of the mean, on held-out cells.
 
-    For each label and batch: held-out cells of the label from the other batches are shown in the
-    batch, and their mean predicted change is correlated, over genes, with the difference between the
-    held-out cells really from there and them.
+    For each label and batch, held-out cells of the label from the other batches (the source) are predicted in
+    the batch. Their mean predicted change is correlated, over genes, with the observed shift: the mean of the
+    held-out cells of the batch (the target) minus the mean of the source cells.
 
     Parameters
     ----------
@@ -72,30 +71,35 @@ def counterfactual_check(
         A fitted model with batch effects in its decoder.
     adata
         The cells of the fit, with ``obs["scmedley_split"]``.
+    label_key
+        Column of ``obs`` with the labels; by default all cells are one label.
     max_cells
-        Source cells drawn for a pair, at most.
+        Maximum number of source cells drawn for a pair.
     max_others
-        Wrong batches to choose the best from for ``best_wrong_pearson``, at most; they are drawn.
+        Maximum number of wrong batches drawn for ``best_wrong_pearson``.
+    seed
+        Random seed of all draws.
 
     Returns
     -------
     DataFrame
-        A row for each label and batch with at least 10 held-out cells on both sides: label, batch, seen (whether
-        other cells of the pair were in training),
+        One row for each label and batch with at least 10 held-out cells on both sides: label, batch, seen
+        (whether other cells of the pair were in training),
 
         - pearson: predicted with observed shift, over genes;
-        - slope: observed regressed on predicted, a.b / a.a with a predicted; above 1, predicted too small;
-        - ceiling_pearson: what a perfect prediction could reach with so few cells (observed shifts of random
-          halves, stepped up by Spearman and Brown, square root);
-        - best_wrong_pearson: the predictions for other batches instead, the best of them (not a number where there
-          are none). Their average would be near 0 whatever the model: from the same cells, those batches lie in
-          opposite directions. Batches whose own training cells lie as near to the observed shift (within the margin
-          of ``LIMITS``), such as the same condition in another donor, are alike and not wrong;
+        - slope: of observed on predicted shift, a.b / a.a with a predicted; above 1, the prediction is too
+          small;
+        - ceiling_pearson: what a perfect prediction could reach with this number of cells (correlation of the
+          observed shifts of random halves, Spearman-Brown correction, square root);
+        - best_wrong_pearson: the best Pearson of the predictions for other batches (nan if there are none).
+          Their mean would be near 0 for any model, because from the same cells those batches are in opposite
+          directions. A batch with training cells about as near to the observed shift as those of the
+          right batch (margin of ``LIMITS``), such as the same condition in another donor, is not wrong;
         - additive_pearson: the baseline, the plain difference of means on the training cells;
         - gain_se: standard error of pearson - additive_pearson, by a jackknife over the held-out cells;
-        - r2_delta, additive_r2_delta: 1 - ||observed - predicted||^2 / ||observed||^2 of model and baseline, which
-          counts the size too; predicting no change gives 0;
-        - n_source, n_target: held-out cells.
+        - r2_delta, additive_r2_delta: 1 - ||observed - predicted||^2 / ||observed||^2 of model and baseline.
+          It also depends on the size; predicting no change gives 0;
+        - n_source, n_target: numbers of held-out cells.
     """
     network = decoder(model)
     reading = network.read(adata)
@@ -107,8 +111,8 @@ def counterfactual_check(
     n_batches, rng = network.design.n_batches, np.random.default_rng(seed)
     rows, means = [], None
     for name, (code, target) in product(names_of(label), enumerate(network.design.batches)):
-        here, there = (label == name) & (batch != code), (label == name) & (batch == code)
-        source, goal = np.flatnonzero(here & test), np.flatnonzero(there & test)
+        of_label = test & (label == name)
+        source, goal = np.flatnonzero(of_label & (batch != code)), np.flatnonzero(of_label & (batch == code))
         if min(len(source), len(goal)) < LEAST:
             continue
         if means is None or means.label != name:
@@ -119,11 +123,12 @@ def counterfactual_check(
         additive_G = shift_BG[code]
         ceiling, near_B = _ceiling(x_NG, goal, source, rng), correlations(shift_BG, observed_G)
         plain = float(near_B[code])
-        # By the training cells alike: no prediction can be distinguished from them.
+        # Batches whose training means shift alike: no prediction can be distinguished from theirs.
         alike_B = near_B > plain - LIMITS["margin"] * ceiling
         others = [b for b in range(n_batches) if b != code and not alike_B[b] and (batch[source] != b).any()]
         codes = [code, *rng.permutation(others)[:max_others].astype(int).tolist()]
-        predicted_G, *wrong_BG = mean_shifts(encoded.take(source), codes)
+        predicted_G, *wrong_TG = mean_shifts(encoded.take(source), codes)
+        wrong = [pearson(wrong_G, observed_G) for wrong_G in wrong_TG]
         rows.append(
             {
                 "label": name,
@@ -132,7 +137,7 @@ def counterfactual_check(
                 "pearson": pearson(predicted_G, observed_G),
                 "slope": slope(observed_G, predicted_G),
                 "ceiling_pearson": ceiling,
-                "best_wrong_pearson": _best([pearson(w_G, observed_G) for w_G in wrong_BG]),
+                "best_wrong_pearson": pd.Series(wrong, dtype=float).max(),
                 "additive_pearson": plain,
                 "gain_se": _gain_se(x_NG, goal, source, predicted_G, additive_G, rng),
                 "r2_delta": r2_change(observed_G, predicted_G),
@@ -145,23 +150,23 @@ def counterfactual_check(
 
 
 def agreement(check: pd.DataFrame) -> "pd.Series[str]":
-    """Judge each row of :func:`counterfactual_check`: how much of what its cells allow does it reach?
+    """Judge each row of :func:`counterfactual_check` by its Pearson as a fraction of the ceiling.
 
-    "good", "some" or "none" by ``LIMITS``, or "too little to judge by". A prediction that is not particular to its
-    batch, where the best of the wrong batches does nearly as well, is none. One that is worse than the plain difference
-    of training means is some at most.
+    The result is "good", "some" or "none" by ``LIMITS``, or "too little to judge by". It is "none" if the
+    best wrong batch does nearly as well, because the prediction is then not specific to its batch. It is at
+    most "some" if the prediction is worse than the plain difference of training means.
     """
     reached = check["pearson"] / check["ceiling_pearson"]
-    wrong = check["best_wrong_pearson"] / check["ceiling_pearson"]  # not a number: there is no third batch
-    particular = ~(reached - wrong < LIMITS["margin"])
+    wrong = check["best_wrong_pearson"] / check["ceiling_pearson"]  # nan if there is no third batch
+    specific = ~(reached - wrong < LIMITS["margin"])
     judged = (check["ceiling_pearson"] >= LIMITS["ceiling"]) & check["pearson"].notna()
     good = (reached >= LIMITS["good"]) & (against_baseline(check) != "worse")
-    choices = [~judged, good & particular, (reached >= LIMITS["some"]) & particular]
+    choices = [~judged, good & specific, (reached >= LIMITS["some"]) & specific]
     return pd.Series(np.select(choices, [TOO_FEW, "good", "some"], "none"), check.index, dtype=object)
 
 
 def against_baseline(check: pd.DataFrame) -> "pd.Series[str]":
-    """Compare each row with the plain difference of training means: "better", "tie", "worse"; "" without one."""
+    """Compare each row with the plain difference of training means: "better", "tie", "worse" or ""."""
     gain = check["pearson"] - check["additive_pearson"]
     least = np.fmax(2 * check["gain_se"], TIE)
     choices = [gain.isna(), gain > least, gain < -least]
@@ -170,23 +175,23 @@ def against_baseline(check: pd.DataFrame) -> "pd.Series[str]":
 
 @dataclass(frozen=True)
 class Summary:
-    """What :func:`counterfactual_check` says of all pairs of label and batch together.
+    """Summary of :func:`counterfactual_check` over all pairs of label and batch.
 
     Attributes
     ----------
     tally
-        Pairs of each :data:`AGREEMENT`.
+        Number of pairs of each :data:`AGREEMENT`.
     against
-        Of the pairs that could be judged and have a baseline, those of each :data:`BASELINE`.
+        Number of judged pairs with a baseline, for each :data:`BASELINE`.
     n_judged
-        Pairs that could be judged.
+        Number of judged pairs.
     n_shared
-        Those that are "none" only because the prediction for another batch does nearly as well.
+        Number of pairs that are "none" only because the prediction for another batch does nearly as well.
     median
-        Over the judged, of each of :data:`MEDIANS`; ``None`` where no pair has one.
+        Median over the judged pairs of each of :data:`MEDIANS`; ``None`` if no pair has a value.
     verdict
-        "good": at least half of the pairs that were judged are; "some": at least half are good or some; "none":
-        fewer; "too little to judge by": fewer than ``ENOUGH`` could be.
+        "good": at least half of the judged pairs are good. "some": at least half are good or some. "none":
+        fewer. "too little to judge by": fewer pairs than ``ENOUGH`` were judged.
     """
 
     tally: dict[str, int]
@@ -198,7 +203,7 @@ class Summary:
 
 
 def summarise(check: pd.DataFrame) -> Summary:
-    """Sum up the table of :func:`counterfactual_check`."""
+    """Summarise the table of :func:`counterfactual_check`."""
     words = agreement(check)
     tally = {word: int((words == word).sum()) for word in AGREEMENT}
     of_judged = words[(words != TOO_FEW).to_numpy()].to_numpy()
@@ -220,12 +225,12 @@ def summarise(check: pd.DataFrame) -> Summary:
 
 
 def decoder(model: MixedEffects | Model[Any]) -> Model[Any]:
-    """Return the network of ``model`` that counterfactuals come from."""
+    """Return the network of ``model`` that makes the counterfactuals."""
     return model.decoder if isinstance(model, MixedEffects) else model
 
 
 def labels_of(obs: pd.DataFrame, key: str | None) -> np.ndarray:
-    """Return each cell's label as text; missing ones, which no table counts, as an empty string."""
+    """Return each cell's label as text; an empty string if it is missing."""
     if key is None:
         return np.full(len(obs), ALL, dtype=object)
     label = as_categories(obs[key])
@@ -239,7 +244,7 @@ def names_of(label: np.ndarray) -> list[str]:
 
 @dataclass(frozen=True)
 class _TrainingMeans:
-    """Sums of the training cells of one label, in each batch."""
+    """Sums over the training cells of one label, in each batch."""
 
     label: str
     sum_BG: np.ndarray
@@ -254,7 +259,7 @@ class _TrainingMeans:
         return cls(label, dense(member @ x_NG), np.bincount(batch_N[rows], minlength=n_batches))
 
     def shifts_from_others(self, code: int) -> np.ndarray:
-        """Return the mean in each batch less that of all cells outside batch ``code``: B x G; nan without cells."""
+        """Return each batch's mean minus the mean outside batch ``code``, B × G; nan without cells."""
         n_others = self.n_B.sum() - self.n_B[code]
         with np.errstate(invalid="ignore", divide="ignore"):
             others_G = (self.sum_BG.sum(0) - self.sum_BG[code]) / n_others
@@ -262,7 +267,7 @@ class _TrainingMeans:
 
 
 def _difference(x_NG: Any, goal: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Return the difference of the means of two sets of cells; not a number where one is empty."""
+    """Return the difference of the means of two sets of cells; nan if one is empty."""
     if not len(goal) or not len(source):
         return np.full(x_NG.shape[1], np.nan)
     goal_G, source_G = (np.asarray(x_NG[rows].mean(axis=0), dtype=np.float64) for rows in (goal, source))
@@ -279,12 +284,12 @@ def _ceiling(
         g, s = rng.permutation(len(goal)), rng.permutation(len(source))
         first_G, second_G = _halves(goal_NG, g) - _halves(source_NG, s)
         halves.append(pearson(first_G, second_G))
-    r = max(_average(halves), 0.0)
+    r = max(float(pd.Series(halves).mean()), 0.0)
     return float(np.sqrt(2 * r / (1 + r)))
 
 
 def _halves(x_NG: Any, order_N: np.ndarray) -> np.ndarray:
-    """Return the means of every second cell of an order, and of the others: 2 x G; not a number of no cells."""
+    """Return the mean of every second cell of an order and that of the others, 2 × G; nan without cells."""
     weight_2N = np.zeros((2, len(order_N)))
     with np.errstate(invalid="ignore", divide="ignore"):
         for half in (0, 1):
@@ -300,41 +305,31 @@ def _gain_se(
     additive_G: np.ndarray,
     rng: np.random.Generator,
 ) -> float:
-    """Return the standard error of the difference of both correlations, by a jackknife over the held-out cells.
+    """Return the standard error of the difference of both correlations, by a jackknife over held-out cells.
 
-    Not by a bootstrap: it adds the noise of resampling to that of the observed shift, and so, where cells are few,
-    lowers both correlations and the difference with them.
+    A bootstrap would add the noise of resampling to the observed shift. With few cells, this lowers both
+    correlations and their difference.
     """
     both_2G = np.stack([predicted_G, additive_G])
     if not (np.isfinite(both_2G).all() and np.ptp(both_2G, axis=1).all()):
         return float("nan")
-    goal_RG, source_RG = (_without_each(x_NG[rng.permutation(rows)]) for rows in (goal, source))
+    goal_DG, source_DG = (_without_each(x_NG[rng.permutation(rows)]) for rows in (goal, source))
     mean_1G = _difference(x_NG, goal, source)[None]
     variance = 0.0
-    for observed_RG in (
-        goal_RG - goal_RG.mean(axis=0) + mean_1G,
-        mean_1G - source_RG + source_RG.mean(axis=0),
+    for observed_DG in (
+        goal_DG - goal_DG.mean(axis=0) + mean_1G,
+        mean_1G - source_DG + source_DG.mean(axis=0),
     ):
-        if not np.ptp(observed_RG, axis=1).all():
+        if not np.ptp(observed_DG, axis=1).all():
             return float("nan")
-        r_2R = np.corrcoef(both_2G, observed_RG)[:2, 2:]
-        variance += (len(observed_RG) - 1) * float(np.var(r_2R[0] - r_2R[1]))
+        r_2D = np.corrcoef(both_2G, observed_DG)[:2, 2:]
+        variance += (len(observed_DG) - 1) * float(np.var(r_2D[0] - r_2D[1]))
     return float(np.sqrt(variance))
 
 
 def _without_each(x_NG: Any) -> np.ndarray:
-    """Return the means of the cells without one after the other of up to ``GROUPS`` equal groups: groups x G."""
+    """Return the means of the cells with each of up to ``GROUPS`` equal groups left out in turn, D × G."""
     n = x_NG.shape[0]
     group_N = np.arange(n) % min(n, GROUPS)
-    kept_RN = (group_N != np.arange(min(n, GROUPS))[:, None]).astype(np.float32)
-    return np.asarray((kept_RN / kept_RN.sum(axis=1, keepdims=True)) @ x_NG, dtype=np.float64)
-
-
-def _average(values: list[float]) -> float:
-    finite = [v for v in values if np.isfinite(v)]
-    return float(np.mean(finite)) if finite else float("nan")
-
-
-def _best(values: list[float]) -> float:
-    finite = [v for v in values if np.isfinite(v)]
-    return max(finite, default=float("nan"))
+    kept_DN = (group_N != np.arange(min(n, GROUPS))[:, None]).astype(np.float32)
+    return np.asarray((kept_DN / kept_DN.sum(axis=1, keepdims=True)) @ x_NG, dtype=np.float64)

@@ -1,6 +1,6 @@
-"""Batches placed by their random effects.
+"""A map of the batches by their random effects.
 
-Shapes: B batches, E effects: scales and biases of all units of the decoder.
+Shapes: B batches, H effects (scales and biases of all hidden units of the decoder).
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from scmedley.nn.bayesian import EffectTable
 
 @torch.no_grad()
 def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
-    """Place batches in two dimensions by the random effects of the decoder.
+    """Compute coordinates of the batches in two dimensions from the random effects of the decoder.
 
-    Every effect is taken in units of its table's prior standard deviation, so that one that the data say nothing
-    about stays near 0 and none counts for its unit. The two leading principal components of the posterior
-    means over batches are the axes; the posterior of a batch, Gaussian and independent between effects, is Gaussian on
-    them too.
+    Every effect is divided by the prior standard deviation of its table. Effects thus have comparable units,
+    and an effect without evidence in the data stays near 0. The axes are the two leading principal components
+    of the posterior means over batches. The posterior of a batch, Gaussian and independent between effects,
+    is Gaussian on these axes too.
 
     Parameters
     ----------
@@ -33,8 +33,9 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A row for each batch: ``batch``; ``x``, ``y`` (posterior mean); ``var_x``, ``cov_xy``, ``var_y``
-        (posterior covariance); ``share_x``, ``share_y`` (of the variance between batches, the same in all rows).
+        One row per batch: ``batch``; ``x``, ``y`` (posterior mean); ``var_x``, ``cov_xy``, ``var_y``
+        (posterior covariance); ``share_x``, ``share_y`` (share of the variance between batches, the same in
+        all rows).
 
     Raises
     ------
@@ -44,26 +45,26 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
     network = decoder(model)
     network.check_fitted()
     network.check_effects("batch_effects")
-    mean_BE, scale_BE = (
+    mean_BH, scale_BH = (
         np.hstack([np.asarray(part, np.float64) for part in parts])
         for parts in zip(*map(_standardised, effect_tables(network.network)), strict=True)
     )
-    mean_BE = mean_BE - mean_BE.mean(0)
-    _, length, axes = np.linalg.svd(mean_BE, full_matrices=False)
+    mean_BH = mean_BH - mean_BH.mean(0)
+    _, length, axes = np.linalg.svd(mean_BH, full_matrices=False)
     length, axes = length[:2], axes[:2]
-    # An axis has no direction of its own: let its largest loading be positive.
+    # The sign of an axis is arbitrary: make its largest loading positive.
     axes = axes * np.where(axes[[0, 1], np.abs(axes).argmax(1)] < 0, -1, 1)[:, None]
-    x, y = axes @ mean_BE.T
-    share = length**2 / max((mean_BE**2).sum(), np.finfo(float).tiny)
-    variance_BE = scale_BE**2
+    x, y = axes @ mean_BH.T
+    share = length**2 / max((mean_BH**2).sum(), np.finfo(float).tiny)
+    variance_BH = scale_BH**2
     return pd.DataFrame(
         {
             "batch": network.design.batches,
             "x": x,
             "y": y,
-            "var_x": variance_BE @ axes[0] ** 2,
-            "cov_xy": variance_BE @ (axes[0] * axes[1]),
-            "var_y": variance_BE @ axes[1] ** 2,
+            "var_x": variance_BH @ axes[0] ** 2,
+            "cov_xy": variance_BH @ (axes[0] * axes[1]),
+            "var_y": variance_BH @ axes[1] ** 2,
             "share_x": share[0],
             "share_y": share[1],
         }
@@ -71,5 +72,5 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
 
 
 def _standardised(table: EffectTable) -> tuple[np.ndarray, np.ndarray]:
-    """Return posterior means and standard deviations in units of the prior's: B × H each."""
+    """Return posterior means and standard deviations in units of the prior standard deviation, B × H each."""
     return (table.loc_BH / table.prior_scale).numpy(), (table.scale_BH() / table.prior_scale).numpy()

@@ -1,10 +1,9 @@
-"""Genomaps: a cell as a picture, whose pixels are genes (the idea: Islam & Xing 2023).
+"""Genomaps: a cell as an image whose pixels are genes (idea of Islam & Xing 2023).
 
-Genes that interact little with the others lie in the middle, those that interact much farther out, and genes
-that lie side by side correlate more than others do. One layout serves all cells of a model, so that pictures can
-be compared.
+Genes with weak interactions are in the centre, genes with strong interactions farther out. Adjacent genes
+correlate more than others. All cells of a model have the same layout, so their images can be compared.
 
-Shapes: N cells, G genes, H × W pixels, S pixels of one band that do not touch.
+Shapes: N cells, G genes, height × width pixels, S pixels of one band that are not adjacent.
 """
 
 import json
@@ -35,31 +34,31 @@ from scmedley.models.base import Model
 Ints = NDArray[np.int64]
 Matrix: TypeAlias = NDArray[Any] | sparse.csr_matrix
 
-MOST_GENES = 8000  # of a model that is laid out: their correlations, and copies of them, take a gigabyte
-MAX_CELLS = 20_000  # of more, so many are drawn for the correlations
-BLOCK = 4096  # cells whose products are summed at one time
-BANDS = (
-    12  # rings of equal numbers of genes; within one a gene may lie anywhere. Spearman is then 1 - 1/BANDS^2
-)
-BAND_GENES = 500  # of one band, at most: exact assignment takes the cube of it
+MOST_GENES = 8000  # of a model with a layout: their correlations, with copies, take a gigabyte
+MAX_CELLS = 20_000  # maximum number of cells drawn for the correlations
+BLOCK = 4096  # cells per block of the sums of products
+# Rings with equal numbers of genes. A gene can have any position in its ring: Spearman is then 1 - 1/BANDS^2.
+BANDS = 12
+BAND_GENES = 500  # maximum per band: the time of an exact assignment grows with its cube
 ROUNDS = 40
 NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each gene lies.
+    """The pixel of each gene.
 
     Attributes
     ----------
     genes
-        Names, G.
+        Names of the G genes.
     rows, columns
-        Pixel of each gene, counted from 0 at the top left, each G.
+        Row and column of each gene's pixel, counted from 0 at the top left, G each.
     shape
-        Height and width of the picture; pixels without a gene are in its corners.
+        Height and width of the image; pixels without a gene are in its corners.
     constant
-        Genes with one value in all cells, G: they correlate with nothing and lie outermost.
+        Whether a gene has the same value in all cells, G. Constant genes have no correlations and are
+        outermost.
     """
 
     genes: tuple[str, ...]
@@ -69,7 +68,7 @@ class Layout:
     constant: NDArray[np.bool_]
 
     def save(self, path: str | Path) -> None:
-        """Write the layout as JSON, all or nothing."""
+        """Write the layout as JSON; a failure leaves no partial file."""
         values = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
         with replacing(Path(path)) as temporary:
             temporary.write_text(json.dumps(values))
@@ -81,29 +80,29 @@ class Layout:
         Raises
         ------
         ScmedleyError
-            No layout is there.
+            The file is missing or is not a layout.
         """
         try:
-            found = json.loads(Path(path).read_text())
-            made = cls(
-                tuple(map(str, found["genes"])),
-                np.asarray(found["rows"], np.int64),
-                np.asarray(found["columns"], np.int64),
-                (int(found["shape"][0]), int(found["shape"][1])),
-                np.asarray(found["constant"], bool),
+            values = json.loads(Path(path).read_text())
+            layout = cls(
+                tuple(map(str, values["genes"])),
+                np.asarray(values["rows"], np.int64),
+                np.asarray(values["columns"], np.int64),
+                (int(values["shape"][0]), int(values["shape"][1])),
+                np.asarray(values["constant"], bool),
             )
-            if not len(made.genes) == len(made.rows) == len(made.columns) == len(made.constant):
+            if not len(layout.genes) == len(layout.rows) == len(layout.columns) == len(layout.constant):
                 raise ValueError("its lists differ in length")
-            taken = np.ravel_multi_index((made.rows, made.columns), made.shape)  # raises beyond the picture
-            if made.shape[0] * made.shape[1] > 4 * len(taken) + 4096:
-                raise ValueError("its picture is far too large")
-            if len(np.unique(taken)) < len(taken) or len(set(made.genes)) < len(taken):
+            pixels = np.ravel_multi_index((layout.rows, layout.columns), layout.shape)  # raises if outside
+            if layout.shape[0] * layout.shape[1] > 4 * len(pixels) + 4096:
+                raise ValueError("its image is far too large")
+            if len(np.unique(pixels)) < len(pixels) or len(set(layout.genes)) < len(pixels):
                 raise ValueError("two genes share a pixel or a name")
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise ScmedleyError(
-                f"{path} holds no layout of genes ({error}). Remove that file; it is made again."
+                f"{path} holds no layout of genes ({error}). Remove the file; it will be written again."
             ) from error
-        return made
+        return layout
 
 
 def layout(
@@ -113,24 +112,24 @@ def layout(
     shape: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Layout:
-    """Lay genes out on a grid.
+    """Assign each gene to a pixel of an image.
 
-    The rank of a gene's distance from the middle is, but for places within a narrow ring, the rank of its
-    interaction: the sum of its absolute Pearson correlations with all other genes. Around the middle genes start
-    in the order of the angle of a spectral embedding of the correlations; then genes of a ring that do not touch
-    change places, so that the sum of correlations of touching genes is the largest that such a change can give
-    (linear assignment), until nothing is gained any more.
+    Genes are ranked by their interaction, the sum of absolute Pearson correlations with all other genes. This
+    rank gives the distance from the centre, up to the position within a narrow ring. Around the centre, genes
+    are first ordered by their angle in a spectral embedding of the correlations. Then genes of a ring on
+    pixels that are not adjacent are permuted (linear assignment) to maximise the sum of correlations of
+    adjacent genes, until the sum no longer grows.
 
     Parameters
     ----------
     x_NG
-        Expression, N × G; log-normalised values are meant. Correlations do not depend on the scale of a gene.
+        Expression, N × G, usually log-normalised. Correlations do not depend on the scale of a gene.
     genes
-        Their names.
+        Names of the G genes.
     shape
-        Height and width; the smallest square that holds all genes by default.
+        Height and width of the image; by default the smallest square that holds all genes.
     seed
-        Of the draw of 20,000 cells, where there are more.
+        Random seed of the draw of 20,000 cells, if there are more.
 
     Returns
     -------
@@ -140,8 +139,8 @@ def layout(
     Raises
     ------
     ScmedleyError
-        Fewer than two cells, names that repeat or do not fit the columns, values that are not finite, or a
-        shape that is too small.
+        There are fewer than two cells, gene names repeat or do not fit the columns, values are not finite, or
+        the shape is too small.
     """
     x_NG = numeric(x_NG, genes)
     shape = _check(x_NG, genes, shape)
@@ -152,28 +151,30 @@ def layout(
     n_moving = int((~constant_G).sum())
     rows, columns, angle_G = _pixels(shape, len(genes))
     bands = np.array_split(np.arange(n_moving), max(1, min(n_moving, max(BANDS, -(-n_moving // BAND_GENES)))))
-    gene_at = order_G.copy()  # gene on each pixel, from the middle outwards
-    turn_G = _turns(correlation_GG)
+    gene_at = order_G.copy()  # gene on each pixel, from the centre outwards
+    spectral_G = _spectral_angles(correlation_GG)
     for band in bands:
         own = order_G[band]
-        gene_at[band[np.argsort(angle_G[band], kind="stable")]] = own[np.argsort(turn_G[own], kind="stable")]
-    _settle(gene_at, correlation_GG, rows, columns, shape, bands)
+        own = own[np.argsort(spectral_G[own], kind="stable")]
+        gene_at[band[np.argsort(angle_G[band], kind="stable")]] = own
+    _permute_within_bands(gene_at, correlation_GG, rows, columns, shape, bands)
     pixel_G = np.empty(len(genes), np.int64)
     pixel_G[gene_at] = np.arange(len(genes))
     return Layout(tuple(map(str, genes)), rows[pixel_G], columns[pixel_G], shape, constant_G)
 
 
 def genomap_of(model: MixedEffects | Model[Any], adata: Cells, *, seed: int = 0) -> Layout:
-    """Lay out the genes of a model's decoder by their correlations among training cells.
+    """Compute a layout of the genes of a model's decoder from their correlations among training cells.
 
     Parameters
     ----------
     model
         A fitted model.
     adata
-        The cells of the fit; those with ``obs["scmedley_split"] == "train"`` are used, or all without that column.
+        The cells of the fit; those with ``obs["scmedley_split"] == "train"`` are used, or all without that
+        column.
     seed
-        Seed of the draw of cells, where there are many, as in :func:`layout`.
+        Random seed of the draw of cells, as in :func:`layout`.
 
     Raises
     ------
@@ -183,8 +184,8 @@ def genomap_of(model: MixedEffects | Model[Any], adata: Cells, *, seed: int = 0)
     network = decoder(model)
     if len(network.genes) > MOST_GENES:
         raise ScmedleyError(
-            f"The model has {len(network.genes):,} genes; {MOST_GENES:,} at most can be laid out in a picture. Fit it "
-            "with fewer genes (--genes)."
+            f"The model has {len(network.genes):,} genes, but an image holds at most {MOST_GENES:,}. Fit a model with "
+            "fewer genes (--genes)."
         )
     reading = network.read(adata)
     x_NG = reading.log1p_NG
@@ -195,7 +196,7 @@ def genomap_of(model: MixedEffects | Model[Any], adata: Cells, *, seed: int = 0)
 
 
 def images(x_NG: Numbers, layout: Layout) -> NDArray[np.float32]:
-    """Draw cells: N × H × W float32, not a number where there is no gene.
+    """Return cells as images, N × height × width float32; nan on pixels without a gene.
 
     Parameters
     ----------
@@ -207,38 +208,39 @@ def images(x_NG: Numbers, layout: Layout) -> NDArray[np.float32]:
     Raises
     ------
     ScmedleyError
-        Not as many columns as genes, or columns of other names.
+        The number or the names of the columns differ from the layout's genes.
     """
     x_NG = numeric(x_NG, layout.genes)
     if x_NG.shape[1] != len(layout.genes):
         raise ScmedleyError(
-            f"Values of shape {x_NG.shape} do not fit a layout of {len(layout.genes)} genes. Give its genes, in its "
+            f"Values of shape {x_NG.shape} do not fit a layout of {len(layout.genes)} genes. Select its genes in its "
             "order: adata[:, list(layout.genes)]."
         )
-    found = np.full((x_NG.shape[0], *layout.shape), np.nan, dtype=np.float32)
-    found[:, layout.rows, layout.columns] = dense(x_NG)
-    return found
+    images = np.full((x_NG.shape[0], *layout.shape), np.nan, dtype=np.float32)
+    images[:, layout.rows, layout.columns] = dense(x_NG)
+    return images
 
 
 def expression(images_NHW: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
-    """Read genes back from pictures, N × G: the inverse of :func:`images`.
+    """Return the expression of genes in images, N × G: the inverse of :func:`images`.
 
     Raises
     ------
     ScmedleyError
-        Pictures of another shape than the layout's.
+        The shape of the images is not that of the layout.
     """
     if images_NHW.ndim != 3 or images_NHW.shape[1:] != layout.shape:
         raise ScmedleyError(
-            f"Pictures of shape {images_NHW.shape} do not fit a layout of {layout.shape} pixels."
+            f"Images of shape {images_NHW.shape} do not fit a layout of {layout.shape} pixels. "
+            "Use the layout that they were made with."
         )
     return images_NHW[:, layout.rows, layout.columns]
 
 
 def correlations(x_NG: Numbers, *, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Give Pearson correlations of genes, G × G float32 with 0 on the diagonal, and which genes are constant.
+    """Return correlations of genes (Pearson, G × G float32, 0 on the diagonal) and which genes are constant.
 
-    Constant genes correlate with nothing. Of more than 20,000 cells so many are drawn.
+    Constant genes have correlation 0. At most 20,000 cells are used, drawn at random.
     """
     x_NG = numeric(x_NG)
     if x_NG.shape[0] > MAX_CELLS:
@@ -246,17 +248,17 @@ def correlations(x_NG: Numbers, *, seed: int = 0) -> tuple[NDArray[np.float32], 
         x_NG = x_NG[np.sort(chosen)]
     n_cells, n_genes = x_NG.shape
     mean_G = np.asarray(x_NG.mean(axis=0), np.float64).ravel()
-    spread_G = _spread(x_NG)
-    constant_G = spread_G == 0
-    unit_G = np.where(constant_G, 1, spread_G)  # so that no scale of a gene is too small or large for float32
+    range_G = _range(x_NG)
+    constant_G = range_G == 0
+    unit_G = np.where(constant_G, 1, range_G)  # brings every gene into the range of float32
     square_G = np.zeros(n_genes)
     product_GG = np.zeros((n_genes, n_genes), np.float32)
     for start in range(0, n_cells, BLOCK):
         block = x_NG[start : start + BLOCK]
-        centred_MG = ((dense(block) - mean_G) / unit_G).astype(np.float32)
-        centred_MG[:, constant_G] = 0
-        square_G += (centred_MG.astype(np.float64) ** 2).sum(0)
-        product_GG += centred_MG.T @ centred_MG
+        centred_NG = ((dense(block) - mean_G) / unit_G).astype(np.float32)
+        centred_NG[:, constant_G] = 0
+        square_G += (centred_NG.astype(np.float64) ** 2).sum(0)
+        product_GG += centred_NG.T @ centred_NG
     scale_G = np.where(constant_G, 1, np.sqrt(square_G)).astype(np.float32)
     product_GG /= scale_G[:, None]
     product_GG /= scale_G
@@ -265,7 +267,7 @@ def correlations(x_NG: Numbers, *, seed: int = 0) -> tuple[NDArray[np.float32], 
 
 
 def neighbour_correlation(correlation_GG: NDArray[np.float32], layout: Layout) -> float:
-    """Give the mean correlation of genes that touch (up, down, left, right)."""
+    """Return the mean correlation of adjacent genes (up, down, left, right)."""
     at = np.full((layout.shape[0] + 1, layout.shape[1] + 1), -1)
     at[layout.rows, layout.columns] = np.arange(len(layout.genes))
     ends = [(at[:-1, :-1], at[1:, :-1]), (at[:-1, :-1], at[:-1, 1:])]
@@ -278,30 +280,32 @@ def _check(x_NG: Matrix, genes: Sequence[str], shape: Sequence[int] | None) -> t
     n_genes = len(genes)
     if x_NG.shape[1] != n_genes or not n_genes:
         raise ScmedleyError(
-            f"Values of shape {x_NG.shape} need as many names as columns; there are {n_genes}."
+            f"Values of shape {x_NG.shape} have {n_genes} gene names. Give one name per column, and at least one."
         )
     if x_NG.shape[0] < 2:
-        raise ScmedleyError(f"{x_NG.shape[0]} cells have no correlations. Give two cells and more.")
+        raise ScmedleyError(f"{x_NG.shape[0]} cells have no correlations. Give at least two cells.")
     check_unique(pd.Index(genes).astype(str))
     check_finite(x_NG, genes)
     side = int(np.ceil(np.sqrt(n_genes)))
-    height, width = _whole((side, side) if shape is None else shape)
+    height, width = _height_width((side, side) if shape is None else shape)
     if height * width < n_genes or min(height, width) < 1:
-        raise ScmedleyError(f"A picture of {height} x {width} pixels does not hold {n_genes} genes.")
+        raise ScmedleyError(
+            f"An image of {height} x {width} pixels does not hold {n_genes} genes. Use more pixels."
+        )
     return height, width
 
 
-def _whole(shape: Sequence[int]) -> tuple[int, int]:
-    """Take a height and a width as they come: a tuple, a list, an array of whole numbers."""
+def _height_width(shape: Sequence[int]) -> tuple[int, int]:
+    """Return a tuple, list or array of two whole numbers as a height and a width."""
     try:
         height, width = map(operator.index, shape)
     except (TypeError, ValueError) as error:
-        raise ScmedleyError(f"shape {shape!r} must be a height and a width, whole numbers.") from error
+        raise ScmedleyError(f"shape {shape!r} must be a height and a width, two whole numbers.") from error
     return height, width
 
 
-def _spread(x_NG: Matrix) -> NDArray[np.float64]:
-    """Give the range of each gene, exactly 0 for a constant one."""
+def _range(x_NG: Matrix) -> NDArray[np.float64]:
+    """Return the range of each gene, exactly 0 for a constant one."""
     low, high = x_NG.min(axis=0), x_NG.max(axis=0)
     if sparse.issparse(low):
         low, high = low.toarray(), high.toarray()
@@ -309,7 +313,7 @@ def _spread(x_NG: Matrix) -> NDArray[np.float64]:
 
 
 def _pixels(shape: tuple[int, int], n_genes: int) -> tuple[Ints, Ints, NDArray[np.float64]]:
-    """Give rows, columns and angles of the ``n_genes`` pixels that are nearest to the middle, from it outwards."""
+    """Return rows, columns and angles of the ``n_genes`` pixels nearest to the centre, nearest first."""
     rows, columns = np.indices(shape).reshape(2, -1)
     up, right = rows / (shape[0] / 2) - 1 + 1 / shape[0], columns / (shape[1] / 2) - 1 + 1 / shape[1]
     angle, radius = np.arctan2(up, right), np.hypot(up, right).round(9)
@@ -317,11 +321,11 @@ def _pixels(shape: tuple[int, int], n_genes: int) -> tuple[Ints, Ints, NDArray[n
     return rows[chosen], columns[chosen], angle[chosen]
 
 
-def _turns(correlation_GG: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Give each gene an angle such that correlated genes have like ones: a spectral embedding in two dimensions.
+def _spectral_angles(correlation_GG: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return an angle for each gene, similar for correlated genes, from a two-dimensional spectral embedding.
 
-    Affinity is the squared positive correlation; the two leading eigenvectors of the random walk on it, after
-    the constant one, are the coordinates.
+    The affinity is the squared positive correlation. The coordinates are the two leading eigenvectors of the
+    random walk on it, after the constant one.
     """
     affinity_GG = np.square(np.maximum(correlation_GG, 0), dtype=np.float64)
     if not affinity_GG.any():
@@ -340,7 +344,7 @@ def _turns(correlation_GG: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(np.arctan2(across, along))
 
 
-def _settle(
+def _permute_within_bands(
     gene_at: Ints,
     correlation_GG: NDArray[np.float32],
     rows: Ints,
@@ -348,22 +352,22 @@ def _settle(
     shape: tuple[int, int],
     bands: list[Ints],
 ) -> None:
-    """Let genes change places within bands, in place, until touching genes correlate no better.
+    """Permute genes within bands, in place, until the correlation of adjacent genes no longer grows.
 
-    Pixels of a set that do not touch one another see the same neighbours whatever gene they hold, so that the best
-    places of their genes are a linear assignment.
+    The neighbours of pixels that are not adjacent do not depend on the genes on these pixels. The best
+    permutation of these genes is therefore a linear assignment.
     """
     n_genes = len(gene_at)
-    at = np.full((shape[0] + 2, shape[1] + 2), n_genes)  # framed with pixels without a gene
+    at = np.full((shape[0] + 2, shape[1] + 2), n_genes)  # with a frame of pixels without a gene
     at[rows + 1, columns + 1] = np.arange(n_genes)
     beside_G4 = np.stack([at[rows + 1 + dr, columns + 1 + dc] for dr, dc in NEIGHBOURS], axis=1)
     gain_GG = np.zeros((n_genes, n_genes + 1), np.float32)
     gain_GG[:, :n_genes] = correlation_GG
     before = -np.inf
     for _ in range(ROUNDS):
-        for apart in _apart(rows, columns):
+        for separate in _not_adjacent(rows, columns):
             for band in bands:
-                pixels = band[apart[band]]
+                pixels = band[separate[band]]
                 own = gene_at[pixels]
                 beside_S4 = np.append(gene_at, n_genes)[beside_G4[pixels]]
                 gain_SS = sum(gain_GG[np.ix_(own, beside_S4[:, side])] for side in range(4))
@@ -375,8 +379,8 @@ def _settle(
         before = now
 
 
-def _apart(rows: Ints, columns: Ints) -> Iterator[NDArray[np.bool_]]:
-    """Give sets of pixels that do not touch, of several patterns, so that a gene can come everywhere."""
+def _not_adjacent(rows: Ints, columns: Ints) -> Iterator[NDArray[np.bool_]]:
+    """Yield sets of pixels that are not adjacent; several patterns, to reach all pixels of a band."""
     for i, j, n in ((1, 1, 2), (1, 2, 5), (2, 1, 5)):
         for k in range(n):
             yield (i * rows + j * columns) % n == k

@@ -1,6 +1,6 @@
-"""Cells beside themselves in other batches: the numbers of the counterfactual figure.
+"""Cells and their counterfactuals in other batches: the numbers of the counterfactual figure.
 
-Shapes: R cells, T targets, G genes.
+Shapes: R cells (rows of the figure), T targets, G genes.
 """
 
 from collections.abc import Sequence
@@ -17,29 +17,31 @@ from scmedley.errors import ScmedleyError
 from scmedley.interpret.genomap import Layout
 from scmedley.models import MixedEffects
 
-FIXED = "fixed effects"  # the population mean, where the network's latent holds no batch
+FIXED = "fixed effects"  # name of the population mean if the network's latent contains no batch
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Some cells: as measured, with no batch's effects, in their own batch and in others (log1p CP10k).
+    """Some cells as measured, reconstructed, and predicted without batch effects and in other batches.
+
+    Values are log1p CP10k.
 
     Attributes
     ----------
     cells, own
         Names of the cells and of their batches, R.
     targets
-        The population mean, then the batches, T. It is called "fixed effects" where counterfactuals come from the
-        fixed-effects network; the latent of the random-effects network (``paper`` preset, given fixed part) holds
-        the batch, so that "population mean" is all that can be said.
+        The population mean, then the batches, T. The first is "fixed effects" if the fixed-effects network
+        makes the counterfactuals, else "population mean", because the latent of the random-effects network
+        (``paper`` preset, given fixed part) contains the batch.
     input_RG, own_RG
-        As measured; reconstructed in the own batch.
+        Measured values; reconstruction in the cell's own batch.
     shown_RTG
-        As if from each target.
+        Prediction for each target.
     difference_RTG
-        That minus the reconstruction in the own batch.
+        Prediction minus the reconstruction in the own batch.
     layout
-        Where the genes lie in a picture.
+        Position of each gene in an image.
     """
 
     cells: tuple[str, ...]
@@ -55,30 +57,28 @@ class Panel:
 def panel(
     model: MixedEffects, adata: Cells, to: str | Sequence[str], layout: Layout, *, unknown: str = "error"
 ) -> Panel:
-    """Show cells in other batches, for :func:`scmedley.pl.counterfactuals`.
+    """Predict cells in other batches, for :func:`scmedley.pl.counterfactuals`.
 
     Parameters
     ----------
     model
         A fitted model.
     adata
-        R cells, a few, with their batch.
+        A few cells with their batch.
     to
-        Target batches. The population mean is always shown.
+        Target batches. The population mean is always added.
     layout
-        Where the model's genes lie in a picture (:func:`scmedley.interpret.genomap_of`).
+        Layout of the model's genes (:func:`scmedley.interpret.genomap_of`).
     unknown
-        What to do with cells of batches that the model does not know: ``"error"`` or ``"mean"``.
+        Treatment of cells of unknown batches: ``"error"``, or ``"mean"`` for the population mean.
 
     Raises
     ------
     ScmedleyError
-        A layout of other genes; an unknown target or batch; a target that is named twice.
+        The layout has other genes, a target or batch is unknown, or a target occurs twice.
     """
     if layout.genes != tuple(model.decoder.genes):
-        raise ScmedleyError(
-            "The layout is of other genes than the model's. Make it with genomap_of(model, adata)."
-        )
+        raise ScmedleyError("The genes of the layout are not the model's. Use genomap_of(model, adata).")
     targets = [POPULATION_MEAN, *(name for name in named_targets(to) if name != POPULATION_MEAN)]
     reading = model.decoder.read(adata)
     made: Any = model.counterfactual(reading, targets, unknown=unknown)
@@ -99,10 +99,8 @@ def panel(
 
 
 def _batches(model: MixedEffects, obs: pd.DataFrame) -> tuple[str, ...]:
-    """Return each cell's batch as text; empty where the model does not know it."""
+    """Return each cell's batch as text; empty if the model does not know it."""
     if model.batch_key not in obs:
-        return tuple("" for _ in range(len(obs)))
+        return ("",) * len(obs)
     known: tuple[str, ...] = model.decoder.design.batches
-    names = [str(name) for name in as_categories(obs[model.batch_key])]
-    own: list[str] = [name if name in known else "" for name in names]
-    return tuple(own)
+    return tuple(name if name in known else "" for name in map(str, as_categories(obs[model.batch_key])))

@@ -1,6 +1,6 @@
-"""What each batch shifts: its genes, and how far it lies from the average batch.
+"""Batch shifts: the genes that each batch shifts, and the distance of each batch from the average batch.
 
-Shapes: N cells, G genes, T batches, D posterior draws.
+Shapes: N cells, G genes, B batches, D posterior draws or permutations.
 """
 
 from typing import Any
@@ -24,10 +24,8 @@ from scmedley.models.interval import LARGEST, half_width
 
 N_PERMUTATIONS = 10
 DISTANCES = ["batch", "distance", "observed", "null", "null_sd"]
-HELD_OUT, ALL_CELLS = (
-    "held-out cells",
-    "all cells",
-)  # what an observed mean is of; the second includes training cells
+# The cells of an observed mean; "all cells" includes training cells.
+HELD_OUT, ALL_CELLS = "held-out cells", "all cells"
 
 
 def gene_shifts(
@@ -40,12 +38,12 @@ def gene_shifts(
     max_cells: int = 100,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """List the genes that each batch shifts most against the average batch, within each label.
+    """Return the genes that each batch shifts most from the average batch, within each label.
 
-    Cells of a label are shown in each batch. The shift is their mean there, less the average of those means
-    over the batches in which the label was observed, each batch counted once (over all batches, where that is
-    fewer than two). The population mean, all effects at zero, is no such average: a decoder's biases may
-    lie off the middle of its batches.
+    Cells of a label are predicted in each batch. The shift is their mean in the batch minus the average of
+    these means over the batches in which the label was observed, with equal weight for each batch (over all
+    batches if the label was observed in fewer than two). The population mean (all effects zero) is not this
+    average, because the decoder's biases need not be at the centre of the batches.
 
     Parameters
     ----------
@@ -53,27 +51,31 @@ def gene_shifts(
         A fitted model with batch effects in its decoder.
     adata
         Prepared cells with their batch.
+    label_key
+        Column of ``obs`` with the labels; by default all cells are one label.
     draws
-        Posterior draws of the effects for the interval.
+        Number of posterior draws of the effects for the interval.
     n_top
-        Genes kept for each label and batch, by the size of their shift.
+        Number of genes for each label and batch, those with the largest shifts.
     max_cells
-        Cells of a label, of any batch, over which the shift is averaged.
+        Maximum number of cells of a label, from any batch, for the mean shift.
+    seed
+        Random seed of all draws.
 
     Returns
     -------
     DataFrame
-        label, batch, gene (and its symbol, where genes are called by ids), and in log1p CP10k: shift, its q05
-        and q95 (:mod:`scmedley.models.interval`), observed (the same difference between the means of the
-        label's cells that are from each batch; not a number where there are none). The same for all genes of
-        a pair: size (root mean square of the shift over all genes of the model), observed_size (of the
-        observed difference), null_size and null_sd (mean and standard deviation of that over permutations of
-        the same cells among the label's batches); n_cells (shown), n_observed (cells that the observed mean
-        is of), observed_from ("held-out cells", or "all cells", training cells included, where fewer than 10
-        are held out in any batch of the label), seen (whether the label is in the batch at all).
+        label, batch, gene (and its symbol, if genes are named by identifiers), and in log1p CP10k: shift, its
+        q05 and q95 (:mod:`scmedley.models.interval`), observed (the same difference between the means of the
+        label's cells from each batch; nan without cells). The same for all genes of a pair: size (root mean
+        square of the shift over all genes of the model), observed_size (of the observed difference),
+        null_size and null_sd (mean and standard deviation of observed_size with cells permuted among the
+        label's batches); n_cells (predicted cells), n_observed (cells of the observed mean), observed_from
+        ("held-out cells", or "all cells", including training cells, if any batch of the label has fewer than
+        10 held-out cells), seen (whether the batch has cells of the label).
     """
     if draws < 2:
-        raise ScmedleyError(f"draws is {draws}; give 2 or more, or there is no interval.")
+        raise ScmedleyError(f"draws is {draws}, but an interval needs at least 2.")
     network = decoder(model)
     reading = network.read(adata)
     x_NG, obs = reading.log1p_NG, reading.obs
@@ -89,42 +91,41 @@ def gene_shifts(
     for name in names_of(label):
         rows = np.flatnonzero(label == name)
         own = [rows[batch[rows] == code] for code in range(len(batches))]
-        seen_T = np.array([len(these) > 0 for these in own])
-        compared_T = seen_T if seen_T.sum() > 1 else np.ones_like(seen_T)
-        # Each observed shift is against all batches of the label, so that one with training cells brings them into all.
+        seen_B = np.array([len(these) > 0 for these in own])
+        compared_B = seen_B if seen_B.sum() > 1 else np.ones_like(seen_B)
+        # An observed shift depends on all batches of the label: use training cells in all of them or in none.
         enough = all(np.sum(held_out_N[these]) >= LEAST for these in own if len(these))
         own = [these[held_out_N[these]] for these in own] if enough else own
-        observed_TG = _observed(x_NG, own)
-        null_KT = [_size(_observed(x_NG, _permuted(own, permuting))) for _ in range(N_PERMUTATIONS)]
+        observed_BG = _observed(x_NG, own)
+        null_DB = [_size(_observed(x_NG, _permuted(own, permuting))) for _ in range(N_PERMUTATIONS)]
         rows = np.sort(rng.choice(rows, min(max_cells, len(rows)), replace=False))
         shown = cells.take(torch.as_tensor(rows, device=network.device))
-        mean_TDG = drawn_means(network, shown, draws, seed, range(len(batches)))
-        mean_TDG -= mean_TDG[compared_T].mean(axis=0)
+        mean_BDG = drawn_means(network, shown, draws, seed, range(len(batches)))
+        mean_BDG -= mean_BDG[compared_B].mean(axis=0)
         pairs = pd.DataFrame(
             {
-                "size": _size(mean_TDG.mean(axis=1)),
-                "observed_size": _size(observed_TG),
-                "null_size": np.mean(null_KT, axis=0),
-                "null_sd": np.std(null_KT, axis=0),
+                "size": _size(mean_BDG.mean(axis=1)),
+                "observed_size": _size(observed_BG),
+                "null_size": np.mean(null_DB, axis=0),
+                "null_sd": np.std(null_DB, axis=0),
                 "n_cells": len(rows),
                 "n_observed": [len(these) for these in own],
-                "observed_from": np.where(seen_T, HELD_OUT if enough else ALL_CELLS, ""),
-                "seen": seen_T,
+                "observed_from": np.where(seen_B, HELD_OUT if enough else ALL_CELLS, ""),
+                "seen": seen_B,
             }
         )
         for target, shift_DG, observed_G, pair in zip(
-            batches, mean_TDG, observed_TG, pairs.to_dict("records"), strict=True
+            batches, mean_BDG, observed_BG, pairs.to_dict("records"), strict=True
         ):
             shift_G, half_G = shift_DG.mean(0), half_width(shift_DG, network.calibration)
             top = np.argsort(-np.abs(shift_G), kind="stable")[:n_top]
             columns = {
-                "gene": genes,
-                **symbols,
                 "shift": shift_G,
                 "q05": shift_G - half_G,
                 "q95": shift_G + half_G,
+                "observed": observed_G,
             }
-            table = pd.DataFrame(columns | {"observed": observed_G}).iloc[top]
+            table = pd.DataFrame({"gene": genes, **symbols, **columns}).iloc[top]
             table.insert(0, "label", name)
             table.insert(1, "batch", target)
             tables.append(table.assign(**{str(key): value for key, value in pair.items()}))
@@ -139,11 +140,12 @@ def interval_coverage(
     n_top: int = LARGEST,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Return the share of shifts of held-out cells that are in their interval of 90 %.
+    """Return the share of shifts of held-out cells that are inside their 90 % interval.
 
-    The first number is of all genes of each pair of label and batch, the second of the ``n_top`` with the largest
-    predicted shifts. The sampling noise of the observed means is counted (:mod:`scmedley.models.interval`). Not a
-    number where no label has held-out cells in two batches, or the model's intervals are not calibrated.
+    The first number is for all genes of each pair of label and batch, the second for the ``n_top`` genes with
+    the largest predicted shifts. Both include the sampling noise of the observed means
+    (:mod:`scmedley.models.interval`). They are nan if no label has held-out cells in two batches, or if the
+    model's intervals are not calibrated.
     """
     network = decoder(model)
     reading = network.read(adata)
@@ -156,9 +158,10 @@ def interval_coverage(
 
 
 def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
-    """Return how far each batch lies from the average batch, the farthest in its own cells first.
+    """Return the distance of each batch from the average batch, the largest observed distance first.
 
-    Batches are compared on the labels that all of them have: the average batch of another label is another one.
+    Batches are compared on the labels that occur in all of them, because each label has its own average
+    batch.
 
     Parameters
     ----------
@@ -168,12 +171,13 @@ def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        batch, and in log1p CP10k, means over those labels: distance (the size of the model's shift, which is drawn
-        towards 0 and has no interval); observed, the distance of the cells' own means; null and null_sd, of that with
-        batches permuted within labels; observed_from, which cells these are ("held-out cells", "all cells", or
-        "held-out and all cells" where labels differ). Ordered by observed² - null², as means of fewer cells lie
-        farther apart by noise alone. Empty where fewer than two batches share a label with all others. Of two batches
-        each lies half as far from their average as from the other.
+        batch, and in log1p CP10k, as means over those labels: distance (the size of the model's shift, which
+        is shrunk towards 0 and has no interval); observed, the distance of the observed means; null and
+        null_sd, of the observed distance with batches permuted within labels; observed_from, the cells of the
+        observed means ("held-out cells", "all cells", or "held-out and all cells" if labels differ). Sorted
+        by observed² - null², because noise alone increases the distance of means of few cells. Empty with
+        fewer than two batches or without a label that occurs in all of them. With two batches, the distance
+        of each from their average is half the distance between them.
     """
     pairs = shifts.drop_duplicates(["batch", "label"])
     n_seen = pairs[pairs["seen"]].groupby("label")["batch"].nunique()
@@ -190,30 +194,30 @@ def batch_distances(shifts: pd.DataFrame) -> pd.DataFrame:
 
 
 def source_of(observed_from: "pd.Series[str]") -> str:
-    """Return in words which cells several observed means are of."""
+    """Return in words which cells were used for several observed means."""
     used = [name for name in (HELD_OUT, ALL_CELLS) if (observed_from == name).any()]
     return "held-out and all cells" if len(used) > 1 else (used or [""])[0]
 
 
 def _observed(x_NG: Any, own: list[np.ndarray]) -> np.ndarray:
-    """Return the mean of each batch's cells less the average of those means, T x G; not a number without cells."""
-    found_TG = np.full((len(own), x_NG.shape[1]), np.nan)
-    n_T = np.array([len(cells) for cells in own])
-    seen_T = n_T > 0
-    if seen_T.sum() > 1:
-        rows, code_N = np.concatenate(own), np.repeat(np.arange(len(own)), n_T)
-        member = csr_matrix((1 / n_T[code_N], (code_N, rows)), (len(own), x_NG.shape[0]))
-        found_TG[seen_T] = dense(member @ x_NG)[seen_T]
-        found_TG -= found_TG[seen_T].mean(axis=0)
-    return found_TG
+    """Return each batch's mean minus the average of these means, B × G; nan without cells."""
+    shift_BG = np.full((len(own), x_NG.shape[1]), np.nan)
+    n_B = np.array([len(cells) for cells in own])
+    seen_B = n_B > 0
+    if seen_B.sum() > 1:
+        rows, code_N = np.concatenate(own), np.repeat(np.arange(len(own)), n_B)
+        member = csr_matrix((1 / n_B[code_N], (code_N, rows)), (len(own), x_NG.shape[0]))
+        shift_BG[seen_B] = dense(member @ x_NG)[seen_B]
+        shift_BG -= shift_BG[seen_B].mean(axis=0)
+    return shift_BG
 
 
 def _permuted(own: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Return the cells of one label dealt out anew, as many to each batch as it has."""
+    """Permute the cells of one label among its batches; the batch sizes stay the same."""
     ends = np.cumsum([len(cells) for cells in own])
     return np.split(rng.permutation(np.concatenate(own)), ends[:-1])
 
 
 def _size(shift_G: np.ndarray) -> np.ndarray:
-    """Return the root mean square over genes, the last axis."""
+    """Return the root mean square over genes (the last axis)."""
     return np.asarray(np.sqrt(np.square(shift_G, dtype=np.float64).mean(axis=-1)))
