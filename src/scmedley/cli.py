@@ -57,7 +57,7 @@ def run(
     """Run the whole analysis: prepare, fit, embed, score, report.
 
     The folder gets integrated.h5ad, model/, report.html, history.csv, scores.csv, gene_shifts.csv,
-    counterfactual_check.csv, run.json and versions.json. If a run is interrupted, the same command resumes it.
+    counterfactual_check.csv, run.json and versions.json. The same command resumes an interrupted run.
     """
     from scmedley.pipeline import stages
 
@@ -141,12 +141,12 @@ def project(
     input
         File of cells, in any format that run reads (default: the cells of the run).
     select
-        Cells of the run: their names, or one query on obs, such as "cell_type == 'B cell'" (default: all cells).
+        Cells of the run: their names, or one query on obs, as "cell_type == 'B cell'" (default: all cells).
     rows
         Number of cells in the figure, drawn at random with --seed.
     draws
-        Posterior draws, 2 or more, for intervals from 5 % to 95 % in --out; X is then the mean of the draws. With 0
-        there are no intervals, and X is the prediction with all effects at their posterior mean.
+        Posterior draws, 2 or more, for intervals from 5 % to 95 % in --out; X is then the mean of the draws.
+        With 0 there are no intervals, and X is the prediction with all effects at their posterior mean.
     seed
         Random seed of the draws and of the cells in the figure.
     """
@@ -234,9 +234,9 @@ def tune(
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
-    """Search settings of the fixed-effects network: high label accuracy, low batch leakage on validation cells.
+    """Search settings of the fixed-effects network for high label accuracy and low batch leakage.
 
-    Writes trials.csv and best.toml (for run --settings). The same command resumes a search that was interrupted.
+    Writes trials.csv and best.toml (for run --settings). The same command resumes an interrupted search.
 
     Parameters
     ----------
