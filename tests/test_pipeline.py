@@ -158,9 +158,9 @@ def unfinished(killed, tmp_path) -> Path:
 
 def test_killed_run_resumes_to_the_same_bits(shell, data, whole, unfinished, monkeypatch):
     loaded = []
-    load = loop.checkpoint.load
+    restore = loop.checkpoint.restore
     monkeypatch.setattr(
-        loop.checkpoint, "load", lambda path, *rest: (loaded.append(path.name), load(path, *rest))[1]
+        loop.checkpoint, "restore", lambda path, *rest: (loaded.append(path.name), restore(path, *rest))[1]
     )
     assert {p.name for p in (unfinished / ".checkpoints").iterdir()} == {
         "fixed.safetensors",

@@ -98,9 +98,9 @@ def test_cautions_name_labels_and_targets_as_the_model_does(tmp_path):
     run_cells = ad.AnnData(obs=obs.astype({"batch": int, "type": int}).astype(str))
     run_cells.write_h5ad(tmp_path / "integrated.h5ad")
     (tmp_path / "run.json").write_text('{"config": {"batch": "batch", "label": "type"}}')
-    (said,) = cautions(tmp_path, ad.AnnData(obs=obs), [1, 2.0])
+    (said,) = cautions(tmp_path, obs, [1, 2.0])
     assert said.startswith("'2 in 2': never seen together")
-    spaced = ad.AnnData(obs=obs.assign(type=["1 ", "1", None]))
+    spaced = obs.assign(type=["1 ", "1", None])
     assert cautions(tmp_path, spaced, ["2"]) == []
 
 
