@@ -306,7 +306,10 @@ def test_random_effects_separate_batches_only_where_all_probes_agree(blind: tupl
         ({"folds": 2}, "at least 3"),
         ({"pairs": 0}, "at least 1"),
         ({"splits": ("pairs",), "methods": ("PCA", "AE")}, "none of the methods has batch effects"),
-        ({"splits": ("pairs",), "methods": ("FE",), "preset": "paper"}, "Add 'FE' .default preset. or 'RE'"),
+        (
+            {"splits": ("pairs",), "methods": ("FE",), "preset": "paper"},
+            "Add 'FE' or 'RE' to the methods, with the default preset",
+        ),
         ({"pair_batches": ("a", "a")}, "none twice"),
         ({"splits": ("genes",)}, "none of"),
         ({"seeds": (0, 0)}, "none twice"),

@@ -53,8 +53,8 @@ def tune(
     The search maximises label accuracy minus batch leakage on validation cells (mean over folds). Accuracy:
     share of cells whose label wins the vote of their 15 nearest training cells. Leakage: within labels, 0 to
     1; below 0 counts as 0. The first trial is the default preset. A trial below the median of the others
-    after a fold is stopped early. The same call resumes an interrupted search. A fifth of the cells is set aside
-    before the search: the best settings and the default are scored on these test cells at the end.
+    after a fold is stopped early. The same call resumes an interrupted search. A fifth of the cells is set
+    aside before the search: the best settings and the default are scored on these test cells at the end.
 
     Parameters
     ----------
