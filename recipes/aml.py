@@ -1,8 +1,8 @@
-"""Acute myeloid leukaemia (GSE116256), 19 donors, 21 cell types, malignant ones too: experiments 1 to 3.
+"""Acute myeloid leukaemia (GSE116256), 19 donors, 21 healthy and malignant cell types: experiments 1 to 3.
 
     scmedley experiment recipes/aml.py --data FOLDER --out aml-experiment
 
-The folder holds GEO's GSM*_*.dem.txt.gz and .anno.txt.gz, which are not shipped. Weights: the authors' release.
+FOLDER holds GEO's GSM*_*.dem.txt.gz and .anno.txt.gz (download them). Loss weights: the authors' release.
 """
 
 from scmedley.datasets.papers import LOSS_WEIGHTS
@@ -12,7 +12,7 @@ from scmedley.experiment import BASIC, Experiment
 def config() -> Experiment:
     """Compare the published networks: latents (1), classifiers on them (2), label heads (3).
 
-    What the paper has not is beside it: the null of permuted batches, and donors held out.
+    Not in the paper: the null (permuted batches) and held-out donors.
     """
     return Experiment(
         name="AML",

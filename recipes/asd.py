@@ -2,7 +2,7 @@
 
     scmedley experiment recipes/asd.py --data FOLDER --out asd-experiment
 
-The folder holds exprMatrix.tsv.gz and meta.tsv, which are not shipped. Weights are those of the authors' release.
+FOLDER holds exprMatrix.tsv.gz and meta.tsv (download them). Loss weights: the authors' release.
 """
 
 from scmedley.datasets.papers import LOSS_WEIGHTS
@@ -12,7 +12,7 @@ from scmedley.experiment import BASIC, Experiment
 def config() -> Experiment:
     """Compare the published networks: latents (1), classifiers on them (2), label heads (3).
 
-    What the paper has not is beside it: the null of permuted batches, and donors held out.
+    Not in the paper: the null (permuted batches) and held-out donors.
     """
     return Experiment(
         name="ASD",

@@ -1,9 +1,9 @@
-"""Glioblastoma slices of 5 patients, untreated and under panobinostat: can a patient's treated cells be predicted?
+"""Glioblastoma of 5 patients, untreated and with panobinostat: can a patient's treated cells be predicted?
 
     scmedley experiment recipes/glioblastoma.py --data FOLDER --out glioblastoma-experiment
 
-The folder holds glioblastoma_panobinostat_5patients_300g.h5ad, which is not shipped (Zhao et al. 2021, GSE148842; the
-300 genes of the example data of the R package lemur).
+FOLDER holds glioblastoma_panobinostat_5patients_300g.h5ad, which does not come with scmedley (Zhao et al.
+2021, GSE148842; the 300 genes of the example data of the R package lemur).
 """
 
 from scmedley.experiment import Experiment
@@ -12,7 +12,7 @@ EPOCHS = 30  # default: 65
 
 
 def config() -> Experiment:
-    """Hold the treated cells of each patient out in turn. The condition is the batch, the patient the label."""
+    """Hold out the treated cells of each patient in turn. Batch: the condition. Label: the patient."""
     return Experiment(
         name="Glioblastoma, panobinostat",
         data="glioblastoma_panobinostat_5patients_300g.h5ad",

@@ -2,7 +2,7 @@
 
     scmedley experiment recipes/healthy_heart.py --data FOLDER --out healthy_heart-experiment
 
-The folder holds the h5ad, which is not shipped. Weights are those of the authors' release.
+FOLDER holds the h5ad (download it). Loss weights: the authors' release.
 """
 
 from scmedley.datasets.papers import LOSS_WEIGHTS
@@ -12,8 +12,8 @@ from scmedley.experiment import BASIC, Experiment
 def config() -> Experiment:
     """Compare the published networks: latents (1), classifiers on them (2), label heads (3).
 
-    What the paper has not is beside it: the null of permuted batches, and whole samples held out. The tissue is
-    a property of a sample: each donor gave several, so that who the donor is does not tell it.
+    Not in the paper: the null (permuted batches) and held-out samples. The tissue is a property of a sample:
+    each donor gave several, so it cannot be predicted from the donor.
     """
     return Experiment(
         name="Heart, samples held out",

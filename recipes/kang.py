@@ -1,8 +1,8 @@
-"""Blood cells with and without interferon beta (Kang et al. 2018): can a cell type's stimulated cells be predicted?
+"""Blood cells with and without interferon beta (Kang et al. 2018): can stimulated cells be predicted?
 
     scmedley experiment recipes/kang.py --data FOLDER --out kang-experiment
 
-The folder holds kang_ifnb_2donors_1556.h5ad, which is not shipped.
+FOLDER holds kang_ifnb_2donors_1556.h5ad, which does not come with scmedley.
 """
 
 from scmedley.experiment import Experiment
@@ -11,7 +11,7 @@ EPOCHS = 60  # default: about 200
 
 
 def config() -> Experiment:
-    """Hold the stimulated cells of each type out in turn. The condition is the batch."""
+    """Hold out the stimulated cells of each type in turn. Batch: the condition."""
     return Experiment(
         name="Interferon beta, 2 donors",
         data="kang_ifnb_2donors_1556.h5ad",

@@ -7,7 +7,7 @@ from scmedley.experiment import BASIC, Experiment
 
 
 def config() -> Experiment:
-    """Compare all networks, and Harmony where it is installed, on two seeds of the folds and of held-out pairs."""
+    """Compare all networks and Harmony (if installed) with two random seeds, on held-out cells and pairs."""
     return Experiment(
         name="Pancreas, 8 data sets",
         data="pancreas",

@@ -2,16 +2,16 @@
 
     scmedley experiment recipes/pbmc.py --data FOLDER --out pbmc-experiment
 
-The folder holds pbmc_8batches_14k.h5ad, which is not shipped.
+FOLDER holds pbmc_8batches_14k.h5ad, which does not come with scmedley.
 """
 
 from scmedley.experiment import BASIC, Experiment
 
-EPOCHS = 60  # default: 118. With 2,000 genes instead of 3,000 five folds take half an hour on two cores
+EPOCHS = 60  # default: 118. With 2,000 genes (default: 3,000), five folds take half an hour on two cores
 
 
 def config() -> Experiment:
-    """Compare all networks with cells split. Samples, not donors, are the batches: none is held out."""
+    """Compare all networks on held-out cells. Batches are samples, not donors, so no donors are held out."""
     return Experiment(
         name="PBMC, 8 batches",
         data="pbmc_8batches_14k.h5ad",

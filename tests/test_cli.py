@@ -135,9 +135,9 @@ def test_fit_then_evaluate_then_report(shell, data, done, tmp_path):
     (out / "report.html").unlink()
     printed = shell.well("evaluate", out)
     assert printed.splitlines()[:4] == [
-        "Embedding all cells and drawing maps of them",
+        "Embedding all cells and drawing their maps",
         "Scoring the embeddings on held-out cells",
-        "Finding the genes that each batch shifts",
+        "Computing the gene shifts of each batch",
         "Checking the counterfactuals on held-out cells",
     ]
     assert "What was found" in printed
@@ -393,7 +393,7 @@ def test_where_out_cannot_be(shell, data, tmp_path):
         assert tree(tmp_path) == before
     for given in ((), ("--out",)):
         assert "scmedley run needs --out with a value. Add it" in shell("run", data, *given).error
-    assert "lies in --out" in shell("run", data, "--out", data.parent, "--overwrite").error
+    assert "is inside --out" in shell("run", data, "--out", data.parent, "--overwrite").error
     assert data.exists()
 
 

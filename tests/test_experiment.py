@@ -306,7 +306,10 @@ def test_random_effects_separate_batches_only_where_all_probes_agree(blind: tupl
         ({"folds": 2}, "at least 3"),
         ({"pairs": 0}, "at least 1"),
         ({"splits": ("pairs",), "methods": ("PCA", "AE")}, "none of the methods has batch effects"),
-        ({"splits": ("pairs",), "methods": ("FE",), "preset": "paper"}, "Add 'FE' or 'RE' to the methods"),
+        (
+            {"splits": ("pairs",), "methods": ("FE",), "preset": "paper"},
+            "Add 'FE' or 'RE' to the methods, with the default preset",
+        ),
         ({"pair_batches": ("a", "a")}, "none twice"),
         ({"splits": ("genes",)}, "none of"),
         ({"seeds": (0, 0)}, "none twice"),
@@ -473,7 +476,7 @@ def test_what_the_values_were_is_said_recorded_and_known_to_each_fit(tmp_path: P
     tried, out = small(tmp_path / "cells.h5ad", values="log2"), tmp_path / "out"
     out.mkdir()
     record = Record(out / EXPERIMENT, {})
-    grid._lay_data(record, tried, None, said.append)
+    grid._prepare_cells(record, tried, None, said.append)
     assert record["prepare"]["values"]["kind"] == "log2"
     assert record["prepare"]["values"]["reason"] in said
     assert any("Antibody Capture" in line for line in record["warnings"])  # of reading

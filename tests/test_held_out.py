@@ -218,7 +218,7 @@ def table(values: dict[str, list[float]]) -> pd.DataFrame:
         ([0.5, 0.1, 0.4, 0.4], "ties", "FE only ties with the best baseline, shrunk additive"),
         ([0.295, 0.395, 0.295, 0.395], "ties", "only ties"),
         ([0.3, 0.1, 0.4, 0.4], "worse", "FE is worse than the best baseline, shrunk additive"),
-        ([0.9, 0.1, 0.1, 0.1], "worse", "ahead in 1 of 4 pairs"),
+        ([0.9, 0.1, 0.1, 0.1], "worse", "better in 1 of 4 pairs"),
     ],
 )
 def test_a_model_is_good_only_where_the_best_baseline_is_not_better(

@@ -286,7 +286,7 @@ def test_healthy_heart_that_is_spoilt(tmp_path: Path) -> None:
     adata = heart({k: v for k, v in HEART.items() if k != "region"})
     adata.write_h5ad(tmp_path / "heart.h5ad")
     with pytest.raises(
-        ScmedleyError, match=r"no obs column 'tissue', 'region'; .*Rename the one with .* tissue"
+        ScmedleyError, match=r"no obs column 'tissue', 'region'; .*Rename the column with .* tissue"
     ):
         read_healthy_heart(tmp_path)
     adata = heart(HEART)

@@ -209,9 +209,9 @@ def test_finished_run_is_refused_and_overwrite_takes_only_what_a_run_wrote(shell
 def test_two_at_once_the_second_is_refused(shell, data, whole, tmp_path):
     with run_folder.locked(whole):
         for command in (["run", data, "--out", whole], ["report", whole], ["evaluate", whole]):
-            assert "Another scmedley is at work" in shell(*command).error
+            assert "Another scmedley process is writing" in shell(*command).error
     with run_folder.locked(tmp_path / "new"):
-        assert "Another scmedley is at work" in shell("run", data, "--out", tmp_path / "new").error
+        assert "Another scmedley process is writing" in shell("run", data, "--out", tmp_path / "new").error
         assert (tmp_path / "new" / ".lock").exists()
     assert tree(tmp_path) == {}
 

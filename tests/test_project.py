@@ -185,9 +185,9 @@ WRONG = {
     "no such cells": (["--select", "a", "b"], "The run has no cell 'a', 'b'"),
     "unknown target": (["--to", "sc10x"], "no batch 'sc10x'"),
     "repeated target": (["--to", "sc_10x", "sc_10x"], "given more than once"),
-    "too many targets": (["--to", *"abcdefghi"], "room for 8 targets, and --to names 9"),
-    "no rows": (["--rows", "0"], "--rows 0 must lie between 1 and 12"),
-    "too many rows": (["--rows", "13"], "--rows 13 must lie between 1 and 12"),
+    "too many targets": (["--to", *"abcdefghi"], "room for 8 targets, but --to has 9"),
+    "no rows": (["--rows", "0"], "--rows 0 must be between 1 and 12"),
+    "too many rows": (["--rows", "13"], "--rows 13 must be between 1 and 12"),
     "bad seed": (["--seed", "-1"], "seed -1 must be between"),
 }
 

@@ -78,7 +78,7 @@ def test_a_lock_ends_with_its_process_and_keeps_nobody_out_afterwards(tmp_path: 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ScmedleyError, match="Another scmedley is at work"), locked(folder):
+        with pytest.raises(ScmedleyError, match="Another scmedley process is writing"), locked(folder):
             pass
         other.kill()
     assert (folder / LOCK).exists()  # kill -9 leaves the file, and no lock

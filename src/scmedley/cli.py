@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. Heavy imports are inside the commands, so that --help is quick."""
+"""The commands of the command line. Heavy imports are inside the commands, so that --help is quick."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -16,75 +16,68 @@ from scmedley.pipeline.config import RunConfig
 
 app = App(
     name="scmedley",
-    help="Mixed-effects deep learning for single cells.",
-    help_epilogue="Any command takes --debug: show the whole traceback of an error.",
+    help="Mixed-effects deep learning for single-cell RNA-seq.",
+    help_epilogue="Every command takes --debug: show the full traceback of an error.",
     version=__version__,
-    suppress_keyboard_interrupt=False,  # or it ends without a word
+    suppress_keyboard_interrupt=False,  # __main__ prints a message for it
 )
+FORMATS = "h5ad, Zarr, 10x mtx folder, 10x h5, csv or tsv (also .gz)"
+Inputs = Annotated[
+    list[Path], Parameter(name="inputs", help=f"{FORMATS}. With several files, each file is one batch.")
+]
+RunFolder = Annotated[Path, Parameter(help="Run folder: the folder that run or fit wrote.")]
+Results = Annotated[Path, Parameter(help="Folder for the results.")]
+Overwrite = Annotated[bool, Parameter(help="Remove the results of an earlier run in that folder.")]
+Quiet = Annotated[bool, Parameter(help="Print only errors.")]
+Explorer = Annotated[
+    bool, Parameter(help="Put the cells, obs and the model into the report: its maps are then interactive.")
+]
+Values = Annotated[ValueKind, Parameter(help="What the matrix of the file holds: see scmedley run --help.")]
+Unknown = Annotated[
+    Literal["error", "mean"],
+    Parameter(
+        help='For cells of batches that were not in training: stop ("error"), or use the population mean ("mean").'
+    ),
+]
 Settings = Annotated[RunConfig, Parameter(name="*")]
 NO_SETTINGS = RunConfig()
 
 
 @app.command
 def run(
-    inputs: Annotated[list[Path], Parameter(name="inputs")],
+    inputs: Inputs,
     /,
     *,
-    out: Path,
-    overwrite: bool = False,
-    quiet: bool = False,
-    explorer: bool = True,
+    out: Results,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    explorer: Explorer = True,
     config: Settings = NO_SETTINGS,
 ) -> None:
-    """Do everything: prepare, fit, embed, score, report.
+    """Run the whole analysis: prepare, fit, embed, score, report.
 
     The folder gets integrated.h5ad, model/, report.html, history.csv, scores.csv, gene_shifts.csv,
-    counterfactual_check.csv, run.json and versions.json. The same command resumes a run that was cut short.
-
-    Parameters
-    ----------
-    inputs
-        h5ad, Zarr, 10x mtx folder, 10x h5, csv or tsv (also .gz); of several files each is one batch.
-    out
-        Folder for the results.
-    overwrite
-        Remove the results of an earlier run in that folder.
-    quiet
-        Print nothing but errors.
-    explorer
-        Put cells, their obs and the model into the report, whose maps are interactive then.
+    counterfactual_check.csv, run.json and versions.json. The same command resumes an interrupted run.
     """
     from scmedley.pipeline import stages
 
     how: Any = {"overwrite": overwrite, "say": _say(quiet), "progress": not quiet}
     how["explorer"] = explorer
     record = stages.run(inputs, out, config, **how)
-    _tell(record, out, quiet)
+    _print_findings(record, out, quiet)
 
 
 @app.command
 def fit(
-    inputs: Annotated[list[Path], Parameter(name="inputs")],
+    inputs: Inputs,
     /,
     *,
-    out: Path,
-    overwrite: bool = False,
-    quiet: bool = False,
+    out: Results,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
     config: Settings = NO_SETTINGS,
 ) -> None:
-    """Prepare and fit only: integrated.h5ad (prepared cells), model/, history.csv, run.json.
-
-    Parameters
-    ----------
-    inputs
-        As for run.
-    out
-        Folder for the results.
-    overwrite
-        Remove the results of an earlier run in that folder.
-    quiet
-        Print nothing but errors.
-    """
+    """Only prepare and fit: write integrated.h5ad (prepared cells), model/, history.csv and run.json."""
     from scmedley.pipeline import stages
 
     stages.run(inputs, out, config, overwrite=overwrite, say=_say(quiet), progress=not quiet, only_fit=True)
@@ -93,28 +86,16 @@ def fit(
 
 @app.command
 def embed(
-    folder: Path,
-    /,
-    *,
-    input: Path,
-    out: Path,
-    values: ValueKind = "auto",
-    unknown: Literal["error", "mean"] = "error",
+    folder: RunFolder, /, *, input: Path, out: Path, values: Values = "auto", unknown: Unknown = "error"
 ) -> None:
-    """Embed new cells with the model of a run folder; write them with both latents in obsm.
+    """Embed new cells with the model of a run folder: write them with both embeddings in obsm.
 
     Parameters
     ----------
-    folder
-        Run folder.
     input
-        New cells, in any of the formats of run.
+        File of new cells, in any format that run reads.
     out
-        h5ad to write.
-    values
-        As for run.
-    unknown
-        Batches that the model does not know: "error", or "mean" for the population mean.
+        New .h5ad file.
     """
     from scmedley import io
     from scmedley.runs.read import read_model
@@ -127,13 +108,13 @@ def embed(
     with _warnings_as_lines(), io.with_results(adata, out) as said:
         model.embed(adata, unknown=unknown, reading=reading)
     for line in said:
-        print(f"scmedley: warning: {out.name}: {line}", file=sys.stderr)
+        _warn(f"{out.name}: {line}")
     print(f"{adata.n_obs} cells embedded: {out}")
 
 
 @app.command
 def project(
-    folder: Path,
+    folder: RunFolder,
     /,
     *,
     to: Annotated[list[str], Parameter(consume_multiple=True)],
@@ -144,36 +125,30 @@ def project(
     rows: int = 4,
     draws: int = 0,
     seed: int = 0,
-    values: ValueKind = "auto",
-    unknown: Literal["error", "mean"] = "error",
+    values: Values = "auto",
+    unknown: Unknown = "error",
 ) -> None:
-    """Show cells as if they had come from other batches (counterfactuals).
+    """Predict the expression of cells as if they came from other batches (counterfactuals).
 
     Parameters
     ----------
-    folder
-        Run folder.
     to
         Target batches; "mean" is the population mean.
     out
-        .zarr (written chunk by chunk, any size) or .h5ad.
+        New .zarr (written in chunks, for any number of cells) or .h5ad.
     figure
-        .svg, .png or .pdf: a few cells as pictures, in each batch, and the genes that change most.
+        New .svg, .png or .pdf: a few cells as pictures, in each batch, and the genes that change most.
     input
-        Cells of a file, in any of the formats of run (default: the cells of the run).
+        File of cells, in any format that run reads (default: the cells of the run).
     select
-        Which of the cells of the run: their names, or a query on their obs: "cell_type == 'B cell'" (default: all).
+        Cells of the run: their names, or one query on obs, as "cell_type == 'B cell'" (default: all cells).
     rows
-        Cells in the figure, drawn from those with the seed.
+        Number of cells in the figure, drawn at random with --seed.
     draws
-        Posterior draws, 2 or more, for intervals from 5 % to 95 % in --out; X is then the mean of the draws. With 0
-        there are no intervals, and X is the prediction with all effects at their posterior mean.
+        Posterior draws, 2 or more, for intervals from 5 % to 95 % in --out; X is then the mean of the draws.
+        With 0 there are no intervals, and X is the prediction with all effects at their posterior mean.
     seed
-        Seed of the draws.
-    values
-        As for run, of the cells of a file.
-    unknown
-        Batches that the model does not know: "error", or "mean" for the population mean.
+        Random seed of the draws and of the cells in the figure.
     """
     from scmedley.pipeline import project as work
 
@@ -186,32 +161,18 @@ def project(
 
 
 @app.command
-def evaluate(folder: Path, /) -> None:
-    """Score a run folder: scores.csv, gene_shifts.csv, counterfactual_check.csv.
-
-    Parameters
-    ----------
-    folder
-        Run folder.
-    """
+def evaluate(folder: RunFolder, /) -> None:
+    """Score a run folder again: write scores.csv, gene_shifts.csv and counterfactual_check.csv."""
     from scmedley.pipeline import stages
 
     with _warnings_as_lines():
         record = stages.evaluate(folder)
-    _tell(record, folder, quiet=False, with_report=False)
+    _print_findings(record, folder, quiet=False, with_report=False)
 
 
 @app.command
-def report(folder: Path, /, *, explorer: bool = True) -> None:
-    """Write report.html of a run folder.
-
-    Parameters
-    ----------
-    folder
-        Run folder.
-    explorer
-        Put cells, their obs and the model into the report, whose maps are interactive then.
-    """
+def report(folder: RunFolder, /, *, explorer: Explorer = True) -> None:
+    """Write the report (report.html) of a run folder again."""
     from scmedley.pipeline import stages
 
     print(f"Report: {stages.report(folder, explorer=explorer)}")
@@ -226,26 +187,24 @@ def experiment(
     data: Path | None = None,
     jobs: int | None = None,
     scheduler: str | None = None,
-    quiet: bool = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Compare methods over folds: the papers' tables, on their data or yours, beside nulls and held-out donors.
+    """Compare methods over cross-validation folds and held-out donors, on the papers' data or on yours.
 
-    The same command goes on where a stopped experiment was; what is finished is not made again.
+    The same command resumes an experiment that was interrupted; finished fits are kept.
 
     Parameters
     ----------
     recipe
-        A Python file with a function config() that gives an Experiment (see recipes/), or a TOML file.
+        Python file with a function config() that returns an Experiment (see recipes/), or a TOML file.
     out
         Folder for the results: report.html, summary.csv, scores.csv, classified.csv, history.csv, fits.csv.
     data
-        Folder of the data, where they are not shipped with scmedley.
+        Folder of the data, if they do not come with scmedley.
     jobs
-        Fits at one time (default: one a core).
+        Number of fits at the same time (default: one per core).
     scheduler
-        Address of a Dask scheduler (tcp://...), whose workers then do the fits.
-    quiet
-        Print nothing but errors.
+        Address of a Dask scheduler (tcp://...). Its workers then do the fits.
     """
     from scmedley.experiment.config import read_config
     from scmedley.experiment.grid import run as run_grid
@@ -266,98 +225,73 @@ def tune(
     *,
     batch: str,
     label: str,
-    out: Path,
+    out: Results,
     method: Literal["FE", "FEC"] = "FE",
     trials: int = 30,
     folds: int = 3,
     epochs: int | None = None,
-    values: ValueKind = "auto",
+    values: Values = "auto",
     seed: int = 0,
     threads: int | None = None,
 ) -> None:
-    """Search settings of the fixed-effects network: label accuracy up, batch leak down, on validation cells.
+    """Search settings of the fixed-effects network for high label accuracy and low batch leakage.
 
-    Writes trials.csv and best.toml (for run --settings). The same command goes on with a stopped search.
+    Writes trials.csv and best.toml (for run --settings). The same command resumes an interrupted search.
 
     Parameters
     ----------
     input
-        Cells, in any of the formats of run.
+        File of cells, in any format that run reads.
     batch
         obs column of the batches.
     label
-        obs column of the cell types.
-    out
-        Folder for the results.
+        obs column of the labels (cell types).
     method
-        "FE", or "FEC", whose network learns the labels.
+        "FE", or "FEC": the network that also learns the labels.
     trials
-        Settings to try.
+        Number of settings to try.
     folds
-        Fits of each; a trial that falls behind is not carried on.
+        Cross-validation folds per trial. A trial that scores below the median of the others is stopped early.
     epochs
-        Epochs at most (default: set by the number of cells).
-    values
-        As for run.
+        Maximum number of epochs (default: set by the number of cells).
     seed
-        Seed of everything random.
+        Random seed.
     threads
         CPU threads (default: all).
     """
     from scmedley.experiment.tune import tune as search
 
-    record = search(
-        input,
-        out,
-        batch_key=batch,
-        label_key=label,
-        method=method,
-        trials=trials,
-        folds=folds,
-        epochs=epochs,
-        values=values,
-        seed=seed,
-        threads=threads,
-    )
-    print("\nOn test cells, which chose nothing (mean over folds)")
+    how: Any = {"method": method, "trials": trials, "folds": folds, "epochs": epochs, "values": values}
+    record = search(input, out, batch_key=batch, label_key=label, seed=seed, threads=threads, **how)
+    print("\nOn test cells, which were not used in the search (mean over folds)")
     for name, found in record["test"].items():
-        print(f"  - {name}: label accuracy {found['accuracy']:.3f}, batch leak {found['leak']:.3f}")
+        print(f"  - {name}: label accuracy {found['accuracy']:.3f}, batch leakage {found['leak']:.3f}")
     print(f"\nSettings: {out / 'best.toml'}")
     gain = {name: found["accuracy"] - max(found["leak"], 0.0) for name, found in record["test"].items()}
     if gain["best"] <= gain["default"]:
         print(
-            "They do no better than the default on these cells: keep the default (scmedley run without --settings)."
+            "The best settings are not better than the default: keep the default (scmedley run without --settings)."
         )
     else:
         print(f"Next: scmedley run {input} --settings {out / 'best.toml'} ...")
 
 
 @app.command
-def demo(*, out: Path = Path("demo-run"), overwrite: bool = False, explorer: bool = True) -> None:
-    """Run on data that come with the package: three cell lines measured with three protocols.
-
-    Parameters
-    ----------
-    out
-        Folder for the results.
-    overwrite
-        Remove the results of an earlier run in that folder.
-    explorer
-        Put cells, their obs and the model into the report, whose maps are interactive then.
-    """
+def demo(*, out: Results = Path("demo-run"), overwrite: Overwrite = False, explorer: Explorer = True) -> None:
+    """Run on data that come with the package: three cell lines, measured with three protocols."""
     from scmedley import datasets
 
     config = RunConfig(batch="batch", label="cell_type")
     run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, explorer=explorer, config=config)
 
 
-# Options that were called --cells, each of them.
+# The present name of the option that was called --cells, by command.
 RENAMED = {"run": "explorer", "report": "explorer", "demo": "explorer", "embed": "input", "project": "select"}
 FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
 
 
 def with_new_names(tokens: list[str]) -> list[str]:
-    """Return the arguments with the present names of options, and warn of each old one."""
+    """Return the arguments with the present names of options, and warn about each old one."""
     found = list(tokens)
     for i, token in enumerate(tokens):
         name, equals, value = token.partition("=")
@@ -368,14 +302,12 @@ def with_new_names(tokens: list[str]) -> list[str]:
             option = "input"
         found[i] = name.replace("cells", option) + equals + value
         now = found[i].partition("=")[0]
-        print(
-            f"scmedley: warning: {name} of {tokens[0]} is now {now}; the old name will go.", file=sys.stderr
-        )
+        _warn(f"{name} of {tokens[0]} is now {now}. The old name will be removed.")
     return found
 
 
 def _is_a_file(text: str) -> bool:
-    with suppress(OSError):  # a long query is no possible path
+    with suppress(OSError):  # a long query is not a valid path
         if text and Path(text).exists():
             return True
     return text.lower().endswith(FILES) and not any(sign in text for sign in "=<>!'\"")
@@ -383,20 +315,20 @@ def _is_a_file(text: str) -> bool:
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Print what a step warns the user of as one line each, without the place in the code."""
-    with heard(lambda line: print(f"scmedley: warning: {line}", file=sys.stderr)):
+    """Print each warning to the user as one line, without its position in the code."""
+    with heard(_warn):
         yield
 
 
+def _warn(line: str) -> None:
+    print(f"scmedley: warning: {line}", file=sys.stderr)
+
+
 def _say(quiet: bool) -> Callable[[str], None]:
-    return _nothing if quiet else print
+    return (lambda _: None) if quiet else print
 
 
-def _nothing(_: str) -> None:
-    pass
-
-
-def _tell(record: dict[str, Any], out: Path, quiet: bool, with_report: bool = True) -> None:
+def _print_findings(record: dict[str, Any], out: Path, quiet: bool, with_report: bool = True) -> None:
     if quiet:
         return
     from scmedley.pipeline.verdicts import lines
@@ -411,11 +343,8 @@ def _must_be_new(path: Path | None, *suffixes: str, option: str = "--out") -> No
     if path is None:
         return
     if path.suffix not in suffixes:
-        raise ScmedleyError(f"{option} {path} must end in {' or '.join(suffixes)}.")
+        raise ScmedleyError(f"{option} {path} must end in {' or '.join(suffixes)}. Choose another name.")
     if path.exists():
         raise ScmedleyError(f"{path} exists already. Choose another {option}.")
     for left in sorted(path.parent.glob(f".{escape(path.name)}.*{path.suffix}")):
-        print(
-            f"scmedley: warning: {left} was left by a command that was killed. Unless one is at work now, remove it.",
-            file=sys.stderr,
-        )
+        _warn(f"{left} was left by a command that was killed. Remove it, if no other command is running.")

@@ -1,7 +1,7 @@
 """Small real data sets that come with the package: raw counts, ``obs["batch"]`` and ``obs["cell_type"]``.
 
-Where they come from, under which licence, and their SHA-256: README.md in this folder. Readers of larger
-published sets, which are not shipped: :mod:`scmedley.datasets.papers`.
+README.md in this folder has their sources, licences and SHA-256. :mod:`scmedley.datasets.papers` reads larger
+published sets, which do not come with the package.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ NAMES = {
 
 
 def path(name: str) -> Path:
-    """Give the h5ad file of ``"sc_mixology"``, ``"onek1k"``, ``"pancreas"`` or ``"hashing"``.
+    """Return the path of the h5ad file of ``"sc_mixology"``, ``"onek1k"``, ``"pancreas"`` or ``"hashing"``.
 
     Raises
     ------
@@ -32,17 +32,17 @@ def path(name: str) -> Path:
 
 
 def sc_mixology() -> AnnData:
-    """Three lung cancer cell lines, each measured with three protocols: 1,345 cells x 832 genes.
+    """Load three lung cancer cell lines, each measured with three protocols: 1,345 cells x 832 genes.
 
-    Batch: 10x, CEL-seq2, Drop-seq. Labels: the line, told from each cell's genotype and so independent of
-    expression. Tian et al. 2019, Nature Methods, GSE118767; the 10x part through Kim et al. 2021 (Cepo),
-    whose gene selection it shares. MIT.
+    Batch: 10x, CEL-seq2, Drop-seq. Label: the cell line, from the genotype and so independent of expression.
+    Tian et al. 2019, Nature Methods, GSE118767; the 10x part from Kim et al. 2021 (Cepo), with its selection
+    of genes. MIT.
     """
     return _load("sc_mixology")
 
 
 def onek1k() -> AnnData:
-    """Blood cells of 40 donors: 7,811 cells x 1,000 genes, 4 cell types, sex and age of the donors.
+    """Load blood cells of 40 donors: 7,811 cells x 1,000 genes, 4 cell types, sex and age of the donors.
 
     Batch: the donor. Yazar et al. 2022, Science (OneK1K), GSE196830; donors anonymised, cells and genes
     selected by the authors of scDesignPop. MIT.
@@ -51,19 +51,19 @@ def onek1k() -> AnnData:
 
 
 def pancreas() -> AnnData:
-    """Pancreas cells from 8 data sets and 5 technologies: 500 cells x 1,947 genes, 6 cell types.
+    """Load pancreas cells from 8 data sets and 5 technologies: 500 cells x 1,947 genes, 6 cell types.
 
-    Batch: the data set. Counts are rounded where the source corrected them for UMI collisions;
-    ``layers["original"]`` has them as they were. Grün 2016 (GSE81076), Muraro 2016 (GSE85241), Baron 2016
+    Batch: the data set. Counts are rounded if the source corrected them for UMI collisions;
+    ``layers["original"]`` has the source's values. Grün 2016 (GSE81076), Muraro 2016 (GSE85241), Baron 2016
     (GSE84133), Lawlor 2017 (GSE86469), Segerstolpe 2016 (E-MTAB-5061), as selected in bbknnR. MIT.
     """
     return _load("pancreas")
 
 
 def hashing() -> AnnData:
-    """Four cell lines, hashed as three replicates of one run: 1,701 cells x 1,668 genes.
+    """Load four cell lines, hashed as three replicates of one run: 1,701 cells x 1,668 genes.
 
-    Batch: the replicate. A negative control: there is almost no batch effect to find. Stoeckius et al. 2018,
+    Batch: the replicate. A negative control with almost no batch effect. Stoeckius et al. 2018,
     Genome Biology, GSE108313, through scds. MIT.
     """
     return _load("hashing")

@@ -1,7 +1,7 @@
-"""The three data sets of the scMEDAL papers: readers of their files, and what the papers report of them.
+"""The three data sets of the scMEDAL papers: readers of their files, and the papers' published scores.
 
-The files are too large to ship: download them, then read the folder. What comes back is ready for
-``pp.prepare``: counts in ``X`` (CSR, float32), and categorical ``obs`` columns of the same names in all three.
+The files do not come with the package: download them, then read the folder. The result is ready for
+``pp.prepare``: counts in ``X`` (CSR, float32) and categorical ``obs`` columns of the same names.
 """
 
 import re
@@ -39,7 +39,7 @@ def _weights(
     autoencoder_label: tuple[float, float],
     random: tuple[float, float],
 ) -> dict[str, dict[str, float]]:
-    """Name the weights of one data set, as the settings of the models do."""
+    """Return the loss weights of one data set, by method and by their names in the settings."""
     return {
         "FE": {"mse_weight": float(fixed[0]), "adversary_weight": fixed[1]},
         "FEC": {
@@ -64,7 +64,7 @@ LOSS_WEIGHTS: dict[str, dict[str, dict[str, dict[str, float]]]] = {
         "Heart": _weights((5400, 1), (9450, 1, 1), (81, 0.1), (110, 0.1)),
     },
 }
-"""Source, data set, method, term: the published loss weights, for ``settings.replace(**weights)``."""
+"""Published loss weights by source, data set, method and term, for ``settings.replace(**weights)``."""
 
 
 def read_aml(folder: str | Path) -> AnnData:
@@ -73,18 +73,18 @@ def read_aml(folder: str | Path) -> AnnData:
     Unpack ``GSE116256_RAW.tar``: each sample has ``GSM*_SAMPLE.dem.txt.gz`` (counts, genes x cells) and
     ``GSM*_SAMPLE.anno.txt.gz`` (columns ``Cell``, ``CellType`` and more). As in the papers, cells without a
     type and the four donors of :data:`AML_AMBIGUOUS` are left out. All files: about 38,400 cells of 19
-    donors, 27,899 genes, 21 types, malignant ones with the ending "-like".
+    donors, 27,899 genes, 21 types; names of malignant types end in "-like".
 
     Returns
     -------
     AnnData
         ``obs``: ``donor`` (the papers' batch), ``sample``, ``cell_type``, ``patient_group`` ("AML",
-        "healthy" or "cell line"). A gene that a sample's file lacks counts as 0 in its cells.
+        "healthy" or "cell line"). A gene that is not in a sample's file has 0 counts in its cells.
 
     Raises
     ------
     ScmedleyError
-        Files or columns are missing, a file is broken, or a sample is none of this study's.
+        Files or columns are missing, a file is broken, or a sample is not from this study.
     """
     folder = Path(folder)
     files = _aml_files(folder)
@@ -108,7 +108,9 @@ def read_aml(folder: str | Path) -> AnnData:
         )
         samples.append(adata[kind.notna().to_numpy()].copy())
     if not samples:
-        raise ScmedleyError(f"{folder} has samples of {listed(AML_AMBIGUOUS)} only, which are left out.")
+        raise ScmedleyError(
+            f"{folder} has samples of {listed(AML_AMBIGUOUS)} only, which are left out. Add the others."
+        )
     joined: AnnData = concat(samples, join="outer", fill_value=0)
     joined.X = csr_matrix(joined.X)
     for name in joined.obs:
@@ -122,15 +124,15 @@ def read_asd(folder: str | Path) -> AnnData:
 
     The folder holds ``exprMatrix.tsv.gz`` (log2(x + 1), genes x cells) and ``meta.tsv`` (columns ``cell``,
     ``cluster``, ``sample``, ``individual``, ``diagnosis`` and more), also ``.tsv`` or ``.tsv.gz``. The
-    logarithm is undone: 2^x - 1. Where all values come out whole, to the precision of the text, they are
-    rounded to counts; else they are left as they are. 104,559 cells x 36,501 genes take minutes and a few GB.
+    logarithm is inverted: 2^x - 1. If all values are then whole numbers, to the precision of the text, they
+    are rounded to counts; otherwise they are not changed. 104,559 cells x 36,501 genes take minutes and GB.
 
     Returns
     -------
     AnnData
         ``obs``: ``donor`` (``individual``; the papers' batch), ``cell_type`` (``cluster``), ``diagnosis``,
-        and the other columns under their names, text as categories. ``var``: symbols, and ``gene_ids``
-        where the file has names like ``ENSG00000227232|WASH7P``; a symbol that repeats gets its id.
+        and the other columns with their names, text as categories. ``var``: gene symbols, and ``gene_ids``
+        if the file has names like ``ENSG00000227232|WASH7P``. A repeated symbol gets its id appended.
 
     Raises
     ------
@@ -164,26 +166,26 @@ def read_asd(folder: str | Path) -> AnnData:
 
 
 def read_healthy_heart(path: str | Path) -> AnnData:
-    """Read the healthy heart: Litvinukova et al. 2020, from Yu et al. 2023, figshare 20499630.
+    """Read the healthy heart data: Litvinukova et al. 2020, from Yu et al. 2023, figshare 20499630.
 
     486,134 cells x 33,538 genes, 147 samples, 13 types; "NotAssigned" is kept as a type, as in the papers.
 
     Parameters
     ----------
     path
-        The ``.h5ad``, or a folder with no other ``.h5ad`` in it.
+        The ``.h5ad`` file, or a folder that holds only this ``.h5ad``.
 
     Returns
     -------
     AnnData
-        ``obs``: ``sample`` (the papers' batch), ``cell_type``, ``tissue``, and ``donor`` where the file has
-        it. They are found as ``sampleID``, ``sample`` or ``batch``; ``cell_type`` or ``celltype``;
-        ``tissue`` or ``region``; ``donor`` or ``donorID``; in any case. Nothing else is kept.
+        ``obs``: ``sample`` (the papers' batch), ``cell_type``, ``tissue``, and ``donor`` if the file has
+        it. They are read from ``sampleID``, ``sample`` or ``batch``; ``cell_type`` or ``celltype``;
+        ``tissue`` or ``region``; ``donor`` or ``donorID``, in upper or lower case. Other columns are dropped.
 
     Raises
     ------
     ScmedleyError
-        No such file, a column is missing, or there are no counts in it.
+        The file or a column is missing, or the file has no counts.
     """
     path = Path(path)
     if path.is_dir():
@@ -209,7 +211,7 @@ def read_healthy_heart(path: str | Path) -> AnnData:
         elif name != "donor":
             raise ScmedleyError(
                 f"{path} has no obs column {listed(known)}; its columns are {listed(list(adata.obs.columns), 20)}. "
-                f"Rename the one with each cell's {name.replace('_', ' ')}."
+                f"Rename the column with each cell's {name.replace('_', ' ')}."
             )
     heart = AnnData(csr_matrix(matrix(adata, found), dtype=np.float32), obs=obs, var=adata.var[[]])
     heart.uns["source"] = "figshare 20499630 (Yu et al. 2023; Litvinukova et al. 2020, Nature)"
@@ -217,7 +219,7 @@ def read_healthy_heart(path: str | Path) -> AnnData:
 
 
 def published() -> pd.DataFrame:
-    """Give the published scores of the test folds, one a row.
+    """Return the published scores of the test folds, one per row.
 
     Returns
     -------
@@ -225,20 +227,20 @@ def published() -> pd.DataFrame:
         ``data_set``: "AML", "ASD" or "Heart". ``method``: PCA, AE, AEC (autoencoder with label
         head), FE, FEC, RE, FE+RE, Harmony, Scanorama, scVI, scANVI, SAUCIE, or chance. ``score``: "ASW" (raw
         silhouette), "CH" (Calinski-Harabasz), "1/DB" (inverse Davies-Bouldin), and the random forest's
-        "accuracy" and "balanced_accuracy". ``of``: "batch", "label" (cell type), "diagnosis" or "patient_group".
-        ``value``: mean of five folds; ``low``, ``high``: its 95 % interval where given. ``source``:
+        "accuracy" and "balanced_accuracy". ``of``: "batch", "label", "diagnosis" or "patient_group".
+        ``value``: mean of five folds; ``low``, ``high``: its 95 % interval if published. ``source``:
         "release" or "preprint"; ``dimension`` of the embedding: 50 or 2.
 
     Notes
     -----
-    Every donor was in training and test, and RE was told the batch of the test cells: what the published
-    numbers of RE and FE+RE say of batch, diagnosis and patient group may be leakage.
+    Every donor was in training and test, and RE had the batch of the test cells as input: published scores of
+    RE and FE+RE by batch, diagnosis and patient group may be leakage.
     """
     return pd.read_csv(Path(__file__).with_name("published.csv"))
 
 
 def _aml_files(folder: Path) -> dict[str, dict[str, Path]]:
-    """Find the file of counts and of annotation of each sample."""
+    """Return the file of counts and the file of annotation of each sample."""
     files: dict[str, dict[str, Path]] = {"dem": {}, "anno": {}}
     for path in sorted(folder.glob("*")):
         if match := _AML_FILE.fullmatch(path.name):
@@ -259,12 +261,12 @@ def _aml_files(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def _aml_donor(sample: str, folder: Path) -> tuple[str, str]:
-    """Give donor and patient group: a sample is called after its donor, and its day or sorting gate."""
+    """Return donor and patient group. A sample is named after its donor and its day or sorting gate."""
     match = _AML_SAMPLE.fullmatch(sample)
     if not match:
         raise ScmedleyError(
-            f"{folder}: {sample!r} is no sample of GSE116256 (such as AML1012-D0, BM5-34p, MUTZ3). Move its files "
-            "elsewhere."
+            f"{folder}: {sample!r} is no sample of GSE116256 (such as AML1012-D0, BM5-34p, MUTZ3). Remove its files "
+            "from the folder."
         )
     return match[match.lastindex or 0], _AML_GROUPS[(match.lastindex or 1) - 1]
 
@@ -277,7 +279,7 @@ def _one_of(folder: Path, *names: str) -> Path:
 
 
 def _name_by_symbol(adata: AnnData) -> None:
-    """Turn names like ENSG00000227232|WASH7P into symbols and ids; a symbol that repeats gets its id."""
+    """Split names like ENSG00000227232|WASH7P into symbol and id; a repeated symbol gets its id appended."""
     parts = adata.var_names.to_series().str.partition("|")
     if not (parts[1] == "|").all():
         return

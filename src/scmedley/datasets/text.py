@@ -1,4 +1,4 @@
-"""Large text tables: genes x cells as a sparse matrix, one gene in memory at a time; columns about cells."""
+"""Read large text tables: genes x cells as a sparse matrix, one gene in memory at a time; cell annotation."""
 
 import gzip
 import zlib
@@ -14,7 +14,7 @@ from scipy.sparse import csc_matrix
 
 from scmedley.errors import ScmedleyError, listed
 
-_WHOLE = 1e-3  # relative error at which a number that went through log2 and a few printed digits is whole
+_WHOLE = 1e-3  # relative error below which 2^x - 1 counts as whole: x was printed with few digits
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pd.errors.ParserError)
 
 
@@ -24,14 +24,14 @@ def read_genes(path: Path, *, log2: bool = False) -> AnnData:
     Parameters
     ----------
     path
-        The header names the cells, and each line has a gene and its values.
+        The header has the cell names; each other line has a gene and its values.
     log2
-        Whether values are log2(x + 1): x is given back, rounded where all x are whole.
+        Whether values are log2(x + 1): returns x, rounded if all x are whole numbers.
 
     Raises
     ------
     ScmedleyError
-        The file is cut short, or a line has another number of values or one that is no number from 0 up.
+        The file is cut short, a line has a wrong number of values, or a value is not a number >= 0.
     """
     genes: list[str] = []
     cells_G: list[npt.NDArray[np.int32]] = []
@@ -50,10 +50,10 @@ def read_genes(path: Path, *, log2: bool = False) -> AnnData:
                         f"{path}: line {number:,}: {error}. Download the file again."
                     ) from error
                 if not genes and n_values == len(header) - 1:
-                    header = header[1:]  # "Gene" stands before the cells; R leaves it out
+                    header = header[1:]  # the header may begin with "Gene"; R leaves it out
                 if n_values != len(header):
                     raise ScmedleyError(
-                        f"{path}: line {number:,}, gene {gene!r}, has {n_values:,} values, but the header names "
+                        f"{path}: line {number:,}, gene {gene!r}, has {n_values:,} values, but the header has "
                         f"{len(header):,} cells. Download the file again."
                     )
                 if log2:
@@ -79,7 +79,7 @@ def read_genes(path: Path, *, log2: bool = False) -> AnnData:
 
 
 def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
-    """Read tab-separated text as strings, empty fields as missing; rows without the first needed are left out.
+    """Read tab-separated text as strings; drop rows whose first needed column is empty.
 
     Raises
     ------
@@ -102,9 +102,9 @@ def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
 
 
 def _parse(line: bytes) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
-    """Give a line's gene, the cells and values that are not 0, and the number of cells.
+    """Return the gene of a line, the cells and values that are not 0, and the number of cells.
 
-    Nearly all values are a single "0", and only the others are parsed.
+    Nearly all values are a single "0". Only the others are parsed, for speed.
     """
     name, _, rest = line.rstrip(b"\r\n").partition(b"\t")
     gene = _names(name)[0]

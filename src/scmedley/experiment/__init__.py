@@ -1,7 +1,7 @@
-"""The same way of the data walked many times: folds, methods and seeds, in one table.
+"""Experiments: many fits of several methods, over cross-validation folds and random seeds, in one table.
 
-``config`` says what is compared, ``task`` does one fit, ``grid`` all of them (resumable, in parallel),
-``tables`` puts the results side by side.
+``config`` defines the comparison, ``task`` one fit, ``fit`` runs it, ``grid`` runs all of them (resumable, in
+parallel), ``tables`` joins the results, ``page`` writes the report, ``tune`` searches settings.
 """
 
 from scmedley.experiment.config import BASIC, Experiment, read_config

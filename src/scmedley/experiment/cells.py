@@ -1,4 +1,4 @@
-"""The cells of an experiment: read and prepared once, and shared out anew to the parts of each fold."""
+"""The cells of an experiment: read and prepared once, split again for each fold."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from scmedley.runs.folder import DATA, versions
 from scmedley.runs.record import Record
 
 PAPERS = ("aml", "asd", "healthy_heart")
-STOPPING = (0.85, 0.15, 0.0)  # of the cells of known donors: to train, to stop training
+STOPPING = (0.85, 0.15, 0.0)  # of the cells of known donors: training, early stopping, none held out
 
 
 def read_data(experiment: Experiment, folder: Path | None) -> AnnData:
@@ -35,7 +35,7 @@ def read_data(experiment: Experiment, folder: Path | None) -> AnnData:
     Raises
     ------
     ScmedleyError
-        The data are not there, or cannot be read.
+        The data are missing or cannot be read.
     """
     name = experiment.data
     if name in datasets.NAMES:
@@ -46,7 +46,7 @@ def read_data(experiment: Experiment, folder: Path | None) -> AnnData:
 
         if folder is None:
             raise ScmedleyError(
-                f"The files of {name!r} are not part of scmedley. Name their folder with --data."
+                f"The files of {name!r} do not come with scmedley. Give their folder with --data."
             )
         read: Callable[[Path], AnnData] = getattr(papers, f"read_{name}")
         return read(folder)
@@ -55,14 +55,14 @@ def read_data(experiment: Experiment, folder: Path | None) -> AnnData:
         if path.exists():
             return io.read(path)
     raise ScmedleyError(
-        f"The data {name!r} are not there: looked for {', '.join(map(str, places))}. Name their folder with --data."
+        f"The data {name!r} are missing: looked for {', '.join(map(str, places))}. Give their folder with --data."
     )
 
 
 def prepare_once(adata: AnnData, experiment: Experiment) -> Checked:
-    """Filter and normalise cells in place, once for all folds, and keep only what fits need; return what they held.
+    """Filter and normalise cells in place, once for all folds; keep only what fits need; return the checks.
 
-    Genes are chosen, scaled and decomposed later, on the training cells of each fold.
+    Selecting genes, scaling and PCA come later, on the training cells of each fold.
     """
     adata.obs = adata.obs.drop(columns=keys.SPLIT, errors="ignore")
     checked = prepare(
@@ -80,13 +80,13 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> Checked:
     adata.obs = adata.obs[list(dict.fromkeys(used))]
     adata.X = None
     adata.raw = None
-    adata.uns = {keys.UNS: adata.uns[keys.UNS]}  # what the values were, which each model remembers
+    adata.uns = {keys.UNS: adata.uns[keys.UNS]}  # which values the matrix held; each model stores it
     del adata.var[keys.HVG]
     for layer in set(layers_of(adata)) - {keys.COUNTS, keys.LOGNORM}:
         del adata.layers[layer]
     for key in set(adata.obsm) - set(experiment.methods):
         del adata.obsm[key]
-    for split in experiment.splits:  # folds that cannot be made come to light before any work
+    for split in experiment.splits:  # raises before any fit if folds cannot be made
         parts(adata.obs, experiment, split, 0)
     return checked
 
@@ -94,7 +94,7 @@ def prepare_once(adata: AnnData, experiment: Experiment) -> Checked:
 def lay_out(
     experiment: Experiment, name: str, read: Callable[[], AnnData], say: Say
 ) -> tuple[AnnData, dict[str, Any]]:
-    """Read and prepare the cells of an experiment or a search; return them and what the record holds of them."""
+    """Read and prepare the cells of an experiment or a search; return them and fields for the record."""
     adata, warnings = read_and_prepare(name, read, lambda cells: prepare_once(cells, experiment), say)
     columns = {experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets}
     io.check_columns(adata, sorted(columns & set(adata.obs)))
@@ -107,7 +107,7 @@ def lay_out(
 
 
 def keep(adata: AnnData, record: Record, say: Say) -> None:
-    """Write the prepared cells, after the record, which marks the folder as ours."""
+    """Write the prepared cells. The record is written first: it identifies the folder."""
     record.write("running")
     for warning in io.write_h5ad(adata, record.path.parent / DATA):
         record["warnings"].append(f"{DATA}: {warning}")
@@ -130,7 +130,7 @@ def digest(adata: AnnData) -> str:
 
 
 def read_cells(path: Path, experiment: Experiment, split: Split, fold: int) -> AnnData:
-    """Read prepared cells, with the parts of a fold in ``obs["scmedley_split"]`` and its genes flagged."""
+    """Read prepared cells; set ``obs["scmedley_split"]`` to the parts of a fold and flag its genes."""
     adata = read_h5ad(path)
     adata.obs[keys.SPLIT] = pd.Categorical(parts(adata.obs, experiment, split, fold), PARTS)
     select_genes(adata, experiment.batch_key, experiment.n_top_genes)
@@ -138,13 +138,13 @@ def read_cells(path: Path, experiment: Experiment, split: Split, fold: int) -> A
 
 
 def pairs(obs: pd.DataFrame, experiment: Experiment) -> list[tuple[int, int]]:
-    """Return the codes of batch and label of each pair that is held out."""
+    """Return the codes of batch and label of each held-out pair."""
     batch, label = (obs[k].cat for k in (experiment.batch_key, experiment.label_key))
     named = [str(name) for name in batch.categories]
     absent = [name for name in experiment.pair_batches if name not in named]
     if absent:
         raise ScmedleyError(
-            f"pair_batches names {absent[0]!r}, but obs[{experiment.batch_key!r}] has {listed(named)}."
+            f"pair_batches names {absent[0]!r}, but obs[{experiment.batch_key!r}] has {listed(named)}. Correct it."
         )
     return held_out_pairs(
         batch.codes.to_numpy(),
@@ -157,11 +157,11 @@ def pairs(obs: pd.DataFrame, experiment: Experiment) -> list[tuple[int, int]]:
 
 
 def parts(obs: pd.DataFrame, experiment: Experiment, split: Split, fold: int) -> np.ndarray:
-    """Return each cell's part in a fold.
+    """Return the part of each cell in a fold.
 
-    With whole donors held out, "test" are the cells of the fold's donors. Training and its early stopping need
-    known batches, so "train" and "validation" share the cells of all other donors. With pairs held out, "test" are
-    all cells of the pair. Folds are drawn with the first seed; the others vary the fits alone.
+    If donors are held out, "test" is the cells of the fold's donors. Training and early stopping need known
+    batches, so "train" and "validation" are cells of all other donors. If pairs are held out, "test" is all
+    cells of the pair. Folds are drawn with the first seed; the other seeds only change the fits.
     """
     seed = experiment.seeds[0]
     batch, label = (obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))

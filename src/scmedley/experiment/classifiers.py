@@ -1,4 +1,4 @@
-"""What random forests read from the latents of one fold: cell type and donor-level targets."""
+"""Random forests that predict cell type and donor-level targets from the latents of one fold."""
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,10 @@ from scmedley.runs.folder import LATENT, TASKS
 
 
 def classify(job: Job) -> pd.DataFrame:
-    """Read the cell type and each target from each latent, alone and joined with the random-effects latents.
+    """Predict cell type and targets from each latent, alone and joined with the random-effects latents.
 
-    Forests have no early stopping, so that they learn from training and validation cells alike. They take most of
-    an experiment's time, so that the null is joined with PCA and FE alone.
+    Forests have no early stopping, so they are trained on training and validation cells. They take most of
+    the time of an experiment, so the null is joined only with PCA and FE.
 
     Returns
     -------
@@ -43,9 +43,9 @@ def classify(job: Job) -> pd.DataFrame:
 
 
 def _latents(job: Job) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the latents of the fold's fits that did not fail, by the name that tables show.
+    """Return the latents of the fold's finished fits, by their names in tables.
 
-    Those that hold what the batch adds come second.
+    The second dictionary has the latents that hold batch effects.
     """
     task, networks = job.task, methods()
     fixed: dict[str, np.ndarray] = {}
@@ -59,5 +59,5 @@ def _latents(job: Job) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
             for variant, z_NP in stored.items():
                 found[method if variant == "latent" else f"{method}, {variant}"] = z_NP
     if not fixed | random:
-        raise ScmedleyError(f"No fit of {task.name} came to an end, so there is nothing to classify.")
+        raise ScmedleyError(f"No fit of {task.name} is finished, so there is nothing to classify.")
     return fixed, random

@@ -1,4 +1,4 @@
-"""What an experiment compares: data, folds, methods. From a recipe (Python) or a TOML file."""
+"""Settings of an experiment: data, folds, methods. Read from a recipe (Python) or a TOML file."""
 
 import dataclasses
 import importlib.util
@@ -20,7 +20,7 @@ Split = Literal["cells", "donors", "pairs"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 NULL = catalogue.RE.null
-BASIC = (catalogue.PCA, *catalogue.methods())  # methods that need no further package
+BASIC = (catalogue.PCA, *catalogue.methods())  # methods that need no other package
 LISTS = ("methods", "splits", "targets", "pair_batches")  # fields that hold names
 
 
@@ -31,47 +31,47 @@ class Experiment:
     Attributes
     ----------
     name
-        What the tables are called.
+        Title of the experiment.
     data
-        A shipped set (``"onek1k"``), a paper's files in the data folder (``"aml"``, ``"asd"``,
-        ``"healthy_heart"``), or a file, in the data folder or anywhere.
+        A data set of scmedley (``"onek1k"``), a paper's files in the data folder (``"aml"``, ``"asd"``,
+        ``"healthy_heart"``), or the path of a file, also relative to the data folder.
     batch_key, label_key
         ``obs`` columns of batches and cell types.
     donor_key
-        ``obs`` column of the donors; the batch where there is none.
+        ``obs`` column of the donors; default: the batch column.
     targets
         Donor-level ``obs`` columns (diagnosis, sex) for the classifiers.
     methods
-        Names of the catalogue (``BASIC`` has those that are shipped), names of ``peers.PEERS``, or ``obsm`` keys of
-        embeddings that the data bring.
+        Names of the catalogue (``BASIC``: all that come with scmedley), names of ``peers.PEERS``, or ``obsm``
+        keys of embeddings in the data.
     preset
-        Of the networks: ``"default"`` or ``"paper"``.
+        Preset of the networks: ``"default"`` or ``"paper"``.
     settings
-        Changes to the preset, by method: ``{"FE": {"mse_weight": 4000.0}}``. Those of "RE" hold for its null.
+        Changes to the preset, by method: ``{"FE": {"mse_weight": 4000.0}}``. The null has those of "RE".
     splits
-        ``"cells"``: cells of all donors are in all parts. ``"donors"``: whole donors are held out. ``"pairs"``: all
-        cells of a label in a batch are held out, one such pair at a time, and predicted from the label's cells in
-        other batches by the networks that have counterfactuals.
+        ``"cells"``: all parts have cells of all donors. ``"donors"``: whole donors are held out. ``"pairs"``:
+        all cells of a label in a batch are held out, one such pair at a time. Networks with counterfactuals
+        predict them from the label's cells in other batches.
     folds, seeds
-        Number of folds of cells and of donors; seeds of the fits, the first of which draws the folds and the pairs.
+        Number of folds of cells and donors; random seeds of the fits. The first also draws folds and pairs.
     pairs
-        Number of pairs that are held out.
+        Number of held-out pairs.
     pair_batches
-        Batches that the pairs are of (``("treated",)``); any, if none is named.
+        Batches of the pairs (``("treated",)``); default: any batch.
     pair_cells
-        Cells that a pair has at least.
+        Minimum number of cells of a pair.
     classify
-        Whether random forests read the cell type and the targets from the latents.
+        Whether random forests predict the cell type and the targets from the latents.
     thorough
-        Whether test cells get the long table of scores (``evaluate.scores(thorough=True)``).
+        Whether to compute all scores of test cells (``evaluate.scores(thorough=True)``).
     published
-        Name under which the papers' numbers for these data are found, if there are any.
+        Name of these data in the papers' published scores, if there are any.
     n_latent, n_top_genes, min_genes, min_cells
         As for a run.
     values
-        What the matrix holds, where the evidence should not decide (``"auto"``), as for a run.
+        What the matrix holds, as for a run; ``"auto"`` decides by its values.
     threads
-        Of each fit; fits run side by side.
+        CPU threads of each fit; several fits run at the same time.
     precision, device
         As for a run.
     """
@@ -118,14 +118,16 @@ class Experiment:
         for name in (*LISTS, "seeds"):
             values = getattr(self, name)
             if (not values and name not in ("targets", "pair_batches")) or len(set(values)) < len(values):
-                raise ScmedleyError(f"{name} = {list(values)} must name at least one, and none twice.")
+                raise ScmedleyError(f"{name} = {list(values)} must have at least one value, and none twice.")
         if {self.label_key, self.batch_key, self.donors} & set(self.targets):
             raise ScmedleyError(
                 f"targets = {list(self.targets)} must be other columns than label, batch and donor."
             )
         for name, known in (("precision", get_args(Precision)), ("values", get_args(ValueKind))):
             if getattr(self, name) not in known:
-                raise ScmedleyError(f"{name} = {getattr(self, name)!r} is none of {list(known)}.")
+                raise ScmedleyError(
+                    f"{name} = {getattr(self, name)!r} is none of {list(known)}. Choose one of them."
+                )
         for seed in self.seeds:
             check_seed(seed)
         for split in self.splits:
@@ -138,8 +140,8 @@ class Experiment:
         for method in self.settings:
             if method not in self.methods or method not in catalogue.methods() or catalogue.is_null(method):
                 raise ScmedleyError(
-                    f"Settings of {method!r} have no use here: settings are of the networks that are compared, and its "
-                    f"null takes those of RE."
+                    f"Settings of {method!r} have no use here. Give settings only of networks in methods; the null "
+                    "takes those of RE."
                 )
         if self.published not in ("", *LOSS_WEIGHTS["release"]):
             raise ScmedleyError(
@@ -149,26 +151,26 @@ class Experiment:
         if "pairs" in self.splits and not self.counterfactual_methods:
             able = " or ".join(repr(row.name) for row in catalogue.rows() if "effects" in row.outputs)
             raise ScmedleyError(
-                "splits has 'pairs', but none of the methods has batch effects in its decoder to predict a held-out "
-                f"pair with. Add {able} to the methods, with the default preset."
+                "splits has 'pairs', but none of the methods has batch effects in its decoder, which predictions of "
+                f"held-out pairs need. Add {able} to the methods, with the default preset."
             )
 
     @property
     def donors(self) -> str:
-        """Return the column of the donors."""
+        """Return the ``obs`` column of the donors."""
         return self.donor_key or self.batch_key
 
     @property
     def counterfactual_methods(self) -> list[str]:
-        """Return the methods that can predict a label's cells in a batch where they were not seen."""
+        """Return the methods that can predict held-out pairs."""
         return [method for method in self.models() if self.unfitted(method).has_effects]
 
     def n_folds(self, split: Split) -> int:
-        """Return how many times cells are held out in a split."""
+        """Return the number of folds of a split."""
         return self.pairs if split == "pairs" else self.folds
 
     def models(self) -> dict[str, Any]:
-        """Return the settings of each network that is compared, with the changes made."""
+        """Return the settings of each compared network, changes included."""
         networks = catalogue.methods()
         return {
             method: networks[method]
@@ -179,7 +181,7 @@ class Experiment:
         }
 
     def changes(self, method: str) -> dict[str, Any] | None:
-        """Return the changes to the preset of a method, if there are any; a null has those of its network."""
+        """Return the changes to the preset of a method; a null has those of its network."""
         known = catalogue.methods().get(method)
         return self.settings.get(method if known is None else known.set_by)
 
@@ -189,12 +191,12 @@ class Experiment:
         return catalogue.methods()[method].unfitted(self.batches_of(method), self.label_key, settings)
 
     def batches_of(self, method: str) -> str:
-        """Return the column of the batches that a method meets: the permuted ones, if it is a null."""
+        """Return the batch column that a method is trained on: permuted batches for a null."""
         return keys.PERMUTED if catalogue.is_null(method) else self.batch_key
 
 
 def is_rival(method: str) -> bool:
-    """Return whether a method is another package's or an embedding of the user's: its failure is a result."""
+    """Return whether a method is of another package or the user's embedding: if it fails, others continue."""
     from scmedley.peers import PEERS
 
     return method in PEERS or method.startswith("X_")
@@ -206,7 +208,7 @@ def _check_method(method: str) -> None:
     known = (catalogue.PCA, *catalogue.methods(), *PEERS)
     if method not in known and not is_rival(method):
         raise ScmedleyError(
-            f"There is no method {method!r}. Choose of {', '.join(known)}, or name an obsm key (X_...)."
+            f"There is no method {method!r}. Choose from {', '.join(known)}, or give an obsm key (X_...)."
         )
 
 
@@ -216,14 +218,14 @@ def read_config(path: Path, **changes: Any) -> Experiment:
     Parameters
     ----------
     path
-        The file. A recipe is run as the program that it is: use those you trust.
+        The file. A Python recipe is executed: use only recipes that you trust.
     changes
-        Fields that differ from the file's.
+        Fields to change.
 
     Raises
     ------
     ScmedleyError
-        No such file, no ``config()`` there, or a field that an experiment does not have.
+        The file or its ``config()`` is missing, or an experiment has no such field.
     """
     if not path.is_file():
         raise ScmedleyError(f"There is no recipe {path}. Give a .py file with config(), or a .toml file.")
@@ -243,7 +245,7 @@ def read_config(path: Path, **changes: Any) -> Experiment:
         raise ScmedleyError(f"{path}: an experiment has no {unknown[0]!r}; it has {', '.join(known)}.")
     missing = [name for name in ("name", "data") if name not in fields]
     if missing:
-        raise ScmedleyError(f"{path} lacks {missing[0]!r}.")
+        raise ScmedleyError(f"{path} lacks {missing[0]!r}. Add it.")
     return Experiment(**{**fields, **changes})
 
 
@@ -257,8 +259,10 @@ def _from_python(path: Path) -> Experiment:
         made = module.config() if inspect.isfunction(getattr(module, "config", None)) else None
     except ScmedleyError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the recipe does wrong
+    except (Exception, SystemExit) as error:  # any error in the recipe
         raise ScmedleyError(f"{path} fails with {type(error).__name__}: {error}") from error
     if not isinstance(made, Experiment):
-        raise ScmedleyError(f"{path} has no function config() that gives an Experiment.")
+        raise ScmedleyError(
+            f"{path} has no function config() that returns an Experiment. Add one (see recipes/)."
+        )
     return made

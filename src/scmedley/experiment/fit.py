@@ -1,4 +1,4 @@
-"""One fit of an experiment, done: one method on one fold with one seed, into a folder of its own, all or nothing."""
+"""Run one task of an experiment: one method, one fold, one seed. Its folder is complete or not there."""
 
 import time
 from dataclasses import asdict
@@ -26,12 +26,12 @@ from scmedley.peers import embed_peer
 from scmedley.pp.maps import pca, umap
 from scmedley.runs.folder import CHECKPOINTS, CLASSIFIED, HISTORY, LATENT, MAP, SCORES, TASK
 
-SCORED = "scmedley_scored"  # obs: the cells that probes learn from, and those that are scored
-MAP_CELLS = 3000  # held-out cells on a map, at most
+SCORED = "scmedley_scored"  # obs: cells that probes are trained on, and cells that are scored
+MAP_CELLS = 3000  # maximum number of held-out cells on a map
 
 
 def run(job: Job) -> None:
-    """Do a task and write its folder. What goes wrong with a method is its result, not the end of the others."""
+    """Run a task and write its folder. If its method fails, the error is stored as its result."""
     task, threads = job.task, job.experiment.threads
     began = time.perf_counter()
     with (
@@ -57,7 +57,7 @@ def run(job: Job) -> None:
 
 
 def _fit_and_score(job: Job, folder: Path) -> dict[str, Any]:
-    """Fit, embed, score, draw; write the results to ``folder`` and return what the record shall say."""
+    """Fit, embed, score, draw; write the results to ``folder`` and return fields for the record."""
     task, adata = job.task, job.read_cells()
     latents, network = _embed(job, adata)
     tables = []
@@ -79,10 +79,11 @@ def _fit_and_score(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _score(adata: AnnData, experiment: Experiment, task: Task) -> pd.DataFrame:
-    """Score ``obsm["X_latent"]`` on each part; validation cells, which are for choosing settings, in short.
+    """Score ``obsm["X_latent"]`` on each part; for validation cells only the main scores.
 
-    Of held-out donors, labels are read by what was learnt from the other donors' cells. Their batches were not
-    there to learn: probes of those learn from 80 % of the held-out donors' cells, and are scored on the rest.
+    For held-out donors, labels are predicted by what was learnt from the other donors' cells. Their batches
+    are not in the training cells, so probes of the batch learn from 80 % of the held-out donors' cells and
+    are scored on the rest.
     """
     key = experiment.batches_of(task.method)
     part = adata.obs[keys.SPLIT].astype(str).to_numpy()
@@ -108,8 +109,8 @@ def _score(adata: AnnData, experiment: Experiment, task: Task) -> pd.DataFrame:
 def _embed(job: Job, adata: AnnData) -> tuple[dict[str, np.ndarray], Model[Any] | None]:
     """Return the latents of all cells, and the network if there is one.
 
-    The latent of a random-effects network for donors that it does not know comes in two variants: with the
-    population mean (no effects), and with effects fitted to the new donors' cells, everything else frozen.
+    A random-effects network has two latents for new donors: with the population mean (no effects), and with
+    effects fitted to the new donors' cells while all other weights are frozen.
     """
     experiment, task = job.experiment, job.task
     method = task.method
@@ -137,11 +138,11 @@ def _embed(job: Job, adata: AnnData) -> tuple[dict[str, np.ndarray], Model[Any] 
 
 
 def _given(stored: Any, key: str) -> np.ndarray:
-    """Return an embedding of the user's as a dense matrix."""
+    """Return the user's embedding as a dense matrix."""
     try:
         return np.asarray(stored.toarray() if hasattr(stored, "toarray") else stored, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ScmedleyError(f"obsm[{key!r}] is no matrix of numbers ({error}).") from error
+        raise ScmedleyError(f"obsm[{key!r}] is not a matrix of numbers ({error}).") from error
 
 
 def _embed_by_network(job: Job, adata: AnnData) -> tuple[dict[str, np.ndarray], Model[Any]]:

@@ -1,4 +1,4 @@
-"""All fits of an experiment: what is done is kept, the rest runs side by side, here or on a cluster."""
+"""Run all fits of an experiment in parallel, here or on a cluster. Finished fits are kept."""
 
 import os
 import signal
@@ -37,27 +37,27 @@ def run(
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Record:
-    """Do an experiment, or what is left of it, and write its tables and page; return its record.
+    """Run an experiment, or the rest of it; write its tables and report; return its record.
 
     Parameters
     ----------
     experiment
-        What is compared.
+        Data, folds and methods.
     out
-        Folder of the results. What was finished there under the same settings, data and versions is kept.
+        Folder for the results. Fits finished there with the same settings, data and versions are kept.
     data
-        Folder of data that are not shipped.
+        Folder of data that do not come with scmedley.
     jobs
-        Fits at one time on this machine; its cores by default.
+        Number of fits at the same time on this machine; default: one per core.
     scheduler
-        Address of a Dask scheduler (``tcp://...``) whose workers do the fits instead. They must see ``out``
-        under the same path.
+        Address of a Dask scheduler (``tcp://...``) whose workers do the fits instead. ``out`` must have the
+        same path on all of them.
 
     Raises
     ------
     ScmedleyError
-        Data or settings that cannot be used; a folder that holds something else; a fit of scMedley's own
-        networks that failed (what a rival did wrong is told in the tables).
+        Data or settings cannot be used, the folder holds something else, or a fit of scMedley's own networks
+        failed. Failures of other methods are listed in the tables.
     """
     if jobs is not None and jobs < 1:
         raise ScmedleyError(f"--jobs {jobs} must be at least 1.")
@@ -68,12 +68,12 @@ def run(
         record.check_place()
         fits, classifications = tasks(experiment)
         with _workers(jobs, scheduler) as workers:
-            _lay_data(record, experiment, data, say)
+            _prepare_cells(record, experiment, data, say)
             _run(fits, experiment, record, workers, "fits", progress)
             _run(classifications, experiment, record, workers, "classifiers", progress)
         if all(about(out, task).get("status") != "done" for task in fits):
-            _tell_failures(out, fits)
-        say("Writing tables and page")
+            _raise_failures(out, fits)
+        say("Writing tables and report")
         record["findings"] = tables.write_tables(experiment, out)
         unfinished = _unfinished(experiment, out, fits)
         record["warnings"] += unfinished
@@ -82,24 +82,25 @@ def run(
         record.write("scored")
         build(out)
         record.write("done")
-    _tell_failures(out, [task for task in fits + classifications if not is_rival(task.method)])
+    _raise_failures(out, [task for task in fits + classifications if not is_rival(task.method)])
     return record
 
 
-def _lay_data(
+def _prepare_cells(
     record: Record, experiment: Experiment, folder: Path | None, say: Callable[[str], None]
 ) -> None:
-    """Filter and normalise the cells, once for all fits, remove what is made anew, and begin the record."""
+    """Prepare the cells for all fits, remove old results that are written again, and start the record."""
     out = record.path.parent
     if any(out in (place / experiment.data).resolve().parents for place in (folder or Path(), Path())):
         raise ScmedleyError(
-            f"{experiment.data} lies in --out {out}, which is for results only. Choose another --out."
+            f"{experiment.data} is inside --out {out}, which is for results only. Choose another --out."
         )
     adata, found = lay_out(experiment, experiment.data, lambda: read_data(experiment, folder), say)
     record |= found
     clear(out, [DATA], finished=False)
     clear(out, OF_EXPERIMENT, finished=True)
-    clear(out / TASKS, [path.name for path in (out / TASKS).glob(".*")], finished=True)  # of a killed task
+    half_written = [path.name for path in (out / TASKS).glob(".*")]  # left by a killed task
+    clear(out / TASKS, half_written, finished=True)
     keep(adata, record, say)
 
 
@@ -111,7 +112,7 @@ def _run(
     what: str,
     progress: bool,
 ) -> None:
-    """Do the tasks that are not done, by the workers at hand; the first unexpected error ends it all."""
+    """Run the tasks that are not done. The first unexpected error stops all of them."""
     out, data_hash, versions = record.path.parent, record["input"]["sha256"], record["versions"]
     jobs = [
         Job(out, experiment, task, fingerprint(out, experiment, task, data_hash, versions)) for task in todo
@@ -138,7 +139,7 @@ def _run(
 
 
 def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list[str]:
-    """Return as sentences the networks whose training was still improving when their ``max_epochs`` ended it."""
+    """Return warnings for networks that were still improving when ``max_epochs`` ended their training."""
     said = []
     for method in experiment.methods:
         most = (experiment.changes(method) or {}).get("max_epochs")
@@ -152,19 +153,19 @@ def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list
 
 
 def _failed_rivals(out: Path, fits: Sequence[Task]) -> list[str]:
-    """Return which methods that are not ours failed, and why."""
+    """Return warnings for methods of other packages that failed, with the reasons."""
     reasons: dict[str, list[str]] = {}
     for task in fits:
         state = about(out, task)
         if state.get("status") != "done" and is_rival(task.method):
             reasons.setdefault(task.method, []).append(str(state.get("reason", "no record of it")))
     return [
-        f"{method} failed in {len(why)} fits, so it is in no table of scores: {why[0]}"
+        f"{method} failed in {len(why)} fits, which are missing from the scores: {why[0]}"
         for method, why in reasons.items()
     ]
 
 
-def _tell_failures(out: Path, todo: Sequence[Task]) -> None:
+def _raise_failures(out: Path, todo: Sequence[Task]) -> None:
     failed = [task for task in todo if about(out, task).get("status") != "done"]
     if failed:
         reason = about(out, failed[0]).get("reason", "no record of it")
@@ -175,7 +176,7 @@ def _tell_failures(out: Path, todo: Sequence[Task]) -> None:
 
 @contextmanager
 def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
-    """Yield what does the fits: processes of this machine, a Dask scheduler's workers, or ``None`` for this process."""
+    """Yield the executor of the fits: local processes, Dask workers, or ``None`` for this process."""
     if scheduler is None and jobs == 1:
         yield None
         return
@@ -185,7 +186,7 @@ def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | Non
         try:
             yield pool
         except BaseException:
-            for process in (pool._processes or {}).values():  # they would finish their fits first
+            for process in (pool._processes or {}).values():  # otherwise they finish their fits first
                 process.terminate()
             raise
         finally:
@@ -199,17 +200,17 @@ def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | Non
         client: Any = cast(Any, Client)(scheduler, timeout=SCHEDULER_TIMEOUT)
     except (OSError, ValueError) as error:
         raise ScmedleyError(
-            f"No Dask scheduler answers at {scheduler} ({error}). Start one, or correct it."
+            f"No Dask scheduler answers at {scheduler} ({error}). Start one, or correct the address."
         ) from error
     with client, client.get_executor(pure=False) as executor:
         yield executor
 
 
 def _end_with_parent(parent: int) -> None:
-    """End this process when the one that waits for its results is gone, even by kill -9; leave Ctrl-C to that one.
+    """Ignore Ctrl-C, and end this process when its parent is gone, even after kill -9.
 
-    A process that goes on would write to a folder that the same command may have locked again. Ctrl-C would end a fit
-    early, as if it were whole. joblib's processes need the same watch, and print warnings when they are ended.
+    Otherwise it could write to a folder that another command has locked, and Ctrl-C would end a fit early and
+    store it as finished. joblib's processes need the same watch, and print warnings when they are ended.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,4 +1,4 @@
-"""The network of one task: what it is told, and which cells it never sees."""
+"""Fit the network of one task."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from scmedley.pp.nulls import permute_batches
 
 
 def fit_network(job: Job, adata: AnnData) -> Model[Any]:
-    """Return the task's network, fitted; it never sees the cells of donors and of pairs that are held out.
+    """Return the fitted network of a task. It never sees the cells of held-out donors or pairs.
 
-    The null is told batches permuted within label and part, so that held-out donors stay unknown to it.
+    The null is trained on batches permuted within label and part, so held-out donors stay unknown to it.
     """
     experiment, task = job.experiment, job.task
     held_out = ((adata.obs[keys.SPLIT] == "test") & (task.split != "cells")).to_numpy()

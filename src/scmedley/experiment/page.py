@@ -1,4 +1,4 @@
-"""The page of an experiment, ``report.html``: tables, figures and what they say, from its folder."""
+"""Write the report of an experiment (``report.html``) from its folder: findings, tables, figures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scmedley.runs.folder import (
 )
 from scmedley.runs.record import Record
 
-MAIN = [  # scores of the first table, in its order; the others are folded away
+MAIN = [  # scores of the first table, in this order; the others are collapsed
     *(("kNN leak", "batch"), ("ASW", "batch"), ("iLISI", "batch"), ("BRAS", "batch")),
     *(("kNN accuracy", "label"), ("ASW", "label"), ("cLISI", "label")),
 ]
@@ -71,19 +71,19 @@ def build(folder: Path) -> Path:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """Read a table, or none where the experiment made none."""
+    """Read a table; empty if the experiment has none."""
     return read_table(path) if path.exists() else pd.DataFrame()
 
 
 def _tables(summary: pd.DataFrame) -> list[dict[str, Any]]:
-    """Lay out the scores of each part of the cells."""
+    """Arrange the scores of each part of the cells."""
     if summary.empty:
         return []
     return [_table(str(part), rows) for part, rows in summary.groupby("part", sort=False)]
 
 
 def _pairs(folder: Path) -> dict[str, Any] | None:
-    """Lay out what was predicted of held-out pairs: means over pairs by method, and R²Δ pair by pair."""
+    """Arrange the predictions of held-out pairs: means over pairs by method, and R²Δ of each pair."""
     summary, predicted = _read(folder / PREDICTED_SUMMARY), _read(folder / PREDICTED)
     if summary.empty:
         return None
@@ -111,7 +111,7 @@ def _pairs(folder: Path) -> dict[str, Any] | None:
 
 
 def _table(part: str, rows: pd.DataFrame) -> dict[str, Any]:
-    """Lay one part's scores out: a row a method, a column a score, the main scores first."""
+    """Arrange the scores of one part: one row per method, one column per score, main scores first."""
     pairs = list(dict.fromkeys(zip(rows["score"], rows["of"], strict=True)))
     main = [pair for pair in MAIN if pair in pairs]
     cells = {(r["method"], r["score"], r["of"]): r for r in rows.to_dict("records")}
@@ -146,7 +146,7 @@ def _comparisons(summary: pd.DataFrame, experiment: Experiment) -> list[Any]:
 
 
 def _classified(read: pd.DataFrame) -> list[dict[str, Any]]:
-    """Group the classifiers' table by target, then by how cells were held out."""
+    """Group the table of the classifiers by target, then by what was held out."""
     if read.empty:
         return []
     groups = []
@@ -161,7 +161,7 @@ def _classified(read: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _confounding(obs: pd.DataFrame, experiment: Experiment) -> list[Any]:
-    """Draw donors per label and group, for each donor-level target."""
+    """Draw the number of donors per label and group, for each donor-level target."""
     from scmedley.pl.comparison import confounding
     from scmedley.report.figures import picture
 
@@ -240,7 +240,7 @@ def _training(folder: Path) -> list[dict[str, Any]]:
 
 
 def _fits(fits: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return each method's fits, failures and median seconds."""
+    """Return the fits, failures and median seconds of each method."""
     grouped = fits.groupby("method", sort=False)
     return [
         {

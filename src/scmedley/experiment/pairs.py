@@ -1,4 +1,4 @@
-"""Held-out pairs of batch and label: predicted by networks and by baselines, and what the comparison says."""
+"""Held-out pairs of batch and label: predictions of networks and baselines, and their comparison."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from scmedley.models.catalogue import is_null
 from scmedley.models.counterfactual import counterfactual
 from scmedley.runs.folder import HISTORY, PREDICTED
 
-SOURCE_CELLS = 1000  # cells that are shown in the held-out batch, at most
+SOURCE_CELLS = 1000  # maximum number of cells that are predicted in the held-out batch
 ONE = "one pair: no verdict"
-TIE_R2 = 0.01  # of R²Δ, on average: what is as far behind, or less, counts as equal
+TIE_R2 = 0.01  # mean R²Δ: a network that is behind by this or less still ties
 
 
 def predict(job: Job, folder: Path) -> dict[str, Any]:
-    """Predict the held-out pair of a task by its network or by the baselines; write the measures to ``folder``.
+    """Predict the held-out pair of a task by its network or the baselines; write the measures to ``folder``.
 
-    A predicted cell is a cell of the source plus its own predicted change: the network's reconstructions alone
-    lack the cells' noise, and would be too close together.
+    A predicted cell is a source cell plus its own predicted change. Reconstructions alone lack the noise of
+    cells and would be too similar to each other.
     """
     experiment, task, adata = job.experiment, job.task, job.read_cells()
     batch, label = pairs(adata.obs, experiment)[task.fold]
@@ -46,7 +46,7 @@ def predict(job: Job, folder: Path) -> dict[str, Any]:
         genes = pd.Index(model.genes)
         held = held_out_pair(adata[:, genes], experiment, rows, batch, label)
         shown = counterfactual(model, adata[rows], str(adata.obs[experiment.batch_key].cat.categories[batch]))
-        assert isinstance(shown, AnnData)  # as no file was named
+        assert isinstance(shown, AnnData)  # because no file was given
         change_NG = np.asarray(shown.layers["difference"], dtype=np.float64)
         found = {task.method: held_out.measure(held, change_NG.mean(axis=0), held.source_NG + change_NG)}
         model.history.to_csv(folder / HISTORY, index=False)
@@ -66,7 +66,7 @@ def predict(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def source_rows(adata: AnnData, experiment: Experiment, batch: int, label: int) -> np.ndarray:
-    """Return which cells are shown in the batch: the label's, from all other batches, drawn if they are many."""
+    """Return the source cells: those of the label in all other batches, sampled if they are many."""
     of_label = adata.obs[experiment.label_key].cat.codes.to_numpy() == label
     rows = np.flatnonzero(of_label & (adata.obs[experiment.batch_key].cat.codes.to_numpy() != batch))
     if len(rows) > SOURCE_CELLS:
@@ -77,10 +77,9 @@ def source_rows(adata: AnnData, experiment: Experiment, batch: int, label: int) 
 def held_out_pair(
     adata: AnnData, experiment: Experiment, rows: np.ndarray, batch: int, label: int
 ) -> HeldOut:
-    """Return the values of the source cells, of the held-out cells, and the label's means in other batches."""
-    x_NG: Any = adata.layers[keys.LOGNORM].astype(
-        np.float64
-    )  # in float32 a mean depends on the order of its cells
+    """Return the values of source cells and held-out cells, and the means of the label in other batches."""
+    # In float32 a mean depends on the order of its cells.
+    x_NG: Any = adata.layers[keys.LOGNORM].astype(np.float64)
     batch_N, label_N = (
         adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key)
     )
@@ -116,18 +115,18 @@ def _by_baselines(
 
 
 def verdicts(predicted: pd.DataFrame) -> pd.DataFrame:
-    """Compare each network with the best of the baselines, pair by pair, by R²Δ.
+    """Compare each network with the best baseline over pairs, by R²Δ.
 
-    Only pairs count that every network and baseline predicts (:func:`common_pairs`): the best baseline is the one
-    with the best mean over these.
+    Only pairs that every network and baseline predicts are used (:func:`common_pairs`). The best baseline has
+    the highest mean over them.
 
     Returns
     -------
     DataFrame
-        A row for each network: method, baseline (the best), difference (mean of model less baseline over pairs) with
-        its 95 % t-interval difference_low and difference_high, n_better (pairs in which the model is ahead), n_pairs,
-        and the verdict. "better": the interval is above 0; "worse": the difference is below -0.01, whatever the
-        interval; "ties": all else; "one pair: no verdict".
+        One row per network: method, baseline (the best), difference (mean of network minus baseline over
+        pairs) with its 95 % t-interval difference_low and difference_high, n_better (pairs in which the
+        network is better), n_pairs, and the verdict. "better": the interval is above 0; "worse": not better,
+        and the difference is below -0.01; "ties": otherwise; "one pair: no verdict".
     """
     per_pair = common_pairs(predicted)
     rows = []
@@ -145,9 +144,9 @@ def verdicts(predicted: pd.DataFrame) -> pd.DataFrame:
 
 
 def common_pairs(predicted: pd.DataFrame) -> pd.DataFrame:
-    """Return R²Δ, pairs x methods, of the pairs that all networks and baselines predict.
+    """Return R²Δ (pairs x methods) of the pairs that all networks and baselines predict.
 
-    A baseline that predicts no pair at all, and the ceiling, are left out.
+    The ceiling is left out, and so is a baseline that predicts no pair.
     """
     per_pair = predicted.pivot_table(index="fold", columns="method", values="r2", sort=False)
     per_pair = per_pair.drop(columns=CEILING, errors="ignore")
@@ -155,7 +154,7 @@ def common_pairs(predicted: pd.DataFrame) -> pd.DataFrame:
 
 
 def finding(predicted: pd.DataFrame) -> str:
-    """Return a sentence on what the networks predict of held-out pairs, beside the baselines and the ceiling."""
+    """Return sentences that compare the networks with the baselines and the ceiling on held-out pairs."""
     judged, common = verdicts(predicted), common_pairs(predicted)
     n_pairs = predicted["fold"].nunique()
     mean = common.mean()
@@ -169,7 +168,7 @@ def finding(predicted: pd.DataFrame) -> str:
     n = f"{n_pairs} held-out pair{'s' * (n_pairs > 1)}"
     n = n if len(common) == n_pairs else f"the {len(common)} of {n} that all methods predict, pairs"
     said = [
-        f"Share of the change of the mean that is predicted (R²Δ) for {n} of batch and label: {models}; {simple}{top}."
+        f"Predicted share of the change of the mean (R²Δ) for {n} of batch and label: {models}; {simple}{top}."
     ]
     return " ".join(
         [*said, *(_verdict(row) for row in judged.to_dict("records") if not is_null(row["method"]))]
@@ -177,7 +176,7 @@ def finding(predicted: pd.DataFrame) -> str:
 
 
 def _verdict(row: dict[Any, Any]) -> str:
-    """Return how a network compares with the best baseline."""
+    """Return a sentence that compares a network with the best baseline."""
     if row["verdict"] == ONE:
         return (
             f"{row['method']} differs by {row['difference']:z.2f} from the best baseline, {row['baseline']} (one pair: "
@@ -188,5 +187,5 @@ def _verdict(row: dict[Any, Any]) -> str:
     words = {"better": "is better than", "ties": "only ties with", "worse": "is worse than"}[row["verdict"]]
     return (
         f"{row['method']} {words} the best baseline, {row['baseline']}: a difference of {row['difference']:z.2f}"
-        f"{interval}, ahead in {row['n_better']} of {row['n_pairs']} pairs."
+        f"{interval}, better in {row['n_better']} of {row['n_pairs']} pairs."
     )

@@ -1,4 +1,4 @@
-"""The results of all fits side by side: tidy tables, means with intervals over folds, what they say in words."""
+"""Join the results of all fits: tidy tables, means with intervals over folds, findings in words."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from scmedley.runs.folder import (
     TASKS,
 )
 
-# Numbers are read to the last bit: since 3.1 pandas does so by itself, and warns of who asks for it.
+# Numbers are read exactly. Since version 3.1 pandas does this by default and warns if it is requested.
 EXACT: dict[str, Any] = (
     {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
 )
@@ -40,13 +40,13 @@ HEADLINE = (
 )
 CLASSIFIED_BY = ["target", "held_out", "caution", "embedding"]
 PLACE = ["split", "fold", "seed"]
-# Columns of text in any of the tables, the tasks' own too; an empty one is an empty string.
+# Text columns of all tables, those of tasks included; an empty field is an empty string.
 TEXTS = {"split", "part", "score", "of", "null_kind", "method", "network", "term", "batch", "label"}
 TEXTS |= {*CLASSIFIED_BY, "status", "stopped", "reason"}
 
 
 def write_tables(experiment: Experiment, out: Path) -> list[str]:
-    """Write all tables of a finished grid to ``out``; return the findings as sentences."""
+    """Write all tables of a finished experiment to ``out``; return the findings as sentences."""
     fits, classifications = tasks(experiment)
     said = _write_scores(_collect(out, fits, SCORES), experiment, out)
     io.write_csv(_fits(out, fits + classifications), out / FITS)
@@ -57,26 +57,28 @@ def write_tables(experiment: Experiment, out: Path) -> list[str]:
         io.write_csv(classified, out / CLASSIFIED)
         values = ["accuracy", "balanced_accuracy", "donor_accuracy"]
         values += ["chance", "chance_balanced", "donor_chance"]
-        read = summarise(classified, CLASSIFIED_BY, values)
-        read = read.merge(_donors(classified), how="left", on=CLASSIFIED_BY)
-        io.write_csv(read, out / CLASSIFIED_SUMMARY)
-        said += [_reading(read[read["target"] == target], target) for target in experiment.targets]
+        summary = summarise(classified, CLASSIFIED_BY, values)
+        summary = summary.merge(_donors(classified), how="left", on=CLASSIFIED_BY)
+        io.write_csv(summary, out / CLASSIFIED_SUMMARY)
+        said += [
+            _target_finding(summary[summary["target"] == target], target) for target in experiment.targets
+        ]
     return said + _write_predicted(_collect(out, fits, PREDICTED), out)
 
 
 def _write_scores(scores: pd.DataFrame, experiment: Experiment, out: Path) -> list[str]:
-    """Write the scores and their means, if any method was scored; return what they say."""
+    """Write the scores and their means, if there are any; return the findings."""
     if scores.empty:
         return []
     io.write_csv(scores, out / SCORES)
     summary = summarise(scores, ["split", "part", "score", "of", "method"], ["value", "null"])
-    summary = _beside_published(summary, experiment)
+    summary = _add_published(summary, experiment)
     io.write_csv(summary, out / SUMMARY)
     return findings(scores, summary)
 
 
 def _write_predicted(predicted: pd.DataFrame, out: Path) -> list[str]:
-    """Write the measures of held-out pairs and their means over pairs; return what they say."""
+    """Write the measures of held-out pairs and their means over pairs; return the findings."""
     if predicted.empty:
         return []
     io.write_csv(predicted, out / PREDICTED)
@@ -89,9 +91,9 @@ def _write_predicted(predicted: pd.DataFrame, out: Path) -> list[str]:
 
 
 def summarise(table: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataFrame:
-    """Return mean and 95 % t-interval over folds of each value; seeds are averaged within a fold first.
+    """Return mean and 95 % t-interval over folds of each value, after averaging over seeds within each fold.
 
-    Folds share training cells, so that the intervals are somewhat too narrow, as those of the papers are.
+    Folds share training cells, so the intervals are somewhat too narrow, as in the papers.
     """
     rows = []
     per_fold = table.groupby([*by, "fold"], sort=False, dropna=False)[values].mean().reset_index()
@@ -105,7 +107,7 @@ def summarise(table: pd.DataFrame, by: list[str], values: list[str]) -> pd.DataF
 
 
 def _collect(out: Path, todo: list[Task], file: str) -> pd.DataFrame:
-    """Put the tables of the tasks under each other, with their places."""
+    """Concatenate the tables of the tasks, with columns for split, fold and seed."""
     tables = []
     for task in todo:
         path = out / TASKS / task.name / file
@@ -122,7 +124,7 @@ def _collect(out: Path, todo: list[Task], file: str) -> pd.DataFrame:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table of an experiment; only columns of numbers have missing values, as a label may be called "NA"."""
+    """Read a table of an experiment. Only number columns have missing values: a label may be called "NA"."""
     table: pd.DataFrame = pd.read_csv(path, **EXACT)
     texts = [name for name in table if name in TEXTS]
     return (
@@ -131,7 +133,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _fits(out: Path, todo: list[Task]) -> pd.DataFrame:
-    """Return of each task how long it took and, if it failed, why."""
+    """Return the status, seconds and epochs of each task and, if it failed, the reason."""
     rows = []
     for task in todo:
         about = work.about(out, task)
@@ -149,15 +151,15 @@ def _fits(out: Path, todo: list[Task]) -> pd.DataFrame:
 
 
 def _weighted(history: pd.DataFrame) -> pd.DataFrame:
-    """Add what each term contributes to the total; nothing for a term that is recorded only."""
+    """Add the weighted value of each loss term; NaN for a term that is only recorded."""
     if history.empty:
         return history
     counted = history["weight"].where(history["weight"] != 0)
     return history.assign(weighted=history["value"] * counted)
 
 
-def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
-    """Add the papers' value of the same score, where they give one."""
+def _add_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataFrame:
+    """Add the papers' value of the same score, if they report one."""
     from scmedley.datasets.papers import published
 
     summary["published"] = np.nan
@@ -167,12 +169,12 @@ def _beside_published(summary: pd.DataFrame, experiment: Experiment) -> pd.DataF
     known = known[(known["data_set"] == experiment.published) & (known["source"] == "release")]
     known = known[known["dimension"] == experiment.n_latent][["method", "score", "of", "value"]]
     is_theirs = (summary["split"] == "cells") & (summary["part"] == "test")
-    beside = summary[["method", "score", "of"]].merge(known, how="left", on=["method", "score", "of"])
-    return summary.assign(published=beside["value"].where(is_theirs))
+    joined = summary[["method", "score", "of"]].merge(known, how="left", on=["method", "score", "of"])
+    return summary.assign(published=joined["value"].where(is_theirs))
 
 
 def findings(scores: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
-    """Return what the scores show, each number beside its null."""
+    """Return sentences on the scores, each number with its null."""
     rows = summary[(summary["split"] == "cells") & (summary["part"] == "test") & (summary["of"] == "batch")]
     said = [sentence] if (sentence := _separation(scores)) else []
     leaks = rows[rows["score"].isin([f"{probe} leak" for probe in PROBES])].dropna(subset="value")
@@ -180,14 +182,14 @@ def findings(scores: pd.DataFrame, summary: pd.DataFrame) -> list[str]:
     if {PCA, FE.name} <= set(worst.index):
         fe, pca = ({**worst.loc[method]} for method in (FE.name, PCA))
         said.append(
-            f"Batch leak given label, by the worst of the probes: FE {_with(fe)} ({fe['score']}), PCA {_with(pca)} "
-            f"({pca['score']}; 0 by chance)."
+            f"Batch leakage within labels, worst of the probes: FE {_interval(fe)} ({fe['score']}), PCA "
+            f"{_interval(pca)} ({pca['score']}; chance: 0)."
         )
     return said
 
 
 def _separation(scores: pd.DataFrame) -> str:
-    """Compare RE with its null, fold by fold and by each probe, less what permuted codes give; all must agree."""
+    """Compare RE with its null by each probe, over folds, above chance; all probes must agree."""
     rows = scores[(scores["split"] == "cells") & (scores["part"] == "test") & (scores["of"] == "batch")]
     rows = rows[rows["method"].isin([RE.name, RE.null])]
     words, seen = [], {}
@@ -215,35 +217,37 @@ def _separation(scores: pd.DataFrame) -> str:
         else f"seen by {'all' if by else 'none'} of the probes"
     )
     return (
-        f"{shown} batches of held-out cells more than the same network told permuted batches: {how} "
-        f"(leak above chance: {'; '.join(words)})."
+        f"{shown} batches of held-out cells better than the same network trained on permuted batches: {how} "
+        f"(batch leakage above chance: {'; '.join(words)})."
     )
 
 
-def _reading(read: pd.DataFrame, target: str) -> str:
-    """Return what some embeddings tell of a donor-level target, with cells split and with donors held out."""
+def _target_finding(summary: pd.DataFrame, target: str) -> str:
+    """Return a sentence: how well a donor-level target is predicted, with cells and with donors held out."""
     words = []
-    for how, rows in read.groupby("held_out", sort=False):
+    for how, rows in summary.groupby("held_out", sort=False):
         found = {str(row["embedding"]): row for row in rows.to_dict("records")}
-        values = ", ".join(f"{name} {_right(found[name], str(how))}" for name in HEADLINE if name in found)
+        values = ", ".join(f"{name} {_accuracy(found[name], str(how))}" for name in HEADLINE if name in found)
         chance = next(iter(found.values()))["chance_balanced"]
-        leaks = ", WHICH LEAKS" if rows["caution"].iloc[0] else ""
-        words.append(f"with {how} held out{leaks}: {values} (chance {chance:.2f})")
+        caution = f" ({rows['caution'].iloc[0]})" if rows["caution"].iloc[0] else ""
+        words.append(f"with {how} held out{caution}: {values} (chance {chance:.2f})")
     return f"{target}, balanced accuracy {'; '.join(words)}."
 
 
-def _right(row: dict[Any, Any], held_out: str) -> str:
+def _accuracy(row: dict[Any, Any], held_out: str) -> str:
     said = f"{row['balanced_accuracy']:.2f}"
     if held_out == "donors" and row["n_donors"] > 0:
         low, high = row["donors_low"], row["donors_high"]
-        said += f" ({row['donors_right']:.0f} of {row['n_donors']:.0f} donors right, {low:.0%} to {high:.0%})"
+        said += (
+            f" ({row['donors_right']:.0f} of {row['n_donors']:.0f} donors correct, {low:.0%} to {high:.0%})"
+        )
     return said
 
 
 def _donors(classified: pd.DataFrame) -> pd.DataFrame:
-    """Count donors over the folds of the first seed, with the binomial 95 % interval of those that are right.
+    """Count donors over the folds of the first seed, with the binomial 95 % interval of correct donors.
 
-    Only where donors are held out: with cells held out each donor would count once a fold.
+    Only for held-out donors: with held-out cells each donor would count once per fold.
     """
     from scipy.stats import binomtest
 
@@ -264,7 +268,7 @@ def _donors(classified: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _with(row: dict[Any, Any]) -> str:
+def _interval(row: dict[Any, Any]) -> str:
     if np.isnan(row["value_low"]):
         return f"{row['value']:z.2f}"
     return f"{row['value']:z.2f} [{row['value_low']:z.2f}, {row['value_high']:z.2f}]"

@@ -1,4 +1,4 @@
-"""What one fit of an experiment is: its name, its folder, its record, and what its results depend on."""
+"""One task of an experiment: its name, folder, record, and the fingerprint of its results."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from scmedley.experiment.cells import read_cells
 from scmedley.experiment.config import Experiment, Split
 from scmedley.runs.folder import CHECKPOINTS, DATA, TASK, TASKS
 
-CLASSIFIERS = "classifiers"  # stands for the method in the task that reads the latents of all others
-BASELINES = "baselines"  # stands for the method in the task that predicts a held-out pair without a network
+CLASSIFIERS = "classifiers"  # the method of the task that classifies the latents of all others
+BASELINES = "baselines"  # the method of the task that predicts a held-out pair without a network
 
 
 @dataclass(frozen=True)
 class Task:
-    """One method (or the classifiers on all of them, or the baselines) on one fold or held-out pair with one seed."""
+    """One method (or the classifiers, or the baselines) on one fold or held-out pair with one seed."""
 
     split: Split
     fold: int
@@ -30,7 +30,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """Return the name of its folder."""
+        """Return the name of the task's folder."""
         method = re.sub(r"\W+", "-", self.method)[:60]
         if method != self.method:  # two methods must not share a folder
             method += "-" + hashlib.sha256(self.method.encode()).hexdigest()[:6]
@@ -45,7 +45,7 @@ def tasks(experiment: Experiment) -> tuple[list[Task], list[Task]]:
         methods = experiment.counterfactual_methods if of_pairs else experiment.methods
         for seed, fold in product(experiment.seeds, range(experiment.n_folds(split))):
             fits += [Task(split, fold, seed, method) for method in methods]
-            if of_pairs and seed == experiment.seeds[0]:  # nothing that baselines learn depends on a seed
+            if of_pairs and seed == experiment.seeds[0]:  # baselines do not depend on the seed
                 fits.append(Task(split, fold, seed, BASELINES))
             if experiment.classify and not of_pairs:
                 classifications.append(Task(split, fold, seed, CLASSIFIERS))
@@ -55,10 +55,10 @@ def tasks(experiment: Experiment) -> tuple[list[Task], list[Task]]:
 def fingerprint(
     out: Path, experiment: Experiment, task: Task, data_hash: str, versions: dict[str, str]
 ) -> str:
-    """Return in short what a task's results depend on; where it is the same, they need not be made again.
+    """Return a hash of all that a task's results depend on. With the same hash, finished results are kept.
 
-    Folds depend on the first seed and, of donors, on the first target; a rival on its package; classifiers on
-    the fits that they read.
+    Folds depend on the first seed, and folds of donors on the first target; a method of another package on
+    its version; classifiers on the fits that they read.
     """
     settings = asdict(experiment)
     unused = ["folds", "thorough"] if task.split == "pairs" else ["pair_batches", "pair_cells"]
@@ -78,7 +78,7 @@ def fingerprint(
 
 
 def _package_version(method: str) -> str:
-    """Return the version of a rival's package."""
+    """Return the version of another method's package."""
     from scmedley.peers import PEERS
 
     try:
@@ -88,7 +88,7 @@ def _package_version(method: str) -> str:
 
 
 def about(out: Path, task: Task) -> dict[str, Any]:
-    """Return what is recorded of a task; nothing if it has not been finished, or its record is damaged."""
+    """Return the record of a task; empty if the task is not finished or the record is damaged."""
     try:
         found: dict[str, Any] = json.loads((out / TASKS / task.name / TASK).read_text())
     except (OSError, ValueError):
@@ -98,7 +98,7 @@ def about(out: Path, task: Task) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """A task to be done: where its experiment lies, what that compares, and the fingerprint of the results."""
+    """A task to run: the folder and settings of its experiment, and the fingerprint of its results."""
 
     out: Path
     experiment: Experiment
@@ -107,17 +107,17 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the results."""
+        """Return the folder for the results."""
         return self.out / TASKS / self.task.name
 
     @property
     def checkpoint(self) -> Path:
-        """Return the file of an unfinished fit, under these settings."""
+        """Return the checkpoint of a fit with these settings."""
         return self.out / CHECKPOINTS / f"{self.task.name}.{self.mark[:16]}.safetensors"
 
     @property
     def is_done(self) -> bool:
-        """Return whether the task was done under these settings and all its files are as they were written."""
+        """Return whether the task was finished with these settings and its files have their size."""
         state = about(self.out, self.task)
         files = [(self.folder / name, size) for name, size in state.get("files", {}).items()]
         return (
@@ -127,5 +127,5 @@ class Job:
         )
 
     def read_cells(self) -> AnnData:
-        """Read the prepared cells, with the parts of the task's fold."""
+        """Read the prepared cells, split into the parts of the task's fold."""
         return read_cells(self.out / DATA, self.experiment, self.task.split, self.task.fold)

@@ -1,4 +1,4 @@
-"""Settings of the fixed-effects network for data at hand: chosen on validation cells, scored on test cells."""
+"""Search settings of the fixed-effects network: chosen on validation cells, scored on test cells."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LAYERS = {"512-132": (512, 132), "256-64": (256, 64), "1024-256": (1024, 256), "256": (256,)}
 LATENTS = (10, 20, 30, 50)
-WEIGHT_RANGE = (0.1, 30.0)  # of lambda_A and lambda_y; only ratios to lambda_MSE matter, so that stays
+WEIGHT_RANGE = (0.1, 30.0)  # of lambda_A and lambda_y; lambda_MSE is fixed, because only ratios matter
 
 
 def tune(
@@ -48,33 +48,31 @@ def tune(
     threads: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Record:
-    """Search for weights, latent size and layers with a high label accuracy and a low batch leak.
+    """Search loss weights, latent size and layers with high label accuracy and low batch leakage.
 
-    What is maximised: the share of validation cells whose 15 nearest training cells are of their own label, less
-    the batch leak given label (0 to 1; below 0 counts as 0), mean over folds. The first trial is the default
-    preset. A trial that is behind the median of the others after a fold is not carried on. The same command
-    goes on with a stopped search. A fifth of the cells is set aside before it; on these test cells the winner and
-    the default are scored at the end.
+    The search maximises label accuracy minus batch leakage on validation cells (mean over folds). Accuracy:
+    share of cells whose label wins the vote of their 15 nearest training cells. Leakage: within labels, 0 to
+    1; below 0 counts as 0. The first trial is the default preset. A trial below the median of the others
+    after a fold is stopped early. The same call resumes an interrupted search. A fifth of the cells is set
+    aside before the search: the best settings and the default are scored on these test cells at the end.
 
     Parameters
     ----------
     path
         Cells, in any format that ``scmedley.read`` takes.
     out
-        Folder of the results: ``trials.csv`` and ``best.toml``, for ``scmedley run --settings`` and recipes.
+        Folder for ``trials.csv`` and ``best.toml`` (for ``scmedley run --settings`` and recipes).
     batch_key, label_key
         ``obs`` columns.
-    method
-        ``"FE"`` or ``"FEC"``.
+    method, epochs, values, seed, threads
+        As for the command ``scmedley tune``.
     trials, folds
-        How many settings to try, and folds for each.
-    epochs, values, seed, threads
-        As for a run.
+        Number of settings to try, and of folds for each.
 
     Raises
     ------
     ScmedleyError
-        Optuna is not installed; data or settings that cannot be used; a folder of another search.
+        Optuna is not installed, data or settings cannot be used, or the folder holds another search.
     """
     _check(method, trials)
     experiment = Experiment(
@@ -90,20 +88,25 @@ def tune(
         threads=torch.get_num_threads() if threads is None else threads,
     )
     with locked(out), _quiet():
-        record = _begin(experiment, path, out, say)
+        record = _read_cells(experiment, path, out, say)
         study = _study(out)
         _search(study, experiment, out, trials, say)
-        io.write_csv(_table(study), out / TRIALS)
-        best = study.best_trial
-        with io.replacing(out / BEST) as temporary:
-            temporary.write_text(_toml(method, best.params, best.value))
-        record |= {"best": {"trial": best.number, "value": best.value, **best.params}}
-        record["test"] = {
-            name: dict(zip(("accuracy", "leak"), _scores(experiment, out, params, "test"), strict=True))
-            for name, params in (("default", _default(method)), ("best", best.params))
-        }
-        record.write("done")
+        _write_results(study, experiment, record)
     return record
+
+
+def _write_results(study: "Study", experiment: Experiment, record: Record) -> None:
+    """Write the trials and the best settings; score them and the default on test cells."""
+    out, method, best = record.path.parent, experiment.methods[0], study.best_trial
+    io.write_csv(_table(study), out / TRIALS)
+    with io.replacing(out / BEST) as temporary:
+        temporary.write_text(_toml(method, best.params, best.value))
+    record |= {"best": {"trial": best.number, "value": best.value, **best.params}}
+    record["test"] = {
+        name: dict(zip(("accuracy", "leak"), _scores(experiment, out, params, "test"), strict=True))
+        for name, params in (("default", _default(method)), ("best", best.params))
+    }
+    record.write("done")
 
 
 def _check(method: str, trials: int) -> None:
@@ -118,7 +121,7 @@ def _check(method: str, trials: int) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Optuna print warnings only, and as much as before afterwards."""
+    """Let Optuna print only warnings inside the block."""
     from optuna import logging
 
     before = logging.get_verbosity()
@@ -129,8 +132,8 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _begin(experiment: Experiment, path: Path, out: Path, say: Callable[[str], None]) -> Record:
-    """Read and prepare the cells; return the record, which a search that continues must share."""
+def _read_cells(experiment: Experiment, path: Path, out: Path, say: Callable[[str], None]) -> Record:
+    """Read, prepare and write the cells; return the record, which a resumed search must share."""
     same = {k: v for k, v in asdict(experiment).items() if k not in ("name", "data", "threads")}
     record = Record(out / SEARCH, {"settings": same})
     if not record.path.exists():
@@ -159,7 +162,7 @@ def _study(out: Path) -> "Study":
 def _search(
     study: "Study", experiment: Experiment, out: Path, trials: int, say: Callable[[str], None]
 ) -> None:
-    """Try settings until there are ``trials``. A trial that was killed counts for nothing and is made again."""
+    """Run trials until there are ``trials``. A trial that was killed does not count and is run again."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -169,13 +172,13 @@ def _search(
         n_done = len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
         if n_done >= trials:
             return
-        # A sampler made anew for each trial draws the same, stopped in between or not.
+        # A new sampler for each trial draws the same values, also after an interruption.
         study.sampler = TPESampler(seed=experiment.seeds[0] * 100_003 + n_done)
         if n_done == 0:
             study.enqueue_trial(_default(experiment.methods[0]))
         study.optimize(lambda trial: _try(trial, experiment, out), n_trials=1)
         last = study.get_trials(deepcopy=False)[-1]
-        say(f"Trial {n_done + 1} of {trials}: {_in_words(last)}")
+        say(f"Trial {n_done + 1} of {trials}: {_described(last)}")
 
 
 def _try(trial: "Trial", experiment: Experiment, out: Path) -> float:
@@ -192,14 +195,14 @@ def _try(trial: "Trial", experiment: Experiment, out: Path) -> float:
         try:
             accuracy, leak = _score(experiment, out, params, fold, "validation")
         except ScmedleyError as error:
-            if trial.number == 0:  # the default fails: the data are at fault, not the settings
+            if trial.number == 0:  # the default fails: the data cause it, not the settings
                 raise
             trial.set_user_attr("reason", str(error))
             raise optuna.TrialPruned from error
         if np.isnan(accuracy) or np.isnan(leak):
             raise ScmedleyError(
-                f"No label in obs[{experiment.label_key!r}] has validation cells of two batches, so "
-                "that a leak cannot be measured. Name another label or batch column."
+                f"No label in obs[{experiment.label_key!r}] has validation cells of two batches, so batch leakage "
+                "cannot be measured. Choose another label or batch column."
             )
         values.append((accuracy, leak, accuracy - max(leak, 0.0)))
         mean = np.mean(values, axis=0)
@@ -212,7 +215,7 @@ def _try(trial: "Trial", experiment: Experiment, out: Path) -> float:
 
 
 def _scores(experiment: Experiment, out: Path, params: dict[str, Any], part: str) -> tuple[float, float]:
-    """Return label accuracy and batch leak on a part, mean over folds."""
+    """Return label accuracy and batch leakage on a part, mean over folds."""
     both = [_score(experiment, out, params, fold, part) for fold in range(experiment.folds)]
     accuracy, leak = np.mean(both, axis=0)
     return float(accuracy), float(leak)
@@ -221,7 +224,7 @@ def _scores(experiment: Experiment, out: Path, params: dict[str, Any], part: str
 def _score(
     experiment: Experiment, out: Path, params: dict[str, Any], fold: int, part: str
 ) -> tuple[float, float]:
-    """Fit on a fold; return label accuracy and the worst of three batch leaks on its cells of ``part``."""
+    """Fit on a fold; return label accuracy and batch leakage (worst of three probes) on cells of ``part``."""
     from scmedley.evaluate.probes import batch_leaks, knn_accuracy
 
     method, seed = experiment.methods[0], experiment.seeds[0]
@@ -241,7 +244,7 @@ def _score(
 
 
 def _read_fold(out: Path, experiment: Experiment, fold: int) -> AnnData:
-    """Read the cells with the parts of a fold: test cells are the same in all, the others take turns to validate."""
+    """Read the cells and set the parts of a fold. Test cells are the same in all folds."""
     adata = read_h5ad(out / DATA)
     batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
     seed = experiment.seeds[0]
@@ -268,7 +271,7 @@ def _default(method: str) -> dict[str, Any]:
 
 
 def _changes(params: dict[str, Any]) -> dict[str, Any]:
-    """Turn a trial's parameters into changes to the preset."""
+    """Return the changes to the preset of a trial's parameters."""
     return {k: v for k, v in params.items() if k != "layers"} | {"hidden": LAYERS[params["layers"]]}
 
 
@@ -280,16 +283,18 @@ def _table(study: "Study") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _in_words(trial: "FrozenTrial") -> str:
+def _described(trial: "FrozenTrial") -> str:
     if "reason" in trial.user_attrs:
         return f"failed: {trial.user_attrs['reason']}"
-    scores = f"accuracy {trial.user_attrs['accuracy']:.3f}, leak {trial.user_attrs['leak']:.3f}"
+    scores = (
+        f"label accuracy {trial.user_attrs['accuracy']:.3f}, batch leakage {trial.user_attrs['leak']:.3f}"
+    )
     named = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.params.items())
-    return f"{scores} ({named})" + ("" if trial.state.name == "COMPLETE" else ", not carried on")
+    return f"{scores} ({named})" + ("" if trial.state.name == "COMPLETE" else ", stopped early")
 
 
 def _toml(method: str, params: dict[str, Any], value: float | None) -> str:
-    lines = [f"# Found by scmedley tune; label accuracy less batch leak on validation cells: {value:.3f}"]
+    lines = [f"# Found by scmedley tune; label accuracy minus batch leakage on validation cells: {value:.3f}"]
     lines.append(f"[settings.{method}]")
     for name, found in _changes(params).items():
         lines.append(f"{name} = {list(found) if isinstance(found, tuple) else found!r}")

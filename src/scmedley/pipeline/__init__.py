@@ -1,1 +1,1 @@
-"""A whole run, from a file to a folder of results."""
+"""A whole run: from a file of cells to a folder of results."""

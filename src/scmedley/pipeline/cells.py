@@ -1,4 +1,4 @@
-"""The cells of a run, an experiment or a search: read and prepared, and the user told what was found in them."""
+"""Read and prepare the cells of a run, an experiment or a search."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ Say = Callable[[str], None]
 def read_and_prepare(
     name: str, read: Callable[[], AnnData], prepare: Callable[[AnnData], Checked], say: Say
 ) -> tuple[AnnData, list[str]]:
-    """Return the cells that ``read`` reads, as ``prepare`` leaves them, and all warnings; each is said at once."""
+    """Return the prepared cells and all warnings. Each warning is also passed to ``say`` at once."""
     say(f"Reading {name}")
-    with heard(lambda line: say(f"Warning: {line}")) as warnings:  # before an error that may follow from it
+    with heard(lambda line: say(f"Warning: {line}")) as warnings:  # printed before an error that follows
         adata = read()
     checked = prepare(adata)
     say(checked.reason)

@@ -1,4 +1,4 @@
-"""What is looked at before any work of a run: settings, packages, inputs."""
+"""Checks before a run starts: settings, packages, inputs."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -17,29 +17,33 @@ from scmedley.pp.maps import load_umap
 
 
 def check_config(config: RunConfig) -> None:
-    """Raise for a setting that makes no sense, before any work is done."""
+    """Raise for settings that are not valid."""
     for name in ("genes", "min_genes", "min_cells", "latent", "epochs", "threads"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ScmedleyError(f"--{name.replace('_', '-')} {value} must be at least 1.")
     if config.draws < 2:
-        raise ScmedleyError(f"--draws {config.draws} must be at least 2, or there is no interval.")
+        raise ScmedleyError(f"--draws {config.draws} must be at least 2, to give intervals.")
     if config.learn_labels and (config.label is None or config.fixed is not None):
-        why = "needs --label" if config.label is None else "has no network to train beside --fixed"
-        raise ScmedleyError(f"--learn-labels {why}. Leave it out, or change that.")
+        why = (
+            "needs --label. Add --label, or leave --learn-labels out"
+            if config.label is None
+            else "has no network to train with --fixed. Leave one of them out"
+        )
+        raise ScmedleyError(f"--learn-labels {why}.")
     check_seed(config.seed)
     resolve_device(config.device)
     network_settings(config)
 
 
 def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEffectsSettings]:
-    """Return the settings of both networks: the preset's, changed by a file, changed by the command."""
+    """Return the settings of both networks: the preset, changed first by the file, then by the options."""
     from_file = read_changes(Path(config.settings)) if config.settings else {}
     fixed = FE.labelled if config.learn_labels else FE.name
     unused = sorted(set(from_file) - {fixed, RE.name})
     if unused:
         raise ScmedleyError(
-            f"{config.settings} has settings of {unused[0]!r}, which this run does not fit; it fits {fixed} and RE."
+            f"{config.settings} has settings of {unused[0]!r}, but this run fits {fixed} and RE. Remove that table."
         )
     given = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
     return (
@@ -49,30 +53,26 @@ def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEff
 
 
 def check_extra() -> None:
-    """Raise for what is not installed before hours of training, not after."""
+    """Raise before training for packages that are not installed but needed after it."""
     missing = [name for name in ("jinja2", "matplotlib", "umap") if find_spec(name) is None]
     if missing:
-        raise ScmedleyError(
-            f"{' and '.join(missing)} not found, for maps and report: pip install 'scmedley[report]'"
-        )
+        raise ScmedleyError(f"Maps and report need {' and '.join(missing)}: pip install 'scmedley[report]'")
     try:
         load_umap()
-    except Exception as error:  # numba raises its own for a version of numpy that it does not know
-        raise ScmedleyError(
-            f"UMAP cannot be imported ({one_line(error)}). Install umap-learn anew."
-        ) from error
+    except Exception as error:  # numba has its own error for a version of numpy that it does not support
+        raise ScmedleyError(f"UMAP cannot be imported ({one_line(error)}). Reinstall umap-learn.") from error
 
 
 def check_inputs(inputs: Sequence[Path], out: Path) -> None:
-    """Look at the inputs from outside; the reader looks inside."""
+    """Raise for inputs that are inside ``out`` or cannot be opened. The reader checks their content."""
     for path in inputs:
         if {path.resolve(), *path.resolve().parents} & {out.resolve()}:
             raise ScmedleyError(
-                f"{path} lies in --out {out}, which is for results only. Choose another --out."
+                f"{path} is inside --out {out}, which is for results only. Choose another --out."
             )
         try:
             reader_for(path)
         except OSError as error:
             raise ScmedleyError(
-                f"{path} cannot be read ({error.strerror}). Look at its permissions."
+                f"{path} cannot be read ({error.strerror}). Check its permissions."
             ) from error

@@ -1,4 +1,4 @@
-"""Settings of a run, as the command line takes them."""
+"""Settings of a run: the options of the command line."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,43 +13,43 @@ class RunConfig:
     Parameters
     ----------
     batch
-        obs column of the batches (donors, samples, protocols). With several input files, the name
-        to give the column that says which file a cell is from.
+        obs column of the batches (donors, samples, protocols). With several input files: name of the new
+        column that holds the file of each cell.
     label
-        obs column of the cell types. It is for the split, the scores and the report; the networks see
-        it only with --learn-labels.
+        obs column of the labels (cell types), used for the split, the scores and the report. The networks
+        see it only with --learn-labels.
     learn_labels
-        Train the fixed-effects network on the labels of the training cells too.
+        Train the fixed-effects network also on the labels of the training cells.
     preset
-        "default", or "paper" for the published networks and losses.
+        "default", or "paper": the published networks and losses.
     settings
-        TOML file with changes to the preset, as scmedley tune writes it: tables [settings.FE], [settings.FEC]
-        (with --learn-labels), [settings.RE].
+        TOML file with changes to the preset, such as best.toml of scmedley tune: tables [settings.FE],
+        [settings.FEC] (with --learn-labels), [settings.RE].
     fixed
-        obsm key of an embedding to take as the fixed part (for example X_pca_harmony).
+        obsm key of an embedding to use instead of the fixed-effects network (for example X_pca_harmony).
     genes
-        Highly variable genes to model.
+        Number of highly variable genes to model.
     min_genes
-        Cells with fewer genes found are removed.
+        Remove cells in which fewer genes were detected.
     min_cells
-        Genes found in fewer cells are removed.
+        Remove genes that were detected in fewer cells.
     values
-        What the matrix holds, where the evidence should not decide: "counts", or logarithms of normalised
+        What the matrix holds: "auto" decides by its values; "counts"; or the logarithm of normalised
         counts plus 1: "log1p" (natural), "log2", "log10".
     latent
-        Latent dimensions of both networks (preset's: 50).
+        Latent dimensions of both networks (default: those of the preset, 50).
     epochs
-        Epochs at most (default: set by the number of cells).
+        Maximum number of epochs (default: set by the number of cells).
     null
-        Fit the random-effects network once more on permuted batch labels, as the null of its scores.
+        Fit the random-effects network a second time, to permuted batches, as the null of its scores.
     draws
-        Posterior draws behind each interval.
+        Posterior draws for each interval, 2 or more.
     seed
-        Seed of everything random.
+        Random seed.
     threads
         CPU threads (default: all).
     precision
-        Numbers in which networks are trained; "auto" takes bfloat16 where the hardware has it.
+        Precision of training; "auto" uses bfloat16 if the hardware supports it.
     device
         "auto", "cpu", "cuda", ...
     """

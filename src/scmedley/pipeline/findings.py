@@ -1,4 +1,4 @@
-"""What a run found beyond its verdicts: sentences, each number beside its null or baseline."""
+"""Findings of a run beyond its verdicts: sentences with each number next to its null or baseline."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from scmedley.pipeline.verdicts import (
     worst_of,
 )
 
-NULL_NAME = "random, permuted batches"  # the network that is the null of the random effects
+NULL_NAME = "random, permuted batches"  # the null of the random effects
 NAMES: dict[ProbeName, str] = {"kNN": "kNN", "logistic": "logistic regression", "network": "network"}
 
 
@@ -39,7 +39,7 @@ def findings(
     said.insert(0 if summarise(check).verdict == "none" else 3, _trust(check))
     if not has_labels:
         said.append("Without labels, batch leakage includes differences in cell types between batches.")
-    if record.get("verdict"):  # what cannot be compared comes before what was found by comparing
+    if record.get("verdict"):  # a warning that batches cannot be compared comes first
         said.insert(len(said) if record.get("comparable", True) else 0, record["verdict"])
     return [sentence for sentence in said if sentence]
 
@@ -49,32 +49,34 @@ def _listed(leaks: dict[ProbeName, pd.Series]) -> str:
 
 
 def _fixed(scores: pd.DataFrame, given: str | None) -> str:
-    """Compare the worst leakage of the fixed effects with the worst of the principal components."""
+    """Compare the worst leakage of the fixed effects with the worst of PCA."""
     fixed, pca = leaks_of(scores, keys.FIXED), leaks_of(scores, keys.PCA)
     if not (fixed and pca):
         return (
-            "Batch leakage of the fixed-effects embedding could not be measured: no label has enough cells, held out "
-            "and not, in two batches."
+            "Batch leakage of the fixed-effects embedding could not be measured: no label has enough held-out and "
+            "other cells in two batches."
         )
     by, pca_by = worst_of(fixed), worst_of(pca)
     worst, pca_worst = fixed[by], pca[pca_by]
     gap, error = worst.value - pca_worst.value, two_errors(worst, pca_worst)
     much = "about as high as" if abs(gap) <= error else "lower than" if gap < 0 else "higher than"
     return (
-        f"{given or 'Fixed effects'}: batch leakage of held-out cells is {much} PCA's, {worst.value:z.2f} "
-        f"({NAMES[by]}) against {pca_worst.value:z.2f} ({NAMES[pca_by]}) by the worst of three probes (0: chance, "
-        f"1: all; ±{error:.2f} for the difference). {_left(worst)}"
+        f"{given or 'Fixed effects'}: batch leakage of held-out cells is {much} PCA's: {worst.value:z.2f} "
+        f"({NAMES[by]}) against {pca_worst.value:z.2f} ({NAMES[pca_by]}), each by the worst of three probes "
+        f"(0: chance, 1: batch always recognised; difference known to ±{error:.2f}). {_left(worst)}"
     )
 
 
 def _left(worst: pd.Series) -> str:
-    """Return in words whether the probe that reads most reads more than chance can explain."""
+    """Return a sentence: does the worst probe find more leakage than chance can explain?"""
     by_chance = 2 * float(worst.null_sd)
     if worst.value > max(by_chance, LEAK_SEEN):
-        return "Some of the batch is left in it."
+        return "Some batch leakage is left."
     if by_chance > CHANCE_MOST:
-        return f"With so few held-out cells chance alone reaches {by_chance:.2f}: that nothing is left is not shown."
-    return "No probe finds more of the batch than chance gives."
+        return (
+            f"With so few held-out cells chance alone reaches {by_chance:.2f}, so leakage cannot be excluded."
+        )
+    return "No probe finds leakage beyond chance."
 
 
 def _labels(scores: pd.DataFrame, given: str | None) -> str:
@@ -82,17 +84,17 @@ def _labels(scores: pd.DataFrame, given: str | None) -> str:
     if fixed is None or pca is None or fixed.null > ONE_LABEL:
         return ""
     return (
-        f"Labels: {fixed.value:.1%} of held-out cells have neighbours of their own label in "
+        f"Labels: nearest neighbours give the correct label for {fixed.value:.1%} of held-out cells in "
         f"{given or 'the fixed-effects embedding'} ({pca.value:.1%} in PCA, {fixed.null:.1%} by chance)."
     )
 
 
 def _random(scores: pd.DataFrame, about: dict[str, Any]) -> str:
-    """Compare the leakage of the random effects with that of the null, with and without the batch as input."""
+    """Compare leakage of the random effects with that of their null, with and without the batch as input."""
     random, null = leaks_of(scores, keys.RANDOM), leaks_of(scores, keys.NULL)
     if not random:
         return ""
-    opening = f"Random effects: batch leakage is {_listed(random)} by the three probes"
+    opening = f"Random effects: batch leakage is {_listed(random)} by {', '.join(NAMES[p] for p in random)}"
     if not null:
         unknown = "; no network was trained on permuted batches, so there is no null to compare with"
         return f"{opening}{unknown}.{_masked(scores, about)}"
@@ -105,14 +107,14 @@ def _random(scores: pd.DataFrame, about: dict[str, Any]) -> str:
     ]
     if cut:
         return (
-            f"{opening} ({null_words}), but the comparison is void, as training was interrupted: {', '.join(cut)}. "
+            f"{opening} ({null_words}), but the comparison is void because training was interrupted: {', '.join(cut)}. "
             "Run again with --overwrite to compare."
         )
     return f"{opening} ({null_words}): {_beyond(beyond(random, null))}.{_masked(scores, about)}"
 
 
 def _masked(scores: pd.DataFrame, about: dict[str, Any]) -> str:
-    """Return in words what is left of that where the encoder does not see the batch."""
+    """Return a sentence on the leakage that is left when the encoder does not see the batch."""
     random, null = leaks_of(scores, keys.RANDOM_MASKED), leaks_of(scores, keys.NULL_MASKED)
     if not random:
         return ""
@@ -120,13 +122,13 @@ def _masked(scores: pd.DataFrame, about: dict[str, Any]) -> str:
     new = (
         ""
         if about.get("hides_batch", True)
-        else "; training never masked it, so that this input is new to it"
+        else "; training never masked the batch, so this input is new to the network"
     )
-    return f" With the batch masked, so that the encoder sees expression alone, it is {_listed(random)}{found}{new}."
+    return f" With the batch masked, so that the encoder sees only expression, it is {_listed(random)}{found}{new}."
 
 
 def beyond(random: dict[ProbeName, pd.Series], null: dict[ProbeName, pd.Series]) -> dict[ProbeName, bool]:
-    """Return by which probes a leakage exceeds its null: by two standard errors and by ``LEAK_SEEN``."""
+    """Return for each probe whether leakage exceeds its null by two standard errors and by ``LEAK_SEEN``."""
     return {
         probe: bool(row.value - null[probe].value > max(two_errors(row, null[probe]), LEAK_SEEN))
         for probe, row in random.items()
@@ -144,7 +146,7 @@ def _beyond(seen: dict[ProbeName, bool]) -> str:
 
 
 def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
-    """Name the batch farthest from the average and its genes, unless check or null speak against them."""
+    """Return a sentence on the batch farthest from the average, with its genes if check and null allow it."""
     seen, distances = shifts[shifts.seen], batch_distances(shifts)
     if seen.empty or summarise(check).verdict == "none" or shifts.batch.nunique() < 2:
         return ""
@@ -160,40 +162,42 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
         return f"{said} Genes that shift most there (not checked on held-out cells): {_genes(own)}."
     trusted = own[own.label.isin(judged.index[judged != "none"])]
     if trusted.empty:
-        return f"{said} No gene is named: predictions for this batch do not agree with held-out cells."
+        return (
+            f"{said} No genes are named, because predictions for this batch do not agree with held-out cells."
+        )
     source = source_of(own.observed_from)
     where = "" if source == HELD_OUT else f" in {source}, training cells included"
     return f"{said} Genes that shift most there, in the direction observed{where}: {_genes(trusted)}."
 
 
 def _farthest(distances: pd.DataFrame) -> tuple[str, str | None]:
-    """Return which batch lies farthest in its own cells, in words and by name; ``None``: none beyond permuted ones."""
+    """Return a sentence and the batch farthest from the average; ``None`` if permuted batches are as far."""
     apart = distances[distances.observed > distances.null + 2 * distances.null_sd]
     first = distances.iloc[0] if apart.empty else apart.iloc[0]
-    # Two batches lie twice as far from each other as from their average.
+    # Two batches are twice as far from each other as from their average.
     times = 2 if len(distances) == 2 else 1
-    far = f"{times * first.observed:.2f} log1p CP10k in {first.observed_from}"
+    far, cells = f"{times * first.observed:.2f} log1p CP10k", first.observed_from
     null = f"permuted batches: {times * first.null:.2f}"
     if apart.empty:
         return (
-            "No batch differs from the average by more than permuted batches do: the farthest, "
-            f"{first.batch}, lies {far} away ({null}).",
+            "No batch differs from the average more than permuted batches do: the farthest, "
+            f"{first.batch}, is {far} away in {cells} ({null}).",
             None,
         )
     second = distances[distances.batch != first.batch].iloc[0]
     if times == 2:
-        return f"Batches {first.batch} and {second.batch} lie {far}, apart ({null}).", first.batch
+        return f"Batches {first.batch} and {second.batch} are {far} apart in {cells} ({null}).", first.batch
     noise = np.hypot(first.null_sd, second.null_sd)
     unsure = ", not distinguishable" if first.observed - second.observed <= 2 * noise else ""
     return (
-        f"Batch {first.batch} lies farthest from the average batch, {far} ({null}; next: {second.batch}, "
+        f"Batch {first.batch} is farthest from the average batch: {far} in {cells} ({null}; next: {second.batch}, "
         f"{second.observed:.2f}{unsure}).",
         first.batch,
     )
 
 
 def _genes(own: pd.DataFrame) -> str:
-    """List the largest shifts whose interval excludes 0 and whose sign is the observed one."""
+    """List the largest shifts whose interval excludes 0 and whose sign is the observed sign."""
     sure = own[((own.q05 > 0) | (own.q95 < 0)) & (np.sign(own.observed) == np.sign(own["shift"]))]
     order = sure["shift"].abs().sort_values(ascending=False, kind="stable").index
     top = shown_in(sure.loc[order]).drop_duplicates("gene").head(5)
@@ -209,8 +213,8 @@ def _trust(check: pd.DataFrame) -> str:
     found = summarise(check)
     if not found.n_judged:
         return (
-            "Counterfactuals could not be checked: no label has a shift between batches that stands out from the "
-            "noise of its held-out cells (they are few, or the batches hardly differ). Take gene shifts as guesses."
+            "Counterfactuals could not be checked: no label has a shift between batches that is larger than the "
+            "noise of its held-out cells (too few cells, or the batches hardly differ). Take gene shifts as guesses."
         )
     opening = (
         "Do not use the counterfactuals and gene shifts of this run"
@@ -219,7 +223,7 @@ def _trust(check: pd.DataFrame) -> str:
     )
     if found.verdict == TOO_FEW:
         opening = (
-            f"Counterfactuals could not be checked well, as only {found.n_judged} of {len(check)} pairs could be "
+            f"Counterfactuals could not be checked well, because only {found.n_judged} of {len(check)} pairs could be "
             "judged; take gene shifts as guesses"
         )
     against = found.against
@@ -227,7 +231,7 @@ def _trust(check: pd.DataFrame) -> str:
         f"; better than the plain difference of training means in {against['better']}, tie in {against['tie']}, worse "
         f"in {against['worse']}"
     )
-    shared = f"; in {found.n_shared} the prediction for another batch does nearly as well"
+    shared = f"; in {found.n_shared} the prediction for another batch fits nearly as well"
     return (
         f"{opening}: {found.tally['good']} of {found.n_judged} seen pairs of label and batch agree well, "
         f"{found.tally['some']} in part{beaten * any(against.values())}{shared * bool(found.n_shared)}. "
@@ -236,17 +240,17 @@ def _trust(check: pd.DataFrame) -> str:
 
 
 def _bounds(median: dict[str, float | None]) -> str:
-    """Return what predicted and observed shifts correlate with, beside baseline, ceiling and the best wrong batch."""
-    beside = [
-        f"{median[name]:z.2f} for {what}"
+    """Return the correlation of predicted with observed shifts, next to its baselines and ceiling."""
+    baselines = [
+        f"{what} {median[name]:z.2f}"
         for name, what in (
             ("additive_pearson", "the plain difference"),
-            ("ceiling_pearson", "a perfect prediction, given how few the cells are"),
-            ("best_wrong_pearson", "the best of the wrong batches"),
+            ("ceiling_pearson", "a perfect prediction of so few cells"),
+            ("best_wrong_pearson", "the best wrong batch"),
         )
         if median[name] is not None
     ]
     return (
-        f"Predicted shifts correlate with those of held-out cells with {median['pearson']:z.2f} (median; "
-        f"{'; '.join(beside)})."
+        f"The median correlation of predicted shifts with those of held-out cells is {median['pearson']:z.2f} "
+        f"({', '.join(baselines)})."
     )

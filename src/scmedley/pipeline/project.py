@@ -1,4 +1,4 @@
-"""Counterfactuals of the cells of a run, or of a file: as data, as a figure, or both."""
+"""Counterfactuals of the cells of a run or a file: as data, as a figure, or both."""
 
 import re
 import warnings
@@ -32,8 +32,8 @@ from scmedley.runs.folder import CELLS, CHECK, GENOMAP, RECORD
 from scmedley.runs.read import read_cells, read_model, read_obs, read_table
 from scmedley.runs.record import Record
 
-MOST_ROWS, MOST_TARGETS = 12, 8  # of a figure that can be read
-LOOKING = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
+MOST_ROWS, MOST_TARGETS = 12, 8  # in a figure: more would be too small to read
+READING_CALLS = (".isin", ".isna", ".notna", ".between", ".str.contains", ".str.startswith", ".str.endswith")
 WORDS = ("and", "or", "not", "in")
 
 
@@ -51,7 +51,7 @@ def project(
     values: ValueKind = "auto",
     unknown: str = "error",
 ) -> list[str]:
-    """Write counterfactuals to ``out`` and, of a few cells, to ``figure``; return what to tell the user.
+    """Write counterfactuals to ``out``, and of a few cells to ``figure``; return lines for the user.
 
     Parameters
     ----------
@@ -60,20 +60,19 @@ def project(
     to
         Target batches.
     input
-        File of cells; those of the run without it.
+        File of cells; default: the cells of the run.
     select
-        Which cells of the run, as :func:`choose` takes them.
+        Which cells of the run: see :func:`choose`.
     out, figure
-        New files; at least one.
+        New files; at least one of them.
     rows
-        Cells in the figure at most: of more, so many are drawn.
+        Maximum number of cells in the figure, drawn at random.
     draws, seed, unknown
-        As :meth:`MixedEffects.counterfactual` takes them; the seed also draws the cells of the figure.
+        See :meth:`MixedEffects.counterfactual`; the seed also draws the cells of the figure.
     values
-        What the values of the cells of a file are, as in :func:`scmedley.pp.prepare`.
+        What the matrix of the file holds, as in :func:`scmedley.pp.prepare`.
     """
-    if out is None and figure is None:
-        raise ScmedleyError("Nothing to write: give --out, --figure, or both.")
+    _check_options(out, figure, input, select, values)
     if figure is not None:
         _check_figure(to, rows)
     check_seed(seed)
@@ -81,23 +80,14 @@ def project(
         io.check_place(path)
     model = read_model(folder)
     for target in named_targets(to):
-        model.decoder.design.code(target)  # an unknown one is an error before anything is said of it
-    if input is not None and select:
-        raise ScmedleyError(
-            "--select is of the cells of the run, and --input names a file. Leave one of them out."
-        )
+        model.decoder.design.code(target)  # raises for an unknown batch before any warning about it
     chosen = choose(select, folder) if input is None else io.read(input)
-    if values != "auto" and input is None:
-        raise ScmedleyError(
-            f"--values {values} is for the cells of a file (--input cells.h5ad): those of the run are prepared. "
-            "Leave it out."
-        )
     reading = model.decoder.read(chosen, values=values)
     for line in cautions(folder, reading.obs, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:
         return [_write(model, reading, to, out, draws=draws, seed=seed, unknown=unknown)] if out else []
-    with io.replacing(figure) as temporary:  # drawn first, and put in place when the data are written too
+    with io.replacing(figure) as temporary:  # drawn first, moved to its place after the data are written
         n_drawn = _draw(folder, model, reading, to, temporary, rows=rows, seed=seed, unknown=unknown)
         said = [f"{n_drawn} of {chosen.n_obs} cells drawn: {figure}"]
         if out is not None:
@@ -108,30 +98,30 @@ def project(
 def _write(
     model: MixedEffects, cells: Reading, to: Sequence[str], out: Path, *, draws: int, seed: int, unknown: str
 ) -> str:
-    """Write the counterfactuals of all chosen cells."""
+    """Write the counterfactuals of all chosen cells; return a line for the user."""
     zarr = out if out.suffix == ".zarr" else None
     result = model.counterfactual(cells, to, draws=draws, seed=seed, unknown=unknown, out=zarr)
     if isinstance(result, AnnData):
         for line in io.write_h5ad(result, out):
             warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
-    return f"{cells.n_cells} cells shown in {', '.join(to)}: {out}"
+    return f"{cells.n_cells} cells predicted in {', '.join(to)}: {out}"
 
 
 def choose(select: Sequence[str], folder: Path) -> AnnData:
-    """Choose among the cells of a run.
+    """Return the chosen cells of a run.
 
     Parameters
     ----------
     select
-        Empty: all of them. Names of cells: these, in their order. Anything else: one query on ``obs``, as pandas
-        takes it, such as ``cell_type == 'B cell' and batch != 'a'``.
+        Empty: all cells. Names of cells: these, in the order given. Otherwise: one pandas query on ``obs``,
+        such as ``cell_type == 'B cell' and batch != 'a'``.
     folder
         Run folder.
 
     Raises
     ------
     ScmedleyError
-        None of these, or a query that no cell answers to.
+        A name that is not in the run, a query that is not valid, or one that no cell matches.
     """
     if not all(text.strip() for text in select):
         raise ScmedleyError("--select is empty. Give names of cells, or one query in quotes.")
@@ -143,42 +133,42 @@ def choose(select: Sequence[str], folder: Path) -> AnnData:
         return adata[list(select)].copy()
     if len(select) > 1:
         raise ScmedleyError(
-            f"The run has no cell {listed(absent)}; its cells are called like {listed(list(adata.obs_names[:2]))}. "
+            f"The run has no cell {listed(absent)}; names of its cells are like {listed(list(adata.obs_names[:2]))}. "
             "Give names of cells, or one query in quotes."
         )
-    answered = adata[_answers(adata.obs, select[0])]
-    if not answered.n_obs:
+    chosen = adata[_matches(adata.obs, select[0])]
+    if not chosen.n_obs:
         raise ScmedleyError(
-            f"None of the run's {adata.n_obs:,} cells is as --select {_short(select[0])} asks."
+            f"None of the run's {adata.n_obs:,} cells matches --select {_short(select[0])}. Change the query."
         )
-    return answered.copy()
+    return chosen.copy()
 
 
-def _answers(obs: pd.DataFrame, query: str) -> np.ndarray:
-    """Return which cells a query on ``obs`` is true for. It may compare, and call what only looks."""
+def _matches(obs: pd.DataFrame, query: str) -> np.ndarray:
+    """Return for which cells a query on ``obs`` is true. It may compare, and call methods that only read."""
     unquoted = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "", query)
     called = [
         name
         for name in re.findall(r"([\w.]+)\s*\(", unquoted)
-        if not name.endswith(LOOKING) and name not in WORDS
+        if not name.endswith(READING_CALLS) and name not in WORDS
     ]
     if called or "__" in unquoted or "@" in unquoted:
         raise ScmedleyError(
             f"--select {_short(query)} calls {listed(called or ['@ or __'])}. A query may compare, and call "
-            f"{', '.join(LOOKING)}."
+            f"{', '.join(READING_CALLS)}."
         )
     try:
         found = obs.eval(query, engine="python", local_dict={}, global_dict={})
-    except Exception as error:  # pandas raises SyntaxError, NameError, TypeError, its own ...
+    except Exception as error:  # pandas raises many kinds
         reason = " ".join(str(error).split())[:150]
         raise ScmedleyError(
-            f"--select {_short(query)} is no cell of the run and no query on its obs ({reason}). A query is "
-            f"like \"cell_type == 'B cell'\"; obs has: {', '.join(map(str, obs.columns))}."
+            f"--select {_short(query)} is no cell of the run and no query on its obs ({reason}). Write a query "
+            f"such as \"cell_type == 'B cell'\"; obs has: {', '.join(map(str, obs.columns))}."
         ) from error
     values = np.asarray(found)
     if values.shape != (len(obs),) or values.dtype != bool:
         raise ScmedleyError(
-            f"--select {_short(query)} is not true or false for each cell. Compare with something, as in "
+            f"--select {_short(query)} is not true or false for each cell. Write a comparison, such as "
             "\"cell_type == 'B cell'\"."
         )
     return values
@@ -188,24 +178,39 @@ def _short(query: str) -> str:
     return repr(query if len(query) <= 100 else query[:100] + "…")
 
 
+def _check_options(
+    out: Path | None, figure: Path | None, input: Path | None, select: Sequence[str], values: ValueKind
+) -> None:
+    if out is None and figure is None:
+        raise ScmedleyError("Nothing to write: give --out, --figure, or both.")
+    if input is not None and select:
+        raise ScmedleyError(
+            "--select chooses cells of the run, but --input gives a file. Leave one of them out."
+        )
+    if values != "auto" and input is None:
+        raise ScmedleyError(
+            f"--values {values} is for a file (--input); the cells of the run are already prepared. Leave it out."
+        )
+
+
 def _check_figure(to: Sequence[str], rows: int) -> None:
     if not 1 <= rows <= MOST_ROWS:
-        raise ScmedleyError(f"--rows {rows} must lie between 1 and {MOST_ROWS}.")
+        raise ScmedleyError(f"--rows {rows} must be between 1 and {MOST_ROWS}.")
     if len(to) > MOST_TARGETS:
         raise ScmedleyError(
-            f"A figure has room for {MOST_TARGETS} targets, and --to names {len(to)}. Name fewer, or draw several."
+            f"A figure has room for {MOST_TARGETS} targets, but --to has {len(to)}. Give fewer, or draw several."
         )
 
 
 def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
-    """Return which labels of these cells were never seen in a target, and where the check speaks against predictions.
+    """Return warnings: labels never seen in a target batch, and predictions that failed the check.
 
     Parameters
     ----------
     folder
-        Run folder: its cells say what was seen, its ``counterfactual_check.csv`` what was checked.
+        Run folder: its cells show what was seen, its ``counterfactual_check.csv`` what was checked.
     obs
-        Table of the cells, with the run's label where they have one.
+        ``obs`` of the cells, with the label column of the run if there is one.
     to
         Target batches.
     """
@@ -216,7 +221,7 @@ def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
         return []
     seen = set(zip(labels_of(cells, label), labels_of(cells, batch), strict=True))
     check = read_table(folder / CHECK)
-    check = pd.DataFrame(columns=CHECK_COLUMNS) if check is None else check  # of a run that was not scored
+    check = pd.DataFrame(columns=CHECK_COLUMNS) if check is None else check  # the run was not scored
     judged = agreement(check)
     judged = judged.mask((judged == "some") & (against_baseline(check) == WORSE), WORSE)
     words = dict(zip(zip(check["label"], check["batch"], strict=True), judged, strict=True))
@@ -231,7 +236,7 @@ def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
 
 
 def _genomap(folder: Path, model: MixedEffects) -> Layout:
-    """Read where the genes lie in a picture, or lay them out by the cells of the run and keep that in its folder."""
+    """Read the layout of the genes in a picture; if it is missing, compute it from the cells and save it."""
     path = folder / GENOMAP
     if not path.exists():
         genomap_of(model, read_cells(folder), seed=model.decoder.fitted["seed"]).save(path)
@@ -249,7 +254,7 @@ def _draw(
     seed: int,
     unknown: str,
 ) -> int:
-    """Draw a few of the cells; return how many."""
+    """Draw a few of the cells; return their number."""
     from scmedley.pl import counterfactuals
     from scmedley.pl._figure import save
 

@@ -1,7 +1,7 @@
-"""The stages of a run, each reading and writing a run folder.
+"""The stages of a run. Each reads and writes a run folder.
 
-A run that was cut short is run again from the start: reading and preparing give the same cells, and each
-network goes on from its checkpoint, to the same bits.
+A run that was interrupted starts again from the beginning. Reading and preparing give the same cells, and
+each network continues from its checkpoint, to the same bits.
 """
 
 import shutil
@@ -46,12 +46,12 @@ from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, MODEL, SCORES, 
 from scmedley.runs.read import read_cells, read_model
 from scmedley.runs.record import Record, now
 
-EMBEDDING = "Embedding all cells and drawing maps of them"
+EMBEDDING = "Embedding all cells and drawing their maps"
 
 
 @dataclass
 class Work:
-    """A run at work: its folder, settings and record."""
+    """A run in progress: its folder, settings and record."""
 
     folder: Path
     config: RunConfig
@@ -62,7 +62,7 @@ class Work:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
+        """Measure the seconds of a stage."""
         began = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - began, 2)
@@ -73,7 +73,7 @@ class Work:
         self.say(f"Warning: {sentence}")
 
     def finish(self, with_report: bool) -> None:
-        """Write the record with all that was found, and the report from it; the last thing written is "done"."""
+        """Write the record and the report. The status "done" is written last."""
         io.write_json(run_folder.versions(), self.folder / VERSIONS)
         self.record |= {"finished": now(), "seconds": self.seconds}
         if with_report:
@@ -95,7 +95,7 @@ def run(
 ) -> Record:
     """Prepare, fit, embed, score and report (or only prepare and fit); return the record of the run.
 
-    Without ``explorer`` the report holds no cells, and its maps are pictures.
+    Without ``explorer`` the report holds no cells, and its maps are static pictures.
     """
     check_config(config)
     if not only_fit:
@@ -117,7 +117,7 @@ def run(
         record["resumed"] = record.path.exists() and not overwrite
         record["report"] = {"cells": explorer}
         this = Work(out, config, record, say, progress)
-        # Whatever is wrong with the input comes to light before the folder is touched.
+        # Errors in the input are raised before the folder is changed.
         adata = _read_and_prepare(this, inputs, held_out=not only_fit)
         run_folder.clear(out, run_folder.OF_RUN, finished=overwrite)
         record.write("running")
@@ -142,14 +142,14 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
 
 
 def _write_cells(this: Work, adata: AnnData) -> None:
-    """Write the cells before training: what cannot be written must not cost a fit."""
+    """Write the cells before training, so that an error in writing does not cost a fit."""
     with this.stage("write"):
         for warning in io.write_h5ad(adata, this.folder / CELLS):
             this.warn(f"{CELLS}: {warning}")
 
 
 def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig, reading: Reading) -> None:
-    """Store both latents, the principal components and their UMAPs, and how they were made."""
+    """Store both embeddings, the principal components, their UMAPs, the settings and versions."""
     model.embed(adata, reading=reading)
     adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     pca(adata, seed=config.seed)
@@ -165,13 +165,13 @@ def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig, reading: R
 
 
 def evaluate(out: Path, *, say: Say = print) -> Record:
-    """Score the cells of a run folder anew: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
+    """Score the cells of a run folder again: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
     record = _fitted(out)
     try:
         config = RunConfig(**record["config"])
     except TypeError as error:
         raise ScmedleyError(
-            f"{out} is of another version of scmedley ({error}). Run anew with this one."
+            f"{out} was written by another version of scmedley ({error}). Run again with this version."
         ) from error
     with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
         adata, model = read_cells(out), read_model(out)
@@ -183,13 +183,13 @@ def evaluate(out: Path, *, say: Say = print) -> Record:
             embed_all(adata, model, config, reading)
             io.add_results(adata, out / CELLS)
         _evaluate(this, adata, model, reading)
-        # A report that is there would show the old scores; one that failed is still to be written.
+        # An existing report would show the old scores. A run that is only scored has no report yet.
         this.finish(with_report=(out / run_folder.REPORT).exists() or not record.is_finished)
     return record
 
 
 def report(out: Path, *, say: Say = print, explorer: bool = True) -> Path:
-    """Write report.html of a run folder anew; without ``explorer`` it holds no cells."""
+    """Write report.html of a run folder again; without ``explorer`` it holds no cells."""
     record = _fitted(out)
     with run_folder.locked(out):
         record["report"] = {"cells": explorer}
@@ -230,9 +230,9 @@ def _read_and_prepare(this: Work, inputs: Sequence[Path], held_out: bool) -> Ann
 
 
 def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
-    """Filter, normalise and split the cells; raise for what could not be fitted, scored or written."""
+    """Filter, normalise and split the cells; raise if they cannot be fitted, scored or written."""
     if keys.SPLIT in adata.obs:
-        del adata.obs[keys.SPLIT]  # of an earlier run, with another seed or other cells
+        del adata.obs[keys.SPLIT]  # from an earlier run, with another seed or other cells
     checked = prepare(
         adata,
         config.batch,
@@ -246,26 +246,26 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
     check_split(adata.obs)
     if held_out and "test" not in set(adata.obs[keys.SPLIT]):
         raise ScmedleyError(
-            f"{adata.n_obs} cells are too few to hold some out for the scores. Give more cells."
+            f"{adata.n_obs} cells are too few for held-out cells, which the scores need. Give more cells."
         )
     Design.of(adata.obs, config.batch)
     io.check_columns(adata, filter(None, (config.batch, config.label)))
     if config.fixed is not None:
         MixedEffects(config.batch, fixed=config.fixed).given(adata)
         checked.warnings.append(
-            f"The fixed part is your embedding {config.fixed}. If it was made of all cells, its scores are not on "
-            "held-out cells."
+            f"Your embedding {config.fixed} replaces the fixed-effects network. If it was computed from all cells, "
+            "its scores are not scores of held-out cells."
         )
     if config.learn_labels:
         checked.warnings.append(
-            "The fixed-effects network was trained on the labels of the training cells: its scores by label say "
-            "less than those of a network that saw none."
+            "The fixed-effects network was trained on the labels of the training cells. Its label scores are weaker "
+            "evidence than those of a network that was trained without labels."
         )
     return checked
 
 
 def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
-    """Fit both networks, and the null of the random one; write the model and the history."""
+    """Fit both networks and the null of the random effects; write the model and the history."""
     config, out = this.config, this.folder
     fixed, random = network_settings(config)
     model = MixedEffects(
@@ -289,7 +289,7 @@ def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
         model.save(out / MODEL)
     history, networks = model.history, {n: m.fitted for n, m in model.networks().items()}
     if config.null:
-        this.say("Fitting random effects to permuted batches, for comparison")
+        this.say("Fitting random effects to permuted batches (the null)")
         with this.stage("fit null"):
             null = _fit_null(adata, reading, RandomEffects(keys.PERMUTED, settings=random), this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
@@ -297,14 +297,14 @@ def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
     io.write_csv(history, out / HISTORY)
     if model.decoder.calibration is None:
         this.warn(
-            "Intervals of shifts are not calibrated: too few validation cells share a label between batches."
+            "Intervals of shifts are not calibrated: too few validation cells have a label that several batches share."
         )
     this.record["networks"] = networks
     for name, fitted in networks.items():
         if fitted["stopped"] == "interrupted":
             this.warn(
-                f"Training of the {name} network was interrupted after epoch {fitted['epochs']}; its best epoch "
-                f"so far, {fitted['best_epoch']}, is used."
+                f"Training of the {name} network was interrupted after epoch {fitted['epochs']}. Its best epoch up to "
+                f"then, {fitted['best_epoch']}, is used."
             )
         elif config.epochs and fitted["stopped"] == "last epoch" and fitted["best_epoch"] == fitted["epochs"]:
             this.warn(
@@ -316,7 +316,7 @@ def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
 def _fit_null(
     adata: AnnData, reading: Reading, null: RandomEffects, this: Work, how: dict[str, Any]
 ) -> Model[Any]:
-    """Fit the random-effects network to batches permuted within labels; store labels and both latents."""
+    """Fit the random-effects network to batches permuted within labels; store them and both embeddings."""
     permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
     reading = replace(reading, obs=adata.obs)
     null.fit(reading, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
@@ -326,7 +326,7 @@ def _fit_null(
 
 
 def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading) -> None:
-    """Write the tables and put the findings into the record."""
+    """Write the tables; add verdicts and findings to the record."""
     config, out = this.config, this.folder
     with this.stage("evaluate"):
         this.say("Scoring the embeddings on held-out cells")
@@ -336,7 +336,7 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading)
             tables.append(scores(adata, nulls, keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
-        this.say("Finding the genes that each batch shifts")
+        this.say("Computing the gene shifts of each batch")
         shifts = gene_shifts(model, reading, config.label, draws=config.draws, seed=config.seed)
         io.write_csv(shifts, out / SHIFTS)
         this.say("Checking the counterfactuals on held-out cells")
@@ -351,7 +351,7 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading)
 
 
 def _intervals(model: MixedEffects, reading: Reading, config: RunConfig) -> dict[str, float]:
-    """Return the factor of the intervals and how many shifts of held-out cells they hold; nothing if not calibrated."""
+    """Return the factor of the intervals and their coverage on held-out cells; empty if not calibrated."""
     if model.decoder.calibration is None:
         return {}
     found = {"factor": model.decoder.calibration.factor}

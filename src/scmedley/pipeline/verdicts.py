@@ -1,28 +1,28 @@
-"""Three questions about a run, each answered by a mark, one short sentence and the numbers behind it.
+"""Three questions about a run. Each answer is a mark, one short sentence and the numbers behind it.
 
-The rules of the marks; the sentences only report them.
+The rules of the marks; the first that holds is taken.
 
-Is the batch out? By batch leakage, 0 at chance and 1 where every batch is read, of the worst of three probes. "Chance"
-is two standard deviations of that probe on permuted batches.
+Is the batch out? Measured by batch leakage: 0 is chance, 1 means that the batch of every cell is recognised.
+The worst of three probes counts. "Chance" is two standard deviations of that probe on permuted batches.
 
-- good: within chance or below ``LEAK_SEEN``, and chance reaches no farther than ``CHANCE_MOST``;
-- weak: not good, but lower than PCA's by more than two standard errors, and at most half of it;
-- unknown: not measured; or neither, but within chance where chance reaches far, or without labels, where a difference
-  in cell types counts as batch;
-- failed: anything else.
+- good: within chance or below ``LEAK_SEEN``, and chance is at most ``CHANCE_MOST``;
+- weak: lower than PCA's by more than two standard errors, and at most half of it;
+- unknown: not measured; within chance where chance is above ``CHANCE_MOST``; or without labels, where
+  differences in cell types count as batch leakage;
+- failed: otherwise.
 
-Are the labels kept? By the share of held-out cells whose nearest neighbours name their label.
+Are the labels kept? Measured by the share of held-out cells whose nearest neighbours give their label.
 
-- good: at most ``LOST_LITTLE`` below PCA's; weak: at most ``LOST_SOME`` below, or by no more than two standard errors;
-- unknown: no labels or a single one, or PCA is no better than chance (two standard deviations above it) either;
-- failed: lower still, or no better than chance.
+- unknown: no labels or only one, or PCA is not better than chance (two standard deviations above the null);
+- failed: not better than chance, or below PCA by more than ``LOST_SOME`` and more than two standard errors;
+- good: at most ``LOST_LITTLE`` below PCA; weak: otherwise.
 
-Can the what-if be trusted? By the verdict of :func:`scmedley.interpret.check.summarise` ("good", "some": weak, "none":
-failed, too few pairs: unknown). There a pair that is predicted worse than by the plain difference of training means is
-not good.
+Can the counterfactuals be trusted? By the verdict of :func:`scmedley.interpret.check.summarise` ("good";
+"some": weak; "none": failed; too few pairs: unknown). There, a pair is not good if the plain difference of
+training means predicts it better.
 
-No mark is better than weak where some batches share no label (``comparable`` of the record is false), or where training
-of the fixed-effects network (with a given embedding, of the random-effects network) was interrupted.
+No mark is better than weak if some batches share no label (``comparable`` of the record is false), or if
+training of the fixed-effects network (with a given embedding, of the random-effects network) was interrupted.
 """
 
 import math
@@ -38,16 +38,16 @@ from scmedley.interpret.check import TOO_FEW, Summary, summarise
 
 Mark = Literal["good", "weak", "failed", "unknown"]
 
-LEAK_SEEN = 0.05  # a leakage that exceeds its null by less is called nothing to find
-CHANCE_MOST = 0.1  # where chance alone reaches farther, a leakage within chance shows nothing
-ONE_LABEL = 0.999  # accuracy by chance above which there is one label alone
-LOST_LITTLE, LOST_SOME = 0.02, 0.1  # of the accuracy of labels
+LEAK_SEEN = 0.05  # a leakage that exceeds its null by less counts as none
+CHANCE_MOST = 0.1  # where chance is higher, a leakage within chance shows nothing
+ONE_LABEL = 0.999  # accuracy by chance above which there is only one label
+LOST_LITTLE, LOST_SOME = 0.02, 0.1  # loss of label accuracy
 BY_CHECK: dict[str, Mark] = {"good": "good", "some": "weak", "none": "failed", TOO_FEW: "unknown"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one question: a mark, a sentence, and the numbers by name (only those that are known)."""
+    """The answer to one question: mark, sentence, and the known numbers by name."""
 
     question: str
     mark: Mark
@@ -56,7 +56,7 @@ class Verdict:
 
 
 def verdicts(scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]) -> list[Verdict]:
-    """Return the answers to the three questions, from the tables of a run and its record."""
+    """Return the answers to the three questions, from the tables and the record of a run."""
     networks, given = record.get("networks", {}), record.get("config", {}).get("fixed")
     cut = networks.get("random" if given else "fixed", {}).get("stopped") == "interrupted"
     capped = cut or not record.get("comparable", True)
@@ -72,13 +72,13 @@ def verdicts(scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]) 
 
 
 def lines(record: dict[str, Any]) -> list[str]:
-    """Return the verdicts of a record as lines for the console; what cannot be compared comes first."""
+    """Return the verdicts of a record as lines for the console. What cannot be compared comes first."""
     first = [] if record.get("comparable", True) else [record["verdict"]]
     return first + [f"[{v['mark']}] {v['question']} {v['sentence']}" for v in record.get("verdicts", [])]
 
 
 def batch_mark(leak: float, chance: float, pca: float, error: float, has_labels: bool = True) -> Mark:
-    """Return the mark of a batch leakage; ``chance`` is what chance reaches, ``error`` two standard errors."""
+    """Return the mark of a batch leakage; ``error`` is two standard errors of its difference from PCA's."""
     within_chance = leak <= max(chance, LEAK_SEEN)
     if within_chance and chance <= CHANCE_MOST:
         return "good"
@@ -88,7 +88,7 @@ def batch_mark(leak: float, chance: float, pca: float, error: float, has_labels:
 
 
 def label_mark(accuracy: float, chance: float, pca: float, error: float) -> Mark:
-    """Return the mark of an accuracy of labels; ``chance`` is what chance reaches, ``error`` two standard errors."""
+    """Return the mark of a label accuracy; ``error`` is two standard errors of its difference from PCA's."""
     if pca <= chance:
         return "unknown"
     lost = pca - accuracy
@@ -98,7 +98,7 @@ def label_mark(accuracy: float, chance: float, pca: float, error: float) -> Mark
 
 
 def row_of(scores: pd.DataFrame, embedding: str, score: str, of: str) -> pd.Series | None:
-    """Return one row of the table of scores, ``None`` where there is no value."""
+    """Return one row of the table of scores, or ``None`` if it has no value."""
     rows = scores[(scores.embedding == embedding) & (scores.score == score) & (scores.of == of)]
     return None if rows.empty or not np.isfinite(rows.value.iloc[0]) else rows.iloc[0]
 
@@ -110,14 +110,14 @@ def leaks_of(scores: pd.DataFrame, embedding: str) -> dict[ProbeName, pd.Series]
 
 
 def worst_of(leaks: dict[ProbeName, pd.Series]) -> ProbeName:
-    """Return the probe that reads most."""
+    """Return the probe with the highest leakage."""
     return max(leaks, key=lambda probe: float(leaks[probe].value))
 
 
 def two_errors(one: pd.Series, other: pd.Series) -> float:
     """Return two standard errors of the difference of two leakages.
 
-    As if they were measured on different cells: the same cells make it smaller, so that this is on the safe side.
+    Conservative: taken as measured on different cells; on the same cells the true error is smaller.
     """
     return 2 * float(np.hypot(one.se, other.se))
 
@@ -125,19 +125,21 @@ def two_errors(one: pd.Series, other: pd.Series) -> float:
 def _batch(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
     fixed, pca = leaks_of(scores, keys.FIXED), leaks_of(scores, keys.PCA)
     if not (fixed and pca):
-        return "unknown", "Not measured: no label has enough cells, held out and not, in two batches", {}
+        return "unknown", "Not measured: no label has enough held-out and other cells in two batches", {}
     worst, best = fixed[worst_of(fixed)], pca[worst_of(pca)]
     chance, error = 2 * float(worst.null_sd), two_errors(worst, best)
     has_labels = bool((scores.of == "label").any())
     mark = batch_mark(worst.value, chance, best.value, error, has_labels)
-    left = "some is left" if worst.value > max(chance, LEAK_SEEN) else "cells are too few to show none"
+    left = (
+        "some is left" if worst.value > max(chance, LEAK_SEEN) else "too few cells to show that none is left"
+    )
     opening = {
         "good": "No leakage beyond chance",
-        "weak": f"Less leakage than PCA, but {left}",
-        "failed": "The batch is still read",
+        "weak": f"Lower leakage than PCA, but {left}",
+        "failed": "The batch can still be predicted",
         "unknown": "Too few held-out cells" if has_labels else "Without labels, cell types count as batch",
     }[mark]
-    words = f"{opening}: worst of three probes {worst.value:z.2f} (chance reaches {chance:.2f}, PCA {best.value:z.2f})"
+    words = f"{opening}: worst of three probes {worst.value:z.2f} (chance up to {chance:.2f}, PCA {best.value:z.2f})"
     numbers = {"leakage": worst.value, "chance": chance, "PCA": best.value, "error of the difference": error}
     numbers |= {f"leakage, {probe} probe": row.value for probe, row in fixed.items()}
     return mark, words, numbers | {f"PCA, {probe} probe": row.value for probe, row in pca.items()}
@@ -152,8 +154,8 @@ def _labels(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
     error = 2 * math.sqrt(sum(p * (1 - p) for p in (fixed.value, pca.value)) / fixed.n_cells)
     mark = label_mark(fixed.value, fixed.null + 2 * fixed.null_sd, pca.value, error)
     words = (
-        f"{fixed.value:.1%} of held-out cells have neighbours of their own label (chance {fixed.null:.1%}, "
-        f"PCA {pca.value:.1%})"
+        f"Nearest neighbours give the correct label for {fixed.value:.1%} of held-out cells "
+        f"(chance {fixed.null:.1%}, PCA {pca.value:.1%})"
     )
     numbers = {"accuracy": fixed.value, "chance": fixed.null, "PCA": pca.value}
     return mark, words, numbers | {"error of the difference": error}
@@ -175,16 +177,16 @@ def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
             numbers,
         )
     names = {"best_wrong_pearson": "wrong batch", "additive_pearson": "plain difference of means"}
-    beside = ", ".join(
+    baselines = ", ".join(
         f"{what} {median[name]:z.2f}" for name, what in names.items() if median[name] is not None
     )
     words = (
         f"{'Do not use: ' * (mark == 'failed')}{found.tally['good']} of {found.n_judged} seen pairs agree well with "
-        f"held-out cells; correlation {median['pearson']:z.2f}{f' ({beside})' * bool(beside)}"
+        f"held-out cells; correlation {median['pearson']:z.2f}{f' ({baselines})' * bool(baselines)}"
     )
     return mark, words, numbers
 
 
 def _known(numbers: dict[str, float]) -> dict[str, float]:
-    """Return the numbers that there are, as plain numbers, which JSON can hold."""
+    """Return the finite numbers as Python floats, for JSON."""
     return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}

@@ -1,1 +1,1 @@
-"""The folder that a run or an experiment writes: lock, record, paths, reading."""
+"""The folder of a run, an experiment or a search: file names, lock, record, reading."""

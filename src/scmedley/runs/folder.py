@@ -1,4 +1,4 @@
-"""The folder that a run, an experiment or a search writes: the names in it, who may write to it, what is cleared."""
+"""The folder of a run, an experiment or a search: names of its files, its lock, and clearing it."""
 
 import platform
 import shutil
@@ -11,25 +11,25 @@ from filelock import FileLock, Timeout
 
 from scmedley.errors import ScmedleyError
 
-# The names of all files, which nothing else spells out. Of every folder, and the record by which each is known:
+# All file names are defined here. In every folder; then the record that identifies each kind of folder:
 LOCK, CHECKPOINTS, REPORT = ".lock", ".checkpoints", "report.html"
 RECORD, EXPERIMENT, SEARCH = "run.json", "experiment.json", "tune.json"
 RECORDS = (RECORD, EXPERIMENT, SEARCH)
-# Of a run:
+# In a run folder:
 CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
 SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
 GENOMAP = "genomap.json"
-# Of an experiment, beside SCORES and HISTORY, and of a search; both keep the prepared cells:
+# Of an experiment (with SCORES and HISTORY) and of a search; both store the prepared cells:
 DATA, TASKS, SUMMARY, FITS = "data.h5ad", "tasks", "summary.csv", "fits.csv"
 CLASSIFIED, CLASSIFIED_SUMMARY = "classified.csv", "classified_summary.csv"
 PREDICTED, PREDICTED_SUMMARY = "counterfactuals.csv", "counterfactuals_summary.csv"
 STUDY, TRIALS, BEST = "study.log", "trials.csv", "best.toml"
-# Of one task of an experiment, beside SCORES, HISTORY, CLASSIFIED and PREDICTED:
+# Of one task of an experiment, with SCORES, HISTORY, CLASSIFIED and PREDICTED:
 TASK, LATENT, MAP = "task.json", "latent.npz", "umap.npz"
 
-# All that a run writes, and so all that --overwrite removes; the record last, as it marks a run folder.
+# All that a run writes and --overwrite removes; the record is last, because it identifies a run folder.
 OF_RUN = (CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, SHIFTS, CHECK, GENOMAP, VERSIONS, REPORT, RECORD)
-# What an experiment makes anew from its tasks.
+# What an experiment writes again from its tasks.
 OF_EXPERIMENT = (
     *(SCORES, SUMMARY, CLASSIFIED, CLASSIFIED_SUMMARY, HISTORY, PREDICTED, PREDICTED_SUMMARY, FITS),
     REPORT,
@@ -58,9 +58,9 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for one process. The lock ends with the process, even if that is killed.
+    """Lock the folder for one process. The lock ends with the process, even if that is killed.
 
-    A folder that is made here and gets nothing but the lock, because of an error, is removed again.
+    A folder that was created here and holds only the lock, because of an error, is removed again.
     """
     made = [path for path in (folder / LOCK, folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / LOCK)
@@ -69,7 +69,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ScmedleyError(
-            f"Another scmedley is at work in {folder}. Wait for it, or choose another --out."
+            f"Another scmedley process is writing to {folder}. Wait for it, or choose another --out."
         ) from error
     except OSError as error:
         _remove_empty(made)
@@ -81,21 +81,21 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         kept = any((folder / name).exists() for name in RECORDS)
         if not kept:
-            _remove_empty(made)  # while it is locked, so that nobody else takes the file that goes
+            _remove_empty(made)  # while locked, so that no other process takes the file
         lock.release()
         if not kept:
-            _remove_empty(made)  # on Windows a file that is open stays
+            _remove_empty(made)  # Windows does not remove an open file
 
 
 def _remove_empty(paths: Sequence[Path]) -> None:
-    """Remove a lock file and then the folders around it, up to one that holds something else."""
+    """Remove a lock file and then its parent folders, up to one that is not empty."""
     with suppress(OSError):
         for path in paths:
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def clear(folder: Path, names: Sequence[str], *, finished: bool) -> None:
-    """Remove what was left half-written of these files and folders and, with ``finished``, themselves."""
+    """Remove half-written versions of these files and folders; with ``finished``, also the finished ones."""
     for name in names:
         for path in [*folder.glob(f".{name}.*"), *([folder / name] if finished else [])]:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

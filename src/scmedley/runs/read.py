@@ -1,4 +1,4 @@
-"""Read a run folder into one value."""
+"""Read a run folder."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ TABLES = {  # text columns, number columns
         [name for name in CHECK_COLUMNS if name not in ("label", "batch", "seen")],
     ),
 }
-GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained then
+GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder. A table is None where its file is missing."""
+    """The content of a run folder. A table is None if its file is missing."""
 
     folder: Path
     settings: dict[str, Any]
@@ -62,28 +62,28 @@ class Run:
 
     @property
     def given(self) -> str | None:
-        """The obsm key of the user's embedding that stands for the fixed part, if one was given."""
+        """The obsm key of the embedding that replaces the fixed-effects network, if one was given."""
         return self.config.get("fixed") or None
 
     def key(self, embedding: str) -> str:
-        """Return the obsm key by which the user knows an embedding: a given one keeps its own."""
+        """Return the obsm key of an embedding as the user knows it: a given one keeps its own key."""
         return self.given if self.given and embedding == keys.FIXED else embedding
 
     def name(self, embedding: str) -> str:
-        """Name an embedding; a given one without its key, which is for the page and not for pictures."""
+        """Return the title of an embedding. Pictures show no key of a given one; the report does."""
         return GIVEN if self.key(embedding) != embedding else keys.title(embedding)
 
     def column(self, kind: str) -> pd.Series | None:
-        """Return the ``"batch"`` or ``"label"`` column of the cells, if there is one."""
+        """Return the ``"batch"`` or ``"label"`` column of the cells, or None."""
         key = self.config.get(kind)
         return None if self.obs is None or not key or key not in self.obs else self.obs[key]
 
 
 def read(folder: Path) -> Run:
-    """Read what a run left in its folder."""
+    """Read the results of a run."""
     settings = Record.read(folder / RECORD)
     if settings.is_fitted:
-        settings["status"] = "done"  # the page itself is what a scored run lacks
+        settings["status"] = "done"  # only the report is missing, and it is being written now
     obs, maps = _obs_and_maps(folder)
     history, scores, shifts, check = (read_table(folder / name) for name in TABLES)
     shifts = None if shifts is None else shown_in(shifts)
@@ -92,7 +92,7 @@ def read(folder: Path) -> Run:
 
 @contextmanager
 def cells_file(folder: Path) -> Iterator[h5py.File]:
-    """Open the cells of a run. Whatever goes wrong in reading them is an error that names the file."""
+    """Open the cells of a run. Any error while reading them becomes an error that names the file."""
     path = folder / CELLS
     if not path.exists():
         finished = Record.read(folder / RECORD).is_fitted
@@ -116,7 +116,7 @@ def read_cells(folder: Path) -> AnnData:
 
 
 def read_obs(folder: Path) -> pd.DataFrame:
-    """Read ``obs`` of the cells of a run, and leave the matrices on the disk."""
+    """Read only ``obs`` of the cells of a run."""
     with cells_file(folder) as file:
         obs: pd.DataFrame = read_elem(file["obs"])
         return obs
@@ -128,16 +128,16 @@ def read_model(folder: Path) -> MixedEffects:
     path = folder / MODEL
     if not path.exists():
         raise ScmedleyError(
-            f"{path} is missing. Repeat the command of the run, with --overwrite if it is done."
+            f"{path} is missing. Repeat the command of the run, with --overwrite if the run is finished."
         )
     model = load(path)
     if not isinstance(model, MixedEffects):
-        raise ScmedleyError(f"{path} is a {type(model).__name__}, not the model of a run.")
+        raise ScmedleyError(f"{path} is a {type(model).__name__}, not the model of a run. Run again.")
     return model
 
 
 def read_table(path: Path) -> pd.DataFrame | None:
-    """Read a table of a run; ``None`` where it is missing."""
+    """Read a table of a run; ``None`` if it is missing."""
     if not path.is_file():
         return None
     texts, numbers = TABLES[path.name]
@@ -165,7 +165,7 @@ def read_table(path: Path) -> pd.DataFrame | None:
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise ScmedleyError(
-                f"{path}: column {column}, line {row + 2}: {table[column].iloc[row]!r} is not a number"
+                f"{path}: column {column}, line {row + 2}: {table[column].iloc[row]!r} is not a number. {again}."
             )
         table[column] = values
     if "seen" in table:
@@ -174,7 +174,7 @@ def read_table(path: Path) -> pd.DataFrame | None:
 
 
 def _obs_and_maps(folder: Path) -> tuple[pd.DataFrame | None, dict[str, tuple[str, NDArray[np.float32]]]]:
-    """Read obs and the columns to draw; nothing where the cells are missing."""
+    """Read obs and the two columns of each map; None and no maps if the cells are missing."""
     maps: dict[str, tuple[str, NDArray[np.float32]]] = {}
     if not (folder / CELLS).is_file():
         return None, maps

@@ -1,4 +1,4 @@
-"""The record of a folder: what it was made with, and how far it came. One for runs, experiments and searches."""
+"""The record (JSON) of a run, an experiment or a search: its settings, versions, input and status."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Status = Literal["running", "scored", "done"]
 
 
 class Kind(NamedTuple):
-    """What a folder holds: its name in messages, the field of its settings, and how a second call is met."""
+    """A kind of folder: its name in messages, the field of its settings, when a second call is allowed."""
 
     name: str
     settings: str
-    same: tuple[str, ...] = ()  # other fields that a call must share with the record to continue the work
-    once: bool = False  # finished work is refused, unless --overwrite is given
+    same: tuple[str, ...] = ()  # other fields that a call must share to resume the work
+    once: bool = False  # a finished folder raises, unless --overwrite is given
 
 
 KINDS = {
     RECORD: Kind("a run", "config", ("command", "versions", "input"), once=True),
-    EXPERIMENT: Kind("an experiment", "experiment"),  # each of its tasks has a fingerprint of its own
+    EXPERIMENT: Kind("an experiment", "experiment"),  # its tasks have fingerprints
     SEARCH: Kind("a search", "settings", ("versions", "input")),
 }
-# What fields hold, where a reader relies on it; "*": each of them.
+# Types of the fields that readers rely on; "*" means every field of that object.
 PARTS: dict[str, type] = {
     **dict.fromkeys(("config", "settings", "experiment", "versions", "input"), dict),
     **dict.fromkeys(("prepare", "networks", "seconds", "intervals", "report"), dict),
@@ -50,7 +50,7 @@ NAMES: dict[Any, str] = {
 class Record(dict[str, Any]):
     """The fields of ``run.json``, ``experiment.json`` or ``tune.json``.
 
-    ``status`` is "running", "scored" when only the report of a run is missing, and "done", which is written last.
+    ``status`` is "running", "scored" (only the report is missing) or "done" (written last).
     """
 
     def __init__(self, path: Path, fields: Mapping[str, Any]):
@@ -64,13 +64,12 @@ class Record(dict[str, Any]):
         Raises
         ------
         ScmedleyError
-            No such file, or one that scmedley did not write, or cannot read.
+            The file is missing, cannot be read, or was not written by scmedley.
         """
         kind = KINDS[path.name]
         if not path.is_file():
             raise ScmedleyError(
-                f"{path.parent} is not {kind.name} folder ({path.name} is missing). Give the folder that a command of "
-                "scmedley wrote."
+                f"{path.parent} is not {kind.name} folder ({path.name} is missing). Give a folder that scmedley wrote."
             )
         try:
             fields = loads(path.read_text(encoding="utf-8"))
@@ -92,12 +91,12 @@ class Record(dict[str, Any]):
 
     @property
     def is_finished(self) -> bool:
-        """Return whether nothing is left to do."""
+        """Return whether the work is finished."""
         return self.get("status") == "done"
 
     @property
     def is_fitted(self) -> bool:
-        """Return whether the networks are fitted, and for a run scored too."""
+        """Return whether the networks are fitted and, for a run, also scored."""
         return self.get("status") in ("scored", "done")
 
     def write(self, status: Status, **fields: Any) -> None:
@@ -106,7 +105,7 @@ class Record(dict[str, Any]):
         write_json(self, self.path)
 
     def check_place(self, overwrite: bool = False) -> None:
-        """Raise unless this work may begin or continue in its folder: an empty one, or one with the same work.
+        """Raise unless the folder is empty, or holds the same work with the same settings.
 
         Raises
         ------
@@ -137,7 +136,7 @@ class Record(dict[str, Any]):
 
 
 def _changed(before: Record, now: Record, kind: Kind) -> list[str]:
-    """Return which options and other fields differ from what the folder was made with."""
+    """Return the options and other fields that differ from the record of the folder."""
     new = loads(dumps({name: now[name] for name in (kind.settings, *kind.same)}, default=str))
     changed = []
     if kind.same:
@@ -145,18 +144,18 @@ def _changed(before: Record, now: Record, kind: Kind) -> list[str]:
         changed = [f"--{k.replace('_', '-')}" for k, v in new[kind.settings].items() if old.get(k) != v]
     for name in kind.same:
         old, value = (one.get(name) for one in (before, new))
-        if name == "input":  # read anew, it has more fields
+        if name == "input":  # the record has more fields
             old, value = ((one or {}).get("sha256") for one in (old, value))
         changed += [name] if old != value else []
     return changed
 
 
 def _must_be(value: Any, kind: Any, name: str, path: Path) -> None:
-    """Raise where a field holds something other than it must."""
+    """Raise if a field has a value of the wrong type."""
     if value is not None and not isinstance(value, kind):
         raise ScmedleyError(f"{path}: {name!r} must hold {NAMES[kind]}, not {str(value)[:40]!r}. Run again.")
 
 
 def now() -> str:
-    """Return the time as records hold it."""
+    """Return the current time in the format of the records."""
     return time.strftime("%Y-%m-%d %H:%M:%S %z")
