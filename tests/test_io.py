@@ -179,7 +179,7 @@ def test_read_batches_that_do_not_fit(tmp_path: Path) -> None:
         read_batches([one, tmp_path / "two.h5ad"])
     with pytest.raises(ScmedleyError, match=r"one\.h5ad is given more than once"):
         read_batches([one, tmp_path / "sub" / ".." / "one.h5ad"])
-    with pytest.raises(ScmedleyError, match="two or more batches"):
+    with pytest.raises(ScmedleyError, match="two or more files"):
         read_batches([one])
     with pytest.raises(ScmedleyError, match="gene 'g' occurs more than once"):
         read_batches([one, tmp_path / "three.csv"], "file")

@@ -26,9 +26,7 @@ def table_of(
         raise ScmedleyError(f"{what} is a {type(table).__name__}. Pass a pandas DataFrame.")
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ScmedleyError(
-            f"{what} lacks the column(s) {', '.join(missing)}. Add them, or pass another table."
-        )
+        raise ScmedleyError(f"{what} lacks the column(s) {', '.join(missing)}. Pass another table.")
     if table.empty:
         raise ScmedleyError(f"{what} is empty, so there is nothing to draw. Pass a table with rows.")
     found = table.copy(deep=False)

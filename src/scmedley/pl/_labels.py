@@ -20,8 +20,8 @@ AROUND = 3.5  # free space around a point, in points
 def place_labels(ax: Axes, xy_N2: NDArray[np.float64], names: Sequence[str], fontsize: float = 7) -> int:
     """Write a name near each point without overlap; return the number of names that found no place.
 
-    Each name takes the first free place around its point; the points with the nearest neighbours come last. The axes
-    must have their final size and limits.
+    Each name takes the first free place around its point; the points with the nearest neighbours come last.
+    The axes must have their final size and limits.
     """
     from scmedley.pl._figure import figure_of
 

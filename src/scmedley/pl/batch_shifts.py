@@ -26,9 +26,9 @@ def batch_shifts(
 ) -> Figure:
     """Draw the shifts of genes (rows) in batches (columns), for one label.
 
-    A dot marks a shift whose 5-95 % interval includes 0. For each batch, the table holds only the genes with the
-    largest shifts. The shifts of other genes are not known; they are grey, which does not mean 0. Batches in which
-    the label was never observed are hatched: their shifts are extrapolated.
+    A dot marks a shift whose 5-95 % interval includes 0. For each batch, the table holds only the genes with
+    the largest shifts. The shifts of other genes are not known; they are grey, which does not mean 0. Batches
+    in which the label was never observed are hatched: their shifts are extrapolated.
 
     Parameters
     ----------
@@ -37,8 +37,9 @@ def batch_shifts(
     label
         Label to draw; may be left out if the table has only one.
     n_top
-        The heatmap shows the genes with the ``n_top`` largest shifts of any batch. Default: the largest number up to
-        10 that gives at most 60 genes. Genes are ordered by average-linkage clustering, with unknown shifts as 0.
+        The heatmap shows the genes with the ``n_top`` largest shifts of any batch. Default: the largest
+        number up to 10 that gives at most 60 genes. Genes are ordered by average-linkage clustering, with
+        unknown shifts as 0.
     ax
         Axes to draw in; a new figure if not given.
 
@@ -49,8 +50,8 @@ def batch_shifts(
     Raises
     ------
     ScmedleyError
-        A column is missing or does not hold numbers; the table is empty or does not have the label; or ``label`` is
-        missing and the table has several.
+        A column is missing or does not hold numbers; the table is empty or does not have the label; or
+        ``label`` is missing and the table has several.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, plain, write
 
@@ -95,14 +96,10 @@ def _of_label(shifts: pd.DataFrame, label: str | None) -> pd.DataFrame:
     rows = shown_in(rows.assign(**{name: rows[name].astype(str) for name in ("label", "batch", "gene")}))
     labels = list(dict.fromkeys(rows["label"]))
     if label is None and len(labels) > 1:
-        raise ScmedleyError(
-            f"The table of shifts has several labels: {', '.join(labels)}. Choose one with label=..."
-        )
+        raise ScmedleyError(f"The table has several labels: {', '.join(labels)}. Choose one with label=...")
     rows = rows[rows["label"] == (labels[0] if label is None else label)]
     if rows.empty:
-        raise ScmedleyError(
-            f"The table of shifts has no label {label!r}. Choose one of: {', '.join(labels)}."
-        )
+        raise ScmedleyError(f"The table has no label {label!r}. Choose one of: {', '.join(labels)}.")
     return rows
 
 

@@ -34,9 +34,9 @@ def donor_map(
 ) -> Figure:
     """Draw batches (such as donors) by their random effects, with the uncertainty of their positions.
 
-    Positions come from :func:`scmedley.interpret.batch_effects`: principal components of the posterior means of the
-    decoder's effects; the axes are in units of the priors' standard deviation. An ellipse holds 90 % of a batch's
-    posterior: batches with overlapping ellipses are not told apart by this map.
+    Positions come from :func:`scmedley.interpret.batch_effects`: principal components of the posterior means
+    of the decoder's effects; the axes are in units of the priors' standard deviation. An ellipse holds 90 %
+    of a batch's posterior: batches with overlapping ellipses are not told apart by this map.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def donor_map(
     Raises
     ------
     ScmedleyError
-        As :func:`scmedley.interpret.batch_effects`; only one of ``adata`` and ``color``; a missing column; a batch
-        with several values.
+        As :func:`scmedley.interpret.batch_effects`; only one of ``adata`` and ``color``; a missing column; a
+        batch with several values.
     """
     from matplotlib.colors import to_rgba
 
@@ -97,14 +97,10 @@ def _values(batch_key: str, batches: list[str], adata: AnnData | None, color: st
     if adata is None and color is None:
         return None
     if adata is None or color is None:
-        raise ScmedleyError(
-            "Only one of adata and color is given. Pass both: the cells, and a column of their obs."
-        )
+        raise ScmedleyError("Only one of adata and color is given. Pass both, or neither.")
     for key in (batch_key, color):
         if key not in adata.obs:
-            raise ScmedleyError(
-                f"obs has no column {key!r}. Choose one of: {', '.join(map(str, adata.obs))}."
-            )
+            raise ScmedleyError(f"obs has no column {key!r}. It has: {', '.join(map(str, adata.obs))}.")
     column = adata.obs[color]
     is_number = pd.api.types.is_numeric_dtype(column) and column.nunique() > FEW
     value = (

@@ -89,9 +89,7 @@ def coordinates(adata: AnnData, basis: str) -> tuple[str, NDArray[np.float32]]:
         with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite and is not drawn
             xy = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ScmedleyError(
-            f"obsm[{key!r}] does not hold numbers ({error}). Choose another embedding."
-        ) from error
+        raise ScmedleyError(f"obsm[{key!r}] does not hold numbers ({error})") from error
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ScmedleyError(f"obsm[{key!r}] has shape {xy.shape}. A map needs at least two columns.")
     return key, xy[:, :2]

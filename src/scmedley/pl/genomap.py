@@ -106,8 +106,8 @@ def genomap(
     framed
         R × C: pictures to frame in red, such as cells in their own batches.
     unit
-        Unit of the values, for the colour bar. The scale goes from 0 to the 99.5 % quantile of all pictures; arrows
-        on the bar show that some values are beyond it.
+        Unit of the values, for the colour bar. The scale goes from 0 to the 99.5 % quantile of all pictures;
+        arrows on the bar show that some values are beyond it.
 
     Returns
     -------

@@ -23,13 +23,14 @@ def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = 
     Parameters
     ----------
     history
-        Tidy table with columns network, epoch, part ("train" or "validation"), term, value; weight for ``weighted``.
+        Tidy table with columns network, epoch, part ("train" or "validation"), term, value; weight for
+        ``weighted``.
     ax
         Axes to draw in; the history must then hold one network and one term. A new figure if not given,
         with one row per network and one column per term.
     weighted
-        Draw weight * value, the contribution of a term to the total. Terms that are only recorded, such as the
-        adversary's own loss, are then left out.
+        Draw weight * value, the contribution of a term to the total. Terms that are only recorded, such as
+        the adversary's own loss, are then left out.
 
     Returns
     -------
@@ -38,7 +39,8 @@ def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = 
     Raises
     ------
     ScmedleyError
-        If a column is missing or does not hold numbers, the table is empty, or ``ax`` is given for several curves.
+        If a column is missing or does not hold numbers, the table is empty, or ``ax`` is given for several
+        curves.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, write
 
@@ -113,8 +115,8 @@ def averaged(ax: Axes, rows: pd.DataFrame, column: str = "weighted") -> None:
     ax
         Axes to draw in.
     rows
-        Tidy history of that term: split, fold, seed, part, epoch and ``column``. The band is the range over the
-        fits; an epoch is averaged over the fits that reached it.
+        Tidy history of that term: split, fold, seed, part, epoch and ``column``. The band is the range over
+        the fits; an epoch is averaged over the fits that reached it.
     """
     from matplotlib.ticker import MaxNLocator
 

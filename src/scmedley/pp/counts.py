@@ -39,18 +39,19 @@ def prepare(
     """Check, filter, normalise and split ``adata`` in place, and flag its highly variable genes.
 
     ``X`` keeps its values. ``layers["counts"]`` holds a copy of the counts (float32), which a later
-    ``scanpy.pp.log1p(adata)`` does not change. ``layers["log1p_cp10k"]`` holds the normalised values.
-    Data that are already log-normalised get no counts layer. Logarithms to base 2 or 10 become natural ones. If all
-    cells have the same total, but not 10,000 (scanpy's default is the median of the cells' totals), values are
-    rescaled to 10,000. Totals of counts include all genes that were counted, also those of ``raw``.
-    ``obs["scmedley_split"]`` holds the part of each cell: train, validation or test (an existing column is kept).
-    Highly variable genes are chosen on the training cells. A view becomes an AnnData of its own.
+    ``scanpy.pp.log1p(adata)`` does not change. ``layers["log1p_cp10k"]`` holds the normalised values. Data
+    that are already log-normalised get no counts layer. Logarithms to base 2 or 10 become natural ones. If
+    all cells have the same total, but not 10,000 (scanpy's default is the median of the cells' totals),
+    values are rescaled to 10,000. Totals of counts include all genes that were counted, also those of
+    ``raw``. ``obs["scmedley_split"]`` holds the part of each cell: train, validation or test (an existing
+    column is kept). Highly variable genes are chosen on the training cells. A view becomes an AnnData of its
+    own.
 
     Parameters
     ----------
     adata
-        Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X``, ``raw`` or another
-        layer; :func:`scmedley.data.matrix.find_values` finds which to use.
+        Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X``, ``raw`` or
+        another layer; :func:`scmedley.data.matrix.find_values` finds which to use.
     batch_key, label_key
         ``obs`` columns; they become categorical, without unused categories.
     n_top_genes
@@ -74,8 +75,8 @@ def prepare(
     ------
     ScmedleyError
         As :func:`scmedley.pp.checks.check`; scaled or centred data; nothing left after the filters; fewer
-        than two batches left; all cells identical; a backed file; a setting out of range. Errors that are found
-        after the filters leave ``adata`` filtered.
+        than two batches left; all cells identical; a backed file; a setting out of range. Errors that are
+        found after the filters leave ``adata`` filtered.
     """
     if not isinstance(adata, AnnData):
         raise ScmedleyError(
@@ -252,11 +253,7 @@ def _check_filtered(
             f"All {adata.n_obs:,} cells have the same values in every gene, so nothing can be learnt. "
             "Check the step that wrote the file."
         )
-    return (
-        [f"No cell of {listed(lost)} has {min_genes} genes or more, so these batches were removed."]
-        if lost
-        else []
-    )
+    return [f"No cell of {listed(lost)} has {min_genes} genes or more: they are removed."] if lost else []
 
 
 def _all_same(x: csr_matrix | np.ndarray) -> bool:

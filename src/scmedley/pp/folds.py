@@ -25,13 +25,14 @@ def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, s
     """Return cross-validation folds of the cells, stratified by batch × label.
 
     Fold f tests on block f, validates on block f + 1 (the first after the last) and trains on the others:
-    60/20/20 with five folds. The cells of a batch are dealt to the blocks one by one, label by label and otherwise in
-    random order: the blocks' numbers of cells of each stratum and of each batch differ by at most one. A stratum with
-    fewer cells than folds is so merged with the next stratum of its batch. A batch starts with the block that best
-    balances the labels, and all cells, over the batches dealt so far.
+    60/20/20 with five folds. The cells of a batch are dealt to the blocks one by one, label by label and
+    otherwise in random order: the blocks' numbers of cells of each stratum and of each batch differ by at
+    most one. A stratum with fewer cells than folds is so merged with the next stratum of its batch. A batch
+    starts with the block that best balances the labels, and all cells, over the batches dealt so far.
 
-    scikit-learn's StratifiedKFold of batch × label is not used, because it deals all strata in one round. If a label
-    has a single cell in each batch, these could all fall into one fold, without a training cell of the label.
+    scikit-learn's StratifiedKFold of batch × label is not used, because it deals all strata in one round. If
+    a label has a single cell in each batch, these could all fall into one fold, without a training cell of
+    the label.
 
     A batch of three or more cells has a training cell in every fold. A batch of one or two cells is in
     training in every fold and never held out: otherwise some fold would test a batch without training cells.
@@ -45,8 +46,8 @@ def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, s
     n_folds
         F, three or more.
     seed
-        Random seed; the same seed and codes give the same folds. The number of cells of a stratum in each block
-        depends on the seed and the sizes of the strata, not on the order of the cells.
+        Random seed; the same seed and codes give the same folds. The number of cells of a stratum in each
+        block depends on the seed and the sizes of the strata, not on the order of the cells.
 
     Returns
     -------
@@ -91,13 +92,13 @@ def donor_folds(
 ) -> Parts:
     """Return cross-validation folds of whole donors; blocks take turns as in :func:`rotating_folds`.
 
-    Donors are dealt in order of decreasing size, each to the block with the fewest donors of its target level and,
-    among those, to the block with the fewest cells (greedy). So the blocks' numbers of donors of a level differ by at
-    most one, no block is empty, and cells are balanced as far as this allows. Of 100 random orders of the blocks,
-    the one with the fewest levels missing from training is used.
+    Donors are dealt in order of decreasing size, each to the block with the fewest donors of its target level
+    and, among those, to the block with the fewest cells (greedy). So the blocks' numbers of donors of a level
+    differ by at most one, no block is empty, and cells are balanced as far as this allows. Of 100 random
+    orders of the blocks, the one with the fewest levels missing from training is used.
 
-    A level of three or more donors is in training in every fold. A level of two may be missing from training in one
-    fold; with four or more folds and few such levels it is not.
+    A level of three or more donors is in training in every fold. A level of two may be missing from training
+    in one fold; with four or more folds and few such levels it is not.
 
     Parameters
     ----------
@@ -153,10 +154,10 @@ def held_out_pairs(
 ) -> list[tuple[int, int]]:
     """Return (batch, label) pairs to hold out, one at a time, for tests of counterfactuals.
 
-    The batch must have another label, and the label must be in another batch, each with a stratum of ``least`` cells
-    or more. Batches that are linked by shared labels must stay linked without the pair
-    (:func:`scmedley.pp.overlap.overlap`). Pairs are drawn at random from the batches and labels drawn least often so
-    far; the first pairs are the same for every ``n_pairs``.
+    The batch must have another label, and the label must be in another batch, each with a stratum of
+    ``least`` cells or more. Batches that are linked by shared labels must stay linked without the pair
+    (:func:`scmedley.pp.overlap.overlap`). Pairs are drawn at random from the batches and labels drawn least
+    often so far; the first pairs are the same for every ``n_pairs``.
 
     Parameters
     ----------

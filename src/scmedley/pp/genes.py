@@ -21,8 +21,8 @@ def select_genes(adata: AnnData, batch_key: str, n_top_genes: int) -> None:
     adata
         Prepared cells: ``layers["log1p_cp10k"]``, ``obs["scmedley_split"]``.
     batch_key
-        ``obs`` column of the batches. Genes are ranked within each (scanpy's "seurat" dispersions); small batches
-        are pooled.
+        ``obs`` column of the batches. Genes are ranked within each (scanpy's "seurat" dispersions); small
+        batches are pooled.
     n_top_genes
         Number of genes to flag; all if there are not more.
 

@@ -26,17 +26,17 @@ def read_batches(
 ) -> AnnData:
     """Read several files, one batch each, and keep the genes that all of them have.
 
-    Genes have the names of the first file and are matched by :func:`~scmedley.data.gene_names.match`. If a file lacks
-    a column of ``obs``, its cells have missing values. If the usable values are not in the same place in all files, or
-    are log-normalised to different totals, ``X`` holds them: counts, or logarithms of counts per 10,000 to the base in
-    ``values`` (else natural), so that ``prepare`` accepts the same ``values``. Counts stay counts. A
-    ``ScmedleyWarning`` reports what was changed or lost.
+    Genes have the names of the first file and are matched by :func:`~scmedley.data.gene_names.match`. If a
+    file lacks a column of ``obs``, its cells have missing values. If the usable values are not in the same
+    place in all files, or are log-normalised to different totals, ``X`` holds them: counts, or logarithms of
+    counts per 10,000 to the base in ``values`` (else natural), so that ``prepare`` accepts the same
+    ``values``. Counts stay counts. A ``ScmedleyWarning`` reports what was changed or lost.
 
     Parameters
     ----------
     paths
-        Two or more files. A batch has the name of its file without endings; if names repeat, the shortest part of
-        the path that separates the files.
+        Two or more files. A batch has the name of its file without endings; if names repeat, the shortest
+        part of the path that separates the files.
     batch_key
         ``obs`` column for the batch (the file) of a cell; the batch is also the prefix of cell names.
     values

@@ -67,8 +67,8 @@ def load_umap() -> Any:
 def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) -> None:
     """Store the UMAP of ``obsm[basis]`` under :func:`scmedley.keys.umap`, N x 2 float32.
 
-    With more than ``max_cells`` cells, it uses a random sample of them, and the others are NaN. It is only for
-    plots: distances and densities in it have no meaning.
+    With more than ``max_cells`` cells, it uses a random sample of them, and the others are NaN. It is only
+    for plots: distances and densities in it have no meaning.
     """
     from sklearn.neighbors import NearestNeighbors
 

@@ -13,9 +13,9 @@ from scmedley.data.design import as_categories, column
 def permute_batches(adata: AnnData, batch_key: str, label_key: str | None = None, *, seed: int = 0) -> None:
     """Store batches permuted within labels in ``obs["scmedley_permuted_batch"]``.
 
-    A network that is fitted to them and scored with them is the null of a random-effects network: the composition
-    is kept, and there is no batch effect to find. If the cells are split, batches are permuted within label and
-    part, so that each batch keeps its number of training cells.
+    A network that is fitted to them and scored with them is the null of a random-effects network: the
+    composition is kept, and there is no batch effect to find. If the cells are split, batches are permuted
+    within label and part, so that each batch keeps its number of training cells.
     """
     rng = np.random.default_rng(seed)
     batch = as_categories(adata.obs[batch_key])

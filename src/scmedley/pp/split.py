@@ -30,11 +30,11 @@ def split(
 ) -> npt.NDArray[np.str_]:
     """Split the cells into training, validation and test, stratified by batch × label.
 
-    A stratum that is too small to give every part a cell (fewer than 1 / the smallest fraction: 10 by default) is
-    merged with the other small strata of its batch. Strata that are still too small are merged over all batches.
-    Each stratum, merged or not, is divided by the fractions, rounded to whole cells. The first cell
-    drawn of each batch goes to training, even if its stratum then misses the fractions, so that every
-    batch can be learnt. With few cells, validation or test may therefore be empty.
+    A stratum that is too small to give every part a cell (fewer than 1 / the smallest fraction: 10 by
+    default) is merged with the other small strata of its batch. Strata that are still too small are merged
+    over all batches. Each stratum, merged or not, is divided by the fractions, rounded to whole cells. The
+    first cell drawn of each batch goes to training, even if its stratum then misses the fractions, so that
+    every batch can be learnt. With few cells, validation or test may therefore be empty.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def split(
 
 
 def checked(batch_N: Codes, label_N: Codes | None) -> tuple[Codes, Codes]:
-    """Return the codes as arrays, one label for all cells if ``label_N`` is None; raise if a batch is missing."""
+    """Return the codes as arrays, one label for all if ``label_N`` is None; raise if a batch is missing."""
     batch_N = np.asarray(batch_N).astype(np.int64)  # pandas' codes may have 8 bits, too few to number strata
     label_N = np.zeros_like(batch_N) if label_N is None else np.asarray(label_N).astype(np.int64)
     if (batch_N < 0).any():

@@ -39,8 +39,8 @@ STEPS = 65_534
 class Cells:
     """The cells that the page may hold, one row per cell in each field.
 
-    ``maps`` holds title, note and N × 2 coordinates (NaN: not drawn). ``z_NP`` is the decoder's input, ``x_NG``
-    log1p CP10k of its genes. ``batch_N`` and ``label_N`` are codes, -1 for none.
+    ``maps`` holds title, note and N × 2 coordinates (NaN: not drawn). ``z_NP`` is the decoder's input,
+    ``x_NG`` log1p CP10k of its genes. ``batch_N`` and ``label_N`` are codes, -1 for none.
     """
 
     names: Sequence[str]
@@ -68,9 +68,10 @@ class Cells:
 class Explored:
     """All that the explorer can show of a run. ``missing`` holds sentences on what is missing and why.
 
-    ``counts_KB`` counts the cells of the whole run per label and batch. ``means`` holds the mean of each gene in each
-    observed pair of label and batch (``pairs``), over held-out cells only if ``held_out`` is true. ``trust`` holds
-    label, batch and the two words of the check for each checked pair, ``verdict`` that of the whole check.
+    ``counts_KB`` counts the cells of the whole run per label and batch. ``means`` holds the mean of each gene
+    in each observed pair of label and batch (``pairs``), over held-out cells only if ``held_out`` is true.
+    ``trust`` holds label, batch and the two words of the check for each checked pair, ``verdict`` that of the
+    whole check.
     """
 
     cells: Cells
@@ -103,8 +104,8 @@ class Payload:
 def sample(strata_N: Array, n: int, first_N: Array | None = None, seed: int = 0) -> Array:
     """Return a random sample of cells that keeps every stratum.
 
-    Each stratum keeps ``FLOOR`` cells, or all if it has fewer; the rest is shared in proportion to size. If ``n``
-    is too small for that, strata keep fewer cells, but at least one.
+    Each stratum keeps ``FLOOR`` cells, or all if it has fewer; the rest is shared in proportion to size. If
+    ``n`` is too small for that, strata keep fewer cells, but at least one.
 
     Parameters
     ----------
@@ -145,8 +146,8 @@ def on_a_map(n_cells: int, maps: Sequence[Array]) -> Array:
 def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
     """Pack as much of a run as fits.
 
-    If not all cells fit, a stratified sample is packed. If fewer than 5,000 would fit, first the observed means are
-    left out, then the measured genes, then the decoder; ``missing`` of the payload says so.
+    If not all cells fit, a stratified sample is packed. If fewer than 5,000 would fit, first the observed
+    means are left out, then the measured genes, then the decoder; ``missing`` of the payload says so.
 
     Parameters
     ----------
@@ -280,7 +281,7 @@ def _places(xy: Array) -> Array:
 
 
 def colourable(columns: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return the columns to colour by, and the others (too many levels, or after the first ``MAX_COLUMNS``)."""
+    """Return the columns to colour by, and the others: too many levels, or after ``MAX_COLUMNS``."""
     names = list(map(str, columns.columns))
     few = [k for k in names if _is_number(columns[k]) or columns[k].nunique() <= MAX_LEVELS]
     kept = few[:MAX_COLUMNS]
@@ -306,7 +307,8 @@ def _column(values: "pd.Series[Any]") -> tuple[dict[str, Any], Array]:
 def _genes(x_NG: sparse.csr_matrix | None) -> dict[str, Array]:
     """Return the cells that express each gene, and their values in 255 steps up to the gene's largest.
 
-    A cell is coded as its distance from the cell before, in bytes; a byte of 255 adds 255 and the code goes on.
+    A cell is coded as its distance from the cell before, in bytes; a byte of 255 adds 255 and the code goes
+    on.
     """
     if x_NG is None:
         return {}

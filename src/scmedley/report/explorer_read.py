@@ -175,7 +175,7 @@ def _columns(run: Run) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _observed(obs: pd.DataFrame, pair_N: np.ndarray, n_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each cell's pair, -1 for cells that enter no mean, and which pairs have enough held-out cells."""
+    """Return each cell's pair, -1 if it enters no mean, and which pairs have enough held-out cells."""
     test_N = (obs[keys.SPLIT] == "test").to_numpy() if keys.SPLIT in obs else np.zeros(len(obs), bool)
     held_out_U = np.bincount(pair_N[test_N & (pair_N >= 0)], minlength=n_pairs) >= LEAST
     left_out = held_out_U[pair_N] & (pair_N >= 0) & ~test_N
@@ -217,7 +217,7 @@ def _latent(folder: Path, key: str, rows: np.ndarray, n_latent: int) -> np.ndarr
 def _measured(
     folder: Path, genes: tuple[str, ...], rows: np.ndarray, pair_N: np.ndarray, n_batches: int
 ) -> tuple[sparse.csr_matrix | None, np.ndarray | None, np.ndarray | None, list[str]]:
-    """Read the model's genes in blocks of cells: the values of ``rows``, and the means of each pair of label and batch.
+    """Read the model's genes in blocks: the values of ``rows``, and the means per pair of label and batch.
 
     Return values, pairs and means (``None`` if missing), and sentences on what is missing.
     """
