@@ -249,7 +249,7 @@ test("a change of several labels counts as seen only where all were", async () =
   await page.close();
 });
 
-test("cells without a label or a known batch are told of, and intervals that are too narrow", async () => {
+test("cells without a label or a known batch are shown, and intervals that are too narrow", async () => {
   const { page, errors } = await open(browser, `${OUT}odd/report.html`);
   const choose = async (name) => {
     await page.selectOption("#ex-colour", { label: "odd" });
@@ -264,7 +264,7 @@ test("cells without a label or a known batch are told of, and intervals that are
   assert.ok(Number.isNaN(seen));
   assert.match(await page.textContent("#ex-genes-note"), /decoder's effects only, so they may be too narrow; scmedley project --draws/);
   const [unknown, mean] = await choose("stranger");
-  assert.match(unknown, /no batch that the model knows: 4 of 4\./);
+  assert.match(unknown, /no batch known to the model: 4 of 4\./);
   assert.doesNotMatch(unknown, /without a label/);
   assert.match(mean, /^At the population mean/);
   await page.click("#ex-clear");
