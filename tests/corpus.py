@@ -257,13 +257,11 @@ CASES = [
     Case("zero cells", _file(lambda: cells()[:0].copy()), error="0 cells and 30 genes"),
     Case("zero genes", _file(lambda: cells()[:, :0].copy()), error="60 cells and 0 genes"),
     Case("duplicate genes", _file(_renamed("var_names", ["gene1"])), error="1 gene names occur .* 'gene1'"),
-    Case(
-        "duplicate cells", _file(_renamed("obs_names", ["cell1"])), warning="1 cell names occur a second time"
-    ),
+    Case("duplicate cells", _file(_renamed("obs_names", ["cell1"])), warning="1 cell names are duplicates"),
     # batch and label
     Case("batch key missing", _with(), "Bacth", error="'Bacth' is not a column of obs. Did you mean 'batch'"),
     Case("label key missing", _with(), label_key="celltype", error="Did you mean 'cell_type'"),
-    Case("one batch", _with(batch="a"), error="one batch only, 'a'"),
+    Case("one batch", _with(batch="a"), error="only one batch, 'a'"),
     Case("cells without a batch", _with(batch=_NO_BATCH), error="1 of 60 cells have no batch .*'cell4'"),
     Case("measurement as batch", _with(depth=np.linspace(0, 1, CELLS)), "depth", error="measurements"),
     Case(
@@ -271,10 +269,10 @@ CASES = [
     ),
     Case("numeric batch", _with(batch=np.arange(CELLS) % 3)),
     Case("numeric batch as floats", _with(batch=np.arange(CELLS) % 3.0)),
-    Case("two batches", _with(batch=np.arange(CELLS) % 2), warning="2 batches only|not identifiable"),
+    Case("two batches", _with(batch=np.arange(CELLS) % 2), warning="only 2 batches|not identifiable"),
     Case("batch of one cell", _with(batch=_SINGLE), warning=r"fewer than 20 cells.*lonely \(1\)"),
     Case("slashes and unicode", _with(batch=_UNICODE, cell_type=np.repeat(["T/NK cell", 'β, "x"'], 30))),
-    Case("script as batch", _with(batch=_SCRIPTS), warning="2 batches only"),
+    Case("script as batch", _with(batch=_SCRIPTS), warning="only 2 batches"),
     Case("script as label", _with(cell_type=np.where(np.arange(CELLS) % 2, "B", _SCRIPT))),
     Case("unused categories", _with(batch=_UNUSED, cell_type=_UNUSED.take(np.arange(CELLS) // 20))),
     Case("some labels missing", _with(cell_type=_SOME_LABELS), warning="12 of 60 cells have no label"),

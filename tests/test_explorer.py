@@ -327,7 +327,7 @@ def test_a_run_folder_becomes_a_page(tmp_path: Path, prepared: AnnData, fitted) 
     assert unpack(text)[0]["names"] == list(prepared.obs_names)
     assert len(html) < explorer.PAGE
     for words in (
-        "side by side where the grid allows",
+        "are close where the grid allows",
         "for genes well above zero; values are means of logarithms",
     ):
         assert words in html
@@ -377,7 +377,7 @@ def test_the_whole_page_keeps_its_size(tmp_path: Path, prepared: AnnData, fitted
     assert shown < 180
     assert f"{shown} of 180 cells are in this page".encode() in html
     monkeypatch.setattr(explorer, "PAGE", 1000)
-    assert b"the cells do not fit into a page" in build(tmp_path).read_bytes()
+    assert b"the cells and the other sections do not fit into a page" in build(tmp_path).read_bytes()
 
 
 def write_run(folder: Path, prepared: AnnData, model) -> None:
@@ -410,7 +410,7 @@ def test_the_dense_layer_and_a_missing_label_are_read(tmp_path: Path, prepared: 
     assert found.label_key is None
     assert found.counts_KB.tolist() == [[60, 60, 60]]
     assert found.means is None  # of all cells: batches differ in composition
-    assert any("no labels, so no change that was seen" in words for words in found.missing)
+    assert any("no labels, so no observed change" in words for words in found.missing)
 
 
 def test_a_damaged_matrix_costs_the_explorer_alone(tmp_path: Path, prepared: AnnData, fitted) -> None:

@@ -18,6 +18,7 @@ from anndata import AnnData
 import run_folder
 from explorer_page import unpack
 from scmedley import keys
+from scmedley.interpret import genomap_of
 from scmedley.models import MixedEffects
 from scmedley.models.counterfactual import Encoded, counterfactual
 from scmedley.models.interval import half_width
@@ -99,6 +100,7 @@ def write_folder(folder: Path, adata: AnnData, model: MixedEffects, label: str |
     folder.mkdir(parents=True, exist_ok=True)
     adata.write_h5ad(folder / "integrated.h5ad")
     model.save(folder / "model")
+    genomap_of(model, adata).save(folder / "genomap.json")
     config = {"batch": "donor", "label": label}
     (folder / "run.json").write_text(json.dumps({"status": "finished", "config": config}))
     return build(folder).read_text(encoding="utf-8")

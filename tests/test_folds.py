@@ -207,7 +207,7 @@ def test_donors_that_cannot_be_dealt(donor: list, target: list | None, message: 
 
 
 def test_the_way_out_with_few_donors() -> None:
-    with pytest.raises(ScmedleyError, match="Take n_folds=4"):
+    with pytest.raises(ScmedleyError, match="Use n_folds=4"):
         donor_folds(np.arange(4), None, seed=0)
     assert donor_folds(np.arange(4), None, n_folds=4, seed=0).shape == (4, 4)
 
@@ -254,7 +254,7 @@ def test_pairs_that_are_the_only_link_stay() -> None:
 def test_pairs_that_cannot_be_held_out() -> None:
     batch, label = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
     for pair, message in [
-        ((1, 0), "No cell is of batch 1 and label 0"),
+        ((1, 0), "No cell has batch 1 and label 0"),
         ((0, 0), "All cells of label 0"),
         ((1, 1), "All cells of batch 1"),
     ]:

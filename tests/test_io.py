@@ -156,7 +156,7 @@ def test_read_batches(tmp_path: Path) -> None:
     second.write_h5ad(tmp_path / "two.h5ad")
     with heard() as said:
         adata = read_batches([tmp_path / "one.h5ad", tmp_path / "two.h5ad"], batch_key="donor")
-    assert said == ["29 genes are in all files and used; lost are of one 1 of 30, two 1 of 30."]
+    assert said == ["29 genes are in all files and used. Genes lost: one 1 of 30, two 1 of 30."]
     assert adata.obs["donor"].value_counts().to_dict() == {"one": 60, "two": 10}
     assert set(adata.var_names) == set(GENES) - {"gene29"}
     assert adata.obs_names[0] == "one_cell0"
@@ -175,11 +175,11 @@ def test_read_batches_that_do_not_fit(tmp_path: Path) -> None:
     one = tmp_path / "one.h5ad"
     with pytest.raises(ScmedleyError, match=r"shares no gene name .*'ENSG0'.*'gene0'"):
         read_batches([one, tmp_path / "two.h5ad"], "file")
-    with pytest.raises(ScmedleyError, match=r"one\.h5ad has an obs column 'batch' already"):
+    with pytest.raises(ScmedleyError, match=r"one\.h5ad already has an obs column 'batch'"):
         read_batches([one, tmp_path / "two.h5ad"])
     with pytest.raises(ScmedleyError, match=r"one\.h5ad is given more than once"):
         read_batches([one, tmp_path / "sub" / ".." / "one.h5ad"])
-    with pytest.raises(ScmedleyError, match="two or more batches"):
+    with pytest.raises(ScmedleyError, match="two or more files"):
         read_batches([one])
     with pytest.raises(ScmedleyError, match="gene 'g' occurs more than once"):
         read_batches([one, tmp_path / "three.csv"], "file")

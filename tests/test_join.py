@@ -99,7 +99,7 @@ def test_lost_genes_are_counted_and_too_few_refused(tmp_path: Path) -> None:
     two.var_names = [*two.var_names[:6], *(f"other{i}" for i in range(24))]
     adata, said = joined(tmp_path, one=sample(), two=two)
     assert adata.n_vars == 6
-    assert said == ["6 genes are in all files and used; lost are of one 24 of 30, two 24 of 30."]
+    assert said == ["6 genes are in all files and used. Genes lost: one 24 of 30, two 24 of 30."]
     two.var_names = [*two.var_names[:2], *(f"another{i}" for i in range(28))]
     with pytest.raises(ScmedleyError, match=r"two\.h5ad shares only 2 genes with one"):
         joined(tmp_path, one=sample(), two=two)
@@ -124,7 +124,7 @@ def test_genes_x_cells_is_known_by_the_other_file(turned: tuple[str, ...], tmp_p
         adata = read_batches(paths)
     assert list(adata.var_names) == [f"gene{i}" for i in range(30)]
     assert_array_equal(adata.X.toarray(), np.vstack([counts(), counts()]))
-    assert said[0].startswith(f"{', '.join(turned)}: taken as genes x cells and turned")
+    assert said[0].startswith(f"{', '.join(turned)}: read as genes x cells and transposed")
 
 
 def test_cells_of_one_name_are_no_genes(tmp_path: Path) -> None:

@@ -510,7 +510,7 @@ def test_columns_must_be_there(prepared: AnnData) -> None:
     with pytest.raises(ScmedleyError, match="label key 'kind' is not a column of obs"):
         Autoencoder("donor", "kind", small("autoencoder")).fit(prepared, **FIT)
     prepared.obs["donor"] = "d1"
-    with pytest.raises(ScmedleyError, match="has one batch"):
+    with pytest.raises(ScmedleyError, match="has only one batch"):
         unfitted("autoencoder").fit(prepared, **FIT)
 
 

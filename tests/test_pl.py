@@ -123,9 +123,9 @@ def test_embedding_draws_into_a_given_axis_and_leaves_pyplot_alone():
 
 def test_embedding_says_what_is_wrong():
     adata = cells()
-    with pytest.raises(ScmedleyError, match="obsm has no 'X_umap'; it has: X_scmedley_fixed"):
+    with pytest.raises(ScmedleyError, match=r"obsm has no 'X_umap'\. It has: X_scmedley_fixed"):
         pl.embedding(adata, "X_umap", "batch")
-    with pytest.raises(ScmedleyError, match="neither a column of obs nor a gene; did you mean 'batch'"):
+    with pytest.raises(ScmedleyError, match=r"neither a column of obs nor a gene\. Did you mean 'batch'"):
         pl.embedding(adata, keys.FIXED, "bacth")
     adata.obsm["X_one"] = np.zeros((200, 1), dtype=np.float32)
     with pytest.raises(ScmedleyError, match=r"shape \(200, 1\)"):
@@ -190,11 +190,11 @@ def test_training_takes_a_single_epoch_and_no_validation():
         pl.training(history[:0])
     with pytest.raises(ScmedleyError, match=r"column\(s\) part"):
         pl.training(history.drop(columns="part"))
-    with pytest.raises(ScmedleyError, match="row 0, column 'epoch': 'one' is no finite number"):
+    with pytest.raises(ScmedleyError, match="row 0, column 'epoch': 'one' is not a finite number"):
         pl.training(history.assign(epoch="one"))
     with pytest.raises(ScmedleyError, match="the history is a dict"):
         pl.training({})
-    with pytest.raises(ScmedleyError, match="one axis shows one network"):
+    with pytest.raises(ScmedleyError, match="One axis shows one network"):
         pl.training(pd.concat([history, history.assign(term="kl")]), ax=Figure().add_subplot())
 
 

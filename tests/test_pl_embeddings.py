@@ -87,7 +87,7 @@ def test_embeddings_say_what_is_wrong():
         pl.embeddings(adata)
     with pytest.raises(ScmedleyError, match="at least one colour"):
         pl.embeddings(adata, [], "batch")
-    with pytest.raises(ScmedleyError, match="did you mean 'batch'"):
+    with pytest.raises(ScmedleyError, match="Did you mean 'batch'"):
         pl.embeddings(adata, color=["depth", "bacth"])
     with pytest.raises(ScmedleyError, match="obsm has no 'X_umap'"):
         pl.embeddings(adata, ["X_umap"], "batch")

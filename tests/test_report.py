@@ -102,7 +102,7 @@ def test_verdicts_come_first_each_with_a_mark_in_words(full, full_page):
     assert places == sorted(places)
     folds = [attrs for tag, attrs in full_page.tags if tag == "details"]
     assert "open" not in folds[0]  # the findings in words and the numbers
-    assert f"within {100 * LOST_LITTLE:.0f} points of a hundred; weak: within {100 * LOST_SOME:.0f}." in text
+    assert f"within {100 * LOST_LITTLE:.0f} percentage points; weak: within {100 * LOST_SOME:.0f}." in text
     assert 'class="v-weak"' in html
     for mark in ("good", "weak", "failed"):
         assert f".v-{mark}{{" in html
@@ -114,7 +114,7 @@ def test_what_cannot_be_compared_comes_before_the_verdicts(tmp_path):
     settings = json.loads(path.read_text()) | {"comparable": False, "verdict": "No two share a label."}
     path.write_text(json.dumps(settings))
     text = page(folder).text
-    assert text.index("No two share a label. So no answer below is better than weak.") < text.index("weak Is")
+    assert text.index("No two share a label. So no mark below is better than weak.") < text.index("weak Is")
     path.write_text(json.dumps({k: v for k, v in settings.items() if k != "verdicts"}))  # an older run
     folds = [attrs for tag, attrs in page(folder).tags if tag == "details"]
     assert "open" in folds[0]
@@ -191,7 +191,7 @@ def test_same_folder_gives_same_bytes_whatever_the_users_matplotlib_settings(ful
     ("without", "words"),
     [
         (["labels"], ["No map by label: the run had no labels", "was not judged"]),
-        (["labels"], ["leaks are not measured within labels: they then include differences in composition"]),
+        (["labels"], ["leaks are not measured within labels. They include differences in composition"]),
         (["labels"], ["the observed shifts include differences in composition"]),
         (["gene_shifts.csv"], ["No gene shifts: gene_shifts.csv is not in the run folder"]),
         (["counterfactual_check.csv"], ["were not checked on held-out cells"]),
@@ -265,14 +265,14 @@ def test_bad_folders_are_named(tmp_path):
 
 def test_distances_of_batches_stand_beside_chance(tmp_path):
     folder = run_folder.write(tmp_path / "run", labels=("T",), brief=True)
-    assert "How far each batch lies from the average batch" in page(folder).text
-    assert "<b>no farther</b>" not in build(folder).read_text()
+    assert "Distance of each batch from the average batch" in page(folder).text
+    assert "· <b>as the null</b></td><td>" not in build(folder).read_text()
     table = pd.read_csv(folder / "gene_shifts.csv")
     table.assign(observed_size=0.11).to_csv(folder / "gene_shifts.csv", index=False)
-    assert build(folder).read_text().count("<b>no farther</b>") == 3
+    assert build(folder).read_text().count("· <b>as the null</b></td><td>") == 3
     check = pd.read_csv(folder / "counterfactual_check.csv")
     check.assign(pearson=-0.5, ceiling_pearson=0.9).to_csv(folder / "counterfactual_check.csv", index=False)
-    assert "Go by what was observed, not by the model" in page(folder).text
+    assert "Use the observed distances, not those of the model" in page(folder).text
     assert "Do not use these shifts." in page(folder).text
     table.assign(seen=table["batch"] != "10x").to_csv(folder / "gene_shifts.csv", index=False)
     assert "No label is in all batches" in page(folder).text
@@ -333,17 +333,17 @@ def words(good=0, some=0, none=0, too_few=0, wrong=0.0, additive=0.5, slope=1.0)
 def test_words_on_trust_follow_the_tally():
     bad = words(some=1, none=5, too_few=2, slope=0.3)
     assert "Of 6 seen pairs" in bad
-    assert "Another 2 could not be judged" in bad
+    assert "2 more could not be judged" in bad
     assert "Do not draw conclusions" in bad
     assert "chance" not in bad
     assert "too few held-out cells" in words(too_few=2)
     assert "too few to judge the others" in words(good=2, too_few=9)
-    assert "In 2 of the last the prediction for another batch does nearly as well" in words(
+    assert "In 2 of those with none, the prediction for a wrong batch is nearly as good" in words(
         good=2, wrong=0.75
     )
-    assert "another batch" not in bad
+    assert "wrong batch" not in bad
     assert (
-        "are better in 3, tie in 0 and are worse in 0 (median Pearson of the difference 0.50, of the model 0.80)"
+        "are better in 3, tie in 0 and are worse in 0 (median Pearson of the baseline 0.50, of the model 0.80)"
         in words(good=3)
     )
     assert "are better in 0, tie in 3 and are worse in 0" in words(good=3, additive=0.815)
@@ -354,10 +354,10 @@ def test_words_on_trust_follow_the_tally():
 
 
 def test_words_on_size_only_where_the_direction_is_right():
-    assert "predicted too small: the slope of the observed on the predicted is 1.80" in words(
+    assert "predicted too small: the slope of observed on predicted shifts is 1.80" in words(
         good=3, slope=1.8
     )
-    assert "predicted too large: the slope of the observed on the predicted is 0.50" in words(
+    assert "predicted too large: the slope of observed on predicted shifts is 0.50" in words(
         good=3, slope=0.5
     )
     for text in (words(good=3, slope=0.9), words(none=3, slope=0.1), words(good=3, slope=NAN)):
@@ -394,11 +394,11 @@ def test_a_given_fixed_part_goes_by_its_key(tmp_path, full_page):
     shown = page(run_folder.write(tmp_path, brief=True, fixed="X_mine<b>"))
     assert "Given fixed part X_mine<b>" in shown.text  # table of scores
     assert "Given fixed part: X_mine<b>" in shown.text  # map
-    assert "may have seen the held-out cells" in shown.text
+    assert "may have included the held-out cells" in shown.text
     assert "adversary" not in shown.text
     assert "Fixed effects" not in shown.text
     assert "Given fixed part" not in full_page.text
-    assert "an adversary cannot guess the batch" in full_page.text
+    assert "an adversary cannot predict the batch" in full_page.text
 
 
 def test_maps_leave_out_cells_without_coordinates_and_say_so(tmp_path, full_page):
@@ -420,12 +420,12 @@ def test_what_is_easily_misread_is_said(full_page):
     for sentence in (
         "minus their average over the batches in which the label was observed",
         "chosen from all 3,000 modelled genes because they are the largest",
-        "their intervals flatter",
+        "their intervals are too optimistic",
         "95 % of all genes and 89 % of those 20 are inside when sampling noise is allowed for",
         "The pairs of label and batch are seen: other cells of them were in training",
         "gene shift 5–95 % observed GENE",  # as gene_shifts.csv calls it
-        "over one fit on permuted labels",
-        "is one fit on permuted labels of the batches: how much its scores vary",
+        "over one fit on permuted batches",
+        "The network on permuted batches is one fit. How much its scores vary",
     ):
         assert sentence in full_page.text
     for wrong in ("by chance", "leaks are not measured within labels"):

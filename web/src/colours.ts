@@ -1,8 +1,8 @@
-// Colours of values, for the light and the dark page.
+// Colours and numbers, for the light and the dark page.
 
 export type Rgb = [number, number, number];
 
-/** As in the style sheet, paper is always light. */
+/** As in the style sheet, a printed page is always light. */
 export const DARK = matchMedia("screen and (prefers-color-scheme: dark)");
 
 const SEQUENTIAL = {
@@ -22,7 +22,7 @@ export function css([r, g, b]: Rgb): string {
   return `rgb(${Math.round(r)} ${Math.round(g)} ${Math.round(b)})`;
 }
 
-/** Give the colour at a share from 0 to 1 of a scale. */
+/** Return the function from a share, 0 to 1, to the colour of a scale. */
 export function scale(name: "sequential" | "diverging"): (share: number) => Rgb {
   const stops = (name === "sequential" ? SEQUENTIAL : DIVERGING)[DARK.matches ? "dark" : "light"].map(rgb);
   return (share) => {
@@ -33,7 +33,7 @@ export function scale(name: "sequential" | "diverging"): (share: number) => Rgb 
   };
 }
 
-/** Draw a scale as a bar. */
+/** Draw a colour bar. */
 export function bar(canvas: HTMLCanvasElement, name: "sequential" | "diverging"): void {
   canvas.width = 128;
   canvas.height = 1;
@@ -45,7 +45,7 @@ export function bar(canvas: HTMLCanvasElement, name: "sequential" | "diverging")
   }
 }
 
-/** Show a number as the rest of the report does. */
+/** Return a number as text, as in the rest of the report. */
 export function number(value: number, signed = false): string {
   if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value);
@@ -55,7 +55,7 @@ export function number(value: number, signed = false): string {
   return (value < 0 && !zero ? "−" : signed && !zero ? "+" : "") + text;
 }
 
-/** Show a number of a column of obs, which may be of any size. */
+/** Return a number of any size as text. */
 export function anySize(value: number): string {
   const size = Math.abs(value);
   const plain = size === 0 || (size >= 0.01 && size < 1e7) || !Number.isFinite(value);

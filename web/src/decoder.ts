@@ -1,7 +1,7 @@
-// The trained decoder: cells as they are, and as if from another batch (scmedley/models/counterfactual.py).
+// The trained decoder: reconstructions and counterfactuals (scmedley/models/counterfactual.py).
 //
-// Block by block: h = h W + b; SELU where pre_selu; h * s + t; h * (1 + gamma_b) + beta_b; SELU but for the last.
-// The last block is linear, so that the mean over cells of one batch is taken before it.
+// Each block: h = h W + b; SELU if pre_selu; h * s + t; h * (1 + gamma_b) + beta_b; SELU except in the last block.
+// The last block is linear, so the mean over the cells of a batch is taken before it.
 
 import { pause, type Payload } from "./payload";
 
@@ -9,7 +9,7 @@ const ALPHA = 1.6732632423543772;
 const SCALE = 1.0507009873554805;
 const BUSY = 30; // milliseconds of work before the browser gets its turn
 const DRAWS = 50;
-const WIDE = 1.645; // standard deviations from the middle of a normal distribution to 5 % and 95 %
+const WIDE = 1.645; // standard deviations from the mean of a normal distribution to 5 % and 95 %
 
 interface Effects {
   gamma: Float32Array;
@@ -30,7 +30,7 @@ interface Block extends Effects {
 
 /** One batch's effects on one block: factor 1 + gamma, and beta. */
 type Row = { factor: Float32Array; beta: Float32Array };
-/** Gives the effects of a batch, -1 for none (the population mean). */
+/** Returns the effects of a batch; -1 is the population mean. */
 type Table = (block: number, batch: number) => Row;
 
 export class Stopped extends Error {}
@@ -59,7 +59,7 @@ export class Decoder {
     this.span = scale.subarray(this.genes);
   }
 
-  /** Give the mean of cells, each in the batch given for it, in log1p CP10k. */
+  /** Return the mean of cells, each in its batch of `batches`, in log1p CP10k. */
   async mean(cells: Uint32Array, batches: Int32Array, stop: () => boolean): Promise<Float32Array> {
     const first = await this.first(cells, stop);
     const found = await this.decoded(first, batches, this.means(), stop);
@@ -67,9 +67,9 @@ export class Decoder {
   }
 
   /**
-   * Give how far 5 % and 95 % lie from the change of the mean from `own` to `target` batches: 1.645 standard deviations
-   * over draws of the effects, times the model's factor (scmedley/models/interval.py). A change is a sum over many normal effects; its quantiles over so few draws would be
-   * noisier, and too near (see README.md).
+   * Return the half-width of the 5-95 % interval of the change of the mean from `own` to `target` batches: 1.645
+   * standard deviations over draws of the effects, times the model's factor (scmedley/models/interval.py). Quantiles
+   * of so few draws would be noisier, and too narrow (see README.md).
    */
   async halfWidth(
     cells: Uint32Array,
@@ -94,7 +94,7 @@ export class Decoder {
     return this.span.map((span, g) => this.wide * span * Math.sqrt(squares[g]! / (DRAWS - 1)));
   }
 
-  /** The first product of every cell: no effect of a batch enters it, so that all batches and draws share it. */
+  /** Return the first product of every cell. No batch effect enters it, so all batches and draws share it. */
   private async first(cells: Uint32Array, stop: () => boolean): Promise<Float32Array> {
     const block = this.blocks[0]!;
     const found = new Float32Array(cells.length * block.outputs);
@@ -107,7 +107,7 @@ export class Decoder {
     return found;
   }
 
-  /** Decode cells in their batches and give the mean, in the scaled unit. */
+  /** Return the mean of the decoded cells, in the scaled unit. */
   private async decoded(
     first: Float32Array,
     batches: Int32Array,
@@ -155,7 +155,7 @@ export class Decoder {
     this.until = performance.now() + BUSY;
   }
 
-  /** Effects at their posterior mean. */
+  /** Return the posterior means of the effects. */
   private means(): Table {
     return this.table((block, name, batch) => {
       const from = batch * block.outputs;
@@ -163,7 +163,7 @@ export class Decoder {
     });
   }
 
-  /** One posterior draw of all effects: the same for the same number, whatever cells and batches are asked for. */
+  /** Return one posterior draw of all effects; a number gives the same draw for all cells and batches. */
   private drawn(draw: number): Table {
     return this.table((block, name, batch, seed) => {
       const normal = normals(((draw * 1009 + batch) * 31 + seed) >>> 0);
@@ -192,7 +192,7 @@ export class Decoder {
   }
 }
 
-/** out = h W + b, four inputs at a time: most of the page's work is here. */
+/** Compute out = h W + b, four inputs at a time for speed. */
 function product(h: Float32Array, block: Block, out: Float32Array): void {
   out.set(block.b);
   const { w, outputs } = block;
@@ -221,7 +221,7 @@ function selu(x: number): number {
   return x > 0 ? SCALE * x : SCALE * ALPHA * Math.expm1(x);
 }
 
-/** Uniform numbers in (0, 1) from a seed: mulberry32. */
+/** Return a generator of uniform numbers in (0, 1): mulberry32. */
 export function uniforms(seed: number): () => number {
   let state = Math.imul(seed ^ (seed >>> 16), 0x45d9f3b) >>> 0;
   return () => {
@@ -232,7 +232,7 @@ export function uniforms(seed: number): () => number {
   };
 }
 
-/** Standard normal numbers by Box and Muller. */
+/** Return a generator of standard normal numbers (Box-Muller). */
 function normals(seed: number): () => number {
   const uniform = uniforms(seed);
   let spare: number | undefined;

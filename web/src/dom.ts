@@ -1,4 +1,4 @@
-// Small helpers for the page. Names from the data get into it by textContent alone.
+// Helpers for the page. Names from the data enter the page only as textContent.
 
 export function byId<T extends HTMLElement>(id: string): T {
   return document.getElementById(`ex-${id}`) as T;
@@ -19,7 +19,7 @@ export function option(text: string, value: string): HTMLOptionElement {
   return make("option", text, { value });
 }
 
-/** Offer the names that hold what is typed; Enter takes the first. */
+/** Suggest the names that contain the typed text; Enter takes the first. */
 export function suggest(input: HTMLInputElement, names: string[], take: (index: number) => void): void {
   const list = document.getElementById(input.getAttribute("aria-controls")!)!;
   const show = () => {
@@ -33,12 +33,12 @@ export function suggest(input: HTMLInputElement, names: string[], take: (index: 
         return item;
       }),
     );
-    if (input.value.trim() && !found.length) list.replaceChildren(make("li", "no such name"));
+    if (input.value.trim() && !found.length) list.replaceChildren(make("li", "no name contains this text"));
   };
   const choose = (index: number) => {
     input.value = names[index]!;
     list.replaceChildren();
-    input.focus({ preventScroll: true }); // the button that had it is gone
+    input.focus({ preventScroll: true }); // the button that had the focus is gone
     take(index);
   };
   input.addEventListener("input", show);
@@ -51,7 +51,7 @@ export function suggest(input: HTMLInputElement, names: string[], take: (index: 
   });
 }
 
-/** Give the names that hold a text: the same name first, then those that begin with it, then the others. */
+/** Return the names that contain a text: first the same name, then those that begin with it. */
 export function matches(names: string[], text: string, n: number): number[] {
   const wanted = text.trim().toLowerCase();
   if (!wanted) return [];

@@ -1,4 +1,4 @@
-// Measured genes of the cells in the page, and means of all cells of the run per label and batch.
+// Measured genes of the cells in the page, and observed means per label and batch of the run.
 
 import { NONE, type Payload } from "./payload";
 
@@ -25,7 +25,7 @@ export class Genes {
     return label * this.payload.header.batches.length + batch;
   }
 
-  /** Give log1p CP10k of a gene in all cells, to 1 / 255 of its largest value. */
+  /** Return log1p CP10k of a gene in all cells, in steps of 1 / 255 of its largest value. */
   values(gene: number): Float32Array {
     const known = this.kept.get(gene);
     if (known) return known;
@@ -49,7 +49,7 @@ export class Genes {
     return found;
   }
 
-  /** Give the mean of a gene over cells of the page, or nothing where genes are not in it. */
+  /** Return the mean of a gene over cells of the page; NaN if the page holds no measured genes. */
   mean(gene: number, cells: Uint32Array): number {
     if (!this.measured) return NaN;
     const values = this.values(gene);
@@ -60,13 +60,13 @@ export class Genes {
     return label === NONE || batch === NONE ? undefined : this.pairOf.get(this.key(label, batch));
   }
 
-  /** Tell whether the mean of a label in a batch is of held-out cells alone. */
+  /** Return whether the mean of a label in a batch is over held-out cells only. */
   isHeldOut(label: number, batch: number): boolean {
     const row = this.row(label, batch);
     return row !== undefined && this.heldOut![row] === 1;
   }
 
-  /** Give the mean over cells of the run with a label in a batch; not a number where there are none. */
+  /** Return the observed mean of a label in a batch; NaN if there are no cells. */
   ofPair(gene: number, label: number, batch: number): number {
     const row = this.row(label, batch);
     if (!this.means || row === undefined) return NaN;

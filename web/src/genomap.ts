@@ -1,4 +1,4 @@
-// A cell as a picture: one pixel a gene, at the place that the model's genomap gives it.
+// A cell as a picture: each gene is one pixel of the model's genomap.
 
 import { number, scale } from "./colours";
 
@@ -32,7 +32,7 @@ export class Genomap {
     return this.places[gene]! * this.shape[1] + this.places[this.genes.length + gene]!;
   }
 
-  /** Draw values; colours run from 0 to `most`, or from -`most` to `most` where they diverge. */
+  /** Draw values; the scale runs from 0 to `most`, or from -`most` to `most` if it diverges. */
   draw(values: Float32Array, most: number, alt: string): void {
     this.values = values;
     this.canvas.setAttribute("aria-label", alt);

@@ -1,4 +1,4 @@
-// The explorer of a report: linked maps, selections and what-if. The page's own text is in parts/explorer.html.j2.
+// The explorer of a report: linked maps, selections and what-if. The template is parts/explorer.html.j2.
 
 import { anySize, bar, count, css, DARK, number, rgb, scale, type Rgb } from "./colours";
 import { byId, make, option, suggest } from "./dom";
@@ -46,7 +46,7 @@ class Explorer {
         const map = new CellMap(figure.querySelector(".ex-map")!, this.payload.get(`map${i}`) as Uint16Array, {
           hover: (cell, on) => this.hover(cell, on),
           pick: (cell) => this.pick(cell),
-          lasso: (cells) => this.select(cells, `${count(cells.length)} cells of a lasso`),
+          lasso: (cells) => this.select(cells, `${count(cells.length)} cells selected on a map`),
         });
         for (const button of figure.querySelectorAll("button")) {
           const by = Number(button.dataset["zoom"]);
@@ -137,12 +137,12 @@ class Explorer {
     const label = this.payload.get("label")[cell]!;
     const batch = this.payload.get("batch")[cell]!;
     const kind = header.label_key ? (label === NONE ? "no label" : header.labels[label]!) : null;
-    const nowhere = header.whatif ? "no batch that the model knows" : "no batch";
+    const nowhere = header.whatif ? "no batch known to the model" : "no batch";
     const from = header.batch_key ? (batch === NONE ? nowhere : header.batches[batch]!) : null;
     return [kind, from].filter((words) => words !== null);
   }
 
-  /** Highlight cells in all maps and ask what if of them. */
+  /** Highlight cells in all maps and compute what-if for them. */
   private select(cells: Uint32Array, what: string): void {
     this.selected = cells;
     let mask: Uint8Array | null = null;
@@ -154,7 +154,7 @@ class Explorer {
       map.points.select(mask);
       map.mark(cells.length === 1 ? cells[0]! : -1);
     }
-    const nothing = what ? `${what}: none in the page.` : "No cell is selected.";
+    const nothing = what ? `${what}: none is in the page.` : "No cell is selected.";
     byId("selection").textContent = cells.length ? what : nothing;
     byId("explored").dataset["selected"] = String(cells.length);
     byId<HTMLButtonElement>("clear").disabled = !cells.length;
@@ -176,7 +176,7 @@ class Explorer {
     on.tip.classList.toggle("below", y < wide / 3);
   }
 
-  /** Give what a cell is coloured by, in words. */
+  /** Return the value that a cell is coloured by, as text. */
   private value(cell: number): string {
     if ("gene" in this.colouring) {
       const { gene } = this.colouring;
@@ -222,7 +222,7 @@ class Explorer {
     for (const map of this.maps) map.points.colour(colours);
   }
 
-  /** List the levels: a button for each, which selects its cells. */
+  /** List the levels, each as a button that selects its cells. */
   private legend(column: Column, codes: Uint16Array): void {
     const { palette, no_value } = this.payload.header;
     const sizes = new Map<number, number>();
@@ -243,14 +243,14 @@ class Explorer {
     const items = column.levels!.map((name, i) => item(name, i, palette[i % palette.length]!));
     if (sizes.has(NONE)) items.push(item("no value", NONE, no_value));
     const n = column.levels!.length;
-    const words = `${count(n)} ${n === 1 ? "level" : "levels"} of ${column.name}. A name selects its cells.`;
+    const words = `${count(n)} ${n === 1 ? "level" : "levels"} of ${column.name}. Click a level to select its cells.`;
     const repeat = n > palette.length ? ` Only ${palette.length} colours can be told apart, so they repeat.` : "";
     const list = make("ul");
     list.append(...items);
     byId("legend").replaceChildren(make("p", words + repeat, { class: "soft" }), list);
   }
 
-  /** Show the colours of a quantity, and whether cells have none. */
+  /** Show the colours of a quantity, and the number of cells without a value. */
   private range(column: Column, codes: Uint16Array): void {
     const without = codes.reduce((n, code) => n + Number(code === NONE), 0);
     if (without === this.n) {
@@ -281,7 +281,7 @@ async function start(): Promise<void> {
   try {
     new Explorer(payload);
   } catch (error) {
-    page.classList.remove("live"); // the pictures stand in
+    page.classList.remove("live"); // show the pictures instead
     byId("explored").hidden = true;
     throw error;
   }

@@ -1,11 +1,11 @@
-// One map of cells: the points, and what mouse, finger and lasso do on it.
+// One map of cells: the points, and how it reacts to mouse, finger and lasso.
 
 import { uniforms } from "./decoder";
 import { NONE, STEPS } from "./payload";
 import { Points } from "./points";
 
 export type Mode = "lasso" | "pick" | "move";
-const NEAR = 9; // pixels from a cell within which it is meant
+const NEAR = 9; // largest distance of the pointer from a cell, in pixels
 const BINS = 128;
 
 export interface Heard {
@@ -79,7 +79,7 @@ export class CellMap {
     this.redraw();
   }
 
-  /** Place of a cell in pixels of the box. */
+  /** Return the place of a cell in pixels of the box. */
   pixel(cell: number): [number, number] {
     const side = this.overlay.clientWidth;
     const { x, y, zoom } = this.points.view;
@@ -120,7 +120,7 @@ export class CellMap {
     return clamp(y) * BINS + clamp(x);
   }
 
-  /** Give the cell nearest to a pixel, -1 if none is near. */
+  /** Return the cell nearest to a pixel, -1 if none is near. */
   nearest(at: [number, number]): number {
     const [x, y] = this.place(at);
     const radius = NEAR / (this.points.view.zoom * this.overlay.clientWidth);
@@ -213,7 +213,7 @@ export class CellMap {
     this.line.setAttribute("points", this.path.map((pair) => pair.join(",")).join(" "));
   }
 
-  /** Give the cells within the lasso: those from which a line to the right crosses it an odd number of times. */
+  /** Return the cells inside the lasso: a line from them to the right crosses it an odd number of times. */
   private inside(): Uint32Array {
     const ring = this.path.map((pair) => this.place(pair));
     const xs = ring.map(([x]) => x);

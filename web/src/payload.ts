@@ -20,16 +20,16 @@ export interface Header {
   columns: Column[];
   palette: string[];
   no_value: string;
-  trust: [number, number, string, string][]; // label, batch, agreement, than the plain difference of training means
-  words: Record<string, string>; // what is said of a pair with these two, joined by "|"
-  unchecked: string; // what is said of a pair that the check left out
-  unusable: string | null; // what is said if the check failed over the whole run
+  trust: [number, number, string, string][]; // label, batch, agreement, comparison with the baseline
+  words: Record<string, string>; // sentence for each pair of such words, joined by "|"
+  unchecked: string; // sentence for a pair that the check left out
+  unusable: string | null; // sentence if the check failed over the whole run
   whatif: { kind: string; pre_selu: boolean[]; shape: [number, number] | null; factor: number | null } | null;
   genes: string[];
   arrays: Record<string, [string, number[], number]>;
 }
 
-export const NONE = 65535; // no value, in arrays of 16 bits
+export const NONE = 65535; // code of a missing value in arrays of 16 bits
 export const STEPS = 65534;
 
 export class Payload {
@@ -85,7 +85,7 @@ async function bytes(text: string): Promise<Uint8Array<ArrayBuffer>> {
 
 let halves: Float32Array | undefined;
 
-/** Half precision to single, by a table of all 65,536 halves. */
+/** Convert half to single precision, by a table of all 65,536 values. */
 export function single(bits: Uint16Array): Float32Array {
   if (!halves) {
     halves = new Float32Array(65536);
@@ -103,7 +103,7 @@ export function single(bits: Uint16Array): Float32Array {
   return found;
 }
 
-/** Let the browser draw and answer before work goes on. */
+/** Let the browser draw and respond before work goes on. */
 export function pause(): Promise<void> {
   return new Promise((done) => setTimeout(done, 0));
 }

@@ -1,4 +1,4 @@
-// A plain WebGL2 renderer of many points, one for each map. Why not a library: see ../README.md.
+// A WebGL2 renderer of many points. Why we use no library: see ../README.md.
 
 const VERTEX = `#version 300 es
 in vec2 place;
@@ -38,12 +38,12 @@ export class Points {
   private colourBuffer!: WebGLBuffer;
   private colours: Uint8Array;
   private order: Uint32Array;
-  private nFirst: number; // of the order: those that are faint
+  private nFirst: number; // of the order: cells that are drawn faint
   private waiting = 0;
   private changed = true;
   view: View = { x: 0.5, y: 0.5, zoom: 0.94 };
 
-  /** `places` are x and y in [0, 1] of all cells; `drawn` the cells that have a place, in painting order. */
+  /** `places`: x and y in [0, 1] of all cells; `drawn`: the cells with coordinates, in painting order. */
   constructor(
     private readonly canvas: HTMLCanvasElement,
     private readonly places: Float32Array,
@@ -100,14 +100,14 @@ export class Points {
     return buffer;
   }
 
-  /** Take red, green, blue, alpha of all cells. */
+  /** Set red, green, blue and alpha of all cells. */
   colour(colours: Uint8Array): void {
     this.colours = colours;
     this.changed = true;
     this.show();
   }
 
-  /** Draw the cells of `selected` (1 or 0 for each) last and the others faint; `null`: all alike. */
+  /** Draw selected cells (1) last and the others (0) faint; `null`: draw all alike. */
   select(selected: Uint8Array | null): void {
     if (!selected) {
       this.order = this.drawn;

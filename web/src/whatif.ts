@@ -1,4 +1,4 @@
-// "As if from another batch": the selected cells through the decoder, and what was seen beside it.
+// What-if: counterfactuals of the selected cells from the decoder, with the observed change.
 
 import { bar, count, number } from "./colours";
 import { Decoder, Stopped, uniforms } from "./decoder";
@@ -8,10 +8,10 @@ import { Genomap } from "./genomap";
 import { NONE, pause, type Payload } from "./payload";
 
 const TOP = 15;
-const MOST = 2000; // cells that a mean is taken over
-const MOST_DRAWN = 30; // cells that the width of an interval is taken over
-const FEW = 10; // cells whose mean is not to be relied upon
-const LARGEST = Math.log1p(10_000); // of a gene that has all counts of its cell
+const MOST = 2000; // most cells for a mean
+const MOST_DRAWN = 30; // most cells for the width of an interval
+const FEW = 10; // fewer cells give an uncertain mean
+const LARGEST = Math.log1p(10_000); // of a gene with all counts of its cell
 const BUSY = 30; // milliseconds of work before the browser gets its turn
 
 interface Answer {
@@ -36,7 +36,7 @@ export class WhatIf {
   private readonly batch: Uint16Array;
   private readonly label: Uint16Array;
   private cells: Uint32Array = new Uint32Array();
-  private kinds: [number, number, number][] = []; // label, batch and how many of the cells
+  private kinds: [number, number, number][] = []; // label, batch and number of selected cells
   private what = "";
   private turn = 0;
   private answer: Answer | undefined;
@@ -67,7 +67,7 @@ export class WhatIf {
     byId("pictures").hidden = !this.pictures;
   }
 
-  /** Ask for cells; `what` names them. */
+  /** Take the selected cells; `what` describes them. */
   select(cells: Uint32Array, what: string): void {
     this.cells = cells;
     this.what = what;
@@ -83,12 +83,12 @@ export class WhatIf {
     void this.run();
   }
 
-  /** Draw the answer again, in the colours of a page that turned dark or light. */
+  /** Draw the answer again after the page turned dark or light. */
   redraw(): void {
     if (this.answer) this.draw(this.answer);
   }
 
-  /** Where all cells are from the target already, take the batch that has most cells of their label. */
+  /** If all cells are from the target already, choose the batch with most cells of their label. */
   private elsewhere(): void {
     const own = new Set(this.codes(this.cells));
     if (own.size > 1 || !own.has(Number(this.target.value))) return;
@@ -138,7 +138,7 @@ export class WhatIf {
     this.impossible(answer);
     const ms = performance.now() - started;
     const top = this.order(answer)[0]!;
-    const of = cells.length < this.cells.length ? ` A mean over ${count(cells.length)} of them, drawn at random.` : "";
+    const of = cells.length < this.cells.length ? ` Means are over ${count(cells.length)} of them, drawn at random.` : "";
     const most = `Largest change: ${this.payload.header.genes[top]} ${number(answer.change[top]!, true)}.`;
     byId("status").textContent = `${this.what}, as if from ${name}. ${most}${of}`;
     byId("result").dataset["ms"] = ms.toFixed(0);
@@ -155,12 +155,12 @@ export class WhatIf {
     byId("result").dataset["msInterval"] = (performance.now() - started).toFixed(0);
   }
 
-  /** Give the batch of each cell as the decoder takes it: -1, the population mean, for one that it does not know. */
+  /** Return the batch of each cell for the decoder: -1, the population mean, if it is not known. */
   private codes(cells: Uint32Array): Int32Array {
     return Int32Array.from(cells, (cell) => (this.batch[cell] === NONE ? -1 : this.batch[cell]!));
   }
 
-  /** Say what speaks against believing it. */
+  /** Show what limits the trust in the answer. */
   private warn(target: number, name: string): void {
     const { header } = this.payload;
     const counts = this.payload.get("counts");
@@ -174,34 +174,34 @@ export class WhatIf {
     const unlabelled = this.cells.filter((cell) => this.label[cell] === NONE).length;
     const said: [string, string][] = [];
     if (unknown) {
-      said.push(["note", `Selected cells of no batch that the model knows: ${count(unknown)} of ${count(all)}. Not their own batch but the population mean stands for them.`]);
+      said.push(["note", `Selected cells with no batch known to the model: ${count(unknown)} of ${count(all)}. The population mean is used instead of their own batch.`]);
     }
     byId("own-title").textContent = !unknown
       ? "In their own batch"
       : unknown < all
-        ? "In their own batch, or at the population mean where the model does not know it"
+        ? "In their own batch, or at the population mean if the model does not know it"
         : "At the population mean: the model does not know their batch";
     if (unlabelled) {
-      said.push(["note", `Selected cells without a label: ${count(unlabelled)} of ${count(all)}. Whether such cells were ever seen in another batch is not known, and no prediction for them was checked.`]);
+      said.push(["note", `Selected cells without a label: ${count(unlabelled)} of ${count(all)}. It is not known whether such cells were seen in another batch, and no prediction for them was checked.`]);
     }
     if (target < 0) {
-      said.push(["note", "The population mean has all batch effects at zero. It is a point of comparison, not the middle of the batches: genes may lie outside the range of all of them, and no cell was ever seen there."]);
+      said.push(["note", "The population mean has all batch effects at zero. It is a reference, not the average of the batches: genes may lie outside the range of all batches, and no cell was ever seen there."]);
     } else if (!header.label_key) {
-      said.push(["note", "The run had no labels, so it cannot be said whether such cells were ever seen in that batch."]);
+      said.push(["note", "The run had no labels, so it is not known whether such cells were seen in that batch."]);
       said.push(...this.trust([0], target, name)); // the check was of all cells together
     } else {
       const unseen = labels.filter((k) => !seen(k, target)).map((k) => header.labels[k]!);
       if (unseen.length) {
-        said.push(["note", `${listed(unseen)} ${unseen.length > 1 ? "were" : "was"} never seen in ${name}: this is an extrapolation, a guess that no cell of these data backs. The column of what was seen is empty for the selection.`]);
+        said.push(["note", `${listed(unseen)} ${unseen.length > 1 ? "were" : "was"} never seen in ${name}: this is an extrapolation, which no cell of these data supports. The observed change is empty for this selection.`]);
       }
       const few = labels.filter((k) => seen(k, target) && counts[k * nBatches + target]! < FEW).map((k) => header.labels[k]!);
       if (few.length) {
-        said.push(["note", `${listed(few)}: fewer than ${FEW} cells were seen in ${name}, so the change that was seen is itself a guess.`]);
+        said.push(["note", `${listed(few)}: fewer than ${FEW} cells were seen in ${name}, so the observed change is itself uncertain.`]);
       }
       const shared = (b: number) => header.labels.some((_, k) => seen(k, b) && seen(k, target));
       const apart = batches.filter((b) => b !== target && !shared(b)).map((b) => header.batches[b]!);
       if (apart.length) {
-        said.push(["note", `${listed(apart)} and ${name} share no label: what is batch and what is label cannot be told apart between them.`]);
+        said.push(["note", `${listed(apart)} and ${name} share no label: batch and label cannot be told apart between them.`]);
       }
       said.push(...this.trust(labels.filter((k) => seen(k, target)), target, name));
     }
@@ -209,21 +209,21 @@ export class WhatIf {
     if (there === all) {
       said.splice(0, said.length, ["fine", `These cells are ${target < 0 ? "at" : "from"} ${name} already, so nothing changes.`]);
     } else if (there && target >= 0) {
-      said.unshift(["note", `${count(there)} of ${count(all)} selected cells are from ${name} already. They do not change, and the means below have them in.`]);
+      said.unshift(["note", `${count(there)} of ${count(all)} selected cells are from ${name} already. They do not change, but they are part of the means below.`]);
     }
     if (header.unusable) said.unshift(["note", header.unusable]);
     byId("warnings").replaceChildren(...said.map(([kind, words]) => make("li", words, { class: kind })));
   }
 
-  /** Say where a prediction leaves what log1p of shares of 10,000 can be. */
+  /** Warn of predicted means outside the range of log1p CP10k. */
   private impossible({ there }: Answer): void {
     const n = there.filter((x) => x < -0.1 || x > LARGEST).length;
     if (!n) return;
-    const words = `Means that no cells can have, below 0 or above ${number(LARGEST)}, are predicted for ${count(n)} of ${count(there.length)} genes: the model leaves what it knows.`;
+    const words = `Impossible means, below 0 or above ${number(LARGEST)}, are predicted for ${count(n)} of ${count(there.length)} genes: the model extrapolates.`;
     byId("warnings").append(make("li", words, { class: "note" }));
   }
 
-  /** Repeat what the check on held-out cells said of the labels in the target. */
+  /** Return the result of the check on held-out cells for the labels in the target. */
   private trust(labels: number[], target: number, name: string): [string, string][] {
     const checked = this.payload.header.trust.filter(([, b]) => b === target);
     const words = new Map(checked.map(([k, , word, against]) => [k, `${word}|${against}`]));
@@ -260,17 +260,17 @@ export class WhatIf {
     return Array.from(answer.change.keys()).sort((a, b) => size(b) - size(a) || a - b);
   }
 
-  /** Say what the interval and the seen change are of, and what not. */
+  /** Return what the interval and the observed change are based on. */
   private notes(answer: Answer): string {
     return [this.intervalNote(answer), this.seenNote(answer)].filter(Boolean).join(" ");
   }
 
   private seenNote(answer: Answer): string {
     const source = this.seenIn(answer);
-    return source && `(change that was seen: of ${source === "all cells" ? "all cells, training cells included" : source})`;
+    return source && `(observed change: in ${source === "all cells" ? "all cells, training cells included" : source})`;
   }
 
-  /** Give the cells that the seen change is of; nothing where there is none. */
+  /** Return the cells that the observed change is based on; empty if there is none. */
   private seenIn(answer: Answer): string {
     if (Number.isNaN(this.seen(0, answer))) return "";
     const heldOut = (label: number, batch: number) => this.genes.isHeldOut(label, batch);
@@ -283,7 +283,7 @@ export class WhatIf {
     const said = [];
     if (this.payload.header.whatif!.factor === null) said.push("not calibrated");
     if (this.payload.header.whatif!.kind === "random") {
-      said.push("of the decoder's effects only, so they may be too narrow; scmedley project --draws has the encoder's too");
+      said.push("decoder's effects only, so they may be too narrow; scmedley project --draws includes the encoder's");
     }
     if (nDrawn < nMean) said.push(`width from ${nDrawn} of the cells`);
     return said.length ? `(5–95 %: ${said.join("; ")})` : "";
@@ -310,7 +310,7 @@ export class WhatIf {
     byId("genes-note").textContent = this.notes(answer);
   }
 
-  /** Put the intervals into the table's rows as they stand, so that what has the focus keeps it. */
+  /** Fill the intervals into the existing rows, so that the focus is kept. */
   private intervals(answer: Answer): void {
     const order = this.order(answer);
     byId<HTMLTableSectionElement>("genes").querySelectorAll("tr").forEach((row, i) => {
@@ -322,8 +322,8 @@ export class WhatIf {
   }
 
   /**
-   * Give the seen change: mean of each cell's label in the target less its mean in the cell's own batch. Not a number
-   * unless all of these were seen: the change is of all cells.
+   * Return the observed change: the mean of each cell's label in the target minus its mean in the cell's own batch;
+   * NaN unless all of these pairs were seen.
    */
   private seen(gene: number, { kinds, code, cells }: Answer): number {
     if (code < 0) return NaN;
@@ -334,12 +334,12 @@ export class WhatIf {
     return sum / cells.length;
   }
 
-  /** Save all genes, in turns with the browser; each row says what was asked. */
+  /** Save all genes, with pauses for the browser; each row holds the selection and the target. */
   private async save(): Promise<void> {
     const { answer } = this;
     const button = byId("save");
     if (!answer || button.ariaDisabled === "true") return;
-    button.ariaDisabled = "true"; // one that is disabled would lose the focus
+    button.ariaDisabled = "true"; // a disabled button would lose the focus
     const names = this.payload.header.genes;
     const { own, there, change, low, high, cells } = answer;
     const asked = [answer.what, answer.target].map(quoted);
@@ -362,13 +362,13 @@ export class WhatIf {
   }
 }
 
-/** Quote a text; one that a spreadsheet would take for a formula gets an apostrophe before it. */
+/** Quote a text, after an apostrophe if a spreadsheet would read it as a formula. */
 function quoted(text: string): string {
   const plain = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
   return `"${plain.replaceAll('"', '""')}"`;
 }
 
-/** Draw some of many cells, the same for the same cells. */
+/** Draw a random sample of cells, the same for the same cells. */
 function drawn(cells: Uint32Array, n: number): Uint32Array {
   if (cells.length <= n) return cells;
   const uniform = uniforms(cells.length);
@@ -380,7 +380,7 @@ function drawn(cells: Uint32Array, n: number): Uint32Array {
   return left.slice(0, n).sort();
 }
 
-/** Give the value that 0.5 % of genes exceed: one gene must not take all the colour. */
+/** Return the value that 0.5 % of genes exceed, so that one gene does not use the whole scale. */
 function upper(values: Float32Array): number {
   const sorted = Float32Array.from(values).sort();
   return sorted[Math.ceil(0.995 * (sorted.length - 1))]!;

@@ -134,7 +134,7 @@ test("a lasso in one map selects and highlights in all", async () => {
   assert.notEqual(await pixels(page, 0), earlier[0]);
   assert.notEqual(await pixels(page, 2), earlier[1]);
   await answered(page);
-  assert.match(await page.textContent("#ex-status"), /cells of a lasso, as if from/);
+  assert.match(await page.textContent("#ex-status"), /cells selected on a map, as if from/);
   await page.click("#ex-clear");
   assert.equal(await selected(page), 0);
   await page.mouse.move(0, 0);
@@ -220,9 +220,9 @@ test("batches that share no label are said to be", async () => {
   await page.close();
 });
 
-test("without labels no seen change is shown, and the check of all cells is", async () => {
+test("without labels no observed change is shown, and the check of all cells is", async () => {
   const { page, errors } = await open(browser, `${OUT}unlabelled/report.html`);
-  assert.match(await page.textContent("#explorer"), /no labels, so no change that was seen stands/);
+  assert.match(await page.textContent("#explorer"), /no labels, so no observed change is shown/);
   await page.selectOption("#ex-batch", "0");
   await page.click("#ex-group");
   await page.selectOption("#ex-target", "1");
@@ -249,7 +249,7 @@ test("a change of several labels counts as seen only where all were", async () =
   await page.close();
 });
 
-test("cells without a label or a known batch are told of, and intervals that are too narrow", async () => {
+test("cells without a label or a known batch are shown, and intervals that are too narrow", async () => {
   const { page, errors } = await open(browser, `${OUT}odd/report.html`);
   const choose = async (name) => {
     await page.selectOption("#ex-colour", { label: "odd" });
@@ -264,19 +264,19 @@ test("cells without a label or a known batch are told of, and intervals that are
   assert.ok(Number.isNaN(seen));
   assert.match(await page.textContent("#ex-genes-note"), /decoder's effects only, so they may be too narrow; scmedley project --draws/);
   const [unknown, mean] = await choose("stranger");
-  assert.match(unknown, /no batch that the model knows: 4 of 4\./);
+  assert.match(unknown, /no batch known to the model: 4 of 4\./);
   assert.doesNotMatch(unknown, /without a label/);
   assert.match(mean, /^At the population mean/);
   await page.click("#ex-clear");
   await page.click("#ex-group");
   await answered(page);
-  assert.match(await page.textContent("#ex-warnings"), /no batch that the model knows: 4 of .*without a label: 6 of /);
+  assert.match(await page.textContent("#ex-warnings"), /no batch known to the model: 4 of .*without a label: 6 of /);
   assert.match(await page.textContent("#ex-own-title"), /or at the population mean/);
   none(errors);
   await page.close();
 });
 
-test("a run whose check failed says so, and means that cannot be are told of", async () => {
+test("a failed check and impossible means are shown", async () => {
   const { page, errors } = await open(browser, `${OUT}failed/report.html`);
   await page.selectOption("#ex-batch", "1");
   await page.click("#ex-group");
@@ -285,7 +285,7 @@ test("a run whose check failed says so, and means that cannot be are told of", a
   assert.match(await page.textContent("#ex-warnings"), /^Do not use: over this run, predictions did not agree/);
   await page.selectOption("#ex-target", "0");
   await answered(page);
-  assert.match(await page.textContent("#ex-warnings"), /Means that no cells can have, below 0 or above 9\.21, are predicted for/);
+  assert.match(await page.textContent("#ex-warnings"), /Impossible means, below 0 or above 9\.21, are predicted for/);
   await page.fill("#ex-gene", expected.genes[3]);
   await page.press("#ex-gene", "Enter");
   await page.fill("#ex-gene", "");
@@ -310,7 +310,7 @@ test("the saved table says what was asked, and saving lets the browser answer", 
   assert.ok(head.endsWith("selection,as_if_from,cells,cells_of_means,cells_of_intervals,seen_change_of"));
   const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
   assert.ok(first.endsWith(`,${quoted(await page.textContent("#ex-selection"))},${quoted(expected.batches[1])},${n},${n},30,"all cells"`));
-  assert.match(await page.textContent("#ex-genes-note"), /change that was seen: of all cells, training cells included/);
+  assert.match(await page.textContent("#ex-genes-note"), /observed change: in all cells, training cells included/);
   assert.match(await page.textContent("#ex-genes-note"), /width from 30 of the cells/);
   none(errors);
   await page.close();

@@ -1,4 +1,4 @@
-"""Plots: every function returns a matplotlib figure and touches no pyplot state."""
+"""Plots: every function returns a matplotlib figure and leaves pyplot alone."""
 
 from scmedley.pl.batch_shifts import batch_shifts
 from scmedley.pl.donor_map import donor_map

@@ -1,4 +1,4 @@
-"""A figure without pyplot. Imported only when something is drawn, because matplotlib is an extra."""
+"""Figures without pyplot. Imported only for drawing, because matplotlib is an extra."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ except ImportError as error:  # pragma: no cover - the tests have the extra
 
 
 class NotebookFigure(Figure):
-    """A figure that a notebook shows by itself, whether or not pyplot was ever imported."""
+    """A figure that a notebook displays, also if pyplot was never imported."""
 
     def _repr_png_(self) -> bytes:
         return png(self, dpi=100, tight=True)
 
 
 def png(figure: Figure, dpi: int, *, tight: bool = False) -> bytes:
-    """Give the figure as PNG bytes that depend on what is drawn and on nothing else."""
+    """Return the figure as PNG bytes that depend only on what is drawn."""
     buffer = BytesIO()
     figure.savefig(
         buffer,
@@ -38,7 +38,7 @@ def png(figure: Figure, dpi: int, *, tight: bool = False) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as its suffix says, without the date; texts of an SVG stay texts."""
+    """Write a figure in the format of its suffix, without the date; text in an SVG stays text."""
     no_date: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     settings: Any = {"svg.hashsalt": "scmedley", "svg.fonttype": "none"}
     with rc_context(settings):
@@ -46,7 +46,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def figure_of(ax: Axes) -> Figure:
-    """Give the figure that an axis belongs to, also through subfigures."""
+    """Return the figure of an axis, also from a subfigure."""
     figure = ax.figure
     while not isinstance(figure, Figure):
         figure = figure.figure
@@ -54,7 +54,7 @@ def figure_of(ax: Axes) -> Figure:
 
 
 def plain(text: object, longest: int = 32, *, keep_end: bool = False) -> str:
-    """Make a name from the data fit for a figure: one line, not too long, cut at its end or in its middle."""
+    """Return a name from the data as one short line for a figure, cut at its end or in its middle."""
     printable = (c if c.isprintable() else " " for c in str(text))  # an SVG may hold no control characters
     line = " ".join("".join(printable).split())
     if len(line) <= longest:
@@ -64,5 +64,5 @@ def plain(text: object, longest: int = 32, *, keep_end: bool = False) -> str:
 
 
 def write(setter: Callable[..., Any], text: object, **kwargs: Any) -> None:
-    """Call ``ax.set_title`` and the like with a name from the data, in which ``$`` is only a dollar."""
+    """Call ``ax.set_title`` or the like with a name from the data; ``$`` does not start mathematics."""
     setter(plain(text), parse_math=False, **kwargs)

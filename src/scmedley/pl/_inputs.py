@@ -1,4 +1,4 @@
-"""Is this what the plot draws? Errors that name the column, the row and the value."""
+"""Checks of what a plot is given. Errors name the column, the row and the value."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from scmedley.errors import ScmedleyError
 def table_of(
     table: pd.DataFrame, what: str, columns: Sequence[str], numbers: Sequence[str], finite: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Give a table with ``numbers`` as numbers, NaN where there is none; those that are ``finite`` must not be.
+    """Return the table with the columns ``numbers`` as floats; those in ``finite`` must not be missing.
 
     Raises
     ------
     ScmedleyError
-        No table, an empty one, a column that is missing, a value that is no number.
+        Not a table, an empty table, a missing column, or a value that is not a number.
     """
     if not isinstance(table, pd.DataFrame):
-        raise ScmedleyError(f"{what} is a {type(table).__name__}; give a pandas DataFrame.")
+        raise ScmedleyError(f"{what} is a {type(table).__name__}. Pass a pandas DataFrame.")
     missing = [column for column in columns if column not in table]
     if missing:
-        raise ScmedleyError(f"{what} lacks the column(s) {', '.join(missing)}")
+        raise ScmedleyError(f"{what} lacks the column(s) {', '.join(missing)}. Pass another table.")
     if table.empty:
-        raise ScmedleyError(f"{what} is empty: nothing to draw")
+        raise ScmedleyError(f"{what} is empty, so there is nothing to draw. Pass a table with rows.")
     found = table.copy(deep=False)
     for column in numbers:
         values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
@@ -39,12 +39,12 @@ def table_of(
             row = int(bad.argmax())
             kind = "finite number" if column in finite else "number"
             raise ScmedleyError(
-                f"{what}, row {table.index[row]!r}, column {column!r}: {table[column].iloc[row]!r} is no {kind}."
+                f"{what}, row {table.index[row]!r}, column {column!r}: {table[column].iloc[row]!r} is not a {kind}."
             )
         found[column] = values
     return found
 
 
 def is_whole(value: Any) -> bool:
-    """Say whether a value is a whole number, of Python or numpy."""
+    """Return whether a value is an integer of Python or numpy."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Names beside points that do not overlap."""
+"""Names of points, placed so that they do not overlap."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-RADII = (5, 9, 14, 20, 28, 38, 50, 65)  # points, from the point to the name
+RADII = (5, 9, 14, 20, 28, 38, 50, 65)  # distances to try from a point to its name, in points
 ANGLES = 16
-LINE_FROM = 9  # points: names that lie farther away get a line
-AROUND = 3.5  # points around a point that names keep off
+LINE_FROM = 9  # names farther away than this, in points, get a line
+AROUND = 3.5  # free space around a point, in points
 
 
 def place_labels(ax: Axes, xy_N2: NDArray[np.float64], names: Sequence[str], fontsize: float = 7) -> int:
-    """Write a name near each point, clear of all points and names; give how many found no place.
+    """Write a name near each point without overlap; return the number of names that found no place.
 
-    Names are placed one by one, those with the nearest neighbours last, each at the first free place around its
-    point. The axes must have their final size and limits.
+    Each name takes the first free place around its point; the points with the nearest neighbours come last.
+    The axes must have their final size and limits.
     """
     from scmedley.pl._figure import figure_of
 
@@ -44,7 +44,7 @@ def place_labels(ax: Axes, xy_N2: NDArray[np.float64], names: Sequence[str], fon
             va="center",
             parse_math=False,
         )
-        text.set_in_layout(False)  # or the axes would shrink away from under the names
+        text.set_in_layout(False)  # otherwise the axes shrink to make room for the names
         box = text.get_window_extent()
         found = _free(
             at_N2[i], box.width / 2 + 1, box.height / 2 + 0.5, to_pixels, taken, tuple(frame.extents)
@@ -64,7 +64,7 @@ def place_labels(ax: Axes, xy_N2: NDArray[np.float64], names: Sequence[str], fon
 
 
 def _order(at_N2: NDArray[np.float64]) -> list[int]:
-    """Give the points, those with room around them first."""
+    """Return the points in order of decreasing distance to their nearest neighbour."""
     distance_NN = np.hypot(*(at_N2[:, None] - at_N2[None]).T)
     np.fill_diagonal(distance_NN, np.inf)
     return [int(i) for i in np.argsort(-distance_NN.min(1), kind="stable")]
@@ -78,12 +78,12 @@ def _free(
     taken: list[tuple[float, float, float, float]],
     frame: tuple[float, ...],
 ) -> tuple[NDArray[np.float64], float, tuple[float, float, float, float]] | None:
-    """Give the offset, the distance and the box of the nearest free place: pixels, but the distance in points."""
+    """Return offset (pixels), distance (points) and box (pixels) of the nearest free place."""
     left, bottom, right, top = np.array(taken).T
     for radius in RADII:
         for angle in 2 * np.pi * np.arange(ANGLES) / ANGLES:
             step = np.array([np.cos(angle), np.sin(angle)])
-            # The box touches the circle around the point rather than having its middle on it.
+            # The edge of the box, not its centre, is on the circle around the point.
             offset = step * radius * to_pixels + step * (half_width, half_height)
             (x, y) = at + offset
             box = (x - half_width, y - half_height, x + half_width, y + half_height)

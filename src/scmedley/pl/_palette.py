@@ -1,4 +1,4 @@
-"""Colours that colour-blind readers can tell apart and that show on white and on near-black."""
+"""Colours for colour-blind readers that are visible on white and on near-black."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ DISTINCT = BASE + [_mix(colour, 255, 0.45) for colour in BASE] + [_mix(colour, 0
 
 
 def colours(n: int) -> list[str]:
-    """Give a colour for each of ``n`` levels; after ``len(DISTINCT)`` of them the colours repeat."""
+    """Return a colour for each of ``n`` levels; colours repeat after ``len(DISTINCT)``."""
     return [DISTINCT[i % len(DISTINCT)] for i in range(n)]

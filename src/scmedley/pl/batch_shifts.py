@@ -1,4 +1,4 @@
-"""Which genes each batch shifts, as a heatmap."""
+"""Heatmap of the gene shifts of batches."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ["label", "batch", "gene", "shift", "q05", "q95", "seen"]
-MOST_GENES = 60  # that a heatmap shows, unless more are asked for
-CELL = 0.17  # height of a gene, inches
-UNKNOWN = "#d4d4d4"  # neither white, which is no shift, nor a colour of the scale
+MOST_GENES = 60  # shown by default
+ROW = 0.17  # height of a gene, inches
+UNKNOWN = "#d4d4d4"  # not a colour of the scale, where white means no shift
 
 
 def batch_shifts(
@@ -26,21 +26,22 @@ def batch_shifts(
 ) -> Figure:
     """Draw the shifts of genes (rows) in batches (columns), for one label.
 
-    A dot marks a shift whose interval from 5 % to 95 % holds 0. The table keeps, for each batch, the genes of its
-    largest shifts alone, so that the shift of another gene is not known: its place is grey, which does not mean 0.
-    Batches in which the label was never observed are hatched: their shifts are extrapolated.
+    A dot marks a shift whose 5-95 % interval includes 0. For each batch, the table holds only the genes with
+    the largest shifts. The shifts of other genes are not known; they are grey, which does not mean 0. Batches
+    in which the label was never observed are hatched: their shifts are extrapolated.
 
     Parameters
     ----------
     shifts
         Table of :func:`scmedley.interpret.gene_shifts`, or ``gene_shifts.csv`` of a run.
     label
-        Which; may be left out where the table has one.
+        Label to draw; may be left out if the table has only one.
     n_top
-        The genes shown are the ``n_top`` largest shifts of each batch, taken together; by default as many, up to
-        10, as make 60 genes. They are ordered by average-linkage clustering, with unknown shifts as 0.
+        The heatmap shows the genes with the ``n_top`` largest shifts of any batch. Default: the largest
+        number up to 10 that gives at most 60 genes. Genes are ordered by average-linkage clustering, with
+        unknown shifts as 0.
     ax
-        Where to draw; a new figure if not given.
+        Axes to draw in; a new figure if not given.
 
     Returns
     -------
@@ -49,8 +50,8 @@ def batch_shifts(
     Raises
     ------
     ScmedleyError
-        A column is missing or holds no numbers, the table is empty, it has no such label, or several and none was
-        named.
+        A column is missing or does not hold numbers; the table is empty or does not have the label; or
+        ``label`` is missing and the table has several.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, plain, write
 
@@ -64,7 +65,7 @@ def batch_shifts(
     ]
     if ax is None:
         below = 0.075 * max(map(len, names)) + 1.2
-        size = (max(4.2, 2.6 + 0.24 * len(batches)), CELL * len(value_GB) + below)
+        size = (max(4.2, 2.6 + 0.24 * len(batches)), ROW * len(value_GB) + below)
         figure: Figure = NotebookFigure(figsize=size, layout="constrained")
         ax = figure.add_subplot()
     else:
@@ -95,17 +96,17 @@ def _of_label(shifts: pd.DataFrame, label: str | None) -> pd.DataFrame:
     rows = shown_in(rows.assign(**{name: rows[name].astype(str) for name in ("label", "batch", "gene")}))
     labels = list(dict.fromkeys(rows["label"]))
     if label is None and len(labels) > 1:
-        raise ScmedleyError(f"name one label; the table has: {', '.join(labels)}")
+        raise ScmedleyError(f"The table has several labels: {', '.join(labels)}. Choose one with label=...")
     rows = rows[rows["label"] == (labels[0] if label is None else label)]
     if rows.empty:
-        raise ScmedleyError(f"the table of shifts has no label {label!r}; it has: {', '.join(labels)}")
+        raise ScmedleyError(f"The table has no label {label!r}. Choose one of: {', '.join(labels)}.")
     return rows
 
 
 def _top(rows: pd.DataFrame, n_top: int | None) -> list[str]:
-    """Give the genes of the largest shifts of each batch, taken together."""
+    """Return the genes with the largest shifts of any batch."""
     if n_top is not None and not (is_whole(n_top) and n_top >= 1):
-        raise ScmedleyError(f"n_top is {n_top!r}; give a whole number, 1 or more.")
+        raise ScmedleyError(f"n_top is {n_top!r}; it must be an integer, 1 or more.")
     place = rows["shift"].abs().groupby(rows["batch"]).rank(ascending=False, method="first")
     genes: list[str] = []
     for n in (n_top,) if n_top else range(1, 11):
@@ -116,7 +117,7 @@ def _top(rows: pd.DataFrame, n_top: int | None) -> list[str]:
 
 
 def _tables(rows: pd.DataFrame, batches: list[str], genes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Give shifts, and whether their sign is unsure: genes x batches, not a number where not known."""
+    """Return the shifts (NaN if not known) and whether their sign is uncertain, both genes x batches."""
     rows = rows.assign(unsure=((rows["q05"] <= 0) & (rows["q95"] >= 0)).astype(float))
     value_GB, unsure_GB = (
         rows.pivot_table(index="gene", columns="batch", values=name).reindex(index=genes, columns=batches)
@@ -140,7 +141,7 @@ def _hatch(ax: Axes, unseen_B: np.ndarray, n_genes: int) -> None:
 
 
 def _explain(ax: Axes, unsure: bool, unknown: bool) -> None:
-    """Say above the picture what dots and grey mean, where there are any."""
-    words = ["dot: the 5–95 % interval holds 0"] * unsure + ["grey: not known"] * unknown
+    """Write what dots and grey mean, if there are any."""
+    words = ["dot: the 5–95 % interval includes 0"] * unsure + ["grey: not known"] * unknown
     if words:
         ax.set_xlabel("; ".join(words), fontsize=8, loc="left")

@@ -1,4 +1,4 @@
-"""Methods compared over folds: means with intervals, nulls and published values."""
+"""Comparison of methods over folds: means with intervals, nulls and published values."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def comparison(ax: Axes, rows: pd.DataFrame, methods: list[str]) -> None:
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw in.
     rows
-        One row a method: ``method``, ``value`` with ``value_low`` and ``value_high`` (95 % over folds),
-        ``null`` and ``published`` (not a number where there is none).
+        One row per method: ``method``, ``value`` with ``value_low`` and ``value_high`` (95 % over folds),
+        ``null`` and ``published`` (NaN if there is none).
     methods
-        Those to show, in that order; a method without a row leaves its place empty.
+        Methods to show, in this order; the place of a method without a row stays empty.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -54,9 +54,9 @@ def confounding(ax: Axes, donors: pd.DataFrame) -> None:
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw in.
     donors
-        Labels x groups: numbers of donors. A label that few donors of a group have says little about it.
+        Labels x groups: numbers of donors. A label in few donors of a group is weak evidence about the group.
     """
     from scmedley.pl._figure import plain
 

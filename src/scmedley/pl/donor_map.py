@@ -1,4 +1,4 @@
-"""Batches placed by their random effects."""
+"""Map of the batches by their random effects."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from scmedley.models import MixedEffects
     from scmedley.models.base import Model
 
-INSIDE_90 = 4.605  # squared distance, in standard deviations, that holds 90 % of a Gaussian in two dimensions
-FEW = 6  # different numbers, which are then levels
+INSIDE_90 = 4.605  # squared radius, in standard deviations, that holds 90 % of a Gaussian in two dimensions
+FEW = 6  # up to so many different numbers are drawn as levels
 PLAIN = "#2f86c9"
 
 
@@ -32,11 +32,11 @@ def donor_map(
     *,
     ax: Axes | None = None,
 ) -> Figure:
-    """Draw batches (such as donors) where their random effects place them, with what is not sure about it.
+    """Draw batches (such as donors) by their random effects, with the uncertainty of their positions.
 
-    Places are those of :func:`scmedley.interpret.batch_effects`: principal components of the posterior means of the
-    decoder's effects, the axes in units of the priors' standard deviation. An ellipse holds 90 % of a batch's
-    posterior: batches whose ellipses lie over each other are not told apart here.
+    Positions come from :func:`scmedley.interpret.batch_effects`: principal components of the posterior means
+    of the decoder's effects; the axes are in units of the priors' standard deviation. An ellipse holds 90 %
+    of a batch's posterior: batches with overlapping ellipses are not told apart by this map.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def donor_map(
         Cells, and a column of their ``obs`` with one value for each batch, such as sex or diagnosis.
         More than six different numbers get a colour bar. Batches without cells or without a value are grey.
     ax
-        Where to draw, of final size; a new figure if not given.
+        Axes of final size to draw in; a new figure if not given.
 
     Returns
     -------
@@ -55,8 +55,8 @@ def donor_map(
     Raises
     ------
     ScmedleyError
-        As :func:`scmedley.interpret.batch_effects`; one of ``adata`` and ``color`` without the other; no such
-        column; a batch with several values.
+        As :func:`scmedley.interpret.batch_effects`; only one of ``adata`` and ``color``; a missing column; a
+        batch with several values.
     """
     from matplotlib.colors import to_rgba
 
@@ -93,14 +93,14 @@ def donor_map(
 
 
 def _values(batch_key: str, batches: list[str], adata: AnnData | None, color: str | None) -> pd.Series | None:
-    """Give the value of each batch, missing where there is none; None without a column."""
+    """Return the value of each batch, missing if it has none; None without a column."""
     if adata is None and color is None:
         return None
     if adata is None or color is None:
-        raise ScmedleyError("colours need both: the cells (adata) and a column of their obs (color).")
+        raise ScmedleyError("Only one of adata and color is given. Pass both, or neither.")
     for key in (batch_key, color):
         if key not in adata.obs:
-            raise ScmedleyError(f"obs has no column {key!r}; it has: {', '.join(map(str, adata.obs))}")
+            raise ScmedleyError(f"obs has no column {key!r}. It has: {', '.join(map(str, adata.obs))}.")
     column = adata.obs[color]
     is_number = pd.api.types.is_numeric_dtype(column) and column.nunique() > FEW
     value = (
@@ -112,14 +112,14 @@ def _values(batch_key: str, batches: list[str], adata: AnnData | None, color: st
     if len(twice):
         own = known.loc[known["batch"] == twice.iloc[0], "value"]
         raise ScmedleyError(
-            f"batch {twice.iloc[0]!r} has several values in obs[{color!r}] ({own.iloc[0]!r}, {own.iloc[1]!r}). Name a "
-            "column with one value for each batch."
+            f"batch {twice.iloc[0]!r} has several values in obs[{color!r}] ({own.iloc[0]!r}, {own.iloc[1]!r}). "
+            "Choose a column with one value per batch."
         )
     return known.set_index("batch")["value"].reindex(batches)
 
 
 def _paint(figure: Figure, ax: Axes, values: pd.Series, color: str | None) -> Any:
-    """Give the colour of each batch, B × 4, and draw what explains them."""
+    """Return the colour of each batch, B × 4, and draw a legend or a colour bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize, to_rgba, to_rgba_array
 

@@ -1,4 +1,4 @@
-"""Cells on a map, coloured by a column or a gene."""
+"""Map of the cells, coloured by a column or a gene."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ ROWS_OF_LEGEND = 30  # names in one column of a legend
 def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) -> Figure:
     """Draw cells in two dimensions.
 
-    Cells are drawn in a random order with a fixed seed, so that no batch hides another,
-    and as pixels also in vector files, so that 500,000 cells stay small.
+    Cells are drawn in a random order with a fixed seed, so that no batch hides another. They are pixels
+    also in vector files, so that files of 500,000 cells stay small.
 
     Parameters
     ----------
@@ -35,13 +35,13 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
         Annotated cells.
     basis
         Key in ``obsm``, with or without ``X_``. If the embedding has a UMAP
-        (``keys.umap(basis)``) that is drawn, otherwise its first two columns. Cells without
-        coordinates, as the UMAP of many cells has them, are left out, and the figure says how many.
+        (``keys.umap(basis)``), that is drawn, otherwise its first two columns. Cells without
+        coordinates (as in the UMAP of many cells) are left out; the figure shows how many are drawn.
     color
         Column of ``obs`` (text, categories or numbers) or name of a gene
         (from ``layers["log1p_cp10k"]`` where present, in log1p CP10k, otherwise from ``X``).
     ax
-        Where to draw; a new figure if not given.
+        Axes to draw in; a new figure if not given.
 
     Returns
     -------
@@ -79,43 +79,43 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
 
 
 def coordinates(adata: AnnData, basis: str) -> tuple[str, NDArray[np.float32]]:
-    """Find the two columns to draw: ``(obsm key, cells x 2)``."""
+    """Return the ``obsm`` key and the two columns to draw, cells x 2."""
     found = next((key for key in (basis, f"X_{basis}") if key in list(adata.obsm)), None)
     if found is None:
-        raise ScmedleyError(f"obsm has no {basis!r}; it has: {', '.join(adata.obsm) or 'nothing'}")
+        raise ScmedleyError(f"obsm has no {basis!r}. It has: {', '.join(adata.obsm) or 'nothing'}.")
     key = keys.umap(found) if keys.umap(found) in adata.obsm else found
     values = adata.obsm[key]
     try:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is not drawn
+        with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite and is not drawn
             xy = np.asarray(values.toarray() if hasattr(values, "toarray") else values, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ScmedleyError(f"obsm[{key!r}] does not hold numbers ({error})") from error
     if xy.ndim != 2 or xy.shape[1] < 2:
-        raise ScmedleyError(f"obsm[{key!r}] has shape {xy.shape}; a map needs at least two columns")
+        raise ScmedleyError(f"obsm[{key!r}] has shape {xy.shape}. A map needs at least two columns.")
     return key, xy[:, :2]
 
 
 def drawable(key: str, xy_N2: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Say which cells have coordinates; an error if none has."""
+    """Return which cells have coordinates; raise if none has."""
     drawn = np.asarray(np.isfinite(xy_N2).all(axis=1))
     if not drawn.any():
-        raise ScmedleyError(f"obsm[{key!r}] has no cell with coordinates: nothing to draw")
+        raise ScmedleyError(f"obsm[{key!r}] has no cell with coordinates, so there is nothing to draw.")
     return drawn
 
 
 def how_many(drawn: NDArray[np.bool_]) -> str:
-    """Say how many cells are drawn, of how many."""
+    """Return the number of cells drawn and of all cells, as text."""
     return f"drawn: {drawn.sum():,} of {len(drawn):,} cells"
 
 
 def colouring(adata: AnnData, color: str) -> tuple[NDArray[np.generic], list[str] | None]:
-    """Give numbers and None, or codes of levels and their names."""
+    """Return numbers and None, or codes of levels and their names."""
     values = _values(adata, color)
     return (values.to_numpy(dtype=float), None) if pd.api.types.is_float_dtype(values) else levels(values)
 
 
 def levels(values: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
-    """Turn a column into codes (−1 where missing) and the names of the levels that occur."""
+    """Return the codes of a column (−1 if missing) and the names of the levels that occur."""
     try:
         column = values.astype("category").cat.remove_unused_categories()
     except TypeError as error:
@@ -126,7 +126,7 @@ def levels(values: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
 def scatter(
     ax: Axes, xy_N2: NDArray[np.float32], values_N: NDArray[np.generic], n_levels: int | None = None
 ) -> PathCollection:
-    """Draw the points alone: codes of ``n_levels`` levels, or numbers when ``n_levels`` is None."""
+    """Draw the points, coloured by codes of ``n_levels`` levels, or by numbers if ``n_levels`` is None."""
     n = len(xy_N2)
     order = np.random.default_rng(0).permutation(n)
     size = min(max(30_000 / max(n, 1), 0.8), 14.0)
@@ -135,7 +135,7 @@ def scatter(
     else:
         from matplotlib.colors import to_rgba_array
 
-        table = to_rgba_array([*colours(n_levels), MISSING])  # code −1 is the last: missing
+        table = to_rgba_array([*colours(n_levels), MISSING])  # code −1 (missing) takes the last colour
         style = {"c": table[values_N[order].astype(np.int64)]}
     points = ax.scatter(
         xy_N2[order, 0],
@@ -153,7 +153,7 @@ def scatter(
 
 
 def _values(adata: AnnData, color: str) -> pd.Series:
-    """Give the column or the gene as a series: floats if it is a quantity, otherwise levels."""
+    """Return the column or the gene as a series: floats for a quantity, otherwise levels."""
     if color in list(adata.obs):
         column = adata.obs[color]
         numeric = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
@@ -168,15 +168,15 @@ def _values(adata: AnnData, color: str) -> pd.Series:
         return pd.Series(adata[:, [color]].to_df(layer=layer)[color].astype(float))
     close = get_close_matches(str(color), [str(name) for name in (*adata.obs, *adata.var_names)], n=1)
     hint = (
-        f"; did you mean {close[0]!r}?"
+        f" Did you mean {close[0]!r}?"
         if close
-        else f"; obs has: {', '.join(map(str, adata.obs)) or 'nothing'}"
+        else f" obs has: {', '.join(map(str, adata.obs)) or 'nothing'}."
     )
-    raise ScmedleyError(f"{color!r} is neither a column of obs nor a gene{hint}")
+    raise ScmedleyError(f"{color!r} is neither a column of obs nor a gene.{hint}")
 
 
 def legend(ax: Axes, title: str, names: list[str], columns: int) -> None:
-    """Write the names of the levels to the right of ``ax``, in ``columns``."""
+    """Write the names of the levels to the right of ``ax``, in ``columns`` columns."""
     from matplotlib.lines import Line2D
 
     from scmedley.pl._figure import plain
@@ -184,7 +184,7 @@ def legend(ax: Axes, title: str, names: list[str], columns: int) -> None:
     if not names:
         return
     dots = [Line2D([], [], marker="o", linestyle="", markersize=5, color=c) for c in colours(len(names))]
-    # The texts are set afterwards: legends drop names that start with "_" and read "$" as mathematics.
+    # Texts are set afterwards, because a legend drops names that start with "_" and reads "$" as mathematics.
     box = ax.legend(
         dots,
         ["x"] * len(names),

@@ -1,4 +1,4 @@
-"""Embeddings side by side, in several colourings."""
+"""Several embeddings side by side, in one or several colourings."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-WIDTH = 3.1  # of a panel, inches
+WIDTH = 3.1  # width of a panel, inches
 
 
 def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | Sequence[str] = ()) -> Figure:
-    """Draw embeddings side by side: a row for each colouring, a column for each embedding.
+    """Draw embeddings side by side: one row per colouring, one column per embedding.
 
-    Points are drawn as by :func:`embedding`. A row has one legend, or one colour bar, for all its panels.
+    Points are drawn as in :func:`embedding`. The panels of a row share one legend or colour bar.
 
     Parameters
     ----------
     adata
         Annotated cells.
     bases
-        Keys in ``obsm``, with or without ``X_``; those of fixed effects, random effects and PCA that are
-        there by default. Of each its UMAP is drawn where there is one.
+        Keys in ``obsm``, with or without ``X_``. Default: fixed effects, random effects and PCA, if stored.
+        If an embedding has a UMAP, that is drawn.
     color
         One or several columns of ``obs`` (text, categories or numbers) or genes (log1p CP10k).
 
@@ -44,7 +44,7 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
     Raises
     ------
     ScmedleyError
-        No colour is given, no basis is given or there, or one of them is as :func:`embedding` cannot draw it.
+        No colour; no basis given or stored; or one that :func:`embedding` cannot draw.
     """
     from scmedley.pl._figure import NotebookFigure, write
 
@@ -53,7 +53,7 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
         bases = [key for key in keys.MAPS if key in adata.obsm]
     if not bases or not colors:
         raise ScmedleyError(
-            f"Name at least one colour and one embedding; obsm has: {', '.join(adata.obsm) or 'nothing'}, and obs: "
+            f"Pass at least one colour and one embedding. obsm has: {', '.join(adata.obsm) or 'nothing'}; obs: "
             f"{', '.join(map(str, adata.obs)) or 'nothing'}."
         )
     bases = _several(bases)
@@ -85,7 +85,7 @@ def embeddings(adata: AnnData, bases: Sequence[str] | None = None, color: str | 
 
 
 def _several(names: Any) -> list[Any]:
-    """Return one name, or several, as a list."""
+    """Return one or several names as a list."""
     return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
 
 
@@ -98,16 +98,14 @@ def _panel(
 ) -> PathCollection:
     drawn = drawable(key, xy_N2)
     points = scatter(ax, xy_N2[drawn], values_N[drawn], None if names is None else len(names))
-    ax.spines[:].set(visible=True, color="#d5d5d5", linewidth=0.6)  # or panels would run into each other
+    ax.spines[:].set(visible=True, color="#d5d5d5", linewidth=0.6)  # otherwise panels run into each other
     finite = np.asarray(values_N, dtype=float)
     finite = finite[np.isfinite(finite)]
     if names is None and len(finite):
-        points.set_clim(
-            finite.min(), finite.max()
-        )  # one scale for the row, whatever cells a panel leaves out
+        points.set_clim(finite.min(), finite.max())  # one scale for the row, also if a panel leaves out cells
     return points
 
 
 def _height(names: list[str] | None) -> float:
-    """Return the inches that a row needs for its legend, and for the picture."""
+    """Return the height of a row in inches: room for its legend and its panels."""
     return max(2.8, 0.5 + 0.145 * min(len(names or []), ROWS_OF_LEGEND))

@@ -1,4 +1,4 @@
-"""Cells as pictures: expression, and what changes in other batches.
+"""Genomaps: cells as pictures of their expression, and of its change in other batches.
 
 Shapes: R cells, C columns, H × W pixels, G genes. Lengths are in inches.
 """
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from scmedley.interpret.genomap import Layout
     from scmedley.interpret.panel import Panel
 
-SIDE, GAP = 1.4, 0.12  # of a picture, between pictures
+SIDE, GAP = 1.4, 0.12  # side of a picture, gap between pictures
 TITLE, HEADER, FOOT = 0.3, 0.42, 0.15
 ROW_NAME, LETTER = 1.95, 0.068  # width of the names of rows, and of a letter of a gene's name
-MOST_NAMES = 8  # of genes beside a picture
+MOST_NAMES = 8  # most genes named beside a picture
 LINE = 0.1  # height of a gene's name, as a share of a picture's
-LETTERS = 14  # of a note, an inch
-BAR = 1.0  # colour bar with its label
+LETTERS = 14  # letters of a note per inch
+BAR = 1.0  # width of the colour bar with its label
 OWN = "#d7191c"
-NO_GENE = "#e4e4e4"  # neither a colour of the scales nor white, which is next to no change
-CLIPPED = 0.995  # of the values lie within the scale
+NO_GENE = "#e4e4e4"  # not a colour of the scales, where white means almost no change
+CLIPPED = 0.995  # share of the values within the scale
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Pictures with one colour scale, and how they are drawn."""
+    """Pictures that share one colour scale."""
 
     title: str
     values_RCHW: NDArray[np.float32]
@@ -51,7 +51,7 @@ class _Block:
 
     @property
     def margin(self) -> float:
-        """Give the room for names of genes beside a picture."""
+        """Width of the names of genes beside a picture."""
         if not self.n_genes:
             return 0.0
         longest = max(len(_short(self.layout.genes[g])) for named in self._all_named() for g in named or [0])
@@ -59,19 +59,19 @@ class _Block:
 
     @property
     def above(self) -> float:
-        """Give the room above the pictures: for the title, if there is one, and the names of columns."""
+        """Height of the title, if there is one, and of the names of columns."""
         return HEADER + (TITLE if self.title else 0)
 
     @property
     def size(self) -> tuple[float, float]:
-        """Give width and height."""
+        """Width and height."""
         n_rows, n_columns = self.values_RCHW.shape[:2]
         width = ROW_NAME + n_columns * (SIDE + GAP + self.margin) + BAR
         return width, self.above + n_rows * (SIDE + GAP) + FOOT
 
     def named(self, row: int, column: int) -> list[int]:
-        """Give the genes with the largest change, those that change at all, from top to bottom."""
-        from scmedley.interpret.genomap import expression  # brings anndata
+        """Return the genes with the largest change above 0, from top to bottom."""
+        from scmedley.interpret.genomap import expression  # imports anndata
 
         value_G = np.abs(expression(self.values_RCHW[row, column][None], self.layout)[0])
         top = np.argsort(-value_G, kind="stable")[: self.n_genes]
@@ -93,21 +93,21 @@ def genomap(
     framed: NDArray[np.bool_] | None = None,
     unit: str = "log1p CP10k",
 ) -> Figure:
-    """Draw cells as pictures, a row for each cell, with one colour scale.
+    """Draw cells as pictures, one row per cell, with one colour scale.
 
     Parameters
     ----------
     images
         R × C × H × W, from :func:`scmedley.genomap.images`. Pixels without a gene are grey.
     layout
-        Where the genes lie.
+        Pixels of the genes.
     rows, columns
         Names of the R cells and of the C columns; a name may have several lines.
     framed
-        R × C: pictures to frame red, such as the cells in their own batches.
+        R × C: pictures to frame in red, such as cells in their own batches.
     unit
-        Of the values, for the colour bar. The scale goes from 0 to the 99.5 % quantile of all pictures; arrows
-        on the bar say that there are values beyond.
+        Unit of the values, for the colour bar. The scale goes from 0 to the 99.5 % quantile of all pictures;
+        arrows on the bar show that some values are beyond it.
 
     Returns
     -------
@@ -132,17 +132,17 @@ def genomap_difference(
     n_genes: int = 4,
     unit: str = "change, log1p CP10k",
 ) -> Figure:
-    """Draw changes as pictures, with the genes of the largest changes named beside them.
+    """Draw changes as pictures, with the names of the genes that change most.
 
     Parameters
     ----------
     images
-        Differences, R × C × H × W, such as counterfactual less reconstruction in the own batch. The scale is
+        Differences, R × C × H × W, such as counterfactual minus reconstruction in the own batch. The scale is
         symmetrical about 0 and holds 99.5 % of them.
     layout, rows, columns, framed, unit
         As for :func:`genomap`.
     n_genes
-        Genes named on each picture, 8 at most: those with the largest changes, where there are any.
+        Number of genes to name beside each picture, at most 8: those with the largest changes.
 
     Returns
     -------
@@ -159,16 +159,16 @@ def genomap_difference(
 
 
 def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure:
-    """Draw cells as measured, without batch effects, in their own batches and in others; then what changes.
+    """Draw cells as measured, without batch effects, in their own batch and in others; then the changes.
 
     Parameters
     ----------
     panel
-        From :func:`scmedley.interpret.panel`. Own batches are framed red.
+        From :func:`scmedley.interpret.panel`. Own batches are framed in red.
     n_genes
-        Genes named on each picture of changes, 8 at most.
+        Number of genes to name beside each picture of changes, at most 8.
     note
-        Lines above the figure, such as how the cells were chosen and what not to believe.
+        Lines above the figure, such as how the cells were chosen and which predictions not to trust.
 
     Returns
     -------
@@ -184,7 +184,7 @@ def counterfactuals(panel: Panel, *, n_genes: int = 4, note: str = "") -> Figure
     _check_names(n_genes)
     layout, own = panel.layout, np.array(panel.own)
     is_own_RT = own[:, None] == np.array(panel.targets)
-    is_own_RT[:, 0] = False  # the population mean, whatever a batch is called
+    is_own_RT[:, 0] = False  # the population mean, even if a batch has that name
     known = [batch or "batch not known" for batch in panel.own]
     rows = [
         f"{plain(cell, 24, keep_end=True)}\n{_short(batch)}"
@@ -220,7 +220,7 @@ def _check_names(n_genes: int) -> None:
 
 
 def _drawn(x_RCG: NDArray[np.float32], layout: Layout) -> NDArray[np.float32]:
-    """Draw cells and columns: R × C × H × W."""
+    """Return pictures of the cells and columns: R × C × H × W."""
     from scmedley.interpret.genomap import images
 
     return images(x_RCG.reshape(-1, x_RCG.shape[2]), layout).reshape(*x_RCG.shape[:2], *layout.shape)
@@ -233,7 +233,7 @@ def _checked(
     columns: Sequence[str],
     framed: NDArray[np.bool_] | None,
 ) -> tuple[NDArray[np.float32], Layout, Sequence[str], Sequence[str], NDArray[np.bool_]]:
-    """Say what does not fit together."""
+    """Return the checked inputs of a block; raise if they do not fit together."""
     values = np.asarray(images)
     if values.dtype.kind not in "biuf":
         raise ScmedleyError(f"Pictures hold values of type {values.dtype}, not numbers.")
@@ -241,7 +241,7 @@ def _checked(
     if values.shape != wanted or 0 in wanted:
         raise ScmedleyError(
             f"Pictures of shape {values.shape} do not fit {len(rows)} rows, {len(columns)} columns and a layout of "
-            f"{layout.shape} pixels. Give them as cells x columns x height x width."
+            f"{layout.shape} pixels. Pass them as cells x columns x height x width."
         )
     framed = np.zeros(wanted[:2], bool) if framed is None else np.asarray(framed, bool)
     if framed.shape != wanted[:2]:
@@ -252,7 +252,7 @@ def _checked(
 
 
 def _figure(blocks: list[_Block], note: str = "") -> Figure:
-    """Draw blocks under each other; places are in inches, so that nothing depends on how long names are."""
+    """Draw blocks below each other; positions are in inches, so they do not depend on the length of names."""
     from scmedley.pl._figure import NotebookFigure
 
     width = max(block.size[0] for block in blocks)
@@ -301,26 +301,24 @@ def _draw(figure: Figure, block: _Block, above: float) -> None:
 
 
 def _scale(block: _Block) -> tuple[float, float, str]:
-    """Give the limits of the colours, and at which ends values lie beyond them."""
+    """Return the limits of the colour scale, and at which ends values are beyond them."""
     values = block.values_RCHW[..., block.layout.rows, block.layout.columns]
     if block.diverging:
         high = float(np.quantile(np.abs(values), CLIPPED)) or float(np.abs(values).max()) or 1.0
         return -high, high, _beyond(values, -high, high)
     high = float(np.quantile(values, CLIPPED)) or float(values.max()) or 1.0
-    low = (
-        0.0 if high > 0 else high - 1.0
-    )  # networks make values a little below 0, which mean no more than 0 does
+    low = 0.0 if high > 0 else high - 1.0  # values just below 0 come from the network and mean 0
     return low, high, _beyond(values, low, high)
 
 
 def _beyond(values: NDArray[np.float32], low: float, high: float) -> str:
-    """Say at which ends of a scale there are values beyond it."""
+    """Return at which ends of a scale there are values beyond it."""
     ends = (bool(values.min() < low), bool(values.max() > high))
     return {(True, True): "both", (True, False): "min", (False, True): "max"}.get(ends, "neither")
 
 
 def _name(ax: Axes, block: _Block, row: int, column: int) -> None:
-    """Name genes to the right of a picture, in the order of their rows, so that no two names overlap."""
+    """Write names of genes to the right of a picture, in the order of their rows, without overlap."""
     genes = block.named(row, column) if block.n_genes else []
     if block.n_genes and not genes:
         ax.text(
@@ -344,7 +342,7 @@ def _name(ax: Axes, block: _Block, row: int, column: int) -> None:
 
 
 def _apart(heights: list[float]) -> list[float]:
-    """Move falling heights, as shares of a picture, as far apart as lines of text, and no lower than its foot."""
+    """Return decreasing heights (shares of a picture), moved so that lines of text do not overlap."""
     moved: list[float] = []
     for i, height in enumerate(heights):
         above = moved[-1] - LINE if moved else 1 - LINE / 2
@@ -360,5 +358,5 @@ def _short(name: object) -> str:
 
 
 def _lines(name: str) -> str:
-    """Keep the lines of a name, each short."""
+    """Return the lines of a name, each shortened."""
     return "\n".join(_short(line) for line in str(name).split("\n"))

@@ -1,4 +1,4 @@
-"""Scores beside their nulls."""
+"""Scores with their nulls."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ["embedding", "score", "of", "value", "null", "null_sd"]
-Z = 1.96  # standard errors to either side of a 95 % interval
+Z = 1.96  # half-width of a 95 % interval, in standard errors
 
 
 def scores(df: pd.DataFrame) -> Figure:
-    """Draw every score of every embedding beside its null.
+    """Draw every score of every embedding with its null.
 
     Parameters
     ----------
     df
         Tidy table with columns embedding (``obsm`` key), score, of ("batch" or "label"),
-        value, null, null_sd (NaN where there is no null), and, where there is one, se (standard error of
-        the value, NaN where there is none).
+        value, null, null_sd (NaN if there is no null) and, optionally, se (standard error of
+        the value, NaN if there is none).
 
     Returns
     -------
     matplotlib.figure.Figure
-        A row for batch and one for label, a column for each score. A dot is the value, with its 95 %
-        interval where it has a standard error, a grey bar the null ± 2 standard deviations.
+        One row for batch and one for label, one column per score. A dot is the value, with its 95 %
+        interval if it has a standard error. A grey bar is the null ± 2 standard deviations.
 
     Raises
     ------
     ScmedleyError
-        If a column is missing or holds no numbers, or the table is empty.
+        If a column is missing or does not hold numbers, or the table is empty.
     """
     from scmedley.pl._figure import NotebookFigure, write
 
@@ -59,14 +59,14 @@ def scores(df: pd.DataFrame) -> Figure:
             panel(ax, rows, list(df["embedding"].unique()), keys.title if ax is row[0] else None)
             write(ax.set_title, f"{name} by {of}", fontsize=9)
     figure.supxlabel(
-        "dot: value; line: its 95 % interval, where it has one; grey: null ± 2 standard deviations",
+        "dot: value; line: its 95 % interval, if known; grey: null ± 2 standard deviations",
         fontsize=8,
     )
     return figure
 
 
 def panel(ax: Axes, rows: pd.DataFrame, embeddings: list[str], name: Callable[[str], str] | None) -> None:
-    """Draw one score of each embedding, the first at the top, named by ``name`` where there is one."""
+    """Draw one score of each embedding, the first at the top, with names from ``name`` if given."""
     from matplotlib.ticker import MaxNLocator
 
     from scmedley.pl._figure import plain

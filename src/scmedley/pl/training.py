@@ -18,18 +18,19 @@ COLUMNS = ["network", "epoch", "part", "term", "value"]
 
 
 def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = False) -> Figure:
-    """Draw every loss term of every network, train and validation, the best epoch marked.
+    """Draw every loss term of every network for training and validation cells, and mark the best epoch.
 
     Parameters
     ----------
     history
-        Tidy table with columns network, epoch, part ("train" or "validation"), term, value; weight for ``weighted``.
+        Tidy table with columns network, epoch, part ("train" or "validation"), term, value; weight for
+        ``weighted``.
     ax
-        Where to draw; then the history must hold one network and one term. A new figure if not given,
-        with a row for each network and a column for each term.
+        Axes to draw in; the history must then hold one network and one term. A new figure if not given,
+        with one row per network and one column per term.
     weighted
-        Draw weight * value, what each term contributes to the total. Terms that are recorded only, such as the
-        adversary's own loss, are then left out.
+        Draw weight * value, the contribution of a term to the total. Terms that are only recorded, such as
+        the adversary's own loss, are then left out.
 
     Returns
     -------
@@ -38,7 +39,8 @@ def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = 
     Raises
     ------
     ScmedleyError
-        If a column is missing or holds no numbers, the table is empty, or an axis is given for more than one curve.
+        If a column is missing or does not hold numbers, the table is empty, or ``ax`` is given for several
+        curves.
     """
     from scmedley.pl._figure import NotebookFigure, figure_of, write
 
@@ -51,7 +53,7 @@ def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = 
     if ax is not None:
         if sum(map(len, terms.values())) > 1:
             raise ScmedleyError(
-                "one axis shows one network and one term; choose them first, for example "
+                "One axis shows one network and one term. Choose them first, for example with "
                 'history.query(\'network == "fixed" and term == "total"\')'
             )
         curve(ax, history, best_epoch(history))
@@ -73,9 +75,9 @@ def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = 
 
 
 def best_epoch(history: pd.DataFrame) -> int | None:
-    """Return the epoch with the lowest validation total of one network; None if it was not validated.
+    """Return the epoch with the lowest validation total of one network; None without validation.
 
-    As in training, it is compared without the adversarial term, if the weights are known.
+    As in training, totals are compared without the adversarial term, if the weights are known.
     """
     rows = history[history["part"] == "validation"].dropna(subset="value").set_index("epoch")
     total, adversarial = (rows[rows["term"] == term] for term in ("total", "adversarial"))
@@ -86,7 +88,7 @@ def best_epoch(history: pd.DataFrame) -> int | None:
 
 
 def curve(ax: Axes, rows: pd.DataFrame, best: int | None) -> None:
-    """Draw one term of one network; ``best`` is marked with a dotted line."""
+    """Draw one term of one network, with a dotted line at the epoch ``best``."""
     from matplotlib.ticker import MaxNLocator
 
     for part, (colour, line) in PARTS.items():
@@ -111,10 +113,10 @@ def averaged(ax: Axes, rows: pd.DataFrame, column: str = "weighted") -> None:
     Parameters
     ----------
     ax
-        Where to draw.
+        Axes to draw in.
     rows
-        Tidy history of that term: split, fold, seed, part, epoch and ``column``. The band is the range over the
-        fits; an epoch that not all fits reached is averaged over those that did.
+        Tidy history of that term: split, fold, seed, part, epoch and ``column``. The band is the range over
+        the fits; an epoch is averaged over the fits that reached it.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -1,4 +1,4 @@
-"""From counts to what the models read: filters, log1p CP10k."""
+"""Preparation of counts for the models: filters, log1p CP10k."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from scmedley.pp.checks import check
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
 
-DEEPER = 3  # times the median counts per cell of another batch, from which on it is warned of
+DEEPER = 3  # ratio of the batches' median counts per cell that gives a warning
 
 
 def prepare(
@@ -38,32 +38,33 @@ def prepare(
 ) -> Checked:
     """Check, filter, normalise and split ``adata`` in place, and flag its highly variable genes.
 
-    ``X`` keeps its values. ``layers["counts"]`` holds a copy of the counts (float32; a copy, so that
-    ``scanpy.pp.log1p(adata)`` afterwards leaves it alone), ``layers["log1p_cp10k"]`` the normalised values.
-    Data that are log-normalised already get no counts layer; logarithms to base 2 or 10 become natural ones, and
-    where every cell has the same total, but not 10,000 (scanpy's default is the median of the cells' totals), they
-    are brought to 10,000. Totals of counts are over all the genes that were counted, those of ``raw`` too.
-    ``obs["scmedley_split"]`` says which cells train, validate and test (a column of that name is kept); the
-    highly variable genes are chosen on the training cells. A view becomes an AnnData of its own.
+    ``X`` keeps its values. ``layers["counts"]`` holds a copy of the counts (float32), which a later
+    ``scanpy.pp.log1p(adata)`` does not change. ``layers["log1p_cp10k"]`` holds the normalised values. Data
+    that are already log-normalised get no counts layer. Logarithms to base 2 or 10 become natural ones. If
+    all cells have the same total, but not 10,000 (scanpy's default is the median of the cells' totals),
+    values are rescaled to 10,000. Totals of counts include all genes that were counted, also those of
+    ``raw``. ``obs["scmedley_split"]`` holds the part of each cell: train, validation or test (an existing
+    column is kept). Highly variable genes are chosen on the training cells. A view becomes an AnnData of its
+    own.
 
     Parameters
     ----------
     adata
-        Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X``, ``raw`` or another
-        layer; :func:`scmedley.data.matrix.find_values` says which is used.
+        Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X``, ``raw`` or
+        another layer; :func:`scmedley.data.matrix.find_values` finds which to use.
     batch_key, label_key
         ``obs`` columns; they become categorical, without unused categories.
     n_top_genes
-        Highly variable genes to flag in ``var["highly_variable"]``; all genes where there are not more.
+        Highly variable genes to flag in ``var["highly_variable"]``; all genes if there are not more.
     min_genes
-        Cells with fewer genes found are removed.
+        Cells with fewer detected genes are removed.
     min_cells
-        Genes found in fewer of the cells that stay are removed.
+        Genes detected in fewer of the remaining cells are removed.
     values
-        What the values are, where the evidence should not decide (``"auto"``): ``"counts"``, ``"log1p"``,
+        Kind of the values. Default: detect it (``"auto"``). Else ``"counts"``, ``"log1p"``,
         ``"log2"`` or ``"log10"`` (of counts per total, plus 1).
     seed
-        Seed of the split.
+        Random seed of the split.
 
     Returns
     -------
@@ -73,13 +74,13 @@ def prepare(
     Raises
     ------
     ScmedleyError
-        As :func:`scmedley.pp.checks.check` does; scaled or centred data; nothing left after the filters; fewer
-        than two batches left; all cells identical; a backed file; a setting out of range. What is found
-        only after the filters leaves ``adata`` filtered.
+        As :func:`scmedley.pp.checks.check`; scaled or centred data; nothing left after the filters; fewer
+        than two batches left; all cells identical; a backed file; a setting out of range. Errors that are
+        found after the filters leave ``adata`` filtered.
     """
     if not isinstance(adata, AnnData):
         raise ScmedleyError(
-            f"prepare takes an AnnData, not a {type(adata).__name__}: AnnData(table) makes one of it."
+            f"prepare takes an AnnData, not a {type(adata).__name__}. Convert a table with AnnData(table)."
         )
     _check_settings(adata, n_top_genes, min_genes, min_cells)
     check_seed(seed)
@@ -100,7 +101,7 @@ def prepare(
     n_counted = len(names)
     source = read if names.equals(adata.var_names) else read[:, names.get_indexer(adata.var_names)]
     cells, genes = _passing(source, min_genes, min_cells)
-    total_N = total_N[cells]  # of all genes, as in cells that come to the fitted model later
+    total_N = total_N[cells]  # over all genes, as for new cells of a fitted model
     source = _subset(adata, source, checked.where, cells, genes)
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
@@ -112,11 +113,9 @@ def prepare(
         adata.layers[keys.COUNTS] = source.copy() if any(source is x for x in stored) else source
         more += _depth(total_N, adata.obs[batch_key])
     else:
-        if (
-            keys.COUNTS in adata.layers
-        ):  # left where another matrix was better: everyone would take it for counts
+        if keys.COUNTS in adata.layers:  # other code would read it as counts
             del adata.layers[keys.COUNTS]
-            more.append(f"{COUNTS_LAYER} held no counts and was removed.")
+            more.append(f"{COUNTS_LAYER} did not hold counts and was removed.")
         checked = replace(checked, reason=checked.reason + _brought(checked))
         if any(values_NG is x for x in stored):
             values_NG = values_NG.copy()
@@ -140,19 +139,19 @@ def prepare(
 
 
 def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
-    """Warn where batches differ much in counts per cell, which no logarithm of shares takes out."""
+    """Return a warning if batches differ much in counts per cell: normalisation does not remove that."""
     medians = pd.Series(total_N, batch.index).groupby(batch, observed=True).median().sort_values()
     (low, *_, high), (least, *_, most) = medians.index, medians
     if most < DEEPER * least:
         return []
     return [
         f"Batches differ in sequencing depth: the median cell has {least:,.0f} counts in {low} and {most:,.0f} in "
-        f"{high}. Log-normalised values differ for that alone, so a part of what is found between batches may be depth."
+        f"{high}. Log-normalised values differ because of this, so a part of the batch effects may be due to depth."
     ]
 
 
 def _described(checked: Checked, n_counted: int) -> dict[str, Any]:
-    """Return what was found, without what is not known: an h5ad cannot hold None."""
+    """Return what was found, without unknown values: an h5ad cannot hold None."""
     about = {
         "where": checked.where,
         "kind": checked.kind,
@@ -166,7 +165,7 @@ def _described(checked: Checked, n_counted: int) -> dict[str, Any]:
 
 
 def _brought(checked: Checked) -> str:
-    """Return in words how log-normalised values were converted: part of the reason, as it is nothing to warn of."""
+    """Return a sentence on how log-normalised values were converted, for the reason: it is no warning."""
     stored = f" layers[{keys.LOGNORM!r}] holds"
     if checked.total not in (None, TARGET_SUM):
         return f"{stored} natural logarithms of {TARGET_SUM:,.0f} counts per cell instead of {checked.total:,.6g}."
@@ -174,7 +173,7 @@ def _brought(checked: Checked) -> str:
 
 
 def _target_sums(checked: Checked) -> dict[str, float]:
-    """Return the counts per cell in ``layers["log1p_cp10k"]``, not a number where not known, and those given."""
+    """Return the total per cell in ``layers["log1p_cp10k"]`` and in the input, NaN if not known."""
     if checked.values == "counts":
         return {"target_sum": TARGET_SUM}
     if checked.total is None:
@@ -183,7 +182,7 @@ def _target_sums(checked: Checked) -> dict[str, float]:
 
 
 def _ours(adata: AnnData) -> dict[str, Any]:
-    """Return what an earlier step kept in ``uns``, unless that key is somebody else's."""
+    """Return what an earlier step stored in ``uns``; empty if the key holds something else."""
     kept = adata.uns.get(keys.UNS)
     return dict(kept) if isinstance(kept, dict) else {}
 
@@ -196,7 +195,7 @@ def _check_settings(
 ) -> None:
     if adata.isbacked:
         raise ScmedleyError(
-            f"{adata.filename} is open on disk. Read it with adata = adata.to_memory() first."
+            f"{adata.filename} is a backed file. Load it with adata = adata.to_memory() first."
         )
     for name, value, least in (
         ("n_top_genes", n_top_genes, 1),
@@ -204,22 +203,21 @@ def _check_settings(
         ("min_cells", min_cells, 0),
     ):
         if value < least:
-            raise ScmedleyError(f"{name} is {value}; give {least} or more.")
+            raise ScmedleyError(f"{name} is {value}; it must be {least} or more.")
 
 
 def _passing(x: csr_matrix | np.ndarray, min_genes: int, min_cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks of the cells, then of the genes in these cells, that the filters keep."""
+    """Return masks of the cells that the filters keep, and of the genes kept among these cells."""
     found = x != 0
     cells = np.asarray(found.sum(axis=1)).ravel() >= min_genes
     if not cells.any():
         raise ScmedleyError(
-            f"No cell has {min_genes} genes or more: nothing is left. Lower min_genes, or look at the file."
+            f"No cell has {min_genes} genes or more, so no cell is left. Lower min_genes, or check the file."
         )
     genes = np.asarray((found if cells.all() else found[cells]).sum(axis=0)).ravel() >= min_cells
     if not genes.any():
         raise ScmedleyError(
-            f"No gene is found in {min_cells} cells or more: nothing is left. Lower min_cells, or look at "
-            "the file."
+            f"No gene is found in {min_cells} cells or more, so no gene is left. Lower min_cells, or check the file."
         )
     return cells, genes
 
@@ -228,8 +226,8 @@ def _subset(adata: AnnData, source: Matrix, where: str, cells: np.ndarray, genes
     """Keep these cells and genes in ``adata`` and in the source matrix, which is copied once at most."""
     from_x = source is adata.X
     if where == COUNTS_LAYER:
-        del adata.layers[keys.COUNTS]  # put back by the caller: what is shared must not be copied twice
-    adata.layers.pop(keys.LOGNORM, None)  # an earlier run's
+        del adata.layers[keys.COUNTS]  # the caller stores it again; it must not be copied twice
+    adata.layers.pop(keys.LOGNORM, None)  # of an earlier run
     if not cells.all():
         subset(adata, cells)
         source = source if from_x else source[cells]
@@ -248,14 +246,14 @@ def _check_filtered(
     if len(batches) < 2:
         raise ScmedleyError(
             f"Only batch {batches[0]!r} has cells with {min_genes} genes or more; two batches are needed. "
-            f"Lower min_genes, or look at {listed(lost)}."
+            f"Lower min_genes, or check the cells of {listed(lost)}."
         )
     if _all_same(x):
         raise ScmedleyError(
-            f"All {adata.n_obs:,} cells have the same values in every gene: there is nothing to learn. "
-            "Look at the step that wrote the file."
+            f"All {adata.n_obs:,} cells have the same values in every gene, so nothing can be learnt. "
+            "Check the step that wrote the file."
         )
-    return [f"No cell of {listed(lost)} has {min_genes} genes or more, so they are gone."] if lost else []
+    return [f"No cell of {listed(lost)} has {min_genes} genes or more: they are removed."] if lost else []
 
 
 def _all_same(x: csr_matrix | np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Folds for experiments: every cell, or every donor, is tested once; and pairs of batch and label to hold out.
+"""Cross-validation folds of cells or of donors, and pairs of batch and label to hold out.
 
 Shapes: N cells, F folds, D donors, B batches, K labels.
 """
@@ -17,24 +17,25 @@ from scmedley.pp.split import PARTS, Codes, checked, split
 
 Parts = npt.NDArray[np.str_]
 
-_FEWEST = 3  # a fold takes two blocks away, so what is in three blocks is always learnt
-_ORDERS = 100  # orders of the donors' blocks that are tried
+_FEWEST = 3  # a fold holds out two blocks, so what is in three blocks is always in training
+_ORDERS = 100  # orders of the donors' blocks to try
 
 
 def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, seed: int) -> Parts:
-    """Deal the cells to ``n_folds`` blocks, stratified by batch × label, and let the blocks take turns.
+    """Return cross-validation folds of the cells, stratified by batch × label.
 
     Fold f tests on block f, validates on block f + 1 (the first after the last) and trains on the others:
-    60/20/20 with five folds. The cells of a batch are dealt like cards, label by label, in random order
-    otherwise: the blocks' shares of each stratum and of each batch differ by one cell at most. A stratum with
-    fewer cells than folds is so merged with the next one of its batch. The block that a batch begins with is
-    the one that balances the labels, and all cells, best over the batches dealt so far.
+    60/20/20 with five folds. The cells of a batch are dealt to the blocks one by one, label by label and
+    otherwise in random order: the blocks' numbers of cells of each stratum and of each batch differ by at
+    most one. A stratum with fewer cells than folds is so merged with the next stratum of its batch. A batch
+    starts with the block that best balances the labels, and all cells, over the batches dealt so far.
 
-    Not scikit-learn's StratifiedKFold of batch × label: it deals all strata in one round, so that the single cells of
-    a label that has one in each batch can all fall into one fold, which would test what no other cell teaches.
+    scikit-learn's StratifiedKFold of batch × label is not used, because it deals all strata in one round. If
+    a label has a single cell in each batch, these could all fall into one fold, without a training cell of
+    the label.
 
     A batch of three or more cells has a training cell in every fold. A batch of one or two cells is in
-    training in every fold and never held out: were it, a fold would meet a batch it has not learnt.
+    training in every fold and never held out: otherwise some fold would test a batch without training cells.
 
     Parameters
     ----------
@@ -45,8 +46,8 @@ def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, s
     n_folds
         F, three or more.
     seed
-        Seed of the draw; the same seed and codes give the same folds. How many cells of a stratum each block
-        gets depends on the seed and the strata's sizes, not on the order of the cells.
+        Random seed; the same seed and codes give the same folds. The number of cells of a stratum in each
+        block depends on the seed and the sizes of the strata, not on the order of the cells.
 
     Returns
     -------
@@ -56,7 +57,7 @@ def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, s
     Raises
     ------
     ScmedleyError
-        Fewer than three folds, a batch is missing, or there are too few cells to test some in every fold.
+        Fewer than three folds, a missing batch, or too few cells to test some in every fold.
     """
     _check_folds(n_folds)
     batch_N, label_N = checked(batch_N, label_N)
@@ -81,7 +82,7 @@ def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, s
     if not counts_FK.any(axis=1).all():
         raise ScmedleyError(
             f"The {counts_FK.sum()} cells in batches of {_FEWEST} or more do not fill {n_folds} folds. "
-            "Take fewer folds, or more cells."
+            "Use fewer folds, or more cells."
         )
     return _take_turns(block_N, n_folds)
 
@@ -89,27 +90,27 @@ def rotating_folds(batch_N: Codes, label_N: Codes | None, *, n_folds: int = 5, s
 def donor_folds(
     donor_N: npt.ArrayLike, target_N: npt.ArrayLike | None, *, n_folds: int = 5, seed: int
 ) -> Parts:
-    """Deal whole donors to ``n_folds`` blocks and let the blocks take turns, as in :func:`rotating_folds`.
+    """Return cross-validation folds of whole donors; blocks take turns as in :func:`rotating_folds`.
 
-    Donors are dealt from the one with most cells to the one with fewest, each to the block with the fewest
-    donors of its target level and, of those, to the one with the fewest cells (greedy). So the blocks'
-    numbers of donors of a level differ by one at most, no block is empty, and cells are balanced as far as
-    that allows. Of 100 random orders of the blocks, one is taken in which the fewest levels miss training.
+    Donors are dealt in order of decreasing size, each to the block with the fewest donors of its target level
+    and, among those, to the block with the fewest cells (greedy). So the blocks' numbers of donors of a level
+    differ by at most one, no block is empty, and cells are balanced as far as this allows. Of 100 random
+    orders of the blocks, the one with the fewest levels missing from training is used.
 
-    A level of three or more donors is in training in every fold. A level of two may be missing in one of
-    them; with four or more folds and few such levels it is not.
+    A level of three or more donors is in training in every fold. A level of two may be missing from training
+    in one fold; with four or more folds and few such levels it is not.
 
     Parameters
     ----------
     donor_N
         Donors, as names or codes, none missing.
     target_N
-        What is to be predicted for a donor (diagnosis, patient group), as names or codes: one value for all cells
-        of a donor. None to balance donors and cells alone.
+        Target to predict for a donor (diagnosis, patient group), as names or codes: one value for all cells
+        of a donor. None to balance only donors and cells.
     n_folds
-        F, three or more, and no more than there are donors.
+        F, three or more, and at most the number of donors.
     seed
-        Seed of the order of the blocks and of ties. Which donors share a block follows from their sizes.
+        Random seed for the order of the blocks and for ties. The sizes of donors decide which share a block.
 
     Returns
     -------
@@ -120,14 +121,14 @@ def donor_folds(
     ------
     ScmedleyError
         Fewer than three folds or fewer donors than folds; a cell without donor or target; a donor with two
-        target values; a target level that only one donor has, as it cannot be both learnt and tested.
+        target values; a target level with a single donor, which cannot be both in training and in test.
     """
     _check_folds(n_folds)
     donor_N, donors = _coded(donor_N, "donor")
     if len(donors) < n_folds:
         raise ScmedleyError(
             f"{len(donors)} donors cannot be dealt to {n_folds} folds. "
-            + (f"Take n_folds={len(donors)}." if len(donors) >= _FEWEST else "At least 3 donors are needed.")
+            + (f"Use n_folds={len(donors)}." if len(donors) >= _FEWEST else "At least 3 donors are needed.")
         )
     level_D = np.zeros(len(donors), dtype=np.int64)
     if target_N is not None:
@@ -151,35 +152,35 @@ def held_out_pairs(
     least: int = 20,
     batches: Sequence[int] | None = None,
 ) -> list[tuple[int, int]]:
-    """Choose (batch, label) pairs to hold out, one at a time, for tests of counterfactuals.
+    """Return (batch, label) pairs to hold out, one at a time, for tests of counterfactuals.
 
-    What is held out must be known from elsewhere: the batch has another label, and the label is in another
-    batch, each with ``least`` cells or more in one stratum. And the batches linked by shared labels stay
-    linked without the pair (:func:`scmedley.pp.overlap.overlap`). Pairs are drawn at random, of batches and
-    labels that were drawn least often so far; the first pairs are the same, however many are asked for.
+    The batch must have another label, and the label must be in another batch, each with a stratum of
+    ``least`` cells or more. Batches that are linked by shared labels must stay linked without the pair
+    (:func:`scmedley.pp.overlap.overlap`). Pairs are drawn at random from the batches and labels drawn least
+    often so far; the first pairs are the same for every ``n_pairs``.
 
     Parameters
     ----------
     batch_N, label_N
         Codes; cells without a label (-1) are left out.
     n_pairs
-        How many.
+        Number of pairs.
     seed
-        Seed of the draw; the order of the cells does not matter.
+        Random seed; the order of the cells does not matter.
     least
-        Cells that a pair has at least.
+        Smallest number of cells of a pair.
     batches
-        Codes of the batches that pairs are of; all by default.
+        Codes of the batches to choose from; all by default.
 
     Returns
     -------
     list of (int, int)
-        Codes of batch and label, as they were given.
+        Codes of batch and label, as in the input.
 
     Raises
     ------
     ScmedleyError
-        There are fewer such pairs than ``n_pairs``; or a batch is missing.
+        There are fewer such pairs than ``n_pairs``, or a batch is missing.
     """
     batch_N, label_N = checked(batch_N, label_N)
     labelled = label_N >= 0
@@ -197,8 +198,8 @@ def held_out_pairs(
     if len(found) < n_pairs:
         raise ScmedleyError(
             f"{len(found)} pairs of batch and label can be held out, not {n_pairs}: all others have fewer than "
-            f"{least} cells, or without them the batch, its label or the link between batches is lost. "
-            "Ask for fewer pairs, or for smaller ones."
+            f"{least} cells, or training would lose the batch, the label or the link between batches. "
+            "Choose fewer or smaller pairs."
         )
     order = np.random.default_rng(seed).permutation(len(found))
     left = [found[i] for i in order]
@@ -216,11 +217,11 @@ def held_out_parts(batch_N: Codes, label_N: Codes, pair: tuple[int, int], *, see
     Parameters
     ----------
     batch_N, label_N
-        Codes; batches are not missing, labels may be (-1).
+        Codes; labels may be missing (-1), batches not.
     pair
         Batch and label, as from :func:`held_out_pairs`.
     seed
-        Seed of the :func:`~scmedley.pp.split.split` of the other cells to training and validation.
+        Random seed of the :func:`~scmedley.pp.split.split` of the other cells into training and validation.
 
     Returns
     -------
@@ -230,18 +231,18 @@ def held_out_parts(batch_N: Codes, label_N: Codes, pair: tuple[int, int], *, see
     Raises
     ------
     ScmedleyError
-        No cell is of the pair, or its batch or its label has no other cells to learn from.
+        The pair has no cells, or its batch or its label has no other cells for training.
     """
     batch_N, label_N = checked(batch_N, label_N)
     batch, label = pair
     held_N = (batch_N == batch) & (label_N == label)
     if not held_N.any():
-        raise ScmedleyError(f"No cell is of batch {batch} and label {label}. Hold out another pair.")
+        raise ScmedleyError(f"No cell has batch {batch} and label {label}. Hold out another pair.")
     for name, code, codes_N in (("batch", batch, batch_N), ("label", label, label_N)):
         if not (codes_N[~held_N] == code).any():
             raise ScmedleyError(
-                f"All cells of {name} {code} are of the pair {pair}: without them nothing is left to learn the "
-                f"{name} from. Hold out another pair."
+                f"All cells of {name} {code} are in the pair {pair}, so no cell of this {name} is left for training. "
+                "Hold out another pair."
             )
     part_N = np.full(len(batch_N), PARTS[2], dtype=f"<U{max(map(len, PARTS))}")
     part_N[~held_N] = split(batch_N[~held_N], label_N[~held_N], fractions=(0.875, 0.125, 0.0), seed=seed)
@@ -250,11 +251,11 @@ def held_out_parts(batch_N: Codes, label_N: Codes, pair: tuple[int, int], *, see
 
 def _check_folds(n_folds: int) -> None:
     if n_folds < _FEWEST:
-        raise ScmedleyError(f"n_folds={n_folds} must be 3 or more: to train, to validate and to test.")
+        raise ScmedleyError(f"n_folds={n_folds} must be 3 or more: for training, validation and test.")
 
 
 def _unevenness(counts_FK: npt.NDArray[np.int64]) -> int:
-    """Sum of squares of the cells of a block, by label and in all: least where blocks are equal."""
+    """Return the sum of squared cell numbers of blocks, by label and in total; lowest for equal blocks."""
     return int((counts_FK**2).sum() + (counts_FK.sum(axis=1) ** 2).sum())
 
 
@@ -268,14 +269,14 @@ def _take_turns(block_N: npt.NDArray[np.int64], n_folds: int) -> Parts:
 
 
 def _coded(values_N: npt.ArrayLike, what: str) -> tuple[npt.NDArray[np.int64], "pd.Index[Any]"]:
-    """Return codes from 0 and the names they stand for; none may be missing (None, NaN, or the code -1)."""
+    """Return codes from 0 and their names; raise if a value is missing (None, NaN, or the code -1)."""
     values: pd.Series[Any] = pd.Series(np.asarray(values_N))
     missing_N = values.isna()
     if values.dtype.kind == "i":
         missing_N = missing_N | (values < 0)
     if missing_N.any():
         raise ScmedleyError(
-            f"cell {int(missing_N.to_numpy().argmax())} has no {what}: fill it in or leave such cells out."
+            f"cell {int(missing_N.to_numpy().argmax())} has no {what}. Fill it in, or leave such cells out."
         )
     codes_N, names = pd.factorize(values, sort=True)
     return codes_N, pd.Index(names)
@@ -284,7 +285,7 @@ def _coded(values_N: npt.ArrayLike, what: str) -> tuple[npt.NDArray[np.int64], "
 def _levels(
     donor_N: npt.NDArray[np.int64], donors: "pd.Index[Any]", target_N: npt.ArrayLike
 ) -> npt.NDArray[np.int64]:
-    """Return each donor's target level; every level has two donors or more."""
+    """Return each donor's target level; raise if a level has only one donor."""
     level_N, levels = _coded(target_N, "target")
     pairs = pd.DataFrame({"donor": donor_N, "level": level_N}).drop_duplicates().sort_values("donor")
     twice = pairs["donor"].duplicated()
@@ -292,15 +293,15 @@ def _levels(
         donor = int(pairs.loc[twice, "donor"].iloc[0])
         both = [str(name) for name in levels[pairs.loc[pairs["donor"] == donor, "level"].to_numpy()]]
         raise ScmedleyError(
-            f"donor {str(donors[donor])!r} has {len(both)} target values ({listed(both)}): a target that differs "
-            "within donors is not the donor's. Correct it, or use folds of cells."
+            f"donor {str(donors[donor])!r} has {len(both)} target values ({listed(both)}), but folds of "
+            "donors need one value per donor. Correct them, or use folds of cells."
         )
     level_D = pairs["level"].to_numpy()
     alone = np.flatnonzero(np.bincount(level_D) == 1)
     if len(alone):
         raise ScmedleyError(
-            f"only one donor is {listed([str(name) for name in levels[alone]])}: it cannot be both learnt from and "
-            "tested. Leave such donors out, or merge their level with another."
+            f"only one donor is {listed([str(name) for name in levels[alone]])}, so it cannot be both in training and "
+            "in test. Leave such donors out, or merge their level with another."
         )
     return level_D
 
@@ -308,7 +309,7 @@ def _levels(
 def _dealt(
     level_D: npt.NDArray[np.int64], size_D: npt.NDArray[np.int64], n_folds: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Return each donor's block: largest donors first, to the fewest of its level, then to the fewest cells."""
+    """Return each donor's block: the one with fewest donors of its level, then with fewest cells."""
     block_D = np.zeros(len(size_D), dtype=np.int64)
     donors_FK = np.zeros((n_folds, level_D.max() + 1), dtype=np.int64)
     cells_F = np.zeros(n_folds, dtype=np.int64)
@@ -322,13 +323,13 @@ def _dealt(
 
 
 def _untrained(donors_FK: npt.NDArray[np.int64]) -> int:
-    """Count the levels without a training donor, over all folds, from the donors of a level in each block."""
+    """Return the number of levels without a training donor, summed over all folds."""
     held_FK = donors_FK + np.roll(donors_FK, -1, axis=0)
     return int((held_FK == donors_FK.sum(axis=0)).sum())
 
 
 def _links(seen_BK: npt.NDArray[np.bool_], batch: int, label: int) -> bool:
-    """Return whether batches and labels stay as connected without this pair as with it."""
+    """Return whether batches and labels stay linked without this pair."""
     without_BK = seen_BK.copy()
     without_BK[batch, label] = False
     return _n_components(without_BK) == _n_components(seen_BK)

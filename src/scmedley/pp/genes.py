@@ -14,22 +14,22 @@ from scmedley.pp.checks import FEW_CELLS
 
 
 def select_genes(adata: AnnData, batch_key: str, n_top_genes: int) -> None:
-    """Flag in ``var["highly_variable"]`` the genes that vary most in the training cells, batch by batch.
+    """Flag the genes that vary most within the batches of the training cells, in ``var["highly_variable"]``.
 
     Parameters
     ----------
     adata
         Prepared cells: ``layers["log1p_cp10k"]``, ``obs["scmedley_split"]``.
     batch_key
-        ``obs`` column of the batches; a gene is ranked within each (scanpy's "seurat" dispersions), and batches
-        of a few cells together.
+        ``obs`` column of the batches. Genes are ranked within each (scanpy's "seurat" dispersions); small
+        batches are pooled.
     n_top_genes
-        Genes to flag; all, where there are not more.
+        Number of genes to flag; all if there are not more.
 
     Raises
     ------
     ScmedleyError
-        No training cell, or no gene that varies between them.
+        No training cells, or no gene varies between them.
     """
     train = (adata.obs[keys.SPLIT] == "train").to_numpy()
     adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train)
@@ -40,7 +40,7 @@ def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np
         return np.ones(adata.n_vars, dtype=bool)
     if not train.any():
         raise ScmedleyError(
-            f"obs[{keys.SPLIT!r}] has no training cell left, so no genes can be chosen. Remove that column."
+            f"obs[{keys.SPLIT!r}] has no training cell left, so no genes can be chosen. Delete this column."
         )
     x = adata.layers[keys.LOGNORM]
     groups = _groups(adata.obs[batch_key][train])
@@ -52,18 +52,18 @@ def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np
         if flags is not None:
             return flags
     raise ScmedleyError(
-        "No gene varies between the training cells, so none can be chosen. Look at the input file."
+        "No gene varies between the training cells, so none can be chosen. Check the input file."
     )
 
 
 def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np.ndarray | None:
-    """Give scanpy's flags, or None where it cannot rank the genes: in a group, not one of them varies."""
+    """Return scanpy's flags; None if it cannot rank the genes because none varies in some group."""
     import scanpy as sc
 
     with warnings.catch_warnings(), threads_kept():
-        # Said by scanpy when some genes are constant within a batch; the others are still ranked.
+        # scanpy warns if some genes are constant within a batch; the others are still ranked.
         warnings.filterwarnings("ignore", message="`n_top_genes` > number of normalized dispersions")
-        # Its mean-variance code divides by n - 1, and logs variances of 0, in the smallest groups.
+        # In the smallest groups, scanpy divides by n - 1 = 0 and takes the logarithm of variances of 0.
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="scanpy")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="scanpy")  # of pandas 3.1
         try:
@@ -76,9 +76,9 @@ def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np
 
 
 def _groups(batch: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Give the batches with those too small to rank genes in put together.
+    """Return the batches, with those too small to rank genes pooled.
 
-    When even together they have too few cells, the smallest other batch joins them.
+    If the pool has too few cells, the smallest other batch joins it.
     """
     sizes = batch.value_counts(ascending=True)
     sizes = sizes[sizes > 0]

@@ -1,4 +1,4 @@
-"""Several files, one batch each, put together."""
+"""Concatenation of several files, one batch each."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from scmedley.io import read
 from scmedley.keys import ValueKind
 
 FEWEST = 0.1  # share of the genes of the smallest file that must be in all files
-_SAME = 0.5  # share of names from which on two axes hold the same things
+_SAME = 0.5  # share of common names that makes two axes the same
 _ENDINGS = (".gz", ".bz2", ".xz", ".h5ad", ".h5", ".zarr", ".csv", ".tsv", ".txt")
 
 
@@ -26,32 +26,32 @@ def read_batches(
 ) -> AnnData:
     """Read several files, one batch each, and keep the genes that all of them have.
 
-    Genes are called as in the first file and found in the others by :func:`~scmedley.data.gene_names.match`. Columns
-    of ``obs`` that some files lack are missing for their cells. Where the usable values do not lie in the same place in
-    all files, or are log-normalised to different totals, ``X`` holds them: counts, or logarithms of counts per 10,000,
-    to the base that ``values`` names (else natural), so that ``prepare`` can be given the same ``values``. Counts
-    stay counts. What was changed or lost is said as a ``ScmedleyWarning``.
+    Genes have the names of the first file and are matched by :func:`~scmedley.data.gene_names.match`. If a
+    file lacks a column of ``obs``, its cells have missing values. If the usable values are not in the same
+    place in all files, or are log-normalised to different totals, ``X`` holds them: counts, or logarithms of
+    counts per 10,000 to the base in ``values`` (else natural), so that ``prepare`` accepts the same
+    ``values``. Counts stay counts. A ``ScmedleyWarning`` reports what was changed or lost.
 
     Parameters
     ----------
     paths
-        Two or more; a batch is called by its file's name without endings or, where names repeat, by the shortest part
-        of the path that tells the files apart.
+        Two or more files. A batch has the name of its file without endings; if names repeat, the shortest
+        part of the path that separates the files.
     batch_key
-        ``obs`` column that says which file a cell came from; cell names are prefixed with it.
+        ``obs`` column for the batch (the file) of a cell; the batch is also the prefix of cell names.
     values
-        What the values are, as in :func:`scmedley.pp.prepare`.
+        Kind of the values, as in :func:`scmedley.pp.prepare`.
 
     Raises
     ------
     ScmedleyError
-        As :func:`scmedley.read` does; fewer than two files, one of them given twice, too few genes in common,
-        repeated genes, counts in one file and log-normalised values in another.
+        As :func:`scmedley.read`; fewer than two files, the same file twice, too few common genes, duplicate
+        genes, or counts in one file and log-normalised values in another.
     """
     if len(paths) < 2:
-        raise ScmedleyError(f"{len(paths)} file given; one file for each of two or more batches is needed.")
+        raise ScmedleyError(f"{len(paths)} file given. Pass two or more files, one per batch.")
     names = batch_names([Path(path) for path in paths])
-    parts = _turned({name: read(path) for name, path in zip(names, paths, strict=True)})
+    parts = _transposed({name: read(path) for name, path in zip(names, paths, strict=True)})
     for path, part in zip(paths, parts.values(), strict=True):
         _check(part, path, batch_key)
     parts = dict(zip(parts, brought_together(list(parts.values()), paths, values), strict=True))
@@ -63,14 +63,14 @@ def read_batches(
 
 
 def batch_names(paths: Sequence[Path]) -> list[str]:
-    """Return what the batch of each file is called: its name without endings, with folders where names repeat."""
+    """Return the batch name of each file: its name without endings, with folders if names repeat."""
     names = [_stem(path.name) for path in paths]
     if len(set(names)) == len(names):
         return names
     whole = [Path(os.path.abspath(path)).parts for path in paths]
     if len(set(whole)) < len(whole):
         twice = next(path for path, parts in zip(paths, whole, strict=True) if whole.count(parts) > 1)
-        raise ScmedleyError(f"{twice} is given more than once. Each file is one batch: give each once.")
+        raise ScmedleyError(f"{twice} is given more than once. Each file is one batch; pass it once.")
     ends = [(*parts[:-1], name) for parts, name in zip(whole, names, strict=True)]
     if len(set(ends)) < len(ends):  # m.h5ad and m.zarr
         ends = whole
@@ -81,7 +81,7 @@ def batch_names(paths: Sequence[Path]) -> list[str]:
         n += 1
     names = ["_".join(part.strip("/\\") for part in parts[-n:]) for parts in ends]
     said = ", ".join(f"{name!r} ({path})" for name, path in list(zip(names, paths, strict=True))[:3])
-    warn(f"Files have the same name, so batches are called by what tells their paths apart: {said}.")
+    warn(f"Files have the same name, so batches are named by the parts of their paths that differ: {said}.")
     return names
 
 
@@ -93,8 +93,8 @@ def _stem(name: str) -> str:
     return name
 
 
-def _turned(parts: dict[str, AnnData]) -> dict[str, AnnData]:
-    """Turn files that are genes x cells, as the names of the others tell, and say so."""
+def _transposed(parts: dict[str, AnnData]) -> dict[str, AnnData]:
+    """Transpose files that are genes x cells, judged by the names in the other files, and warn."""
     first, *others = parts
     turn: set[str] = set()
     for name in others:
@@ -107,8 +107,8 @@ def _turned(parts: dict[str, AnnData]) -> dict[str, AnnData]:
             turn.add(first)
     if turn:
         warn(
-            f"{', '.join(sorted(turn))}: taken as genes x cells and turned, as the rows are called like genes of "
-            f"other files ({listed(list(parts[min(turn)].obs_names[:2]))})."
+            f"{', '.join(sorted(turn))}: read as genes x cells and transposed, because its rows have names of genes "
+            f"of other files ({listed(list(parts[min(turn)].obs_names[:2]))})."
         )
     return {
         name: AnnData(csr_matrix(part.X.T), obs=part.var, var=part.obs) if name in turn else part
@@ -123,16 +123,18 @@ def _shared(one: pd.Index, other: pd.Index) -> float:
 def _check(part: AnnData, path: str | Path, batch_key: str) -> None:
     if not part.var_names.is_unique:
         twice = part.var_names[part.var_names.duplicated()][0]
-        raise ScmedleyError(f"{path}: gene {twice!r} occurs more than once, so files cannot be put together.")
+        raise ScmedleyError(
+            f"{path}: gene {twice!r} occurs more than once. Make gene names unique before joining files."
+        )
     if batch_key in part.obs:
         raise ScmedleyError(
-            f"{path} has an obs column {batch_key!r} already, and of several files each is one batch. Choose "
-            "another --batch for the files, or put them together first to use that column."
+            f"{path} already has an obs column {batch_key!r}, but each of several files is one batch. Choose "
+            "another name with --batch, or join the files yourself to use that column."
         )
 
 
 def _of_shared_genes(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> dict[str, AnnData]:
-    """Keep the genes that all files have, called as in the first; say how many that are."""
+    """Return the parts with the genes that all files have, named as in the first; warn of lost genes."""
     first = next(iter(parts))
     wanted = GeneNames.of(parts[first].var)
     place = {}
@@ -143,23 +145,23 @@ def _of_shared_genes(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> 
         n = int((place[name] >= 0).sum())
         if n < max(1, FEWEST * min(len(wanted.names), part.n_vars)):
             raise ScmedleyError(
-                f"{path} shares {f'only {n} genes' if n else 'no gene name'} with {first}. Its genes are called like "
-                f"{listed(list(part.var_names[:2]))}, those of {first} like {listed(list(wanted.names[:2]))}: use "
-                "symbols in all files, or ids in all; if those are names of cells, swap rows and columns."
+                f"{path} shares {f'only {n} genes' if n else 'no gene name'} with {first}. Its genes have names "
+                f"like {listed(list(part.var_names[:2]))}, those of {first} like {listed(list(wanted.names[:2]))}. Use "
+                "symbols or ids in all files; if these are names of cells, swap rows and columns."
             )
     shared = np.flatnonzero(np.min(list(place.values()), axis=0) >= 0)
     sizes = {name: part.n_vars for name, part in parts.items()}
     if len(shared) < max(1, FEWEST * min(sizes.values())):
         raise ScmedleyError(
             f"Only {len(shared)} genes are in all files, which have {min(sizes.values()):,} or more each. Leave out "
-            "the file that shares least, or use one annotation for all."
+            "the file with fewest common genes, or use one annotation for all files."
         )
     if len(shared) < max(sizes.values()):
         said = ", ".join(
             f"{name} {size - len(shared):,} of {size:,}" for name, size in list(sizes.items())[:5]
         )
         warn(
-            f"{len(shared):,} genes are in all files and used; lost are of {said}{' ...' * (len(sizes) > 5)}."
+            f"{len(shared):,} genes are in all files and used. Genes lost: {said}{' ...' * (len(sizes) > 5)}."
         )
     names = [wanted.names[i] for i in shared]
     found = {name: _renamed(part[:, place[name][shared]].copy(), names) for name, part in parts.items()}
@@ -171,7 +173,7 @@ def _of_shared_genes(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> 
 
 
 def _renamed(part: AnnData, names: list[str]) -> AnnData:
-    """Call genes otherwise, in raw too."""
+    """Rename genes, also in raw."""
     new = dict(zip(part.var_names, names, strict=True))
     if part.raw is not None and any(old != name for old, name in new.items()):
         taken = set(names)
@@ -183,7 +185,7 @@ def _renamed(part: AnnData, names: list[str]) -> AnnData:
 
 
 def _with_all_columns(joined: AnnData, parts: dict[str, AnnData]) -> AnnData:
-    """Put back the columns of obs that not all files have, and say what some of them lack."""
+    """Restore the columns of obs that only some files have, and warn of what is missing."""
     for key in dict.fromkeys(key for part in parts.values() for key in part.obs):
         lacking = [name for name, part in parts.items() if key not in part.obs]
         if not lacking:
@@ -193,7 +195,7 @@ def _with_all_columns(joined: AnnData, parts: dict[str, AnnData]) -> AnnData:
         texts = [c.astype(object) if isinstance(c.dtype, kinds) else c for c in columns]
         there = np.concatenate([np.full(part.n_obs, key in part.obs) for part in parts.values()])
         values = pd.concat(texts).set_axis(np.flatnonzero(there)).reindex(range(joined.n_obs))
-        # As a category a missing value stays one, whatever the type of the others.
+        # In a category, missing values stay missing for any type of the others.
         joined.obs[key] = (
             values if pd.api.types.is_numeric_dtype(values) else values.astype("category")
         ).array

@@ -1,4 +1,4 @@
-"""Batches permuted within labels: what the null of a random-effects network is trained on."""
+"""Batches permuted within labels: the training data of a random-effects network's null."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from scmedley.data.design import as_categories, column
 def permute_batches(adata: AnnData, batch_key: str, label_key: str | None = None, *, seed: int = 0) -> None:
     """Store batches permuted within labels in ``obs["scmedley_permuted_batch"]``.
 
-    A network fitted to those, and scored with them, is the null of a random-effects network: composition is
-    kept, and there is no batch effect to find. Where the cells are split, batches are permuted within label and
-    part: each part keeps its numbers of cells, so that a batch of a few cells keeps those that it trains on.
+    A network that is fitted to them and scored with them is the null of a random-effects network: the
+    composition is kept, and there is no batch effect to find. If the cells are split, batches are permuted
+    within label and part, so that each batch keeps its number of training cells.
     """
     rng = np.random.default_rng(seed)
     batch = as_categories(adata.obs[batch_key])

@@ -1,4 +1,4 @@
-"""Can batch and label be told apart? Only where batches share labels."""
+"""Check whether batch and label can be told apart: only if batches share labels."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,19 +16,19 @@ Verdict = Literal["identifiable", "partly identifiable", "not identifiable"]
 
 @dataclass(frozen=True)
 class Overlap:
-    """Which batches share which labels.
+    """Labels that batches share.
 
     Attributes
     ----------
     table
         Cells per label (rows) and batch (columns).
     parts
-        Batches that are linked, directly or through other batches, by labels they share.
+        Groups of batches that are linked by shared labels, directly or through other batches.
     verdict
         ``"identifiable"``: every two batches share a label. ``"not identifiable"``: no two do, so batch and
-        label cannot be told apart. ``"partly identifiable"``: anything between.
+        label cannot be told apart. ``"partly identifiable"``: all other cases.
     words
-        The verdict as sentences, naming the batches that cannot be compared.
+        The verdict as sentences, with the batches that cannot be compared.
     """
 
     table: pd.DataFrame
@@ -38,14 +38,14 @@ class Overlap:
 
     @property
     def of_one_batch(self) -> dict[str, str]:
-        """Labels that are found in one batch only, and that batch."""
+        """Labels that occur in only one batch, with that batch."""
         seen_KB = self.table.to_numpy() > 0
         rows = zip(self.table.index, seen_KB, strict=True)
         return {str(label): str(self.table.columns[s.argmax()]) for label, s in rows if s.sum() == 1}
 
 
 def overlap(batch: "pd.Series[Any]", label: "pd.Series[Any]") -> Overlap:
-    """Say which batches share labels and so can be compared.
+    """Return which batches share labels, so that they can be compared.
 
     ``batch`` and ``label`` have one value per cell, in the same order; cells without a label are left out.
     """
@@ -76,8 +76,8 @@ def _overlap_words(verdict: Verdict, parts: list[list[str]], apart: list[tuple[s
         return "Every two batches share at least one label, so all of them can be compared."
     if verdict == "not identifiable":
         return (
-            "No two batches share a label: what a batch does to a cell and what its label does cannot be "
-            "told apart, and no batch can be compared with another."
+            "No two batches share a label, so the effects of batch and label cannot be told apart, "
+            "and no batch can be compared with another."
         )
     if len(parts) > 1:
         groups = "; ".join("{" + listed(part) + "}" for part in parts[:5])
@@ -88,4 +88,4 @@ def _overlap_words(verdict: Verdict, parts: list[list[str]], apart: list[tuple[s
         )
     pairs = ", ".join(f"{a!r} with {b!r}" for a, b in apart[:5])
     more = f" and {len(apart) - 5:,} more pairs" if len(apart) > 5 else ""
-    return f"These batches share no label and can be compared through other batches only: {pairs}{more}."
+    return f"These batches share no label and can be compared only through other batches: {pairs}{more}."

@@ -1,4 +1,4 @@
-"""The cells of a fit: prepared, split and read once."""
+"""Reading of prepared cells for a fit."""
 
 from scmedley import keys
 from scmedley.data.design import Design
@@ -9,14 +9,14 @@ from scmedley.pp.split import check_split, store_split
 
 
 def read_prepared(adata: Cells, batch_key: str, label_key: str | None, seed: int) -> Reading:
-    """Read prepared cells for a fit, with a split stored in ``obs`` if there is none yet; learn genes and scale.
+    """Read prepared cells for a fit; store a split in ``obs`` if there is none, and learn genes and scale.
 
-    Cells that were read for another fit are returned as they are.
+    A ``Reading`` of an earlier fit is returned unchanged.
 
     Raises
     ------
     ScmedleyError
-        Cells that are not prepared, fewer than two batches, a part of the split without cells.
+        Cells that are not prepared, fewer than two batches, or a part of the split without cells.
     """
     if isinstance(adata, Reading):
         return adata
@@ -26,7 +26,9 @@ def read_prepared(adata: Cells, batch_key: str, label_key: str | None, seed: int
             f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
         )
     if Design.of(adata.obs, batch_key).n_batches < 2:
-        raise ScmedleyError(f"obs[{batch_key!r}] has one batch; there is nothing to tell apart.")
+        raise ScmedleyError(
+            f"obs[{batch_key!r}] has only one batch. Two or more are needed; choose another column."
+        )
     ensure_not_view(adata)
     store_split(adata, batch_key, label_key, seed)
     check_split(adata.obs)

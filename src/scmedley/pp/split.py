@@ -1,4 +1,4 @@
-"""Which cells are learnt from, which stop the training, and which are held out for the scores."""
+"""Split of the cells: training, validation (early stopping) and test (held-out cells for the scores)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def split(
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     seed: int,
 ) -> npt.NDArray[np.str_]:
-    """Share the cells out to training, validation and test, stratified by batch × label.
+    """Split the cells into training, validation and test, stratified by batch × label.
 
-    A stratum too small to give every part a cell (fewer than 1 / the smallest fraction: 10 by default) is
-    merged with the other small ones of its batch; what is still too small is merged over all batches.
-    Each stratum, merged or not, is cut at its share of each part, rounded to whole cells. The first cell
-    drawn of each batch goes to training, at the cost of the last pool's shares if need be, so that every
-    batch can be learnt. With few cells validation or test may therefore be empty.
+    A stratum that is too small to give every part a cell (fewer than 1 / the smallest fraction: 10 by
+    default) is merged with the other small strata of its batch. Strata that are still too small are merged
+    over all batches. Each stratum, merged or not, is divided by the fractions, rounded to whole cells. The
+    first cell drawn of each batch goes to training, even if its stratum then misses the fractions, so that
+    every batch can be learnt. With few cells, validation or test may therefore be empty.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def split(
     fractions
         Shares of training (above 0), validation and test; they sum to 1.
     seed
-        Seed of the draw; the same seed and codes give the same parts.
+        Random seed; the same seed and codes give the same parts.
 
     Returns
     -------
@@ -55,11 +55,11 @@ def split(
     Raises
     ------
     ScmedleyError
-        The fractions are not shares of one, or a batch is missing.
+        The fractions do not sum to 1, or a batch is missing.
     """
     if min(fractions) < 0 or fractions[0] <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise ScmedleyError(
-            f"fractions are {fractions}; give shares of train (above 0), validation and test that sum to 1"
+            f"fractions are {fractions}. They must be train (above 0), validation and test, and sum to 1."
         )
     batch_N, label_N = checked(batch_N, label_N)
 
@@ -69,7 +69,7 @@ def split(
     stratum_N = _strata(np.where(pooled_N, _POOLED, batch_N), np.where(pooled_N, _POOLED, label_N))
 
     order = np.random.default_rng(seed).permutation(len(batch_N))
-    # The first cell of each batch, in random order, stands first in its stratum and so goes to training.
+    # The first cell of each batch, in random order, is first in its stratum and so goes to training.
     first_N = np.zeros(len(batch_N), dtype=bool)
     first_N[order[np.unique(batch_N[order], return_index=True)[1]]] = True
 
@@ -85,31 +85,31 @@ def split(
 
 
 def checked(batch_N: Codes, label_N: Codes | None) -> tuple[Codes, Codes]:
-    """Give the codes as arrays, one label for all cells where ``label_N`` is None; each cell has a batch."""
-    batch_N = np.asarray(batch_N).astype(np.int64)  # pandas' codes are 8 bits, too few to number strata with
+    """Return the codes as arrays, one label for all if ``label_N`` is None; raise if a batch is missing."""
+    batch_N = np.asarray(batch_N).astype(np.int64)  # pandas' codes may have 8 bits, too few to number strata
     label_N = np.zeros_like(batch_N) if label_N is None else np.asarray(label_N).astype(np.int64)
     if (batch_N < 0).any():
         cell = int(np.argmax(batch_N < 0))
         raise ScmedleyError(
-            f"cell {cell} has no batch: fill in the batch or remove such cells before the split"
+            f"cell {cell} has no batch. Fill in the batch, or remove such cells before the split."
         )
     return batch_N, label_N
 
 
 def store_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int) -> None:
-    """Store a split of the cells in ``obs["scmedley_split"]``, unless that column is there.
+    """Store a split of the cells in ``obs["scmedley_split"]``, unless that column exists.
 
     Raises
     ------
     ScmedleyError
-        The column is there, but not for all cells: others were joined to those that it was drawn for.
+        The column exists, but is missing for some cells, for example after joining other cells.
     """
     if keys.SPLIT in adata.obs:
         without = adata.obs_names[adata.obs[keys.SPLIT].isna()]
         if len(without):
             raise ScmedleyError(
                 f"{len(without):,} of {adata.n_obs:,} cells have no part in obs[{keys.SPLIT!r}] (the first: "
-                f"{without[0]!r}). Fill it in, or delete that column to have all cells split anew."
+                f"{without[0]!r}). Fill it in, or delete this column to split all cells again."
             )
         return
     batch = as_categories(column(adata, batch_key, "batch")).codes
@@ -118,31 +118,31 @@ def store_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int
 
 
 def check_split(obs: pd.DataFrame) -> None:
-    """Raise if a part of the split that training needs has too few cells."""
+    """Raise if the training or the validation part has too few cells."""
     counts = obs[keys.SPLIT].value_counts()
     for part, least in (("train", 2), ("validation", 1)):
         if counts.get(part, 0) < least:
             raise ScmedleyError(
                 f"obs[{keys.SPLIT!r}] has {counts.get(part, 0)} {part!r} cells of {len(obs)}; at least "
-                f"{least} are needed. Give more cells or batches of more cells (each batch trains on its first), or a "
-                "split of your own in that column."
+                f"{least} are needed. Use more cells or larger batches (the first cell of each batch is for training), "
+                "or store your own split in that column."
             )
 
 
 def _strata(batch_N: Codes, label_N: Codes) -> npt.NDArray[np.int64]:
-    """Give each pair of batch and label a number."""
+    """Return the number of each cell's pair of batch and label."""
     pairs_N = (batch_N + 2) * (label_N.max(initial=0) + 3) + (label_N + 2)  # codes start at -2
     return np.unique(pairs_N, return_inverse=True)[1]
 
 
 def _sizes(batch_N: Codes, label_N: Codes) -> npt.NDArray[np.int64]:
-    """Size of each cell's stratum."""
+    """Return the size of each cell's stratum."""
     stratum_N = _strata(batch_N, label_N)
     return np.asarray(np.bincount(stratum_N)[stratum_N])
 
 
 def _shares(n: int, fractions: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Whole numbers that sum to ``n``, each within 1 of its share (largest remainders are rounded up)."""
+    """Return whole numbers that sum to ``n``, each within 1 of its share (largest remainders round up)."""
     share = n * fractions / fractions.sum()
     counts: npt.NDArray[np.int64] = np.floor(share + 1e-9).astype(np.int64)
     counts[np.argsort(counts - share, kind="stable")[: n - counts.sum()]] += 1

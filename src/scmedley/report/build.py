@@ -1,4 +1,4 @@
-"""Build ``report.html`` from a run folder. Heavy imports wait until a report is asked for."""
+"""Build ``report.html`` from a run folder. Heavy imports are delayed until a report is written."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ LEFT_OUT = "The cells were left out of this page by --no-explorer. The maps belo
 def build(run_dir: str | Path, *, cells: bool = True) -> Path:
     """Write ``run_dir/report.html`` from the other files of the run folder.
 
-    The same folder gives the same bytes: times come from ``run.json``. A file that is missing
-    is said to be missing in its section.
+    The same folder gives the same bytes, because times come from ``run.json``. If a file is missing,
+    its section of the page says so.
 
     Parameters
     ----------
     run_dir
-        Folder with ``run.json`` and, as far as the run came, ``integrated.h5ad``, ``history.csv``,
+        Run folder with ``run.json`` and, if the run wrote them, ``integrated.h5ad``, ``history.csv``,
         ``scores.csv``, ``gene_shifts.csv`` and ``counterfactual_check.csv``.
     cells
-        Put cells, their columns of ``obs`` and the model into the page, for its explorer.
+        Whether the page holds an explorer: the cells, their columns of ``obs`` and the model.
 
     Returns
     -------
@@ -67,11 +67,11 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "limits": LIMITS,
             "tie": TIE,
         }
-    return write(_fitted(context, run, cells), run.folder / REPORT)
+    return write(_with_explorer(context, run, cells), run.folder / REPORT)
 
 
-def _fitted(context: dict[str, Any], run: Run, cells: bool) -> str:
-    """Return the page with as much of the run in its explorer as a page has room for, or why there is none."""
+def _with_explorer(context: dict[str, Any], run: Run, cells: bool) -> str:
+    """Return the page with as much of the run in its explorer as fits, or with the reason for having none."""
     from scmedley.report import explorer
     from scmedley.report.explorer_read import explored
 
@@ -82,11 +82,11 @@ def _fitted(context: dict[str, Any], run: Run, cells: bool) -> str:
         return page(LEFT_OUT)
     try:
         found = explored(run)
-    except Exception as error:  # damaged files fail in many ways, and the rest of the page is worth having
+    except Exception as error:  # damaged files fail in many ways; the rest of the page is still useful
         return page(f"{NOTHING}the cells or the model cannot be read ({type(error).__name__}). Run again.")
     if found is None:
         return page(f"{NOTHING}{CELLS} is not in the run folder, or holds no cells.")
-    # Most runs fit whole. Only for one that does not, it is asked how much the other sections take.
+    # Most runs fit. Only if one does not, the size of the other sections is measured.
     payload = explorer.fit(found, explorer.PAGE - explorer.ROOM)
     if payload is not None:
         whole = page(payload=payload)
@@ -94,11 +94,11 @@ def _fitted(context: dict[str, Any], run: Run, cells: bool) -> str:
         if size <= explorer.PAGE:
             return whole
         payload = explorer.fit(found, explorer.PAGE - explorer.ROOM - (size - len(payload.text)))
-    return page(f"{NOTHING}the cells do not fit into a page of 30 MB beside the other sections.", payload)
+    return page(f"{NOTHING}the cells and the other sections do not fit into a page of 30 MB.", payload)
 
 
 def check_extra() -> None:
-    """Say what is not installed."""
+    """Raise if the packages of the extra ``report`` are not installed."""
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
@@ -107,19 +107,19 @@ def check_extra() -> None:
 
 
 def write(page: str, path: Path) -> Path:
-    """Write a page, all or nothing."""
+    """Write a page, either all of it or nothing."""
     from scmedley.io import replacing
 
     with replacing(path) as temporary:
-        # A lone surrogate in a name cannot be encoded; it must not cost the report.
+        # A lone surrogate in a name cannot be encoded, but the report must be written all the same.
         temporary.write_bytes(page.encode("utf-8", errors="replace"))
     return path
 
 
 def render(context: dict[str, Any], template: str = "template.html.j2") -> str:
-    """Fill a template. Everything is escaped except style sheet and script, which are ours.
+    """Return a filled template. Everything is escaped except our own style sheet and script.
 
-    A page with an explorer gets the script; the policy of the page lets that one run and no other.
+    Only a page with an explorer has a script; its security policy allows no other.
     """
     from markupsafe import Markup
 

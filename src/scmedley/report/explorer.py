@@ -1,6 +1,6 @@
-"""The explorer's payload: which cells the page holds, how they and the decoder are packed, and what fits.
+"""The explorer's payload: sample the cells of the page, pack them with the decoder, keep to the size limit.
 
-Arrays in, bytes out; nothing here reads a file. ``web/src/payload.ts`` reads what ``pack`` writes.
+Nothing here reads a file. ``web/src/payload.ts`` reads what ``pack`` writes.
 
 Shapes: N cells, G genes, P latent dimensions, B batches, K labels.
 """
@@ -25,21 +25,21 @@ from scmedley.pl._palette import DISTINCT, MISSING
 Array = NDArray[Any]
 
 PAGE = 30_000_000  # bytes of the whole page, at most
-ROOM = 150_000  # of these for script and words around the payload
+ROOM = 150_000  # of these for the script and the text around the payload
 MAX_CELLS = 200_000
-ENOUGH = 5_000  # cells for which measured genes and what-if are given up, one after the other
-FLOOR = 20  # cells of each batch and label that are kept, where there are so many
+ENOUGH = 5_000  # if fewer cells fit, observed means, measured genes and what-if are left out in turn
+FLOOR = 20  # cells to keep of each batch and label, if it has so many
 MAX_LEVELS, MAX_COLUMNS = 1_000, 40
-NO_MEANS = "The means of genes in each batch do not fit into the page: predictions stand alone."
-NONE = 65_535  # no value, in arrays of 16 bits
+NO_MEANS = "The observed means do not fit into the page: predictions are shown without an observed change."
+NONE = 65_535  # code of a missing value in arrays of 16 bits
 STEPS = 65_534
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells that the page may hold, a row each in all of these.
+    """The cells that the page may hold, one row per cell in each field.
 
-    ``maps`` has title, note and coordinates N × 2 (not a number: not drawn); ``z_NP`` is what the decoder reads,
+    ``maps`` holds title, note and N × 2 coordinates (NaN: not drawn). ``z_NP`` is the decoder's input,
     ``x_NG`` log1p CP10k of its genes. ``batch_N`` and ``label_N`` are codes, -1 for none.
     """
 
@@ -66,11 +66,12 @@ class Cells:
 
 @dataclass(frozen=True)
 class Explored:
-    """All that the explorer can show of a run. ``missing`` says what is not there and why, in sentences.
+    """All that the explorer can show of a run. ``missing`` holds sentences on what is missing and why.
 
-    ``counts_KB`` are cells of the whole run per label and batch; ``pairs`` and ``means`` the mean of each gene over
-    those of each observed pair of label and batch, of held-out cells alone where ``held_out`` is true. ``trust`` has
-    label, batch and the two words of the check for each pair that was checked; ``verdict`` is that of the whole check.
+    ``counts_KB`` counts the cells of the whole run per label and batch. ``means`` holds the mean of each gene
+    in each observed pair of label and batch (``pairs``), over held-out cells only if ``held_out`` is true.
+    ``trust`` holds label, batch and the two words of the check for each checked pair, ``verdict`` that of the
+    whole check.
     """
 
     cells: Cells
@@ -81,7 +82,7 @@ class Explored:
     label_key: str | None
     counts_KB: Array
     decoder: Decoder | None = None
-    layout: Layout | None = None  # where the genes lie in a picture of a cell
+    layout: Layout | None = None  # pixels of the genes
     pairs: Array | None = None
     means: Array | None = None
     held_out: Array | None = None
@@ -92,7 +93,7 @@ class Explored:
 
 @dataclass(frozen=True)
 class Payload:
-    """What goes into the page, and what is said of it without a script."""
+    """The packed text and what the template says about it."""
 
     text: str
     shown: int
@@ -101,26 +102,26 @@ class Payload:
 
 
 def sample(strata_N: Array, n: int, first_N: Array | None = None, seed: int = 0) -> Array:
-    """Draw cells so that every stratum is kept.
+    """Return a random sample of cells that keeps every stratum.
 
-    Each stratum gives ``FLOOR`` cells, or all if it has fewer; the rest is shared in proportion to size. Where ``n``
-    does not reach for the floor, the floor falls, to one cell a stratum.
+    Each stratum keeps ``FLOOR`` cells, or all if it has fewer; the rest is shared in proportion to size. If
+    ``n`` is too small for that, strata keep fewer cells, but at least one.
 
     Parameters
     ----------
     strata_N
         Code of each cell's stratum.
     n
-        How many cells are wanted; never fewer than there are strata.
+        Number of cells; the sample is never smaller than the number of strata.
     first_N
-        Cells to be preferred within their stratum (those with a place on a map).
+        Cells to prefer within their stratum (those with coordinates on a map).
     seed
-        Of the draw.
+        Random seed.
 
     Returns
     -------
     ndarray
-        Rows of the cells, in their order.
+        Rows of the cells, in ascending order.
     """
     _, code_N, size_S = np.unique(strata_N, return_inverse=True, return_counts=True)
     if len(code_N) <= n:
@@ -135,7 +136,7 @@ def sample(strata_N: Array, n: int, first_N: Array | None = None, seed: int = 0)
 
 
 def on_a_map(n_cells: int, maps: Sequence[Array]) -> Array:
-    """Return which cells have a place on one of the maps."""
+    """Return which cells have coordinates on one of the maps."""
     drawn_N = np.zeros(n_cells, bool)
     for xy in maps:
         drawn_N |= np.isfinite(xy).all(axis=1)
@@ -145,44 +146,44 @@ def on_a_map(n_cells: int, maps: Sequence[Array]) -> Array:
 def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
     """Pack as much of a run as fits.
 
-    Of many cells a stratified sample is packed. Where fewer than 5,000 would fit, first the observed means are left
-    out, then the measured genes, then the decoder, and ``missing`` of the payload says so.
+    If not all cells fit, a stratified sample is packed. If fewer than 5,000 would fit, first the observed
+    means are left out, then the measured genes, then the decoder; ``missing`` of the payload says so.
 
     Parameters
     ----------
     run
-        What there is.
+        The run.
     budget
-        Bytes of the text.
+        Largest size of the packed text in bytes.
 
     Returns
     -------
     Payload or None
-        ``None`` where nothing fits.
+        ``None`` if nothing fits.
     """
     strata_N = run.cells.batch_N.astype(np.int64) * (len(run.labels) + 1) + run.cells.label_N
     drawn_N = on_a_map(len(strata_N), [xy for _, _, xy in run.cells.maps])
     n_strata = len(np.unique(strata_N))
-    for lean in _leaner(run):
-        fixed: int | None = None  # bytes without a cell; packing is slow, so asked only where it matters
-        bare = lean.decoder is None
+    for reduced in _reduced(run):
+        fixed: int | None = None  # bytes without a cell; computed only if needed, as packing is slow
+        bare = reduced.decoder is None
         enough = n_strata if bare else min(len(strata_N), max(ENOUGH, n_strata))
         n = min(len(strata_N), MAX_CELLS)
         while n >= enough:
             rows = sample(strata_N, n, drawn_N, seed)
-            text = pack(replace(lean, cells=lean.cells.take(rows)))
+            text = pack(replace(reduced, cells=reduced.cells.take(rows)))
             if len(text) <= budget:
-                return Payload(text, len(rows), run.total, tuple(lean.missing))
+                return Payload(text, len(rows), run.total, tuple(reduced.missing))
             if fixed is None:
-                fixed = len(pack(replace(lean, cells=lean.cells.take(np.arange(0)))))
+                fixed = len(pack(replace(reduced, cells=reduced.cells.take(np.arange(0)))))
             if fixed >= budget:
                 break
             n = min(n - 1, int(0.97 * len(rows) * (budget - fixed) / (len(text) - fixed)))
     return None
 
 
-def _leaner(run: Explored) -> Iterator[Explored]:
-    """Yield the run as it is, then with less and less of it."""
+def _reduced(run: Explored) -> Iterator[Explored]:
+    """Yield the whole run, then the run with fewer and fewer parts."""
     yield run
     if run.means is not None:
         run = replace(run, pairs=None, means=None, missing=[*run.missing, NO_MEANS])
@@ -201,7 +202,7 @@ def _leaner(run: Explored) -> Iterator[Explored]:
 
 
 def pack(run: Explored) -> str:
-    """Pack a run: base64 of gzip of [length of the header, header as JSON, arrays], the same bytes for the same run."""
+    """Return base64 of gzip of [header length, header as JSON, arrays]; the same run gives the same bytes."""
     cells = run.cells
     arrays: dict[str, Array] = {
         "batch": _codes(cells.batch_N),
@@ -253,7 +254,7 @@ def pack(run: Explored) -> str:
 
 
 def _join(header: dict[str, Any], arrays: dict[str, Array]) -> str:
-    """Put a header before arrays, each of which starts at a multiple of 4 bytes."""
+    """Join a header and arrays; each array starts at a multiple of 4 bytes."""
     table, parts, offset = {}, [], 0
     for name, array in arrays.items():
         content = np.ascontiguousarray(array).tobytes()
@@ -271,7 +272,7 @@ def _codes(codes: Array) -> Array:
 
 
 def _places(xy: Array) -> Array:
-    """Return coordinates in 16 bits, both axes in one unit so that the map keeps its shape; ``NONE``: not drawn."""
+    """Return coordinates in 16 bits, both axes on the same scale; ``NONE``: not drawn."""
     drawn = np.asarray(np.isfinite(xy).all(axis=1))
     low, high = (xy[drawn].min(0), xy[drawn].max(0)) if drawn.any() else (np.zeros(2), np.ones(2))
     side = float((high - low).max()) or 1.0
@@ -280,7 +281,7 @@ def _places(xy: Array) -> Array:
 
 
 def colourable(columns: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return the columns that can be coloured by, and the others: too many levels, or too far behind."""
+    """Return the columns to colour by, and the others: too many levels, or after ``MAX_COLUMNS``."""
     names = list(map(str, columns.columns))
     few = [k for k in names if _is_number(columns[k]) or columns[k].nunique() <= MAX_LEVELS]
     kept = few[:MAX_COLUMNS]
@@ -304,9 +305,10 @@ def _column(values: "pd.Series[Any]") -> tuple[dict[str, Any], Array]:
 
 
 def _genes(x_NG: sparse.csr_matrix | None) -> dict[str, Array]:
-    """Return measured genes, one after the other: the cells that have each, and values in 255 steps up to its largest.
+    """Return the cells that express each gene, and their values in 255 steps up to the gene's largest.
 
-    Cells are coded as steps to the next one, in bytes; a byte of 255 adds 255 and goes on.
+    A cell is coded as its distance from the cell before, in bytes; a byte of 255 adds 255 and the code goes
+    on.
     """
     if x_NG is None:
         return {}
@@ -333,7 +335,7 @@ def _genes(x_NG: sparse.csr_matrix | None) -> dict[str, Array]:
 
 
 def _decoder(decoder: Decoder, layout: Layout | None) -> dict[str, Array]:
-    """Return a decoder's arrays: weights and effects in half precision, the rest in single."""
+    """Return a decoder's arrays: weights and effects in half precision, the rest in single precision."""
     arrays: dict[str, Array] = {"scale": decoder.scale.astype("<f4")}
     if layout is not None:
         arrays["genomap"] = np.stack([layout.rows, layout.columns]).astype("<u2")

@@ -1,4 +1,4 @@
-"""Read from a run folder what the explorer shows. What is missing is said, not raised."""
+"""Read what the explorer shows from a run folder. What is missing gives a sentence, not an error."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from scmedley.runs.folder import CELLS, GENOMAP, MODEL
 from scmedley.runs.read import Run, cells_file
 
 NO_LABELS = (
-    "The run had no labels, so no change that was seen stands beside predictions: it could not be told from a "
+    "The run had no labels, so no observed change is shown with the predictions: it could not be told from a "
     "difference in composition between batches."
 )
-ROWS = 4096  # cells read at one time
-MAX_VALUES = 100_000_000  # measured values of the cells that are held, at most
+ROWS = 4096  # cells read at a time
+MAX_VALUES = 100_000_000  # measured values held in memory, at most
 
 
 def explored(run: Run, seed: int = 0) -> Explored | None:
-    """Gather cells, decoder and means of a run; ``None`` without cells.
+    """Return cells, decoder and observed means of a run; ``None`` if it has no cells.
 
     Raises
     ------
@@ -54,9 +54,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     batch, label = run.column("batch"), run.column("label")
     of_cells = set() if batch is None else set(batch.dropna().astype(str))
     if model is not None and of_cells.isdisjoint(model.design.batches):
-        missing.append(
-            "The batches of the cells are not those of the model, so it is not asked what the cells would be elsewhere."
-        )
+        missing.append("The batches of the cells are not those of the model, so there is no what-if.")
         model = decoder = layout = None
     batch_N, batches = _coded(batch, None if model is None else model.design.batches, len(run.obs))
     label_N, labels = _coded(label, None, len(run.obs))
@@ -65,7 +63,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     np.add.at(counts_KB, (label_N[known], batch_N[known]), 1)
 
     drawn_N = on_a_map(len(run.obs), [xy for _, xy in run.maps.values()])
-    rows = sample(batch_N * (len(labels) + 1) + label_N, _at_most(run.folder), drawn_N, seed)
+    rows = sample(batch_N * (len(labels) + 1) + label_N, _most_cells(run.folder), drawn_N, seed)
     z_NP = x_NG = pairs = means = held_out = None
     if model is not None and decoder is not None:
         z_NP = _latent(run.folder, model.key, rows, len(decoder.blocks[0].w))
@@ -113,7 +111,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
 
 def _maps(run: Run, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
     """Return title, note and coordinates of the maps that have a cell."""
-    notes = {True: "drawn as a UMAP", False: "its first two dimensions, no UMAP in this run"}
+    notes = {True: "drawn as a UMAP", False: "first two dimensions, no UMAP in this run"}
     return [
         (run.name(key), notes[found == keys.umap(key)], xy[rows])
         for key, (found, xy) in run.maps.items()
@@ -122,13 +120,13 @@ def _maps(run: Run, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
 
 
 def _model(run: Run) -> tuple[Model[Any] | None, Decoder | None, Layout | None, list[str]]:
-    """Return the model that counterfactuals come from, its decoder, where its genes lie, and what is missing."""
+    """Return the model of the counterfactuals, its decoder, its genomap, and sentences on what is missing."""
     if not (run.folder / MODEL).is_dir():
         words = "The model is not in the run folder, so there is no what-if and no gene to colour by."
         return None, None, None, [words]
     try:
         loaded = load(run.folder / MODEL)
-    except ScmedleyError:  # its words have paths, and the page is made to be passed on
+    except ScmedleyError:  # its message has paths, and the page may be shared
         return (
             None,
             None,
@@ -143,9 +141,7 @@ def _model(run: Run) -> tuple[Model[Any] | None, Decoder | None, Layout | None, 
     except ScmedleyError as error:
         return None, None, None, [str(error)]
     if layout is None or layout.genes != decoder.genes:
-        words = (
-            "The run has no genomap (over 8,000 genes, or not scored), so cells are not drawn as pictures."
-        )
+        words = "The run has no genomap (more than 8,000 genes, or not scored), so cells are not drawn as pictures."
         return model, decoder, None, [words]
     return model, decoder, layout, []
 
@@ -153,7 +149,7 @@ def _model(run: Run) -> tuple[Model[Any] | None, Decoder | None, Layout | None, 
 def _coded(
     column: pd.Series[Any] | None, known: tuple[str, ...] | None, n_cells: int
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return codes and names of a column, by the model's order where there is one; all cells are one without it."""
+    """Return codes and names of a column, in the order ``known``; without a column, one name or no codes."""
     if column is None:
         return (
             (np.zeros(n_cells, np.int64), (ALL,))
@@ -166,20 +162,20 @@ def _coded(
 
 
 def _columns(run: Run) -> tuple[pd.DataFrame, list[str]]:
-    """Return the columns to colour by, batch and label first, and a sentence on those that are left out."""
+    """Return the columns to colour by, batch and label first, and a sentence on the others."""
     assert run.obs is not None
     first = [key for key in (run.config.get("batch"), run.config.get("label")) if key in run.obs]
     rest = [key for key in run.obs.columns if key not in (*first, keys.PERMUTED)]
     kept, others = colourable(run.obs[[*dict.fromkeys(first), *rest]])
     said = [
-        f"Not in the page are the columns {listed(others, len(others))}: of text with over {MAX_LEVELS:,} levels, "
-        f"or behind the first {MAX_COLUMNS}."
+        f"These columns are not in the page: {listed(others, len(others))}. They hold text with over {MAX_LEVELS:,} "
+        f"levels, or come after the first {MAX_COLUMNS}."
     ]
     return run.obs[kept], said if others else []
 
 
 def _observed(obs: pd.DataFrame, pair_N: np.ndarray, n_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return each cell's pair, -1 for cells that no mean is of, and which pairs have enough held-out cells for one."""
+    """Return each cell's pair, -1 if it enters no mean, and which pairs have enough held-out cells."""
     test_N = (obs[keys.SPLIT] == "test").to_numpy() if keys.SPLIT in obs else np.zeros(len(obs), bool)
     held_out_U = np.bincount(pair_N[test_N & (pair_N >= 0)], minlength=n_pairs) >= LEAST
     left_out = held_out_U[pair_N] & (pair_N >= 0) & ~test_N
@@ -187,7 +183,7 @@ def _observed(obs: pd.DataFrame, pair_N: np.ndarray, n_pairs: int) -> tuple[np.n
 
 
 def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, int, str, str]]:
-    """Return the words of the check on held-out cells for each pair of label and batch."""
+    """Return label, batch and the two words of the check for each checked pair."""
     if run.check is None or run.check.empty:
         return []
     words = agreement(run.check), against_baseline(run.check)
@@ -195,8 +191,8 @@ def _trust(run: Run, labels: list[str], batches: list[str]) -> list[tuple[int, i
     return [(labels.index(k), batches.index(b), w, a) for k, b, w, a in rows if k in labels and b in batches]
 
 
-def _at_most(folder: Path) -> int:
-    """Return how many cells can be held, by how many values a cell has."""
+def _most_cells(folder: Path) -> int:
+    """Return how many cells fit into memory, given the number of values per cell."""
     import h5py
 
     with cells_file(folder) as file:
@@ -209,7 +205,7 @@ def _at_most(folder: Path) -> int:
 
 
 def _latent(folder: Path, key: str, rows: np.ndarray, n_latent: int) -> np.ndarray | None:
-    """Read an embedding of some cells, if it is there and what a decoder can take."""
+    """Read an embedding of some cells; ``None`` if it is missing or does not fit the decoder."""
     with cells_file(folder) as file:
         if key in file.get("obsm", {}):
             z_NP: np.ndarray = np.asarray(file["obsm"][key], dtype=np.float32)[rows]
@@ -221,9 +217,9 @@ def _latent(folder: Path, key: str, rows: np.ndarray, n_latent: int) -> np.ndarr
 def _measured(
     folder: Path, genes: tuple[str, ...], rows: np.ndarray, pair_N: np.ndarray, n_batches: int
 ) -> tuple[sparse.csr_matrix | None, np.ndarray | None, np.ndarray | None, list[str]]:
-    """Read the model's genes block by block: those of ``rows``, and their means over each pair of label and batch.
+    """Read the model's genes in blocks: the values of ``rows``, and the means per pair of label and batch.
 
-    Pairs and means are ``None`` where there are none; the last value says in sentences what is missing.
+    Return values, pairs and means (``None`` if missing), and sentences on what is missing.
     """
     import h5py
     from anndata.io import read_elem, sparse_dataset
@@ -238,7 +234,7 @@ def _measured(
             words = f"{CELLS} lacks genes of the model: measured genes are not shown."
             return None, None, None, [words]
         values: Any = layer if isinstance(layer, h5py.Dataset) else sparse_dataset(layer)
-        if isinstance(layer, h5py.Group):  # scipy trusts these, and a wrong one ends the process
+        if isinstance(layer, h5py.Group):  # scipy does not check these, and a wrong one crashes the process
             starts = layer["indptr"][:]
             if (np.diff(starts) < 0).any() or starts[0] != 0 or starts[-1] != len(layer["indices"]):
                 raise ScmedleyError(f"layers/{keys.LOGNORM} of {CELLS} is damaged.")

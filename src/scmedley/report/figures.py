@@ -1,4 +1,4 @@
-"""Pictures of the report. Names from the data stay out of them: they stand in the page, as text."""
+"""Figures of the report. Names from the data are not drawn; the page holds them as text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scmedley.pl.training import best_epoch, curve
 from scmedley.report.numbers import number
 from scmedley.runs.read import Run
 
-NUMBERED = 30  # up to so many labels carry their number on the map
+NUMBERED = 30  # most labels that are numbered on the map
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
 BADGE = {"boxstyle": "round,pad=0.18", "facecolor": "white", "edgecolor": "#333", "linewidth": 0.6}
 THEMES = {"light": "#333a45", "dark": "#cdd3dd"}  # colour of texts and lines
@@ -31,7 +31,7 @@ THEMES = {"light": "#333a45", "dark": "#cdd3dd"}  # colour of texts and lines
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as data URIs for the light and the dark page, with its text alternative."""
+    """A figure as data URIs for the light and the dark page, with its text alternative."""
 
     light: str
     dark: str
@@ -42,14 +42,14 @@ class Picture:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw with matplotlib's own settings: the user's must not change the report."""
+    """Draw with matplotlib's defaults, so that the user's settings do not change the report."""
     settings: Any = {key: value for key, value in rcParamsDefault.items() if key != "backend"}
     with rc_context(settings):
         yield
 
 
 def picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str, title: str) -> Picture:
-    """Draw twice, with dark ink and with light; ``size`` in inches."""
+    """Draw for the light and for the dark page; ``size`` in inches."""
     images = {}
     for theme, colour in THEMES.items():
         inked: Any = dict.fromkeys(INKED, colour)
@@ -62,12 +62,12 @@ def picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str,
 
 
 def as_uri(image: bytes) -> str:
-    """Give a PNG as a data URI."""
+    """Return a PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def maps(run: Run) -> list[dict[str, Any]]:
-    """Draw the cells: a row for batch and one for label, a panel for each embedding."""
+    """Draw the maps: one row for batch and one for label, one panel per embedding."""
     rows = []
     for kind in ("batch", "label"):
         column = run.column(kind)
@@ -100,7 +100,7 @@ def _map(
     if key not in run.maps:
         return {"title": title, "missing": f"No map: the run stored no {key}."}
     found, xy = run.maps[key]
-    drawn = np.isfinite(xy).all(axis=1)  # of many cells the UMAP holds a random draw
+    drawn = np.isfinite(xy).all(axis=1)  # the UMAP of many cells holds a random sample
     if not drawn.any():
         return {"title": title, "missing": f"No map: {found} has no cell with coordinates."}
     n_cells, xy, codes = len(xy), xy[drawn], codes[drawn]
@@ -111,7 +111,7 @@ def _map(
         for code in np.unique(codes[codes >= 0]):
             own = xy[codes == code]
             from_middle = ((own - np.median(own, axis=0)) ** 2).sum(axis=1)
-            x, y = own[from_middle.argmin()]  # a cell: between two clumps there may be none
+            x, y = own[from_middle.argmin()]  # a cell, because the median itself may lie between groups
             ax.text(x, y, str(code + 1), fontsize=8, ha="center", va="center", color="#111", bbox=BADGE)
     uri = as_uri(png(figure, dpi=200))
     what = "UMAP" if found == keys.umap(key) else "First two dimensions"
@@ -123,7 +123,7 @@ def _map(
 
 
 def training(run: Run) -> list[dict[str, Any]]:
-    """Draw the training curves: a group for each network, a panel for each term."""
+    """Draw the training curves: one group per network, one panel per loss term."""
     if run.history is None:
         return []
     networks = run.settings.get("networks") or {}
@@ -158,7 +158,7 @@ def _in_words(rows: pd.DataFrame, best: int | None) -> str:
 
 
 def scores(run: Run) -> list[Picture]:
-    """Draw each score of every embedding beside its null."""
+    """Draw each score of every embedding with its null."""
     if run.scores is None:
         return []
     embeddings = list(dict.fromkeys(run.scores["embedding"]))

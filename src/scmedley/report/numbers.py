@@ -6,7 +6,7 @@ import math
 
 
 def number(value: float | None, decimals: int = 2) -> str:
-    """Show a number with ``decimals`` decimals, fewer where it is large; a dash where there is none."""
+    """Return a number as text with ``decimals`` decimals, fewer if it is large; a dash if it is missing."""
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{value:,.{max(decimals + 1 - len(str(int(abs(value)))), 0)}f}"
@@ -14,11 +14,11 @@ def number(value: float | None, decimals: int = 2) -> str:
 
 
 def signed(value: float | None, decimals: int = 2) -> str:
-    """Show a difference, always with its sign."""
+    """Return a difference as text, always with its sign."""
     text = number(value, decimals)
     return f"+{text}" if text[0].isdigit() else text
 
 
 def count(value: float | None) -> str:
-    """Show a whole number with commas."""
+    """Return a whole number as text, with commas."""
     return number(value, 0)

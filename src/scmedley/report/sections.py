@@ -1,4 +1,4 @@
-"""What stands in each section: plain values for the template, no HTML and no pictures."""
+"""The content of each section as plain values for the template, without HTML and figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCORE_ORDER = [*(f"{probe} leak" for probe in PROBES), "kNN accuracy", "ASW", "C
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """Headline: what was run on what, and what came out."""
+    """Return the head of the page: the data, the settings and the findings."""
     settings, config = run.settings, run.config
     given = settings.get("input") or {}
     prepare = settings.get("prepare") or {}
@@ -51,7 +51,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def data(run: Run) -> dict[str, Any]:
-    """Cells per label and batch, and whether batches can be compared at all."""
+    """Return the cells per label and batch, and whether batches can be compared."""
     from scmedley.pp.overlap import overlap
 
     batch, label = run.column("batch"), run.column("label")
@@ -77,7 +77,7 @@ def data(run: Run) -> dict[str, Any]:
         "words": found.words,
         "parts": found.parts,
     }
-    # The longer side goes down the page, where there is room.
+    # The longer side becomes the rows: a page is longer than wide.
     out["rows_are"] = "label" if table.shape[0] >= table.shape[1] else "batch"
     if out["rows_are"] == "batch":
         table = table.T
@@ -97,12 +97,12 @@ def data(run: Run) -> dict[str, Any]:
 
 
 def _shade(n: int, most: int) -> int:
-    """Grade a count from 0 (none) to 4, by its square root: cell numbers have long tails."""
+    """Return a shade from 0 (none) to 4, by the square root of a count: cell numbers have long tails."""
     return math.ceil(4 * math.sqrt(n / most)) if n else 0
 
 
 def scores(run: Run) -> dict[str, Any] | None:
-    """Scores as a matrix: a row for each score, a column for each embedding."""
+    """Return the scores as a matrix: one row per score, one column per embedding."""
     if run.scores is None or run.scores.empty:
         return None
     table = run.scores
@@ -126,7 +126,7 @@ def scores(run: Run) -> dict[str, Any] | None:
 
 
 def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[str, Any] | None:
-    """One score of one embedding, its null and how far apart they are."""
+    """Return one score of one embedding, its null and their difference."""
     if row is None:
         return None
     gap = row["value"] - row["null"]
@@ -149,7 +149,7 @@ def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[
 
 
 def shifts(run: Run) -> dict[str, Any] | None:
-    """Genes that each batch shifts most, for each label."""
+    """Return the genes with the largest shifts in each batch, for each label."""
     if run.shifts is None or run.shifts.empty:
         return None
     table = run.shifts.assign(how_large=run.shifts["shift"].abs())
@@ -192,7 +192,7 @@ def shifts(run: Run) -> dict[str, Any] | None:
 
 
 def check(run: Run) -> dict[str, Any] | None:
-    """How well predicted shifts agree with shifts of cells that were held out."""
+    """Return how well predicted shifts agree with those of held-out cells."""
     if run.check is None or run.check.empty:
         return None
     reached = run.check["pearson"] / run.check["ceiling_pearson"]
@@ -206,12 +206,12 @@ def check(run: Run) -> dict[str, Any] | None:
 
 
 def _words(found: Summary) -> str:
-    """Return in words how far to trust counterfactuals, given how many pairs deserve it and the medians."""
+    """Return sentences on how far to trust counterfactuals, from the numbers of pairs and the medians."""
     tally, judged = found.tally, found.n_judged
     if not judged:
         return (
-            "Every pair of batch and label has too few held-out cells, or too small a shift, to judge the "
-            "counterfactuals by."
+            "The counterfactuals cannot be judged: every pair of batch and label has too few held-out cells, or too "
+            "small a shift."
         )
     pairs = "the one seen pair" if judged == 1 else f"{judged} seen pairs"
     text = (
@@ -220,31 +220,31 @@ def _words(found: Summary) -> str:
     )
     if found.n_shared:
         text += (
-            f" In {found.n_shared} of the last the prediction for another batch does nearly as well: it is not "
-            "particular to the batch."
+            f" In {found.n_shared} of those with none, the prediction for a wrong batch is nearly as good: the "
+            "prediction is not specific to the batch."
         )
     if tally[TOO_FEW]:
-        text += f" Another {tally[TOO_FEW]} could not be judged."
+        text += f" {tally[TOO_FEW]} more could not be judged."
     text += f" {ADVICE[found.verdict]}"
     pearson, additive, slope = (found.median[name] for name in ("pearson", "additive_pearson", "slope"))
     if pearson is not None and additive is not None:
         against = found.against
         text += (
-            " Against the plain difference of training means, which needs no model, predictions are better in "
-            f"{against['better']}, tie in {against['tie']} and are worse in {against['worse']} (median Pearson of the "
-            f"difference {number(additive)}, of the model {number(pearson)})."
+            " Compared with the difference of training means (the baseline, which needs no model), predictions are "
+            f"better in {against['better']}, tie in {against['tie']} and are worse in {against['worse']} (median "
+            f"Pearson of the baseline {number(additive)}, of the model {number(pearson)})."
         )
-    # Where the direction is wrong the slope is low whatever the size, so it says nothing of the size.
+    # If the direction is wrong, the slope is low for any size, so it does not measure the size.
     if found.verdict == "good" and slope is not None and not 0.7 <= slope <= 1.4:
         text += (
             f" Most shifts are predicted too {'small' if slope > 1 else 'large'}: "
-            f"the slope of the observed on the predicted is {number(slope)}."
+            f"the slope of observed on predicted shifts is {number(slope)}."
         )
     return text
 
 
 def provenance(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Everything needed to run it again, as titled lists of names and values."""
+    """Return what is needed to repeat the run, as titled lists of names and values."""
     settings = run.settings
     given = settings.get("input") or {}
     named = {"file": given.get("name"), "sha256": given.get("sha256")}
@@ -286,6 +286,6 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _ordered(values: pd.Series, first: list[str]) -> list[str]:
-    """Distinct values: those of ``first`` in its order, then the others as they come."""
+    """Return distinct values: those of ``first`` in its order, then the others in order of appearance."""
     found = list(dict.fromkeys(values))
     return [name for name in first if name in found] + [name for name in found if name not in first]
