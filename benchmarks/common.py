@@ -1,4 +1,4 @@
-"""What every benchmark needs: real data sets, a record of the machine, results that survive a stop."""
+"""Shared by all benchmarks: real data sets, a record of the machine, results that are kept after a stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 BATCH = "batch"
-LABEL = "label"  # of every data set once loaded, whatever its file calls it
+LABEL = "label"  # of every data set that `find` returns
 DATA_VARIABLE = "SCMEDLEY_DATA"
 PACKAGES = (
     "scmedley",
@@ -67,12 +67,12 @@ def find(name: str, folder: Path | None) -> AnnData | None:
     name
         One of ``DATA_SETS``.
     folder
-        Where files that are not shipped lie; ``None``: the folder that ``$SCMEDLEY_DATA`` names.
+        Folder of the files that are not shipped; ``None``: the folder in ``$SCMEDLEY_DATA``.
 
     Returns
     -------
     AnnData or None
-        ``None``, and a printed line that says why, where the file is missing.
+        ``None``, and a printed reason, where the file is missing.
     """
     data = DATA_SETS[name]
     if data.file:
@@ -105,7 +105,7 @@ def record(threads: int) -> dict[str, Any]:
 
 
 def cached(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Give what ``path`` holds, or compute and store it: a stopped benchmark goes on where it was."""
+    """Return what ``path`` holds, or compute and store it, so that a stopped benchmark can be resumed."""
     if path.exists():
         stored: dict[str, Any] = json.loads(path.read_text())
         return stored

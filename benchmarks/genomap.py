@@ -1,12 +1,13 @@
-"""Genomaps: do genes that touch correlate, and what does a layout cost?
+"""Genomaps: do neighbouring genes correlate, and what does a layout cost?
 
     python benchmarks/genomap.py                  # the shipped sets: a minute
     python benchmarks/genomap.py --data FOLDER    # also pbmc_8batches, at 2,916 genes x 6,300 cells
 
-Three layouts of the same genes on the same pixels are compared by the mean correlation of genes that touch: ours; one
-in which interaction alone ranks the distance from the middle; a random one. All are laid out on half of the cells and
-measured on the other half: ours is the largest sum of correlations that it found, chance ones among them. How much that
-flatters is measured too, on the cells of the layout, and with each gene permuted by itself, where nothing correlates.
+Three layouts of the same genes on the same pixels are compared by the mean correlation of neighbouring genes:
+ours; one in which interaction alone ranks the distance from the middle; a random one. All are computed on
+half of the cells and measured on the other half, as our layout maximises correlations, those by chance
+included. The size of this effect is measured too: on the cells of the layout, and with each gene permuted
+independently, where nothing correlates.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def measure(adata: Any) -> dict[str, Any]:
 
 
 def neighbours(x_NG: Any, genes: list[str], rng: np.random.Generator) -> dict[str, float]:
-    """Lay out on half of the cells, and give the mean correlation of genes that touch on the other half."""
+    """Lay out on half of the cells; return the mean correlation of neighbouring genes on the other half."""
     order = rng.permutation(x_NG.shape[0])
     half, other = x_NG[order[::2]], x_NG[order[1::2]]
     made, own_GG, other_GG = genomap.layout(half, genes), *(genomap.correlations(x)[0] for x in (half, other))
@@ -104,13 +105,13 @@ def neighbours(x_NG: Any, genes: list[str], rng: np.random.Generator) -> dict[st
 
 
 def distance(layout: Layout) -> np.ndarray:
-    """Give each gene's distance from the middle, in halves of the picture's sides."""
+    """Return each gene's distance from the middle, in halves of the picture's sides."""
     height, width = layout.shape
     return np.hypot((2 * layout.rows + 1) / height - 1, (2 * layout.columns + 1) / width - 1)
 
 
 def radius_only(layout: Layout, interaction_G: np.ndarray) -> Layout:
-    """Rank the distance from the middle by the interaction; within a ring, genes lie as they come."""
+    """Rank the distance from the middle by the interaction; within a ring, genes keep their order."""
     pixels = np.argsort(distance(layout).round(9), kind="stable")
     pixel_of = np.empty(len(pixels), np.int64)
     pixel_of[np.argsort(interaction_G, kind="stable")] = pixels
@@ -124,12 +125,12 @@ def moved(layout: Layout, pixel_of: np.ndarray) -> Layout:
 
 
 def _goals(rows: list[dict[str, Any]]) -> dict[str, bool]:
-    """Say of each goal whether it is met."""
+    """Return whether each goal is met."""
     goals = {
         f"Spearman(interaction, distance) at least {SPEARMAN} in all sets": all(
             r["spearman"] >= SPEARMAN for r in rows
         ),
-        f"genes that touch correlate at least {TIMES} times as much as in the radius-only layout, in all sets": all(
+        f"neighbouring genes correlate at least {TIMES} times as much as in the radius-only layout, in all sets": all(
             r["ours"] >= TIMES * max(r["radius_only"], r["random"]) for r in rows
         ),
     }

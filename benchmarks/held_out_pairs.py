@@ -1,11 +1,12 @@
-"""What do simple baselines predict of a patient's treated cells? The bar for counterfactuals, without any network.
+"""How well do simple baselines, without a network, predict a patient's treated cells?
 
     python benchmarks/held_out_pairs.py --data FOLDER
 
-Glioblastoma slices of 5 patients, untreated and under panobinostat (Zhao et al. 2021; 300 genes): each patient's
-treated cells are held out in turn and predicted by the baselines of ``scmedley.evaluate.counterfactual`` from the other
-patients. Once with values in log1p CP10k, as the package has them, and once with log1p of the median total: a cell's
-total over these 300 genes is small and noisy, and the baselines depend on it. Networks: recipes/glioblastoma.py.
+Glioblastoma slices of 5 patients, untreated and under panobinostat (Zhao et al. 2021; 300 genes): each
+patient's treated cells are held out in turn and predicted by the baselines of
+``scmedley.evaluate.counterfactual`` from the other patients. Once with values in log1p CP10k, as the package
+has them, and once with log1p of the median total: a cell's total over these 300 genes is small and noisy, and
+the baselines depend on it. Networks: recipes/glioblastoma.py.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""How a donor-level target leaks: the same latents scored with cells held out, and with whole donors held out.
+"""How a donor-level target leaks: the same latents scored with cells and with whole donors held out.
 
     python benchmarks/leak_demonstration.py --out FOLDER
 
-First a simulation: each donor has a code and a diagnosis thrown by a coin, a cell's latent is her donor's code and
-noise. Then the 40 donors of onek1k, with two targets: sex, and a coin thrown once for each donor, of which no cell can
-know. Networks, genes, scaling and PCA are fitted without the held-out cells. Random latents of held-out donors are
-had in two ways: with the population mean, and by ``RandomEffects.adapt``.
+First a simulation: each donor has a code and a diagnosis thrown by a coin, a cell's latent is its donor's
+code plus noise. Then the 40 donors of onek1k, with two targets: sex, and a coin thrown once for each donor,
+which cannot be predicted. Networks, genes, scaling and PCA are fitted without the held-out cells. Random
+latents of held-out donors are computed in two ways: with the population mean, and by ``RandomEffects.adapt``.
 
-Each fold is kept as JSON under ``--out``, so that a stopped run goes on.
+Each fold is kept as JSON under ``--out``, so that a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VALUES = ["accuracy", "balanced_accuracy", "chance", "donor_accuracy", "donor_ch
 
 
 def main() -> None:
-    """Run what is not there yet, print the tables, store the numbers."""
+    """Run what is missing, print the tables, store the numbers."""
     options = _options()
     simulated = pd.concat([simulate(seed) for seed in range(options.seeds)])
     adata = find("onek1k", None)
@@ -131,12 +131,12 @@ def fold_tables(adata: AnnData, test_N: np.ndarray, form: str, threads: int) -> 
 
 
 def new_donors(cells: AnnData, test_N: np.ndarray) -> bool:
-    """Say whether the held-out cells are of donors of their own."""
+    """Return whether no donor has both held-out and other cells."""
     return not set(cells.obs[BATCH][test_N]) & set(cells.obs[BATCH][~test_N])
 
 
 def with_null(adata: AnnData, test_N: np.ndarray) -> AnnData:
-    """Add batches permuted within labels, apart for held-out donors, whose batches stay unknown."""
+    """Add batches permuted within labels, separately for held-out donors, whose batches stay unknown."""
     cells = adata.copy()
     if not new_donors(cells, test_N):
         sm.pp.permute_batches(cells, BATCH, LABEL, seed=SEED)
@@ -151,7 +151,7 @@ def with_null(adata: AnnData, test_N: np.ndarray) -> AnnData:
 
 
 def fixed_latents(cells: AnnData, learnt: AnnData, test_N: np.ndarray, threads: int) -> dict[str, np.ndarray]:
-    """Give PCA and FE of all cells."""
+    """Return PCA and FE of all cells."""
     settings = sm.FixedEffects.preset("default").replace(max_epochs=EPOCHS["default"])
     fe = sm.FixedEffects(BATCH, LABEL, settings).fit(learnt, seed=SEED, threads=threads, progress=False)
     x_NG = sm.pp.log_normalised(cells, fe.genes)[0]
@@ -162,7 +162,7 @@ def fixed_latents(cells: AnnData, learnt: AnnData, test_N: np.ndarray, threads: 
 def random_latents(
     cells: AnnData, learnt: AnnData, test_N: np.ndarray, name: str, key: str, form: str, threads: int
 ) -> dict[str, np.ndarray]:
-    """Give RE of all cells; of held-out donors with the population mean (not the null) and by ``adapt``."""
+    """Return RE of all cells; of held-out donors with the population mean (not the null) and by ``adapt``."""
     settings = sm.RandomEffects.preset(PRESETS[form]).replace(max_epochs=EPOCHS[form])
     re = sm.RandomEffects(key, LABEL, settings).fit(learnt, seed=SEED, threads=threads, progress=False)
     if not new_donors(cells, test_N):
@@ -175,7 +175,7 @@ def random_latents(
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average over folds, weighted by donors; add the 95 % interval of the donors told right."""
+    """Average over folds, weighted by donors; add the 95 % interval of the donors predicted right."""
     found = []
     for (target, held_out, name), part in rows.groupby(["target", "held_out", "embedding"], sort=False):
         means = {value: float(np.average(part[value], weights=part["n_donors"])) for value in VALUES}

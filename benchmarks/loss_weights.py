@@ -1,11 +1,11 @@
-"""Are weights that a network finds by itself as good as the published ones, which were tuned by hand?
+"""Are automatic loss weights as good as the published ones, which were tuned by hand?
 
     python benchmarks/loss_weights.py --out FOLDER
 
 The published form of the fixed-effects network, with lambda_MSE : lambda_A of the three published data sets
-and with ``weights="auto"`` (``scmedley/nn/balance.py``), on three real data sets that come with the package. Scores
-are those of ``quality.py``, on held-out test cells. Every fit is a JSON under ``--out``, so that a stopped run
-goes on.
+and with ``weights="auto"`` (``scmedley/nn/balance.py``), on three real data sets that come with the package.
+Scores are those of ``quality.py``, on held-out test cells. Every fit is a JSON file under ``--out``, so that
+a stopped run can be resumed.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SCORES = ["leak", "accuracy", "asw_batch", "asw_label"]
 TERM = "adversarial"
-MARGIN = 0.01  # differences of means up to here are called none
+MARGIN = 0.01  # smaller differences of means do not count
 
 
 def main() -> None:
-    """Run what is not there yet, print the table and who is better, store both."""
+    """Run what is missing, print the table and which weights are better, store both."""
     options = _options()
     runs = []
     for name in options.sets:
@@ -94,7 +94,7 @@ def _run(prepare: Any, method: str, epochs: int, seed: int, threads: int) -> dic
 
 
 def as_text(table: pd.DataFrame) -> str:
-    """Lay means and standard deviations over seeds out as a Markdown table."""
+    """Return means and standard deviations over seeds as a Markdown table."""
     columns = [*SCORES, "ratio"]
     rows = ["| set | weights | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for (name, method), runs in table.groupby(["set", "method"], sort=False):
@@ -104,7 +104,7 @@ def as_text(table: pd.DataFrame) -> str:
 
 
 def verdicts(table: pd.DataFrame) -> list[str]:
-    """Say for each data set whether automatic weights leak no more, and keep labels, than each published pair."""
+    """Return for each set whether automatic weights leak no more than each published pair, and keep the labels."""
     lines = []
     for name, runs in table.groupby("set", sort=False):
         mean = runs.groupby("method")[["leak", "accuracy"]].mean()

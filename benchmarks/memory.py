@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py --data FOLDER
 
-Two processes are measured by the kernel's own count of their peak resident memory: one that only imports
-what a run imports, and ``scmedley run`` on pbmc_8batches (14,168 cells x 8,210 genes, a file of 22 MB). A
-few epochs do: the peak does not depend on their number.
+Two processes are measured by the kernel's own count of their peak resident memory: one that only imports what
+a run imports, and ``scmedley run`` on pbmc_8batches (14,168 cells x 8,210 genes, a file of 22 MB). A few
+epochs are enough: the peak does not depend on their number.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def peak(command: list[str], threads: int) -> float:
-    """Give the peak resident memory, in MB, of a process run to its end."""
+    """Return the peak resident memory, in MB, of a process run to its end."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output = process.stdout.read() if process.stdout else b""

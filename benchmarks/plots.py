@@ -2,8 +2,8 @@
 
     python benchmarks/plots.py                    # 500,000 simulated cells: a minute
 
-Three embeddings of 500,000 cells are drawn in two colourings, 150 levels and a quantity, and saved as PNG and as SVG,
-whose points are pixels.
+Three embeddings of 500,000 cells are drawn in two colourings, 150 levels and a quantity, and saved as PNG and
+as SVG, whose points are pixels.
 """
 
 from __future__ import annotations

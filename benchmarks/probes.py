@@ -1,15 +1,15 @@
-"""Batch leak: seconds of the three probes, and agreement with a judge written in plain scikit-learn.
+"""Batch leakage: seconds of the three probes, and agreement with a judge written in plain scikit-learn.
 
     python benchmarks/probes.py            # both; files that are not shipped: --data FOLDER or $SCMEDLEY_DATA
 
-Seconds: 20,000 cells x 40 batches x 6 labels x 50 dimensions. "Before" is a probe that is fitted anew to permuted
-batches for its chance (20 times for kNN, 5 times for the others).
+Seconds: 20,000 cells x 40 batches x 6 labels x 50 dimensions. "Before" is a probe that is fitted anew to
+permuted batches for its chance (20 times for kNN, 5 times for the others).
 
-Agreement: sets with many batches of few cells, nested in conditions. The judge knows nothing of ours: for each label,
-balanced accuracy of ``KNeighborsClassifier(15)``, each vote divided by the size of its class, or of
-``LogisticRegression(class_weight="balanced")``, on held-out cells, minus the mean of the same fitted to permuted
-batches, over 1 minus that mean; labels are averaged by held-out cells. Its parts are drawn by scikit-learn. Both
-are means over draws of training and held-out cells.
+Agreement: sets with many batches of few cells, nested in conditions. The judge uses no code of scMedley: for
+each label, balanced accuracy of ``KNeighborsClassifier(15)``, each vote divided by the size of its class, or
+of ``LogisticRegression(class_weight="balanced")``, on held-out cells, minus the mean of the same fitted to
+permuted batches, over 1 minus that mean; labels are averaged by held-out cells. Scikit-learn draws its split.
+Both are means over draws of training and held-out cells.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
     Parts = tuple[np.ndarray, Codes, Codes, np.ndarray, Codes, Codes]
 
 TOLERANCE = 0.03
-REFITS = {"kNN": 20, "logistic": 5, "network": 5}  # of the way that was
+REFITS = {"kNN": 20, "logistic": 5, "network": 5}  # fits to permuted batches, as in earlier versions
 
 
 @dataclass(frozen=True)
 class Nested:
-    """A set of the data folder, or of the package (``shipped``); batches are named by all ``batch`` columns."""
+    """A set of the data folder or of the package; the ``batch`` columns together name a batch."""
 
     name: str
     file: str
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def seconds(n: int = 20_000, n_batches: int = 40, n_labels: int = 6, n_latent: int = 50) -> pd.DataFrame:
-    """Time the probes on an embedding in which the batch shows a little."""
+    """Time the probes on an embedding with a weak batch effect."""
     rng = np.random.default_rng(0)
     share_L = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])[:n_labels]
     label_N = rng.choice(n_labels, n, p=share_L / share_L.sum())
@@ -139,7 +139,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def nested_sets(folder: Path | None) -> Any:
-    """Yield name and cells of each set that is there, and of a simulation."""
+    """Yield name and cells of each set that is found, and of a simulation."""
     yield "simulated, 28 plates in 2 conditions", simulate()
     folder = folder or Path(os.environ.get(DATA_VARIABLE, "."))
     shipped = Path(sm.datasets.__file__).parent
@@ -217,7 +217,7 @@ def agreement(name: str, adata: AnnData, options: argparse.Namespace) -> list[di
 
 
 def judge(z_NP: np.ndarray, batch_N: Codes, label_N: Codes, probe: str, seed: int) -> float:
-    """Measure the leak on one draw of held-out cells, without any part of scMedley."""
+    """Measure the leakage on one draw of held-out cells, without any part of scMedley."""
     rng = np.random.default_rng(seed)
     train, test = train_test_split(
         np.arange(len(z_NP)), train_size=0.7, test_size=0.2, stratify=batch_N, random_state=seed

@@ -1,11 +1,11 @@
-"""How good are the two latents? Real data sets, several seeds, every number beside its rivals and its null.
+"""How good are the two latents? Real data sets, several seeds, each number beside rival methods and its null.
 
     python benchmarks/quality.py --data FOLDER --out FOLDER
 
-Each (data set, seed, method) is fitted once and kept as JSON under ``--out``, so that a stopped run goes
-on. A method is scored on held-out test cells (20 %, stratified by batch and label); highly variable genes,
-scaling, PCA and the networks see the training and validation cells only, and so do the rivals that can embed
-new cells (scVI, scANVI). The others are fitted on all cells, labels unseen: ``scmedley.peers.PEERS``.
+Each (data set, seed, method) is fitted once and kept as JSON under ``--out``, so that a stopped run can be
+resumed. A method is scored on held-out test cells (20 %, stratified by batch and label); highly variable
+genes, scaling, PCA and the networks see the training and validation cells only, and so do the rivals that can
+embed new cells (scVI, scANVI). The others are fitted on all cells, labels unseen: ``scmedley.peers.PEERS``.
 
 Shapes: N cells, G genes, P latent dimensions.
 """
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 N_COMPONENTS = 50  # of the PCA, and of every latent
 SCORES = ("accuracy", "leak", "asw_batch", "asw_label", "shift", "seconds")
-SEPARATION = 0.02  # margins of the random latent over its null below this are called none
+SEPARATION = 0.02  # smaller margins of the random latent over its null do not count
 ACCURACY_LOSS = 0.02
 
-# name: (what makes the latent, obs column that it is told and scored by)
+# name: (model, preset, obs column that it is trained on and scored by)
 NETWORKS: dict[str, tuple[str, str, str]] = {
     "AE": ("Autoencoder", "default", BATCH),
     "FE": ("FixedEffects", "default", BATCH),
@@ -56,7 +56,7 @@ NETWORKS: dict[str, tuple[str, str, str]] = {
 
 
 def main() -> None:
-    """Run what is not there yet, print the tables and the acceptance lines, store the summary."""
+    """Run what is missing, print the tables and the PASS and FAIL lines, store the summary."""
     options = _options()
     methods = ["PCA"] + [m for m in NETWORKS if options.paper or "paper" not in m]
     if options.peers:
@@ -71,7 +71,7 @@ def main() -> None:
         if raw is None:
             continue
         for seed in range(options.seeds):
-            prepare = cache(partial(prepared, raw, seed))  # only when a method is not there yet
+            prepare = cache(partial(prepared, raw, seed))  # only when a method is missing
             for method in methods:
                 fitted = partial(lambda p, m, s: run(p(), m, s, options.threads), prepare, method, seed)
                 file = re.sub(r"\W+", "-", method) + f"-{_settings_hash(method)}.json"
@@ -128,7 +128,7 @@ def run(adata: AnnData, method: str, seed: int, threads: int) -> dict[str, Any]:
 
 
 def score(adata: AnnData, z_NP: np.ndarray, key: str, seed: int) -> dict[str, float]:
-    """Score a latent on the test cells: label accuracy, worst batch leak given label, each leak, ASW."""
+    """Score a latent on the test cells: label accuracy, worst batch leakage within labels, each leakage, ASW."""
     part = adata.obs[keys.SPLIT].to_numpy()
     train, test = part == "train", part == "test"
     batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (key, LABEL))
@@ -148,14 +148,14 @@ def score(adata: AnnData, z_NP: np.ndarray, key: str, seed: int) -> dict[str, fl
 
 
 def shift_agreement(model: Model[Any], adata: AnnData, seed: int) -> dict[str, float]:
-    """Give the median agreement of predicted with observed batch shifts, beside ceiling and baseline."""
+    """Return the median agreement of predicted and observed batch shifts, beside ceiling and baseline."""
     check = counterfactual_check(model, adata, LABEL, seed=seed)
     columns = {"shift": "pearson", "shift_ceiling": "ceiling_pearson", "shift_baseline": "additive_pearson"}
     return {ours: float(check[theirs].median()) for ours, theirs in columns.items()}
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Give mean and standard deviation over seeds of every score."""
+    """Return mean and standard deviation over seeds of every score."""
     scores = [s for s in SCORES if s in table]
     grouped = table.groupby(["set", "method"], sort=False)[scores].agg(["mean", "std"])
     grouped.columns = [c[0] if c[1] == "mean" else f"{c[0]}_sd" for c in grouped.columns.to_list()]
@@ -163,7 +163,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_text(summary: pd.DataFrame) -> str:
-    """Lay the summary out as one Markdown table."""
+    """Return the summary as one Markdown table."""
     rows = ["| set | method | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 2) + "|"]
     for _, row in summary.iterrows():
         cells = [_cell(row.get(s), row.get(f"{s}_sd"), 0 if s == "seconds" else 3) for s in SCORES]
@@ -172,7 +172,7 @@ def as_text(summary: pd.DataFrame) -> str:
 
 
 def accept(table: pd.DataFrame) -> list[str]:
-    """Say for each data set which of the claims hold (means over seeds)."""
+    """Return for each data set which claims hold (means over seeds)."""
     lines = []
     for name, rows in table.groupby("set", sort=False):
         mean = rows.groupby("method")[["accuracy", "leak", "asw_batch"]].mean()
@@ -199,7 +199,7 @@ def _cell(mean: float | None, sd: float | None, digits: int) -> str:
 
 
 def _settings_hash(method: str) -> str:
-    """Name a method's settings in short, so that results of other settings are not taken for it."""
+    """Return a short name of a method's settings, so that cached results of other settings are not used."""
     if method in PEERS:
         return version(PEERS[method].package)
     if method not in NETWORKS:

@@ -1,14 +1,14 @@
-"""How many cells a second does training take, and what did each trick give?
+"""How many cells per second does training process, and what does each optimisation gain?
 
-    python benchmarks/train_step.py                 # speed, then what each trick gave
+    python benchmarks/train_step.py                 # speed, then the gain of each optimisation
     python benchmarks/train_step.py --no-tricks     # speed alone
-    python benchmarks/train_step.py --no-tricks --plain-malloc --results FILE    # what keeping freed memory gave
+    python benchmarks/train_step.py --no-tricks --plain-malloc --results FILE   # gain of keeping freed memory
 
 Simulated cells: 20,000 x 3,000 genes x 30 batches, 10 % of the values above 0; 18,000 of the cells train,
-2,000 validate; minibatches of 512. What is timed is ``train.loop.fit`` for whole epochs: making the optimisers,
-every training step, and a walk over the validation cells after each epoch. Cells per second are training cells
-times epochs over seconds: the validation cells cost time and are not counted. Configurations take
-turns, round after round, so that a machine that slows down slows all of them; medians over rounds are given.
+2,000 validate; minibatches of 512. ``train.loop.fit`` is timed for whole epochs: making the optimisers, every
+training step, and a pass over the validation cells after each epoch. Cells per second are training cells
+times epochs over seconds: the validation cells cost time and are not counted. Configurations alternate, so
+that a machine that slows down slows all of them; medians over rounds are printed.
 
 Shapes: N cells, G genes, B batches, H units of a layer.
 """
@@ -70,7 +70,7 @@ class Bench:
         self.n_batches, self.batch_size = n_batches, batch_size
 
     def seconds(self, name: str, preset: str, precision: str, epochs: int, share: float = 1.0) -> float:
-        """Train for ``epochs`` on ``share`` of the cells; give the seconds for each training cell."""
+        """Train for ``epochs`` on ``share`` of the cells; return the seconds per training cell."""
         rows = self.rows[: int(share * len(self.rows))]
         validation, train = rows[: len(rows) // 10], rows[len(rows) // 10 :]
         settings = MODELS[name].preset(preset).replace(decay=False)
@@ -89,7 +89,7 @@ class Bench:
 
 
 def main() -> None:
-    """Time the networks, then each trick's absence; print both tables and store them."""
+    """Time the networks, then each without one optimisation; print both tables and store them."""
     options = _options()
     torch.set_num_threads(options.threads)
     if not options.plain_malloc:
@@ -155,7 +155,7 @@ def _verdict(rate: float, goal: list[float] | None) -> str:
 
 
 def tricks(bench: Bench, auto: str, rounds: int, threads: int) -> list[dict[str, Any]]:
-    """Time the published networks with and without each trick in turn, a few steps at a time."""
+    """Time the published networks with and without each optimisation in turn, a few steps at a time."""
     plans: list[tuple[str, str, str, Variant]] = [
         ("bf16 autocast, not float32", "AE FE RE", auto, nullcontext),  # the variant is float32, see below
         ("float32: oneDNN, not MKL", "AE FE RE", "float32", partial(_set, matmul, "ONEDNN", False)),
@@ -250,7 +250,7 @@ def dense_cells(bench: Bench) -> AbstractContextManager[object]:
 
 
 def item_each_step() -> AbstractContextManager[object]:
-    """Read every term at every step."""
+    """Read every term from the device at every step."""
     add = loop._Means.add
 
     def read(self: Any, player: str, terms: Any, loss: Tensor, n_cells: int) -> None:
@@ -262,7 +262,7 @@ def item_each_step() -> AbstractContextManager[object]:
 
 @contextmanager
 def plain_mse() -> Iterator[None]:
-    """Write the squared error down as it is said."""
+    """Compute the squared error in separate steps."""
 
     def mse(x_NG: Tensor, xhat_NG: Tensor) -> Tensor:
         return (x_NG.float() - xhat_NG.float()).square().mean()
@@ -295,12 +295,12 @@ def no_draws() -> AbstractContextManager[object]:
 
 
 def no_kl() -> AbstractContextManager[object]:
-    """Leave the KL out."""
+    """Omit the KL."""
     return _set(bayesian.EffectTable, "kl", lambda self: self.prior_scale * 0)
 
 
 def joined_kl() -> AbstractContextManager[object]:
-    """Take the KL of all tables in one set of operations."""
+    """Compute the KL of all tables in one set of operations."""
 
     class Joined:
         def __init__(self, tables: list[bayesian.EffectTable]):
@@ -359,7 +359,7 @@ def _torch_csr(x: Any) -> Tensor:
 
 @contextmanager
 def csr_first_layer(bench: Bench) -> Iterator[None]:
-    """Multiply the cells by the first layer without making them dense for it."""
+    """Multiply the cells by the first layer as a sparse matrix."""
     seen: list[Any] = [None, None]  # the minibatch as CSR, and its dense form
 
     def rows(rows_N: Tensor) -> Tensor:
@@ -383,11 +383,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--genes", type=int, default=3_000)
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each configuration takes")
-    parser.add_argument("--epochs", type=int, default=2, help="epochs of a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of each configuration")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of a repetition")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plain-malloc", action="store_true", help="freed memory goes back to the system")
-    parser.add_argument("--no-tricks", action="store_true", help="leave out what each trick gave")
+    parser.add_argument("--plain-malloc", action="store_true", help="return freed memory to the system")
+    parser.add_argument("--no-tricks", action="store_true", help="measure speed alone")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "train_step.json")
     return parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""Does a search find better settings than the default preset? Told on cells that the search never saw.
+"""Does a search find better settings than the default preset? Measured on cells that the search did not use.
 
     python benchmarks/tune.py --out FOLDER
 
-``scmedley tune`` on data sets that come with the package; a stopped search goes on. The test cells, a fifth, are set
-aside before it.
+``scmedley tune`` on shipped data sets; a stopped search can be resumed. The test cells, a fifth, are set
+aside before the search.
 """
 
 from __future__ import annotations
