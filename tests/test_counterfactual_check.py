@@ -71,6 +71,7 @@ def model(effect_BG=EFFECT_BG, strength=1.0):
         calibration=None,
         network=Additive(effect_BG / SPAN_G, strength),
         read=reader.read,
+        reader=reader,
     )
 
 

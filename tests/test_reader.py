@@ -107,6 +107,9 @@ def test_a_file_in_blocks_gives_what_memory_gives(
     assert joined.obs.index.equals(cells.obs_names)
     z_NP = model.get_latent_representation(backed)
     np.testing.assert_allclose(z_NP, model.get_latent_representation(cells), rtol=1e-5, atol=1e-6)
+    made, wanted = (model.counterfactual(these, ["d1", "mean"], draws=2) for these in (backed, cells))
+    np.testing.assert_allclose(made.X, wanted.X, rtol=1e-5, atol=1e-5)
+    assert made.obs_names.equals(wanted.obs_names)
     backed.file.close()
 
 

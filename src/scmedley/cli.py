@@ -104,7 +104,7 @@ def embed(
     model = read_model(folder)
     with _warnings_as_lines():
         adata = io.read(input)
-        reading = model.decoder.read(adata, values=values)
+        reading = model.read(adata, values=values)
     with _warnings_as_lines(), io.with_results(adata, out) as said:
         model.embed(adata, unknown=unknown, reading=reading)
     for line in said:

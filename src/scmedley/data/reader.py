@@ -102,6 +102,9 @@ class Reading:
         return Resident(self._rows[str(on)], b_N, on, y_N)
 
 
+Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time
+
+
 @dataclass(frozen=True)
 class Reader:
     """What a model needs to read any cells.
@@ -170,8 +173,8 @@ class Reader:
             return cells
         return _joined(list(self.blocks(cells, values)))
 
-    def blocks(self, adata: AnnData, values: ValueKind = "auto") -> Iterator[Reading]:
-        """Yield cells block by block: one block in memory, several for a backed file.
+    def blocks(self, adata: Cells, values: ValueKind = "auto") -> Iterator[Reading]:
+        """Yield cells block by block: one block in memory, several for a backed file; a reading as it is.
 
         Warnings about all cells (missing genes, another kind of values, empty cells) follow the last block.
 
@@ -181,6 +184,9 @@ class Reader:
             There are no cells; more than a fifth of the genes are missing; gene names are not unique; values
             are not finite, or neither counts nor log-normalised; the model needs counts and there are none.
         """
+        if isinstance(adata, Reading):
+            yield self.read(adata)
+            return
         if adata.n_obs == 0:
             raise ScmedleyError("There are no cells. Check the step that selected them.")
         expected = None if self.trained_on is None else self.trained_on.get("kind")
@@ -232,9 +238,6 @@ class Reader:
             notes.append(f"{n_empty} cells have no value above 0 in any of the model's genes.")
         for note in notes:
             warnings.warn(note, ScmedleyWarning, stacklevel=4)
-
-
-Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def panel(
     if layout.genes != tuple(model.decoder.genes):
         raise ScmedleyError("The genes of the layout are not the model's. Use genomap_of(model, adata).")
     targets = [POPULATION_MEAN, *(name for name in named_targets(to) if name != POPULATION_MEAN)]
-    reading = model.decoder.read(adata)
+    reading = model.read(adata)
     made: Any = model.counterfactual(reading, targets, unknown=unknown)
     shape = (len(targets), reading.n_cells, len(model.decoder.genes))
     shown, difference = (

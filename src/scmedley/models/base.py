@@ -379,7 +379,7 @@ class Model(Generic[S]):
         self.check_fitted()
         known = unknown if self.needs_batch else POPULATION_MEAN
         parts = []
-        for reading in [self.read(adata)] if isinstance(adata, Reading) else self.reader.blocks(adata):
+        for reading in self.reader.blocks(adata):
             none = np.full(reading.n_cells, -1, dtype=np.int64)
             codes = none if mask_batch else self.design.known_codes(reading.obs, known)
             cells = reading.resident(codes, self.device)

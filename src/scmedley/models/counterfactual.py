@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.data.design import named_targets
-from scmedley.data.reader import Cells
+from scmedley.data.reader import Cells, Reading
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import modes, seeded
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
@@ -171,26 +171,25 @@ def counterfactual(
         raise ScmedleyError(
             f"The target batch {repeated[0]!r} is given more than once. Give each target once."
         )
-    reading = model.read(adata)
-    cells = reading.resident(model.design.known_codes(reading.obs, unknown), model.device)
+    own_N = model.design.known_codes(adata.obs, unknown)
     layers = ["X", "difference"]
     if draws:
         n_trained = model.design.n_batches - model.design.n_adapted
-        added = sorted({code for code in {*codes, *cells.b_N.tolist()} if code >= n_trained})
+        added = sorted({code for code in {*codes, *own_N.tolist()} if code >= n_trained})
         if added and model.calibration is not None:
             named = ", ".join(repr(model.design.batches[code]) for code in added[:5])
             more = f" and {len(added) - 5} more" if len(added) > 5 else ""
             warnings.warn(ADAPTED.format(batches=named + more), ScmedleyWarning, stacklevel=3)
         layers += [f"{name}_{side}" for name in ("X", "difference") for side in ("q05", "q95")]
-    shape = (cells.n_cells * len(targets), len(model.genes))
+    shape = (len(own_N) * len(targets), len(model.genes))
     size = 4 * shape[0] * shape[1] * len(layers)
     if out is None and size > LARGEST:
         raise ScmedleyError(
-            f"{cells.n_cells} cells x {len(targets)} targets x {len(model.genes)} genes need {size / 1e9:.1f} GB of "
+            f"{len(own_N)} cells x {len(targets)} targets x {len(model.genes)} genes need {size / 1e9:.1f} GB of "
             "memory. Select fewer cells or targets, or write them to disk with out='counterfactuals.zarr'."
         )
-    obs = _obs(reading.obs, targets)
-    chunks = _chunks(model, cells, codes, draws, seed)
+    obs = _obs(adata.obs, targets)
+    chunks = _chunks(model, model.reader.blocks(adata), own_N, codes, draws, seed)
     if out is not None:
         return _to_zarr(Path(out), chunks, layers, shape, obs, model.var())
     values = {name: np.empty(shape, np.float32) for name in layers}
@@ -230,12 +229,16 @@ def drawn_means(
 
 
 def _chunks(
-    model: Model[Any], cells: Resident, codes: list[int], draws: int, seed: int
+    model: Model[Any],
+    blocks: Iterable[Reading],
+    own_N: np.ndarray,
+    codes: list[int],
+    draws: int,
+    seed: int,
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     """Yield (rows of the result, layers of these rows) for each chunk of cells and each target."""
     start = 0
-    all_rows = torch.arange(cells.n_cells, device=cells.device)
-    for minibatch in cells.minibatches(all_rows, max(8, CHUNK // (1 + draws // 8))):
+    for minibatch in _minibatches(model, blocks, own_N, max(8, CHUNK // (1 + draws // 8))):
         encoded = [Encoded(model, minibatch, draw, seed) for draw in (range(draws) if draws else (None,))]
         own_DNG = [one.decoded(minibatch.b_N) for one in encoded]
         for t, code in enumerate(codes):
@@ -249,9 +252,20 @@ def _chunks(
                 for name, values in (("X", x_DNG), ("difference", d_DNG)):
                     half_NG = half_width(values, model.calibration)
                     parts |= {f"{name}_q05": parts[name] - half_NG, f"{name}_q95": parts[name] + half_NG}
-            first = t * cells.n_cells + start
+            first = t * len(own_N) + start
             yield slice(first, first + len(target_N)), parts
         start += len(minibatch.b_N)
+
+
+def _minibatches(
+    model: Model[Any], blocks: Iterable[Reading], own_N: np.ndarray, size: int
+) -> Iterator[Minibatch]:
+    """Yield the cells of all blocks in order."""
+    start = 0
+    for block in blocks:
+        cells = block.resident(own_N[start : start + block.n_cells], model.device)
+        yield from cells.minibatches(torch.arange(cells.n_cells, device=cells.device), size)
+        start += block.n_cells
 
 
 def _obs(obs: pd.DataFrame, targets: list[str]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
+from scmedley.keys import ValueKind
 from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
@@ -121,11 +122,15 @@ class MixedEffects:
         already read.
         """
         if reading is None and not adata.isbacked:
-            reading = self.decoder.read(adata)
+            reading = self.read(adata)
         random = self.random.get_latent_representation(reading or adata, unknown=unknown)
         fixed = self.given(adata) if self.fixed is None else self.get_latent_representation(reading or adata)
         ensure_not_view(adata)
         adata.obsm[keys.FIXED], adata.obsm[keys.RANDOM] = fixed, random
+
+    def read(self, adata: Cells, *, values: ValueKind = "auto") -> Reading:
+        """Read cells for both networks, as ``Model.read`` does."""
+        return self.decoder.read(adata, values=values)
 
     def get_latent_representation(
         self, adata: Cells, *, unknown: str = "error", mask_batch: bool = False
@@ -155,7 +160,7 @@ class MixedEffects:
         ``X`` is from the fixed-effects network and ``layers["random"]`` from the random-effects network. With
         an embedding of your own, ``X`` is from the random-effects network.
         """
-        reading = self.decoder.read(adata)
+        reading = self.read(adata)
         random = self.random.reconstruct(reading, unknown=unknown)
         if self.fixed is None:
             return random

@@ -82,7 +82,7 @@ def project(
     for target in named_targets(to):
         model.decoder.design.code(target)  # raises for an unknown batch before any warning about it
     chosen = choose(select, folder) if input is None else io.read(input)
-    reading = model.decoder.read(chosen, values=values)
+    reading = model.read(chosen, values=values)
     for line in cautions(folder, reading.obs, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:

@@ -138,6 +138,7 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
         _evaluate(this, adata, model, reading)
+    del reading  # the report needs its memory
     this.finish(with_report=not only_fit)
 
 
@@ -176,7 +177,7 @@ def evaluate(out: Path, *, say: Say = print) -> Record:
     with run_folder.locked(out), engine(config.threads, torch.device("cpu")):
         adata, model = read_cells(out), read_model(out)
         this = Work(out, config, record, say, seconds=dict(record.get("seconds", {})))
-        reading = model.decoder.read(adata)
+        reading = model.read(adata)
         if not {keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA} <= set(adata.obsm):
             check_extra()
             say(EMBEDDING)
