@@ -82,9 +82,7 @@ def gene_shifts(
     label, batch = labels_of(obs, label_key), network.design.codes(obs)
     cells = reading.resident(batch, network.device)
     rng, permuting = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    genes, batches = np.asarray(network.genes), network.design.batches
-    beside = network.gene_names.symbols_beside
-    symbols = {} if beside is None else {"symbol": np.asarray(beside)}
+    batches = network.design.batches
     held_out = obs[keys.SPLIT] == "test" if keys.SPLIT in obs else np.zeros(len(obs))
     held_out_N = np.asarray(held_out, dtype=bool)
     tables = []
@@ -117,19 +115,23 @@ def gene_shifts(
         for target, shift_DG, observed_G, pair in zip(
             batches, mean_BDG, observed_BG, pairs.to_dict("records"), strict=True
         ):
-            shift_G, half_G = shift_DG.mean(0), half_width(shift_DG, network.calibration)
-            top = np.argsort(-np.abs(shift_G), kind="stable")[:n_top]
-            columns = {
-                "shift": shift_G,
-                "q05": shift_G - half_G,
-                "q95": shift_G + half_G,
-                "observed": observed_G,
-            }
-            table = pd.DataFrame({"gene": genes, **symbols, **columns}).iloc[top]
+            table = _largest(network, shift_DG, observed_G, n_top)
             table.insert(0, "label", name)
             table.insert(1, "batch", target)
             tables.append(table.assign(**{str(key): value for key, value in pair.items()}))
     return pd.concat(tables, ignore_index=True)
+
+
+def _largest(network: Model[Any], shift_DG: np.ndarray, observed_G: np.ndarray, n_top: int) -> pd.DataFrame:
+    """Return the genes with the largest shifts of one pair, with intervals and observed shifts."""
+    shift_G, half_G = shift_DG.mean(0), half_width(shift_DG, network.calibration)
+    symbols = network.gene_names.symbols_beside
+    columns = {
+        **{"gene": np.asarray(network.genes)},
+        **({} if symbols is None else {"symbol": np.asarray(symbols)}),
+        **{"shift": shift_G, "q05": shift_G - half_G, "q95": shift_G + half_G, "observed": observed_G},
+    }
+    return pd.DataFrame(columns).iloc[np.argsort(-np.abs(shift_G), kind="stable")[:n_top]]
 
 
 def interval_coverage(

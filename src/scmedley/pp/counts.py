@@ -78,10 +78,6 @@ def prepare(
         than two batches left; all cells identical; a backed file; a setting out of range. Errors that are
         found after the filters leave ``adata`` filtered.
     """
-    if not isinstance(adata, AnnData):
-        raise ScmedleyError(
-            f"prepare takes an AnnData, not a {type(adata).__name__}. Convert a table with AnnData(table)."
-        )
     _check_settings(adata, n_top_genes, min_genes, min_cells)
     check_seed(seed)
     alone, left_out = genes_alone(adata)
@@ -107,19 +103,11 @@ def prepare(
         adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
     more = _check_filtered(adata, source, batch_key, batches_before, min_genes)
 
-    values_NG = normalised(source, total_N, checked)
-    stored = [adata.X, *(layer for name, layer in adata.layers.items() if name != keys.COUNTS)]
+    more += _store_layers(adata, source, total_N, checked)
     if checked.values == "counts":
-        adata.layers[keys.COUNTS] = source.copy() if any(source is x for x in stored) else source
         more += _depth(total_N, adata.obs[batch_key])
     else:
-        if keys.COUNTS in adata.layers:  # other code would read it as counts
-            del adata.layers[keys.COUNTS]
-            more.append(f"{COUNTS_LAYER} did not hold counts and was removed.")
         checked = replace(checked, reason=checked.reason + _brought(checked))
-        if any(values_NG is x for x in stored):
-            values_NG = values_NG.copy()
-    adata.layers[keys.LOGNORM] = values_NG
     store_split(adata, batch_key, label_key, seed)
     select_genes(adata, batch_key, n_top_genes)
     adata.uns[keys.UNS] = {
@@ -136,6 +124,20 @@ def prepare(
         },
     }
     return replace(checked, warnings=[left_out] * bool(left_out) + checked.warnings + more)
+
+
+def _store_layers(adata: AnnData, source: Matrix, total_N: np.ndarray, checked: Checked) -> list[str]:
+    """Store counts and log1p CP10k as layers of their own, not shared with another matrix; return warnings."""
+    values_NG = normalised(source, total_N, checked)
+    stored = [adata.X, *(layer for name, layer in adata.layers.items() if name != keys.COUNTS)]
+    messages = []
+    if checked.values == "counts":
+        adata.layers[keys.COUNTS] = source.copy() if any(source is x for x in stored) else source
+    elif keys.COUNTS in adata.layers:  # other code would read it as counts
+        del adata.layers[keys.COUNTS]
+        messages.append(f"{COUNTS_LAYER} did not hold counts and was removed.")
+    adata.layers[keys.LOGNORM] = values_NG.copy() if any(values_NG is x for x in stored) else values_NG
+    return messages
 
 
 def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
@@ -187,12 +189,11 @@ def _ours(adata: AnnData) -> dict[str, Any]:
     return dict(kept) if isinstance(kept, dict) else {}
 
 
-def _check_settings(
-    adata: AnnData,
-    n_top_genes: int,
-    min_genes: int,
-    min_cells: int,
-) -> None:
+def _check_settings(adata: Any, n_top_genes: int, min_genes: int, min_cells: int) -> None:
+    if not isinstance(adata, AnnData):
+        raise ScmedleyError(
+            f"prepare takes an AnnData, not a {type(adata).__name__}. Convert a table with AnnData(table)."
+        )
     if adata.isbacked:
         raise ScmedleyError(
             f"{adata.filename} is a backed file. Load it with adata = adata.to_memory() first."
