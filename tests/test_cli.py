@@ -342,7 +342,7 @@ BAD_SETTINGS = {
     "negative seed": (["--seed", "-1"], "seed -1 must be between"),
     "unknown option": (["--colour", "red"], "--colour"),
     "no such embedding": (["--fixed", "X_none"], "obsm has ['X_broken', 'X_mine']"),
-    "embedding with NaN": (["--fixed", "X_broken"], "no dense matrix of finite numbers"),
+    "embedding with NaN": (["--fixed", "X_broken"], "not a dense matrix of finite numbers"),
     "too strict filters": (["--min-genes", "5000"], "Lower min_genes"),
 }
 
@@ -372,7 +372,7 @@ def test_a_batch_called_mean_is_refused_in_time(shell, tmp_path):
 def test_too_few_cells_to_hold_any_out(shell, tmp_path):
     some_cells(60)[::12].copy().write_h5ad(tmp_path / "in.h5ad")
     assert (
-        "Give more cells"
+        "Use more cells"
         in shell("run", tmp_path / "in.h5ad", "--out", tmp_path / "run", "--min-cells", "1").error
     )
     assert names(tmp_path) == {"in.h5ad"}

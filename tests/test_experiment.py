@@ -343,7 +343,7 @@ def test_recipes_of_python_and_toml(tmp_path: Path) -> None:
         ("name = 1", "lacks 'data'"),
         ('data = "x"\nnam = "y"', "no 'nam'"),
         ("name = ", "nor TOML"),
-        ('name = "x"\ndata = "y"\nsettings = 3', "no tables"),
+        ('name = "x"\ndata = "y"\nsettings = 3', "no settings of a network"),
     ):
         toml.write_text(text)
         with pytest.raises(ScmedleyError, match=words):

@@ -123,7 +123,7 @@ def test_effects_keep_their_spread(model, prepared: AnnData) -> None:
 
 
 def test_what_cannot_be_asked_is_said(fitted) -> None:
-    with pytest.raises(ScmedleyError, match="encoded anew for each target"):
+    with pytest.raises(ScmedleyError, match="encoded again for each target"):
         export(fitted("mixed", "paper").decoder)
     with pytest.raises(ScmedleyError, match="no batch effects"):
         export(fitted("autoencoder"))
@@ -446,7 +446,7 @@ def test_a_damaged_model_and_a_paper_model_cost_the_what_if_alone(
     write_run(tmp_path, prepared, fitted("mixed", "paper"))
     found = explored(read(tmp_path))
     assert found.decoder is None
-    assert "encoded anew" in found.missing[0]
+    assert "encoded again" in found.missing[0]
     (tmp_path / "model" / "model.json").write_text("{")
     found = explored(read(tmp_path))
     assert found.decoder is None

@@ -619,7 +619,7 @@ def test_what_was_decided_is_on_the_console_and_in_run_json(shell: Shell, tmp_pa
     wrong = shell(
         "project", tmp_path / "out", "--to", "mean", "--out", tmp_path / "p.h5ad", "--values", "counts"
     )
-    assert "those of the run are prepared" in wrong.error
+    assert "the cells of the run are already prepared" in wrong.error
     to = ["--to", "mean", "--input", tmp_path / "counts.h5ad", "--out", tmp_path / "p.h5ad"]
     assert "holds counts" in shell("project", tmp_path / "out", *to, "--values", "counts").err
     integrated = io.read(tmp_path / "out" / "integrated.h5ad")
