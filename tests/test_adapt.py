@@ -106,6 +106,11 @@ def test_cells_that_were_not_adapted_to_are_too(model: RandomEffects, prepared: 
     assert error(adapted, cells[1::2].copy()) < 0.95 * error(model, cells[1::2].copy(), unknown="mean")
 
 
+def test_a_reading_adapts_as_its_cells_do(model: RandomEffects, adapted: RandomEffects) -> None:
+    again = model.adapt(model.read(prepared_design()), steps=STEPS, threads=1)
+    assert not differing(weights(again.network), weights(adapted.network))
+
+
 def test_a_known_batch_under_a_new_name_finds_its_effects(model: RandomEffects, prepared: AnnData) -> None:
     copy = prepared[prepared.obs["donor"] == "d2"].copy()
     as_known = error(model, copy)

@@ -384,8 +384,8 @@ def test_where_out_cannot_be(shell, data, tmp_path):
     (tmp_path / "folder" / "thesis.txt").write_text("mine")
     before = tree(tmp_path)
     for out, options, message in [
-        ("file", [], "cannot be written to"),
-        ("file/below", [], "cannot be written to"),
+        ("file", [], "cannot be written"),
+        ("file/below", [], "cannot be written"),
         ("folder", [], "is not a run folder and not empty"),
         ("folder", ["--overwrite"], "--overwrite empties run folders only"),
     ]:

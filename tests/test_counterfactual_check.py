@@ -13,6 +13,7 @@ from scmedley.data.design import Design
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
 from scmedley.data.scale import MinMax
+from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import (
     LIMITS,
     TOO_FEW,
@@ -516,3 +517,10 @@ def test_batches_that_are_alike_are_not_wrong(monkeypatch):
     assert set(agreement(check.reset_index())) == {"good"}
     wrong = counterfactual_check(model(alike_BG[::-1].copy()), cells(), "kind").set_index("batch")
     assert wrong.loc["a", "best_wrong_pearson"].min() > wrong.loc["a", "pearson"].max()
+
+
+def test_cells_without_their_split_cannot_be_checked():
+    adata = cells()
+    del adata.obs[keys.SPLIT]
+    with pytest.raises(ScmedleyError, match="Pass the cells of the fit, with their split"):
+        counterfactual_check(model(), adata, "kind")

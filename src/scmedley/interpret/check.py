@@ -19,6 +19,7 @@ from scmedley.data.arrays import dense
 from scmedley.data.design import as_categories
 from scmedley.data.reader import Cells
 from scmedley.device import modes
+from scmedley.errors import ScmedleyError
 from scmedley.evaluate.counterfactual import correlations, pearson, r2_change, slope
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
@@ -104,6 +105,8 @@ def counterfactual_check(
     network = decoder(model)
     reading = network.read(adata)
     x_NG, obs = reading.log1p_NG, reading.obs
+    if keys.SPLIT not in obs:
+        raise ScmedleyError(f"obs has no {keys.SPLIT!r}. Pass the cells of the fit, with their split.")
     label, batch = labels_of(obs, label_key), network.design.codes(obs)
     with modes(grad=False):
         encoded = Encoded.all_of(network, reading.resident(batch, network.device))

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
-from anndata import AnnData
 from torch import Tensor, nn
 
 from scmedley.data.design import Design
+from scmedley.data.reader import Cells, Reading
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, check_seed
@@ -32,7 +33,7 @@ LEARNING_RATE = 0.01  # of Adam, for the new rows alone, with cosine decay to 0
 CPU = torch.device("cpu")
 
 
-def adapted(model: M, adata: AnnData, *, steps: int, seed: int, threads: int | None) -> M:
+def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | None) -> M:
     """Return a model that also knows the new batches of ``adata``. See :meth:`Model.adapt`."""
     model.check_effects("adapt")
     model.check_fitted()
@@ -48,14 +49,16 @@ def adapted(model: M, adata: AnnData, *, steps: int, seed: int, threads: int | N
         )
     design = replace(model.design, batches=known + new, n_adapted=model.design.n_adapted + len(new))
     codes = design.codes(adata.obs)
-    cells = adata[codes >= len(known)]
+    chosen = np.flatnonzero(codes >= len(known))
+    cells = adata.take(chosen) if isinstance(adata, Reading) else adata[chosen]
     extended = copy.copy(model)
     with engine(threads, CPU):
         torch.manual_seed(seed)
-        extended.design, extended.network = design, copy.deepcopy(model.network)
+        extended.design, extended.network = design, copy.deepcopy(model.network).to(CPU)
         add_batches(extended.network, len(new))
-        resident = model.read(cells).resident(codes[codes >= len(known)], CPU)
-        _learn_rows(extended.network, resident, len(known), steps, model.settings.sizes(cells.n_obs)[0])
+        resident = model.read(cells).resident(codes[chosen], CPU)
+        _learn_rows(extended.network, resident, len(known), steps, model.settings.sizes(len(chosen))[0])
+        extended.network.to(model.device)
     extended.fitted = {**model.fitted, "adapted": {"batches": len(new), "steps": steps, "seed": seed}}
     return extended
 

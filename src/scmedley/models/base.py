@@ -270,7 +270,7 @@ class Model(Generic[S]):
 
         return counterfactual(self, adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
 
-    def adapt(self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
+    def adapt(self, adata: Cells, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
         """Learn the effects of batches that the model does not know, with all else frozen.
 
         Every effect table gets a row for each new batch. The row starts at the prior, whose mean is no effect

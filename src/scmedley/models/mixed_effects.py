@@ -191,7 +191,7 @@ class MixedEffects:
         """Predict cells as if from other batches: ``Model.counterfactual`` of :attr:`decoder`."""
         return self.decoder.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
 
-    def adapt(self, adata: AnnData, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
+    def adapt(self, adata: Cells, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
         """Learn the effects of batches that the model does not know, in both networks. See ``Model.adapt``.
 
         Returns a new model; this one is not changed. A fixed part without batch effects (the ``paper`` preset

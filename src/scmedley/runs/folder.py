@@ -74,7 +74,8 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         _remove_empty(made)
         raise ScmedleyError(
-            f"{folder} cannot be written to ({error.strerror}). Choose another --out."
+            f"{folder / LOCK} cannot be written ({error.strerror}). Check that file and the permissions of the folder, "
+            "or choose another folder."
         ) from error
     try:
         yield
