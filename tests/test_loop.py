@@ -388,7 +388,7 @@ def test_a_truncated_checkpoint_is_said(keep: float, prepared: AnnData, tmp_path
 def test_a_checkpoint_of_another_network_is_said(name: str, prepared: AnnData, tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     unfitted("autoencoder", hidden=(12, 8), max_epochs=1).fit(prepared, **FIT, checkpoint=path)
-    with pytest.raises(ScmedleyError, match=r"c\.safetensors.*Delete it to start anew"):
+    with pytest.raises(ScmedleyError, match=r"c\.safetensors is of another fit.*Delete it to start anew"):
         unfitted(name).fit(prepared, **FIT, checkpoint=path)
 
 

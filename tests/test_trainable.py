@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from scmedley.data.resident import Minibatch, Resident
+from scmedley.errors import ScmedleyError
 from scmedley.train import loop
 from scmedley.train.loop import Losses, Plan, Progress, Stage, State, Term, Trainable, TrainingCells
 from scmedley.train.schedule import Schedule, Stepper
@@ -118,6 +119,15 @@ def test_a_fit_goes_on_in_the_middle_of_any_stage(
     assert again == done
     assert not differing(whole.state_dict(), resumed.state_dict())
     assert len(resumed.seen) == (7 - max(stop_in - 1, 0)) * 5  # 4 minibatches and a validation
+
+
+@pytest.mark.parametrize(("fingerprint", "words"), [("other", "of another fit"), ("", "another network")])
+def test_a_checkpoint_of_two_stages_does_not_fit_one_stage(
+    fingerprint: str, words: str, tmp_path: Path
+) -> None:
+    fit(Toy(), checkpoint=tmp_path / "c")
+    with pytest.raises(ScmedleyError, match=words):
+        fit(Toy(TWO[:1]), checkpoint=tmp_path / "c", fingerprint=fingerprint)
 
 
 def rates(schedule: Schedule, epochs: int = 10, steps: int = 2) -> list[float]:

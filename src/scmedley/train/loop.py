@@ -154,13 +154,14 @@ def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: in
         return _Run(State(plan.fingerprint), {}, {})
     with checkpoint.reading(plan.checkpoint):
         state = State(**checkpoint.read_state(plan.checkpoint))
+    if state.fingerprint != plan.fingerprint:  # before the network or the random state changes
+        raise ScmedleyError(
+            f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Delete it to start "
+            "anew, or use the same ones."
+        )
+    with checkpoint.reading(plan.checkpoint):
         steppers = _steppers(stages[state.stage], plan, n_train)
         best = checkpoint.restore(plan.checkpoint, network, steppers)
-    if state.fingerprint != plan.fingerprint:
-        raise ScmedleyError(
-            f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Use the same ones, or "
-            "delete the file to start anew."
-        )
     return _Run(state, best, steppers)
 
 
