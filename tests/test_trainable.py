@@ -121,6 +121,13 @@ def test_a_fit_goes_on_in_the_middle_of_any_stage(
     assert len(resumed.seen) == (7 - max(stop_in - 1, 0)) * 5  # 4 minibatches and a validation
 
 
+@pytest.mark.parametrize("forgotten", ["stages", "losses"])
+def test_a_network_without_stages_or_losses_is_refused(forgotten: str) -> None:
+    methods = {name: getattr(Toy, name) for name in {"stages", "losses"} - {forgotten}}
+    with pytest.raises(TypeError, match=f"abstract class Half .*{forgotten}"):
+        type(Toy)("Half", (nn.Module, Trainable), methods)()
+
+
 @pytest.mark.parametrize(("fingerprint", "words"), [("other", "of another fit"), ("", "another network")])
 def test_a_checkpoint_of_two_stages_does_not_fit_one_stage(
     fingerprint: str, words: str, tmp_path: Path
