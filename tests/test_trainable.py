@@ -121,6 +121,20 @@ def test_a_fit_goes_on_in_the_middle_of_any_stage(
     assert len(resumed.seen) == (7 - max(stop_in - 1, 0)) * 5  # 4 minibatches and a validation
 
 
+def test_ctrl_c_in_the_first_epoch_of_a_stage_keeps_the_stage_before() -> None:
+    class Interrupted(Toy):
+        def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
+            if progress.stage == "cluster":
+                raise KeyboardInterrupt
+            super().after_epoch(known, progress)
+
+    network, first = Interrupted(), Toy(TWO[:1])
+    done = fit(network)
+    assert (done.epoch, done.best_epoch, done.stopped) == (3, 3, "interrupted")
+    fit(first)
+    assert not differing(network.state_dict(), first.state_dict())
+
+
 @pytest.mark.parametrize("forgotten", ["stages", "losses"])
 def test_a_network_without_stages_or_losses_is_refused(forgotten: str) -> None:
     methods = {name: getattr(Toy, name) for name in {"stages", "losses"} - {forgotten}}

@@ -63,14 +63,14 @@ class State:
     stage: int = -1  # no stage has begun
     stage_began: int = 0  # epochs before this stage
     epoch: int = 0
-    best_epoch: int = 0  # of this stage; 0: none yet
-    best_values: dict[str, float] = field(default_factory=dict)  # of the watched terms, unweighted
+    best_epoch: int = 0  # of this stage, or of the last one until this one has an epoch; 0: none yet
+    best_values: dict[str, float] = field(default_factory=dict)  # of the terms of this stage, unweighted
     stopped: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def enter(self, stage: int) -> None:
-        """Begin a stage and reset the best epoch."""
-        self.stage, self.stage_began, self.best_epoch, self.best_values = stage, self.epoch, 0, {}
+        """Begin a stage; what the last one kept remains the best until this one has an epoch."""
+        self.stage, self.stage_began, self.best_values = stage, self.epoch, {}
 
     def progress(self, stage: Stage, epochs: int, more: float = 0.0) -> Progress:
         """Return the progress in a stage of ``epochs``, plus ``more`` epochs."""
@@ -128,7 +128,7 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
             if number > state.stage:
                 state.enter(number)
                 network.begin(known, state.progress(stages[number], n_epochs[number]))
-                run.best, run.steppers = _copy(network), _steppers(stages[number], plan, len(train))
+                run.steppers = _steppers(stages[number], plan, len(train))
             _train_stage(network, known, validation, stages[number], run, plan, bar)
             if number == len(stages) - 1 and not state.stopped:
                 whole = state.epoch - state.stage_began == n_epochs[number]
@@ -261,7 +261,7 @@ def _is_best(state: State, validated: "_Means") -> bool:
         sum(validated.weights[term] * values[term] for term in validated.watched)
         for values in (validated.values, state.best_values or validated.values)
     )
-    return not state.best_epoch or now < best
+    return not state.best_values or now < best
 
 
 def _record(state: State, stage: Stage, parts: dict[str, "_Means"], plan: Plan) -> None:
