@@ -82,7 +82,7 @@ def test_stages_follow_one_another_without_a_batch() -> None:
     done = fit(network)
     assert (done.epoch, done.stage, done.stage_began, done.stopped) == (7, 1, 3, "last epoch")
     table = done.history()
-    assert list(table) == ["stage", "epoch", "part", "term", "value", "weight"]
+    assert list(table) == ["stage", "epoch", "part", "term", "value", "weight", "kept"]
     assert table.groupby("stage").epoch.unique().map(list).to_dict() == {
         "pretrain": [1, 2, 3],
         "cluster": [4, 5, 6, 7],

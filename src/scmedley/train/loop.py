@@ -20,7 +20,7 @@ from scmedley.train.schedule import Stepper
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 CHECKPOINT_SECONDS = 15.0
-COLUMNS = ["epoch", "part", "term", "value", "weight"]  # of the history
+COLUMNS = ["epoch", "part", "term", "value", "weight", "kept"]  # of the history
 TOTAL = "total"  # the term that is the loss of the last player
 
 
@@ -77,9 +77,10 @@ class State:
         return Progress(stage.name, (self.epoch - self.stage_began + more) / epochs)
 
     def history(self) -> pd.DataFrame:
-        """Return the history: epoch, part, term, value, weight, and stage if there are several."""
+        """Return the history: epoch, part, term, value, weight, kept, and stage if there are several."""
         several = len({row["stage"] for row in self.rows}) > 1
-        return pd.DataFrame(self.rows, columns=["stage", *COLUMNS] if several else COLUMNS)
+        table = pd.DataFrame(self.rows, columns=["stage", *COLUMNS] if several else COLUMNS)
+        return table.assign(kept=table["epoch"] == self.best_epoch)
 
 
 @dataclass
