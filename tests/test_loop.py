@@ -120,7 +120,8 @@ def test_a_checkpoint_of_other_cells_is_refused(what: str, sparse: bool, tmp_pat
 
 def test_history_is_tidy_and_has_the_totals() -> None:
     table = run(Scripted([5, 3]), max_epochs=2).history()
-    assert list(table) == ["epoch", "part", "term", "value", "weight"]
+    assert list(table) == ["epoch", "part", "term", "value", "weight", "kept"]
+    assert table[table.kept].epoch.unique().tolist() == [2]
     assert table.groupby("term").weight.unique().explode().to_dict() == {"term": 1, "other": 0, "total": 1}
     wide = table.pivot_table(index="epoch", columns=["part", "term"], values="value")
     assert wide["validation"]["total"].tolist() == wide["validation"]["term"].tolist() == [5, 3]
@@ -388,7 +389,7 @@ def test_a_truncated_checkpoint_is_said(keep: float, prepared: AnnData, tmp_path
 def test_a_checkpoint_of_another_network_is_said(name: str, prepared: AnnData, tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     unfitted("autoencoder", hidden=(12, 8), max_epochs=1).fit(prepared, **FIT, checkpoint=path)
-    with pytest.raises(ScmedleyError, match=r"c\.safetensors.*Delete it to start anew"):
+    with pytest.raises(ScmedleyError, match=r"c\.safetensors is of another fit.*Delete it to start anew"):
         unfitted(name).fit(prepared, **FIT, checkpoint=path)
 
 

@@ -10,7 +10,7 @@ import run_folder
 from scmedley import keys, pl
 from scmedley.errors import ScmedleyError
 from scmedley.pl._palette import DISTINCT, colours
-from scmedley.pl.training import best_epoch
+from scmedley.pl.training import kept_epoch
 
 
 def cells(n: int = 200, n_levels: int = 4, seed: int = 0) -> AnnData:
@@ -171,13 +171,14 @@ def folder(tmp_path_factory):
 
 def test_training_marks_the_best_epoch(folder):
     history = pd.read_csv(folder / "history.csv")
+    history["kept"] = history["epoch"] == 7  # not the lowest total: the figure shows what the fit kept
     figure = pl.training(history)
     drawn(figure)
     assert len(figure.axes) == 9
     assert figure.axes[0].get_title() == "fixed: total"
-    rows = history.query("network == 'fixed' and term == 'total' and part == 'validation'")
-    best = int(rows.loc[rows["value"].idxmin(), "epoch"])
-    assert figure.axes[1].get_lines()[2].get_xdata()[0] == best
+    assert figure.axes[1].get_lines()[2].get_xdata()[0] == 7
+    older = pl.training(history.drop(columns="kept"))
+    assert len(older.axes[1].get_lines()) == 2  # train and validation: which epoch was kept is not known
     one = history.query("network == 'fixed' and term == 'total'")
     own = Figure()
     assert pl.training(one, ax=own.add_subplot()) is own
@@ -272,7 +273,9 @@ def test_training_weighted_needs_the_weights(folder):
         pl.training(old, weighted=True)
 
 
-def test_training_marks_the_epoch_that_was_kept(fitted):
+def test_training_marks_the_epoch_that_was_kept(fitted, tmp_path):
     for name in ("autoencoder", "fixed", "random"):
         model = fitted(name)
-        assert best_epoch(model.history) == model.fitted["best_epoch"]
+        model.history.to_csv(tmp_path / "history.csv", index=False)
+        for history in (model.history, pd.read_csv(tmp_path / "history.csv")):
+            assert kept_epoch(history) == model.fitted["best_epoch"]

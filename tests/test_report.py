@@ -20,6 +20,7 @@ from scmedley.pipeline.findings import _trust
 from scmedley.pipeline.verdicts import LOST_LITTLE, LOST_SOME
 from scmedley.report import sections
 from scmedley.report.build import build
+from scmedley.report.figures import training
 from scmedley.report.numbers import count, number, signed
 from scmedley.runs.read import read
 
@@ -216,6 +217,20 @@ def test_many_batches_stay_readable(tmp_path):
     legends = [attrs for tag, attrs in shown.tags if tag == "details" and attrs.get("class") == "legend"]
     assert ["open" in attrs for attrs in legends] == [False, True]
     assert all(name in shown.text for name in batches)
+
+
+def test_a_history_of_a_run_killed_after_its_fit_has_numbers(tmp_path):
+    folder = run_folder.write(tmp_path, brief=True)
+    older = pd.read_csv(folder / "history.csv")
+    older.assign(weight=0.5, kept=older["epoch"] == 7).to_csv(folder / "history.csv", index=False)
+    record = json.loads((folder / "run.json").read_text())
+    del record["networks"]  # written after the history
+    (folder / "run.json").write_text(json.dumps(record))
+    run = read(folder)
+    assert run.history.weight.mul(2).eq(1).all()
+    assert [group["best"] for group in training(run)] == [7]
+    older.to_csv(folder / "history.csv", index=False)
+    assert [group["best"] for group in training(read(folder))] == [None]
 
 
 def test_bad_folders_are_named(tmp_path):

@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from scmedley.data.resident import Minibatch, Resident
+from scmedley.errors import ScmedleyError
 from scmedley.train import loop
 from scmedley.train.loop import Losses, Plan, Progress, Stage, State, Term, Trainable, TrainingCells
 from scmedley.train.schedule import Schedule, Stepper
@@ -81,7 +82,7 @@ def test_stages_follow_one_another_without_a_batch() -> None:
     done = fit(network)
     assert (done.epoch, done.stage, done.stage_began, done.stopped) == (7, 1, 3, "last epoch")
     table = done.history()
-    assert list(table) == ["stage", "epoch", "part", "term", "value", "weight"]
+    assert list(table) == ["stage", "epoch", "part", "term", "value", "weight", "kept"]
     assert table.groupby("stage").epoch.unique().map(list).to_dict() == {
         "pretrain": [1, 2, 3],
         "cluster": [4, 5, 6, 7],
@@ -118,6 +119,36 @@ def test_a_fit_goes_on_in_the_middle_of_any_stage(
     assert again == done
     assert not differing(whole.state_dict(), resumed.state_dict())
     assert len(resumed.seen) == (7 - max(stop_in - 1, 0)) * 5  # 4 minibatches and a validation
+
+
+def test_ctrl_c_in_the_first_epoch_of_a_stage_keeps_the_stage_before() -> None:
+    class Interrupted(Toy):
+        def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
+            if progress.stage == "cluster":
+                raise KeyboardInterrupt
+            super().after_epoch(known, progress)
+
+    network, first = Interrupted(), Toy(TWO[:1])
+    done = fit(network)
+    assert (done.epoch, done.best_epoch, done.stopped) == (3, 3, "interrupted")
+    fit(first)
+    assert not differing(network.state_dict(), first.state_dict())
+
+
+@pytest.mark.parametrize("forgotten", ["stages", "losses"])
+def test_a_network_without_stages_or_losses_is_refused(forgotten: str) -> None:
+    methods = {name: getattr(Toy, name) for name in {"stages", "losses"} - {forgotten}}
+    with pytest.raises(TypeError, match=f"abstract class Half .*{forgotten}"):
+        type(Toy)("Half", (nn.Module, Trainable), methods)()
+
+
+@pytest.mark.parametrize(("fingerprint", "words"), [("other", "of another fit"), ("", "another network")])
+def test_a_checkpoint_of_two_stages_does_not_fit_one_stage(
+    fingerprint: str, words: str, tmp_path: Path
+) -> None:
+    fit(Toy(), checkpoint=tmp_path / "c")
+    with pytest.raises(ScmedleyError, match=words):
+        fit(Toy(TWO[:1]), checkpoint=tmp_path / "c", fingerprint=fingerprint)
 
 
 def rates(schedule: Schedule, epochs: int = 10, steps: int = 2) -> list[float]:

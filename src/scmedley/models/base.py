@@ -53,7 +53,8 @@ class Model(Generic[S]):
     Attributes
     ----------
     history
-        Table of the fit: epoch, part, term, value, weight (in the total; 0 if the term is only recorded).
+        Table of the fit: epoch, part, term, value, weight (in the total; 0 if the term is only recorded),
+        kept (whether the network has the weights of this epoch).
     fitted
         Number of epochs, best epoch, the reason why training stopped, and options of the fit.
     calibration

@@ -109,7 +109,7 @@ class MixedEffects:
 
     @property
     def history(self) -> pd.DataFrame:
-        """Table of both fits: network, epoch, part, term, value, weight."""
+        """Table of both fits: network, epoch, part, term, value, weight, kept."""
         tables = [model.history.assign(network=name) for name, model in self.networks().items()]
         history = pd.concat(tables, ignore_index=True)
         return history[["network", *history.columns.drop("network")]]

@@ -18,13 +18,13 @@ COLUMNS = ["network", "epoch", "part", "term", "value"]
 
 
 def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = False) -> Figure:
-    """Draw every loss term of every network for training and validation cells, and mark the best epoch.
+    """Draw every loss term of every network for training and validation cells, and mark the kept epoch.
 
     Parameters
     ----------
     history
         Tidy table with columns network, epoch, part ("train" or "validation"), term, value; weight for
-        ``weighted``.
+        ``weighted``; kept (of the epoch whose weights the network has) to mark that epoch.
     ax
         Axes to draw in; the history must then hold one network and one term. A new figure if not given,
         with one row per network and one column per term.
@@ -56,7 +56,7 @@ def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = 
                 "One axis shows one network and one term. Choose them first, for example with "
                 'history.query(\'network == "fixed" and term == "total"\')'
             )
-        curve(ax, history, best_epoch(history))
+        curve(ax, history, kept_epoch(history))
         return figure_of(ax)
 
     width = max(map(len, terms.values()))
@@ -64,7 +64,7 @@ def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = 
     axes = figure.subplots(len(terms), width, squeeze=False)
     for row, (network, names) in zip(axes, terms.items(), strict=True):
         rows = history[history["network"] == network]
-        best = best_epoch(rows)
+        best = kept_epoch(rows)
         for panel in row[len(names) :]:
             panel.set_axis_off()
         for panel, term in zip(row, names, strict=False):
@@ -74,17 +74,10 @@ def training(history: pd.DataFrame, ax: Axes | None = None, *, weighted: bool = 
     return figure
 
 
-def best_epoch(history: pd.DataFrame) -> int | None:
-    """Return the epoch with the lowest validation total of one network; None without validation.
-
-    As in training, totals are compared without the adversarial term, if the weights are known.
-    """
-    rows = history[history["part"] == "validation"].dropna(subset="value").set_index("epoch")
-    total, adversarial = (rows[rows["term"] == term] for term in ("total", "adversarial"))
-    compared = total["value"]
-    if "weight" in rows:
-        compared = compared.sub(adversarial["value"] * adversarial["weight"], fill_value=0.0)
-    return None if total.empty else int(compared.index[int(compared.argmin())])
+def kept_epoch(history: pd.DataFrame) -> int | None:
+    """Return the epoch of one network that the fit kept; None if the table does not tell."""
+    kept = history.loc[history["kept"].eq(True), "epoch"] if "kept" in history else history["epoch"][:0]
+    return None if kept.empty else int(kept.iloc[0])
 
 
 def curve(ax: Axes, rows: pd.DataFrame, best: int | None) -> None:

@@ -19,7 +19,7 @@ from scmedley.pl._figure import NotebookFigure, png
 from scmedley.pl._palette import DISTINCT, MISSING, colours
 from scmedley.pl.embedding import levels, scatter
 from scmedley.pl.scores import panel
-from scmedley.pl.training import best_epoch, curve
+from scmedley.pl.training import curve, kept_epoch
 from scmedley.report.numbers import number
 from scmedley.runs.read import Run
 
@@ -130,8 +130,7 @@ def training(run: Run) -> list[dict[str, Any]]:
     groups = []
     for name, rows in run.history.groupby("network", sort=False):
         stated = networks.get(str(name)) or {}
-        best = stated.get("best_epoch")
-        best = best_epoch(rows) if best is None else int(best)
+        best = stated.get("best_epoch", kept_epoch(rows))
         panels = []
         for term, one in rows.groupby("term", sort=False):
             alt = f"{term}: {_in_words(one, best)}"

@@ -159,7 +159,7 @@ def read_table(path: Path) -> pd.DataFrame | None:
         raise ScmedleyError(
             f"{path} lacks the column(s) {', '.join(missing)}. An older version wrote it. {again}."
         )
-    for column in numbers:
+    for column in numbers + ["weight"] * ("weight" in table):  # not in older histories
         values = pd.to_numeric(table[column].replace("", "nan"), errors="coerce")
         wrong = values.isna() & ~table[column].str.lower().isin(["", "nan", "none", "na"])
         if wrong.any():
@@ -168,8 +168,8 @@ def read_table(path: Path) -> pd.DataFrame | None:
                 f"{path}: column {column}, line {row + 2}: {table[column].iloc[row]!r} is not a number. {again}."
             )
         table[column] = values
-    if "seen" in table:
-        table["seen"] = table["seen"].str.lower().isin(["true", "1"])
+    for column in {"seen", "kept"} & set(table):
+        table[column] = table[column].str.lower().isin(["true", "1"])
     return table
 
 

@@ -63,7 +63,7 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ScmedleyError(
             f"The checkpoint {path} cannot be read, or belongs to another network ({reason}). Delete it to start anew."

@@ -20,7 +20,7 @@ from scmedley.train.schedule import Stepper
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 CHECKPOINT_SECONDS = 15.0
-COLUMNS = ["epoch", "part", "term", "value", "weight"]  # of the history
+COLUMNS = ["epoch", "part", "term", "value", "weight", "kept"]  # of the history
 TOTAL = "total"  # the term that is the loss of the last player
 
 
@@ -63,23 +63,24 @@ class State:
     stage: int = -1  # no stage has begun
     stage_began: int = 0  # epochs before this stage
     epoch: int = 0
-    best_epoch: int = 0  # of this stage; 0: none yet
-    best_values: dict[str, float] = field(default_factory=dict)  # of the watched terms, unweighted
+    best_epoch: int = 0  # of this stage, or of the last one until this one has an epoch; 0: none yet
+    best_values: dict[str, float] = field(default_factory=dict)  # of the terms of this stage, unweighted
     stopped: str = ""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def enter(self, stage: int) -> None:
-        """Begin a stage and reset the best epoch."""
-        self.stage, self.stage_began, self.best_epoch, self.best_values = stage, self.epoch, 0, {}
+        """Begin a stage; what the last one kept remains the best until this one has an epoch."""
+        self.stage, self.stage_began, self.best_values = stage, self.epoch, {}
 
     def progress(self, stage: Stage, epochs: int, more: float = 0.0) -> Progress:
         """Return the progress in a stage of ``epochs``, plus ``more`` epochs."""
         return Progress(stage.name, (self.epoch - self.stage_began + more) / epochs)
 
     def history(self) -> pd.DataFrame:
-        """Return the history: epoch, part, term, value, weight, and stage if there are several."""
+        """Return the history: epoch, part, term, value, weight, kept, and stage if there are several."""
         several = len({row["stage"] for row in self.rows}) > 1
-        return pd.DataFrame(self.rows, columns=["stage", *COLUMNS] if several else COLUMNS)
+        table = pd.DataFrame(self.rows, columns=["stage", *COLUMNS] if several else COLUMNS)
+        return table.assign(kept=table["epoch"] == self.best_epoch)
 
 
 @dataclass
@@ -128,7 +129,7 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
             if number > state.stage:
                 state.enter(number)
                 network.begin(known, state.progress(stages[number], n_epochs[number]))
-                run.best, run.steppers = _copy(network), _steppers(stages[number], plan, len(train))
+                run.steppers = _steppers(stages[number], plan, len(train))
             _train_stage(network, known, validation, stages[number], run, plan, bar)
             if number == len(stages) - 1 and not state.stopped:
                 whole = state.epoch - state.stage_began == n_epochs[number]
@@ -154,13 +155,14 @@ def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: in
         return _Run(State(plan.fingerprint), {}, {})
     with checkpoint.reading(plan.checkpoint):
         state = State(**checkpoint.read_state(plan.checkpoint))
+    if state.fingerprint != plan.fingerprint:  # before the network or the random state changes
+        raise ScmedleyError(
+            f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Delete it to start "
+            "anew, or use the same ones."
+        )
+    with checkpoint.reading(plan.checkpoint):
         steppers = _steppers(stages[state.stage], plan, n_train)
         best = checkpoint.restore(plan.checkpoint, network, steppers)
-    if state.fingerprint != plan.fingerprint:
-        raise ScmedleyError(
-            f"The checkpoint {plan.checkpoint} is of another fit (other data, settings or seed). Use the same ones, or "
-            "delete the file to start anew."
-        )
     return _Run(state, best, steppers)
 
 
@@ -260,7 +262,7 @@ def _is_best(state: State, validated: "_Means") -> bool:
         sum(validated.weights[term] * values[term] for term in validated.watched)
         for values in (validated.values, state.best_values or validated.values)
     )
-    return not state.best_epoch or now < best
+    return not state.best_values or now < best
 
 
 def _record(state: State, stage: Stage, parts: dict[str, "_Means"], plan: Plan) -> None:

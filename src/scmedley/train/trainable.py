@@ -1,5 +1,6 @@
 """What the training loop needs from a network: stages, players and the terms of their losses."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -97,9 +98,11 @@ class Trainable(Stateful, Protocol):
     def eval(self) -> Any:
         """Set evaluation mode, as ``nn.Module`` does."""
 
+    @abstractmethod
     def stages(self) -> Sequence[Stage]:
         """Return the stages of training, in order."""
 
+    @abstractmethod
     def losses(self, cells: Minibatch, progress: Progress) -> Losses:
         """Yield each player and its terms for a minibatch, one player after another.
 
