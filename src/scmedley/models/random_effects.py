@@ -262,6 +262,11 @@ class RandomEffects(Model[RandomEffectsSettings]):
     settings_type = RandomEffectsSettings
     network_type = RandomEffectsNetwork
 
+    @property
+    def encodes_as_target(self) -> bool:
+        """Whether a counterfactual is encoded with the effects of its target, as the settings say."""
+        return self.settings.encode_as_target
+
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:
         """Return the ``"default"`` or ``"paper"`` settings (AML experiment)."""
