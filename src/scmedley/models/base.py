@@ -20,7 +20,7 @@ from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.data.scale import MinMax
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
-from scmedley.keys import ValueKind
+from scmedley.keys import Reads, ValueKind
 from scmedley.models import fitting
 from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
@@ -63,6 +63,7 @@ class Model(Generic[S]):
     key: ClassVar[str]
     needs_batch: ClassVar[bool] = False
     has_label_head: ClassVar[bool] = True  # with label_key
+    reads: ClassVar[Reads] = "log1p"  # "counts": minibatches hold counts and totals too
     settings_type: ClassVar[type[Settings]]
     network_type: ClassVar[type]
 
