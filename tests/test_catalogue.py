@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -28,7 +28,7 @@ from scmedley.pl.scores import COLUMNS
 from scmedley.train import loop
 from test_experiment import SMALL, six_donors, small
 from tiny import FIT, differing, prepared_design, weights
-from toy_model import LinearAutoencoder, LinearNetwork
+from toy_model import LinearAutoencoder, LinearNetwork, LinearSettings
 
 SIZES = {"n_latent": 4, "max_epochs": 4, "batch_size": 32}
 
@@ -184,3 +184,18 @@ def test_nothing_else_lists_the_models() -> None:
 def test_plots_need_no_torch() -> None:
     code = "import scmedley.pl, scmedley.keys, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_class_says_itself_whether_it_has_effects() -> None:
+    """Another package's settings may have the names of ours."""
+
+    @dataclass(frozen=True)
+    class Other(LinearSettings):
+        decoder_effects: bool = True
+        encode_as_target: bool = True
+
+    model = LinearAutoencoder("donor", settings=Other())
+    assert (model.has_effects, model.encodes_as_target) == (False, False)
+    for preset, wanted in (("default", (True, False)), ("paper", (False, True))):
+        fixed, random = (row.model("donor", settings=preset) for row in (FE, RE))
+        assert (fixed.has_effects, random.encodes_as_target) == wanted

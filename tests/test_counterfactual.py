@@ -83,7 +83,7 @@ def test_permuting_the_batch_codes_permutes_the_outputs(model, prepared: AnnData
 
 def test_the_mean_is_all_effects_at_zero(model, prepared: AnnData) -> None:
     without = copy.deepcopy(model)
-    encode_as_target = getattr(model.settings, "encode_as_target", False)
+    encode_as_target = model.encodes_as_target
     with torch.no_grad():
         for name, table in without.network.named_modules():
             if table in tables(without.network) and (encode_as_target or not name.startswith("encoder")):

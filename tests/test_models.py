@@ -635,6 +635,9 @@ def test_old_names_of_settings_are_taken_with_a_warning() -> None:
         pytest.raises(ScmedleyError, match="kl_weight='low' must be a number"),
     ):
         default.replace(kl_weight="low")
+    for name in ("hide_batch", "kl_weight"):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
+            getattr(default, name)
 
 
 def test_a_model_of_an_earlier_version_loads(fitted, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Cells are read once, whoever looks at them; blocks of a file give what memory gives."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -12,11 +14,17 @@ from numpy.testing import assert_array_equal
 from running import SMALL, Shell, some_cells, without_drawing
 from scmedley import keys
 from scmedley.data import matrix, reader
+from scmedley.data.arrays import totals_of_cp10k
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
+from scmedley.data.resident import Minibatch
 from scmedley.data.scale import MinMax
 from scmedley.errors import ScmedleyError
-from tiny import FIT, nested_design, prepared_design, unfitted
+from scmedley.models import store
+from scmedley.pp import prepare
+from scmedley.train.loop import Losses, Progress
+from tiny import FIT, SIZES, nested_design, prepared_design, unfitted
+from toy_model import LinearAutoencoder, LinearNetwork
 
 
 def scans_of_a_run(monkeypatch: pytest.MonkeyPatch, shell: Shell, cells: AnnData, folder: Path) -> int:
@@ -132,13 +140,63 @@ def test_counts_come_with_their_totals(ready: bool) -> None:
     reading = Reader(genes, MinMax.none(len(places)), "counts").read(cells)
     counts = cells.layers[keys.COUNTS] if ready else cells.X
     assert_array_equal(reading.counts_NG.toarray(), counts[:, places].toarray())
-    assert_array_equal(reading.total_N, np.asarray(counts.sum(1)).ravel())
+    np.testing.assert_allclose(reading.total_N, np.asarray(counts.sum(1)).ravel(), rtol=1e-5)
     minibatch = reading.resident(np.zeros(cells.n_obs)).take(torch.tensor([5, 0]))
     assert_array_equal(minibatch.counts_NG.numpy(), counts[[5, 0]][:, places].toarray())
-    assert_array_equal(minibatch.size_N.numpy(), reading.total_N[[5, 0]])
+    assert_array_equal(minibatch.size_N.numpy(), reading.total_N[[5, 0]].astype(np.float32))
     assert minibatch.rows_N.tolist() == [5, 0]
     scaled = np.log1p(1e4 * reading.counts_NG.toarray() / reading.total_N[:, None])
     np.testing.assert_allclose(minibatch.x_NG.numpy(), scaled[[5, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_totals_of_prepared_cells_are_over_genes_that_were_filtered_too(sparse: bool) -> None:
+    cells = nested_design(sparse)
+    before = np.asarray(cells.X.sum(1)).ravel()
+    prepare(cells, "donor", min_genes=5, min_cells=90)
+    assert 5 < cells.n_vars < 35
+    genes = GeneNames(tuple(cells.var_names[::2]))
+    reading = Reader(genes, MinMax.none(len(genes.names)), "counts").read(cells)
+    np.testing.assert_allclose(reading.total_N, before, rtol=1e-5)
+    assert (before > np.asarray(cells.layers[keys.COUNTS].sum(1)).ravel()).all()
+    assert totals_of_cp10k(*np.zeros((2, 1, 3), np.float32)).tolist() == [0.0]  # a cell without counts
+
+
+class CountNetwork(LinearNetwork):
+    """The toy network, which records what its losses get."""
+
+    def losses(self, cells: Minibatch, progress: Progress) -> Losses:
+        self.seen = cells
+        yield from super().losses(cells, progress)
+
+
+class CountModel(LinearAutoencoder):
+    """A toy model that needs counts."""
+
+    reads = "counts"
+    network_type = CountNetwork
+
+
+def test_a_model_of_counts_gets_them_with_their_totals(prepared: AnnData, tmp_path: Path) -> None:
+    model = CountModel("donor", settings=CountModel.preset("default").replace(**SIZES)).fit(prepared, **FIT)
+    seen = model.network.seen
+    counts = prepared.layers[keys.COUNTS][seen.rows_N.numpy()]
+    assert_array_equal(seen.counts_NG.numpy(), counts[:, prepared.var[keys.HVG].to_numpy()].toarray())
+    np.testing.assert_allclose(seen.size_N.numpy(), np.asarray(counts.sum(1)).ravel(), rtol=1e-5)
+    model.save(tmp_path)
+    loaded = store.read(tmp_path, CountModel)
+    reading = loaded.read(prepared)
+    assert reading.counts_NG is not None
+    with pytest.raises(ScmedleyError, match="This model needs counts, and this reading has none"):
+        model.fit(Reader.learn(prepared), **FIT)
+    with pytest.raises(ScmedleyError, match="or no counts"):
+        loaded.read(replace(reading, reader=replace(reading.reader, kind="log1p")))
+    fixed = unfitted("autoencoder").fit(reading, **FIT)  # takes the same reading, and needs no counts later
+    assert (fixed.reader.kind, fixed.read(reading) is reading) == ("log1p", True)
+    about = json.loads((tmp_path / "model.json").read_text())
+    del about["reads"]  # as in a model of an earlier version
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    assert store.read(tmp_path, CountModel).reader.kind == "log1p"
 
 
 def test_counts_that_are_not_there_are_said() -> None:

@@ -89,3 +89,4 @@ def umap(embedding: str) -> str:
 
 
 ValueKind = Literal["auto", "counts", "log1p", "log2", "log10"]
+Reads = Literal["log1p", "counts"]  # what a network reads: normalised values alone, or counts too

@@ -37,6 +37,30 @@ def totals(x: csr_matrix | np.ndarray) -> np.ndarray:
     return np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()
 
 
+def totals_of_cp10k(counts: Matrix, log1p: Matrix) -> np.ndarray:
+    """Return the total by which each cell's counts were divided, also over genes that are no longer there."""
+    if isinstance(log1p, np.ndarray):
+        per_10k_N = totals(np.expm1(log1p))
+    else:
+        per_10k_N = totals(log1p.expm1())
+    return np.asarray(TARGET_SUM * totals(counts) / np.where(per_10k_N > 0, per_10k_N, 1.0))
+
+
+def aligned(x: Matrix, place_G: np.ndarray) -> Matrix:
+    """Return these columns, in this order; 0 for missing ones (-1)."""
+    if np.array_equal(place_G, np.arange(x.shape[1])):
+        return x
+    present = np.flatnonzero(place_G >= 0)
+    shape = (x.shape[0], len(place_G))
+    sub = x[:, place_G[present]]
+    if isinstance(sub, np.ndarray):
+        out = np.zeros(shape, dtype=np.float32)
+        out[:, present] = sub
+        return out
+    sub.sort_indices()
+    return csr_matrix((sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape)
+
+
 def log1p_cp10k(x: csr_matrix | np.ndarray, total: np.ndarray) -> csr_matrix | np.ndarray:
     """Return ``log1p(TARGET_SUM * x / total)`` as a new matrix; empty cells stay 0."""
     scale = np.where(total > 0, TARGET_SUM / np.where(total > 0, total, 1.0), 0.0)

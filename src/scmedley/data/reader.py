@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, issparse, vstack
 
 from scmedley import keys
-from scmedley.data.arrays import Matrix, tidy, totals
+from scmedley.data.arrays import Matrix, aligned, tidy, totals_of_cp10k
 from scmedley.data.differences import difference_of_prepared, differences, sampled, share_of, trained_on
 from scmedley.data.evidence import Checked, kind_words
 from scmedley.data.features import genes_alone
@@ -30,7 +30,7 @@ from scmedley.data.resident import Resident, Rows
 from scmedley.data.scale import MinMax
 from scmedley.data.scan import examine, n_stored
 from scmedley.errors import ScmedleyError, ScmedleyWarning, warn
-from scmedley.keys import ValueKind
+from scmedley.keys import Reads, ValueKind
 
 NEGATIVE = (
     "{where} has negative values: scaled or centred data cannot be used. Give raw counts (in X, layers['counts'] or "
@@ -76,11 +76,12 @@ class Reading:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 of the scaled input, which a checkpoint compares."""
+        """Return the SHA-256 of the input (scaled values, and counts if read), which a checkpoint compares."""
         found = hashlib.sha256()
-        x: Any = self.x_NG
-        for array in (x,) if isinstance(x, np.ndarray) else (x.data, x.indices, x.indptr):
-            found.update(np.ascontiguousarray(array).data)
+        parts: list[Any] = [part for part in (self.x_NG, self.counts_NG, self.total_N) if part is not None]
+        for x in parts:
+            for array in (x,) if isinstance(x, np.ndarray) else (x.data, x.indices, x.indptr):
+                found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
 
     def take(self, rows: np.ndarray) -> "Reading":
@@ -123,11 +124,11 @@ class Reader:
 
     genes: GeneNames
     scale: MinMax
-    kind: Literal["log1p", "counts"] = "log1p"
+    kind: Reads = "log1p"
     trained_on: dict[str, Any] | None = None
 
     @classmethod
-    def learn(cls, adata: AnnData, kind: Literal["log1p", "counts"] = "log1p") -> Reading:
+    def learn(cls, adata: AnnData, kind: Reads = "log1p") -> Reading:
         """Learn genes and scale from prepared cells, and return these cells as a reading.
 
         Parameters
@@ -165,11 +166,13 @@ class Reader:
         Raises
         ------
         ScmedleyError
-            As :meth:`blocks`; or a reading with other genes or another scale.
+            As :meth:`blocks`; or a reading with other genes or another scale, or without counts that are needed.
         """
         if isinstance(cells, Reading):
             if not self.reads_like(cells.reader):
-                raise ScmedleyError("This reading has other genes or another scale. Pass the AnnData.")
+                raise ScmedleyError(
+                    "This reading has other genes, another scale or no counts. Pass the AnnData."
+                )
             return cells
         return _joined(list(self.blocks(cells, values)))
 
@@ -208,8 +211,8 @@ class Reader:
         self._warn(adata, source, share_of(sample), n_empty)
 
     def reads_like(self, other: "Reader") -> bool:
-        """Return whether both read the same numbers from the same cells."""
-        same = (self.genes.names, self.kind) == (other.genes.names, other.kind)
+        """Return whether a reading of the other has all that this one reads from the same cells."""
+        same = self.genes.names == other.genes.names and other.kind in (self.kind, "counts")
         return self is other or (same and self.scale.equals(other.scale))
 
     def _check_missing(self, adata: AnnData, place_G: np.ndarray) -> None:
@@ -301,16 +304,17 @@ class _Source:
         all_rows = None if self.in_memory else rows
         if self.found is not None:
             x_NG, total_N, _ = counted(self.adata, self.found, all_rows)
-            x_NG = _aligned(x_NG, self.place_G)
+            x_NG = aligned(x_NG, self.place_G)
             log1p_NG = normalised(x_NG, total_N, self.found)
             return (log1p_NG, x_NG, total_N) if counts else (log1p_NG, None, None)
         layer = self.adata.layers[keys.LOGNORM]
-        log1p_NG = _aligned(tidy(layer if all_rows is None else layer[all_rows]), self.place_G)
+        values_NG = tidy(layer if all_rows is None else layer[all_rows])
+        log1p_NG = aligned(values_NG, self.place_G)
         if not counts:
             return log1p_NG, None, None
         stored = self.adata.layers[keys.COUNTS]
         x_NG = tidy(stored if all_rows is None else stored[all_rows])
-        return log1p_NG, _aligned(x_NG, self.place_G), totals(x_NG)
+        return log1p_NG, aligned(x_NG, self.place_G), totals_of_cp10k(x_NG, values_NG)
 
 
 def log_normalised(
@@ -386,18 +390,3 @@ def _places(var: pd.DataFrame, genes: Sequence[str] | GeneNames) -> np.ndarray:
     if note:
         warn(note)
     return place_G
-
-
-def _aligned(x: csr_matrix | np.ndarray, place_G: np.ndarray) -> csr_matrix | np.ndarray:
-    """Return these columns, in this order; 0 for missing ones (-1)."""
-    if np.array_equal(place_G, np.arange(x.shape[1])):
-        return x
-    present = np.flatnonzero(place_G >= 0)
-    shape = (x.shape[0], len(place_G))
-    sub = x[:, place_G[present]]
-    if isinstance(sub, np.ndarray):
-        out = np.zeros(shape, dtype=np.float32)
-        out[:, present] = sub
-        return out
-    sub.sort_indices()
-    return csr_matrix((sub.data, present[sub.indices].astype(sub.indices.dtype), sub.indptr), shape=shape)

@@ -20,7 +20,7 @@ from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.data.scale import MinMax
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
-from scmedley.keys import ValueKind
+from scmedley.keys import Reads, ValueKind
 from scmedley.models import fitting
 from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
@@ -64,6 +64,7 @@ class Model(Generic[S]):
     key: ClassVar[str]
     needs_batch: ClassVar[bool] = False
     has_label_head: ClassVar[bool] = True  # with label_key
+    reads: ClassVar[Reads] = "log1p"  # "counts": minibatches hold counts and totals too
     settings_type: ClassVar[type[Settings]]
     network_type: ClassVar[type]
 
@@ -203,8 +204,7 @@ class Model(Generic[S]):
             return logits.softmax(dim=1)
 
         p_NK = self._apply(adata, POPULATION_MEAN, predict)
-        obs = adata.obs
-        return pd.DataFrame(p_NK, index=obs.index, columns=list(self.labels.names))
+        return pd.DataFrame(p_NK, index=adata.obs.index, columns=list(self.labels.names))
 
     def reconstruct(self, adata: Cells, *, unknown: str = "error") -> AnnData:
         """Return the reconstruction of every cell with the effects of its own batch, as a new AnnData.
@@ -212,13 +212,8 @@ class Model(Generic[S]):
         ``X`` is N x G in log1p CP10k. If the encoder does not need the batch, cells of unknown batches are
         decoded with the population mean.
         """
-
-        def decode(x: Tensor, b: Tensor) -> Tensor:
-            xhat: Tensor = self.network.decode(self.network.encode(x, b), b)
-            return xhat
-
-        values = self.scale.inverse(self._apply(adata, unknown, decode))
-        return AnnData(values, obs=adata.obs.copy(), var=self.var())
+        xhat_NG = self._apply(adata, unknown, lambda x, b: self.network.decode(self.network.encode(x, b), b))
+        return AnnData(self.scale.inverse(xhat_NG), obs=adata.obs.copy(), var=self.var())
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.json`` and ``weights.safetensors`` to ``folder``; on an error nothing is written."""
@@ -278,8 +273,7 @@ class Model(Generic[S]):
         (the population mean). Adam updates these rows alone, to minimise lambda_MSE * MSE + lambda_KL *
         KL(q(U) || p(U)), weighted as if the new cells had been training cells. Weights, BatchNorm, priors and
         the rows of known batches do not change, bit for bit. Only the expression and the batch of the new
-        cells are used, never a label. The batch head and the adversary are used in training only, so they are
-        not extended. Without ``adapt``, ``unknown="mean"`` embeds such cells with the population mean.
+        cells are used, never a label. Without ``adapt``, ``unknown="mean"`` embeds them with the population mean.
 
         Parameters
         ----------
@@ -307,7 +301,12 @@ class Model(Generic[S]):
     @property
     def has_effects(self) -> bool:
         """Whether the decoder has batch effects, which counterfactuals and ``adapt`` need."""
-        return self.needs_batch or bool(getattr(self.settings, "decoder_effects", False))
+        return self.needs_batch
+
+    @property
+    def encodes_as_target(self) -> bool:
+        """Whether a counterfactual is encoded with the effects of its target, not of the cell's own batch."""
+        return False
 
     def check_effects(self, verb: str) -> None:
         """Raise if the decoder has no batch effects, which ``verb`` needs."""

@@ -55,8 +55,8 @@ class Encoded:
     """Encoded cells, to decode with the effects of any batch.
 
     Without ``draw`` effects are at their posterior mean. A draw depends only on ``seed`` and its number, so
-    all targets and chunks of cells share it. With ``encode_as_target`` the cells are encoded again for each
-    target.
+    all targets and chunks of cells share it. If the model ``encodes_as_target``, the cells are encoded again
+    for each target.
     """
 
     cells: Resident  # set by all_of
@@ -66,7 +66,7 @@ class Encoded:
         self.b_N, self.x_NG = cells.b_N, cells.x_NG
         self.z_NP: Tensor | None = None
         with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
-            if not getattr(model.settings, "encode_as_target", False):
+            if not model.encodes_as_target:
                 self.z_NP = self.network.encode(cells.x_NG, cells.b_N, draw=self.drawn)
             self.state = torch.default_generator.get_state()
 
@@ -82,7 +82,7 @@ class Encoded:
         return encoded
 
     def take(self, rows: np.ndarray) -> Encoded:
-        """Return some of the cells of :meth:`all_of`; their input is read only for ``encode_as_target``."""
+        """Return some of the cells of :meth:`all_of`; their input is read only if they are encoded again."""
         rows_N = torch.as_tensor(rows, device=self.b_N.device)
         taken = copy.copy(self)
         taken.b_N = self.b_N[rows_N]

@@ -88,10 +88,10 @@ def export(model: Model[Any]) -> Decoder:
     Raises
     ------
     ScmedleyError
-        The latent of a counterfactual depends on its target (``encode_as_target``, the paper preset), or the
+        The latent of a counterfactual depends on its target (``encodes_as_target``, the paper preset), or the
         decoder has no batch effects.
     """
-    if getattr(model.settings, "encode_as_target", False):
+    if model.encodes_as_target:
         raise ScmedleyError(
             "In the paper preset cells are encoded again for each target batch, so the report cannot compute "
             "counterfactuals. Use the command scmedley project instead."

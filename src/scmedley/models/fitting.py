@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def fit(
     precision = resolve_precision(precision, on)
     with engine(threads, on):
         torch.manual_seed(seed)
-        reading = read_prepared(adata, model.batch_key, model.label_key, seed)
+        reading = read_prepared(adata, model.batch_key, model.label_key, seed, model.reads)
         _learn_design(model, reading)
         part = reading.obs[keys.SPLIT].to_numpy()
         y_N = label_codes(model, reading.obs)
@@ -75,7 +76,8 @@ def fit(
 def _learn_design(model: Model[Any], reading: Reading) -> None:
     """Set reader, batches and labels of the model from the cells of the fit."""
     obs = reading.obs
-    model.reader, model.design = reading.reader, Design.of(obs, model.batch_key)
+    model.reader = replace(reading.reader, kind=model.reads)
+    model.design = Design.of(obs, model.batch_key)
     check_split(obs)
     in_training = (obs[keys.SPLIT] == "train").to_numpy()
     trained = set(model.design.codes(obs)[in_training])

@@ -204,6 +204,11 @@ class FixedEffects(Model[FixedEffectsSettings]):
     settings_type = FixedEffectsSettings
     network_type = FixedEffectsNetwork
 
+    @property
+    def has_effects(self) -> bool:
+        """Whether the decoder has batch effects, as the settings say."""
+        return self.settings.decoder_effects
+
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> FixedEffectsSettings:
         """Return the ``"default"`` or ``"paper"`` settings (AML experiment); ``labelled``: those of FEC."""

@@ -3,9 +3,10 @@
 Shapes: N cells, G genes, H hidden units, P latent dimensions, B batches.
 """
 
+import functools
 import warnings
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,16 +19,46 @@ from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models.base import Model
 from scmedley.models.export import Layer
-from scmedley.models.settings import Settings, check_setting, named
+from scmedley.models.settings import S, Settings, check_setting, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
 from scmedley.nn.likelihoods import kl_to_mse_units, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
-_NOT_GIVEN: Any = object()
+
+def _current_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields without the names of earlier versions, which settings files and saved models may hold."""
+    if "hide_batch" in fields:
+        _warn_renamed("hide_batch", "masked_share")
+        fields["masked_share"] = fields.pop("hide_batch")
+    if "kl_weight" in fields:
+        _warn_renamed("kl_weight", "kl_per_cell_weight (if None) or kl_per_table_weight (if a number)")
+        weight = fields.pop("kl_weight")
+        if weight is not None:
+            check_setting("kl_weight", weight, 0.0)
+        fields["kl_per_cell_weight"] = 1.0 if weight is None else 0.0
+        fields["kl_per_table_weight"] = 0.0 if weight is None else weight
+    return fields
 
 
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"The setting {old} is now called {new}. Use the new name.", ScmedleyWarning, stacklevel=4)
+
+
+def _takes_old_names(cls: type[S]) -> type[S]:
+    """Let the constructor take the names of earlier versions, which are not attributes."""
+    init: Any = cls.__init__
+
+    @functools.wraps(init)
+    def construct(self: S, *args: Any, **fields: Any) -> None:
+        init(self, *args, **_current_names(fields))
+
+    cls.__init__ = construct  # type: ignore[assignment]
+    return cls
+
+
+@_takes_old_names
 @dataclass(frozen=True)
 class RandomEffectsSettings(Settings):
     """Settings of :class:`RandomEffects`.
@@ -69,20 +100,8 @@ class RandomEffectsSettings(Settings):
     encode_as_target: bool = False
     output_scale: float = 0.1
     effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
-    # Deprecated names, found in settings files and saved models of earlier versions.
-    hide_batch: InitVar[Any] = _NOT_GIVEN
-    kl_weight: InitVar[Any] = _NOT_GIVEN
 
-    def __post_init__(self, hide_batch: Any, kl_weight: Any) -> None:
-        if hide_batch is not _NOT_GIVEN:
-            _warn_renamed("hide_batch", "masked_share")
-            object.__setattr__(self, "masked_share", hide_batch)
-        if kl_weight is not _NOT_GIVEN:
-            _warn_renamed("kl_weight", "kl_per_cell_weight (if None) or kl_per_table_weight (if a number)")
-            if kl_weight is not None:
-                check_setting("kl_weight", kl_weight, 0.0)
-            object.__setattr__(self, "kl_per_cell_weight", 1.0 if kl_weight is None else 0.0)
-            object.__setattr__(self, "kl_per_table_weight", 0.0 if kl_weight is None else kl_weight)
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.masked_share > 1:
             raise ScmedleyError(f"masked_share={self.masked_share} must be between 0 and 1.")
@@ -101,10 +120,6 @@ class RandomEffectsSettings(Settings):
             effects=EffectStart(loc_scale=0.1, posterior_scale=1e-3, prior_scale=0.25),
             **self.published_training(),
         )
-
-
-def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(f"The setting {old} is now called {new}. Use the new name.", ScmedleyWarning, stacklevel=4)
 
 
 class RandomEffectsNetwork(nn.Module, Trainable):
@@ -246,6 +261,11 @@ class RandomEffects(Model[RandomEffectsSettings]):
     has_label_head: ClassVar[bool] = False
     settings_type = RandomEffectsSettings
     network_type = RandomEffectsNetwork
+
+    @property
+    def encodes_as_target(self) -> bool:
+        """Whether a counterfactual is encoded with the effects of its target, as the settings say."""
+        return self.settings.encode_as_target
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> RandomEffectsSettings:

@@ -79,6 +79,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "genes": model.genes,
         "gene_ids": model.gene_names.ids,
         "gene_symbols": model.gene_names.symbols,
+        "reads": model.reader.kind,
         "trained_on": model.reader.trained_on,
         "fitted": model.fitted,
         "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
@@ -117,11 +118,11 @@ def read(folder: Path, cls: type[M]) -> M:
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
-        # Models of earlier versions have no gene_ids, gene_symbols, trained_on and calibration.
+        # Models of earlier versions have no gene_ids, gene_symbols, reads, trained_on and calibration.
         ids, symbols = (about.get(key) for key in ("gene_ids", "gene_symbols"))
         genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
         scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
-        model.reader = Reader(genes, scale, trained_on=about.get("trained_on"))
+        model.reader = Reader(genes, scale, about.get("reads", "log1p"), about.get("trained_on"))
         with torch.device("meta"):  # shapes only: no random draws, and dtypes come from the file
             model._build("meta")
             add_batches(model.network, n_adapted)

@@ -5,20 +5,26 @@ from scmedley.data.design import Design
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.errors import ScmedleyError
+from scmedley.keys import Reads
 from scmedley.pp.split import check_split, store_split
 
 
-def read_prepared(adata: Cells, batch_key: str, label_key: str | None, seed: int) -> Reading:
+def read_prepared(
+    adata: Cells, batch_key: str, label_key: str | None, seed: int, kind: Reads = "log1p"
+) -> Reading:
     """Read prepared cells for a fit; store a split in ``obs`` if there is none, and learn genes and scale.
 
-    A ``Reading`` of an earlier fit is returned unchanged.
+    A ``Reading`` of an earlier fit is returned unchanged. ``kind``: what the model reads (:class:`Reader`).
 
     Raises
     ------
     ScmedleyError
-        Cells that are not prepared, fewer than two batches, or a part of the split without cells.
+        Cells that are not prepared or lack counts that the model needs, fewer than two batches, or a part of
+        the split without cells.
     """
     if isinstance(adata, Reading):
+        if kind == "counts" and adata.reader.kind != "counts":
+            raise ScmedleyError("This model needs counts, and this reading has none. Pass the AnnData.")
         return adata
     if keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
         raise ScmedleyError(
@@ -32,4 +38,4 @@ def read_prepared(adata: Cells, batch_key: str, label_key: str | None, seed: int
     ensure_not_view(adata)
     store_split(adata, batch_key, label_key, seed)
     check_split(adata.obs)
-    return Reader.learn(adata)
+    return Reader.learn(adata, kind)
