@@ -211,3 +211,25 @@ def test_learning_needs_a_gene(prepared: AnnData) -> None:
     cells.var[keys.HVG] = False
     with pytest.raises(ScmedleyError, match="No gene is flagged"):
         Reader.learn(cells)
+
+
+def test_a_reading_of_other_cells_is_not_embedded(fitted, prepared: AnnData) -> None:
+    mixed = fitted("mixed")
+    reading, cells = mixed.read(prepared), prepared[::-1].copy()
+    for model in (mixed, mixed.fixed):
+        with pytest.raises(ScmedleyError, match="other cells than the AnnData, or in another order"):
+            model.embed(cells, reading=reading)
+    with pytest.raises(ScmedleyError, match="already made"):
+        mixed.read(reading, values="counts")
+    with pytest.raises(ScmedleyError, match="There are no cells"):
+        mixed.get_latent_representation(reading.take(np.array([], int)))
+
+
+def test_a_fit_to_a_reading_is_checked_as_a_fit_to_cells(prepared: AnnData) -> None:
+    reading = Reader.learn(prepared)
+    one = reading.take(np.flatnonzero(prepared.obs["donor"] == "d1"))
+    with pytest.raises(ScmedleyError, match="only one batch"):
+        unfitted("fixed").fit(one, **FIT)
+    without = replace(reading, obs=reading.obs.drop(columns=keys.SPLIT))
+    with pytest.raises(ScmedleyError, match="Pass prepared cells with a split"):
+        unfitted("fixed").fit(without, **FIT)

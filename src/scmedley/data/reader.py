@@ -84,6 +84,13 @@ class Reading:
                 found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
 
+    def check_same_cells(self, adata: AnnData) -> None:
+        """Raise if ``adata`` has other cells, or in another order."""
+        if not self.obs.index.equals(adata.obs_names):
+            raise ScmedleyError(
+                "The reading is of other cells than the AnnData, or in another order. Read it again."
+            )
+
     def take(self, rows: np.ndarray) -> "Reading":
         """Return some of the cells."""
         taken: dict[str, Any] = {
@@ -169,10 +176,13 @@ class Reader:
             As :meth:`blocks`; or a reading with other genes or another scale, or without counts that are needed.
         """
         if isinstance(cells, Reading):
-            if not self.reads_like(cells.reader):
-                raise ScmedleyError(
-                    "This reading has other genes, another scale or no counts. Pass the AnnData."
+            if values != "auto" or not self.reads_like(cells.reader):
+                why = (
+                    "was already made" if values != "auto" else "has other genes, another scale or no counts"
                 )
+                raise ScmedleyError(f"This reading {why}. Pass the AnnData.")
+            if cells.n_cells == 0:
+                raise ScmedleyError("There are no cells. Check the step that selected them.")
             return cells
         return _joined(list(self.blocks(cells, values)))
 

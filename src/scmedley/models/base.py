@@ -161,6 +161,8 @@ class Model(Generic[S]):
         reading
             The same cells, if :meth:`read` has already read them.
         """
+        if reading is not None:
+            reading.check_same_cells(adata)
         z_NP = self.get_latent_representation(reading or adata, unknown=unknown)
         ensure_not_view(adata)
         adata.obsm[self.key] = z_NP

@@ -121,7 +121,9 @@ class MixedEffects:
         not know, ``unknown="mean"`` uses the population mean. ``reading``: the same cells, if they were
         already read.
         """
-        if reading is None and not adata.isbacked:
+        if reading is not None:
+            reading.check_same_cells(adata)
+        elif not adata.isbacked:
             reading = self.read(adata)
         random = self.random.get_latent_representation(reading or adata, unknown=unknown)
         fixed = self.given(adata) if self.fixed is None else self.get_latent_representation(reading or adata)

@@ -25,8 +25,11 @@ def read_prepared(
     if isinstance(adata, Reading):
         if kind == "counts" and adata.reader.kind != "counts":
             raise ScmedleyError("This model needs counts, and this reading has none. Pass the AnnData.")
-        return adata
-    if keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
+        if keys.SPLIT not in adata.obs:
+            raise ScmedleyError(
+                f"obs of this reading has no {keys.SPLIT!r}. Pass prepared cells with a split."
+            )
+    elif keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
         raise ScmedleyError(
             f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
             f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
@@ -35,7 +38,8 @@ def read_prepared(
         raise ScmedleyError(
             f"obs[{batch_key!r}] has only one batch. Two or more are needed; choose another column."
         )
-    ensure_not_view(adata)
-    store_split(adata, batch_key, label_key, seed)
+    if not isinstance(adata, Reading):
+        ensure_not_view(adata)
+        store_split(adata, batch_key, label_key, seed)
     check_split(adata.obs)
-    return Reader.learn(adata, kind)
+    return adata if isinstance(adata, Reading) else Reader.learn(adata, kind)
