@@ -20,6 +20,7 @@ from scmedley.experiment.config import Experiment
 from scmedley.experiment.network import fit_network
 from scmedley.experiment.pairs import predict
 from scmedley.experiment.task import CLASSIFIERS, Job, Task
+from scmedley.models import catalogue
 from scmedley.models.base import Model
 from scmedley.models.catalogue import PCA, is_null, methods
 from scmedley.peers import embed_peer
@@ -34,6 +35,8 @@ def run(job: Job) -> None:
     """Run a task and write its folder. If its method fails, the error is stored as its result."""
     task, threads = job.task, job.experiment.threads
     began = time.perf_counter()
+    for row in set(job.rows) - set(catalogue.rows()):
+        catalogue.add(row)
     with (
         threadpool_limits(threads),
         engine(threads, torch.device("cpu")),
