@@ -149,10 +149,10 @@ def _given(stored: Any, key: str) -> np.ndarray:
 
 
 def _embed_by_network(job: Job, adata: AnnData) -> tuple[dict[str, np.ndarray], Model[Any]]:
-    model: Any = fit_network(job, adata)
-    latents = {"": model.get_latent_representation(adata, unknown="mean")}
+    model, reading = fit_network(job, adata)
+    latents = {"": model.get_latent_representation(reading, unknown="mean")}
     if model.needs_batch and not is_null(job.task.method) and (model.design.codes(adata.obs) < 0).any():
         new = adata[model.design.codes(adata.obs) < 0].copy()
         adapted = model.adapt(new, seed=job.task.seed)
-        latents[", adapted"] = adapted.get_latent_representation(adata)
+        latents[", adapted"] = adapted.get_latent_representation(reading)
     return latents, model
