@@ -9,7 +9,8 @@ from anndata import AnnData
 
 from scmedley import datasets, keys
 from scmedley.__main__ import main
-from scmedley.pipeline import checks, stages
+from scmedley.pipeline import stages
+from scmedley.pp import maps
 from scmedley.report import figures
 
 SMALL = ("--latent", "4", "--epochs", "2", "--draws", "3", "--threads", "1", "--genes", "60")
@@ -63,7 +64,7 @@ def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
         adata.obsm[keys.umap(basis)] = np.ascontiguousarray(adata.obsm[basis][:, :2])
 
     monkeypatch.setattr(stages, "umap", first_two)
-    monkeypatch.setattr(checks, "load_umap", lambda: None)
+    monkeypatch.setattr(maps, "load_umap", lambda: None)
     monkeypatch.setattr(
         figures, "picture", lambda draw, size, alt, title: figures.Picture("", "", alt, title)
     )

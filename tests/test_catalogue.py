@@ -18,9 +18,10 @@ import scmedley
 import toy_model
 from scmedley import cli, keys, load, models, pl
 from scmedley.errors import ScmedleyError
-from scmedley.experiment import BASIC
+from scmedley.experiment import BASIC, grid
 from scmedley.experiment.grid import run
 from scmedley.experiment.tables import read_table
+from scmedley.experiment.task import about, tasks
 from scmedley.models import catalogue
 from scmedley.models.base import Model
 from scmedley.models.catalogue import FE, RE, Row
@@ -114,6 +115,19 @@ def test_a_new_model_is_in_the_tables_figures_and_page_of_an_experiment(compared
     assert re.search(r"<th[^>]*>LIN\b", page)
     assert "held-out cells, LIN, coloured by batch" in page  # a map
     assert "LIN, cells split" in page  # its losses
+
+
+def test_workers_know_a_new_model(added: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    six_donors().write_h5ad(tmp_path / "cells.h5ad")
+    settings = {added.name: {"max_epochs": 1, "batch_size": 32}}
+    changes = {"methods": (added.name,), "settings": settings, "splits": ("donors",), "classify": False}
+    experiment = small(tmp_path / "cells.h5ad", **changes)
+    first = tasks(experiment)[0][:1]
+    monkeypatch.setattr(grid, "tasks", lambda _: (first, []))
+    monkeypatch.setattr(grid.tables, "write_tables", lambda *_: [])
+    monkeypatch.setattr(grid, "build", lambda _: None)
+    run(experiment, tmp_path / "out", jobs=2, say=lambda _: None, progress=False)
+    assert about(tmp_path / "out", first[0])["status"] == "done"
 
 
 def test_a_model_that_is_gone_is_unknown(linear: LinearAutoencoder, added: Row, tmp_path: Path) -> None:

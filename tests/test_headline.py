@@ -82,7 +82,7 @@ def test_verdicts_and_findings_say_so(real: pd.DataFrame, permuted: pd.DataFrame
     assert labels.mark == "good"
     assert labels.numbers["accuracy"] == of(real, keys.FIXED, "kNN accuracy").value
     assert trust.mark == "unknown"
-    random = findings(table, table_of_shifts(seen=False), table_of_check(n=0), {})[2]
+    random = findings(table, table_of_shifts(seen=False), table_of_check(n=0), {})[0]
     assert random.count("above its null by all three probes") == 2  # with the batch, and masked
 
 

@@ -19,7 +19,8 @@ from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.io import writing
 from scmedley.models import calibrate
-from scmedley.pipeline import checks, stages
+from scmedley.pipeline import stages
+from scmedley.report import build
 from scmedley.runs import folder as run_folder
 from scmedley.runs.record import Record
 from scmedley.train import loop
@@ -284,7 +285,7 @@ def test_done_is_written_after_the_report_and_one_that_fails_costs_no_fit(
     shutil.copytree(out, again := tmp_path / "again")
     shell.well("report", out)  # what is missing alone
     assert json.loads((out / "run.json").read_text())["status"] == "done"
-    assert "Run: done" in page(out).text
+    assert "Run: scored" in (out / "report.html").read_text()  # its status while the report was written
     assert_same_results(whole, out)
     fitted = []
     monkeypatch.setattr(loop, "evaluate", lambda *_: fitted.append(1))
@@ -292,6 +293,24 @@ def test_done_is_written_after_the_report_and_one_that_fails_costs_no_fit(
     assert not fitted
     assert_same_results(whole, again)
     assert {p.name for p in again.iterdir()} == {p.name for p in whole.iterdir()}
+
+
+def test_a_folder_whose_new_scores_are_half_written_is_not_finished(shell, whole, monkeypatch, tmp_path):
+    shutil.copytree(whole, out := tmp_path / "run")
+
+    def fails(*_, **__):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "gene_shifts", fails)
+        assert "killed" in shell("evaluate", out).error
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "fitted"
+    assert "verdicts" not in record
+    assert "not finished" in shell("report", out).error
+    shell.well("evaluate", out)
+    assert json.loads((out / "run.json").read_text())["status"] == "done"
+    assert_same_results(whole, out)
 
 
 # --- full disk ----------------------------------------------------------------------------------------------
@@ -542,7 +561,7 @@ def test_threads_hold_for_the_whole_run(shell, data, monkeypatch, tmp_path):
 
 
 def test_what_is_not_installed_is_said_before_any_work(shell, data, monkeypatch, tmp_path):
-    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "umap" else name)
+    monkeypatch.setattr(build, "find_spec", lambda name: None if name == "umap" else name)
     assert "pip install 'scmedley[report]'" in shell("run", data, "--out", tmp_path / "run").error
     assert tree(tmp_path) == {}
     shell.well("fit", data, "--out", tmp_path / "run", "--quiet", *SMALL)

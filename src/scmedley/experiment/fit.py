@@ -20,6 +20,7 @@ from scmedley.experiment.config import Experiment
 from scmedley.experiment.network import fit_network
 from scmedley.experiment.pairs import predict
 from scmedley.experiment.task import CLASSIFIERS, Job, Task
+from scmedley.models import catalogue
 from scmedley.models.base import Model
 from scmedley.models.catalogue import PCA, is_null, methods
 from scmedley.peers import embed_peer
@@ -34,6 +35,8 @@ def run(job: Job) -> None:
     """Run a task and write its folder. If its method fails, the error is stored as its result."""
     task, threads = job.task, job.experiment.threads
     began = time.perf_counter()
+    for row in set(job.rows) - set(catalogue.rows()):
+        catalogue.add(row)
     with (
         threadpool_limits(threads),
         engine(threads, torch.device("cpu")),
@@ -146,10 +149,10 @@ def _given(stored: Any, key: str) -> np.ndarray:
 
 
 def _embed_by_network(job: Job, adata: AnnData) -> tuple[dict[str, np.ndarray], Model[Any]]:
-    model: Any = fit_network(job, adata)
-    latents = {"": model.get_latent_representation(adata, unknown="mean")}
+    model, reading = fit_network(job, adata)
+    latents = {"": model.get_latent_representation(reading, unknown="mean")}
     if model.needs_batch and not is_null(job.task.method) and (model.design.codes(adata.obs) < 0).any():
         new = adata[model.design.codes(adata.obs) < 0].copy()
         adapted = model.adapt(new, seed=job.task.seed)
-        latents[", adapted"] = adapted.get_latent_representation(adata)
+        latents[", adapted"] = adapted.get_latent_representation(reading)
     return latents, model

@@ -21,6 +21,7 @@ from scmedley.experiment.cells import keep, lay_out, read_data
 from scmedley.experiment.config import Experiment, is_rival
 from scmedley.experiment.page import build
 from scmedley.experiment.task import Job, Task, about, fingerprint, tasks
+from scmedley.models import catalogue
 from scmedley.runs.folder import DATA, EXPERIMENT, OF_EXPERIMENT, TASKS, clear, locked
 from scmedley.runs.record import Record
 
@@ -115,7 +116,8 @@ def _run(
     """Run the tasks that are not done. The first unexpected error stops all of them."""
     out, data_hash, versions = record.path.parent, record["input"]["sha256"], record["versions"]
     jobs = [
-        Job(out, experiment, task, fingerprint(out, experiment, task, data_hash, versions)) for task in todo
+        Job(out, experiment, task, fingerprint(out, experiment, task, data_hash, versions), catalogue.added())
+        for task in todo
     ]
     left = [job for job in jobs if not job.is_done]
     n_done = len(jobs) - len(left)

@@ -5,14 +5,18 @@ from typing import Any
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.data.reader import Reading
 from scmedley.experiment.task import Job
 from scmedley.models.base import Model
 from scmedley.models.catalogue import is_null
 from scmedley.pp.nulls import permute_batches
+from scmedley.pp.prepared import read_prepared
 
 
-def fit_network(job: Job, adata: AnnData) -> Model[Any]:
-    """Return the fitted network of a task. It never sees the cells of held-out donors or pairs.
+def fit_network(job: Job, adata: AnnData) -> tuple[Model[Any], Reading]:
+    """Return the fitted network of a task, and all cells as it reads them.
+
+    It never sees the cells of held-out donors or pairs.
 
     The null is trained on batches permuted within label and part, so held-out donors stay unknown to it.
     """
@@ -22,9 +26,10 @@ def fit_network(job: Job, adata: AnnData) -> Model[Any]:
         permute_batches(adata, experiment.batch_key, experiment.label_key, seed=task.seed)
     model = experiment.unfitted(task.method)
     known = adata[~held_out].copy() if held_out.any() else adata
+    reading = read_prepared(known, model.batch_key, model.label_key, task.seed)
     job.checkpoint.parent.mkdir(exist_ok=True)
     model.fit(
-        known,
+        reading,
         seed=task.seed,
         threads=experiment.threads,
         precision=experiment.precision,
@@ -32,4 +37,4 @@ def fit_network(job: Job, adata: AnnData) -> Model[Any]:
         checkpoint=job.checkpoint,
         progress=False,
     )
-    return model
+    return model, model.read(adata) if held_out.any() else reading

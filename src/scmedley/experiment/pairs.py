@@ -42,10 +42,11 @@ def predict(job: Job, folder: Path) -> dict[str, Any]:
         genes = adata.var_names[adata.var[keys.HVG].to_numpy(dtype=bool)]
         found = _by_baselines(adata[:, genes], experiment, rows, batch, label)
     else:
-        model = fit_network(job, adata)
+        model, reading = fit_network(job, adata)
         genes = pd.Index(model.genes)
         held = held_out_pair(adata[:, genes], experiment, rows, batch, label)
-        shown = counterfactual(model, adata[rows], str(adata.obs[experiment.batch_key].cat.categories[batch]))
+        to = str(adata.obs[experiment.batch_key].cat.categories[batch])
+        shown = counterfactual(model, reading.take(rows), to)
         assert isinstance(shown, AnnData)  # because no file was given
         change_NG = np.asarray(shown.layers["difference"], dtype=np.float64)
         found = {task.method: held_out.measure(held, change_NG.mean(axis=0), held.source_NG + change_NG)}

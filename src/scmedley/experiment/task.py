@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from scmedley.experiment.cells import read_cells
 from scmedley.experiment.config import Experiment, Split
+from scmedley.models.catalogue import Row
 from scmedley.runs.folder import CHECKPOINTS, DATA, TASK, TASKS
 
 CLASSIFIERS = "classifiers"  # the method of the task that classifies the latents of all others
@@ -98,12 +99,16 @@ def about(out: Path, task: Task) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """A task to run: the folder and settings of its experiment, and the fingerprint of its results."""
+    """A task to run: the folder and settings of its experiment, and the fingerprint of its results.
+
+    ``rows``: models that other packages added to the catalogue, for workers in other processes.
+    """
 
     out: Path
     experiment: Experiment
     task: Task
     mark: str
+    rows: tuple[Row, ...] = ()
 
     @property
     def folder(self) -> Path:

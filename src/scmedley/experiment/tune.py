@@ -20,6 +20,7 @@ from scmedley.keys import ValueKind
 from scmedley.models.catalogue import FE, methods
 from scmedley.pp.folds import rotating_folds
 from scmedley.pp.genes import select_genes
+from scmedley.pp.prepared import read_prepared
 from scmedley.pp.split import PARTS
 from scmedley.runs.folder import BEST, DATA, SEARCH, STUDY, TRIALS, locked
 from scmedley.runs.record import Record
@@ -231,8 +232,9 @@ def _score(
     adata = _read_fold(out, experiment, fold)
     changes = experiment.settings.get(method, {}) | _changes(params)
     model = replace(experiment, settings={method: changes}).unfitted(method)
-    model.fit(adata, seed=seed, threads=experiment.threads, progress=False)
-    z_NP = model.get_latent_representation(adata)
+    reading = read_prepared(adata, model.batch_key, model.label_key, seed)
+    model.fit(reading, seed=seed, threads=experiment.threads, progress=False)
+    z_NP = model.get_latent_representation(reading)
     which = adata.obs[keys.SPLIT].to_numpy()
     batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
     train, held_out = which == "train", which == part

@@ -114,7 +114,8 @@ RE = Row(
     outputs=("latent", "denoised", "effects"),
     null="RE, permuted batches",
 )
-_rows = [AE, FE, RE]
+OWN = (AE, FE, RE)
+_rows = list(OWN)
 
 
 def rows() -> list[Row]:
@@ -135,8 +136,8 @@ def is_null(name: str) -> bool:
 def add(row: Row) -> None:
     """Add a model of your own to tables, figures, reports and ``load``.
 
-    It is added in this process only. New processes, such as those of ``scmedley experiment --jobs 2``, must
-    add it again.
+    It is added in this process, and in the workers of the experiments that this process starts
+    (``scmedley experiment --jobs 2``); they must be able to import the module of its class.
 
     Raises
     ------
@@ -156,6 +157,11 @@ def add(row: Row) -> None:
         )
     _rows.append(row)
     keys.EMBEDDINGS.update({embedding.key: embedding for embedding in row.embeddings})
+
+
+def added() -> tuple[Row, ...]:
+    """Return the rows that :func:`add` added."""
+    return tuple(row for row in _rows if row not in OWN)
 
 
 def remove(row: Row) -> None:

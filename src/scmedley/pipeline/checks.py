@@ -1,11 +1,10 @@
 """Checks before a run starts: settings, packages, inputs."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from scmedley.device import resolve_device
-from scmedley.errors import ScmedleyError, check_seed, one_line
+from scmedley.errors import ScmedleyError, check_seed
 from scmedley.io.formats import reader_for
 from scmedley.models import FixedEffects, RandomEffects
 from scmedley.models.catalogue import FE, RE
@@ -13,7 +12,6 @@ from scmedley.models.fixed_effects import FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffectsSettings
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
-from scmedley.pp.maps import load_umap
 
 
 def check_config(config: RunConfig) -> None:
@@ -50,17 +48,6 @@ def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEff
         FixedEffects.preset(config.preset, config.learn_labels).replace(**from_file.get(fixed, {}) | given),
         RandomEffects.preset(config.preset).replace(**from_file.get(RE.name, {}) | given),
     )
-
-
-def check_extra() -> None:
-    """Raise before training for packages that are not installed but needed after it."""
-    missing = [name for name in ("jinja2", "matplotlib", "umap") if find_spec(name) is None]
-    if missing:
-        raise ScmedleyError(f"Maps and report need {' and '.join(missing)}: pip install 'scmedley[report]'")
-    try:
-        load_umap()
-    except Exception as error:  # numba has its own error for a version of numpy that it does not support
-        raise ScmedleyError(f"UMAP cannot be imported ({one_line(error)}). Reinstall umap-learn.") from error
 
 
 def check_inputs(inputs: Sequence[Path], out: Path) -> None:

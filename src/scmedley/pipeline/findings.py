@@ -10,15 +10,7 @@ from scmedley.data.gene_names import shown_in
 from scmedley.evaluate.probes import ProbeName
 from scmedley.interpret.check import ALL, TOO_FEW, agreement, summarise
 from scmedley.interpret.shifts import HELD_OUT, batch_distances, source_of
-from scmedley.pipeline.verdicts import (
-    CHANCE_MOST,
-    LEAK_SEEN,
-    ONE_LABEL,
-    leaks_of,
-    row_of,
-    two_errors,
-    worst_of,
-)
+from scmedley.pipeline.verdicts import LEAK_SEEN, leaks_of, two_errors
 
 NULL_NAME = "random, permuted batches"  # the null of the random effects
 NAMES: dict[ProbeName, str] = {"kNN": "kNN", "logistic": "logistic regression", "network": "network"}
@@ -28,65 +20,16 @@ def findings(
     scores: pd.DataFrame, shifts: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]
 ) -> list[str]:
     """Return the findings, each of one or two sentences, the most important first."""
-    has_labels = bool((scores.of == "label").any())
-    given = record.get("config", {}).get("fixed")
-    said = [
-        _fixed(scores, given),
-        _labels(scores, given),
-        _random(scores, record),
-        _most_different(shifts, check),
-    ]
-    said.insert(0 if summarise(check).verdict == "none" else 3, _trust(check))
-    if not has_labels:
+    said = [_random(scores, record), _most_different(shifts, check)]
+    if not (scores.of == "label").any():
         said.append("Without labels, batch leakage includes differences in cell types between batches.")
-    if record.get("verdict"):  # a warning that batches cannot be compared comes first
-        said.insert(len(said) if record.get("comparable", True) else 0, record["verdict"])
+    if record.get("comparable", True):  # otherwise this sentence is shown before the verdicts
+        said.append(record.get("verdict") or "")
     return [sentence for sentence in said if sentence]
 
 
 def _listed(leaks: dict[ProbeName, pd.Series]) -> str:
     return ", ".join(f"{row.value:z.2f}" for row in leaks.values())
-
-
-def _fixed(scores: pd.DataFrame, given: str | None) -> str:
-    """Compare the worst leakage of the fixed effects with the worst of PCA."""
-    fixed, pca = leaks_of(scores, keys.FIXED), leaks_of(scores, keys.PCA)
-    if not (fixed and pca):
-        return (
-            "Batch leakage of the fixed-effects embedding could not be measured: no label has enough held-out and "
-            "other cells in two batches."
-        )
-    by, pca_by = worst_of(fixed), worst_of(pca)
-    worst, pca_worst = fixed[by], pca[pca_by]
-    gap, error = worst.value - pca_worst.value, two_errors(worst, pca_worst)
-    much = "about as high as" if abs(gap) <= error else "lower than" if gap < 0 else "higher than"
-    return (
-        f"{given or 'Fixed effects'}: batch leakage of held-out cells is {much} PCA's: {worst.value:z.2f} "
-        f"({NAMES[by]}) against {pca_worst.value:z.2f} ({NAMES[pca_by]}), each by the worst of three probes "
-        f"(0: chance, 1: batch always recognised; difference known to ±{error:.2f}). {_left(worst)}"
-    )
-
-
-def _left(worst: pd.Series) -> str:
-    """Return a sentence: does the worst probe find more leakage than chance can explain?"""
-    by_chance = 2 * float(worst.null_sd)
-    if worst.value > max(by_chance, LEAK_SEEN):
-        return "Some batch leakage is left."
-    if by_chance > CHANCE_MOST:
-        return (
-            f"With so few held-out cells chance alone reaches {by_chance:.2f}, so leakage cannot be excluded."
-        )
-    return "No probe finds leakage beyond chance."
-
-
-def _labels(scores: pd.DataFrame, given: str | None) -> str:
-    fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (keys.FIXED, keys.PCA))
-    if fixed is None or pca is None or fixed.null > ONE_LABEL:
-        return ""
-    return (
-        f"Labels: nearest neighbours give the correct label for {fixed.value:.1%} of held-out cells in "
-        f"{given or 'the fixed-effects embedding'} ({pca.value:.1%} in PCA, {fixed.null:.1%} by chance)."
-    )
 
 
 def _random(scores: pd.DataFrame, about: dict[str, Any]) -> str:
@@ -207,50 +150,3 @@ def _genes(own: pd.DataFrame) -> str:
         for row in top.itertuples()
     ]
     return ", ".join(named) or "none for sure"
-
-
-def _trust(check: pd.DataFrame) -> str:
-    found = summarise(check)
-    if not found.n_judged:
-        return (
-            "Counterfactuals could not be checked: no label has a shift between batches that is larger than the "
-            "noise of its held-out cells (too few cells, or the batches hardly differ). Take gene shifts as guesses."
-        )
-    opening = (
-        "Do not use the counterfactuals and gene shifts of this run"
-        if found.verdict == "none"
-        else "Counterfactuals"
-    )
-    if found.verdict == TOO_FEW:
-        opening = (
-            f"Counterfactuals could not be checked well, because only {found.n_judged} of {len(check)} pairs could be "
-            "judged; take gene shifts as guesses"
-        )
-    against = found.against
-    beaten = (
-        f"; better than the plain difference of training means in {against['better']}, tie in {against['tie']}, worse "
-        f"in {against['worse']}"
-    )
-    shared = f"; in {found.n_shared} the prediction for another batch fits nearly as well"
-    return (
-        f"{opening}: {found.tally['good']} of {found.n_judged} seen pairs of label and batch agree well, "
-        f"{found.tally['some']} in part{beaten * any(against.values())}{shared * bool(found.n_shared)}. "
-        f"{_bounds(found.median)}"
-    )
-
-
-def _bounds(median: dict[str, float | None]) -> str:
-    """Return the correlation of predicted with observed shifts, next to its baselines and ceiling."""
-    baselines = [
-        f"{what} {median[name]:z.2f}"
-        for name, what in (
-            ("additive_pearson", "the plain difference"),
-            ("ceiling_pearson", "a perfect prediction of so few cells"),
-            ("best_wrong_pearson", "the best wrong batch"),
-        )
-        if median[name] is not None
-    ]
-    return (
-        f"The median correlation of predicted shifts with those of held-out cells is {median['pearson']:z.2f} "
-        f"({', '.join(baselines)})."
-    )

@@ -30,7 +30,7 @@ from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
-from scmedley.pipeline.checks import check_config, check_extra, check_inputs, network_settings
+from scmedley.pipeline.checks import check_config, check_inputs, network_settings
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.verdicts import verdicts
@@ -41,6 +41,7 @@ from scmedley.pp.nulls import permute_batches
 from scmedley.pp.overlap import overlap
 from scmedley.pp.prepared import read_prepared
 from scmedley.pp.split import check_split
+from scmedley.report.build import check_extra
 from scmedley.runs import folder as run_folder
 from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.runs.read import read_cells, read_model
@@ -99,7 +100,7 @@ def run(
     """
     check_config(config)
     if not only_fit:
-        check_extra()
+        check_extra(maps=True)
     check_inputs(inputs, out)
     with run_folder.locked(out):
         record = Record(
@@ -167,7 +168,8 @@ def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig, reading: R
 
 def evaluate(out: Path, *, say: Say = print) -> Record:
     """Score the cells of a run folder again: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
-    record = _fitted(out)
+    record = Record.read(out / run_folder.RECORD)
+    _check_finished(record, record.is_fitted)
     try:
         config = RunConfig(**record["config"])
     except TypeError as error:
@@ -179,19 +181,22 @@ def evaluate(out: Path, *, say: Say = print) -> Record:
         this = Work(out, config, record, say, seconds=dict(record.get("seconds", {})))
         reading = model.read(adata)
         if not {keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA} <= set(adata.obsm):
-            check_extra()
+            check_extra(maps=True)
             say(EMBEDDING)
             embed_all(adata, model, config, reading)
             io.add_results(adata, out / CELLS)
+        # An existing report would show the old scores. A run that is not finished has no report yet.
+        unfinished = record["command"] == "run" and not record.is_finished
+        with_report = (out / run_folder.REPORT).exists() or unfinished
         _evaluate(this, adata, model, reading)
-        # An existing report would show the old scores. A run that is only scored has no report yet.
-        this.finish(with_report=(out / run_folder.REPORT).exists() or not record.is_finished)
+        this.finish(with_report)
     return record
 
 
 def report(out: Path, *, say: Say = print, explorer: bool = True) -> Path:
     """Write report.html of a run folder again; without ``explorer`` it holds no cells."""
-    record = _fitted(out)
+    record = Record.read(out / run_folder.RECORD)
+    _check_finished(record, record.is_scored)
     with run_folder.locked(out):
         record["report"] = {"cells": explorer}
         path = _report(record, say)
@@ -199,12 +204,9 @@ def report(out: Path, *, say: Say = print, explorer: bool = True) -> Path:
     return path
 
 
-def _fitted(out: Path) -> Record:
-    """Read the record of a run whose networks are fitted."""
-    record = Record.read(out / run_folder.RECORD)
-    if not record.is_fitted:
-        raise ScmedleyError(f"The run in {out} is not finished: repeat its command.")
-    return record
+def _check_finished(record: Record, finished: bool) -> None:
+    if not finished:
+        raise ScmedleyError(f"The run in {record.path.parent} is not finished: repeat its command.")
 
 
 def _read_and_prepare(this: Work, inputs: Sequence[Path], held_out: bool) -> AnnData:
@@ -329,6 +331,9 @@ def _fit_null(
 def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading) -> None:
     """Write the tables; add verdicts and findings to the record."""
     config, out = this.config, this.folder
+    for name in ("verdicts", "findings", "intervals"):  # of earlier scores
+        this.record.pop(name, None)
+    this.record.write("fitted")
     with this.stage("evaluate"):
         this.say("Scoring the embeddings on held-out cells")
         shown = [keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, one_line
 from scmedley.runs.folder import CELLS, REPORT
 
 if TYPE_CHECKING:
@@ -97,13 +98,19 @@ def _with_explorer(context: dict[str, Any], run: Run, cells: bool) -> str:
     return page(f"{NOTHING}the cells and the other sections do not fit into a page of 30 MB.", payload)
 
 
-def check_extra() -> None:
-    """Raise if the packages of the extra ``report`` are not installed."""
+def check_extra(maps: bool = False) -> None:
+    """Raise for missing packages of the extra ``report``; with ``maps``, also if UMAP cannot be imported."""
+    missing = [n for n in ("jinja2", "matplotlib", *(["umap"] if maps else [])) if find_spec(n) is None]
+    if missing:
+        raise ScmedleyError(f"Maps and report need {' and '.join(missing)}: pip install 'scmedley[report]'")
+    if not maps:
+        return
+    from scmedley.pp.maps import load_umap
+
     try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ScmedleyError("a report needs jinja2 and matplotlib: pip install 'scmedley[report]'") from error
+        load_umap()
+    except Exception as error:  # numba has its own error for a version of numpy that it does not support
+        raise ScmedleyError(f"UMAP cannot be imported ({one_line(error)}). Reinstall umap-learn.") from error
 
 
 def write(page: str, path: Path) -> Path:

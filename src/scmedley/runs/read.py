@@ -82,8 +82,6 @@ class Run:
 def read(folder: Path) -> Run:
     """Read the results of a run."""
     settings = Record.read(folder / RECORD)
-    if settings.is_fitted:
-        settings["status"] = "done"  # only the report is missing, and it is being written now
     obs, maps = _obs_and_maps(folder)
     history, scores, shifts, check = (read_table(folder / name) for name in TABLES)
     shifts = None if shifts is None else shown_in(shifts)

@@ -12,7 +12,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.io import write_json
 from scmedley.runs.folder import EXPERIMENT, LOCK, RECORD, SEARCH
 
-Status = Literal["running", "scored", "done"]
+Status = Literal["running", "fitted", "scored", "done"]
 
 
 class Kind(NamedTuple):
@@ -50,7 +50,8 @@ NAMES: dict[Any, str] = {
 class Record(dict[str, Any]):
     """The fields of ``run.json``, ``experiment.json`` or ``tune.json``.
 
-    ``status`` is "running", "scored" (only the report is missing) or "done" (written last).
+    ``status`` is "running", "fitted" (the scores are being written), "scored" (only the report is missing) or
+    "done" (written last).
     """
 
     def __init__(self, path: Path, fields: Mapping[str, Any]):
@@ -96,7 +97,12 @@ class Record(dict[str, Any]):
 
     @property
     def is_fitted(self) -> bool:
-        """Return whether the networks are fitted and, for a run, also scored."""
+        """Return whether the networks are fitted, so that the run can be scored."""
+        return self.is_scored or self.get("status") == "fitted"
+
+    @property
+    def is_scored(self) -> bool:
+        """Return whether the work is finished except for its report."""
         return self.get("status") in ("scored", "done")
 
     def write(self, status: Status, **fields: Any) -> None:
