@@ -213,3 +213,11 @@ def test_a_class_says_itself_whether_it_has_effects() -> None:
     for preset, wanted in (("default", (True, False)), ("paper", (False, True))):
         fixed, random = (row.model("donor", settings=preset) for row in (FE, RE))
         assert (fixed.has_effects, random.encodes_as_target) == wanted
+
+
+def test_only_rows_that_were_added_are_removed() -> None:
+    for row in (catalogue.FE, replace(catalogue.AE, name="absent")):
+        with pytest.raises(ScmedleyError, match="was not added"):
+            catalogue.remove(row)
+    with pytest.raises(ScmedleyError, match="needs a short name"):
+        catalogue.add(replace(catalogue.AE, name=""))

@@ -148,6 +148,8 @@ def add(row: Row) -> None:
     classes = (other.model.__name__ for other in _rows)
     taken = {*methods(), PCA, *keys.EMBEDDINGS, *classes, MixedEffects.__name__}
     names = [row.model.__name__, *(m.name for m in row.methods()), *(e.key for e in row.embeddings)]
+    if not row.name:
+        raise ScmedleyError(f"The row of {row.model.__name__} needs a short name.")
     for name in names:
         if name in taken or names.count(name) > 1:
             raise ScmedleyError(f"The name {name!r} already exists in the catalogue. Choose another name.")
@@ -165,7 +167,15 @@ def added() -> tuple[Row, ...]:
 
 
 def remove(row: Row) -> None:
-    """Remove a row that :func:`add` added."""
+    """Remove a row that :func:`add` added.
+
+    Raises
+    ------
+    ScmedleyError
+        The row was not added, or is one of scMedley's own.
+    """
+    if row not in _rows or row in (AE, FE, RE):
+        raise ScmedleyError(f"The row {row.name!r} was not added, so it cannot be removed.")
     _rows.remove(row)
     for embedding in row.embeddings:
         del keys.EMBEDDINGS[embedding.key]

@@ -102,7 +102,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_text())
         _ = description["class"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ScmedleyError(f"{path} cannot be read ({error}). Fit and save the model again.") from error
     return description
 

@@ -186,7 +186,7 @@ def evaluate(out: Path, *, say: Say = print) -> Record:
             embed_all(adata, model, config, reading)
             io.add_results(adata, out / CELLS)
         # An existing report would show the old scores. A run that is not finished has no report yet.
-        unfinished = record["command"] == "run" and not record.is_finished
+        unfinished = record.get("command") == "run" and not record.is_finished
         with_report = (out / run_folder.REPORT).exists() or unfinished
         _evaluate(this, adata, model, reading)
         this.finish(with_report)

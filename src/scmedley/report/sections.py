@@ -37,7 +37,8 @@ def summary(run: Run) -> dict[str, Any]:
         "name": given.get("name", run.folder.name),
         "batch": config.get("batch"),
         "label": config.get("label"),
-        "status": settings.get("status", "unknown"),
+        # Of a scored run only this page is missing.
+        "status": "done" if settings.get("status") == "scored" else settings.get("status", "unknown"),
         "finished": settings.get("finished") or settings.get("started"),
         "seconds": sum((settings.get("seconds") or {}).values()) or None,
         "resumed": bool(settings.get("resumed")),

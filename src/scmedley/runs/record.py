@@ -74,7 +74,7 @@ class Record(dict[str, Any]):
             )
         try:
             fields = loads(path.read_text(encoding="utf-8"))
-        except (OSError, JSONDecodeError, UnicodeDecodeError) as error:
+        except (OSError, JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ScmedleyError(f"{path} cannot be read ({error}). Run again with --overwrite.") from error
         if not isinstance(fields, dict) or kind.settings not in fields:
             raise ScmedleyError(
