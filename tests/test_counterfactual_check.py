@@ -73,6 +73,7 @@ def model(effect_BG=EFFECT_BG, strength=1.0):
         network=Additive(effect_BG / SPAN_G, strength),
         read=reader.read,
         reader=reader,
+        encodes_as_target=False,
     )
 
 

@@ -285,7 +285,7 @@ def test_done_is_written_after_the_report_and_one_that_fails_costs_no_fit(
     shutil.copytree(out, again := tmp_path / "again")
     shell.well("report", out)  # what is missing alone
     assert json.loads((out / "run.json").read_text())["status"] == "done"
-    assert "Run: scored" in (out / "report.html").read_text()  # its status while the report was written
+    assert "Run: done" in (out / "report.html").read_text()  # its status while the report was written
     assert_same_results(whole, out)
     fitted = []
     monkeypatch.setattr(loop, "evaluate", lambda *_: fitted.append(1))

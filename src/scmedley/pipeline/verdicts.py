@@ -177,15 +177,15 @@ def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
             numbers,
         )
     names = {
-        "best_wrong_pearson": "prediction for a wrong batch",
+        "best_wrong_pearson": "wrong batch",
         "additive_pearson": "plain difference of means",
     }
     baselines = ", ".join(
         f"{what} {median[name]:z.2f}" for name, what in names.items() if median[name] is not None
     )
     words = (
-        f"{'Do not use: ' * (mark == 'failed')}{found.tally['good']} of {found.n_judged} pairs of label and batch "
-        f"agree well with held-out cells; correlation {median['pearson']:z.2f}{f' ({baselines})' * bool(baselines)}"
+        f"{'Do not use: ' * (mark == 'failed')}{found.tally['good']} of {found.n_judged} label-batch pairs agree well "
+        f"with held-out cells; correlation {median['pearson']:z.2f}{f' ({baselines})' * bool(baselines)}"
     )
     return mark, words, numbers
 
