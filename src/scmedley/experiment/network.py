@@ -26,7 +26,7 @@ def fit_network(job: Job, adata: AnnData) -> tuple[Model[Any], Reading]:
         permute_batches(adata, experiment.batch_key, experiment.label_key, seed=task.seed)
     model = experiment.unfitted(task.method)
     known = adata[~held_out].copy() if held_out.any() else adata
-    reading = read_prepared(known, model.batch_key, model.label_key, task.seed)
+    reading = read_prepared(known, model.batch_key, model.label_key, task.seed, model.reads)
     job.checkpoint.parent.mkdir(exist_ok=True)
     model.fit(
         reading,

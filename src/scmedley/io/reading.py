@@ -1,4 +1,4 @@
-"""Read files of cells and embeddings. The functions of :mod:`scmedley.io.writing` are here as well."""
+"""Read files of cells and embeddings."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,35 +13,9 @@ from scipy.sparse import csr_matrix, issparse
 from scmedley import keys
 from scmedley.data.features import genes_alone, genomes
 from scmedley.data.gene_names import GeneNames, check_unique
-from scmedley.errors import ScmedleyError, ScmedleyWarning, listed, warn
-from scmedley.errors import one_line as _one_line
+from scmedley.errors import ScmedleyError, ScmedleyWarning, listed, one_line, warn
 from scmedley.io.formats import reader_for
 from scmedley.io.tables import dialect
-from scmedley.io.writing import (
-    add_results,
-    check_columns,
-    check_place,
-    replacing,
-    sha256,
-    with_results,
-    write_csv,
-    write_h5ad,
-    write_json,
-)
-
-__all__ = [
-    "add_results",
-    "check_columns",
-    "check_place",
-    "read",
-    "read_embedding",
-    "replacing",
-    "sha256",
-    "with_results",
-    "write_csv",
-    "write_h5ad",
-    "write_json",
-]
 
 
 def read(path: str | Path) -> AnnData:
@@ -84,7 +58,7 @@ def read(path: str | Path) -> AnnData:
         ) from error
     except Exception as error:  # a broken file may raise anything: OSError, KeyError, zlib.error ...
         raise ScmedleyError(
-            f"{path} cannot be read: {_one_line(error)}. It may be truncated or have "
+            f"{path} cannot be read: {one_line(error)}. It may be truncated or have "
             "another format than its name says. Copy or write it again."
         ) from error
 
@@ -123,7 +97,7 @@ def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
         raise
     except Exception as error:  # OSError, zlib.error, pandas' own ...
         raise ScmedleyError(
-            f"{path} cannot be read as a table: {_one_line(error)}. Give csv or tsv."
+            f"{path} cannot be read as a table: {one_line(error)}. Give csv or tsv."
         ) from error
     table = table.set_index(table.columns[0])
     if len(table) and table.index[0] not in cells:

@@ -18,7 +18,6 @@ from scmedley.device import engine, resolve_device, resolve_precision
 from scmedley.errors import ScmedleyError, check_seed
 from scmedley.models import calibrate
 from scmedley.pp.prepared import read_prepared
-from scmedley.pp.split import check_split
 from scmedley.train import loop
 
 if TYPE_CHECKING:
@@ -78,7 +77,6 @@ def _learn_design(model: Model[Any], reading: Reading) -> None:
     obs = reading.obs
     model.reader = replace(reading.reader, kind=model.reads)
     model.design = Design.of(obs, model.batch_key)
-    check_split(obs)
     in_training = (obs[keys.SPLIT] == "train").to_numpy()
     trained = set(model.design.codes(obs)[in_training])
     for code, name in enumerate(model.design.batches):
