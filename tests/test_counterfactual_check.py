@@ -12,7 +12,7 @@ from scmedley import datasets, keys
 from scmedley.data.design import Design
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
-from scmedley.data.scale import MinMax
+from scmedley.data.scale import Scale
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import (
     LIMITS,
@@ -59,8 +59,8 @@ class Additive:
 
 
 def model(effect_BG=EFFECT_BG, strength=1.0):
-    scale = MinMax(np.zeros(GENES, np.float32), SPAN_G)
-    reader = Reader(GeneNames(tuple(f"g{i}" for i in range(GENES))), scale)
+    scale = Scale(np.zeros(GENES, np.float32), SPAN_G)
+    reader = Reader(GeneNames(tuple(f"g{i}" for i in range(GENES))))
     return SimpleNamespace(
         batch_key="batch",
         design=Design("batch", BATCHES),

@@ -16,7 +16,7 @@ from scmedley.nn.bayesian import inverse_softplus, tables
 from scmedley.pp import prepare
 from simulated import simulated
 
-SETTINGS = FixedEffectsSettings(hidden=(64, 32), n_latent=10, adversary_hidden=(32, 16), max_epochs=20)
+SETTINGS = FixedEffectsSettings(hidden=(64, 32), n_latent=10, max_epochs=20)
 
 
 def fitted(adata: AnnData, n_genes: int) -> FixedEffects:

@@ -15,9 +15,10 @@ from scmedley.data.design import Labels
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError
 from scmedley.models import Autoencoder, FixedEffects, MixedEffects, RandomEffects
+from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.models.autoencoder import AutoencoderNetwork
-from scmedley.models.fitting import label_codes
 from scmedley.models.fixed_effects import FixedEffectsNetwork
+from scmedley.models.fitting import label_codes
 from scmedley.nn.likelihoods import cross_entropy
 from scmedley.train import loop
 from test_models import B, G, N, ce, encoded, kls, mlp, moves, nearly, numbers, tied
@@ -25,7 +26,7 @@ from tiny import FIT, MODELS, differing, small, weights
 
 K = 4  # labels
 LABELS = np.array([0, 3, 1, -1, 3, 2, -1])
-HEADS = {"autoencoder": AutoencoderNetwork, "fixed": FixedEffectsNetwork}
+HEADS = ("autoencoder", "fixed")
 
 
 def labelled(name: str, preset: str = "default", **changes) -> Autoencoder | FixedEffects:
@@ -75,15 +76,17 @@ def test_autoencoder_with_labels_by_hand(preset: str, cells) -> None:
 def test_fixed_effects_with_labels_by_hand(preset: str, cells) -> None:
     """L_FEC = L_FE + lambda_y * CE(y)."""
     minibatch, x, _ = cells
-    settings = small("fixed", preset, hidden=(6, 5), n_latent=3, adversary_hidden=(8, 4), label_weight=0.8)
-    network = FixedEffectsNetwork(G, B, settings, K)
+    settings = small("fixed", preset, hidden=(6, 5), n_latent=3, label_weight=0.8)
+    network_type = FixedEffects.networks[type(settings)]
+    network = network_type(G, B, settings, K)
     w = numbers(network)
     has = LABELS >= 0
-    label = ce(mlp(w, "label_head", encoded(w, x)[-1], 2)[has], LABELS[has])
-    plain = FixedEffectsNetwork(G, B, settings)
+    z = network.eval().encode(minibatch.x_NG, minibatch.b_N).detach().numpy()
+    label = ce(mlp(w, "label_head", z, 2)[has], LABELS[has])
+    plain = network_type(G, B, settings)
     plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("label_head")})
-    _, (_, without, terms_without) = moves(plain, Minibatch(minibatch.x_NG, minibatch.b_N))
-    _, (player, loss, terms) = moves(network, minibatch)
+    _, without, terms_without = moves(plain, Minibatch(minibatch.x_NG, minibatch.b_N))[-1]
+    player, loss, terms = moves(network, minibatch)[-1]
     assert player == "autoencoder"
     assert terms == {**terms_without, "label": nearly(label)}
     assert loss == nearly(without + 0.8 * label)
@@ -120,7 +123,7 @@ def test_parameters_of_the_published_networks() -> None:
     aec, fec = (MODELS[name].preset("paper", labelled=True) for name in HEADS)
     assert count(AutoencoderNetwork(genes, batches, aec)) == encoder + decoder
     assert count(AutoencoderNetwork(genes, batches, aec, labels)) == encoder + decoder + head
-    assert count(FixedEffectsNetwork(genes, batches, fec, labels)) == encoder + decoder + head + adversary
+    assert count(AdversarialNetwork(genes, batches, fec, labels)) == encoder + decoder + head + adversary
     assert (head, adversary) == (165, 426_083)
 
 
@@ -130,7 +133,6 @@ def test_published_weights() -> None:
     assert (fec.mse_weight, fec.adversary_weight, fec.label_weight) == (2000, 0.5, 3)
     assert FixedEffects("donor", "cell_type", "paper").settings == fec
     assert FixedEffects("donor", settings="paper").settings == FixedEffects.preset("paper")
-    assert not fec.bounded
 
 
 # --- whose labels are learnt ------------------------------------------------------------------------------

@@ -7,12 +7,11 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from scipy.optimize import minimize_scalar
-from scipy.stats import entropy
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from scmedley.models import Autoencoder, FixedEffects, RandomEffects
-from scmedley.models import fixed_effects as adversary
+from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.models.autoencoder import AutoencoderNetwork
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.models.random_effects import RandomEffectsNetwork
@@ -49,7 +48,7 @@ def table() -> EffectTable:
     ("model", "network", "published"),
     [
         (Autoencoder, AutoencoderNetwork, 1_617_098),
-        (FixedEffects, FixedEffectsNetwork, 2_044_644),
+        (FixedEffects, AdversarialNetwork, 2_044_644),
         (RandomEffects, RandomEffectsNetwork, 3_756_853),
     ],
 )
@@ -158,21 +157,6 @@ def test_a_nat_makes_the_gradient_that_of_the_evidence_lower_bound() -> None:
     minus_log_p = -Normal(theta * x, variance**0.5).log_prob(x).sum(1).mean()
     (elbo,) = torch.autograd.grad(minus_log_p + kl, theta)
     assert ours.item() == pytest.approx(elbo.item() * 2 * variance / g, rel=1e-5)
-
-
-def test_bounded_reward_is_scipys_divergence_and_zero_at_the_shares() -> None:
-    share = torch.tensor([0.5, 0.3, 0.2, 0.0])
-    logits = torch.randn(6, 4)
-    by_hand = np.mean([entropy(share, q) for q in logits.softmax(1).numpy()])
-    assert adversary.bounded(logits, share).item() == pytest.approx(by_hand, rel=1e-5)
-    at_shares = torch.log(share.clamp_min(1e-30)).repeat(3, 1)
-    assert adversary.bounded(at_shares, share).item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_unbounded_reward_by_hand() -> None:
-    logits, b = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 0])
-    by_hand = np.log(logits.softmax(1).numpy()[np.arange(6), b]).mean()
-    assert adversary.unbounded(logits, b).item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_linear_is_glorot_with_zero_bias() -> None:

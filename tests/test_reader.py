@@ -18,13 +18,12 @@ from scmedley.data.arrays import totals_of_cp10k
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
 from scmedley.data.resident import Minibatch
-from scmedley.data.scale import MinMax
 from scmedley.errors import ScmedleyError
 from scmedley.models import store
 from scmedley.pp import prepare
 from scmedley.train.loop import Losses, Progress
 from tiny import FIT, SIZES, nested_design, prepared_design, unfitted
-from toy_model import LinearAutoencoder, LinearNetwork
+from toy_model import LinearAutoencoder, LinearNetwork, LinearSettings
 
 
 def scans_of_a_run(monkeypatch: pytest.MonkeyPatch, shell: Shell, cells: AnnData, folder: Path) -> int:
@@ -75,15 +74,28 @@ def test_two_networks_share_a_reading(fitted, prepared: AnnData) -> None:
     rows = reading.resident(np.zeros(reading.n_cells)).rows
     assert reading.resident(np.ones(reading.n_cells)).rows is rows  # on the device once
     part = reading.take(np.array([3, 1]))
-    assert_array_equal(part.x_NG.toarray(), reading.x_NG[[3, 1]].toarray())
+    assert_array_equal(part.log1p_NG.toarray(), reading.log1p_NG[[3, 1]].toarray())
     assert part.obs.index.tolist() == prepared.obs_names[[3, 1]].tolist()
 
 
-def test_a_reading_of_another_scale_is_refused(fitted, prepared: AnnData) -> None:
+def test_a_reading_of_other_genes_is_refused(fitted, prepared: AnnData) -> None:
     reading = fitted("fixed").read(prepared)
-    other = Reader(reading.reader.genes, MinMax.none(len(reading.reader.genes.names)))
-    with pytest.raises(ScmedleyError, match="another scale"):
-        other.read(reading)
+    with pytest.raises(ScmedleyError, match="other genes"):
+        Reader(GeneNames(reading.reader.genes.names[1:])).read(reading)
+
+
+def test_models_of_any_scale_share_a_reading(prepared: AnnData) -> None:
+    scales = ("standard", "min-max", "none")
+    models = [unfitted("autoencoder", scale=scale, max_epochs=1) for scale in scales]
+    reading = models[0].fit(prepared, **FIT).read(prepared)
+    for model in models[1:]:
+        model.fit(reading, **FIT)
+    b_N, rows = np.zeros(reading.n_cells), torch.arange(5)
+    x_NG = reading.log1p_NG[:5].toarray()
+    for model in models:
+        seen = reading.resident(b_N, model.scale).take(rows).x_NG.numpy()
+        np.testing.assert_allclose(seen, model.scale.transform(x_NG), rtol=1e-6)
+    assert len({id(reading.resident(b_N, model.scale).rows) for model in models}) == 1
 
 
 def test_a_fit_to_a_reading_is_a_fit_to_its_cells(prepared: AnnData, fitted) -> None:
@@ -109,9 +121,7 @@ def test_a_file_in_blocks_gives_what_memory_gives(
     assert [len(block.obs) for block in blocks] == [block.n_cells for block in blocks]
     whole = model.read(cells)
     joined = model.read(backed)
-    for name in ("log1p_NG", "x_NG"):
-        one, other = (getattr(found, name) for found in (whole, joined))
-        assert_array_equal(*(x if isinstance(x, np.ndarray) else x.toarray() for x in (one, other)))
+    assert_array_equal(*(x if isinstance(x, np.ndarray) else x.toarray() for x in (whole.log1p_NG, joined.log1p_NG)))
     assert joined.obs.index.equals(cells.obs_names)
     z_NP = model.get_latent_representation(backed)
     np.testing.assert_allclose(z_NP, model.get_latent_representation(cells), rtol=1e-5, atol=1e-6)
@@ -127,7 +137,7 @@ def test_a_sparse_file_is_cut_by_its_stored_values(tmp_path: Path, monkeypatch: 
     cells.write_h5ad(tmp_path / "cells.h5ad")
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     monkeypatch.setattr(reader, "BLOCK", int(cells.X.nnz))
-    model = Reader(GeneNames(tuple(cells.var_names)), MinMax.none(cells.n_vars))
+    model = Reader(GeneNames(tuple(cells.var_names)))
     assert len(list(model.blocks(backed))) == 1
     backed.file.close()
 
@@ -137,7 +147,7 @@ def test_counts_come_with_their_totals(ready: bool) -> None:
     cells = prepared_design() if ready else nested_design()
     places = np.arange(cells.n_vars)[::-2]
     genes = GeneNames(tuple(cells.var_names[places]))
-    reading = Reader(genes, MinMax.none(len(places)), "counts").read(cells)
+    reading = Reader(genes, "counts").read(cells)
     counts = cells.layers[keys.COUNTS] if ready else cells.X
     assert_array_equal(reading.counts_NG.toarray(), counts[:, places].toarray())
     np.testing.assert_allclose(reading.total_N, np.asarray(counts.sum(1)).ravel(), rtol=1e-5)
@@ -156,7 +166,7 @@ def test_totals_of_prepared_cells_are_over_genes_that_were_filtered_too(sparse: 
     prepare(cells, "donor", min_genes=5, min_cells=90)
     assert 5 < cells.n_vars < 35
     genes = GeneNames(tuple(cells.var_names[::2]))
-    reading = Reader(genes, MinMax.none(len(genes.names)), "counts").read(cells)
+    reading = Reader(genes, "counts").read(cells)
     np.testing.assert_allclose(reading.total_N, before, rtol=1e-5)
     assert (before > np.asarray(cells.layers[keys.COUNTS].sum(1)).ravel()).all()
     assert totals_of_cp10k(*np.zeros((2, 1, 3), np.float32)).tolist() == [0.0]  # a cell without counts
@@ -174,7 +184,7 @@ class CountModel(LinearAutoencoder):
     """A toy model that needs counts."""
 
     reads = "counts"
-    network_type = CountNetwork
+    networks = {LinearSettings: CountNetwork}
 
 
 def test_a_model_of_counts_gets_them_with_their_totals(prepared: AnnData, tmp_path: Path) -> None:
@@ -203,7 +213,7 @@ def test_counts_that_are_not_there_are_said() -> None:
     cells = prepared_design()
     del cells.layers[keys.COUNTS]
     with pytest.raises(ScmedleyError, match="needs counts, and these cells have none"):
-        Reader(GeneNames(("g7", "g2")), MinMax.none(2), "counts").read(cells)
+        Reader(GeneNames(("g7", "g2")), "counts").read(cells)
 
 
 def test_learning_needs_a_gene(prepared: AnnData) -> None:

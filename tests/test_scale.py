@@ -1,13 +1,15 @@
-"""Min-max scaling: scikit-learn as oracle, sparse stays sparse, and only training cells are looked at."""
+"""Scales: scikit-learn as oracle, sparse as dense, tensors as arrays, and only training cells are used."""
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from scipy.sparse import csr_matrix, issparse
-from sklearn.preprocessing import MinMaxScaler
+from scipy.sparse import csr_matrix
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from scmedley import keys
-from scmedley.data.scale import MinMax
+from scmedley.data.scale import LIMIT, Scale
+from scmedley.errors import ScmedleyError
 from tiny import FIT, prepared_design, unfitted
 
 
@@ -23,49 +25,63 @@ def x_NG() -> np.ndarray:
 
 @pytest.mark.parametrize("shift", [0.0, 2.5, -1.0])
 @pytest.mark.parametrize("as_type", [np.asarray, csr_matrix])
-def test_is_sklearns(x_NG: np.ndarray, shift: float, as_type) -> None:
+def test_min_max_is_sklearns(x_NG: np.ndarray, shift: float, as_type) -> None:
     x = (x_NG + np.float32(shift)).astype(np.float32)
-    scaled = MinMax.fit(as_type(x[:20])).transform(as_type(x))
-    dense = scaled.toarray() if issparse(scaled) else scaled
-    assert dense.dtype == np.float32
-    assert_allclose(dense, MinMaxScaler().fit(x[:20]).transform(x), atol=1e-6)
+    scaled = Scale.fit(as_type(x[:20]), "min-max").transform(as_type(x))
+    assert scaled.dtype == np.float32
+    assert_allclose(scaled, MinMaxScaler().fit(x[:20]).transform(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 2.5])
+@pytest.mark.parametrize("as_type", [np.asarray, csr_matrix])
+def test_standard_is_sklearns(x_NG: np.ndarray, shift: float, as_type) -> None:
+    x = (x_NG + np.float32(shift)).astype(np.float32)
+    scaled = Scale.fit(as_type(x[:20]), "standard").transform(as_type(x))
+    assert scaled.dtype == np.float32
+    assert_allclose(scaled, StandardScaler().fit(x[:20]).transform(x), rtol=2e-3, atol=1e-4)
+    assert_array_equal(scaled[:, -1], 0)
+
+
+def test_standardised_values_are_clipped() -> None:
+    train = np.zeros((1000, 1), np.float32)
+    train[0] = 1
+    scale = Scale.fit(train, "standard")
+    assert_array_equal(scale.transform(np.array([[1.0], [-9.0]], np.float32)), [[LIMIT], [-LIMIT]])
 
 
 def test_unseen_cells_may_leave_the_unit_interval() -> None:
-    scale = MinMax.fit(np.array([[0.0], [2.0]], np.float32))
+    scale = Scale.fit(np.array([[0.0], [2.0]], np.float32), "min-max")
     assert_array_equal(scale.transform(np.array([[-1.0], [5.0]], np.float32)), [[-0.5], [2.5]])
 
 
-def test_sparse_stays_sparse_with_the_bits_of_dense(x_NG: np.ndarray) -> None:
-    given = csr_matrix(x_NG)
-    scale = MinMax.fit(given)
-    scaled = scale.transform(given)
-    assert issparse(scaled)
-    assert scaled.nnz == given.nnz
-    assert_array_equal(scaled.toarray(), MinMax.fit(x_NG).transform(x_NG))
-    assert_array_equal(given.toarray(), x_NG)  # not scaled in place
+@pytest.mark.parametrize("name", ["standard", "min-max", "none"])
+def test_tensors_have_the_bits_of_arrays(x_NG: np.ndarray, name) -> None:
+    scale = Scale.fit(x_NG[:20], name)
+    scaled = scale.on(torch.device("cpu")).apply_(torch.from_numpy(x_NG.copy()))
+    assert_array_equal(scaled.numpy(), scale.transform(x_NG))
 
 
-def test_inverse(x_NG: np.ndarray) -> None:
+@pytest.mark.parametrize("name", ["standard", "min-max", "none"])
+def test_inverse(x_NG: np.ndarray, name) -> None:
     x = x_NG + np.float32(0.5)
-    scale = MinMax.fit(x)
-    assert_allclose(scale.inverse(scale.transform(x)), x, rtol=1e-6)
+    scale = Scale.fit(x, name)
+    assert_allclose(scale.inverse(scale.transform(x)), x, rtol=1e-5)
+
+
+def test_an_unknown_scale_is_named(x_NG: np.ndarray) -> None:
+    with pytest.raises(ScmedleyError, match="no scale 'log'"):
+        Scale.fit(x_NG, "log")
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_models_scale_by_their_training_cells_alone(sparse: bool) -> None:
+@pytest.mark.parametrize("name", ["standard", "min-max"])
+def test_models_scale_by_their_training_cells_alone(sparse: bool, name) -> None:
     adata = prepared_design(sparse)
     held_out = np.flatnonzero(adata.obs[keys.SPLIT] != "train")
     x = adata.layers[keys.LOGNORM]
-    x[held_out] = x[held_out] * 3  # would widen every gene's range
-    model = unfitted("autoencoder", max_epochs=1).fit(adata, **FIT)
-    train = np.asarray(
-        x[np.flatnonzero(adata.obs[keys.SPLIT] == "train")].todense()
-        if sparse
-        else x[np.flatnonzero(adata.obs[keys.SPLIT] == "train")]
-    )
-    assert_array_equal(model.scale.minimum_G, train.min(0))
-    assert_array_equal(model.scale.minimum_G + model.scale.span_G, train.max(0))
-    scaled = model.read(adata).x_NG
-    assert issparse(scaled) == (sparse and not model.scale.minimum_G.any())
-    assert scaled.max() > 1.5
+    x[held_out] = x[held_out] * 3  # would change the scale of every gene
+    model = unfitted("autoencoder", max_epochs=1, scale=name).fit(adata, **FIT)
+    expected = Scale.fit(x[np.flatnonzero(adata.obs[keys.SPLIT] == "train")], name)
+    assert_array_equal(model.scale.centre_G, expected.centre_G)
+    assert_array_equal(model.scale.span_G, expected.span_G)
+    assert not np.array_equal(Scale.fit(x, name).span_G, expected.span_G)

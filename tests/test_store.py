@@ -34,7 +34,7 @@ def test_the_same_bits_come_back(
     loaded = load(tmp_path / "model")
     assert type(loaded) is type(model)
     assert not differing(weights(model.network), weights(loaded.network))
-    assert_array_equal(loaded.scale.minimum_G, model.scale.minimum_G)
+    assert_array_equal(loaded.scale.centre_G, model.scale.centre_G)
     assert_array_equal(loaded.scale.span_G, model.scale.span_G)
     assert loaded.settings == model.settings
     assert loaded.design == model.design

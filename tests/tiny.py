@@ -9,12 +9,9 @@ from scipy.sparse import csr_matrix
 from scmedley import keys
 from scmedley.models import (
     Autoencoder,
-    AutoencoderSettings,
     FixedEffects,
-    FixedEffectsSettings,
     MixedEffects,
     RandomEffects,
-    RandomEffectsSettings,
 )
 from scmedley.pp import prepare
 
@@ -28,8 +25,8 @@ MODELS = {"autoencoder": Autoencoder, "fixed": FixedEffects, "random": RandomEff
 
 def small(name: str, preset: str = "default", **changes):
     """Give a preset's settings with the sizes of the tests."""
-    settings: AutoencoderSettings | FixedEffectsSettings | RandomEffectsSettings = MODELS[name].preset(preset)
-    adversary = {"adversary_hidden": (16, 8)} if name == "fixed" else {}
+    settings = MODELS[name].preset(preset)
+    adversary = {"adversary_hidden": (16, 8)} if (name, preset) == ("fixed", "paper") else {}
     return settings.replace(**{**SIZES, **adversary, **changes})
 
 

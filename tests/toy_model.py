@@ -48,8 +48,7 @@ class LinearAutoencoder(Model[LinearSettings]):
 
     key = "X_toy_linear"
     has_label_head = False
-    settings_type = LinearSettings
-    network_type = LinearNetwork
+    networks = {LinearSettings: LinearNetwork}
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> LinearSettings:

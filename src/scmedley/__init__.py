@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scmedley.interpret import genomap
     from scmedley.io import read
     from scmedley.models import (
+        AdversarialSettings,
         Autoencoder,
         AutoencoderSettings,
         FixedEffects,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdversarialSettings",
     "Autoencoder",
     "AutoencoderSettings",
     "FixedEffects",

@@ -1,7 +1,7 @@
-"""From cells to the input of networks: align genes by name, check values, scale once.
+"""From cells to the input of networks: align genes by name, check values, normalise once.
 
-A :class:`Reader` holds the genes and the scale of a model. It turns any cells into a :class:`Reading`, the
-only input of fit, latents, counterfactuals, shifts and scores.
+A :class:`Reader` holds the genes of a model. It turns any cells into a :class:`Reading`, the only input of fit,
+latents, counterfactuals, shifts and scores.
 
 Shapes: N cells of the call at hand, G genes of the model.
 """
@@ -27,7 +27,7 @@ from scmedley.data.features import genes_alone
 from scmedley.data.gene_names import GeneNames, check_unique, match, why_missing
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.data.resident import Resident, Rows
-from scmedley.data.scale import MinMax
+from scmedley.data.scale import Scale
 from scmedley.data.scan import examine, n_stored
 from scmedley.errors import ScmedleyError, ScmedleyWarning, warn
 from scmedley.keys import Reads, ValueKind
@@ -50,8 +50,6 @@ class Reading:
         The reader that read them.
     log1p_NG
         log1p CP10k, float32, CSR or dense: the unit of all results. It may share memory: do not write to it.
-    x_NG
-        The same values scaled: the input of networks.
     obs
         Table of the cells; ``obs.index`` has their names.
     label_key
@@ -62,7 +60,6 @@ class Reading:
 
     reader: "Reader"
     log1p_NG: Matrix
-    x_NG: Matrix
     obs: pd.DataFrame
     label_key: str | None = None
     counts_NG: Matrix | None = None
@@ -76,9 +73,9 @@ class Reading:
 
     @cached_property
     def digest(self) -> str:
-        """Return the SHA-256 of the input (scaled values, and counts if read), which a checkpoint compares."""
+        """Return the SHA-256 of the values (and of the counts if read), which a checkpoint compares."""
         found = hashlib.sha256()
-        parts: list[Any] = [part for part in (self.x_NG, self.counts_NG, self.total_N) if part is not None]
+        parts: list[Any] = [part for part in (self.log1p_NG, self.counts_NG, self.total_N) if part is not None]
         for x in parts:
             for array in (x,) if isinstance(x, np.ndarray) else (x.data, x.indices, x.indptr):
                 found.update(np.ascontiguousarray(array).data)
@@ -95,19 +92,26 @@ class Reading:
         """Return some of the cells."""
         taken: dict[str, Any] = {
             name: values[rows]
-            for name in ("log1p_NG", "x_NG", "counts_NG", "total_N")
+            for name in ("log1p_NG", "counts_NG", "total_N")
             if (values := getattr(self, name)) is not None
         }
         return replace(self, obs=self.obs.iloc[rows], _rows={}, **taken)
 
     def resident(
-        self, b_N: np.ndarray, device: torch.device | str = "cpu", y_N: np.ndarray | None = None
+        self,
+        b_N: np.ndarray,
+        scale: Scale | None = None,
+        device: torch.device | str = "cpu",
+        y_N: np.ndarray | None = None,
     ) -> Resident:
-        """Return the cells on a device, with codes of batches and labels. Values are copied once."""
+        """Return the cells on a device, with codes of batches and labels; minibatches are scaled.
+
+        Values are copied to the device once, for all models.
+        """
         on = torch.device(device)
         if str(on) not in self._rows:
-            self._rows[str(on)] = Rows(self.x_NG, on, self.counts_NG, self.total_N)
-        return Resident(self._rows[str(on)], b_N, on, y_N)
+            self._rows[str(on)] = Rows(self.log1p_NG, on, self.counts_NG, self.total_N)
+        return Resident(self._rows[str(on)], b_N, on, y_N, scale)
 
 
 Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time
@@ -121,8 +125,6 @@ class Reader:
     ----------
     genes
         The model's G genes, in its order.
-    scale
-        Learnt on the training cells; :meth:`MinMax.none` does not change log1p CP10k.
     kind
         "log1p"; or "counts" for a likelihood of counts: readings then hold counts too.
     trained_on
@@ -130,19 +132,17 @@ class Reader:
     """
 
     genes: GeneNames
-    scale: MinMax
     kind: Reads = "log1p"
     trained_on: dict[str, Any] | None = None
 
     @classmethod
     def learn(cls, adata: AnnData, kind: Reads = "log1p") -> Reading:
-        """Learn genes and scale from prepared cells, and return these cells as a reading.
+        """Learn the genes from prepared cells, and return these cells as a reading.
 
         Parameters
         ----------
         adata
-            Prepared cells (:func:`scmedley.pp.prepare`) with their split: the scale is that of the training
-            cells.
+            Prepared cells (:func:`scmedley.pp.prepare`).
         kind
             As in the attributes.
 
@@ -154,10 +154,8 @@ class Reader:
         genes = GeneNames.of(adata.var).take(np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool)))
         if not genes.names:
             raise ScmedleyError(f"No gene is flagged in var[{keys.HVG!r}]. Run sm.pp.prepare again.")
-        unscaled = _joined(list(cls(genes, MinMax.none(len(genes.names)), kind).blocks(adata)))
-        scale = MinMax.fit(unscaled.log1p_NG[np.flatnonzero(adata.obs[keys.SPLIT] == "train")])
-        reader = cls(genes, scale, kind, trained_on(adata, unscaled.log1p_NG))
-        return replace(unscaled, reader=reader, x_NG=scale.transform(unscaled.log1p_NG))
+        reading = _joined(list(cls(genes, kind).blocks(adata)))
+        return replace(reading, reader=cls(genes, kind, trained_on(adata, reading.log1p_NG)))
 
     def read(self, cells: AnnData | Reading, values: ValueKind = "auto") -> Reading:
         """Read all cells at once.
@@ -166,20 +164,18 @@ class Reader:
         ----------
         cells
             Cells with (most of) the genes, prepared or with counts, in memory or backed; or a reading with
-            the same genes and scale, which is returned.
+            the same genes, which is returned.
         values
             Kind of values, as in :func:`scmedley.pp.prepare`; by default the values decide.
 
         Raises
         ------
         ScmedleyError
-            As :meth:`blocks`; or a reading with other genes or another scale, or without counts that are needed.
+            As :meth:`blocks`; or a reading with other genes, or without counts that are needed.
         """
         if isinstance(cells, Reading):
             if values != "auto" or not self.reads_like(cells.reader):
-                why = (
-                    "was already made" if values != "auto" else "has other genes, another scale or no counts"
-                )
+                why = "was already made" if values != "auto" else "has other genes or no counts"
                 raise ScmedleyError(f"This reading {why}. Pass the AnnData.")
             if cells.n_cells == 0:
                 raise ScmedleyError("There are no cells. Check the step that selected them.")
@@ -217,13 +213,12 @@ class Reader:
             n_empty += log1p_NG.shape[0] - len(np.unique(log1p_NG.nonzero()[0]))
             sample.append(log1p_NG[sampled(adata.n_obs, rows)])
             obs = adata.obs if rows == slice(0, adata.n_obs) else adata.obs.iloc[rows]
-            yield Reading(self, log1p_NG, self.scale.transform(log1p_NG), obs, label_key, counts_NG, total_N)
+            yield Reading(self, log1p_NG, obs, label_key, counts_NG, total_N)
         self._warn(adata, source, share_of(sample), n_empty)
 
     def reads_like(self, other: "Reader") -> bool:
         """Return whether a reading of the other has all that this one reads from the same cells."""
-        same = self.genes.names == other.genes.names and other.kind in (self.kind, "counts")
-        return self is other or (same and self.scale.equals(other.scale))
+        return self.genes.names == other.genes.names and other.kind in (self.kind, "counts")
 
     def _check_missing(self, adata: AnnData, place_G: np.ndarray) -> None:
         missing = np.flatnonzero(place_G < 0)
@@ -369,7 +364,7 @@ def _joined(parts: Sequence[Reading]) -> Reading:
     first = parts[0]
     joined: dict[str, Any] = {
         name: _stacked([getattr(part, name) for part in parts])
-        for name in ("log1p_NG", "x_NG", "counts_NG")
+        for name in ("log1p_NG", "counts_NG")
         if getattr(first, name) is not None
     }
     if first.total_N is not None:

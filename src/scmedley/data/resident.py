@@ -11,6 +11,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from scmedley.data.scale import Scale
+
 
 @dataclass(frozen=True)
 class Minibatch:
@@ -39,7 +41,7 @@ class Minibatch:
 
 
 class Rows:
-    """Values of all cells on one device: scaled expression and, if a model needs them, counts and totals."""
+    """Values of all cells on one device: log1p CP10k and, if a model needs them, counts and totals."""
 
     def __init__(
         self,
@@ -71,6 +73,8 @@ class Resident:
         Device that holds the cells.
     y_N
         Label codes 0..K-1, -1 if missing; ``None`` if no labels are learnt.
+    scale
+        Scale of the minibatches; ``None``: values are not scaled.
     """
 
     def __init__(
@@ -79,17 +83,20 @@ class Resident:
         b_N: np.ndarray,
         device: torch.device,
         y_N: np.ndarray | None = None,
+        scale: Scale | None = None,
     ):
+        self.scale = None if scale is None else scale.on(device)
         self.rows = x_NG if isinstance(x_NG, Rows) else Rows(x_NG, device)
         self.n_cells, self.n_genes, self.device = self.rows.n_cells, self.rows.n_genes, device
         self.b_N = torch.as_tensor(np.asarray(b_N, dtype=np.int64), device=device)
         self.y_N = None if y_N is None else torch.as_tensor(np.asarray(y_N, dtype=np.int64), device=device)
 
     def take(self, rows_N: Tensor) -> Minibatch:
-        """Return the cells of these rows, in this order, dense."""
+        """Return the cells of these rows, in this order, dense and scaled."""
         of = self.rows
+        x_NG = of.x.take(rows_N)
         return Minibatch(
-            of.x.take(rows_N),
+            x_NG if self.scale is None else self.scale.apply_(x_NG),
             self.b_N[rows_N],
             None if self.y_N is None else self.y_N[rows_N],
             rows_N,

@@ -1,25 +1,56 @@
-"""Min-max scaling of each gene, learnt on the training cells and stored with the model."""
+"""The scaling of each gene, learnt on the training cells and stored with the model.
 
+Cells stay in memory as log1p CP10k, which is sparse; the rows of a minibatch are scaled when they are used. Models
+with different scales can therefore share the same cells.
+"""
+
+import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
+import torch
 from scipy import sparse
+from torch import Tensor
+
+from scmedley.data.arrays import Matrix
+from scmedley.errors import ScmedleyError
+
+ScaleName = Literal["standard", "min-max", "none"]
+LIMIT = 10.0  # standardised values are clipped to -10 ... 10: single counts of rare genes would be far outside
+LEAST_VARIANCE = 1e-4  # added to each variance, so that (nearly) constant genes do not become noise
 
 
 @dataclass(frozen=True)
-class MinMax:
-    """Scaling of each gene to (x - minimum) / span; training cells are then in [0, 1].
+class Scale:
+    """Scaling of each gene to (x - centre) / span, clipped to -limit ... limit.
 
-    Other cells may be outside: they are not clipped. Constant genes become 0.
-    ``minimum_G`` and ``span_G`` are float32, in the unit of the input (log1p CP10k).
+    Attributes
+    ----------
+    centre_G, span_G
+        float32, in the unit of the input (log1p CP10k).
+    limit
+        Infinite if values are not clipped.
     """
 
-    minimum_G: np.ndarray
+    centre_G: np.ndarray
     span_G: np.ndarray
+    limit: float = math.inf
 
     @classmethod
-    def fit(cls, x_NG: sparse.csr_matrix | np.ndarray) -> "MinMax":
-        """Learn minimum and span of each gene from (training) cells."""
+    def fit(cls, x_NG: Matrix, name: ScaleName) -> "Scale":
+        """Learn the scale from (training) cells.
+
+        ``"standard"``: to mean 0 and variance 1, clipped. ``"min-max"``: to 0 ... 1 in these cells; other cells
+        may be outside. Constant genes become 0. ``"none"``: values are not changed.
+        """
+        if name == "none":
+            return cls(np.zeros(x_NG.shape[1], np.float32), np.ones(x_NG.shape[1], np.float32))
+        if name == "standard":
+            mean_G, variance_G = _moments(x_NG)
+            return cls(mean_G.astype(np.float32), np.sqrt(variance_G + LEAST_VARIANCE).astype(np.float32), LIMIT)
+        if name != "min-max":
+            raise ScmedleyError(f"There is no scale {name!r}. Choose one of {list(get_args(ScaleName))}.")
         low, high = x_NG.min(axis=0), x_NG.max(axis=0)
         if sparse.issparse(x_NG):
             low, high = low.toarray(), high.toarray()
@@ -27,25 +58,47 @@ class MinMax:
         span = np.where(high > low, high - low, np.float32(1))
         return cls(low, span.astype(np.float32))
 
-    @classmethod
-    def none(cls, n_genes: int) -> "MinMax":
-        """Return the scaling that does not change values."""
-        return cls(np.zeros(n_genes, np.float32), np.ones(n_genes, np.float32))
+    def on(self, device: torch.device) -> "TensorScale":
+        """Return the scale as tensors on a device."""
+        centre_G, span_G = (torch.as_tensor(side, device=device) for side in (self.centre_G, self.span_G))
+        return TensorScale(centre_G if self.centre_G.any() else None, span_G, self.limit)
 
-    def transform(self, x_NG: sparse.csr_matrix | np.ndarray) -> sparse.csr_matrix | np.ndarray:
-        """Scale cells; a sparse matrix stays sparse if every gene's minimum is 0."""
-        if sparse.issparse(x_NG):
-            if not self.minimum_G.any():
-                x_NG = sparse.csr_matrix(x_NG)
-                scaled = (x_NG.data / self.span_G[x_NG.indices], x_NG.indices, x_NG.indptr)
-                return sparse.csr_matrix(scaled, shape=x_NG.shape)  # shares the index arrays of the input
-            x_NG = sparse.csr_matrix(x_NG).toarray()
-        return np.asarray((x_NG - self.minimum_G) / self.span_G, dtype=np.float32)
-
-    def equals(self, other: "MinMax") -> bool:
-        """Return whether both scalings are equal."""
-        return np.array_equal(self.minimum_G, other.minimum_G) and np.array_equal(self.span_G, other.span_G)
+    def transform(self, x_NG: Matrix) -> np.ndarray:
+        """Scale cells; the result is dense."""
+        x_NG = x_NG.toarray() if sparse.issparse(x_NG) else x_NG
+        scaled_NG = (x_NG - self.centre_G) / self.span_G
+        if self.limit < math.inf:
+            scaled_NG = np.clip(scaled_NG, -self.limit, self.limit)
+        return np.asarray(scaled_NG, dtype=np.float32)
 
     def inverse(self, x_NG: np.ndarray) -> np.ndarray:
         """Return values in the unit of the input (log1p CP10k)."""
-        return np.asarray(x_NG * self.span_G + self.minimum_G, dtype=np.float32)
+        return np.asarray(x_NG * self.span_G + self.centre_G, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class TensorScale:
+    """A scale on a device. ``centre_G`` is ``None`` if all centres are 0."""
+
+    centre_G: Tensor | None
+    span_G: Tensor
+    limit: float
+
+    def apply_(self, x_NG: Tensor) -> Tensor:
+        """Scale dense cells in place."""
+        if self.centre_G is not None:
+            x_NG.sub_(self.centre_G)
+        x_NG.div_(self.span_G)
+        return x_NG.clamp_(-self.limit, self.limit) if self.limit < math.inf else x_NG
+
+
+def _moments(x_NG: Matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of each gene, in float64."""
+    n_cells = x_NG.shape[0]
+    if sparse.issparse(x_NG):
+        x_NG = sparse.csr_matrix(x_NG, dtype=np.float64)
+        sum_G = np.asarray(x_NG.sum(axis=0)).ravel()
+        squares_G = np.asarray(x_NG.multiply(x_NG).sum(axis=0)).ravel()
+        mean_G = sum_G / n_cells
+        return mean_G, np.maximum(squares_G / n_cells - mean_G**2, 0)
+    return x_NG.mean(axis=0, dtype=np.float64), x_NG.var(axis=0, dtype=np.float64)

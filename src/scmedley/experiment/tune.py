@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-LAYERS = {"512-132": (512, 132), "256-64": (256, 64), "1024-256": (1024, 256), "256": (256,)}
+LAYERS = {"256-128": (256, 128), "128-64": (128, 64), "512-128": (512, 128), "256": (256,)}
 LATENTS = (10, 20, 30, 50)
-WEIGHT_RANGE = (0.1, 30.0)  # of lambda_A and lambda_y; lambda_MSE is fixed, because only ratios matter
+WEIGHT_RANGE = (0.1, 30.0)  # of the offset term and of the labels, relative to the reconstruction error
 
 
 def tune(

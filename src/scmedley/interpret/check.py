@@ -109,7 +109,7 @@ def counterfactual_check(
         raise ScmedleyError(f"obs has no {keys.SPLIT!r}. Pass the cells of the fit, with their split.")
     label, batch = labels_of(obs, label_key), network.design.codes(obs)
     with modes(grad=False):
-        encoded = Encoded.all_of(network, reading.resident(batch, network.device))
+        encoded = Encoded.all_of(network, reading.resident(batch, network.scale, network.device))
     train, test = (obs[keys.SPLIT].to_numpy() == part for part in ("train", "test"))
     n_batches, rng = network.design.n_batches, np.random.default_rng(seed)
     rows, means = [], None

@@ -80,7 +80,7 @@ def gene_shifts(
     reading = network.read(adata)
     x_NG, obs = reading.log1p_NG, reading.obs
     label, batch = labels_of(obs, label_key), network.design.codes(obs)
-    cells = reading.resident(batch, network.device)
+    cells = reading.resident(batch, network.scale, network.device)
     rng, permuting = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     batches = network.design.batches
     held_out = obs[keys.SPLIT] == "test" if keys.SPLIT in obs else np.zeros(len(obs))

@@ -1,5 +1,6 @@
 """The model classes, and ``load``."""
 
+from scmedley.models.adversarial import AdversarialSettings
 from scmedley.models.autoencoder import Autoencoder, AutoencoderSettings
 from scmedley.models.catalogue import load
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
@@ -8,6 +9,7 @@ from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.settings import Settings
 
 __all__ = [
+    "AdversarialSettings",
     "Autoencoder",
     "AutoencoderSettings",
     "FixedEffects",

@@ -1,7 +1,8 @@
 """Learn the effects of batches that a fitted network does not know, with all else frozen.
 
 The network must be ``Trainable`` (:mod:`scmedley.train.trainable`) and have the methods
-``drawn_error(cells)`` (the MSE of a training step) and ``kl(error, n_genes, n_cells)``.
+``drawn_reconstruction(cells)`` (the reconstruction error of a training step, with its weight) and
+``kl(error, n_genes, n_cells)``.
 
 Shapes: N cells, B batches known so far, H units of a layer.
 """
@@ -56,7 +57,7 @@ def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | Non
         torch.manual_seed(seed)
         extended.design, extended.network = design, copy.deepcopy(model.network).to(CPU)
         add_batches(extended.network, len(new))
-        resident = model.read(cells).resident(codes[chosen], CPU)
+        resident = model.read(cells).resident(codes[chosen], model.scale, CPU)
         _learn_rows(extended.network, resident, len(known), steps, model.settings.sizes(len(chosen))[0])
         extended.network.to(model.device)
     extended.fitted = {**model.fitted, "adapted": {"batches": len(new), "steps": steps, "seed": seed}}
@@ -76,7 +77,7 @@ def add_batches(network: Any, n_new: int) -> None:
 
 def _learn_rows(network: Any, cells: Resident, n_known: int, steps: int, batch_size: int) -> None:
     """Train the rows from ``n_known`` on, by Adam on reconstruction error and KL."""
-    network.eval()  # BatchNorm keeps its statistics; drawn_error still draws
+    network.eval()  # BatchNorm keeps its statistics; drawn_reconstruction still draws
     rows = [p for table in tables(network) for p in (table.loc_BH, table.rho_BH)]
     optimiser = torch.optim.Adam(rows, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
@@ -91,16 +92,16 @@ def _learn_rows(network: Any, cells: Resident, n_known: int, steps: int, batch_s
 
 
 def _loss(network: Any, cells: Minibatch, n_new: int) -> Tensor:
-    """Return lambda_MSE * MSE + lambda_KL * KL, weighted as if the ``n_new`` cells had been training cells.
+    """Return the weighted reconstruction error and KL, weighted as if the ``n_new`` cells had been training cells.
 
     With n training cells in all, the new cells have the share n_new / n of the MSE, and the KL of their rows
     counts once. Here the MSE is of the new cells alone, so the KL counts n / n_new times. If the KL is per
     cell (``kl_per_cell_weight``), n cancels out and n_new remains; if it is per table, n remains.
     """
     n_cells = float(network.n_cells) + n_new
-    error = network.drawn_error(cells)
-    kl = network.kl(error, cells.x_NG.shape[1], n_cells)
-    loss: Tensor = network.settings.mse_weight * error + kl.weight * kl.value * (n_cells / n_new)
+    error = network.drawn_reconstruction(cells)
+    kl = network.kl(error.value, cells.x_NG.shape[1], n_cells)
+    loss: Tensor = error.weight * error.value + kl.weight * kl.value * (n_cells / n_new)
     return loss
 
 

@@ -3,16 +3,16 @@
 Shapes: N cells, G genes, P latent dimensions, K labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
 from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.models.base import Model
-from scmedley.models.export import Layer
+from scmedley.models.export import Layer, tied_layers
 from scmedley.models.settings import Settings, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import one_hot
@@ -36,12 +36,12 @@ class AutoencoderSettings(Settings):
         labels.
     """
 
-    mse_weight: float = 100.0
+    mse_weight: float = 1.0
     label_weight: float = 1.0
     label_head_hidden: tuple[int, ...] = (64,)
 
     def as_published(self) -> Self:
-        """Return the settings of the preprint: its training, and a label head with 2 hidden units."""
+        """Return the settings of the preprint: its sizes and training, and a label head with 2 hidden units."""
         return self.replace(label_head_hidden=(2,), **self.published_training())
 
 
@@ -87,13 +87,11 @@ class AutoencoderNetwork(nn.Module, Trainable):
         return z_NP
 
     def decoder_layers(self) -> list[Layer]:
-        """Return the layers of the decoder: transposed encoder weights, own biases and effects."""
-        weights = [layer.get_parameter("weight") for layer in reversed(self.encoder.linears)]
-        effects: Sequence[Any] = [*self.decoder.effects] or [None] * len(weights)
-        return [Layer(*parts) for parts in zip(weights, self.decoder.biases, effects, strict=True)]
+        """Return the layers of the decoder."""
+        return tied_layers(self.decoder, self.encoder)
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Return xhat_NG, scaled like the input, with batch effects if the decoder has them."""
+        """Return xhat_NG, scaled like the input; the batch is not used."""
         xhat_NG: Tensor = self.decoder(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
         return xhat_NG
 
@@ -114,8 +112,7 @@ class Autoencoder(Model[AutoencoderSettings]):
     """An autoencoder that does not use the batch (AE of scMEDAL; AEC with ``label_key``)."""
 
     key: ClassVar[str] = keys.AUTOENCODER
-    settings_type = AutoencoderSettings
-    network_type = AutoencoderNetwork
+    networks: ClassVar[Mapping[type[Settings], type]] = {AutoencoderSettings: AutoencoderNetwork}
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> AutoencoderSettings:

@@ -3,7 +3,7 @@
 Shapes: N cells, G genes of the model, P latent dimensions, B batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -17,7 +17,7 @@ from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reader, Reading
-from scmedley.data.scale import MinMax
+from scmedley.data.scale import Scale
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.keys import Reads, ValueKind
@@ -33,7 +33,7 @@ CHUNK = 4096  # cells that a fitted network processes at once
 
 
 class Model(Generic[S]):
-    """A network together with its reader (genes, scale) and its design (batches).
+    """A network together with its reader (genes), its scale and its design (batches).
 
     Methods take cells as an AnnData or as its :class:`~scmedley.data.reader.Reading` (:meth:`read`). Several
     calls, and several models with the same genes, can share one reading.
@@ -65,11 +65,11 @@ class Model(Generic[S]):
     needs_batch: ClassVar[bool] = False
     has_label_head: ClassVar[bool] = True  # with label_key
     reads: ClassVar[Reads] = "log1p"  # "counts": minibatches hold counts and totals too
-    settings_type: ClassVar[type[Settings]]
-    network_type: ClassVar[type]
+    networks: ClassVar[Mapping[type[Settings], type]]  # the network of each type of settings
 
     network: Any
     reader: Reader
+    scale: Scale  # learnt on the training cells
     design: Design
     labels: Labels | None
     history: pd.DataFrame
@@ -87,10 +87,9 @@ class Model(Generic[S]):
             )
         labelled = label_key is not None
         self.settings: S = self.preset(settings, labelled) if isinstance(settings, str) else settings
-        if not isinstance(self.settings, self.settings_type):
-            raise ScmedleyError(
-                f"{type(self).__name__} takes {self.settings_type.__name__}, not {type(settings).__name__}."
-            )
+        if type(self.settings) not in self.networks:
+            taken = " or ".join(kind.__name__ for kind in self.networks)
+            raise ScmedleyError(f"{type(self).__name__} takes {taken}, not {type(settings).__name__}.")
         self.network = None
 
     def __repr__(self) -> str:
@@ -315,7 +314,7 @@ class Model(Generic[S]):
         if not self.has_effects:
             raise ScmedleyError(
                 f"This {type(self).__name__} has no batch effects in its decoder, which {verb}() needs. Fit "
-                "MixedEffects or RandomEffects, or FixedEffects with decoder_effects=True (as in the default preset)."
+                "MixedEffects or RandomEffects, or FixedEffects with the default preset."
             )
 
     @property
@@ -328,17 +327,12 @@ class Model(Generic[S]):
         """Names of the genes of the model."""
         return list(self.reader.genes.names)
 
-    @property
-    def scale(self) -> MinMax:
-        """Minimum and span of each gene, by which values are scaled."""
-        return self.reader.scale
-
     @modes(grad=False)
     def read(self, adata: Cells, *, values: ValueKind = "auto") -> Reading:
-        """Read cells for this model: align genes by name, check the values and scale them.
+        """Read cells for this model: align genes by name, check the values and normalise them.
 
         Other methods take the result in place of the AnnData, so that the cells are read once. A model with
-        the same genes and scale, such as the other network of :class:`MixedEffects`, takes it too.
+        the same genes, such as the other network of :class:`MixedEffects`, takes it too.
 
         Parameters
         ----------
@@ -371,7 +365,7 @@ class Model(Generic[S]):
     def _build(self, device: torch.device | str = "cpu") -> None:
         n_trained = self.design.n_batches - self.design.n_adapted
         sizes = {"n_labels": len(self.labels.names)} if self.labels else {}
-        network = self.network_type(len(self.genes), n_trained, self.settings, **sizes)
+        network = self.networks[type(self.settings)](len(self.genes), n_trained, self.settings, **sizes)
         self.network = network.to(device)
 
     @modes(grad=False)
@@ -384,7 +378,7 @@ class Model(Generic[S]):
         for reading in self.reader.blocks(adata):
             none = np.full(reading.n_cells, -1, dtype=np.int64)
             codes = none if mask_batch else self.design.known_codes(reading.obs, known)
-            cells = reading.resident(codes, self.device)
+            cells = reading.resident(codes, self.scale, self.device)
             for minibatch in cells.minibatches(torch.arange(cells.n_cells, device=self.device), CHUNK):
                 parts.append(step(minibatch.x_NG, minibatch.b_N).cpu().numpy())
         return np.concatenate(parts)

@@ -52,9 +52,9 @@ def deviations(
     Deviations or None
         Up to 8 labels, each in up to 20 batches; ``None`` if no label has observed cells in two batches.
     """
-    x_NG, part_N = reading.x_NG, reading.obs[keys.SPLIT].to_numpy()
+    x_NG, part_N = reading.log1p_NG, reading.obs[keys.SPLIT].to_numpy()
     batch_N = model.design.codes(reading.obs)
-    resident = reading.resident(batch_N, model.device)
+    resident = reading.resident(batch_N, model.scale, model.device)
     label_N = np.zeros(len(batch_N), np.int64) if label_N is None else label_N
     labels, sizes = np.unique(label_N[label_N >= 0], return_counts=True)
     rng = np.random.default_rng(seed)
@@ -73,8 +73,8 @@ def deviations(
         own = [np.flatnonzero(here & observed & (batch_N == code)) for code in codes_T]
         seen = [trained[batch_N[trained] == code] for code in codes_T]
         n_T = np.array([len(rows) for rows in own])
-        mean_TG = np.stack([model.scale.inverse(_mean(x_NG[rows])) for rows in own])
-        variance_TG = _variances(x_NG, seen) * model.scale.span_G**2 / n_T[:, None]
+        mean_TG = np.stack([_mean(x_NG[rows]) for rows in own])
+        variance_TG = _variances(x_NG, seen) / n_T[:, None]
         # Standard error of a mean minus the average of all T means, which includes it.
         error_TG = np.sqrt((1 - 2 / len(n_T)) * variance_TG + variance_TG.sum(axis=0) / len(n_T) ** 2)
         predicted_TG = shift_TDG.mean(axis=1)

@@ -105,7 +105,7 @@ FE = Row(
     _embeddings(keys.FIXED),
     outputs=("latent", "denoised", "effects"),
     labelled="FEC",
-    tuned=("adversary_weight",),
+    tuned=("offset_weight",),
 )
 RE = Row(
     RandomEffects,
@@ -174,7 +174,7 @@ def remove(row: Row) -> None:
     ScmedleyError
         The row was not added, or is one of scMedley's own.
     """
-    if row not in _rows or row in (AE, FE, RE):
+    if row not in _rows or row in OWN:
         raise ScmedleyError(f"The row {row.name!r} was not added, so it cannot be removed.")
     _rows.remove(row)
     for embedding in row.embeddings:

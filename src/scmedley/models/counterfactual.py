@@ -263,7 +263,7 @@ def _minibatches(
     """Yield the cells of all blocks in order."""
     start = 0
     for block in blocks:
-        cells = block.resident(own_N[start : start + block.n_cells], model.device)
+        cells = block.resident(own_N[start : start + block.n_cells], model.scale, model.device)
         yield from cells.minibatches(torch.arange(cells.n_cells, device=cells.device), size)
         start += block.n_cells
 

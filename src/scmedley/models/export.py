@@ -7,7 +7,7 @@ Shapes: G genes, B batches, I inputs and O outputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from scmedley.errors import ScmedleyError
 from scmedley.nn.bayesian import EffectTable, ScaleAndBias
+from scmedley.nn.layers import Encoder, TiedDecoder, VariationalEncoder
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -67,7 +68,7 @@ class Decoder:
     blocks
         Layers from the latent to the scaled genes.
     scale
-        Minimum and span of each gene, 2 x G.
+        Centre and span of each gene, 2 x G.
     kind
         ``"fixed"``: the latent is free of the batch; ``"random"``: it holds the batch.
     factor
@@ -103,10 +104,17 @@ def export(model: Model[Any]) -> Decoder:
         tuple(model.genes),
         model.gene_names.shown,
         tuple(map(_block, layers)),
-        np.stack([model.scale.minimum_G, model.scale.span_G]),
+        np.stack([model.scale.centre_G, model.scale.span_G]),
         "random" if model.needs_batch else "fixed",
         None if model.calibration is None else model.calibration.factor,
     )
+
+
+def tied_layers(decoder: TiedDecoder, encoder: Encoder | VariationalEncoder) -> list[Layer]:
+    """Return the layers of a tied decoder: transposed encoder weights, own biases and effects."""
+    weights = [layer.get_parameter("weight") for layer in reversed(encoder.linears)]
+    effects: Sequence[Any] = [*decoder.effects] or [None] * len(weights)
+    return [Layer(*parts) for parts in zip(weights, decoder.biases, effects, strict=True)]
 
 
 def effect_tables(network: Any) -> Iterator[EffectTable]:

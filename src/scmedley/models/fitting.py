@@ -14,6 +14,7 @@ import torch
 from scmedley import keys
 from scmedley.data.design import Design, Labels
 from scmedley.data.reader import Cells, Reading
+from scmedley.data.scale import Scale
 from scmedley.device import engine, resolve_device, resolve_precision
 from scmedley.errors import ScmedleyError, check_seed
 from scmedley.models import calibrate
@@ -45,7 +46,7 @@ def fit(
         _learn_design(model, reading)
         part = reading.obs[keys.SPLIT].to_numpy()
         y_N = label_codes(model, reading.obs)
-        cells = reading.resident(model.design.codes(reading.obs), on, y_N)
+        cells = reading.resident(model.design.codes(reading.obs), model.scale, on, y_N)
         train, validation = (
             torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
         )
@@ -73,11 +74,12 @@ def fit(
 
 
 def _learn_design(model: Model[Any], reading: Reading) -> None:
-    """Set reader, batches and labels of the model from the cells of the fit."""
+    """Set reader, scale, batches and labels of the model from the cells of the fit."""
     obs = reading.obs
     model.reader = replace(reading.reader, kind=model.reads)
     model.design = Design.of(obs, model.batch_key)
     in_training = (obs[keys.SPLIT] == "train").to_numpy()
+    model.scale = Scale.fit(reading.log1p_NG[np.flatnonzero(in_training)], model.settings.scale)
     trained = set(model.design.codes(obs)[in_training])
     for code, name in enumerate(model.design.batches):
         if code not in trained:
@@ -105,6 +107,6 @@ def _fingerprint(
     about_model = (type(model).__name__, model.settings, model.genes, model.design, model.labels)
     what = (*about_model, list(part), seed, precision, reading.digest, codes, labels)
     digest = hashlib.sha256(repr(what).encode())
-    for array in (model.scale.minimum_G, model.scale.span_G):
+    for array in (model.scale.centre_G, model.scale.span_G):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.keys import ValueKind
 from scmedley.models.base import Model, described
+from scmedley.models.adversarial import AdversarialSettings
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.store import DESCRIPTION, replacing_model, write
@@ -55,7 +56,7 @@ class MixedEffects:
         *,
         preset: str = "default",
         fixed: str | None = None,
-        fixed_settings: FixedEffectsSettings | None = None,
+        fixed_settings: FixedEffectsSettings | AdversarialSettings | None = None,
         random_settings: RandomEffectsSettings | None = None,
     ):
         self.batch_key, self.label_key, self.preset, self.fixed_key = batch_key, label_key, preset, fixed

@@ -5,7 +5,7 @@ Shapes: N cells, G genes, H hidden units, P latent dimensions, B batches.
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -84,13 +84,12 @@ class RandomEffectsSettings(Settings):
         Whether a counterfactual is encoded with the effects of the target (published) or of the cell's own
         batch.
     output_scale
-        Initial scale of the output's BatchNorm. From 1, the published value, a fit needs hundreds of steps to
-        shrink it to the spread of genes scaled to [0, 1].
+        Initial scale of the output's BatchNorm.
     effects
         Initial posterior and prior of the effects.
     """
 
-    mse_weight: float = 110.0
+    mse_weight: float = 1.0
     batch_weight: float = 1.0
     batch_head_hidden: tuple[int, ...] = (64,)
     kl_per_cell_weight: float = 1.0
@@ -98,7 +97,7 @@ class RandomEffectsSettings(Settings):
     masked_share: float = 0.5
     learn_prior: bool = True
     encode_as_target: bool = False
-    output_scale: float = 0.1
+    output_scale: float = 1.0
     effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
 
     def __post_init__(self) -> None:
@@ -109,6 +108,7 @@ class RandomEffectsSettings(Settings):
     def as_published(self) -> "RandomEffectsSettings":
         """Return the settings of the preprint: a narrow posterior, a weak KL, no masked batches."""
         return self.replace(
+            mse_weight=110.0,
             batch_weight=0.1,
             batch_head_hidden=(5,),
             kl_per_cell_weight=0.0,
@@ -217,9 +217,9 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         of_bound = s.mse_weight * kl_to_mse_units(error, n_genes) * s.kl_per_cell_weight
         return Term(kl_T.sum() / n, of_bound + s.kl_per_table_weight * n / len(kl_T))
 
-    def drawn_error(self, cells: Minibatch) -> Tensor:
-        """Return the MSE of a training step: with drawn effects, and some batches masked."""
-        return self._encode_training(cells).error
+    def drawn_reconstruction(self, cells: Minibatch) -> Term:
+        """Return the MSE of a training step (with drawn effects, and some batches masked) and its weight."""
+        return Term(self._encode_training(cells).error, self.settings.mse_weight)
 
     def _encode_training(self, cells: Minibatch) -> "_Encoded":
         """Encode with drawn effects and with the batch masked in a share of the cells."""
@@ -259,8 +259,7 @@ class RandomEffects(Model[RandomEffectsSettings]):
     key: ClassVar[str] = keys.RANDOM
     needs_batch: ClassVar[bool] = True
     has_label_head: ClassVar[bool] = False
-    settings_type = RandomEffectsSettings
-    network_type = RandomEffectsNetwork
+    networks: ClassVar[Mapping[type[Settings], type]] = {RandomEffectsSettings: RandomEffectsNetwork}
 
     @property
     def encodes_as_target(self) -> bool:

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 import numpy as np
 from torch import nn
 
+from scmedley.data.scale import ScaleName
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.nn.balance import Weights
 from scmedley.nn.bayesian import EffectStart
@@ -30,6 +31,9 @@ class Settings:
 
     Attributes
     ----------
+    scale
+        Scale of each gene, learnt on the training cells: ``"standard"`` (mean 0, variance 1), ``"min-max"``
+        (published) or ``"none"``.
     hidden
         Sizes of the hidden layers of the encoder.
     n_latent
@@ -41,7 +45,7 @@ class Settings:
     decay
         Whether the learning rate decays along half a cosine, to nearly 0 at ``max_epochs``.
     batch_size
-        Cells in a minibatch; ``None``: 128 below 8,192 training cells, else 512.
+        Cells in a minibatch; ``None``: 128 below 8,192 training cells, else 256.
     max_epochs
         Largest number of epochs; ``None``: about 2,000 minibatches, but between 30 and 300 epochs.
     patience
@@ -50,7 +54,7 @@ class Settings:
         until a lower learning rate improves the fixed effects. Random effects overfit after a fifth of their
         epochs on small data, so more patience does not help. On the shipped data sets a fifth keeps the same
         epoch as training to the end; a tenth does not. The adversarial loss is not compared between epochs,
-        because it rises as the adversary learns.
+        because it rises as the adversary learns. The default fixed effects train to the last epoch.
     settling_steps
         Minibatches before patience is counted, ten times 1 / ``batch_norm_momentum``. Validation uses
         BatchNorm's running statistics, which at first still depend on their start.
@@ -60,10 +64,11 @@ class Settings:
         gradient of the reconstruction error (:mod:`scmedley.nn.balance`), for every data set.
     """
 
-    hidden: tuple[int, ...] = (512, 132)
-    n_latent: int = 50
+    scale: ScaleName = "standard"
+    hidden: tuple[int, ...] = (256, 128)
+    n_latent: int = 20
     batch_norm_momentum: float = 0.1
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     decay: bool = True
     batch_size: int | None = None
     max_epochs: int | None = None
@@ -97,8 +102,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and value >= least):
                 raise ScmedleyError(f"{name}={value!r} must be a whole number, {least} or more.")
-        if self.weights not in get_args(Weights):
-            raise ScmedleyError(f"weights={self.weights!r} must be one of {list(get_args(Weights))}.")
+        for name, known in (("weights", get_args(Weights)), ("scale", get_args(ScaleName))):
+            if getattr(self, name) not in known:
+                raise ScmedleyError(f"{name}={getattr(self, name)!r} must be one of {list(known)}.")
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some settings changed."""
@@ -110,8 +116,11 @@ class Settings:
 
     @staticmethod
     def published_training() -> dict[str, Any]:
-        """Return the training settings of the preprint: Adam 1e-4, minibatch 512, 500 epochs, patience 30."""
+        """Return sizes and training of the preprint: Adam 1e-4, minibatch 512, 500 epochs, patience 30."""
         return {
+            "scale": "min-max",
+            "hidden": (512, 132),
+            "n_latent": 50,
             "batch_norm_momentum": 0.01,
             "learning_rate": 1e-4,
             "decay": False,
@@ -134,14 +143,17 @@ class Settings:
 
     def sizes(self, n_train: int) -> "Sizes":
         """Return batch size, maximum of epochs and patience for ``n_train`` training cells."""
-        batch_size = self.batch_size or (128 if n_train < 8192 else 512)
+        batch_size = self.batch_size or (128 if n_train < 8192 else 256)
         steps = -(-n_train // batch_size)
         max_epochs = self.max_epochs or min(300, max(30, -(-2000 // steps)))
         return Sizes(batch_size, max_epochs, self.patience or max(LEAST_PATIENCE, max_epochs // 5))
 
-    def stage(self, players: Mapping[str, Sequence[nn.Parameter]]) -> Stage:
+    def stage(
+        self, players: Mapping[str, Sequence[nn.Parameter]], keep: Literal["best", "last"] = "best"
+    ) -> Stage:
         """Return a training stage of ``players`` with Adam, at a constant rate or with cosine decay."""
-        return Stage(players, self.learning_rate, schedule=Schedule("cosine" if self.decay else "constant"))
+        schedule = Schedule("cosine" if self.decay else "constant")
+        return Stage(players, self.learning_rate, schedule=schedule, keep=keep)
 
 
 class Sizes(NamedTuple):

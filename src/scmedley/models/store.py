@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from scmedley.data.design import Design, Labels
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
-from scmedley.data.scale import MinMax
+from scmedley.data.scale import Scale
 from scmedley.device import is_forked, modes
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
@@ -75,6 +76,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "batches": model.design.batches,
         "n_adapted": model.design.n_adapted,
         "labels": None if model.labels is None else model.labels.names,
+        "settings_type": type(model.settings).__name__,
         "settings": dataclasses.asdict(model.settings),
         "genes": model.genes,
         "gene_ids": model.gene_names.ids,
@@ -88,8 +90,9 @@ def write(model: Model[Any], folder: Path) -> None:
     tensors = {
         f"network/{name}": tensor.cpu().contiguous() for name, tensor in model.network.state_dict().items()
     }
-    tensors["minimum_G"] = torch.as_tensor(model.scale.minimum_G)
+    tensors["centre_G"] = torch.as_tensor(model.scale.centre_G)
     tensors["span_G"] = torch.as_tensor(model.scale.span_G)
+    tensors["limit"] = torch.tensor(model.scale.limit, dtype=torch.float64)
     save_file(tensors, folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
@@ -113,16 +116,21 @@ def read(folder: Path, cls: type[M]) -> M:
     about = read_description(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
-        model = cls(about["batch_key"], about["label_key"], cls.settings_type.from_saved(about["settings"]))
+        kinds = {kind.__name__: kind for kind in cls.networks}
+        kind = kinds[about.get("settings_type", next(iter(kinds)))]
+        model = cls(about["batch_key"], about["label_key"], kind.from_saved(about["settings"]))
         n_adapted = int(about.get("n_adapted", 0))
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
-        # Models of earlier versions have no gene_ids, gene_symbols, reads, trained_on and calibration.
+        # Models of earlier versions have no settings_type, gene_ids, gene_symbols, reads, trained_on, calibration
+        # and limit, and call the centre the minimum.
         ids, symbols = (about.get(key) for key in ("gene_ids", "gene_symbols"))
         genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
-        scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
-        model.reader = Reader(genes, scale, about.get("reads", "log1p"), about.get("trained_on"))
+        tensors.setdefault("centre_G", tensors.pop("minimum_G", None))
+        centre_G, span_G = (tensors.pop(n).numpy().astype(np.float32) for n in ("centre_G", "span_G"))
+        model.scale = Scale(centre_G, span_G, float(tensors.pop("limit", math.inf)))
+        model.reader = Reader(genes, about.get("reads", "log1p"), about.get("trained_on"))
         with torch.device("meta"):  # shapes only: no random draws, and dtypes come from the file
             model._build("meta")
             add_batches(model.network, n_adapted)

@@ -14,6 +14,7 @@ from scmedley.nn.bayesian import ScaleAndBias
 from scmedley.nn.matmul import affine
 
 BATCH_NORM_EPS = 1e-3
+FIRST_LOG_VARIANCE = -2.0
 
 
 class Linear(nn.Linear):
@@ -56,6 +57,30 @@ class Encoder(nn.Module):
         return activations
 
 
+class VariationalEncoder(nn.Module):
+    """Dropout of the input, [Linear, BatchNorm, SELU] for each hidden size, then mean and log variance.
+
+    The posterior starts narrow (log variance -2), so that the decoder learns from the first step.
+    """
+
+    def __init__(self, n_genes: int, hidden: Sequence[int], n_latent: int, momentum: float, dropout: float):
+        super().__init__()
+        sizes = [n_genes, *hidden, n_latent]
+        self.dropout = nn.Dropout(dropout)
+        self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))  # the last: the mean
+        self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
+        self.log_variance = linear(sizes[-2], n_latent)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.constant_(self.log_variance.bias, FIRST_LOG_VARIANCE)
+
+    def forward(self, x_NG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance of q(z|x), both N x P, float32."""
+        h = self.dropout(x_NG)
+        for layer, norm in zip(self.linears[:-1], self.norms, strict=True):
+            h = F.selu(norm(layer(h)))
+        return self.linears[-1](h).float(), self.log_variance(h).float().clamp(-10, 4)
+
+
 class TiedDecoder(nn.Module):
     """The transposed weights of the encoder with own biases; SELU between layers, linear output.
 
@@ -63,28 +88,28 @@ class TiedDecoder(nn.Module):
     ``effects`` (one :class:`ScaleAndBias` for each layer) every layer has batch effects.
     """
 
-    def __init__(self, encoder: Encoder, effects: Sequence[ScaleAndBias] = ()):
+    def __init__(self, encoder: Encoder | VariationalEncoder, effects: Sequence[ScaleAndBias] = ()):
         super().__init__()
         sizes = [layer.in_features for layer in reversed(encoder.linears) if isinstance(layer, nn.Linear)]
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)
         self.effects = nn.ModuleList(effects)
 
-    def forward(self, z_NP: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+    def forward(self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG; ``draw`` uses one posterior draw of the effects instead of their means."""
         return self.output(self.hidden(z_NP, encoder, b_NB, draw), encoder, b_NB, draw)
 
-    def hidden(self, z_NP: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+    def hidden(self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False) -> Tensor:
         """Return the activations h_NH before the output layer."""
         h = z_NP
         for i in range(len(self.biases) - 1):
             h = F.selu(self._layer(i, h, encoder, b_NB, draw))
         return h
 
-    def output(self, h_NH: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+    def output(self, h_NH: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG, which is linear in the activations before the output layer."""
         return self._layer(len(self.biases) - 1, h_NH, encoder, b_NB, draw)
 
-    def _layer(self, i: int, h: Tensor, encoder: Encoder, b_NB: Tensor, draw: bool) -> Tensor:
+    def _layer(self, i: int, h: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool) -> Tensor:
         weight = encoder.linears[len(self.biases) - 1 - i].get_parameter("weight")
         h = affine(h, weight.t(), self.biases[i])
         return self.effects[i](h, b_NB, draw) if self.effects else h

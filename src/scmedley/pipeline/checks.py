@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scmedley.device import resolve_device
 from scmedley.errors import ScmedleyError, check_seed
 from scmedley.io.formats import reader_for
 from scmedley.models import FixedEffects, RandomEffects
 from scmedley.models.catalogue import FE, RE
-from scmedley.models.fixed_effects import FixedEffectsSettings
-from scmedley.models.random_effects import RandomEffectsSettings
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
 
@@ -34,7 +33,7 @@ def check_config(config: RunConfig) -> None:
     network_settings(config)
 
 
-def network_settings(config: RunConfig) -> tuple[FixedEffectsSettings, RandomEffectsSettings]:
+def network_settings(config: RunConfig) -> tuple[Any, Any]:
     """Return the settings of both networks: the preset, changed first by the file, then by the options."""
     from_file = read_changes(Path(config.settings)) if config.settings else {}
     fixed = FE.labelled if config.learn_labels else FE.name

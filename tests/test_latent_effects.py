@@ -1,0 +1,102 @@
+"""Latent random effects: known offsets are found and shrunk, batches without an effect have none."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch.nn import functional as F  # noqa: N812
+
+from scmedley.nn.latent_effects import SHRINKAGE, LatentEffects, first_centres, shares
+
+P, B, K = 4, 3, 8
+
+
+def clusters(n: int = 900, spread: float = 0.1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three separate clusters on the axes, each with cells of all batches: latent, batch, cluster."""
+    torch.manual_seed(0)
+    k_N, b_N = torch.arange(n) % 3, (torch.arange(n) // 3) % B
+    return 3 * torch.eye(P)[k_N] + spread * torch.randn(n, P), b_N, k_N
+
+
+def fitted(z_NP: torch.Tensor, b_N: torch.Tensor, n_batches: int = B, times: int = 5) -> LatentEffects:
+    effects = LatentEffects(n_batches, K, P)
+    for _ in range(times):
+        effects.update(z_NP, b_N)
+    return effects
+
+
+def test_known_offsets_are_found_in_each_cluster() -> None:
+    """Each batch is moved by its own vector in each cluster; the offsets are these less their mean."""
+    z_NP, b_N, k_N = clusters()
+    true_KBP = 0.5 * torch.randn(3, B, P)
+    true_KBP -= true_KBP.mean(1, keepdim=True)
+    effects = fitted(z_NP + true_KBP[k_N, b_N], b_N)
+    found_NP = effects.offset(z_NP + true_KBP[k_N, b_N], b_N)
+    assert_allclose(found_NP, true_KBP[k_N, b_N] / (1 + SHRINKAGE), atol=0.12)
+    assert np.corrcoef(found_NP.flatten(), true_KBP[k_N, b_N].flatten())[0, 1] > 0.98
+
+
+def test_batches_that_do_not_differ_have_almost_no_offset() -> None:
+    z_NP, b_N, _ = clusters()
+    assert fitted(z_NP, b_N).offset(z_NP, b_N).abs().max() < 0.05
+
+
+def test_a_batch_with_its_own_cell_type_keeps_it() -> None:
+    """Cells of a cluster that one batch alone has are not moved to other clusters."""
+    z_NP, b_N, k_N = clusters()
+    b_N = torch.where(k_N == 2, 2, b_N % 2)
+    offset_NP = fitted(z_NP, b_N).offset(z_NP, b_N)
+    assert offset_NP[k_N == 2].norm(dim=1).max() < 0.3  # the next cluster is 4.2 away
+
+
+def test_one_cluster_is_a_ridge_regression() -> None:
+    """With one cluster, D_b is n / (n + lambda) times the batch mean less the precision-weighted centre."""
+    z_NP, b_N = torch.randn(60, P) + 5, torch.tensor([0] * 30 + [1] * 20 + [2] * 10)
+    effects = LatentEffects(B, 1, P)
+    effects.update(z_NP, b_N)
+    n_B = np.array([30, 20, 10])
+    lambda_B = SHRINKAGE * n_B
+    mean_BP = np.stack([z_NP[b_N == b].mean(0).numpy() for b in range(B)])
+    precision_B = n_B * lambda_B / (n_B + lambda_B)
+    centre_P = (precision_B[:, None] * mean_BP).sum(0) / precision_B.sum()
+    expected_BP = (n_B / (n_B + lambda_B))[:, None] * (mean_BP - centre_P)
+    assert_allclose(effects.offset_BKP[:, 0], expected_BP, rtol=1e-4, atol=1e-5)
+
+
+def test_offsets_of_a_minibatch_are_those_of_the_update() -> None:
+    z_NP, b_N, _ = clusters()
+    effects = fitted(z_NP, b_N)
+    whole = effects.offset(z_NP, b_N)
+    assert_allclose(effects.offset(z_NP[::7], b_N[::7]), whole[::7], atol=1e-6)
+    assert (effects.offset(z_NP, torch.full_like(b_N, -1)) == 0).all()
+
+
+def test_no_offset_before_the_first_update() -> None:
+    z_NP, b_N, _ = clusters(30)
+    assert (LatentEffects(B, K, P).offset(z_NP, b_N) == 0).all()
+
+
+@pytest.mark.parametrize("n", [3, 12, 90])
+def test_few_cells_have_few_clusters(n: int) -> None:
+    z_NP, b_N, _ = clusters(n)
+    effects = fitted(z_NP, b_N)
+    used = int(effects.centre_KP.any(1).sum())
+    assert used == min(K, max(2, round(n / 30)), n)
+    assert torch.isfinite(effects.offset(z_NP, b_N)).all()
+    assert (effects.offset_BKP[:, used:] == 0).all()
+    share_NK = shares(z_NP, effects.centre_KP)
+    assert_allclose(share_NK.sum(1), 1, rtol=1e-6)
+    assert (share_NK[:, used:] == 0).all()
+
+
+def test_an_absent_batch_has_no_offset() -> None:
+    z_NP, b_N, _ = clusters()
+    effects = fitted(z_NP, b_N, n_batches=B + 1)
+    assert (effects.offset_BKP[B] == 0).all()
+
+
+def test_first_centres_find_the_clusters() -> None:
+    z_NP, _, k_N = clusters()
+    centre_KP = first_centres(F.normalize(z_NP, dim=1), 3)
+    nearest_N = (F.normalize(z_NP, dim=1) @ centre_KP.t()).argmax(1)
+    assert len({(int(a), int(b)) for a, b in zip(nearest_N, k_N, strict=True)}) == 3
