@@ -10,14 +10,14 @@ from anndata import AnnData
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models import Autoencoder, FixedEffects, RandomEffects
-from scmedley.models.fixed_effects import FixedEffectsNetwork
+from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.nn.balance import EVERY, RATE, SHARES, Balance
 from scmedley.train import loop
 from scmedley.train.loop import Progress, State, _is_best, _Means
 from test_labels import stop_after
 from tiny import FIT, MODELS, differing, small, unfitted, weights
 
-TERMS = {"autoencoder": {"label"}, "fixed": {"adversarial", "label"}, "random": {"batch"}}
+TERMS = {"autoencoder": {"label"}, "fixed": {"label"}, "random": {"batch"}}  # of both presets
 
 
 def automatic(name: str, preset: str = "default", **changes) -> Autoencoder | FixedEffects | RandomEffects:
@@ -99,11 +99,12 @@ def test_weights_stand_in_the_history_and_make_the_total(
     model = automatic(model_name, preset, max_epochs=4).fit(prepared, **FIT)
     wide = model.history[model.history.part == "validation"].pivot(index="epoch", columns="term")
     rows, weights = wide["value"], wide["weight"]
-    assert (weights["reconstruction"] == model.settings.mse_weight).all()
-    for term in TERMS[model_name]:
+    given = model.settings.mse_weight if hasattr(model.settings, "mse_weight") else len(model.genes) / 2
+    assert (weights["reconstruction"] == given).all()
+    for term in TERMS[model_name] | ({"adversarial"} & set(rows)):
         assert weights[term].nunique() > 1
         assert (weights[term] > 0).all()
-    if "kl" in rows and preset == "default":
+    if model_name == "random" and preset == "default":
         by_nat = 2 * model.settings.mse_weight * rows["reconstruction"] / len(model.genes)
         assert weights["kl"].to_numpy() == pytest.approx(by_nat.to_numpy(), rel=1e-5)
     assert (weights["total"] == 1).all()
@@ -157,11 +158,10 @@ def test_weights_are_given_or_auto(prepared: AnnData) -> None:
 
 
 def test_all_that_the_adversary_sees_is_weighed() -> None:
-    """Where it sees all activations, pulls are compared at the first of them, else at the latent."""
-    for preset, size in (("paper", 16), ("default", 4)):
-        network = FixedEffectsNetwork(10, 3, small("fixed", preset, weights="auto")).train()
-        seen: list[torch.Tensor] = []
-        network.balance.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
-        cells = Minibatch(torch.rand(9, 10), torch.arange(9) % 3)
-        list(network.losses(cells, Progress("training", 0.0)))
-        assert seen[0].shape == (9, size)
+    """It sees all activations of the encoder, so gradients are compared at the first of them."""
+    network = AdversarialNetwork(10, 3, small("fixed", "paper", weights="auto")).train()
+    seen: list[torch.Tensor] = []
+    network.balance.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    cells = Minibatch(torch.rand(9, 10), torch.arange(9) % 3)
+    list(network.losses(cells, Progress("training", 0.0)))
+    assert seen[0].shape == (9, 16)

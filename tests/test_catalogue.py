@@ -205,7 +205,7 @@ def test_a_class_says_itself_whether_it_has_effects() -> None:
 
     @dataclass(frozen=True)
     class Other(LinearSettings):
-        decoder_effects: bool = True
+        offset_weight: float = 1.0
         encode_as_target: bool = True
 
     model = LinearAutoencoder("donor", settings=Other())

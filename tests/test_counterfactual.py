@@ -37,7 +37,7 @@ def model(request: pytest.FixtureRequest, fitted):
 
 
 def shift_to(model, adata: AnnData, target: str) -> np.ndarray:
-    cells = model.read(adata).resident(model.design.codes(adata.obs))
+    cells = model.read(adata).resident(model.design.codes(adata.obs), model.scale)
     with torch.no_grad():
         encoded = cf.Encoded.all_of(model, cells).take(np.arange(adata.n_obs))
     return mean_shifts(encoded, [model.design.code(target), 0])[0]

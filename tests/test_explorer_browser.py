@@ -75,7 +75,7 @@ def said(model: MixedEffects, adata: AnnData, target: str, draws: int = 0) -> di
     found = {"own_batch": own, "as_if": shown.X.mean(0), "change": shown.layers["difference"].mean(0)}
     if draws:
         own_N = model.decoder.design.codes(adata.obs)
-        cells = model.decoder.read(adata).resident(own_N).take(torch.arange(adata.n_obs))
+        cells = model.decoder.read(adata).resident(own_N, model.decoder.scale).take(torch.arange(adata.n_obs))
         there_N = torch.full_like(cells.b_N, model.decoder.design.code(target))
 
         def mean(batch_N: torch.Tensor, draw: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from scmedley.data.arrays import totals_of_cp10k
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
 from scmedley.data.resident import Minibatch
+from scmedley.data.scale import Scale
 from scmedley.errors import ScmedleyError
 from scmedley.models import store
 from scmedley.pp import prepare
@@ -71,8 +72,9 @@ def test_two_networks_share_a_reading(fitted, prepared: AnnData) -> None:
         assert_array_equal(
             model.get_latent_representation(reading), model.get_latent_representation(prepared)
         )
-    rows = reading.resident(np.zeros(reading.n_cells)).rows
-    assert reading.resident(np.ones(reading.n_cells)).rows is rows  # on the device once
+    unscaled = Scale.fit(reading.log1p_NG, "none")
+    rows = reading.resident(np.zeros(reading.n_cells), unscaled).rows
+    assert reading.resident(np.ones(reading.n_cells), unscaled).rows is rows  # on the device once
     part = reading.take(np.array([3, 1]))
     assert_array_equal(part.log1p_NG.toarray(), reading.log1p_NG[[3, 1]].toarray())
     assert part.obs.index.tolist() == prepared.obs_names[[3, 1]].tolist()
@@ -151,7 +153,8 @@ def test_counts_come_with_their_totals(ready: bool) -> None:
     counts = cells.layers[keys.COUNTS] if ready else cells.X
     assert_array_equal(reading.counts_NG.toarray(), counts[:, places].toarray())
     np.testing.assert_allclose(reading.total_N, np.asarray(counts.sum(1)).ravel(), rtol=1e-5)
-    minibatch = reading.resident(np.zeros(cells.n_obs)).take(torch.tensor([5, 0]))
+    unscaled = Scale.fit(reading.log1p_NG, "none")
+    minibatch = reading.resident(np.zeros(cells.n_obs), unscaled).take(torch.tensor([5, 0]))
     assert_array_equal(minibatch.counts_NG.numpy(), counts[[5, 0]][:, places].toarray())
     assert_array_equal(minibatch.size_N.numpy(), reading.total_N[[5, 0]].astype(np.float32))
     assert minibatch.rows_N.tolist() == [5, 0]

@@ -15,7 +15,7 @@ from scmedley.pipeline.checks import network_settings
 from scmedley.pipeline.config import RunConfig
 from tiny import nested_design
 
-COLUMNS = ["state", "value", "accuracy", "leak", "adversary_weight", "n_latent", "layers"]
+COLUMNS = ["state", "value", "accuracy", "leak", "offset_weight", "n_latent", "layers"]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_stopped_in_a_trial_and_gone_on_it_finds_the_same(
     other = other[other.state != "fail"]
     pd.testing.assert_frame_equal(one[COLUMNS], other[COLUMNS].reset_index(drop=True))
     first = one.iloc[0]
-    assert (first.adversary_weight, first.n_latent, first.layers) == (1.0, 50, "512-132")
+    assert (first.offset_weight, first.n_latent, first.layers) == (1.0, 20, "256-128")
     assert first.value == pytest.approx(first.accuracy - max(first.leak, 0), abs=1e-9)
 
 

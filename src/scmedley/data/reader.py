@@ -100,7 +100,7 @@ class Reading:
     def resident(
         self,
         b_N: np.ndarray,
-        scale: Scale | None = None,
+        scale: Scale,
         device: torch.device | str = "cpu",
         y_N: np.ndarray | None = None,
     ) -> Resident:

@@ -87,9 +87,7 @@ class Model(Generic[S]):
             )
         labelled = label_key is not None
         self.settings: S = self.preset(settings, labelled) if isinstance(settings, str) else settings
-        if type(self.settings) not in self.networks:
-            taken = " or ".join(kind.__name__ for kind in self.networks)
-            raise ScmedleyError(f"{type(self).__name__} takes {taken}, not {type(settings).__name__}.")
+        self._network_type()  # raises for settings of another model
         self.network = None
 
     def __repr__(self) -> str:
@@ -365,8 +363,15 @@ class Model(Generic[S]):
     def _build(self, device: torch.device | str = "cpu") -> None:
         n_trained = self.design.n_batches - self.design.n_adapted
         sizes = {"n_labels": len(self.labels.names)} if self.labels else {}
-        network = self.networks[type(self.settings)](len(self.genes), n_trained, self.settings, **sizes)
+        network = self._network_type()(len(self.genes), n_trained, self.settings, **sizes)
         self.network = network.to(device)
+
+    def _network_type(self) -> type:
+        for kind, network_type in self.networks.items():
+            if isinstance(self.settings, kind):
+                return network_type
+        taken = " or ".join(kind.__name__ for kind in self.networks)
+        raise ScmedleyError(f"{type(self).__name__} takes {taken}, not {type(self.settings).__name__}.")
 
     @modes(grad=False)
     def _apply(self, adata: Cells, unknown: str, step: Step, mask_batch: bool = False) -> np.ndarray:
