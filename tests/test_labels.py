@@ -17,8 +17,8 @@ from scmedley.errors import ScmedleyError
 from scmedley.models import Autoencoder, FixedEffects, MixedEffects, RandomEffects
 from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.models.autoencoder import AutoencoderNetwork
-from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.models.fitting import label_codes
+from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.nn.likelihoods import cross_entropy
 from scmedley.train import loop
 from test_models import B, G, N, ce, encoded, kls, mlp, moves, nearly, numbers, tied
@@ -75,7 +75,7 @@ def test_autoencoder_with_labels_by_hand(preset: str, cells) -> None:
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_fixed_effects_with_labels_by_hand(preset: str, cells) -> None:
     """L_FEC = L_FE + lambda_y * CE(y)."""
-    minibatch, x, _ = cells
+    minibatch, _, _ = cells
     settings = small("fixed", preset, hidden=(6, 5), n_latent=3, label_weight=0.8)
     network_type = FixedEffects.networks[type(settings)]
     network = network_type(G, B, settings, K)

@@ -100,3 +100,20 @@ def test_first_centres_find_the_clusters() -> None:
     centre_KP = first_centres(F.normalize(z_NP, dim=1), 3)
     nearest_N = (F.normalize(z_NP, dim=1) @ centre_KP.t()).argmax(1)
     assert len({(int(a), int(b)) for a, b in zip(nearest_N, k_N, strict=True)}) == 3
+
+
+def test_a_new_batch_is_moved_to_the_others() -> None:
+    """Its offsets come from its own cells; clusters and the offsets of known batches stay the same bits."""
+    z_NP, b_N, k_N = clusters()
+    effects = fitted(z_NP, b_N)
+    before = {name: value.clone() for name, value in effects.state_dict().items()}
+    new_NP = z_NP[:300] + 0.8 * torch.eye(P)[3]  # every cluster is moved along the last axis
+    effects.extend(1)
+    code_N = torch.full((300,), B)
+    effects.learn(new_NP, code_N)
+    moved_NP = new_NP - effects.offset(new_NP, code_N)
+    for k in range(3):
+        gap_P = moved_NP[k_N[:300] == k].mean(0) - z_NP[k_N == k].mean(0)
+        assert gap_P.norm() < 0.25  # 0.8 before, of which the ridge leaves a sixth
+    for name, value in before.items():
+        assert torch.equal(effects.state_dict()[name][: len(value)], value)

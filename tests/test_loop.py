@@ -22,7 +22,7 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import engine, resolve_device, resolve_precision
 from scmedley.errors import ScmedleyError
-from scmedley.models import FixedEffects, MixedEffects, calibrate
+from scmedley.models import FixedEffects, MixedEffects
 from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.train import loop
@@ -209,9 +209,7 @@ def test_a_failed_fit_is_no_fit(prepared: AnnData) -> None:
 # --- two players ---------------------------------------------------------------------------------
 
 
-def test_each_step_changes_its_own_player_alone(
-    prepared: AnnData, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_step_changes_its_own_player_alone(prepared: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the real loop: after every optimiser step, which weights are others than before?"""
     model = unfitted("fixed", "paper", max_epochs=1, batch_size=64)
     changes: list[set[str]] = []

@@ -13,7 +13,6 @@ from torch.distributions import Normal, kl_divergence
 from scmedley.models import Autoencoder, FixedEffects, RandomEffects
 from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.models.autoencoder import AutoencoderNetwork
-from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.models.random_effects import RandomEffectsNetwork
 from scmedley.nn.bayesian import (
     EffectStart,

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import anndata
 import numpy as np
@@ -123,7 +124,9 @@ def test_a_file_in_blocks_gives_what_memory_gives(
     assert [len(block.obs) for block in blocks] == [block.n_cells for block in blocks]
     whole = model.read(cells)
     joined = model.read(backed)
-    assert_array_equal(*(x if isinstance(x, np.ndarray) else x.toarray() for x in (whole.log1p_NG, joined.log1p_NG)))
+    assert_array_equal(
+        *(x if isinstance(x, np.ndarray) else x.toarray() for x in (whole.log1p_NG, joined.log1p_NG))
+    )
     assert joined.obs.index.equals(cells.obs_names)
     z_NP = model.get_latent_representation(backed)
     np.testing.assert_allclose(z_NP, model.get_latent_representation(cells), rtol=1e-5, atol=1e-6)
@@ -187,7 +190,7 @@ class CountModel(LinearAutoencoder):
     """A toy model that needs counts."""
 
     reads = "counts"
-    networks = {LinearSettings: CountNetwork}
+    networks: ClassVar = {LinearSettings: CountNetwork}
 
 
 def test_a_model_of_counts_gets_them_with_their_totals(prepared: AnnData, tmp_path: Path) -> None:

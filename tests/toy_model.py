@@ -1,6 +1,7 @@
 """A model as another package brings it: one file with its class, and its row in the catalogue."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ class LinearAutoencoder(Model[LinearSettings]):
 
     key = "X_toy_linear"
     has_label_head = False
-    networks = {LinearSettings: LinearNetwork}
+    networks: ClassVar = {LinearSettings: LinearNetwork}
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> LinearSettings:

@@ -75,7 +75,9 @@ class Reading:
     def digest(self) -> str:
         """Return the SHA-256 of the values (and of the counts if read), which a checkpoint compares."""
         found = hashlib.sha256()
-        parts: list[Any] = [part for part in (self.log1p_NG, self.counts_NG, self.total_N) if part is not None]
+        parts: list[Any] = [
+            part for part in (self.log1p_NG, self.counts_NG, self.total_N) if part is not None
+        ]
         for x in parts:
             for array in (x,) if isinstance(x, np.ndarray) else (x.data, x.indices, x.indptr):
                 found.update(np.ascontiguousarray(array).data)

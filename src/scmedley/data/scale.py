@@ -6,7 +6,7 @@ with different scales can therefore share the same cells.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from scmedley.data.arrays import Matrix
 from scmedley.errors import ScmedleyError
 
 ScaleName = Literal["standard", "min-max", "none"]
-LIMIT = 10.0  # standardised values are clipped to -10 ... 10: single counts of rare genes would be far outside
+LIMIT = (
+    10.0  # standardised values are clipped to -10 ... 10: single counts of rare genes would be far outside
+)
 LEAST_VARIANCE = 1e-4  # added to each variance, so that (nearly) constant genes do not become noise
 
 
@@ -48,13 +50,16 @@ class Scale:
             return cls(np.zeros(x_NG.shape[1], np.float32), np.ones(x_NG.shape[1], np.float32))
         if name == "standard":
             mean_G, variance_G = _moments(x_NG)
-            return cls(mean_G.astype(np.float32), np.sqrt(variance_G + LEAST_VARIANCE).astype(np.float32), LIMIT)
+            return cls(
+                mean_G.astype(np.float32), np.sqrt(variance_G + LEAST_VARIANCE).astype(np.float32), LIMIT
+            )
         if name != "min-max":
             raise ScmedleyError(f"There is no scale {name!r}. Choose one of {list(get_args(ScaleName))}.")
-        low, high = x_NG.min(axis=0), x_NG.max(axis=0)
-        if sparse.issparse(x_NG):
-            low, high = low.toarray(), high.toarray()
-        low, high = (np.asarray(side, np.float32).ravel() for side in (low, high))
+        sides: tuple[Any, Any] = (x_NG.min(axis=0), x_NG.max(axis=0))
+        low, high = (
+            np.asarray(side.toarray() if sparse.issparse(side) else side, np.float32).ravel()
+            for side in sides
+        )
         span = np.where(high > low, high - low, np.float32(1))
         return cls(low, span.astype(np.float32))
 

@@ -24,6 +24,7 @@ from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, check_seed
 from scmedley.nn.bayesian import tables
+from scmedley.nn.latent_effects import LatentEffects
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -32,6 +33,7 @@ M = TypeVar("M", bound="Model[Any]")
 
 LEARNING_RATE = 0.01  # of Adam, for the new rows alone, with cosine decay to 0
 CPU = torch.device("cpu")
+ENCODED = 4096  # cells encoded at once
 
 
 def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | None) -> M:
@@ -58,6 +60,7 @@ def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | Non
         extended.design, extended.network = design, copy.deepcopy(model.network).to(CPU)
         add_batches(extended.network, len(new))
         resident = model.read(cells).resident(codes[chosen], model.scale, CPU)
+        _learn_offsets(extended.network, resident)
         _learn_rows(extended.network, resident, len(known), steps, model.settings.sizes(len(chosen))[0])
         extended.network.to(model.device)
     extended.fitted = {**model.fitted, "adapted": {"batches": len(new), "steps": steps, "seed": seed}}
@@ -66,13 +69,31 @@ def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | Non
 
 @torch.no_grad()
 def add_batches(network: Any, n_new: int) -> None:
-    """Add ``n_new`` rows to every effect table: mean 0 and the standard deviation of the prior."""
+    """Add ``n_new`` rows to every effect table (mean 0, standard deviation of the prior) and latent offset."""
     for table in tables(network):
         shape = (n_new, table.loc_BH.shape[1])
         rho = table.prior_scale.expm1().log()  # softplus(rho) is the prior's standard deviation
         table.loc_BH = nn.Parameter(torch.cat([table.loc_BH, table.loc_BH.new_zeros(shape)]))
         table.rho_BH = nn.Parameter(torch.cat([table.rho_BH, rho.expand(shape)]))
+    for effects in _latent_effects(network):
+        effects.extend(n_new)
     network.n_batches += n_new
+
+
+def _latent_effects(network: Any) -> list[LatentEffects]:
+    return [module for module in network.modules() if isinstance(module, LatentEffects)]
+
+
+@torch.no_grad()
+def _learn_offsets(network: Any, cells: Resident) -> None:
+    """Compute the offsets of the new batches in the latent, if the network has latent effects."""
+    effects = _latent_effects(network)
+    if effects:
+        network.eval()
+        minibatches = cells.minibatches(torch.arange(cells.n_cells), ENCODED)
+        z_NP = torch.cat([network.encode(minibatch.x_NG, minibatch.b_N) for minibatch in minibatches])
+        for one in effects:
+            one.learn(z_NP, cells.b_N)
 
 
 def _learn_rows(network: Any, cells: Resident, n_known: int, steps: int, batch_size: int) -> None:

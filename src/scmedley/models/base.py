@@ -271,7 +271,9 @@ class Model(Generic[S]):
         Every effect table gets a row for each new batch. The row starts at the prior, whose mean is no effect
         (the population mean). Adam updates these rows alone, to minimise lambda_MSE * MSE + lambda_KL *
         KL(q(U) || p(U)), weighted as if the new cells had been training cells. Weights, BatchNorm, priors and
-        the rows of known batches do not change, bit for bit. Only the expression and the batch of the new
+        the rows of known batches do not change, bit for bit. The default fixed effects also compute the offset
+        of each new batch in the latent, in closed form, and :meth:`embed` subtracts it from cells of that batch,
+        which the encoder has not learnt to correct. Only the expression and the batch of the new
         cells are used, never a label. Without ``adapt``, ``unknown="mean"`` embeds them with the population mean.
 
         Parameters

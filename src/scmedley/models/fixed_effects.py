@@ -28,7 +28,10 @@ from scmedley.nn.likelihoods import cross_entropy, kl_to_standard_normal, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 KL_FULL = 0.3  # share of training after which the KL has its full weight
-OFFSET_START, OFFSET_FULL = 0.1, 0.4  # share of training at which the offset term begins, and has its full weight
+OFFSET_START, OFFSET_FULL = (
+    0.1,
+    0.4,
+)  # share of training at which the offset term begins, and has its full weight
 UPDATED = 15_000  # training cells, drawn anew after each epoch, from which the offsets are computed
 
 
@@ -71,7 +74,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
     def __init__(self, n_genes: int, n_batches: int, settings: FixedEffectsSettings, n_labels: int = 0):
         super().__init__()
         s = self.settings = settings
-        self.n_batches = n_batches
+        self.n_batches = self.n_trained = n_batches
         self.encoder = VariationalEncoder(n_genes, s.hidden, s.n_latent, s.batch_norm_momentum, s.dropout)
         sizes = [*reversed(s.hidden), n_genes]
         self.decoder = TiedDecoder(self.encoder, [ScaleAndBias(n_batches, size, s.effects) for size in sizes])
@@ -137,8 +140,14 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         self.latent_effects.update(torch.cat(parts), known.cells.b_N[rows])
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Return the posterior mean of the latent, N x P; the batch is not used."""
+        """Return the posterior mean of the latent, N x P.
+
+        The batch is not used, except for batches that ``adapt`` added: the encoder has not learnt to remove their
+        offset, so it is subtracted.
+        """
         mean_NP: Tensor = self.encoder(x_NG)[0]
+        if self.n_batches > self.n_trained:
+            mean_NP = mean_NP - self.latent_effects.offset(mean_NP, b_N.where(b_N >= self.n_trained, -1))
         return mean_NP
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
@@ -200,7 +209,8 @@ class FixedEffects(Model[FixedEffectsSettings | AdversarialSettings]):
         paper = AdversarialSettings()
         if labelled:
             paper = AdversarialSettings(mse_weight=2000.0, adversary_weight=0.5, label_weight=3.0)
-        return named(name, default=FixedEffectsSettings(), paper=paper.as_published())
+        default: FixedEffectsSettings | AdversarialSettings = FixedEffectsSettings()
+        return named(name, default, paper.as_published())
 
 
 def ramp(share: float, start: float, full: float) -> float:

@@ -16,8 +16,8 @@ from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.keys import ValueKind
-from scmedley.models.base import Model, described
 from scmedley.models.adversarial import AdversarialSettings
+from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.store import DESCRIPTION, replacing_model, write

@@ -127,9 +127,9 @@ def read(folder: Path, cls: type[M]) -> M:
         # and limit, and call the centre the minimum.
         ids, symbols = (about.get(key) for key in ("gene_ids", "gene_symbols"))
         genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
-        tensors.setdefault("centre_G", tensors.pop("minimum_G", None))
-        centre_G, span_G = (tensors.pop(n).numpy().astype(np.float32) for n in ("centre_G", "span_G"))
-        model.scale = Scale(centre_G, span_G, float(tensors.pop("limit", math.inf)))
+        names = ("minimum_G" if "minimum_G" in tensors else "centre_G", "span_G")
+        centre_G, span_G = (tensors.pop(name).numpy().astype(np.float32) for name in names)
+        model.scale = Scale(centre_G, span_G, float(tensors.pop("limit", torch.tensor(math.inf))))
         model.reader = Reader(genes, about.get("reads", "log1p"), about.get("trained_on"))
         with torch.device("meta"):  # shapes only: no random draws, and dtypes come from the file
             model._build("meta")

@@ -21,6 +21,7 @@ SWEEPS, ROUNDS = 3, 3  # of an update, and of k-means in each sweep
 LOOKUPS = 2  # a cell's clusters depend on its offset, which depends on its clusters
 CELLS_PER_CLUSTER = 30  # at least: fewer clusters are used for few cells
 FIRST_ROUNDS = 10  # of k-means at the start
+QUERY_ROUNDS = 10  # of the offsets of a batch that was not in training
 
 
 class LatentEffects(nn.Module):
@@ -34,11 +35,17 @@ class LatentEffects(nn.Module):
 
     centre_KP: Tensor
     offset_BKP: Tensor
+    middle_KP: Tensor
+    share_K: Tensor
 
     def __init__(self, n_batches: int, n_clusters: int, n_latent: int):
         super().__init__()
         self.register_buffer("centre_KP", torch.zeros(n_clusters, n_latent))
         self.register_buffer("offset_BKP", torch.zeros(n_batches, n_clusters, n_latent))
+        self.register_buffer(
+            "middle_KP", torch.zeros(n_clusters, n_latent)
+        )  # mean of a cluster, over batches
+        self.register_buffer("share_K", torch.zeros(n_clusters))  # of the training cells
 
     @torch.no_grad()
     def offset(self, z_NP: Tensor, b_N: Tensor) -> Tensor:
@@ -64,13 +71,13 @@ class LatentEffects(nn.Module):
         if not centre_KP.any():
             n_clusters = min(len(centre_KP), max(2, round(len(z_NP) / CELLS_PER_CLUSTER)), len(z_NP))
             centre_KP[:n_clusters] = first_centres(F.normalize(z_NP, dim=1), n_clusters)
-        z_B, n_cells = z_NP.split(n_B.tolist()), len(z_NP)
+        z_B, n_cells = torch.split(z_NP, n_B.tolist()), len(z_NP)
         for _ in range(SWEEPS):
             unit_NP = F.normalize(z_NP - _offsets(z_B, centre_KP, offset_BKP), dim=1)
             for _ in range(ROUNDS):
                 share_NK = shares(unit_NP, centre_KP)
                 centre_KP.copy_(F.normalize(share_NK.t() @ unit_NP, dim=1))
-            share_B = share_NK.split(n_B.tolist())
+            share_B = torch.split(share_NK, n_B.tolist())
             n_BK = torch.stack([share.sum(0) for share in share_B])
             sum_BKP = torch.stack([share.t() @ z for share, z in zip(share_B, z_B, strict=True)])
             mean_BKP = sum_BKP / n_BK.clamp_min(1e-8)[..., None]
@@ -79,6 +86,30 @@ class LatentEffects(nn.Module):
             precision_BK1 = kept_BK1 * lambda_BK[..., None]
             middle_KP = (precision_BK1 * mean_BKP).sum(0) / precision_BK1.sum(0).clamp_min(1e-12)
             offset_BKP.copy_(kept_BK1 * (mean_BKP - middle_KP))
+        self.middle_KP.copy_(middle_KP)
+        self.share_K.copy_(share_NK.mean(0))
+
+    def extend(self, n_new: int) -> None:
+        """Add rows of zeros for ``n_new`` batches."""
+        zeros = self.offset_BKP.new_zeros(n_new, *self.centre_KP.shape)
+        self.offset_BKP = torch.cat([self.offset_BKP, zeros])
+
+    @torch.no_grad()
+    def learn(self, z_NP: Tensor, b_N: Tensor) -> None:
+        """Compute the offsets of the batches ``b_N``, from these cells alone; all else stays the same.
+
+        As a query is mapped in Symphony (Kang et al. 2021, Nature Communications): the clusters and their means
+        are those of the training cells.
+        """
+        for b in torch.unique(b_N).tolist():
+            z_nP = z_NP[b_N == b]
+            lambda_K1 = (SHRINKAGE * self.share_K * len(z_nP) + 1e-6)[:, None]
+            for _ in range(QUERY_ROUNDS):
+                offset_nP = _offsets((z_nP,), self.centre_KP, self.offset_BKP[[b]])
+                share_nK = shares(z_nP - offset_nP, self.centre_KP)
+                n_K1 = share_nK.sum(0)[:, None]
+                mean_KP = share_nK.t() @ z_nP / n_K1.clamp_min(1e-8)
+                self.offset_BKP[b] = n_K1 / (n_K1 + lambda_K1) * (mean_KP - self.middle_KP)
 
 
 def shares(z_NP: Tensor, centre_KP: Tensor) -> Tensor:

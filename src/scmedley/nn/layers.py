@@ -94,22 +94,30 @@ class TiedDecoder(nn.Module):
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)
         self.effects = nn.ModuleList(effects)
 
-    def forward(self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+    def forward(
+        self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False
+    ) -> Tensor:
         """Return xhat_NG; ``draw`` uses one posterior draw of the effects instead of their means."""
         return self.output(self.hidden(z_NP, encoder, b_NB, draw), encoder, b_NB, draw)
 
-    def hidden(self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+    def hidden(
+        self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False
+    ) -> Tensor:
         """Return the activations h_NH before the output layer."""
         h = z_NP
         for i in range(len(self.biases) - 1):
             h = F.selu(self._layer(i, h, encoder, b_NB, draw))
         return h
 
-    def output(self, h_NH: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False) -> Tensor:
+    def output(
+        self, h_NH: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False
+    ) -> Tensor:
         """Return xhat_NG, which is linear in the activations before the output layer."""
         return self._layer(len(self.biases) - 1, h_NH, encoder, b_NB, draw)
 
-    def _layer(self, i: int, h: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool) -> Tensor:
+    def _layer(
+        self, i: int, h: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool
+    ) -> Tensor:
         weight = encoder.linears[len(self.biases) - 1 - i].get_parameter("weight")
         h = affine(h, weight.t(), self.biases[i])
         return self.effects[i](h, b_NB, draw) if self.effects else h
