@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -43,7 +44,7 @@ def plotted(summary: pd.DataFrame) -> pd.DataFrame:
     return points.assign(colour=points["base"].map(COLOURS))
 
 
-def panel(ax: Axes, points: pd.DataFrame, low: float, *, names: bool = False) -> None:
+def panel(ax: Axes, points: pd.DataFrame, low: float) -> None:
     """Draw one point for each method; ``low`` is the lower end of the vertical axis."""
     from matplotlib.ticker import MultipleLocator
 
@@ -51,10 +52,16 @@ def panel(ax: Axes, points: pd.DataFrame, low: float, *, names: bool = False) ->
         ours = one["base"] == "FE"
         face = one["colour"] if one["filled"] else "none"
         mark: dict[str, Any] = {"marker": "D" if ours else "o", "ms": 7 if ours else 6, "ls": ""}
-        ax.plot(one["removed"], one["kept"], mfc=face, mec=one["colour"], mew=1.4, alpha=0.9, **mark)
-        if names:
-            place: tuple[float, float] = (one["removed"], one["kept"])
-            ax.annotate(one["method"], place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+        ax.plot(
+            one["removed"],
+            one["kept"],
+            mfc=face,
+            mec=one["colour"],
+            mew=1.4,
+            alpha=0.9,
+            clip_on=False,
+            **mark,
+        )
     ax.set_xlim(-0.04, 1.04)
     ax.set_ylim(low, 1.03)
     ax.xaxis.set_major_locator(MultipleLocator(0.5))
@@ -72,7 +79,7 @@ def draw(summary: pd.DataFrame, path: Path) -> None:
     points = plotted(summary)
     if points.empty:
         return
-    panels = [(f"mean of {n} sets", mean) for n, mean in [over_sets(points)]]
+    panels = [(f"mean of {_sets(n)}", mean) for n, mean in [over_sets(points)]]
     panels += [(str(name), one) for name, one in points.groupby("set", sort=False)]
     columns = min(6, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -87,7 +94,9 @@ def draw(summary: pd.DataFrame, path: Path) -> None:
         figure.supxlabel(REMOVED, fontsize=9)
         figure.supylabel(KEPT, fontsize=9)
         handles = [_handle(one) for one in legend(points)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+        figure.legend(
+            handles=handles, loc="outside upper left", ncols=min(2 * columns, 6), fontsize=8, frameon=False
+        )
         with replacing(path) as temporary:
             save(figure, temporary)
 
@@ -142,10 +151,10 @@ def write_page(summary: pd.DataFrame, bars: pd.DataFrame, about: dict[str, Any],
     low = _low(points)
     n_sets, mean = over_sets(points)
     with drawing():
-        large = _named(partial(panel, points=mean, low=low, names=True))
-        whole = picture(large, (6.4, 4.6), _words(mean), f"Mean of {n_sets} sets")
+        large = _named(mean, low)
+        whole = picture(large, (4.6, 3.3), _words(mean), f"Mean of {_sets(n_sets)}")
         pictures = [
-            picture(partial(panel, points=one, low=low), (2.7, 2.3), _words(one), str(name))
+            picture(partial(panel, points=one, low=low), (1.9, 1.7), _words(one), str(name))
             for name, one in points.groupby("set", sort=False)
         ]
     style = (files("scmedley.report") / "style.css").read_text(encoding="utf-8") + STYLE
@@ -180,27 +189,46 @@ def write_page(summary: pd.DataFrame, bars: pd.DataFrame, about: dict[str, Any],
 
 STYLE = """
 .quality td,.quality th{white-space:nowrap}
-.quality tbody th{max-width:none}
+.quality tbody th{white-space:normal;min-width:6rem}
 .quality .best{font-weight:700;color:var(--good)}
 .quality .spread{display:block;color:var(--soft);font-size:.75rem}
 .quality .group th{background:var(--tint);text-align:left;position:static}
-.quality .null th,.quality .null td{color:var(--soft)}
+.quality .chance th,.quality .chance td{color:var(--soft)}
 .claims td,.claims th{white-space:normal}
-.claims td.text{min-width:14rem}
+.scroll .claims th:first-child{max-width:min(26rem,45vw)}
+.claims tbody td{min-width:6.5rem}.claims td.text{min-width:14rem}
 .pass{color:var(--good);font-weight:600}.fail{color:var(--bad);font-weight:600}
-.wide{max-width:46rem}
+.wide{max-width:36rem}
+.grid.small{grid-template-columns:repeat(auto-fill,minmax(min(9.5rem,100%),1fr));gap:.5rem}
+.grid.small figure{padding:.3rem}
 """
 
 
-def _named(draw_panel: Any) -> Any:
-    """Return a drawing of a panel with the names of its axes."""
+def _named(points: pd.DataFrame, low: float) -> Callable[[Axes], None]:
+    """Return a drawing of a panel with names: of the axes, and of each point at the right, in order of height."""
 
     def with_names(ax: Axes) -> None:
-        draw_panel(ax)
-        ax.set_xlabel(REMOVED, fontsize=9)
-        ax.set_ylabel(KEPT, fontsize=9)
+        panel(ax, points, low)
+        ax.set_xlabel(REMOVED, fontsize=8.5)
+        ax.set_ylabel(KEPT, fontsize=8.5)
+        gap, height = (1.03 - low) / 13, math.inf
+        for one in points.sort_values("kept", ascending=False).to_dict("records"):
+            height = min(height - gap, one["kept"])
+            place: tuple[float, float] = (one["removed"], one["kept"])
+            line = {"arrowstyle": "-", "color": one["colour"], "lw": 0.6, "alpha": 0.7, "shrinkB": 4}
+            ax.annotate(
+                *(one["method"], place, (1.09, height)),
+                va="center",
+                fontsize=8,
+                arrowprops=line,
+                annotation_clip=False,
+            )
 
     return with_names
+
+
+def _sets(n: int) -> str:
+    return f"{n} set" if n == 1 else f"{n} sets"
 
 
 def _low(points: pd.DataFrame) -> float:
@@ -227,8 +255,8 @@ def _mean_tables(summary: pd.DataFrame) -> list[dict[str, Any]]:
         if rows.empty:
             continue
         n, mean = over_sets(rows)
-        mean = mean.assign(set="", group=group)
-        found.append(_table(f"{group[0].upper()}{group[1:]}: mean of {n} sets", mean) | {"n": n})
+        mean = mean.assign(set="", group=group).drop(columns=[f"{s}_sd" for s in SCORES])
+        found.append(_table(f"{group[0].upper()}{group[1:]}: mean of {_sets(n)}", mean) | {"n": n})
     return found
 
 

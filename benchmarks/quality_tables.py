@@ -165,6 +165,8 @@ def _tested(
     ours = by_name.get((name, names["ours"]))
     if ours is None or (bar.role and DATA_SETS[name].role != bar.role):
         return None
+    if bar.against in ("PCA", *SCORES) and "PCA" not in names:
+        return None  # said already where like is compared with like
     if isinstance(bar.against, float):
         theirs = bar.against
     elif bar.against in SCORES:
