@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 import scmedley as sm
 from scmedley import keys
+from scmedley.evaluate import kmeans_clusters, nmi
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 if not BENCHMARKS.exists():  # in a source distribution
@@ -43,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Run the command on the tiny set with PCA and one rival; return what it stored."""
     monkeypatch.setitem(common.DATA_SETS, "tiny", common.DataSet("tiny", file="tiny.h5ad"))
-    monkeypatch.setattr(quality_methods, "RESOLUTIONS", (0.3,))
+    monkeypatch.setattr(quality_methods, "leiden", lambda z_NP, seed: [kmeans_clusters(z_NP, 3, seed)])
     out = ["--out", f"{tmp_path}/runs", "--results", f"{tmp_path}/q.json", "--picture", f"{tmp_path}/q.png"]
 
     def run(*more: str) -> dict[str, Any]:
@@ -67,6 +69,12 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     return run
 
 
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save the seconds of drawing."""
+    for name in ("draw", "write_page"):
+        monkeypatch.setattr(quality, name, lambda *_: None)
+
+
 def never(*_: Any) -> Any:
     raise AssertionError("must not be called")
 
@@ -81,6 +89,7 @@ def test_a_run_resumes_and_scores_again_without_a_fit(run, tmp_path, monkeypatch
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert (tmp_path / "q.png").stat().st_size > 5000
+    no_page(monkeypatch)
     monkeypatch.setattr(quality, "fit", never)
     again = run("--rescore", "--markdown")
     assert again["runs"] == first["runs"]
@@ -102,6 +111,7 @@ def test_a_failing_rival_is_told_and_tried_again_on_request(run, tmp_path, monke
     assert (failed["status"], failed["reason"]) == ("failed", "singular <matrix>")
     assert f"tiny, {PEER}: singular <matrix>" in capsys.readouterr().out
     assert "singular &lt;matrix&gt;" in (tmp_path / "q.html").read_text()
+    no_page(monkeypatch)
     monkeypatch.setitem(quality_methods.PEERS, "Harmony", working)
     assert run()["runs"][1]["status"] == "failed"
     assert run("--retry")["runs"][1]["status"] == "done"
@@ -133,6 +143,15 @@ def test_fitted_on_all_cells_leaves_the_scored_split_as_it_is(data: Path, monkey
         quality_methods.fit(quality_methods.METHODS[name], adata, 0, 1)
     assert seen == {"FE": {"train", "validation", "test"}, "FE, all cells": {"train", "validation"}}
     assert set(adata.obs[keys.SPLIT]) == {"train", "validation", "test"}
+
+
+def test_leiden_finds_groups_that_are_apart() -> None:
+    group_N = np.arange(90) % 3
+    z_NP = np.random.default_rng(0).normal(size=(90, 5)).astype(np.float32) + 20 * np.eye(5)[group_N]
+    with warnings.catch_warnings(action="ignore"):  # of scanpy's imports
+        found = quality_methods.leiden(z_NP.astype(np.float32), 0)
+    assert len(found) == len(quality_methods.RESOLUTIONS)
+    assert nmi(found[0], group_N) == pytest.approx(1)
 
 
 @pytest.fixture(scope="module")
