@@ -187,6 +187,7 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--sets", nargs="+", default=list(DATA_SETS), choices=DATA_SETS, help="default: all")
     add("--methods", nargs="+", choices=METHODS, metavar="NAME", help=f"of {', '.join(METHODS)}")
+    add("--paper", action="store_true", help="also the published form of RE, and its null")
     add("--peers", action="store_true", help="also the rivals, where installed")
     add("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     add("--jobs", type=int, default=1, help="processes, each of --threads")
@@ -201,18 +202,19 @@ def _options() -> argparse.Namespace:
     add("--picture", type=Path, default=HERE.parent / "docs" / "images" / "quality.png")
     options = parser.parse_args()
     if options.methods is None:
-        options.methods = _default_methods(options.peers)
+        options.methods = _default_methods(options.peers, options.paper)
     missing = [name for name in options.methods if METHODS[name].settings is None]
     if missing:
         parser.error(f"{', '.join(missing)}: not installed here (pip install 'scmedley[peers]').")
     return options
 
 
-def _default_methods(peers: bool) -> list[str]:
-    """Return our methods, and the rivals if they are asked for; tell which are not installed."""
+def _default_methods(peers: bool, paper: bool) -> list[str]:
+    """Return our methods, and the others that are asked for; tell which are not installed."""
     names = []
     for name, method in METHODS.items():
-        if not method.default or (method.rival is not None and not peers):
+        asked = method.default or (paper and method.preset == "paper")
+        if not asked or (method.rival is not None and not peers):
             continue
         if method.rival is not None and not method.rival.installed:
             print(f"{name}: not installed (pip install {method.rival.package})", file=sys.stderr)
