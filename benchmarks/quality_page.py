@@ -189,14 +189,15 @@ def write_page(summary: pd.DataFrame, bars: pd.DataFrame, about: dict[str, Any],
 
 STYLE = """
 .quality td,.quality th{white-space:nowrap}
-.quality tbody th{white-space:normal;min-width:6rem}
+.quality tbody th{white-space:normal;min-width:min(12rem,28vw)}
+.scroll:has(.quality),.scroll:has(.claims){max-height:none}
 .quality .best{font-weight:700;color:var(--good)}
 .quality .spread{display:block;color:var(--soft);font-size:.75rem}
 .quality .group th{background:var(--tint);text-align:left;position:static}
 .quality .chance th,.quality .chance td{color:var(--soft)}
 .claims td,.claims th{white-space:normal}
 .scroll .claims th:first-child{max-width:min(26rem,45vw)}
-.claims tbody td{min-width:6.5rem}.claims td.text{min-width:14rem}
+.claims tbody th{min-width:min(20rem,42vw)}.claims tbody td{min-width:6.5rem}.claims td.text{min-width:14rem}
 .pass{color:var(--good);font-weight:600}.fail{color:var(--bad);font-weight:600}
 .wide{max-width:36rem}
 .grid.small{grid-template-columns:repeat(auto-fill,minmax(min(9.5rem,100%),1fr));gap:.5rem}

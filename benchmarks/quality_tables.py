@@ -56,7 +56,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each set and method: mean and standard deviation over seeds, and failures.
 
     Columns: set, method, group, each score and ``<score>_sd``, ``n`` (seeds that succeeded) and ``reason`` (of
-    the first failure; empty without one).
+    the first failure, or that seeds are missing; else empty).
     """
     rows = rows.reindex(columns=list(dict.fromkeys([*rows, *SCORES, "leak_null_sd", "reason"])))
     scores = [*SCORES, "leak_null_sd"]
@@ -66,6 +66,10 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     keyed = rows.groupby(["set", "method"], sort=False)
     summary = pd.DataFrame({"n": keyed["status"].agg(lambda s: int((s == "done").sum()))})
     summary["reason"] = keyed["reason"].agg(lambda r: next(iter(r.dropna()), ""))
+    few = (summary["n"] < summary["n"].max()) & (summary["reason"] == "")
+    summary.loc[few, "reason"] = [
+        f"{n} of {summary['n'].max()} seeds are finished" for n in summary["n"][few]
+    ]
     summary = summary.join(grouped.mean()).join(grouped.std().add_suffix("_sd")).reset_index()
     summary.insert(2, "group", [METHODS[name].group for name in summary["method"]])
     order = summary["method"].map({name: i for i, name in enumerate(METHODS)})
