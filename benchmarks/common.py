@@ -40,30 +40,36 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: shipped with the package (``file`` empty), or a file of the data folder.
+    """A data set: shipped with the package (without ``file``), or a file of the data folder.
 
     Attributes
     ----------
     name
-        Of the function in :mod:`scmedley.datasets`, or our own.
+        Of a shipped set, unless ``shipped`` names it, or our own.
     label
         Column of ``obs``; the batch is always ``obs["batch"]``.
     file
         Name in the data folder.
     role
-        ``"control"``: replicates of one run, almost without batch effect. ``"confounded"``: labels that are
-        missing in some batches.
+        ``"control"``: replicates of one run, almost without batch effect. ``"confounded"``: clear labels that
+        are missing in some batches.
+    shipped
+        The shipped set that it is made from.
+    without
+        Batch and label of cells that are left out.
     """
 
     name: str
     label: str = "cell_type"
     file: str = ""
     role: Literal["", "control", "confounded"] = ""
+    shipped: str = ""
+    without: tuple[tuple[str, str], ...] = ()
 
     def path(self, folder: Path | None) -> Path:
         """Return the path of the file; ``folder`` defaults to the one named in ``$SCMEDLEY_DATA``."""
         if not self.file:
-            return sm.datasets.path(self.name)
+            return sm.datasets.path(self.shipped or self.name)
         return (folder or Path(os.environ.get(DATA_VARIABLE, "."))) / self.file
 
 
@@ -71,6 +77,12 @@ DATA_SETS = {
     data.name: data
     for data in (
         DataSet("sc_mixology"),
+        DataSet(
+            "sc_mixology_missing",
+            role="confounded",
+            shipped="sc_mixology",
+            without=(("sc_celseq2", "HCC827"), ("sc_dropseq", "H1975")),
+        ),
         DataSet("onek1k"),
         DataSet("pancreas"),
         DataSet("hashing", role="control"),
@@ -113,6 +125,8 @@ def find(name: str, folder: Path | None) -> AnnData | None:
         return None
     adata = sm.read(path)
     adata.obs[LABEL] = adata.obs[data.label]
+    for batch, label in data.without:
+        adata = adata[~((adata.obs[BATCH] == batch) & (adata.obs[LABEL] == label)).to_numpy()].copy()
     return adata
 
 

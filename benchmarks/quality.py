@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
 from common import DATA_SETS, record
-from quality_methods import METHODS, SCORING, Method, fit, prepared, score
+from quality_methods import METHODS, SCORING, Method, fit, prepared, score, short_hash
 from quality_page import draw, write_page
 from quality_tables import accept, as_text, markdown, read_json, summarise
 from scmedley.errors import ScmedleyWarning
@@ -163,11 +163,12 @@ def done(task: Task, options: argparse.Namespace, *, wait: bool) -> bool:
 def tasks(options: argparse.Namespace, methods: list[str]) -> Iterator[Task]:
     """Yield every method on every data set whose file is there, with every seed."""
     for name in options.sets:
-        path = DATA_SETS[name].path(options.data)
+        data = DATA_SETS[name]
+        path = data.path(options.data)
         if not path.exists():
             print(f"{name}: skipped, there is no {path}. Name its folder with --data.", file=sys.stderr)
             continue
-        digest = sha256(path)[:8]
+        digest = short_hash(sha256(path), data.label, data.without)
         for seed in range(options.seeds):
             for method in methods:
                 yield Task(name, seed, METHODS[method], options.out / name / f"seed{seed}", digest)
