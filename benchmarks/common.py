@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import scmedley as sm
 from scmedley.io import write_json
@@ -40,21 +40,65 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: shipped with the package (``file`` empty), or a file of the data folder."""
+    """A data set: shipped with the package (without ``file``), or a file of the data folder.
+
+    Attributes
+    ----------
+    name
+        Of a shipped set, unless ``shipped`` names it, or our own.
+    label
+        Column of ``obs``; the batch is always ``obs["batch"]``.
+    file
+        Name in the data folder.
+    role
+        ``"control"``: replicates of one run, almost without batch effect. ``"confounded"``: clear labels that
+        are missing in some batches.
+    shipped
+        The shipped set that it is made from.
+    without
+        Batch and label of cells that are left out.
+    """
 
     name: str
     label: str = "cell_type"
     file: str = ""
+    role: Literal["", "control", "confounded"] = ""
+    shipped: str = ""
+    without: tuple[tuple[str, str], ...] = ()
+
+    def path(self, folder: Path | None) -> Path:
+        """Return the path of the file; ``folder`` defaults to the one named in ``$SCMEDLEY_DATA``."""
+        if not self.file:
+            return sm.datasets.path(self.shipped or self.name)
+        return (folder or Path(os.environ.get(DATA_VARIABLE, "."))) / self.file
 
 
 DATA_SETS = {
     data.name: data
     for data in (
         DataSet("sc_mixology"),
+        DataSet(
+            "sc_mixology_missing",
+            role="confounded",
+            shipped="sc_mixology",
+            without=(("sc_celseq2", "HCC827"), ("sc_dropseq", "H1975")),
+        ),
         DataSet("onek1k"),
         DataSet("pancreas"),
-        DataSet("hashing"),
+        DataSet("hashing", role="control"),
         DataSet("pbmc_8batches", "cell_type_broad", "pbmc_8batches_14k.h5ad"),
+        DataSet("pbmc_5batches", "cell_type_broad", "pbmc_5batches_10x_8k.h5ad"),
+        DataSet("pbmc_3technologies", file="pbmc_3tech_symphony_1200.h5ad"),
+        DataSet("cell_mix", file="cellmix_celseq2_dropseq_5batches_fullgenes.h5ad", role="confounded"),
+        DataSet("onek1k_bcells", file="onek1k_bcell_100donors.h5ad"),
+        DataSet("pancreas_1000", file="pancreas_8datasets_1000x1000.h5ad"),
+        DataSet("kang_2donors", file="kang_ifnb_2donors_1556.h5ad"),
+        DataSet("kang_2000", file="kang_ifnb_2000_fullgenes.h5ad"),
+        DataSet("kang_3donors", file="kang_ifnb_3donors_9517_100g.h5ad"),
+        DataSet("dendritic", file="deepbid_dc_569_lognorm.h5ad"),
+        DataSet("dendritic_2", file="sciber_humandc_576_lognorm.h5ad"),
+        DataSet("simul1", file="SIMULATED_splatter_simul1.h5ad"),
+        DataSet("simul2", file="SIMULATED_splatter_simul2.h5ad"),
     )
 }
 
@@ -75,17 +119,14 @@ def find(name: str, folder: Path | None) -> AnnData | None:
         ``None``, and a printed reason, where the file is missing.
     """
     data = DATA_SETS[name]
-    if data.file:
-        folder = folder or Path(os.environ.get(DATA_VARIABLE, "."))
-        if not (folder / data.file).exists():
-            print(
-                f"{name}: skipped, {folder}/ has no {data.file}. Name its folder with --data or {DATA_VARIABLE}."
-            )
-            return None
-        adata = sm.read(folder / data.file)
-    else:
-        adata = getattr(sm.datasets, name)()
+    path = data.path(folder)
+    if not path.exists():
+        print(f"{name}: skipped, there is no {path}. Name its folder with --data or {DATA_VARIABLE}.")
+        return None
+    adata = sm.read(path)
     adata.obs[LABEL] = adata.obs[data.label]
+    for batch, label in data.without:
+        adata = adata[~((adata.obs[BATCH] == batch) & (adata.obs[LABEL] == label)).to_numpy()].copy()
     return adata
 
 

@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 import scmedley as sm
-from common import BATCH, cached, find, record
-from quality import prepared, score
+from common import BATCH, cached, record
+from quality_methods import prepared, score
 from scmedley.io import write_json
 from scmedley.nn.balance import SHARES
 
@@ -48,11 +48,8 @@ def main() -> None:
     options = _options()
     runs = []
     for name in options.sets:
-        raw = find(name, None)
-        if raw is None:
-            continue
         for seed in range(1, options.seeds + 1):  # seed 0 is the one on which the share was chosen
-            prepare = cache(partial(prepared, raw, seed))
+            prepare = partial(prepared, name, None, seed)
             for method in METHODS:
                 file = f"{method.replace(' ', '-').replace(':', '-')}-{SETS[name]}-{SHARES[TERM]:g}.json"
                 fitted = partial(_run, prepare, method, SETS[name], seed, options.threads)
@@ -80,7 +77,7 @@ def _run(prepare: Any, method: str, epochs: int, seed: int, threads: int) -> dic
     model = sm.FixedEffects(BATCH, settings=settings)
     model.fit(adata, seed=seed, threads=threads, progress=sys.stderr.isatty())
     seconds = time.perf_counter() - began
-    scores = score(adata, model.get_latent_representation(adata), BATCH, seed)
+    scores = score({"z": model.get_latent_representation(adata)}, adata, BATCH, seed)
     at_best = model.history.query("part == 'validation' and epoch == @model.fitted['best_epoch']")
     values, weights = (at_best.set_index("term")[column] for column in ("value", "weight"))
     return scores | {

@@ -1,232 +1,227 @@
-"""How good are the two latents? Real data sets, several seeds, each number beside rival methods and its null.
+"""How good are the embeddings? Real data sets, several seeds, each number beside rival methods and its null.
 
-    python benchmarks/quality.py --data FOLDER --out FOLDER
+    python benchmarks/quality.py --data FOLDER --peers --out FOLDER      # fit and score what is missing; tables; page
+    python benchmarks/quality.py --methods scVI scANVI ...               # in another environment, the same --out
 
-Each (data set, seed, method) is fitted once and kept as JSON under ``--out``, so that a stopped run can be
-resumed. A method is scored on held-out test cells (20 %, stratified by batch and label); highly variable
-genes, scaling, PCA and the networks see the training and validation cells only, and so do the rivals that can
-embed new cells (scVI, scANVI). The others are fitted on all cells, labels unseen: ``scmedley.peers.PEERS``.
+Each (data set, seed, method) leaves three files under ``--out``: its embedding (``.npz``), the facts of the fit
+(``.json``, written last) and its scores (``.scores-*.json``). The same command therefore resumes a stopped run,
+and new scores need no new fits. Several processes can share the folder, on one machine: each takes the next fit
+that is missing and that no other process has locked.
 
-Shapes: N cells, G genes, P latent dimensions.
+A method is scored on held-out cells (20 %, stratified by batch and label). Genes, scaling and principal
+components are chosen on the training cells. Methods are compared in two groups: fitted on the training cells
+(Harmony's correction is then applied to the other cells: :mod:`symphony`), and fitted on all cells.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import multiprocessing
 import re
 import sys
-import time
-from functools import cache, partial
-from importlib.metadata import version
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
+from threadpoolctl import threadpool_limits
 
-import scmedley as sm
-from common import BATCH, DATA_SETS, LABEL, cached, find, record
-from scmedley import keys
-from scmedley.evaluate import asw, batch_leaks, knn_accuracy
-from scmedley.interpret import counterfactual_check
-from scmedley.io import write_json
-from scmedley.peers import PEERS, embed_peer
+from common import DATA_SETS, record
+from quality_methods import METHODS, SCORING, Method, fit, prepared, score, short_hash
+from quality_page import draw, write_page
+from quality_tables import accept, as_text, markdown, read_json, summarise
+from scmedley.errors import ScmedleyWarning
+from scmedley.io import replacing, sha256, write_json
 
-if TYPE_CHECKING:
-    from anndata import AnnData
+HERE = Path(__file__).parent
 
-    from scmedley.models.base import Model
 
-N_COMPONENTS = 50  # of the PCA, and of every latent
-SCORES = ("accuracy", "leak", "asw_batch", "asw_label", "shift", "seconds")
-SEPARATION = 0.02  # smaller margins of the random latent over its null do not count
-ACCURACY_LOSS = 0.02
+@dataclass(frozen=True)
+class Task:
+    """A method on a data set with a seed, and its files."""
 
-# name: (model, preset, obs column that it is trained on and scored by)
-NETWORKS: dict[str, tuple[str, str, str]] = {
-    "AE": ("Autoencoder", "default", BATCH),
-    "FE": ("FixedEffects", "default", BATCH),
-    "RE": ("RandomEffects", "default", BATCH),
-    "RE, permuted batches": ("RandomEffects", "default", keys.PERMUTED),
-    "FE, paper": ("FixedEffects", "paper", BATCH),
-    "RE, paper": ("RandomEffects", "paper", BATCH),
-    "RE, paper, permuted batches": ("RandomEffects", "paper", keys.PERMUTED),
-}
+    set: str
+    seed: int
+    method: Method
+    folder: Path
+    data_hash: str
+
+    @cached_property
+    def fit_file(self) -> Path:
+        """Return the file of the facts. Of a method that is not installed here: the newest file of another place."""
+        start = re.sub(r"\W+", "-", self.method.name)
+        if self.method.settings is not None:
+            return self.folder / f"{start}-{self.method.settings}-{self.data_hash}.json"
+        pattern = re.compile(re.escape(start) + rf"-[0-9a-f]{{8}}-{self.data_hash}\.json")
+        found = [path for path in self.folder.glob("*.json") if pattern.fullmatch(path.name)]
+        return max(found, key=lambda path: path.stat().st_mtime, default=self.folder / f"{start}-none.json")
+
+    @property
+    def embedding_file(self) -> Path:
+        """Return the file of the embeddings."""
+        return self.fit_file.with_suffix(".npz")
+
+    @property
+    def score_file(self) -> Path:
+        """Return the file of the scores."""
+        return self.fit_file.with_suffix(f".scores-{SCORING}.json")
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the method was fitted and scored, or could not be fitted."""
+        return self.score_file.exists() or read_json(self.fit_file).get("status") in ("failed", "skipped")
+
+    def row(self) -> dict[str, Any]:
+        """Return all that is stored of it."""
+        about = {"set": self.set, "seed": self.seed, "method": self.method.name}
+        return about | read_json(self.fit_file) | read_json(self.score_file)
 
 
 def main() -> None:
-    """Run what is missing, print the tables and the PASS and FAIL lines, store the summary."""
+    """Run what is missing; print tables and PASS or FAIL for each claim; store the summary and the page."""
     options = _options()
-    methods = ["PCA"] + [m for m in NETWORKS if options.paper or "paper" not in m]
-    if options.peers:
-        for name, peer in PEERS.items():
-            if peer.installed:
-                methods.append(name)
-            else:
-                print(f"{name}: not installed (pip install {peer.package})")
-    runs = []
-    for name in options.sets:
-        raw = find(name, options.data)
-        if raw is None:
-            continue
-        for seed in range(options.seeds):
-            prepare = cache(partial(prepared, raw, seed))  # only when a method is missing
-            for method in methods:
-                fitted = partial(lambda p, m, s: run(p(), m, s, options.threads), prepare, method, seed)
-                file = re.sub(r"\W+", "-", method) + f"-{_settings_hash(method)}.json"
-                try:
-                    scores = cached(options.out / name / f"seed{seed}" / file, fitted)
-                except sm.ScmedleyError as error:
-                    if method not in PEERS:
-                        raise
-                    print(f"{name} seed {seed} {error}")  # a rival that cannot do this data set
-                    continue
-                runs.append({"set": name, "seed": seed, "method": method} | scores)
-                print(_line(runs[-1]), file=sys.stderr, flush=True)
-    table = pd.DataFrame(runs)
-    if table.empty:
-        sys.exit("No data set was found.")
-    summary = summarise(table)
-    print(as_text(summary))
-    lines = accept(table)
-    print("\n".join(lines))
-    about = record(options.threads) | {"seeds": options.seeds, "acceptance": lines}
-    write_json(about | {"summary": summary.to_dict("records"), "runs": runs}, options.results)
-
-
-def prepared(raw: AnnData, seed: int) -> AnnData:
-    """Prepare, with genes chosen on the training cells; add principal components and the null's batches."""
-    adata = raw.copy()
-    sm.pp.prepare(adata, BATCH, label_key=LABEL, seed=seed)
-    sm.pp.pca(adata, N_COMPONENTS, seed)
-    sm.pp.permute_batches(adata, BATCH, LABEL, seed=seed)
-    return adata
-
-
-def run(adata: AnnData, method: str, seed: int, threads: int) -> dict[str, Any]:
-    """Fit one method and score its latent on the held-out cells."""
-    started = time.perf_counter()
-    model: Model[Any] | None = None
-    key = BATCH
-    if method in NETWORKS:
-        kind, preset, key = NETWORKS[method]
-        model = getattr(sm, kind)(key, settings=preset)
-        model.fit(adata, seed=seed, threads=threads, progress=sys.stderr.isatty())
-        z_NP = model.get_latent_representation(adata)
-    elif method in PEERS:
-        z_NP = embed_peer(method, adata, BATCH, LABEL, n_latent=N_COMPONENTS, seed=seed, threads=threads)
-    else:
-        z_NP = np.asarray(adata.obsm[keys.PCA])
-    seconds = time.perf_counter() - started
-    extra: dict[str, Any] = {}
-    if model is not None:
-        extra = {k: model.fitted[k] for k in ("epochs", "best_epoch", "stopped")}
-        if model.has_effects:
-            extra |= shift_agreement(model, adata, seed)
-    return score(adata, z_NP, key, seed) | extra | {"seconds": seconds}
-
-
-def score(adata: AnnData, z_NP: np.ndarray, key: str, seed: int) -> dict[str, float]:
-    """Score a latent on the test cells: label accuracy, worst batch leakage within labels, each leakage, ASW."""
-    part = adata.obs[keys.SPLIT].to_numpy()
-    train, test = part == "train", part == "test"
-    batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (key, LABEL))
-    leaks = batch_leaks(
-        z_NP[train], batch[train], label[train], z_NP[test], batch[test], label[test], seed=seed
+    if not options.tables_only:
+        _forget(options)
+        _run(options)
+    rows = [task.row() for task in tasks(options, list(METHODS)) if task.finished]
+    if not rows:
+        sys.exit("No data set was found, or nothing is finished.")
+    summary, bars = summarise(pd.DataFrame(rows)), accept(pd.DataFrame(rows))
+    print(markdown(summary) if options.markdown else as_text(summary, bars))
+    about = record(options.threads) | {"seeds": options.seeds}
+    write_json(
+        about | {"summary": summary.to_dict("records"), "bars": bars.to_dict("records"), "runs": rows},
+        options.results,
     )
-    leak = max(leaks.values(), key=lambda one: one.value)
-    return {
-        "accuracy": knn_accuracy(z_NP[train], label[train], z_NP[test], label[test]),
-        "leak": leak.value,
-        **{f"{probe} leak": one.value for probe, one in leaks.items()},
-        "leak_null_sd": leak.null_sd,
-        "asw_batch": asw(z_NP[test], batch[test], seed),
-        "asw_label": asw(z_NP[test], label[test], seed),
-        "n_test": int(test.sum()),
-    }
+    write_page(summary, bars, about, options.results.with_suffix(".html"))
+    draw(summary, options.picture)
 
 
-def shift_agreement(model: Model[Any], adata: AnnData, seed: int) -> dict[str, float]:
-    """Return the median agreement of predicted and observed batch shifts, beside ceiling and baseline."""
-    check = counterfactual_check(model, adata, LABEL, seed=seed)
-    columns = {"shift": "pearson", "shift_ceiling": "ceiling_pearson", "shift_baseline": "additive_pearson"}
-    return {ours: float(check[theirs].median()) for ours, theirs in columns.items()}
+def _forget(options: argparse.Namespace) -> None:
+    """Remove the scores that are to be computed again, and the failures that are to be tried again."""
+    for task in tasks(options, options.methods):
+        if options.rescore:
+            task.score_file.unlink(missing_ok=True)
+        if options.retry and read_json(task.fit_file).get("status") == "failed":
+            task.fit_file.unlink()
 
 
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Return mean and standard deviation over seeds of every score."""
-    scores = [s for s in SCORES if s in table]
-    grouped = table.groupby(["set", "method"], sort=False)[scores].agg(["mean", "std"])
-    grouped.columns = [c[0] if c[1] == "mean" else f"{c[0]}_sd" for c in grouped.columns.to_list()]
-    return grouped.reset_index()
+def _run(options: argparse.Namespace) -> None:
+    """Fit and score what is missing, in ``--jobs`` processes."""
+    if options.jobs == 1:
+        work(options)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=work, args=(options,)) for _ in range(options.jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        sys.exit("A process failed; its error is above. The same command goes on with what is missing.")
 
 
-def as_text(summary: pd.DataFrame) -> str:
-    """Return the summary as one Markdown table."""
-    rows = ["| set | method | " + " | ".join(SCORES) + " |", "|---" * (len(SCORES) + 2) + "|"]
-    for _, row in summary.iterrows():
-        cells = [_cell(row.get(s), row.get(f"{s}_sd"), 0 if s == "seconds" else 3) for s in SCORES]
-        rows.append(f"| {row['set']} | {row['method']} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+def work(options: argparse.Namespace) -> None:
+    """Fit and score what is missing and not locked; then wait for what other processes have locked."""
+    warnings.filterwarnings("ignore", category=ScmedleyWarning)
+    left = [task for task in tasks(options, options.methods) if not task.finished]
+    with threadpool_limits(options.threads):
+        for wait in (False, True):
+            left = [task for task in left if not done(task, options, wait=wait)]
 
 
-def accept(table: pd.DataFrame) -> list[str]:
-    """Return for each data set which claims hold (means over seeds)."""
-    lines = []
-    for name, rows in table.groupby("set", sort=False):
-        mean = rows.groupby("method")[["accuracy", "leak", "asw_batch"]].mean()
-        leak, accuracy, width = mean.leak.to_dict(), mean.accuracy.to_dict(), mean.asw_batch.to_dict()
-        null = "RE, permuted batches"
-        more_leak, more_width = leak["RE"] - leak[null], width["RE"] - width[null]
-        kept = accuracy["FE"] >= accuracy["PCA"] - ACCURACY_LOSS
-        for claim, holds in (
-            (f"FE leak {leak['FE']:.3f} < PCA leak {leak['PCA']:.3f}", leak["FE"] < leak["PCA"]),
-            (f"FE leak {leak['FE']:.3f} < AE leak {leak['AE']:.3f}", leak["FE"] < leak["AE"]),
-            (f"FE accuracy {accuracy['FE']:.3f} >= PCA {accuracy['PCA']:.3f} - {ACCURACY_LOSS}", kept),
-            (f"RE leak less its null's: {more_leak:+.3f} > {SEPARATION}", more_leak > SEPARATION),
-            (f"RE batch ASW less its null's: {more_width:+.3f} > {SEPARATION}", more_width > SEPARATION),
-        ):
-            lines.append(f"{'PASS' if holds else 'FAIL'}  {name}: {claim}")
-    return lines
+def done(task: Task, options: argparse.Namespace, *, wait: bool) -> bool:
+    """Fit and score; return ``False`` if another process has the lock and ``wait`` is not set."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(task.folder / f".{task.fit_file.stem}.lock")
+    try:
+        with lock.acquire(timeout=-1 if wait else 0):
+            if task.finished:  # by another process
+                return True
+            adata = prepared(task.set, options.data, task.seed)
+            facts = read_json(task.fit_file)
+            if not facts:
+                embeddings, facts = fit(task.method, adata, task.seed, options.threads)
+                with replacing(task.embedding_file) as temporary:
+                    np.savez(temporary, **embeddings)  # type: ignore[arg-type]
+                write_json(facts, task.fit_file)
+            if facts["status"] == "done":
+                with np.load(task.embedding_file) as stored:
+                    scores = score(dict(stored), adata, task.method.key, task.seed)
+                write_json(scores, task.score_file)
+    except Timeout:
+        return False
+    print(_line(task.row()), file=sys.stderr, flush=True)
+    return True
 
 
-def _cell(mean: float | None, sd: float | None, digits: int) -> str:
-    if mean is None or not np.isfinite(mean):
-        return ""
-    spread = f" ± {sd:.{digits}f}" if sd is not None and np.isfinite(sd) else ""
-    return f"{mean:.{digits}f}{spread}"
+def tasks(options: argparse.Namespace, methods: list[str]) -> Iterator[Task]:
+    """Yield every method on every data set whose file is there, with every seed."""
+    for name in options.sets:
+        data = DATA_SETS[name]
+        path = data.path(options.data)
+        if not path.exists():
+            print(f"{name}: skipped, there is no {path}. Name its folder with --data.", file=sys.stderr)
+            continue
+        digest = short_hash(sha256(path), data.label, data.without)
+        for seed in range(options.seeds):
+            for method in methods:
+                yield Task(name, seed, METHODS[method], options.out / name / f"seed{seed}", digest)
 
 
-def _settings_hash(method: str) -> str:
-    """Return a short name of a method's settings, so that cached results of other settings are not used."""
-    if method in PEERS:
-        return version(PEERS[method].package)
-    if method not in NETWORKS:
-        return sm.__version__
-    kind, preset, _ = NETWORKS[method]
-    return hashlib.sha256(repr(getattr(sm, kind).preset(preset)).encode()).hexdigest()[:8]
-
-
-def _line(run: dict[str, Any]) -> str:
-    values = [f"{s} {run[s]:.3f}" for s in SCORES if run.get(s) is not None]
-    return f"{run['set']} seed {run['seed']} {run['method']}: " + ", ".join(values)
+def _line(row: dict[str, Any]) -> str:
+    """Return the main numbers of a task in one line."""
+    start = f"{row['set']} seed {row['seed']} {row['method']}"
+    if row["status"] != "done":
+        return f"{start}: {row['status']}, {row['reason']}"
+    shown = ("leak", "accuracy", "bras", "nmi", "cpu_seconds")
+    return f"{start}: " + ", ".join(f"{s} {row[s]:.3f}" for s in shown if row.get(s) is not None)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    default = ["sc_mixology", "onek1k", "pbmc_8batches"]
-    parser.add_argument("--sets", nargs="+", default=default, choices=DATA_SETS, help=f"default: {default}")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", type=Path, help="folder of the data sets that are not shipped")
-    parser.add_argument("--paper", action="store_true", help="also the published form of FE and RE")
-    parser.add_argument("--peers", action="store_true", help="also the rivals, where installed")
-    parser.add_argument(
-        "--out", type=Path, default=Path("quality-runs"), help="one JSON a fit; goes on there"
-    )
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "quality.json")
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--sets", nargs="+", default=list(DATA_SETS), choices=DATA_SETS, help="default: all")
+    add("--methods", nargs="+", choices=METHODS, metavar="NAME", help=f"of {', '.join(METHODS)}")
+    add("--paper", action="store_true", help="also the published form of RE, and its null")
+    add("--peers", action="store_true", help="also the rivals, where installed")
+    add("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    add("--jobs", type=int, default=1, help="processes, each of --threads")
+    add("--threads", type=int, default=1)
+    add("--data", type=Path, help="folder of the data sets that are not shipped")
+    add("--out", type=Path, default=Path("quality-runs"), help="embeddings and scores; goes on there")
+    add("--rescore", action="store_true", help="score again what is fitted")
+    add("--retry", action="store_true", help="fit again what failed")
+    add("--tables-only", action="store_true", help="fit nothing; tables and page of what is finished")
+    add("--markdown", action="store_true", help="print the short table of the README alone")
+    add("--results", type=Path, default=HERE / "results" / "quality.json", help="the page is beside it")
+    add("--picture", type=Path, default=HERE.parent / "docs" / "images" / "quality.png")
+    options = parser.parse_args()
+    if options.methods is None:
+        options.methods = _default_methods(options.peers, options.paper)
+    missing = [name for name in options.methods if METHODS[name].settings is None]
+    if missing:
+        parser.error(f"{', '.join(missing)}: not installed here (pip install 'scmedley[peers]').")
+    return options
+
+
+def _default_methods(peers: bool, paper: bool) -> list[str]:
+    """Return our methods, and the others that are asked for; tell which are not installed."""
+    names = []
+    for name, method in METHODS.items():
+        asked = method.default or (paper and method.preset == "paper")
+        if not asked or (method.rival is not None and not peers):
+            continue
+        if method.rival is not None and not method.rival.installed:
+            print(f"{name}: not installed (pip install {method.rival.package})", file=sys.stderr)
+            continue
+        names.append(name)
+    return names
 
 
 if __name__ == "__main__":
