@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from scmedley.evaluate.neighbors import Codes, Floats
     from scmedley.models.base import Model
 
-N_COMPONENTS = 50  # of the PCA, and of every rival's latent
+N_COMPONENTS = 50  # of the PCA, and of the latent of rivals that start from it
+OWN_LATENT = {"scVI": 10, "scANVI": 10}  # the default of rivals that have one
 SCORING = "1"  # part of the names of stored scores: raise it when a score changes
 RESOLUTIONS = (0.3, 0.6, 1.0)  # of Leiden; the best counts, for NMI and for ARI, for all methods alike
 
@@ -102,6 +103,11 @@ class Method:
         return self.rival is not None and self.rival.labels
 
     @property
+    def n_latent(self) -> int:
+        """Return the number of latent dimensions of a rival."""
+        return OWN_LATENT.get(self.peer, N_COMPONENTS)
+
+    @property
     def is_null(self) -> bool:
         """Return whether it is fitted to permuted batches."""
         return self.key == keys.PERMUTED
@@ -113,7 +119,7 @@ class Method:
         if self.rival is not None:
             if not self.rival.installed:
                 return None
-            what = (version(self.rival.package), N_COMPONENTS)
+            what = (version(self.rival.package), self.n_latent)
         elif self.model:
             what = getattr(sm, self.model).preset(self.preset)
         return short_hash(self.name, self.key, what)
@@ -214,7 +220,7 @@ def _embed(
             "z": harmony_mapped(adata.obsm[keys.PCA], batch_N, reference_N, method.mapped, seed, threads)
         }, None
     if method.peer:
-        options: dict[str, int] = {"n_latent": N_COMPONENTS, "seed": seed, "threads": threads}
+        options: dict[str, int] = {"n_latent": method.n_latent, "seed": seed, "threads": threads}
         return {"z": embed_peer(method.peer, adata, BATCH, LABEL, **options)}, None
     if not method.model:
         sm.pp.pca(adata, N_COMPONENTS, seed)  # again, for its seconds
