@@ -217,7 +217,7 @@ def test_fixed_effects_adapt_their_decoder(prepared: AnnData, tmp_path: Path) ->
     masked = adapted.get_latent_representation(cells, mask_batch=True)
     assert_array_equal(masked, model.get_latent_representation(cells))
     held_out = cells[1::2].copy()
-    assert error(adapted, held_out) < 0.97 * error(model, held_out)
+    assert error(adapted, held_out) < 0.98 * error(model, held_out)
     adapted.save(tmp_path / "model")
     loaded = load(tmp_path / "model")
     assert_array_equal(loaded.get_latent_representation(cells), adapted.get_latent_representation(cells))

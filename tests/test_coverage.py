@@ -58,7 +58,7 @@ def test_intervals_cover_the_shifts_of_held_out_cells() -> None:
     model = fitted(adata, 300)
     whole, largest = interval_coverage(model, adata, "cell_type")
     assert 0.85 <= largest <= 0.97  # 0.76 with the factor of all genes
-    assert largest <= whole <= 0.98
+    assert largest <= whole <= 0.99
     assert model.calibration.label_key == "cell_type"
     assert model.calibration.cells == (adata.obs[keys.SPLIT] == "validation").sum()
 
@@ -72,7 +72,7 @@ def test_intervals_cover_the_true_shifts(known) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "before", "factor"), [(0.01, (0.0, 0.7), (3.0, 30.0)), (0.3, (0.96, 1.0), (0.25, 0.6))]
+    ("width", "before", "factor"), [(0.01, (0.0, 0.7), (3.0, 30.0)), (0.3, (0.96, 1.0), (0.25, 0.8))]
 )
 def test_a_posterior_of_any_width_is_calibrated(
     known, width: float, before: tuple[float, float], factor: tuple[float, float]

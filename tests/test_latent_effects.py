@@ -6,7 +6,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch.nn import functional as F  # noqa: N812
 
-from scmedley.nn.latent_effects import SHRINKAGE, LatentEffects, first_centres, shares
+from scmedley.nn.latent_effects import SHRINKAGE, Correction, LatentEffects, Ridge, first_centres, shares
 
 P, B, K = 4, 3, 8
 
@@ -117,3 +117,46 @@ def test_a_new_batch_is_moved_to_the_others() -> None:
         assert gap_P.norm() < 0.25  # 0.8 before, of which the ridge leaves a sixth
     for name, value in before.items():
         assert torch.equal(effects.state_dict()[name][: len(value)], value)
+
+
+def test_leave_one_out_is_a_fit_without_the_row() -> None:
+    """Against regressions that leave each row out in turn, at the same penalty and standardisation."""
+    torch.manual_seed(1)
+    x_NF, y_NP = torch.randn(40, 5), torch.randn(40, 2)
+    x_NF = (x_NF - x_NF.mean(0)) / x_NF.std(0)
+    y_NP = y_NP + x_NF[:, :2]
+    ridge = Ridge(x_NF)
+    found_NP = ridge.left_out(y_NP)
+    penalty = float(1 / ridge.inverse_F[0] - ridge.values_F[0])
+    for row in range(40):
+        kept = np.arange(40) != row
+        # A constant that is not penalised is part of the regression.
+        design = np.column_stack([x_NF[kept], np.ones(39)])
+        free = np.diag([penalty] * 5 + [0.0])
+        weights = np.linalg.solve(design.T @ design + free, design.T @ y_NP[kept].numpy())
+        assert_allclose(np.append(x_NF[row], 1) @ weights, found_NP[row], rtol=1e-3, atol=1e-4)
+
+
+def test_the_correction_removes_offsets_that_features_tell() -> None:
+    """Features that tell the batch; a correction learnt on half of the cells removes it from the others."""
+    z_NP, b_N, _ = clusters(1800)
+    gap_BP = 0.6 * F.normalize(torch.randn(B, P), dim=1)
+    z_NP = z_NP + gap_BP[b_N]
+    features_NF = torch.cat(
+        [F.one_hot(b_N, B) + 0.1 * torch.randn(len(b_N), B), torch.randn(len(b_N), 20)], 1
+    )
+    correction = Correction(features_NF.shape[1], P)
+    correction.fit(features_NF[::2], z_NP[::2], b_N[::2], fitted(z_NP[::2], b_N[::2]))
+    new_NP, new_N = (z_NP - correction(features_NF))[1::2], b_N[1::2]
+    before_BP, after_BP = (
+        torch.stack([z[n == b].mean(0) for b in range(B)]) for z, n in ((z_NP, b_N), (new_NP, new_N))
+    )
+    assert (after_BP - after_BP.mean(0)).norm() < 0.25 * (before_BP - before_BP.mean(0)).norm()
+
+
+def test_features_without_the_batch_correct_almost_nothing() -> None:
+    z_NP, b_N, _ = clusters()
+    features_NF = torch.randn(len(z_NP), 50)
+    correction = Correction(50, P)
+    correction.fit(features_NF, z_NP, b_N, fitted(z_NP, b_N))
+    assert correction(features_NF).norm(dim=1).mean() < 0.05

@@ -36,6 +36,7 @@ GOLDEN = Path(__file__).parent / "golden"
 # --- losses by hand: numpy alone, from the weights' names and the equations -------------------------
 
 N, G, B = 7, 10, 3
+Q = 8  # principal components
 
 
 def numbers(network: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -80,8 +81,11 @@ def encoded(w: dict[str, np.ndarray], x: np.ndarray) -> list[np.ndarray]:
 
 
 def affected(w: dict[str, np.ndarray], at: str, h: np.ndarray, b: np.ndarray | None) -> np.ndarray:
-    """h * (1 + gamma_b) + beta_b; without a batch, h."""
-    return h if b is None else h * (1 + w[f"{at}.gamma.loc_BH"][b]) + w[f"{at}.beta.loc_BH"][b]
+    """h * (1 + gamma_b) + beta_b, or h + beta_b if there are no scales; without a batch, h."""
+    if b is None:
+        return h
+    scale = 1 + w[f"{at}.gamma.loc_BH"][b] if f"{at}.gamma.loc_BH" in w else 1
+    return h * scale + w[f"{at}.beta.loc_BH"][b]
 
 
 def tied(w: dict[str, np.ndarray], z: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
@@ -175,12 +179,14 @@ LATER = Progress("training", 0.2)  # two thirds of the ramp of the latent's KL, 
 
 
 def test_default_fixed_effects_loss_by_hand(cells) -> None:
-    """In nats: G/2 MSE + w KL(q(z)) + KL(q(U)) / N + r KL(N(m, v) || N(m - delta, v))."""
+    """In nats: Q/2 MSE + w KL(q(z)) + KL(q(U)) / N + r KL(N(m, v) || N(m - delta, v))."""
     minibatch, x, b = cells
-    settings = small("fixed", hidden=(6, 5), n_latent=3, n_clusters=2, kl_weight=0.7, offset_weight=0.9)
+    sizes = {"hidden": (6, 5), "n_latent": 3, "n_clusters": 2, "n_components": Q}
+    settings = small("fixed", **sizes, kl_weight=0.7, offset_weight=0.9)
     network = FixedEffectsNetwork(G, B, settings)
     network.begin(training_cells([0] * 10), NOW)
     w = numbers(network)
+    x = x @ w["components.rotation_GQ"]
     h = selu(norm(w, "encoder.norms.0", dense(w, "encoder.linears.0", x)))
     h = selu(norm(w, "encoder.norms.1", dense(w, "encoder.linears.1", h)))
     m, log_v = dense(w, "encoder.linears.2", h), dense(w, "encoder.log_variance", h)
@@ -194,12 +200,12 @@ def test_default_fixed_effects_loss_by_hand(cells) -> None:
         delta = np.einsum("nk,nkp->np", share, w["latent_effects.offset_BKP"][b])
     offset = 0.5 * (delta**2 / np.exp(log_v)).sum(1).mean()
     kl = sum(kls(w)) / 10
-    assert len(kls(w)) == 6
+    assert len(kls(w)) == 5  # scales and biases of two hidden layers, biases of the components
     ((player, loss, terms),) = moves(network, minibatch, LATER)
     assert player == "autoencoder"
     expected = {"reconstruction": mse, "latent kl": latent, "offset": offset, "kl": kl}
     assert terms == {name: nearly(value) for name, value in expected.items()}
-    assert loss == nearly(G / 2 * mse + 2 / 3 * 0.7 * latent + kl + 1 / 3 * 0.9 * offset)
+    assert loss == nearly(Q / 2 * mse + 2 / 3 * 0.7 * latent + kl + 1 / 3 * 0.9 * offset)
 
 
 def test_the_offset_term_moves_the_mean_alone(cells) -> None:

@@ -57,7 +57,7 @@ class Scale:
             raise ScmedleyError(f"There is no scale {name!r}. Choose one of {list(get_args(ScaleName))}.")
         sides: tuple[Any, Any] = (x_NG.min(axis=0), x_NG.max(axis=0))
         low, high = (
-            np.asarray(side.toarray() if sparse.issparse(side) else side, np.float32).ravel()
+            np.asarray(side.toarray() if hasattr(side, "toarray") else side, np.float32).ravel()
             for side in sides
         )
         span = np.where(high > low, high - low, np.float32(1))
@@ -70,8 +70,8 @@ class Scale:
 
     def transform(self, x_NG: Matrix) -> np.ndarray:
         """Scale cells; the result is dense."""
-        x_NG = x_NG.toarray() if sparse.issparse(x_NG) else x_NG
-        scaled_NG = (x_NG - self.centre_G) / self.span_G
+        dense_NG = np.asarray(x_NG.toarray() if hasattr(x_NG, "toarray") else x_NG)
+        scaled_NG = (dense_NG - self.centre_G) / self.span_G
         if self.limit < math.inf:
             scaled_NG = np.clip(scaled_NG, -self.limit, self.limit)
         return np.asarray(scaled_NG, dtype=np.float32)

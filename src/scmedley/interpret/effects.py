@@ -12,8 +12,7 @@ import torch
 from scmedley.interpret.check import decoder
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
-from scmedley.models.export import effect_tables
-from scmedley.nn.bayesian import EffectTable
+from scmedley.nn.bayesian import EffectTable, tables
 
 
 @torch.no_grad()
@@ -47,7 +46,7 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
     network.check_effects("batch_effects")
     mean_BH, scale_BH = (
         np.hstack([np.asarray(part, np.float64) for part in parts])
-        for parts in zip(*map(_standardised, effect_tables(network.network)), strict=True)
+        for parts in zip(*map(_standardised, tables(network.network.decoder_effects)), strict=True)
     )
     mean_BH = mean_BH - mean_BH.mean(0)
     _, length, axes = np.linalg.svd(mean_BH, full_matrices=False)

@@ -7,7 +7,6 @@ Shapes: G genes, B batches, I inputs and O outputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,13 +15,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scmedley.errors import ScmedleyError
-from scmedley.nn.bayesian import EffectTable, ScaleAndBias
+from scmedley.nn.bayesian import ScaleAndBias
 from scmedley.nn.layers import Encoder, TiedDecoder, VariationalEncoder
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
 
 Array = NDArray[np.float32]
+
+
+class Effects(NamedTuple):
+    """Batch effects of a layer, all B x O: scales and biases, posterior means and standard deviations."""
+
+    gamma: Tensor
+    gamma_sd: Tensor
+    beta: Tensor
+    beta_sd: Tensor
+
+    @classmethod
+    def of(cls, module: ScaleAndBias) -> Effects:
+        """Return the effects of a layer of a network."""
+        tables = (module.gamma, module.beta)
+        return cls(*(part for table in tables for part in (table.loc_BH, table.scale_BH())))
 
 
 class Layer(NamedTuple):
@@ -33,7 +47,7 @@ class Layer(NamedTuple):
 
     weight_IO: Tensor
     bias_O: Tensor
-    effects: ScaleAndBias | None = None
+    effects: Effects | None = None
     norm: nn.BatchNorm1d | None = None
     selu_first: bool = False
 
@@ -111,17 +125,9 @@ def export(model: Model[Any]) -> Decoder:
 
 
 def tied_layers(decoder: TiedDecoder, encoder: Encoder | VariationalEncoder) -> list[Layer]:
-    """Return the layers of a tied decoder: transposed encoder weights, own biases and effects."""
+    """Return the layers of a tied decoder: transposed encoder weights and own biases."""
     weights = [layer.get_parameter("weight") for layer in reversed(encoder.linears)]
-    effects: Sequence[Any] = [*decoder.effects] or [None] * len(weights)
-    return [Layer(*parts) for parts in zip(weights, decoder.biases, effects, strict=True)]
-
-
-def effect_tables(network: Any) -> Iterator[EffectTable]:
-    """Yield the effect tables of a decoder, layer by layer: scales, then biases."""
-    for layer in network.decoder_layers():
-        if layer.effects is not None:
-            yield from (layer.effects.gamma, layer.effects.beta)
+    return [Layer(*parts) for parts in zip(weights, decoder.biases, strict=True)]
 
 
 def _block(layer: Layer) -> Block:
@@ -132,8 +138,7 @@ def _block(layer: Layer) -> Block:
         s = _numpy(norm.weight / (norm.running_var + norm.eps).sqrt())
         t = _numpy(norm.bias) - _numpy(norm.running_mean) * s
     assert layer.effects is not None  # checked in export
-    tables = (layer.effects.gamma, layer.effects.beta)
-    return Block(w, b, layer.selu_first, s, t, *(_numpy(p) for e in tables for p in (e.loc_BH, e.scale_BH())))
+    return Block(w, b, layer.selu_first, s, t, *map(_numpy, layer.effects))
 
 
 def _numpy(tensor: Any) -> Array:

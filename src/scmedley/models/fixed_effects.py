@@ -4,12 +4,13 @@ The encoder never uses the batch. The batch has random effects in two places: in
 each batch adds to the expression, and in the latent, where they are the measure of how far a batch is from the
 others. Training reduces the latter.
 
-Shapes: N cells, G genes, P latent dimensions, B batches, K clusters or labels.
+Shapes: N cells, G genes, Q principal components, P latent dimensions, B batches, K clusters or labels, H hidden
+units, F features of the correction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,12 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.models.adversarial import AdversarialNetwork, AdversarialSettings
 from scmedley.models.base import Model
-from scmedley.models.export import Layer, tied_layers
+from scmedley.models.export import Effects, Layer, tied_layers
 from scmedley.models.settings import Settings, named
 from scmedley.nn.balance import Balance
-from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
-from scmedley.nn.latent_effects import LatentEffects
-from scmedley.nn.layers import Classifier, TiedDecoder, VariationalEncoder
+from scmedley.nn.bayesian import Bias, EffectStart, ScaleAndBias, one_hot, tables, update_priors
+from scmedley.nn.latent_effects import Correction, LatentEffects
+from scmedley.nn.layers import Classifier, Components, TiedDecoder, VariationalEncoder
 from scmedley.nn.likelihoods import cross_entropy, kl_to_standard_normal, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
@@ -32,7 +33,8 @@ OFFSET_START, OFFSET_FULL = (
     0.1,
     0.4,
 )  # share of training at which the offset term begins, and has its full weight
-UPDATED = 15_000  # training cells, drawn anew after each epoch, from which the offsets are computed
+MOST_CELLS = 15_000  # training cells, drawn anew after each epoch, from which the offsets are computed
+ENCODED = 4096  # cells encoded at once
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class FixedEffectsSettings(Settings):
         Weight of the offset term. 1 gives the KL of the posterior from the one without its batch's offset.
     n_clusters
         K, the largest number of clusters of the latent; each has its own offset of every batch.
-    dropout
-        Share of the input values that are set to 0 in training.
+    n_components
+        Q, the number of principal components of the genes that the networks read and reconstruct.
+    noise
+        Standard deviation of Gaussian noise on the components in training.
     effects
         Initial posterior and prior of the random effects in the decoder.
     label_weight
@@ -60,7 +64,8 @@ class FixedEffectsSettings(Settings):
     kl_weight: float = 1.0
     offset_weight: float = 1.0
     n_clusters: int = 100
-    dropout: float = 0.1
+    n_components: int = 300
+    noise: float = 0.5
     effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
     label_weight: float = 10.0
     label_head_hidden: tuple[int, ...] = (64,)
@@ -75,17 +80,22 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         super().__init__()
         s = self.settings = settings
         self.n_batches = self.n_trained = n_batches
-        self.encoder = VariationalEncoder(n_genes, s.hidden, s.n_latent, s.batch_norm_momentum, s.dropout)
-        sizes = [*reversed(s.hidden), n_genes]
-        self.decoder = TiedDecoder(self.encoder, [ScaleAndBias(n_batches, size, s.effects) for size in sizes])
+        self.components = Components(n_genes, s.n_components)
+        n_components = self.components.rotation_GQ.shape[1]
+        self.encoder = VariationalEncoder(n_components, s.hidden, s.n_latent, s.batch_norm_momentum, s.noise)
+        effects = [ScaleAndBias(n_batches, size, s.effects) for size in reversed(s.hidden)]
+        self.decoder = TiedDecoder(self.encoder, [*effects, Bias(n_batches, n_components, s.effects)])
         self.latent_effects = LatentEffects(n_batches, s.n_clusters, s.n_latent)
+        self.correction = Correction(n_components + s.hidden[-1], s.n_latent)
         self.label_head = Classifier(s.n_latent, s.label_head_hidden, n_labels) if n_labels else None
         self.balance = Balance({"label": s.label_weight} if n_labels else {}, s.weights)
         self.register_buffer("n_cells", torch.tensor(1.0))
 
     def begin(self, known: TrainingCells, progress: Progress) -> None:
-        """Set the number of training cells."""
+        """Set the number of training cells, and learn the principal components."""
         self.n_cells.fill_(len(known.rows))
+        cells = known.cells.minibatches(drawn(known.rows), ENCODED)
+        self.components.fit(torch.cat([minibatch.x_NG for minibatch in cells]))
 
     def stages(self) -> list[Stage]:
         """Return one stage; it keeps the last epoch, because the loss changes while its weights rise."""
@@ -94,20 +104,23 @@ class FixedEffectsNetwork(nn.Module, Trainable):
     def losses(self, cells: Minibatch, progress: Progress) -> Losses:
         """Yield the loss, in nats per cell.
 
-        L = G/2 MSE + w(t) KL(q(z|x) || N(0, I)) + KL(q(U) || p(U)) / N + r(t) 1/2 sum_p delta_p^2 / v_p
+        L = Q/2 MSE + w(t) KL(q(z|x) || N(0, I)) + KL(q(U) || p(U)) / N + r(t) 1/2 sum_p delta_p^2 / v_p
 
-        with q(z|x) = N(m, diag v), x | z, b ~ N(decoder_b(z), 1), and delta the latent offset of the cell's batch.
-        The last term is KL(N(m, v) || N(m - delta, v)): the posterior against what it would be without its batch.
-        delta and v are constants in it, so its gradient moves m. With labels, label_weight * CE(y) is added.
+        with x the principal components, q(z|x) = N(m, diag v), x | z, b ~ N(decoder_b(z), 1), and delta the latent
+        offset of the cell's batch. The last term is KL(N(m, v) || N(m - delta, v)): the posterior against what it
+        would be without its batch. delta and v are constants in it, so its gradient moves m. With labels,
+        label_weight * CE(y) is added.
         """
-        s, n_genes = self.settings, cells.x_NG.shape[1]
-        mean_NP, log_variance_NP = self.encoder(cells.x_NG)
+        s = self.settings
+        x_NQ = self.components(cells.x_NG).float()
+        half_q = x_NQ.shape[1] / 2
+        mean_NP, log_variance_NP, _ = self.encoder(x_NQ)
         z_NP = mean_NP
         if self.training:
             z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
-        error = mse(cells.x_NG, self.decode(z_NP, cells.b_N, draw=self.training))
+        error = mse(x_NQ, self._decode(z_NP, cells.b_N, draw=self.training))
         terms = {
-            "reconstruction": Term(error, n_genes / 2),
+            "reconstruction": Term(error, half_q),
             "latent kl": Term(
                 kl_to_standard_normal(mean_NP, log_variance_NP),
                 s.kl_weight * ramp(progress.share, 0.0, KL_FULL),
@@ -119,41 +132,52 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         }
         if self.label_head is not None and cells.y_N is not None:
             label = {"label": cross_entropy(self.label_head(z_NP), cells.y_N)}
-            weights = self.balance(z_NP, n_genes / 2 * error, label)
+            weights = self.balance(z_NP, half_q * error, label)
             terms["label"] = Term(label["label"], weights["label"])
-        yield "autoencoder", terms | {"kl": self.kl(error, n_genes)}
+        yield "autoencoder", terms | {"kl": self.kl(error, x_NQ.shape[1])}
 
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Update clusters and offsets of the latent, and the priors of the decoder's effects."""
         self.balance.after_epoch()
         update_priors(self)
-        self.update_offsets(known)
+        z_NP, _, b_N = self._encoded(known)
+        self.latent_effects.update(z_NP, b_N)
 
-    @torch.no_grad()
-    def update_offsets(self, known: TrainingCells) -> None:
-        """Compute the latent offsets of all batches from (at most 15,000) training cells."""
-        rows = known.rows
-        if len(rows) > UPDATED:
-            rows = rows[torch.randperm(len(rows))[:UPDATED].to(rows.device)]
-        self.eval()
-        parts = [self.encode(m.x_NG, m.b_N) for m in known.cells.minibatches(rows, 1024)]
-        self.latent_effects.update(torch.cat(parts), known.cells.b_N[rows])
+    def finish(self, known: TrainingCells) -> None:
+        """Fit the correction of the latent by what is left of the offsets in cells that were left out."""
+        z_NP, features_NF, b_N = self._encoded(known)
+        self.correction.fit(features_NF, z_NP, b_N, self.latent_effects)
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
-        """Return the posterior mean of the latent, N x P.
+        """Return the posterior mean of the latent less its correction, N x P.
 
         The batch is not used, except for batches that ``adapt`` added: the encoder has not learnt to remove their
         offset, so it is subtracted.
         """
-        mean_NP: Tensor = self.encoder(x_NG)[0]
+        mean_NP, features_NF = self._encode(x_NG)
+        z_NP: Tensor = mean_NP - self.correction(features_NF)
         if self.n_batches > self.n_trained:
-            mean_NP = mean_NP - self.latent_effects.offset(mean_NP, b_N.where(b_N >= self.n_trained, -1))
-        return mean_NP
+            z_NP = z_NP - self.latent_effects.offset(z_NP, b_N.where(b_N >= self.n_trained, -1))
+        return z_NP
+
+    def _encode(self, x_NG: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the posterior mean, and the features of its correction: components and last hidden layer."""
+        x_NQ = self.components(x_NG).float()
+        mean_NP, _, h_NH = self.encoder(x_NQ)
+        return mean_NP, torch.cat([x_NQ, h_NH], dim=1)
+
+    @torch.no_grad()
+    def _encoded(self, known: TrainingCells) -> tuple[Tensor, Tensor, Tensor]:
+        """Return posterior means, features and batches of (at most 15,000) training cells."""
+        self.eval()
+        rows = drawn(known.rows)
+        parts = [self._encode(cells.x_NG) for cells in known.cells.minibatches(rows, ENCODED)]
+        mean_NP, features_NF = (torch.cat(part) for part in zip(*parts, strict=True))
+        return mean_NP, features_NF, known.cells.b_N[rows]
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG, scaled like the input, with the effects of batches ``b_N`` (-1: none)."""
-        xhat_NG: Tensor = self.decoder(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
-        return xhat_NG
+        return self.components.inverse(self._decode(z_NP, b_N, draw))
 
     def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return the activations before the output layer of the decoder."""
@@ -161,11 +185,37 @@ class FixedEffectsNetwork(nn.Module, Trainable):
 
     def decode_output(self, h_NH: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG, which is linear in the activations before the output layer."""
-        return self.decoder.output(h_NH, self.encoder, one_hot(b_N, self.n_batches), draw)
+        return self.components.inverse(
+            self.decoder.output(h_NH, self.encoder, one_hot(b_N, self.n_batches), draw)
+        )
+
+    @property
+    def decoder_effects(self) -> nn.ModuleList:
+        """The batch effects of the decoder, layer by layer."""
+        return self.decoder.effects
 
     def decoder_layers(self) -> list[Layer]:
-        """Return the layers of the decoder: transposed encoder weights, own biases and effects."""
-        return tied_layers(self.decoder, self.encoder)
+        """Return the layers of the decoder; the last one is rotated from components to genes.
+
+        Genes of the rotated layer have the means and the variances of their effects, not their covariances.
+        """
+        *hidden, last = tied_layers(self.decoder, self.encoder)
+        *effects, bias = cast(Sequence[Any], self.decoder.effects)
+        rotation_QG = self.components.rotation_GQ.t()
+        beta, variance = bias.beta.loc_BH @ rotation_QG, bias.beta.scale_BH().square() @ rotation_QG.square()
+        none = torch.zeros_like(beta)
+        layers = [layer._replace(effects=Effects.of(e)) for layer, e in zip(hidden, effects, strict=True)]
+        rotated = Layer(
+            last.weight_IO @ rotation_QG,
+            last.bias_O @ rotation_QG,
+            Effects(none, none, beta, variance.sqrt()),
+        )
+        return [*layers, rotated]
+
+    def _decode(self, z_NP: Tensor, b_N: Tensor, draw: bool) -> Tensor:
+        """Return the reconstructed components, N x Q."""
+        xhat_NQ: Tensor = self.decoder(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
+        return xhat_NQ
 
     def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> Term:
         """Return KL(q(U) || p(U)) of all effect tables, per cell; ``n_cells`` defaults to the training cells."""
@@ -174,8 +224,9 @@ class FixedEffectsNetwork(nn.Module, Trainable):
 
     def drawn_reconstruction(self, cells: Minibatch) -> Term:
         """Return the reconstruction error with drawn effects, and its weight."""
-        xhat_NG = self.decode(self.encode(cells.x_NG, cells.b_N), cells.b_N, draw=True)
-        return Term(mse(cells.x_NG, xhat_NG), cells.x_NG.shape[1] / 2)
+        x_NQ = self.components(cells.x_NG)
+        xhat_NQ = self._decode(self.encode(cells.x_NG, cells.b_N), cells.b_N, draw=True)
+        return Term(mse(x_NQ, xhat_NQ), x_NQ.shape[1] / 2)
 
     def _offset(self, mean_NP: Tensor, log_variance_NP: Tensor, b_N: Tensor) -> Tensor:
         """Return KL(N(m, v) || N(m - delta, v)) in nats, averaged over cells; its gradient is that of m alone."""
@@ -211,6 +262,13 @@ class FixedEffects(Model[FixedEffectsSettings | AdversarialSettings]):
             paper = AdversarialSettings(mse_weight=2000.0, adversary_weight=0.5, label_weight=3.0)
         default: FixedEffectsSettings | AdversarialSettings = FixedEffectsSettings()
         return named(name, default, paper.as_published())
+
+
+def drawn(rows: Tensor) -> Tensor:
+    """Return the rows, or a draw of 15,000 if there are more."""
+    if len(rows) <= MOST_CELLS:
+        return rows
+    return rows[torch.randperm(len(rows))[:MOST_CELLS].to(rows.device)]
 
 
 def ramp(share: float, start: float, full: float) -> float:

@@ -18,7 +18,7 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models.base import Model
-from scmedley.models.export import Layer
+from scmedley.models.export import Effects, Layer
 from scmedley.models.settings import S, Settings, check_setting, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
@@ -191,7 +191,7 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         parts: Iterator[Any] = zip(self.decoder, self.decoder_norms, self.decoder_effects, strict=True)
         last = len(self.decoder) - 1
         return [
-            Layer(layer.weight.t(), layer.bias, effects, norm, selu_first=i < last)
+            Layer(layer.weight.t(), layer.bias, Effects.of(effects), norm, selu_first=i < last)
             for i, (layer, norm, effects) in enumerate(parts)
         ]
 

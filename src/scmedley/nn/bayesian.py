@@ -89,6 +89,23 @@ class EffectTable(nn.Module):
         self.prior_scale.copy_(second_moment.sqrt().clamp_min(floor))
 
 
+class Bias(nn.Module):
+    """h + beta_b, with a bias effect for every batch and unit."""
+
+    def __init__(self, n_batches: int, n_units: int, start: EffectStart):
+        super().__init__()
+        self.beta = EffectTable(n_batches, n_units, start)
+
+    def forward(self, h_NH: Tensor, b_NB: Tensor, draw: bool) -> Tensor:
+        """Apply the effects of each cell's batch, as :meth:`ScaleAndBias.forward` does."""
+        beta_BH = self.beta.draw_BH() if draw else self.beta.loc_BH
+        with torch.autocast(h_NH.device.type, enabled=False):
+            bias_NH = b_NB @ beta_BH
+        if len(b_NB) < len(h_NH):
+            return (h_NH.view(len(b_NB), -1, h_NH.shape[1]) + bias_NH[:, None]).view_as(h_NH)
+        return h_NH + bias_NH
+
+
 class ScaleAndBias(nn.Module):
     """h * (1 + gamma_b) + beta_b, with a scale effect and a bias effect for every batch and unit."""
 

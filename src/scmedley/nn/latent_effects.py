@@ -21,6 +21,8 @@ SWEEPS, ROUNDS = 3, 3  # of an update, and of k-means in each sweep
 LOOKUPS = 2  # a cell's clusters depend on its offset, which depends on its clusters
 CELLS_PER_CLUSTER = 30  # at least: fewer clusters are used for few cells
 FIRST_ROUNDS = 10  # of k-means at the start
+CORRECTION_ROUNDS = 4
+PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge regression, per cell
 QUERY_ROUNDS = 10  # of the offsets of a batch that was not in training
 
 
@@ -110,6 +112,87 @@ class LatentEffects(nn.Module):
                 n_K1 = share_nK.sum(0)[:, None]
                 mean_KP = share_nK.t() @ z_nP / n_K1.clamp_min(1e-8)
                 self.offset_BKP[b] = n_K1 / (n_K1 + lambda_K1) * (mean_KP - self.middle_KP)
+
+
+class Correction(nn.Module):
+    """A linear map from activations of an encoder to the offset of a cell: it needs no batch.
+
+    An encoder that has learnt from a cell and its batch has removed more of the batch from this cell than it
+    would from a new one. The map is a ridge regression of the offsets on the activations, and in each round the
+    offsets are computed from latents that are corrected by leave-one-out predictions, as those of new cells.
+    """
+
+    weight_FP: Tensor
+    bias_P: Tensor
+
+    def __init__(self, n_features: int, n_latent: int):
+        super().__init__()
+        self.register_buffer("weight_FP", torch.zeros(n_features, n_latent))
+        self.register_buffer("bias_P", torch.zeros(n_latent))
+
+    def forward(self, features_NF: Tensor) -> Tensor:
+        """Return the predicted offset, N x P."""
+        offset_NP: Tensor = features_NF @ self.weight_FP + self.bias_P
+        return offset_NP
+
+    @torch.no_grad()
+    def fit(self, features_NF: Tensor, z_NP: Tensor, b_N: Tensor, effects: LatentEffects) -> None:
+        """Fit to training cells; ``effects`` are updated to the corrected latents."""
+        mean_F, sd_F = features_NF.mean(0), features_NF.std(0) + 1e-6
+        ridge = Ridge((features_NF - mean_F) / sd_F)
+        offset_NP, corrected_NP = torch.zeros_like(z_NP), z_NP
+        for _ in range(CORRECTION_ROUNDS):
+            effects.update(corrected_NP, b_N)
+            offset_NP = offset_NP + effects.offset(corrected_NP, b_N)
+            corrected_NP = z_NP - ridge.left_out(offset_NP)
+        weight_FP = ridge.weights(offset_NP) / sd_F[:, None]
+        self.weight_FP.copy_(weight_FP)
+        self.bias_P.copy_(offset_NP.mean(0) - mean_F @ weight_FP)
+
+
+class Ridge:
+    """Ridge regression on standardised features and a constant, with exact leave-one-out predictions.
+
+    The penalty is that with the smallest leave-one-out error of the first response (Hastie et al. 2009,
+    section 7.10).
+    """
+
+    def __init__(self, features_NF: Tensor):
+        x_NF = features_NF.double()
+        self.values_F, self.vectors_FF = torch.linalg.eigh(x_NF.t() @ x_NF)
+        self.rotated_NF = x_NF @ self.vectors_FF
+        self.inverse_F: Tensor | None = None
+
+    def weights(self, y_NP: Tensor) -> Tensor:
+        """Return the coefficients of the features, F x P."""
+        weights_FP: Tensor = self.vectors_FF @ self._rotated_weights(y_NP)
+        return weights_FP.to(y_NP.dtype)
+
+    def left_out(self, y_NP: Tensor) -> Tensor:
+        """Return the prediction of each row by a regression on all others, N x P."""
+        if self.inverse_F is None:
+            self.inverse_F = min(self._inverses(), key=lambda inverse_F: self._error(y_NP, inverse_F))
+        return self._left_out(y_NP.double(), self.inverse_F).to(y_NP.dtype)
+
+    def _inverses(self) -> list[Tensor]:
+        n_cells = len(self.rotated_NF)
+        return [1 / (self.values_F.clamp_min(0) + penalty * n_cells) for penalty in PENALTIES]
+
+    def _error(self, y_NP: Tensor, inverse_F: Tensor) -> float:
+        return float((y_NP - self._left_out(y_NP.double(), inverse_F)).square().sum())
+
+    def _left_out(self, y_NP: Tensor, inverse_F: Tensor) -> Tensor:
+        leverage_N1 = ((self.rotated_NF.square() * inverse_F).sum(1) + 1 / len(y_NP)).unsqueeze(1)
+        mean_P = y_NP.mean(0)
+        fitted_NP = mean_P + self.rotated_NF @ (inverse_F[:, None] * (self.rotated_NF.t() @ (y_NP - mean_P)))
+        left_out_NP: Tensor = y_NP - (y_NP - fitted_NP) / (1 - leverage_N1)
+        return left_out_NP
+
+    def _rotated_weights(self, y_NP: Tensor) -> Tensor:
+        assert self.inverse_F is not None
+        centred_NP = y_NP.double() - y_NP.double().mean(0)
+        weights_FP: Tensor = self.inverse_F[:, None] * (self.rotated_NF.t() @ centred_NP)
+        return weights_FP
 
 
 def shares(z_NP: Tensor, centre_KP: Tensor) -> Tensor:

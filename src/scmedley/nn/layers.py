@@ -1,6 +1,6 @@
 """Encoder and decoders shared by the fixed-effects family (scMEDAL, section 1 of the preprint's methods).
 
-Shapes: N cells, G genes, H hidden units, P latent dimensions.
+Shapes: N cells, G genes, Q principal components, I inputs, H hidden units, P latent dimensions.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from scmedley.nn.bayesian import ScaleAndBias
+from scmedley.nn.bayesian import Bias, ScaleAndBias
 from scmedley.nn.matmul import affine
 
 BATCH_NORM_EPS = 1e-3
 FIRST_LOG_VARIANCE = -2.0
+OVERSAMPLED, POWER_ITERATIONS = 20, 4  # of the randomised SVD (Halko et al. 2011)
 
 
 class Linear(nn.Linear):
@@ -57,38 +58,65 @@ class Encoder(nn.Module):
         return activations
 
 
+class Components(nn.Module):
+    """Principal components of the (scaled) genes: a fixed rotation, learnt from training cells."""
+
+    rotation_GQ: Tensor
+
+    def __init__(self, n_genes: int, n_components: int):
+        super().__init__()
+        self.register_buffer("rotation_GQ", torch.zeros(n_genes, min(n_components, n_genes)))
+
+    @torch.no_grad()
+    def fit(self, x_NG: Tensor) -> None:
+        """Learn the rotation by a randomised SVD; with few cells the last components stay 0."""
+        n_kept = min(self.rotation_GQ.shape[1], len(x_NG))
+        n_drawn = min(n_kept + OVERSAMPLED, *x_NG.shape)
+        found_GQ = torch.svd_lowrank(x_NG, n_drawn, niter=POWER_ITERATIONS)[2]
+        self.rotation_GQ.zero_()
+        self.rotation_GQ[:, :n_kept] = found_GQ[:, :n_kept]
+
+    def forward(self, x_NG: Tensor) -> Tensor:
+        """Return the components of cells, N x Q."""
+        return affine(x_NG, self.rotation_GQ.t(), None)
+
+    def inverse(self, x_NQ: Tensor) -> Tensor:
+        """Return the genes of components, N x G."""
+        return affine(x_NQ, self.rotation_GQ, None)
+
+
 class VariationalEncoder(nn.Module):
-    """Dropout of the input, [Linear, BatchNorm, SELU] for each hidden size, then mean and log variance.
+    """Noise on the input, [Linear, BatchNorm, SELU] for each hidden size, then mean and log variance.
 
     The posterior starts narrow (log variance -2), so that the decoder learns from the first step.
     """
 
-    def __init__(self, n_genes: int, hidden: Sequence[int], n_latent: int, momentum: float, dropout: float):
+    def __init__(self, n_inputs: int, hidden: Sequence[int], n_latent: int, momentum: float, noise: float):
         super().__init__()
-        sizes = [n_genes, *hidden, n_latent]
-        self.dropout = nn.Dropout(dropout)
+        sizes = [n_inputs, *hidden, n_latent]
+        self.noise = noise
         self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))  # the last: the mean
         self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
         self.log_variance = linear(sizes[-2], n_latent)
         nn.init.zeros_(self.log_variance.weight)
         nn.init.constant_(self.log_variance.bias, FIRST_LOG_VARIANCE)
 
-    def forward(self, x_NG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z|x), both N x P, float32."""
-        h = self.dropout(x_NG)
+    def forward(self, x_NI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and log variance of q(z|x), N x P, and the last hidden layer, N x H, all float32."""
+        h = x_NI + self.noise * torch.randn_like(x_NI) if self.training else x_NI
         for layer, norm in zip(self.linears[:-1], self.norms, strict=True):
             h = F.selu(norm(layer(h)))
-        return self.linears[-1](h).float(), self.log_variance(h).float().clamp(-10, 4)
+        return self.linears[-1](h).float(), self.log_variance(h).float().clamp(-10, 4), h.float()
 
 
 class TiedDecoder(nn.Module):
     """The transposed weights of the encoder with own biases; SELU between layers, linear output.
 
     The weights are parameters of the encoder alone, so that an optimiser has each of them once. With
-    ``effects`` (one :class:`ScaleAndBias` for each layer) every layer has batch effects.
+    ``effects`` (one module for each layer) every layer has batch effects.
     """
 
-    def __init__(self, encoder: Encoder | VariationalEncoder, effects: Sequence[ScaleAndBias] = ()):
+    def __init__(self, encoder: Encoder | VariationalEncoder, effects: Sequence[ScaleAndBias | Bias] = ()):
         super().__init__()
         sizes = [layer.in_features for layer in reversed(encoder.linears) if isinstance(layer, nn.Linear)]
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in sizes)

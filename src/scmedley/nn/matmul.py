@@ -54,8 +54,8 @@ def _onednn(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
     return y_NO
 
 
-def affine(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-    """Return x @ weight.T + bias.
+def affine(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """Return x @ weight.T + bias (``None``: without a bias).
 
     In float32 on a CPU, PyTorch calls MKL, which does not use AVX-512 on AMD processors. oneDNN, which
     PyTorch uses for other formats, is twice as fast there and as fast as MKL on Intel processors.
