@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from scipy.optimize import minimize_scalar
+from sklearn.decomposition import PCA
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
@@ -23,7 +24,7 @@ from scmedley.nn.bayesian import (
     tables,
     update_priors,
 )
-from scmedley.nn.layers import Classifier, Encoder, TiedDecoder, batch_norm, linear
+from scmedley.nn.layers import Classifier, Components, Encoder, TiedDecoder, batch_norm, linear
 from scmedley.nn.likelihoods import kl_to_mse_units, mse
 
 
@@ -216,3 +217,23 @@ def test_small_effects_survive_bfloat16(draw: bool) -> None:
     assert_allclose(found[:3].detach(), 2 * 1.0018 + 1 / 3, atol=2e-5)
     assert_allclose(found[3].detach(), 2.0)
     assert_allclose(effects(h_NH, b_NB, draw=draw).detach(), found.detach(), atol=2e-5)
+
+
+def test_components_are_those_of_scikit_learn() -> None:
+    x = torch.randn(80, 30) @ torch.diag(torch.linspace(3, 0.5, 30)) @ torch.randn(30, 30)
+    x = x - x.mean(0)
+    components = Components(30, 6)
+    components.fit(x)
+    oracle = PCA(6).fit(x.numpy())
+    signs = np.sign((components(x).numpy() * oracle.transform(x.numpy())).sum(0))
+    assert_allclose(components(x).numpy(), oracle.transform(x.numpy()) * signs, rtol=1e-3, atol=1e-3)
+    inside = components.inverse(components(x))
+    assert_allclose(components(inside), components(x), rtol=1e-4, atol=1e-4)
+    loadings = components.rotation_GQ
+    assert (loadings.gather(0, loadings.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+def test_few_cells_have_few_components() -> None:
+    components = Components(30, 20)
+    components.fit(torch.randn(10, 30))
+    assert int(components.rotation_GQ.any(0).sum()) == 8

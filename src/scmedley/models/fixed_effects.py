@@ -90,6 +90,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         self.label_head = Classifier(s.n_latent, s.label_head_hidden, n_labels) if n_labels else None
         self.balance = Balance({"label": s.label_weight} if n_labels else {}, s.weights)
         self.register_buffer("n_cells", torch.tensor(1.0))
+        self._seen: list[tuple[Tensor, Tensor]] = []  # posterior means and batches of this epoch
 
     def begin(self, known: TrainingCells, progress: Progress) -> None:
         """Set the number of training cells, and learn the principal components."""
@@ -117,6 +118,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         mean_NP, log_variance_NP, _ = self.encoder(x_NQ)
         z_NP = mean_NP
         if self.training:
+            self._seen.append((mean_NP.detach(), cells.b_N))
             z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
         error = mse(x_NQ, self._decode(z_NP, cells.b_N, draw=self.training))
         terms = {
@@ -140,13 +142,19 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         """Update clusters and offsets of the latent, and the priors of the decoder's effects."""
         self.balance.after_epoch()
         update_priors(self)
-        z_NP, _, b_N = self._encoded(known)
-        self.latent_effects.update(z_NP, b_N)
+        z_NP, b_N = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self._seen = []
+        rows = drawn(torch.arange(len(z_NP), device=z_NP.device))
+        self.latent_effects.update(z_NP[rows], b_N[rows])
 
+    @torch.no_grad()
     def finish(self, known: TrainingCells) -> None:
         """Fit the correction of the latent by what is left of the offsets in cells that were left out."""
-        z_NP, features_NF, b_N = self._encoded(known)
-        self.correction.fit(features_NF, z_NP, b_N, self.latent_effects)
+        self._seen = []
+        rows = drawn(known.rows)
+        parts = [self._encode(cells.x_NG) for cells in known.cells.minibatches(rows, ENCODED)]
+        mean_NP, features_NF = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.correction.fit(features_NF, mean_NP, known.cells.b_N[rows], self.latent_effects)
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return the posterior mean of the latent less its correction, N x P.
@@ -165,15 +173,6 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         x_NQ = self.components(x_NG).float()
         mean_NP, _, h_NH = self.encoder(x_NQ)
         return mean_NP, torch.cat([x_NQ, h_NH], dim=1)
-
-    @torch.no_grad()
-    def _encoded(self, known: TrainingCells) -> tuple[Tensor, Tensor, Tensor]:
-        """Return posterior means, features and batches of (at most 15,000) training cells."""
-        self.eval()
-        rows = drawn(known.rows)
-        parts = [self._encode(cells.x_NG) for cells in known.cells.minibatches(rows, ENCODED)]
-        mean_NP, features_NF = (torch.cat(part) for part in zip(*parts, strict=True))
-        return mean_NP, features_NF, known.cells.b_N[rows]
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG, scaled like the input, with the effects of batches ``b_N`` (-1: none)."""

@@ -22,6 +22,9 @@ LOOKUPS = 2  # a cell's clusters depend on its offset, which depends on its clus
 CELLS_PER_CLUSTER = 30  # at least: fewer clusters are used for few cells
 FIRST_ROUNDS = 10  # of k-means at the start
 CORRECTION_ROUNDS = 4
+LEAST_SD = (
+    0.01  # of a feature, relative to all: one that hardly varies in training must not count in new cells
+)
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge regression, per cell
 QUERY_ROUNDS = 10  # of the offsets of a batch that was not in training
 
@@ -138,7 +141,8 @@ class Correction(nn.Module):
     @torch.no_grad()
     def fit(self, features_NF: Tensor, z_NP: Tensor, b_N: Tensor, effects: LatentEffects) -> None:
         """Fit to training cells; ``effects`` are updated to the corrected latents."""
-        mean_F, sd_F = features_NF.mean(0), features_NF.std(0) + 1e-6
+        mean_F, sd_F = features_NF.mean(0), features_NF.std(0)
+        sd_F = sd_F.clamp_min(LEAST_SD * float(sd_F.square().mean().sqrt()) + 1e-12)
         ridge = Ridge((features_NF - mean_F) / sd_F)
         offset_NP, corrected_NP = torch.zeros_like(z_NP), z_NP
         for _ in range(CORRECTION_ROUNDS):

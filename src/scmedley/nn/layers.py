@@ -3,6 +3,7 @@
 Shapes: N cells, G genes, Q principal components, I inputs, H hidden units, P latent dimensions.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from scmedley.nn.matmul import affine
 
 BATCH_NORM_EPS = 1e-3
 FIRST_LOG_VARIANCE = -2.0
+MOST_OF_CELLS = 0.8  # most components, as a share of the cells they are learnt from
 OVERSAMPLED, POWER_ITERATIONS = 20, 4  # of the randomised SVD (Halko et al. 2011)
 
 
@@ -69,12 +71,18 @@ class Components(nn.Module):
 
     @torch.no_grad()
     def fit(self, x_NG: Tensor) -> None:
-        """Learn the rotation by a randomised SVD; with few cells the last components stay 0."""
-        n_kept = min(self.rotation_GQ.shape[1], len(x_NG))
+        """Learn the rotation by a randomised SVD.
+
+        With few cells, fewer components are used and the others stay 0: the last ones have almost no variance in
+        these cells, but not in new ones.
+        """
+        n_kept = min(self.rotation_GQ.shape[1], math.ceil(MOST_OF_CELLS * len(x_NG)))
         n_drawn = min(n_kept + OVERSAMPLED, *x_NG.shape)
         found_GQ = torch.svd_lowrank(x_NG, n_drawn, niter=POWER_ITERATIONS)[2]
+        # The sign of a component is arbitrary: make its largest loading positive, on every machine.
+        largest_1Q = found_GQ.gather(0, found_GQ.abs().argmax(0, keepdim=True))
         self.rotation_GQ.zero_()
-        self.rotation_GQ[:, :n_kept] = found_GQ[:, :n_kept]
+        self.rotation_GQ[:, :n_kept] = (found_GQ * largest_1Q.sign())[:, :n_kept]
 
     def forward(self, x_NG: Tensor) -> Tensor:
         """Return the components of cells, N x Q."""
