@@ -72,6 +72,8 @@ class Method:
         Name in ``PEERS``; empty for others.
     mapped
         How cells follow that Harmony was not fitted on (:mod:`symphony`); ``None`` for all other methods.
+    components
+        Principal components that Harmony corrects.
     default
         Whether it is run unless ``--methods`` says otherwise (rivals: with ``--peers``).
     """
@@ -83,6 +85,7 @@ class Method:
     key: str = BATCH
     peer: str = ""
     mapped: Way | None = None
+    components: int = N_COMPONENTS
     default: bool = True
 
     @property
@@ -105,7 +108,7 @@ class Method:
     @property
     def n_latent(self) -> int:
         """Return the number of latent dimensions of a rival."""
-        return OWN_LATENT.get(self.peer, N_COMPONENTS)
+        return OWN_LATENT.get(self.peer, self.components)
 
     @property
     def is_null(self) -> bool:
@@ -134,6 +137,8 @@ METHODS = {
         Method("FE, permuted batches", model="FixedEffects", key=keys.PERMUTED),
         Method("FE, paper", model="FixedEffects", preset="paper"),
         Method("Harmony, applied", peer="Harmony", mapped="applied"),
+        # BRAS rises with the number of dimensions: these are as many as ours.
+        Method("Harmony, applied, 20 components", peer="Harmony", mapped="applied", components=20),
         Method("Harmony, Symphony", peer="Harmony", mapped="symphony"),
         Method("scVI", peer="scVI"),
         Method("scANVI", peer="scANVI"),
@@ -216,9 +221,8 @@ def _embed(
     if method.mapped is not None:
         reference_N = (adata.obs[keys.SPLIT] == "train").to_numpy()
         batch_N = adata.obs[BATCH].cat.codes.to_numpy()
-        return {
-            "z": harmony_mapped(adata.obsm[keys.PCA], batch_N, reference_N, method.mapped, seed, threads)
-        }, None
+        pca_NP = adata.obsm[keys.PCA][:, : method.components]
+        return {"z": harmony_mapped(pca_NP, batch_N, reference_N, method.mapped, seed, threads)}, None
     if method.peer:
         options: dict[str, int] = {"n_latent": method.n_latent, "seed": seed, "threads": threads}
         return {"z": embed_peer(method.peer, adata, BATCH, LABEL, **options)}, None
