@@ -21,7 +21,7 @@ SWEEPS, ROUNDS = 3, 3  # of an update, and of k-means in each sweep
 LOOKUPS = 2  # a cell's clusters depend on its offset, which depends on its clusters
 CELLS_PER_CLUSTER = 30  # at least: fewer clusters are used for few cells
 FIRST_ROUNDS = 10  # of k-means at the start
-CORRECTION_ROUNDS = 4
+CORRECTION_ROUNDS, OF_FEW = 4, 2  # of a correction, and of one that is learnt from fewer than 1,000 cells
 LEAST_SD = (
     0.01  # of a feature, relative to all: one that hardly varies in training must not count in new cells
 )
@@ -145,7 +145,7 @@ class Correction(nn.Module):
         sd_F = sd_F.clamp_min(LEAST_SD * float(sd_F.square().mean().sqrt()) + 1e-12)
         ridge = Ridge((features_NF - mean_F) / sd_F)
         offset_NP, corrected_NP = torch.zeros_like(z_NP), z_NP
-        for _ in range(CORRECTION_ROUNDS):
+        for _ in range(CORRECTION_ROUNDS if len(z_NP) >= 1000 else OF_FEW):  # more rounds would fit noise
             effects.update(corrected_NP, b_N)
             offset_NP = offset_NP + effects.offset(corrected_NP, b_N)
             corrected_NP = z_NP - ridge.left_out(offset_NP)
