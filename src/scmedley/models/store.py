@@ -24,6 +24,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.models.adapt import add_batches
 from scmedley.models.interval import Calibration
+from scmedley.models.reference import arrays_of, described_classifier, reference_of
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Model[Any]")
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
+REFERENCE = "reference/"  # prefix of its tensors
 # All files that a model's folder may hold; earlier versions stored a genomap there.
 OWN = {DESCRIPTION, WEIGHTS, "genomap.json", "fixed", "random"}
 
@@ -83,6 +85,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "trained_on": model.reader.trained_on,
         "fitted": model.fitted,
         "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
+        "classifier": described_classifier(model.reference),
         "history": model.history.to_dict("list"),
     }
     tensors = {
@@ -90,6 +93,7 @@ def write(model: Model[Any], folder: Path) -> None:
     }
     tensors["minimum_G"] = torch.as_tensor(model.scale.minimum_G)
     tensors["span_G"] = torch.as_tensor(model.scale.span_G)
+    tensors |= {f"{REFERENCE}{name}": torch.as_tensor(a) for name, a in arrays_of(model.reference).items()}
     save_file(tensors, folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
@@ -118,11 +122,15 @@ def read(folder: Path, cls: type[M]) -> M:
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
-        # Models of earlier versions have no gene_ids, gene_symbols, reads, trained_on and calibration.
+        # Models of earlier versions have no gene_ids, gene_symbols, reads, trained_on, calibration, reference.
         ids, symbols = (about.get(key) for key in ("gene_ids", "gene_symbols"))
         genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
         scale = MinMax(*(tensors.pop(n).numpy().astype(np.float32) for n in ("minimum_G", "span_G")))
         model.reader = Reader(genes, scale, about.get("reads", "log1p"), about.get("trained_on"))
+        kept = {n.removeprefix(REFERENCE): tensors.pop(n) for n in list(tensors) if n.startswith(REFERENCE)}
+        model.reference = reference_of(
+            {n: t.numpy().copy() for n, t in kept.items()}, about.get("classifier")
+        )
         with torch.device("meta"):  # shapes only: no random draws, and dtypes come from the file
             model._build("meta")
             add_batches(model.network, n_adapted)
