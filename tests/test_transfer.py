@@ -19,7 +19,7 @@ from scmedley.evaluate.calibration import calibration_bins, error_of_bins
 from scmedley.io import write_h5ad
 from scmedley.models.reference import LabelClassifier, best_temperature
 from scmedley.models.residuals import agreement_with_neighbours, effect_of_batch, relative_to_batch
-from scmedley.pipeline.query import advice, batch_table, summarised
+from scmedley.pipeline.query import adapted, advice, batch_table, summarised
 from scmedley.pp.maps import place
 
 
@@ -330,9 +330,43 @@ def test_embed_labels_new_cells_and_shows_them(capsys, tmp_path):
     assert set(keys.TRANSFERRED.values()) <= set(again.obs)
     table = sm.load(run / "model").transfer(new)
     assert (again.obs["scmedley_assigned"].astype(str) == table["assigned"].astype(str)).all()
+    new.obs["batch"] = "new"
+    new.write_h5ad(tmp_path / "elsewhere.h5ad")
+    arguments = ("embed", run, "--input", tmp_path / "elsewhere.h5ad", "--unknown", "adapt")
+    assert "90 cells embedded" in shell.well(*arguments, "--out", tmp_path / "adapted.h5ad")
+    assert np.isfinite(ad.read_h5ad(tmp_path / "adapted.h5ad").obsm[keys.RANDOM]).all()
     (tmp_path / "third.html").touch()
     error = shell("embed", run, "--input", tmp_path / "new.h5ad", "--out", tmp_path / "third.h5ad").error
     assert "third.html exists already" in error
+
+
+def test_new_batches_are_learnt_from_similar_numbers_of_each_label():
+    obs = pd.DataFrame({"batch": ["new"] * 130 + ["old"] * 10}, index=[f"c{i}" for i in range(140)])
+    label = ["T"] * 90 + ["B"] * 25 + ["NK"] * 15 + ["T"] * 10
+
+    class Stub:
+        batch_key = "batch"
+
+        def transfer(self, cells):
+            return pd.DataFrame({"label": pd.Categorical(label)}, index=cells.obs.index)
+
+        def adapt(self, cells):
+            return cells
+
+    class Cells:
+        def __init__(self, rows):
+            self.rows, self.obs = rows, obs.iloc[rows]
+
+        def take(self, rows):
+            return Cells(rows)
+
+    rows = adapted(Stub(), Cells(np.arange(140))).rows
+    assert pd.Series(np.array(label)[rows[rows < 130]]).value_counts().to_dict() == {
+        "T": 25,
+        "B": 25,
+        "NK": 15,
+    }
+    assert (np.diff(rows) > 0).all()
 
 
 def test_embed_without_a_reference_still_embeds(capsys, tmp_path):

@@ -39,6 +39,13 @@ Unknown = Annotated[
         help='For cells of batches that were not in training: stop ("error"), or use the population mean ("mean").'
     ),
 ]
+UnknownOrAdapt = Annotated[
+    Literal["error", "mean", "adapt"],
+    Parameter(
+        help='For cells of batches that were not in training: stop ("error"), use the population mean ("mean"), '
+        'or first learn the effects of these batches ("adapt").'
+    ),
+]
 Settings = Annotated[RunConfig, Parameter(name="*")]
 NO_SETTINGS = RunConfig()
 
@@ -92,7 +99,7 @@ def embed(
     input: Annotated[Path, Parameter(name=["--input", "--cells"])],
     out: Path,
     values: Values = "auto",
-    unknown: Unknown = "error",
+    unknown: UnknownOrAdapt = "error",
 ) -> None:
     """Embed new cells with the model of a run folder, label them, and say which are unlike the training cells.
 

@@ -21,7 +21,8 @@ from scmedley.models import residuals
 if TYPE_CHECKING:
     from scmedley.models.base import Model
 
-MOST_TRAINING, MOST_HELD_OUT = 20_000, 5_000  # cells that are kept, drawn with the seed
+MOST_TRAINING, MOST_HELD_OUT = 20_000, 2_500  # cells that are kept, drawn with the seed
+POOL = 5_000  # validation and training cells among which validation cells have their neighbours
 LEAST_FOR_TEMPERATURE = 10  # held-out cells with a label; with fewer the temperature stays 1
 LEAST_PROBABILITY, MOST_NOVELTY = 0.5, 0.99  # cells beyond either are unassigned
 ARRAYS = ("z_MP", "held_out_M", "gene_sd_G", "agreement_V")  # of a reference, as they are saved
@@ -161,7 +162,7 @@ def learn(
         group_M = np.asarray(labels.codes, np.int64)
         classifier = _classifier(model, cells, z_MP, labels, held_out_M)
     # Neighbours come from validation and training cells, so that a validation cell has close ones.
-    pool = np.arange(min(len(rows), residuals.BLOCK))
+    pool = np.arange(min(len(rows), POOL))
     agreement_N = residuals.agreement(model, cells.take(pool), z_MP[pool], group_M[pool], gene_sd_G)
     return Reference(z_MP, held_out_M, gene_sd_G, agreement_N[held_out_M[pool]], classifier)
 

@@ -6,6 +6,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -19,6 +20,7 @@ from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.runs.read import read_model
 
 MOST_LINES = 20  # batches that the console lists
+LEAST_OF_LABEL = 20  # cells of a label from which the effects of a new batch are learnt
 MANY_NEW, MANY_UNASSIGNED = 0.05, 0.2  # shares of the cells from which the advice speaks of them
 
 
@@ -38,12 +40,17 @@ def embed(
     values
         What the matrix of the file holds, as in :func:`scmedley.pp.prepare`.
     unknown
-        For cells of batches that the random-effects network does not know: ``"error"`` or ``"mean"``.
+        For cells of batches that the model does not know: ``"error"``; ``"mean"``, the population mean; or
+        ``"adapt"``, which first learns the effects of these batches (:meth:`MixedEffects.adapt`).
     """
     model = read_model(folder)
     adata = io.read(input)
     reading = model.read(adata, values=values)
     with io.with_results(adata, out) as said:
+        if unknown == "adapt":
+            unknown = "error"
+            if (model.decoder.design.codes(reading.obs) < 0).any():
+                model = adapted(model, reading)
         model.embed(adata, unknown=unknown, reading=reading)
         table = transferred(model, reading)
         for name in table:
@@ -53,9 +60,29 @@ def embed(
     lines = [f"{adata.n_obs} cells embedded: {out}"]
     if table.empty:
         return lines
-    summary = summarised(table, batches(adata, model))
+    summary = summarised(table, batches(adata.obs, model))
     lines += ["", *summary]
     return lines + _write_page(folder, model, adata, table, summary, page)
+
+
+def adapted(model: MixedEffects, reading: Reading) -> MixedEffects:
+    """Return the model with the effects of batches that are new to it, learnt from similar numbers of each label.
+
+    From all cells, a large group of a new type would pass for the effect of its batch. The cells of each batch
+    with one predicted label are therefore limited to the median of the batch's labels, but not below 20.
+    """
+    table = transferred(model, reading)
+    if "label" not in table:
+        return model.adapt(reading)
+    chosen, rng = [], np.random.default_rng(0)
+    batch = batches(reading.obs, model)
+    for name in batch.unique():
+        own = np.flatnonzero(batch == name)
+        label = table["label"].to_numpy()[own].astype(str)
+        parts = [own[label == one] for one in np.unique(label)]
+        most = max(LEAST_OF_LABEL, int(np.median([len(part) for part in parts])))
+        chosen += [rng.permutation(part)[:most] for part in parts]
+    return model.adapt(reading.take(np.sort(np.concatenate(chosen))))
 
 
 def transferred(model: MixedEffects, reading: Reading) -> pd.DataFrame:
@@ -67,11 +94,11 @@ def transferred(model: MixedEffects, reading: Reading) -> pd.DataFrame:
         return pd.DataFrame(index=reading.obs.index)
 
 
-def batches(adata: AnnData, model: MixedEffects) -> pd.Series[str]:
+def batches(obs: pd.DataFrame, model: MixedEffects) -> pd.Series[str]:
     """Return the batch of each cell as text; all cells are of one batch if the column is missing."""
-    if model.batch_key not in adata.obs:
-        return pd.Series("no batch column", index=adata.obs_names)
-    return pd.Series(adata.obs[model.batch_key].astype(str))
+    if model.batch_key not in obs:
+        return pd.Series("no batch column", index=obs.index)
+    return pd.Series(obs[model.batch_key].astype(str))
 
 
 def summarised(table: pd.DataFrame, batch: pd.Series[str]) -> list[str]:
@@ -126,8 +153,8 @@ def advice(table: pd.DataFrame, by_batch: pd.DataFrame) -> str:
         worst = [str(name) for name in share_of[share_of > 2 * share].index]
         where = f", most of all in {listed(worst, 3)}" if worst else ""
         return (
-            f"{100 * share:.0f} % of the cells are novel{where}. Cluster them and look at their marker genes: a type or state "
-            "that training did not have forms a cluster of its own."
+            f"{100 * share:.0f} % of the cells are novel{where}. Cluster them and look at their marker genes: a type or "
+            "state that training did not have forms a cluster of its own."
         )
     if "assigned" in table and float((table["assigned"] == keys.UNASSIGNED).mean()) > MANY_UNASSIGNED:
         return "many cells are unassigned. Check their quality (few genes or counts), or fit again with these cells."
@@ -147,6 +174,6 @@ def _write_page(
         return ["No page: it needs pip install 'scmedley[report]'."]
     from scmedley.report.query import write_query
 
-    by_batch = batch_table(table, batches(adata, model))
+    by_batch = batch_table(table, batches(adata.obs, model))
     write_query(folder, model, adata, table, by_batch, summary, page)
     return [f"Page: {page.resolve()}"]
