@@ -105,6 +105,9 @@ def test_in_an_unknown_batch_only_cells_that_stand_out_remain():
     found = relative_to_batch(agreeing, np.zeros(400), null)
     assert (np.diff(found[np.argsort(agreeing)]) >= 0).all()  # the order is kept
     assert np.quantile(found, (0.25, 0.5)) == pytest.approx(np.quantile(null, (0.25, 0.5)), abs=0.005)
+    shifted = relative_to_batch(agreeing, np.zeros(400), null, spread=False)
+    assert np.median(shifted) == pytest.approx(np.median(null), abs=0.005)
+    assert np.ptp(shifted) == pytest.approx(np.ptp(agreeing))
     low = rng.normal(-0.2, 0.01, 400)  # lower and narrower than the null: not raised
     assert relative_to_batch(low, np.zeros(400), null) == pytest.approx(low)
 

@@ -120,26 +120,39 @@ def gene_sd(log1p_NG: Matrix) -> np.ndarray:
 def unknown_batches(model: Model[Any], obs: pd.DataFrame) -> list[np.ndarray]:
     """Return the rows of each batch whose effects the decoder does not know."""
     known_N = (model.design.codes(obs) >= 0) & model.has_effects
-    names_N = (
-        np.zeros(len(obs)) if model.batch_key not in obs else obs[model.batch_key].astype(str).to_numpy()
-    )
-    return [np.flatnonzero(~known_N & (names_N == name)) for name in np.unique(names_N[~known_N])]
+    return _by_batch(model, obs, ~known_N)
 
 
-def relative_to_batch(agreement_N: np.ndarray, group_N: np.ndarray, null_V: np.ndarray) -> np.ndarray:
-    """Return the agreement in a batch that the decoder does not know, relative to the other cells of the batch.
+def adapted_batches(model: Model[Any], obs: pd.DataFrame) -> list[np.ndarray]:
+    """Return the rows of each batch whose effects were learnt after the fit (:meth:`Model.adapt`)."""
+    n_trained = model.design.n_batches - model.design.n_adapted
+    return _by_batch(model, obs, model.design.codes(obs) >= n_trained)
 
-    A new protocol changes each type in its own way, and scale and bias do not remove that. All cells of the
-    batch then agree more than cells of known batches. Here the median and the lower quartile become those of
-    ``null_V`` where they are higher or wider, so that only cells that stand out from their batch look new.
-    Groups have nearly equal weight, as in :func:`effect_of_batch`.
+
+def relative_to_batch(
+    agreement_N: np.ndarray, group_N: np.ndarray, null_V: np.ndarray, *, spread: bool = True
+) -> np.ndarray:
+    """Return the agreement in a batch that was not in training, relative to the other cells of the batch.
+
+    A new protocol changes each type in its own way, and what is removed of its effects does not cover that. All
+    cells of the batch then agree more than cells of known batches. Here the median becomes that of ``null_V``
+    where it is higher and, with ``spread``, the lower quartile too where it is farther from the median. So only
+    cells that stand out from their batch look new. Groups have nearly equal weight, as in
+    :func:`effect_of_batch`.
     """
     order = np.argsort(agreement_N, kind="stable")
     share_N = np.cumsum(_balanced(group_N)[order])
     low, middle = agreement_N[order][np.searchsorted(share_N, (0.25 * share_N[-1], 0.5 * share_N[-1]))]
     null_low, null_middle = np.quantile(null_V, (0.25, 0.5))
-    shrink = min(1.0, (null_middle - null_low) / max(middle - low, 1e-12))
+    shrink = min(1.0, (null_middle - null_low) / max(middle - low, 1e-12)) if spread else 1.0
     return np.asarray((agreement_N - middle) * shrink + min(middle, null_middle))
+
+
+def _by_batch(model: Model[Any], obs: pd.DataFrame, chosen_N: np.ndarray) -> list[np.ndarray]:
+    """Return the chosen rows of each batch; all are of one batch if ``obs`` has no such column."""
+    missing = model.batch_key not in obs
+    names_N = np.zeros(len(obs)) if missing else obs[model.batch_key].astype(str).to_numpy()
+    return [np.flatnonzero(chosen_N & (names_N == name)) for name in np.unique(names_N[chosen_N])]
 
 
 def _balanced(group_N: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def transfer(
     ``novelty``: the share of validation cells whose residuals agree less with those of similar cells
     (:mod:`scmedley.models.residuals`). Values near 1 mean that the cell and its neighbours among the new cells
     have expression in common that the model does not explain. Without anything new it is uniform from 0 to 1.
-    In a batch that the model does not know, a cell counts as novel only if it stands out from its batch.
+    In a batch that was not in training, a cell counts as novel only if it stands out from its batch.
     ``assigned``: the label, or "unassigned" if ``probability`` < ``least_probability``, ``novelty`` >
     ``most_novelty`` or ``mapping_confidence`` < 0.01.
 
@@ -79,6 +79,9 @@ def transfer(
     agreement_N = residuals.agreement(model, reading, z_NP, group_N, known.gene_sd_G)
     for rows in residuals.unknown_batches(model, reading.obs):
         agreement_N[rows] = residuals.relative_to_batch(agreement_N[rows], group_N[rows], known.agreement_V)
+    for rows in residuals.adapted_batches(model, reading.obs):
+        own = (agreement_N[rows], group_N[rows], known.agreement_V)
+        agreement_N[rows] = residuals.relative_to_batch(*own, spread=False)
     columns["novelty"] = share_below(known.agreement_V, agreement_N)
     table = pd.DataFrame(columns, index=reading.obs.index)
     if classifier is not None:

@@ -153,8 +153,8 @@ def advice(table: pd.DataFrame, by_batch: pd.DataFrame) -> str:
         worst = [str(name) for name in share_of[share_of > 2 * share].index]
         where = f", most of all in {listed(worst, 3)}" if worst else ""
         return (
-            f"{100 * share:.0f} % of the cells are novel{where}. Cluster them and look at their marker genes: a type or "
-            "state that training did not have forms a cluster of its own."
+            f"{100 * share:.0f} % of the cells are novel{where}. Cluster them and look at their marker genes: a type "
+            "or state that training did not have forms a cluster of its own."
         )
     if "assigned" in table and float((table["assigned"] == keys.UNASSIGNED).mean()) > MANY_UNASSIGNED:
         return "many cells are unassigned. Check their quality (few genes or counts), or fit again with these cells."
