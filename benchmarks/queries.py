@@ -9,7 +9,8 @@ can be resumed. Cells are prepared, genes chosen and networks fitted without wha
 - a label left out: the query is the test cells and the cells of that label. Does novelty separate them?
 - a batch left out: the query is that batch. Accuracy, calibration, and the share called novel by mistake.
 
-Baselines: PCA with the same two scores; the distance alone; the largest label for every cell.
+"FE, adapted" first learns the effects of the batch that was left out. Baselines: PCA with the same two scores;
+the distance alone; the largest label for every cell.
 
 Shapes: N cells of the query, G genes, P latent dimensions.
 """
@@ -76,7 +77,7 @@ def batch(name: str) -> Left:
 
 CASES: dict[str, list[Left]] = {
     "sc_mixology": [label("H2228"), batch("sc_celseq2"), batch("sc_dropseq")],
-    "pancreas": [label("beta"), label("ductal"), batch("smartseq2"), batch("indrop3")],
+    "pancreas": [label("beta"), label("ductal"), batch("smartseq2"), batch("celseq2")],
     "onek1k": [label("memory_B"), label("nonclassical_monocyte", close=True), batch("SAMP3")],
     "pbmc_3tech": [
         label("B"),
@@ -142,6 +143,8 @@ def run(raw: AnnData, left: Left, seed: int, threads: int, epochs: int | None) -
     truth_N = query.obs[LABEL].astype(str).to_numpy()
     table = model.transfer(query)
     rows = [("FE", table), ("PCA", by_pca(model.read(known), model.read(query), seed))]
+    if left.what == "batch":
+        rows.append(("FE, adapted", model.adapt(query, seed=seed, threads=threads).transfer(query)))
     largest = known.obs[LABEL][known.obs[keys.SPLIT] == "train"].astype(str).value_counts(normalize=True)
     rows.append(
         (
