@@ -96,7 +96,11 @@ class LabelClassifier:
 
 
 def best_temperature(logits_MK: np.ndarray, label_M: np.ndarray) -> float:
-    """Return the temperature with the smallest negative log-likelihood; 1 with too few cells."""
+    """Return the temperature, 1 or more, with the smallest negative log-likelihood; 1 with too few cells.
+
+    Below 1 it would make the probabilities more extreme. A few hundred held-out cells without an error would
+    then give every cell a probability of 1, and cells of new batches are not that certain.
+    """
     if len(label_M) < LEAST_FOR_TEMPERATURE:
         return 1.0
     rows = np.arange(len(label_M))
@@ -105,7 +109,7 @@ def best_temperature(logits_MK: np.ndarray, label_M: np.ndarray) -> float:
         log_p_MK = log_softmax(logits_MK / np.exp(log_temperature), axis=1)
         return float(-log_p_MK[rows, label_M].mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=(0.0, 3.0), method="bounded").x))
 
 
 @dataclass(frozen=True)
