@@ -174,7 +174,6 @@ def test_options_by_their_old_names_work_and_are_warned_of(shell, done, data, tm
     to = ("project", out, "--to", "sc_10x", "--out")
     for command, warning in (
         (("report", out, "--no-cells"), "--no-cells of report is now --no-explorer"),
-        (("embed", out, f"--cells={data}", "--out", tmp_path / "e.h5ad"), "--cells of embed is now --input"),
         ((*to, tmp_path / "f.h5ad", "--cells", data), "--cells of project is now --input"),
         ((*to, tmp_path / "q.h5ad", "--cells", "batch != 'sc_10x'"), "--cells of project is now --select"),
     ):

@@ -39,6 +39,13 @@ Unknown = Annotated[
         help='For cells of batches that were not in training: stop ("error"), or use the population mean ("mean").'
     ),
 ]
+UnknownOrAdapt = Annotated[
+    Literal["error", "mean", "adapt"],
+    Parameter(
+        help='For cells of batches that were not in training: stop ("error"), use the population mean ("mean"), '
+        'or first learn the effects of these batches ("adapt").'
+    ),
+]
 Settings = Annotated[RunConfig, Parameter(name="*")]
 NO_SETTINGS = RunConfig()
 
@@ -86,9 +93,18 @@ def fit(
 
 @app.command
 def embed(
-    folder: RunFolder, /, *, input: Path, out: Path, values: Values = "auto", unknown: Unknown = "error"
+    folder: RunFolder,
+    /,
+    *,
+    input: Annotated[Path, Parameter(name=["--input", "--cells"])],
+    out: Path,
+    values: Values = "auto",
+    unknown: UnknownOrAdapt = "error",
 ) -> None:
-    """Embed new cells with the model of a run folder: write them with both embeddings in obsm.
+    """Embed new cells with the model of a run folder, label them, and say which are unlike the training cells.
+
+    Writes the cells with both embeddings in obsm and, in obs, label, probability, mapping confidence, novelty
+    and the assigned label; and beside it a page (.html) that shows them on the map of the run.
 
     Parameters
     ----------
@@ -97,19 +113,14 @@ def embed(
     out
         New .h5ad file.
     """
-    from scmedley import io
-    from scmedley.runs.read import read_model
+    from scmedley.pipeline import query
 
+    page = out.with_suffix(".html")
     _must_be_new(out, ".h5ad")
-    model = read_model(folder)
+    _must_be_new(page, ".html")
     with _warnings_as_lines():
-        adata = io.read(input)
-        reading = model.read(adata, values=values)
-    with _warnings_as_lines(), io.with_results(adata, out) as said:
-        model.embed(adata, unknown=unknown, reading=reading)
-    for line in said:
-        _warn(f"{out.name}: {line}")
-    print(f"{adata.n_obs} cells embedded: {out}")
+        said = query.embed(folder, input, out, page, values=values, unknown=unknown)
+    print("\n".join(said))
 
 
 @app.command
@@ -286,7 +297,7 @@ def demo(*, out: Results = Path("demo-run"), overwrite: Overwrite = False, explo
 
 
 # The present name of the option that was called --cells, by command.
-RENAMED = {"run": "explorer", "report": "explorer", "demo": "explorer", "embed": "input", "project": "select"}
+RENAMED = {"run": "explorer", "report": "explorer", "demo": "explorer", "project": "select"}
 FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
 
 

@@ -23,6 +23,12 @@ NULL_MASKED = (
 TARGET = "counterfactual_batch"  # obs of a counterfactual: its target batch
 PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, for the null
 
+# obs of new cells, from Model.transfer: column of its table to name in obs
+TRANSFERRED = {
+    name: f"scmedley_{name}" for name in ("label", "probability", "mapping_confidence", "novelty", "assigned")
+}
+UNASSIGNED = "unassigned"  # instead of a label that is too uncertain
+
 PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cells
 UNS = "scmedley"  # uns: config, versions, seed, keys
 

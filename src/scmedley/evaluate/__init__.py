@@ -4,6 +4,7 @@
 Codes are integers per cell, -1 where the value is missing.
 """
 
+from scmedley.evaluate.calibration import expected_calibration_error, novelty_auroc
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
@@ -36,6 +37,7 @@ __all__ = [
     "composition",
     "donor_accuracy",
     "donor_test",
+    "expected_calibration_error",
     "inverse_davies_bouldin",
     "kmeans_clusters",
     "knn_accuracy",
@@ -46,6 +48,7 @@ __all__ = [
     "nearest",
     "network_probe",
     "nmi",
+    "novelty_auroc",
     "scaled_clisi",
     "scaled_ilisi",
     "scores",

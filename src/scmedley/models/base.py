@@ -24,6 +24,7 @@ from scmedley.keys import Reads, ValueKind
 from scmedley.models import fitting
 from scmedley.models.adapt import adapted
 from scmedley.models.interval import Calibration
+from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
 from scmedley.models.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -59,6 +60,8 @@ class Model(Generic[S]):
         Number of epochs, best epoch, the reason why training stopped, and options of the fit.
     calibration
         Factor of the intervals; ``None`` without batch effects, or with too few validation cells.
+    reference
+        Training cells that :meth:`transfer` compares new cells with.
     """
 
     key: ClassVar[str]
@@ -76,6 +79,7 @@ class Model(Generic[S]):
     fitted: dict[str, Any]
     device: torch.device = torch.device("cpu")  # of the fit
     calibration: Calibration | None = None
+    reference: Reference | None = None
 
     def __init__(self, batch_key: str, label_key: str | None = None, settings: str | S = "default"):
         self.batch_key = batch_key
@@ -298,6 +302,38 @@ class Model(Generic[S]):
             The decoder has no batch effects, the model is not fitted, or ``obs`` has no new batch.
         """
         return adapted(self, adata, steps=steps, seed=seed, threads=threads)
+
+    def transfer(
+        self,
+        adata: Cells,
+        *,
+        reference: AnnData | None = None,
+        label_key: str | None = None,
+        least_probability: float = LEAST_PROBABILITY,
+        most_novelty: float = MOST_NOVELTY,
+    ) -> pd.DataFrame:
+        """Return the most probable label of new cells, and how far each cell resembles the training cells.
+
+        See :func:`scmedley.models.transfer.transfer` for the columns and what they mean.
+
+        Parameters
+        ----------
+        adata
+            New cells, of batches that the model knows or not.
+        reference, label_key
+            Cells of your own and their ``obs`` column of labels, instead of the labels of the fit.
+        least_probability, most_novelty
+            Cells with a less probable label, or with a higher novelty, are "unassigned".
+
+        Raises
+        ------
+        ScmedleyError
+            The latent of this model holds the batch; or an earlier version saved the model.
+        """
+        from scmedley.models.transfer import transfer
+
+        how: Any = {"least_probability": least_probability, "most_novelty": most_novelty}
+        return transfer(self, adata, reference=reference, label_key=label_key, **how)
 
     @property
     def has_effects(self) -> bool:

@@ -17,7 +17,7 @@ from scmedley.data.reader import Cells, Reading
 from scmedley.data.scale import Scale
 from scmedley.device import engine, resolve_device, resolve_precision
 from scmedley.errors import ScmedleyError, check_seed
-from scmedley.models import calibrate
+from scmedley.models import calibrate, reference
 from scmedley.pp.prepared import read_prepared
 from scmedley.train import loop
 
@@ -36,7 +36,7 @@ def fit(
     progress: bool,
 ) -> None:
     """Fit ``model`` in place. See :meth:`Model.fit`."""
-    model.network = None
+    model.network = model.reference = None
     check_seed(seed)
     on = resolve_device(device)
     precision = resolve_precision(precision, on)
@@ -68,6 +68,8 @@ def fit(
         model.device = on
         label = reading.obs.get(model.label_key or reading.label_key)
         model.calibration = calibrate.learn(model, reading, label, seed) if model.has_effects else None
+        if not model.needs_batch:
+            model.reference = reference.learn(model, reading, label, seed)
     model.history = done.history()
     model.fitted = {"epochs": done.epoch, "best_epoch": done.best_epoch, "stopped": done.stopped}
     model.fitted |= {"seed": seed, "precision": precision, "device": on.type}

@@ -20,6 +20,7 @@ from scmedley.models.adversarial import AdversarialSettings
 from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
+from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.store import DESCRIPTION, replacing_model, write
 from scmedley.pp.prepared import read_prepared
 
@@ -156,6 +157,30 @@ class MixedEffects:
             There is no label head, because the model was made without ``label_key``.
         """
         return (self.random if self.fixed is None else self.fixed).predict(adata)
+
+    def transfer(
+        self,
+        adata: Cells,
+        *,
+        reference: AnnData | None = None,
+        label_key: str | None = None,
+        least_probability: float = LEAST_PROBABILITY,
+        most_novelty: float = MOST_NOVELTY,
+    ) -> pd.DataFrame:
+        """Return labels, mapping confidence and novelty of new cells: ``Model.transfer`` of the fixed part.
+
+        Raises
+        ------
+        ScmedleyError
+            An embedding of your own replaces the fixed-effects network; or as ``Model.transfer``.
+        """
+        if self.fixed is None:
+            raise ScmedleyError(
+                f"obsm[{self.fixed_key!r}] replaces the fixed-effects network, which transfer() needs to read new "
+                "cells. Fit MixedEffects without fixed=..."
+            )
+        how: Any = {"least_probability": least_probability, "most_novelty": most_novelty}
+        return self.fixed.transfer(adata, reference=reference, label_key=label_key, **how)
 
     def reconstruct(self, adata: Cells, *, unknown: str = "error") -> AnnData:
         """Return the reconstruction of every cell with the effects of its own batch (log1p CP10k).

@@ -25,6 +25,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.models.adapt import add_batches
 from scmedley.models.interval import Calibration
+from scmedley.models.reference import arrays_of, described_classifier, reference_of
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Model[Any]")
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
+REFERENCE = "reference/"  # prefix of its tensors
 # All files that a model's folder may hold; earlier versions stored a genomap there.
 OWN = {DESCRIPTION, WEIGHTS, "genomap.json", "fixed", "random"}
 
@@ -85,6 +87,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "trained_on": model.reader.trained_on,
         "fitted": model.fitted,
         "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
+        "classifier": described_classifier(model.reference),
         "history": model.history.to_dict("list"),
     }
     tensors = {
@@ -93,6 +96,7 @@ def write(model: Model[Any], folder: Path) -> None:
     tensors["centre_G"] = torch.as_tensor(model.scale.centre_G)
     tensors["span_G"] = torch.as_tensor(model.scale.span_G)
     tensors["limit"] = torch.tensor(model.scale.limit, dtype=torch.float64)
+    tensors |= {f"{REFERENCE}{name}": torch.as_tensor(a) for name, a in arrays_of(model.reference).items()}
     save_file(tensors, folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
@@ -123,14 +127,18 @@ def read(folder: Path, cls: type[M]) -> M:
         model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
-        # Models of earlier versions have no settings_type, gene_ids, gene_symbols, reads, trained_on, calibration
-        # and limit, and call the centre the minimum.
+        # Models of earlier versions have no settings_type, gene_ids, gene_symbols, reads, trained_on, calibration,
+        # reference and limit, and call the centre the minimum.
         ids, symbols = (about.get(key) for key in ("gene_ids", "gene_symbols"))
         genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
         names = ("minimum_G" if "minimum_G" in tensors else "centre_G", "span_G")
         centre_G, span_G = (tensors.pop(name).numpy().astype(np.float32) for name in names)
         model.scale = Scale(centre_G, span_G, float(tensors.pop("limit", torch.tensor(math.inf))))
         model.reader = Reader(genes, about.get("reads", "log1p"), about.get("trained_on"))
+        kept = {n.removeprefix(REFERENCE): tensors.pop(n) for n in list(tensors) if n.startswith(REFERENCE)}
+        model.reference = reference_of(
+            {n: t.numpy().copy() for n, t in kept.items()}, about.get("classifier")
+        )
         with torch.device("meta"):  # shapes only: no random draws, and dtypes come from the file
             model._build("meta")
             add_batches(model.network, n_adapted)

@@ -97,6 +97,27 @@ def umap(adata: AnnData, basis: str, *, max_cells: int = 30_000, seed: int = 0) 
     adata.obsm[keys.umap(basis)] = xy_N2
 
 
+def place(z_NP: np.ndarray, z_MP: np.ndarray, xy_M2: np.ndarray, k: int = 15) -> np.ndarray:
+    """Return coordinates of new cells on an existing map, N x 2 float32.
+
+    Each is the mean coordinate of the ``k`` nearest of the map's cells, weighted by 1 / squared distance.
+
+    Parameters
+    ----------
+    z_NP, z_MP
+        Latents of the new cells and of the cells on the map.
+    xy_M2
+        Coordinates of the latter.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    index = NearestNeighbors(n_neighbors=min(k, len(z_MP))).fit(z_MP)
+    distances_NK, nearest_NK = index.kneighbors(z_NP)
+    weight_NK = 1 / np.maximum(distances_NK, 1e-6) ** 2
+    weight_NK /= weight_NK.sum(axis=1, keepdims=True)
+    return np.asarray((weight_NK[:, :, None] * xy_M2[nearest_NK]).sum(axis=1), np.float32)
+
+
 def _check_not_forked() -> None:
     """Raise where numba would end the process: in a fork of a process that used its OpenMP threads."""
     if _used_by_parent:

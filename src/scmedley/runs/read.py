@@ -120,6 +120,20 @@ def read_obs(folder: Path) -> pd.DataFrame:
         return obs
 
 
+def read_map(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Read the fixed-effects latents and the UMAP of the training cells; ``None`` if the run has no map."""
+    if not (folder / CELLS).is_file():
+        return None
+    with cells_file(folder) as file:
+        obsm = file.get("obsm", {})
+        if not {keys.FIXED, keys.umap(keys.FIXED)} <= set(obsm):
+            return None
+        part = read_elem(file["obs"])[keys.SPLIT].to_numpy()
+        z_NP, xy_N2 = (np.asarray(obsm[key], dtype=np.float32) for key in (keys.FIXED, keys.umap(keys.FIXED)))
+    drawn = (part == "train") & np.isfinite(xy_N2).all(axis=1)  # the UMAP of many cells holds a draw of them
+    return (z_NP[drawn], xy_N2[drawn]) if drawn.any() else None
+
+
 def read_model(folder: Path) -> MixedEffects:
     """Load the model of a run."""
     Record.read(folder / RECORD)

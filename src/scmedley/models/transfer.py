@@ -1,0 +1,150 @@
+"""Labels for new cells, and how far each cell can be placed among the training cells.
+
+Shapes: N new cells, M reference cells, P latent dimensions, K labels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.neighbors import NearestNeighbors
+
+from scmedley import keys
+from scmedley.data.design import as_categories, column
+from scmedley.data.reader import Cells, Reading
+from scmedley.device import modes, one_thread_if_forked
+from scmedley.errors import ScmedleyError
+from scmedley.models import residuals
+from scmedley.models.reference import LabelClassifier, Reference, log_probabilities
+
+if TYPE_CHECKING:
+    from scmedley.models.base import Model
+
+NEAREST = 15  # training cells whose distance gives the mapping confidence
+LEAST_CONFIDENCE = 0.01  # cells with a lower mapping confidence are unassigned
+HELD_OUT = 5  # every fifth cell of a reference of the user's own calibrates the probabilities
+
+
+@modes(grad=False)
+def transfer(
+    model: Model[Any],
+    adata: Cells,
+    *,
+    reference: AnnData | None = None,
+    label_key: str | None = None,
+    least_probability: float,
+    most_novelty: float,
+) -> pd.DataFrame:
+    """Return one row for each new cell.
+
+    ``label``, ``probability``: the most probable label and its calibrated probability, among the labels of the
+    reference. They assume that the cell is of one of these; the next two columns say whether that is so.
+    ``mapping_confidence``: the share of validation cells that are as far from their nearest training cells, or
+    farther (latents, mean of 15). Low values mean that no training cell is close.
+    ``novelty``: the share of validation cells whose residuals agree less with those of similar cells
+    (:mod:`scmedley.models.residuals`). Values near 1 mean that the cell and its neighbours among the new cells
+    have expression in common that the model does not explain. Without anything new it is uniform from 0 to 1.
+    In a batch that was not in training, a cell counts as novel only if it stands out from its batch.
+    ``assigned``: the label, or "unassigned" if ``probability`` < ``least_probability``, ``novelty`` >
+    ``most_novelty`` or ``mapping_confidence`` < 0.01.
+
+    Without labels in the fit, and none given, there are only ``mapping_confidence`` and ``novelty``.
+
+    Raises
+    ------
+    ScmedleyError
+        The latent of the model holds the batch; an earlier version saved the model; only one of ``reference``
+        and ``label_key`` is given.
+    """
+    model.check_fitted()
+    _check(model, reference, label_key)
+    reading = model.read(adata)
+    z_NP = model.get_latent_representation(reading)
+    known: Reference = model.reference  # type: ignore[assignment]  # checked
+    z_MP, held_out_M, classifier = known.z_MP, known.held_out_M, known.classifier
+    if reference is not None and label_key is not None:
+        z_MP, held_out_M, classifier = _own(model, reference, label_key)
+    columns: dict[str, Any] = {}
+    group_N = np.zeros(len(z_NP), np.int64)
+    if classifier is not None:
+        p_NK = _probabilities(model, classifier, reading, z_NP)
+        group_N = p_NK.argmax(axis=1)
+        columns["label"] = pd.Categorical.from_codes(group_N, pd.Index(classifier.names))
+        columns["probability"] = p_NK.max(axis=1)
+    distance_N, null_V = (distances(z, z_MP[~held_out_M]) for z in (z_NP, z_MP[held_out_M]))
+    columns["mapping_confidence"] = 1 - share_below(null_V, distance_N)
+    agreement_N = residuals.agreement(model, reading, z_NP, group_N, known.gene_sd_G)
+    for rows in residuals.unknown_batches(model, reading.obs):
+        agreement_N[rows] = residuals.relative_to_batch(agreement_N[rows], group_N[rows], known.agreement_V)
+    for rows in residuals.adapted_batches(model, reading.obs):
+        own = (agreement_N[rows], group_N[rows], known.agreement_V)
+        agreement_N[rows] = residuals.relative_to_batch(*own, spread=False)
+    columns["novelty"] = share_below(known.agreement_V, agreement_N)
+    table = pd.DataFrame(columns, index=reading.obs.index)
+    if classifier is not None:
+        doubtful = (
+            (table["probability"] < least_probability)
+            | (table["novelty"] > most_novelty)
+            | (table["mapping_confidence"] < LEAST_CONFIDENCE)
+        )
+        names = list(dict.fromkeys([*classifier.names, keys.UNASSIGNED]))
+        code_N = np.where(doubtful, names.index(keys.UNASSIGNED), group_N)
+        table["assigned"] = pd.Categorical.from_codes(code_N, pd.Index(names))
+    return table
+
+
+def distances(z_NP: np.ndarray, z_MP: np.ndarray) -> np.ndarray:
+    """Return the mean distance of each latent to its nearest training cells."""
+    one_thread_if_forked()
+    index = NearestNeighbors(n_neighbors=min(NEAREST, len(z_MP))).fit(z_MP)
+    return np.asarray(index.kneighbors(z_NP)[0].mean(axis=1))
+
+
+def share_below(null_V: np.ndarray, values_N: np.ndarray) -> np.ndarray:
+    """Return the share of the null that is below each value."""
+    below_N = np.searchsorted(np.sort(null_V), values_N, side="left")
+    return np.asarray(below_N / max(len(null_V), 1), np.float64)
+
+
+def _check(model: Model[Any], reference: AnnData | None, label_key: str | None) -> None:
+    name = type(model).__name__
+    if model.needs_batch:
+        raise ScmedleyError(
+            f"The latent of {name} holds the batch, so it cannot place cells of other batches. Use FixedEffects, "
+            "MixedEffects or Autoencoder for transfer()."
+        )
+    if model.reference is None:
+        raise ScmedleyError(
+            f"This {name} was saved by a version that did not keep reference cells, which transfer() needs. Fit it "
+            "again."
+        )
+    if (reference is None) != (label_key is None):
+        given, missing = ("reference", "label_key") if label_key is None else ("label_key", "reference")
+        raise ScmedleyError(f"transfer() has {given} but no {missing}. Give both, or neither.")
+
+
+def _own(model: Model[Any], adata: AnnData, label_key: str) -> tuple[np.ndarray, np.ndarray, LabelClassifier]:
+    """Return latents, held-out cells and classifier of a reference of the user's own."""
+    labels = as_categories(column(adata, label_key, "label"))
+    code_M, names = np.asarray(labels.codes, np.int64), tuple(map(str, labels.categories))
+    rows = np.flatnonzero(code_M >= 0)
+    z_MP = model.get_latent_representation(adata)[rows]
+    held_out_M = np.random.default_rng(0).permutation(len(rows)) % HELD_OUT == 0
+    classifier = LabelClassifier.fit(z_MP, code_M[rows], held_out_M, names, label_key)
+    if classifier is None:
+        raise ScmedleyError(
+            f"obs[{label_key!r}] of the reference has {len(names)} label(s). Give a column with two or more, each on "
+            "several cells."
+        )
+    return z_MP, held_out_M, classifier
+
+
+def _probabilities(
+    model: Model[Any], classifier: LabelClassifier, reading: Reading, z_NP: np.ndarray
+) -> np.ndarray:
+    if classifier.weight_KP is not None:
+        return classifier.probabilities(z_NP)
+    return classifier.calibrated(log_probabilities(model, reading))

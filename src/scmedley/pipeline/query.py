@@ -1,0 +1,179 @@
+"""Embed new cells with the model of a run: both latents, labels, mapping confidence, novelty, and a page."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scmedley import io, keys
+from scmedley.data.reader import Reading
+from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
+from scmedley.keys import ValueKind
+from scmedley.models import MixedEffects
+from scmedley.models.reference import MOST_NOVELTY
+from scmedley.models.transfer import LEAST_CONFIDENCE
+from scmedley.runs.read import read_model
+
+MOST_LINES = 20  # batches that the console lists
+LEAST_OF_LABEL = 20  # cells of a label from which the effects of a new batch are learnt
+MANY_NEW, MANY_UNASSIGNED = 0.05, 0.2  # shares of the cells from which the advice speaks of them
+
+
+def embed(
+    folder: Path, input: Path, out: Path, page: Path, *, values: ValueKind = "auto", unknown: str = "error"
+) -> list[str]:
+    """Write new cells with their results to ``out`` and a page about them to ``page``; return lines to print.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    input
+        File of new cells.
+    out, page
+        New .h5ad and .html files.
+    values
+        What the matrix of the file holds, as in :func:`scmedley.pp.prepare`.
+    unknown
+        For cells of batches that the model does not know: ``"error"``; ``"mean"``, the population mean; or
+        ``"adapt"``, which first learns the effects of these batches (:meth:`MixedEffects.adapt`).
+    """
+    model = read_model(folder)
+    adata = io.read(input)
+    reading = model.read(adata, values=values)
+    with io.with_results(adata, out) as said:
+        if unknown == "adapt":
+            unknown = "error"
+            if (model.decoder.design.codes(reading.obs) < 0).any():
+                model = adapted(model, reading)
+        model.embed(adata, unknown=unknown, reading=reading)
+        table = transferred(model, reading)
+        for name in table:
+            adata.obs[keys.TRANSFERRED[str(name)]] = table[name]
+    for line in said:
+        warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
+    lines = [f"{adata.n_obs} cells embedded: {out}"]
+    if table.empty:
+        return lines
+    summary = summarised(table, batches(adata.obs, model))
+    lines += ["", *summary]
+    return lines + _write_page(folder, model, adata, table, summary, page)
+
+
+def adapted(model: MixedEffects, reading: Reading) -> MixedEffects:
+    """Return the model with the effects of batches that are new to it, learnt from similar numbers of each label.
+
+    From all cells, a large group of a new type would pass for the effect of its batch. The cells of each batch
+    with one predicted label are therefore limited to the median of the batch's labels, but not below 20.
+    """
+    table = transferred(model, reading)
+    if "label" not in table:
+        return model.adapt(reading)
+    chosen, rng = [], np.random.default_rng(0)
+    batch = batches(reading.obs, model)
+    for name in batch.unique():
+        own = np.flatnonzero(batch == name)
+        label = table["label"].to_numpy()[own].astype(str)
+        parts = [own[label == one] for one in np.unique(label)]
+        most = max(LEAST_OF_LABEL, int(np.median([len(part) for part in parts])))
+        chosen += [rng.permutation(part)[:most] for part in parts]
+    return model.adapt(reading.take(np.sort(np.concatenate(chosen))))
+
+
+def transferred(model: MixedEffects, reading: Reading) -> pd.DataFrame:
+    """Return the table of ``model.transfer``, or an empty one and a warning if the model has no reference."""
+    try:
+        return model.transfer(reading)
+    except ScmedleyError as error:
+        warnings.warn(f"No labels and no novelty: {error}", ScmedleyWarning, stacklevel=2)
+        return pd.DataFrame(index=reading.obs.index)
+
+
+def batches(obs: pd.DataFrame, model: MixedEffects) -> pd.Series[str]:
+    """Return the batch of each cell as text; all cells are of one batch if the column is missing."""
+    if model.batch_key not in obs:
+        return pd.Series("no batch column", index=obs.index)
+    return pd.Series(obs[model.batch_key].astype(str))
+
+
+def summarised(table: pd.DataFrame, batch: pd.Series[str]) -> list[str]:
+    """Return the summary of a query for the console and the page: labels, doubts by batch, what to do next."""
+    lines = []
+    if "assigned" in table:
+        lines.append("Assigned labels")
+        sizes = table["assigned"].value_counts()
+        for name, size in sizes[sizes > 0].items():
+            mean = table.loc[table["assigned"] == name, "probability"].mean()
+            lines.append(f"  {name}: {size:,} cells, mean probability {mean:.2f}")
+    else:
+        lines.append("The run had no labels, so none were transferred.")
+    new, lost = is_new(table), is_lost(table)
+    lines.append(
+        f"Novel (novelty above {MOST_NOVELTY}): {new.sum():,} of {len(table):,} cells. "
+        f"No training cell is close (mapping confidence below {LEAST_CONFIDENCE}): {lost.sum():,}."
+    )
+    by_batch = batch_table(table, batch)
+    if len(by_batch) > 1:
+        for name, row in by_batch.head(MOST_LINES).iterrows():
+            lines.append(f"  {name}: {row['cells']:,} cells, {row['novel']:,} novel" + _unassigned(row))
+        if len(by_batch) > MOST_LINES:
+            lines.append(f"  and {len(by_batch) - MOST_LINES:,} more batches")
+    return [*lines, f"Next: {advice(table, by_batch)}"]
+
+
+def is_new(table: pd.DataFrame) -> pd.Series[bool]:
+    """Return which cells are novel."""
+    return table["novelty"] > MOST_NOVELTY
+
+
+def is_lost(table: pd.DataFrame) -> pd.Series[bool]:
+    """Return which cells are far from all training cells."""
+    return table["mapping_confidence"] < LEAST_CONFIDENCE
+
+
+def batch_table(table: pd.DataFrame, batch: pd.Series[str]) -> pd.DataFrame:
+    """Return one row for each batch: cells, novel cells and, with labels, unassigned cells."""
+    counted = pd.DataFrame({"cells": 1, "novel": is_new(table).astype(int)})
+    if "assigned" in table:
+        counted["unassigned"] = (table["assigned"] == keys.UNASSIGNED).astype(int)
+    found: pd.DataFrame = counted.groupby(batch.to_numpy()).sum()
+    return found.sort_values("cells", ascending=False, kind="stable")
+
+
+def advice(table: pd.DataFrame, by_batch: pd.DataFrame) -> str:
+    """Return what to do next, in one or two sentences."""
+    share = float(is_new(table).mean())
+    if share > MANY_NEW:
+        share_of = by_batch["novel"] / by_batch["cells"]
+        worst = [str(name) for name in share_of[share_of > 2 * share].index]
+        where = f", most of all in {listed(worst, 3)}" if worst else ""
+        return (
+            f"{100 * share:.0f} % of the cells are novel{where}. Cluster them and look at their marker genes: a type "
+            "or state that training did not have forms a cluster of its own."
+        )
+    if "assigned" in table and float((table["assigned"] == keys.UNASSIGNED).mean()) > MANY_UNASSIGNED:
+        return "many cells are unassigned. Check their quality (few genes or counts), or fit again with these cells."
+    if "assigned" in table:
+        return f"use obs[{keys.TRANSFERRED['assigned']!r}]; confirm types of interest by their marker genes."
+    return "fit with --label to transfer labels too."
+
+
+def _unassigned(row: pd.Series[int]) -> str:
+    return f", {row['unassigned']:,} unassigned" if "unassigned" in row else ""
+
+
+def _write_page(
+    folder: Path, model: MixedEffects, adata: AnnData, table: pd.DataFrame, summary: list[str], page: Path
+) -> list[str]:
+    if any(find_spec(name) is None for name in ("jinja2", "matplotlib")):
+        return ["No page: it needs pip install 'scmedley[report]'."]
+    from scmedley.report.query import write_query
+
+    by_batch = batch_table(table, batches(adata.obs, model))
+    write_query(folder, model, adata, table, by_batch, summary, page)
+    return [f"Page: {page.resolve()}"]

@@ -1,0 +1,155 @@
+"""The page about new cells that were embedded with the model of a run: labels and doubts, on the run's map.
+
+Shapes: N new cells, M training cells of the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from scmedley import keys
+from scmedley.models import MixedEffects
+from scmedley.models.reference import MOST_NOVELTY
+from scmedley.models.transfer import LEAST_CONFIDENCE
+from scmedley.pl._figure import NotebookFigure, png
+from scmedley.pl._palette import MISSING, colours
+from scmedley.pp.maps import place
+from scmedley.report.build import render, write
+from scmedley.report.figures import Picture, as_uri, drawing
+from scmedley.runs.read import read_map
+
+STRIKING = "#e0115f"  # unassigned and novel cells
+DOUBTFUL = 0.95
+STEPS = ((f"up to {DOUBTFUL}", "#56b4e9"), (f"{DOUBTFUL} to {MOST_NOVELTY}", "#e69f00"), ("novel", STRIKING))
+
+
+def write_query(
+    folder: Path,
+    model: MixedEffects,
+    adata: AnnData,
+    table: pd.DataFrame,
+    by_batch: pd.DataFrame,
+    summary: list[str],
+    path: Path,
+) -> None:
+    """Write the page.
+
+    Parameters
+    ----------
+    folder
+        Run folder, whose map is drawn.
+    adata
+        The new cells with their embeddings.
+    table
+        Their labels, mapping confidence and novelty (:meth:`MixedEffects.transfer`).
+    by_batch
+        Number of cells, of novel and of unassigned cells by batch.
+    summary
+        The lines of the console; the last one says what to do next.
+    path
+        The new file.
+    """
+    known = read_map(folder)
+    maps: list[dict[str, Any]] = []
+    if known is not None:
+        with drawing():
+            xy_N2 = place(adata.obsm[keys.FIXED], *known)
+            maps = [_map(xy_N2, known[1], *one) for one in _colourings(table)]
+    novel, lost = int((table["novelty"] > MOST_NOVELTY).sum()), table["mapping_confidence"] < LEAST_CONFIDENCE
+    tiles = [("cells", len(table)), ("novel", novel), ("no training cell close", int(lost.sum()))]
+    if "assigned" in table:
+        tiles.insert(1, ("unassigned", int((table["assigned"] == keys.UNASSIGNED).sum())))
+    context = {
+        "name": path.stem,
+        "run": folder.name,
+        "tiles": tiles,
+        "next": summary[-1].removeprefix("Next: "),
+        "maps": maps,
+        "labels": _by_label(table),
+        "batch_key": model.batch_key,
+        "batches": [{"name": str(name)} | row.to_dict() for name, row in by_batch.iterrows()],
+        "most_novelty": MOST_NOVELTY,
+        "least_confidence": LEAST_CONFIDENCE,
+        "columns": keys.TRANSFERRED,
+    }
+    write(render(context, "query.html.j2"), path)
+
+
+def _by_label(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return one row for each predicted label: how many cells, how sure, and how many are doubtful."""
+    if "label" not in table:
+        return []
+    rows = []
+    for name, own in table.groupby("label", observed=True):
+        rows.append(
+            {
+                "name": str(name),
+                "cells": len(own),
+                "assigned": int((own["assigned"] != keys.UNASSIGNED).sum()),
+                "probability": float(own["probability"].mean()),
+                "confidence": float(own["mapping_confidence"].median()),
+                "novel": int((own["novelty"] > MOST_NOVELTY).sum()),
+            }
+        )
+    return sorted(rows, key=lambda row: -row["cells"])
+
+
+def _colourings(table: pd.DataFrame) -> list[tuple[str, NDArray[np.int64], list[tuple[str, str]]]]:
+    """Return title, code of each cell, and name and colour of each code, for each map."""
+    step_N = np.digitize(table["novelty"], (np.nextafter(DOUBTFUL, 2), np.nextafter(MOST_NOVELTY, 2)))
+    found = [("Novelty", step_N.astype(np.int64), list(STEPS))]
+    if "assigned" in table:
+        assigned = table["assigned"].cat
+        names = [str(name) for name in assigned.categories]
+        pairs = [
+            (n, STRIKING if n == keys.UNASSIGNED else c)
+            for n, c in zip(names, colours(len(names)), strict=True)
+        ]
+        found.insert(0, ("Assigned label", assigned.codes.to_numpy(np.int64), pairs))
+    return found
+
+
+def _map(
+    xy_N2: NDArray[np.float32],
+    xy_M2: NDArray[np.float32],
+    title: str,
+    code_N: NDArray[np.int64],
+    pairs: list[tuple[str, str]],
+) -> dict[str, Any]:
+    """Draw the new cells in colour over the training cells in grey; the last colours lie on top."""
+    figure = NotebookFigure(figsize=(4.6, 4.6), facecolor="none")
+    ax = figure.add_axes((0.01, 0.01, 0.98, 0.98), facecolor="none")
+    ax.scatter(
+        xy_M2[:, 0], xy_M2[:, 1], s=_size(len(xy_M2)), c=MISSING, alpha=0.3, linewidths=0, rasterized=True
+    )
+    order = np.random.default_rng(0).permutation(len(code_N))
+    order = order[np.argsort(np.array([c == STRIKING for _, c in pairs])[code_N[order]], kind="stable")]
+    shades = np.array([colour for _, colour in pairs])[code_N[order]]
+    ax.scatter(
+        xy_N2[order, 0],
+        xy_N2[order, 1],
+        s=2 * _size(len(order)),
+        c=list(shades),
+        linewidths=0,
+        rasterized=True,
+    )
+    ax.set_axis_off()
+    uri = as_uri(png(figure, dpi=180))
+    sizes = np.bincount(code_N, minlength=len(pairs))
+    legend = [
+        {"name": name, "colour": colour, "cells": int(size)}
+        for (name, colour), size in zip(pairs, sizes, strict=True)
+        if size
+    ]
+    alt = f"{len(xy_N2):,} new cells over {len(xy_M2):,} training cells, coloured by {title.lower()}."
+    return {"picture": Picture(uri, uri, alt, title), "legend": legend}
+
+
+def _size(n: int) -> float:
+    return min(max(30_000 / max(n, 1), 0.8), 14.0)
