@@ -64,7 +64,7 @@ def small(cells: Path, **changes) -> Experiment:
         "batch_key": "donor",
         "targets": ("condition",),
         "methods": ("PCA", "FE", "RE", NULL),
-        "settings": {"FE": SMALL | {"adversary_hidden": (8,)}, "RE": SMALL | {"weights": "auto"}},
+        "settings": {"FE": SMALL | {"n_clusters": 8}, "RE": SMALL | {"weights": "auto"}},
         "splits": ("cells", "donors"),
         "folds": 3,
         "thorough": False,

@@ -16,7 +16,7 @@ from scmedley.datasets import papers
 from scmedley.datasets.papers import read_aml, read_asd, read_healthy_heart
 from scmedley.datasets.text import read_genes
 from scmedley.errors import ScmedleyError
-from scmedley.models import FixedEffectsSettings, RandomEffectsSettings
+from scmedley.models import AdversarialSettings, RandomEffectsSettings
 from scmedley.pp.checks import check
 from scmedley.pp.folds import donor_folds
 
@@ -340,7 +340,7 @@ def test_published_weights_fit_the_settings() -> None:
     for source in papers.LOSS_WEIGHTS.values():
         assert list(source) == ["AML", "ASD", "Heart"]
         for methods in source.values():
-            fields = {f.name for f in dataclasses.fields(FixedEffectsSettings)}
+            fields = {f.name for f in dataclasses.fields(AdversarialSettings)}
             assert set(methods["FE"]) <= fields
             assert set(methods["RE"]) <= {f.name for f in dataclasses.fields(RandomEffectsSettings)}
 

@@ -249,10 +249,11 @@ def test_training_weighted_terms_add_up_to_the_total(fitted, preset):
                 c[part].get_ydata() for t, c in curves.items() if t.startswith(network) and "weighted" in t
             ]
             total = curves[f"{network}: total"][part].get_ydata()
-            np.testing.assert_allclose(np.sum(terms, axis=0), total, rtol=1e-5)
-    weights = {
-        ("fixed", "reconstruction"): model.fixed.settings.mse_weight,
-        ("fixed", "adversarial"): model.fixed.settings.adversary_weight,
+            # Weights that rise within an epoch are the mean over its minibatches.
+            rising = network == "fixed" and preset == "default" and part == 0
+            np.testing.assert_allclose(np.sum(terms, axis=0), total, rtol=5e-3 if rising else 1e-5)
+    names = {"reconstruction": "mse_weight", "adversarial": "adversary_weight"} if preset == "paper" else {}
+    weights = {("fixed", term): getattr(model.fixed.settings, name) for term, name in names.items()} | {
         ("random", "reconstruction"): model.random.settings.mse_weight,
         ("random", "batch"): model.random.settings.batch_weight,
     }

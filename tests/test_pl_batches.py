@@ -125,8 +125,7 @@ def test_batch_shifts_takes_huge_numbers_and_those_of_pandas():
 def test_batch_effects_are_the_components_of_the_decoders_tables(fitted, name, preset):
     model = fitted(name, preset)
     network = interpret.check.decoder(model).network
-    layers = network.decoder_effects if hasattr(network, "decoder_effects") else network.decoder.effects
-    tables = [table for layer in layers for table in (layer.gamma, layer.beta)]
+    tables = [table for layer in network.decoder_effects for table in layer.children()]
     mean = np.hstack([(t.loc_BH / t.prior_scale).detach().numpy() for t in tables]).astype(float)
     sd = np.hstack([(t.scale_BH() / t.prior_scale).detach().numpy() for t in tables]).astype(float)
     found = interpret.batch_effects(model)
