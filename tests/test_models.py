@@ -187,6 +187,7 @@ def test_default_fixed_effects_loss_by_hand(cells) -> None:
     network.begin(training_cells([0] * 10), NOW)
     w = numbers(network)
     x = x @ w["components.rotation_GQ"]
+    minibatch = Minibatch(torch.as_tensor(x, dtype=torch.float32), minibatch.b_N)
     h = selu(norm(w, "encoder.norms.0", dense(w, "encoder.linears.0", x)))
     h = selu(norm(w, "encoder.norms.1", dense(w, "encoder.linears.1", h)))
     m, log_v = dense(w, "encoder.linears.2", h), dense(w, "encoder.log_variance", h)
