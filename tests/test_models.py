@@ -628,7 +628,7 @@ def test_sizes_follow_the_number_of_cells() -> None:
     settings = Autoencoder.preset("default")
     assert settings.sizes(1280) == (128, 200, 40)
     assert settings.sizes(100) == (128, 300, 60)
-    assert settings.sizes(10**6) == (256, 30, 6)
+    assert settings.sizes(10**6) == (256, 15, 5)
     assert settings.replace(patience=2).sizes(100).patience == 2
 
 
