@@ -76,6 +76,8 @@ class Resident:
         Label codes 0..K-1, -1 if missing; ``None`` if no labels are learnt.
     scale
         Scale of the minibatches; ``None``: values are not scaled.
+    missing_G
+        Genes that were not measured (:class:`~scmedley.data.scale.TensorScale`).
     """
 
     def __init__(
@@ -85,8 +87,9 @@ class Resident:
         device: torch.device,
         y_N: np.ndarray | None = None,
         scale: Scale | None = None,
+        missing_G: np.ndarray | None = None,
     ):
-        self.scale = None if scale is None else scale.on(device)
+        self.scale = None if scale is None else scale.on(device, missing_G)
         self.rows = x_NG if isinstance(x_NG, Rows) else Rows(x_NG, device)
         self.n_cells, self.n_genes, self.device = self.rows.n_cells, self.rows.n_genes, device
         self.b_N = torch.as_tensor(np.asarray(b_N, dtype=np.int64), device=device)

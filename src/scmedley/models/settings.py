@@ -101,7 +101,8 @@ class Settings:
         for name in ("n_latent", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ScmedleyError(f"{name}={getattr(self, name)!r} must be above 0.")
-        for name, least in (("batch_size", 3), ("steps", 1), ("max_epochs", 1), ("patience", 1)):  # BatchNorm needs 2 cells
+        smallest = {"batch_size": 3, "steps": 1, "max_epochs": 1, "patience": 1}  # BatchNorm needs 2 cells
+        for name, least in smallest.items():
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and value >= least):
                 raise ScmedleyError(f"{name}={value!r} must be a whole number, {least} or more.")
