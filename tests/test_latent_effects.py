@@ -6,7 +6,16 @@ import torch
 from numpy.testing import assert_allclose
 from torch.nn import functional as F  # noqa: N812
 
-from scmedley.nn.latent_effects import SHRINKAGE, Correction, LatentEffects, Ridge, first_centres, shares
+from scmedley.nn.latent_effects import (
+    LEAST_LAMBDA,
+    SHRINKAGE,
+    Correction,
+    LatentEffects,
+    Ridge,
+    first_centres,
+    shares,
+    shrunk,
+)
 
 P, B, K = 4, 3, 8
 
@@ -50,7 +59,7 @@ def test_a_batch_with_its_own_cell_type_keeps_it() -> None:
 
 
 def test_one_cluster_is_a_ridge_regression() -> None:
-    """With one cluster, D_b is n / (n + lambda) times the batch mean less the precision-weighted centre."""
+    """With one cluster, all of D_b is the offset of the batch in all clusters: n / (n + 2) of the difference."""
     z_NP, b_N = torch.randn(60, P) + 5, torch.tensor([0] * 30 + [1] * 20 + [2] * 10)
     effects = LatentEffects(B, 1, P)
     effects.update(z_NP, b_N)
@@ -59,7 +68,10 @@ def test_one_cluster_is_a_ridge_regression() -> None:
     mean_BP = np.stack([z_NP[b_N == b].mean(0).numpy() for b in range(B)])
     precision_B = n_B * lambda_B / (n_B + lambda_B)
     centre_P = (precision_B[:, None] * mean_BP).sum(0) / precision_B.sum()
-    expected_BP = (n_B / (n_B + lambda_B))[:, None] * (mean_BP - centre_P)
+    found_BP, n_B1 = mean_BP - centre_P, n_B[:, None]
+    batch_BP = n_B1 / (n_B1 + LEAST_LAMBDA) * found_BP
+    lambda_B1 = np.maximum(lambda_B, LEAST_LAMBDA)[:, None]
+    expected_BP = batch_BP + n_B1 / (n_B1 + lambda_B1) * (found_BP - batch_BP)
     assert_allclose(effects.offset_BKP[:, 0], expected_BP, rtol=1e-4, atol=1e-5)
 
 
@@ -80,11 +92,10 @@ def test_no_offset_before_the_first_update() -> None:
 def test_few_cells_have_few_clusters(n: int) -> None:
     z_NP, b_N, _ = clusters(n)
     effects = fitted(z_NP, b_N)
-    used = int(effects.centre_KP.any(1).sum())
+    used = int(effects.direction_KP.any(1).sum())
     assert used == min(K, max(2, round(n / 30)), n)
     assert torch.isfinite(effects.offset(z_NP, b_N)).all()
-    assert (effects.offset_BKP[:, used:] == 0).all()
-    share_NK = shares(z_NP, effects.centre_KP)
+    share_NK = shares(z_NP, effects.direction_KP)
     assert_allclose(share_NK.sum(1), 1, rtol=1e-6)
     assert (share_NK[:, used:] == 0).all()
 
@@ -125,9 +136,10 @@ def test_leave_one_out_is_a_fit_without_the_row() -> None:
     x_NF, y_NP = torch.randn(40, 5), torch.randn(40, 2)
     x_NF = (x_NF - x_NF.mean(0)) / x_NF.std(0)
     y_NP = y_NP + x_NF[:, :2]
-    ridge = Ridge(x_NF)
+    ridge = Ridge(x_NF, y_NP)
     found_NP = ridge.left_out(y_NP)
-    penalty = float(1 / ridge.inverse_F[0] - ridge.values_F[0])
+    values_F = torch.linalg.eigvalsh(x_NF.double().t() @ x_NF.double())
+    penalty = float(1 / ridge.inverse_F[0] - values_F[0])
     for row in range(40):
         kept = np.arange(40) != row
         # A constant that is not penalised is part of the regression.
@@ -160,3 +172,15 @@ def test_features_without_the_batch_correct_almost_nothing() -> None:
     correction = Correction(50, P)
     correction.fit(features_NF, z_NP, b_N, fitted(z_NP, b_N))
     assert correction(features_NF).norm(dim=1).mean() < 0.05
+
+
+def test_few_cells_have_the_offset_of_their_batch() -> None:
+    """In a cluster with no cell of a batch its offset is that of the batch; with many, what they show."""
+    found_BKP = torch.tensor([[[1.0], [1.0], [5.0]]])
+    n_BK, lambda_BK = torch.tensor([[1000.0, 1000.0, 0.0]]), torch.tensor([[0.1, 0.1, 0.1]])
+    assert_allclose(shrunk(found_BKP, n_BK, lambda_BK)[0, :, 0], [1, 1, 1], atol=0.01)
+    n_BK[0, 2] = 400.0
+    assert 4.9 < float(shrunk(found_BKP, n_BK, lambda_BK)[0, 2, 0]) < 5
+    one_cell = torch.zeros(1, 3)
+    one_cell[0, 1] = 1.0
+    assert float(shrunk(found_BKP, one_cell, lambda_BK)[0, 1, 0]) < 0.6  # of 1.0, as of a single cell

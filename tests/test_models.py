@@ -187,6 +187,7 @@ def test_default_fixed_effects_loss_by_hand(cells) -> None:
     network.begin(training_cells([0] * 10), NOW)
     w = numbers(network)
     x = x @ w["components.rotation_GQ"]
+    minibatch = Minibatch(torch.as_tensor(x, dtype=torch.float32), minibatch.b_N)
     h = selu(norm(w, "encoder.norms.0", dense(w, "encoder.linears.0", x)))
     h = selu(norm(w, "encoder.norms.1", dense(w, "encoder.linears.1", h)))
     m, log_v = dense(w, "encoder.linears.2", h), dense(w, "encoder.log_variance", h)
@@ -629,7 +630,7 @@ def test_sizes_follow_the_number_of_cells() -> None:
     settings = Autoencoder.preset("default")
     assert settings.sizes(1280) == (128, 200, 40)
     assert settings.sizes(100) == (128, 300, 60)
-    assert settings.sizes(10**6) == (256, 30, 6)
+    assert settings.sizes(10**6) == (256, 15, 5)
     assert settings.replace(patience=2).sizes(100).patience == 2
 
 

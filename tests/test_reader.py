@@ -20,7 +20,7 @@ from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
 from scmedley.data.resident import Minibatch
 from scmedley.data.scale import Scale
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import store
 from scmedley.pp import prepare
 from scmedley.train.loop import Losses, Progress
@@ -249,3 +249,22 @@ def test_a_fit_to_a_reading_is_checked_as_a_fit_to_cells(prepared: AnnData) -> N
     without = replace(reading, obs=reading.obs.drop(columns=keys.SPLIT))
     with pytest.raises(ScmedleyError, match="Pass prepared cells with a split"):
         unfitted("fixed").fit(without, **FIT)
+
+
+@pytest.mark.parametrize("scale", ["standard", "min-max"])
+def test_missing_genes_are_left_out(scale: str, prepared: AnnData) -> None:
+    """As if each had the value that is scaled to 0, and not as if it had not been expressed."""
+    model = unfitted("autoencoder", scale=scale, max_epochs=1).fit(prepared, **FIT)
+    gene = model.genes[3]
+    average = prepared.copy()
+    x = average.layers[keys.LOGNORM].toarray()
+    x[:, average.var_names.get_loc(gene)] = model.scale.centre_G[3]
+    average.layers[keys.LOGNORM] = x
+    without = prepared[:, prepared.var_names != gene].copy()
+    with pytest.warns(ScmedleyWarning, match="1 of the model's 39 genes are missing here and left out"):
+        found_NP = model.get_latent_representation(without)
+    np.testing.assert_allclose(found_NP, model.get_latent_representation(average), rtol=1e-4, atol=1e-5)
+    if scale == "standard":
+        x[:, average.var_names.get_loc(gene)] = 0
+        average.layers[keys.LOGNORM] = x
+        assert np.abs(found_NP - model.get_latent_representation(average)).max() > 1e-3

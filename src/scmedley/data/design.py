@@ -82,7 +82,7 @@ class Design:
         raise ScmedleyError(
             f"The model does not know the batches of these cells: {where}. It knows {list(self.batches[:8])}"
             f"{' ...' if self.n_batches > 8 else ''}. Pass unknown='mean' (--unknown mean) to use the population mean "
-            "(no batch effect) instead."
+            "(no batch effect) instead, or learn their effects first with adapt() (scmedley embed --unknown adapt)."
         )
 
     def code(self, batch: str) -> int:

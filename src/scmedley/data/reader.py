@@ -56,6 +56,8 @@ class Reading:
         Column by which ``prepare`` stratified the split, if any.
     counts_NG, total_N
         Counts, and each cell's total over all counted genes; ``None`` unless the reader's kind is "counts".
+    missing_G
+        Whether each gene is missing in these cells, and 0 in ``log1p_NG``; ``None`` if all are there.
     """
 
     reader: "Reader"
@@ -64,6 +66,7 @@ class Reading:
     label_key: str | None = None
     counts_NG: Matrix | None = None
     total_N: np.ndarray | None = None
+    missing_G: np.ndarray | None = None
     _rows: dict[str, Rows] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -113,7 +116,7 @@ class Reading:
         on = torch.device(device)
         if str(on) not in self._rows:
             self._rows[str(on)] = Rows(self.log1p_NG, on, self.counts_NG, self.total_N)
-        return Resident(self._rows[str(on)], b_N, on, y_N, scale)
+        return Resident(self._rows[str(on)], b_N, on, y_N, scale, self.missing_G)
 
 
 Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time
@@ -210,12 +213,13 @@ class Reader:
         known = adata.uns.get(keys.UNS)
         label_key = (known.get("label_key") if isinstance(known, dict) else None) or None
         n_empty, sample = 0, []
+        missing_G = source.place_G < 0 if (source.place_G < 0).any() else None
         for rows in source.rows():
             log1p_NG, counts_NG, total_N = source.read(rows, counts=self.kind == "counts")
             n_empty += log1p_NG.shape[0] - len(np.unique(log1p_NG.nonzero()[0]))
             sample.append(log1p_NG[sampled(adata.n_obs, rows)])
             obs = adata.obs if rows == slice(0, adata.n_obs) else adata.obs.iloc[rows]
-            yield Reading(self, log1p_NG, obs, label_key, counts_NG, total_N)
+            yield Reading(self, log1p_NG, obs, label_key, counts_NG, total_N, missing_G)
         self._warn(adata, source, share_of(sample), n_empty)
 
     def reads_like(self, other: "Reader") -> bool:
@@ -239,7 +243,7 @@ class Reader:
         notes = []
         n_genes, n_missing = len(source.place_G), int((source.place_G < 0).sum())
         if n_missing:
-            notes.append(f"{n_missing} of the model's {n_genes} genes are missing here and set to 0.")
+            notes.append(f"{n_missing} of the model's {n_genes} genes are missing here and left out.")
         if source.found is None:
             notes += difference_of_prepared(self.trained_on, adata)
         else:

@@ -3,6 +3,7 @@
 Shapes: N cells of the call at hand (a minibatch, or all), G genes, B batches, K labels.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -75,6 +76,8 @@ class Resident:
         Label codes 0..K-1, -1 if missing; ``None`` if no labels are learnt.
     scale
         Scale of the minibatches; ``None``: values are not scaled.
+    missing_G
+        Genes that were not measured (:class:`~scmedley.data.scale.TensorScale`).
     """
 
     def __init__(
@@ -84,12 +87,20 @@ class Resident:
         device: torch.device,
         y_N: np.ndarray | None = None,
         scale: Scale | None = None,
+        missing_G: np.ndarray | None = None,
     ):
-        self.scale = None if scale is None else scale.on(device)
+        self.scale = None if scale is None else scale.on(device, missing_G)
         self.rows = x_NG if isinstance(x_NG, Rows) else Rows(x_NG, device)
         self.n_cells, self.n_genes, self.device = self.rows.n_cells, self.rows.n_genes, device
         self.b_N = torch.as_tensor(np.asarray(b_N, dtype=np.int64), device=device)
         self.y_N = None if y_N is None else torch.as_tensor(np.asarray(y_N, dtype=np.int64), device=device)
+
+    def replaced(self, x_NI: Tensor) -> "Resident":
+        """Return the same cells with other values, which are not scaled."""
+        other = copy.copy(self)
+        other.rows, other.scale = copy.copy(self.rows), None
+        other.rows.x, other.n_genes = _Table(x_NI, self.device), x_NI.shape[1]
+        return other
 
     def take(self, rows_N: Tensor) -> Minibatch:
         """Return the cells of these rows, in this order, dense and scaled."""
@@ -120,7 +131,7 @@ class Resident:
 class _Table:
     """A table of numbers on a device, CSR or dense; :meth:`take` returns some rows."""
 
-    def __init__(self, x_NG: sparse.csr_matrix | np.ndarray, device: torch.device):
+    def __init__(self, x_NG: sparse.csr_matrix | np.ndarray | Tensor, device: torch.device):
         self.device, self.n_columns = device, x_NG.shape[1]
         self.csr: sparse.csr_matrix | None = None
         self.dense: Tensor | None = None
@@ -131,6 +142,8 @@ class _Table:
             self.indptr = torch.as_tensor(x_NG.indptr.astype(np.int64), device=device)
             self.indices = torch.as_tensor(x_NG.indices.astype(np.int32, copy=False), device=device)
             self.values = torch.as_tensor(x_NG.data.astype(np.float32, copy=False), device=device)
+        elif isinstance(x_NG, Tensor):
+            self.dense = x_NG
         else:
             self.dense = torch.as_tensor(np.ascontiguousarray(x_NG, dtype=np.float32), device=device)
 

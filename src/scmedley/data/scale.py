@@ -63,10 +63,11 @@ class Scale:
         span = np.where(high > low, high - low, np.float32(1))
         return cls(low, span.astype(np.float32))
 
-    def on(self, device: torch.device) -> "TensorScale":
-        """Return the scale as tensors on a device."""
+    def on(self, device: torch.device, missing_G: np.ndarray | None = None) -> "TensorScale":
+        """Return the scale as tensors on a device; ``missing_G`` are genes that were not measured."""
         centre_G, span_G = (torch.as_tensor(side, device=device) for side in (self.centre_G, self.span_G))
-        return TensorScale(centre_G if self.centre_G.any() else None, span_G, self.limit)
+        missing = None if missing_G is None else torch.as_tensor(np.flatnonzero(missing_G), device=device)
+        return TensorScale(centre_G if self.centre_G.any() else None, span_G, self.limit, missing)
 
     def transform(self, x_NG: Matrix) -> np.ndarray:
         """Scale cells; the result is dense."""
@@ -83,17 +84,29 @@ class Scale:
 
 @dataclass(frozen=True)
 class TensorScale:
-    """A scale on a device. ``centre_G`` is ``None`` if all centres are 0."""
+    """A scale on a device.
+
+    Attributes
+    ----------
+    centre_G
+        ``None`` if all centres are 0.
+    missing
+        Numbers of the genes that were not measured, which have the scaled value 0: the mean of the training
+        cells if genes are standardised, the minimum if they are scaled to 0 ... 1.
+    """
 
     centre_G: Tensor | None
     span_G: Tensor
     limit: float
+    missing: Tensor | None = None
 
     def apply_(self, x_NG: Tensor) -> Tensor:
         """Scale dense cells in place."""
         if self.centre_G is not None:
             x_NG.sub_(self.centre_G)
         x_NG.div_(self.span_G)
+        if self.missing is not None:
+            x_NG[:, self.missing] = 0
         return x_NG.clamp_(-self.limit, self.limit) if self.limit < math.inf else x_NG
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from scmedley import keys
-from scmedley.data.resident import Minibatch
+from scmedley.data.resident import Minibatch, Resident
+from scmedley.errors import ScmedleyError
 from scmedley.models.adversarial import AdversarialNetwork, AdversarialSettings
 from scmedley.models.base import Model
 from scmedley.models.export import Effects, Layer, tied_layers
@@ -70,6 +71,14 @@ class FixedEffectsSettings(Settings):
     label_weight: float = 10.0
     label_head_hidden: tuple[int, ...] = (64,)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale != "standard":
+            raise ScmedleyError(
+                f"scale={self.scale!r} does not fit the default FixedEffects, whose likelihood has variance 1. Use "
+                "scale='standard'."
+            )
+
 
 class FixedEffectsNetwork(nn.Module, Trainable):
     """Variational encoder, tied decoder with batch effects, latent random effects, and perhaps a label head."""
@@ -95,15 +104,22 @@ class FixedEffectsNetwork(nn.Module, Trainable):
     def begin(self, known: TrainingCells, progress: Progress) -> None:
         """Set the number of training cells, and learn the principal components."""
         self.n_cells.fill_(len(known.rows))
-        cells = known.cells.minibatches(drawn(known.rows), ENCODED)
+        cells = known.cells.minibatches(subsample(known.rows), ENCODED)
         self.components.fit(torch.cat([minibatch.x_NG for minibatch in cells]))
+
+    @torch.no_grad()
+    def inputs(self, cells: Resident) -> Resident:
+        """Return the principal components of the cells: they do not change in training."""
+        rows = torch.arange(cells.n_cells, device=cells.device)
+        parts = [self.components(minibatch.x_NG) for minibatch in cells.minibatches(rows, ENCODED)]
+        return cells.replaced(torch.cat(parts))
 
     def stages(self) -> list[Stage]:
         """Return one stage; it keeps the last epoch, because the loss changes while its weights rise."""
         return [self.settings.stage({"autoencoder": list(self.parameters())}, keep="last")]
 
     def losses(self, cells: Minibatch, progress: Progress) -> Losses:
-        """Yield the loss, in nats per cell.
+        """Yield the loss, in nats per cell; ``cells`` are principal components (:meth:`inputs`).
 
         L = Q/2 MSE + w(t) KL(q(z|x) || N(0, I)) + KL(q(U) || p(U)) / N + r(t) 1/2 sum_p delta_p^2 / v_p
 
@@ -113,7 +129,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         label_weight * CE(y) is added.
         """
         s = self.settings
-        x_NQ = self.components(cells.x_NG).float()
+        x_NQ = cells.x_NG
         half_q = x_NQ.shape[1] / 2
         mean_NP, log_variance_NP, _ = self.encoder(x_NQ)
         z_NP = mean_NP
@@ -144,14 +160,14 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         update_priors(self)
         z_NP, b_N = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen = []
-        rows = drawn(torch.arange(len(z_NP), device=z_NP.device))
+        rows = subsample(torch.arange(len(z_NP), device=z_NP.device))
         self.latent_effects.update(z_NP[rows], b_N[rows])
 
     @torch.no_grad()
     def finish(self, known: TrainingCells) -> None:
-        """Fit the correction of the latent by what is left of the offsets in cells that were left out."""
+        """Fit the correction of the latent; ``known`` has principal components (:meth:`inputs`)."""
         self._seen = []
-        rows = drawn(known.rows)
+        rows = subsample(known.rows)
         parts = [self._encode(cells.x_NG) for cells in known.cells.minibatches(rows, ENCODED)]
         mean_NP, features_NF = (torch.cat(part) for part in zip(*parts, strict=True))
         self.correction.fit(features_NF, mean_NP, known.cells.b_N[rows], self.latent_effects)
@@ -162,15 +178,14 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         The batch is not used, except for batches that ``adapt`` added: the encoder has not learnt to remove their
         offset, so it is subtracted.
         """
-        mean_NP, features_NF = self._encode(x_NG)
+        mean_NP, features_NF = self._encode(self.components(x_NG))
         z_NP: Tensor = mean_NP - self.correction(features_NF)
         if self.n_batches > self.n_trained:
             z_NP = z_NP - self.latent_effects.offset(z_NP, b_N.where(b_N >= self.n_trained, -1))
         return z_NP
 
-    def _encode(self, x_NG: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, x_NQ: Tensor) -> tuple[Tensor, Tensor]:
         """Return the posterior mean, and the features of its correction: components and last hidden layer."""
-        x_NQ = self.components(x_NG).float()
         mean_NP, _, h_NH = self.encoder(x_NQ)
         return mean_NP, torch.cat([x_NQ, h_NH], dim=1)
 
@@ -263,7 +278,7 @@ class FixedEffects(Model[FixedEffectsSettings | AdversarialSettings]):
         return named(name, default, paper.as_published())
 
 
-def drawn(rows: Tensor) -> Tensor:
+def subsample(rows: Tensor) -> Tensor:
     """Return the rows, or a draw of 15,000 if there are more."""
     if len(rows) <= MOST_CELLS:
         return rows

@@ -89,6 +89,7 @@ class RandomEffectsSettings(Settings):
         Initial posterior and prior of the effects.
     """
 
+    steps: int = 1000
     mse_weight: float = 1.0
     batch_weight: float = 1.0
     batch_head_hidden: tuple[int, ...] = (64,)

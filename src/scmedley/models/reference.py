@@ -1,6 +1,6 @@
 """What a fitted model keeps of its training cells in order to place and label new cells.
 
-Shapes: M reference cells, P latent dimensions, G genes, K labels.
+Shapes: N new cells, M reference cells, V validation cells, P latent dimensions, G genes, K labels.
 """
 
 from __future__ import annotations
@@ -59,9 +59,25 @@ class LabelClassifier:
     def fit(
         cls, z_MP: np.ndarray, label_M: np.ndarray, held_out_M: np.ndarray, names: tuple[str, ...], key: str
     ) -> LabelClassifier | None:
-        """Fit the regression and its temperature; ``None`` if the training cells have fewer than two labels.
+        """Fit the regression to the training cells and its temperature to the held-out cells.
 
-        ``label_M`` holds codes of ``names``, -1 for none.
+        Parameters
+        ----------
+        z_MP
+            Latents.
+        label_M
+            Codes of ``names``, -1 for none.
+        held_out_M
+            Which cells are held out.
+        names
+            All labels. Those without a training cell are left out.
+        key
+            ``obs`` column of the labels.
+
+        Returns
+        -------
+        LabelClassifier or None
+            ``None`` if the training cells have fewer than two labels.
         """
         from sklearn.linear_model import LogisticRegression
 
@@ -71,16 +87,12 @@ class LabelClassifier:
             return None
         code_M = np.where(np.isin(label_M, seen), np.searchsorted(seen, label_M), -1)
         z_MP = np.asarray(z_MP, np.float64)
-        spread = (
-            float(np.sqrt(z_MP[train].var(axis=0).mean())) or 1.0
-        )  # the penalty is then free of the scale
+        # In units of the spread, the penalty does not depend on the scale of the latents.
+        spread = float(np.sqrt(z_MP[train].var(axis=0).mean())) or 1.0
         fitted = LogisticRegression(max_iter=ROUNDS).fit(z_MP[train] / spread, code_M[train])
         weight_KP, bias_K = fitted.coef_ / spread, fitted.intercept_
         if len(seen) == 2:  # scikit-learn then has the weights of the second label alone
-            weight_KP, bias_K = (
-                np.vstack([np.zeros_like(weight_KP), weight_KP]),
-                np.append(0.0, bias_K),
-            )
+            weight_KP, bias_K = np.vstack([np.zeros_like(weight_KP), weight_KP]), np.append(0.0, bias_K)
         held = held_out_M & (code_M >= 0)
         temperature = best_temperature(z_MP[held] @ weight_KP.T + bias_K, code_M[held])
         return cls(key, tuple(names[code] for code in seen), temperature, weight_KP, bias_K)

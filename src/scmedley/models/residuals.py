@@ -5,7 +5,7 @@ independent. If cells are of a type or state that the model does not know, neigh
 their residuals agree. This is the classical test of lack of fit with replicates, with the nearest cells as the
 replicates. It also finds types whose latents lie among those of a known type, which no distance shows.
 
-Shapes: N cells, G genes, P latent dimensions, B batches.
+Shapes: N cells, V validation cells of the fit, G genes, P latent dimensions, K neighbours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.sparse import csr_array, csr_matrix
 from sklearn.neighbors import NearestNeighbors
 
 from scmedley.data.arrays import Matrix, dense
-from scmedley.data.design import POPULATION_MEAN
+from scmedley.data.design import POPULATION_MEAN, as_categories
 from scmedley.data.reader import Reading
 from scmedley.device import one_thread_if_forked
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from scmedley.models.base import Model
 
 NEIGHBOURS = 30  # whose residuals are averaged; 15 and 20 find close types less well
-BLOCK = 10_000  # cells compared with each other at once: their residuals are dense
+BLOCK_CELLS = 10_000  # most cells that are compared with each other at once
+BLOCK_VALUES = 30_000_000  # most values of their residuals, which are dense
 CLIP = 10.0  # largest residual, in standard deviations of the gene
 PRIOR_CELLS = 10.0  # weight of the prior that a new batch has no effect, in cells
 
@@ -37,12 +38,12 @@ def agreement(
     z_NP: np.ndarray,
     group_N: np.ndarray,
     gene_sd_G: np.ndarray,
-    seed: int = 0,
 ) -> np.ndarray:
     """Return how well the residual of each cell agrees with those of its nearest cells, -1 to 1.
 
     It is the cosine of r_i and the mean of r_j over the 30 cells with the nearest latents among the same
-    cells, without i itself; 0 if there is no other cell. More than 10,000 cells are compared in random blocks.
+    cells, without i itself; 0 if there is no other cell. More than 10,000 cells (fewer with more than 3,000 genes) are
+    compared in random blocks, always the same.
 
     Parameters
     ----------
@@ -52,12 +53,11 @@ def agreement(
         Groups that have equal weight in the effect of a new batch, such as predicted labels.
     gene_sd_G
         Standard deviation of each gene in the training cells, by which residuals are divided.
-    seed
-        Random seed of the blocks.
     """
-    order = np.random.default_rng(seed).permutation(reading.n_cells)
+    order = np.random.default_rng(0).permutation(reading.n_cells)
+    block = min(BLOCK_CELLS, BLOCK_VALUES // len(gene_sd_G))
     found_N = np.zeros(reading.n_cells, np.float32)
-    for rows in np.array_split(order, -(-reading.n_cells // BLOCK)):
+    for rows in np.array_split(order, -(-reading.n_cells // block)):
         residual_NG = residuals(model, reading.take(rows), group_N[rows], gene_sd_G)
         found_N[rows] = agreement_with_neighbours(residual_NG, z_NP[rows])
     return found_N
@@ -98,6 +98,15 @@ def effect_of_batch(residual_NG: np.ndarray, xhat_NG: np.ndarray, group_N: np.nd
 
     Least squares, in which groups have nearly equal weight: a large group of a new type would otherwise pass
     for the batch. Both are shrunk towards 0 by a prior worth 10 cells.
+
+    Parameters
+    ----------
+    residual_NG
+        Residuals of the cells of the batch.
+    xhat_NG
+        Their reconstruction without effects of the batch, in the same units.
+    group_N
+        Groups of nearly equal weight, such as predicted labels.
     """
     weight_N = _balanced(group_N)
     n_effective = weight_N.sum() ** 2 / np.square(weight_N).sum()
@@ -137,8 +146,18 @@ def relative_to_batch(
     A new protocol changes each type in its own way, and what is removed of its effects does not cover that. All
     cells of the batch then agree more than cells of known batches. Here the median becomes that of ``null_V``
     where it is higher and, with ``spread``, the lower quartile too where it is farther from the median. So only
-    cells that stand out from their batch look new. Groups have nearly equal weight, as in
-    :func:`effect_of_batch`.
+    cells that stand out from their batch look new.
+
+    Parameters
+    ----------
+    agreement_N
+        Agreement of the cells of the batch.
+    group_N
+        Groups of nearly equal weight, as in :func:`effect_of_batch`.
+    null_V
+        Agreement of validation cells.
+    spread
+        Whether to match the lower quartile too: for batches whose effects the decoder does not know.
     """
     order = np.argsort(agreement_N, kind="stable")
     share_N = np.cumsum(_balanced(group_N)[order])
@@ -149,10 +168,10 @@ def relative_to_batch(
 
 
 def _by_batch(model: Model[Any], obs: pd.DataFrame, chosen_N: np.ndarray) -> list[np.ndarray]:
-    """Return the chosen rows of each batch; all are of one batch if ``obs`` has no such column."""
+    """Return the chosen rows of each batch; cells without a batch, or without such a column, are of one batch."""
     missing = model.batch_key not in obs
-    names_N = np.zeros(len(obs)) if missing else obs[model.batch_key].astype(str).to_numpy()
-    return [np.flatnonzero(chosen_N & (names_N == name)) for name in np.unique(names_N[chosen_N])]
+    code_N = np.zeros(len(obs), np.int64) if missing else as_categories(obs[model.batch_key]).codes
+    return [np.flatnonzero(chosen_N & (code_N == code)) for code in np.unique(code_N[chosen_N])]
 
 
 def _balanced(group_N: np.ndarray) -> np.ndarray:

@@ -46,8 +46,10 @@ class Settings:
         Whether the learning rate decays along half a cosine, to nearly 0 at ``max_epochs``.
     batch_size
         Cells in a minibatch; ``None``: 128 below 8,192 training cells, else 256.
+    steps
+        About the number of minibatches of all epochs, where ``max_epochs`` is not given.
     max_epochs
-        Largest number of epochs; ``None``: about 2,000 minibatches, but between 30 and 300 epochs.
+        Largest number of epochs; ``None``: as ``steps`` says, but between 15 and 300 epochs.
     patience
         Training stops after this many epochs without a better validation loss. ``None``: a fifth of
         ``max_epochs``, at least 5. This bridges the noise of a few hundred validation cells, and the time
@@ -71,6 +73,7 @@ class Settings:
     learning_rate: float = 2e-3
     decay: bool = True
     batch_size: int | None = None
+    steps: int = 2000
     max_epochs: int | None = None
     patience: int | None = None
     settling_steps: int = 100
@@ -97,7 +100,8 @@ class Settings:
             check_setting(field.name, value, default)
         if not self.learning_rate > 0:
             raise ScmedleyError(f"learning_rate={self.learning_rate!r} must be above 0.")
-        for name, least in (("batch_size", 3), ("max_epochs", 1), ("patience", 1)):  # BatchNorm needs 2 cells
+        smallest = {"batch_size": 3, "steps": 1, "max_epochs": 1, "patience": 1}  # BatchNorm needs 2 cells
+        for name, least in smallest.items():
             value = getattr(self, name)
             if value is not None and not (_is_whole(value) and value >= least):
                 raise ScmedleyError(f"{name}={value!r} must be a whole number, {least} or more.")
@@ -143,8 +147,8 @@ class Settings:
     def sizes(self, n_train: int) -> "Sizes":
         """Return batch size, maximum of epochs and patience for ``n_train`` training cells."""
         batch_size = self.batch_size or (128 if n_train < 8192 else 256)
-        steps = -(-n_train // batch_size)
-        max_epochs = self.max_epochs or min(300, max(30, -(-2000 // steps)))
+        n_steps = -(-n_train // batch_size)
+        max_epochs = self.max_epochs or min(300, max(15, -(-self.steps // n_steps)))
         return Sizes(batch_size, max_epochs, self.patience or max(LEAST_PATIENCE, max_epochs // 5))
 
     def stage(

@@ -1,6 +1,6 @@
 """Labels for new cells, and how far each cell can be placed among the training cells.
 
-Shapes: N new cells, M reference cells, P latent dimensions, K labels.
+Shapes: N new cells, M reference cells, V of them validation cells, P latent dimensions, K labels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scmedley import keys
 from scmedley.data.design import as_categories, column
 from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes, one_thread_if_forked
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, warn
 from scmedley.models import residuals
 from scmedley.models.reference import LabelClassifier, Reference, log_probabilities
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NEAREST = 15  # training cells whose distance gives the mapping confidence
 LEAST_CONFIDENCE = 0.01  # cells with a lower mapping confidence are unassigned
-HELD_OUT = 5  # every fifth cell of a reference of the user's own calibrates the probabilities
+HELD_OUT_EVERY = 5  # every fifth cell of a reference of the user's own calibrates the probabilities
 
 
 @modes(grad=False)
@@ -46,8 +46,8 @@ def transfer(
     farther (latents, mean of 15). Low values mean that no training cell is close.
     ``novelty``: the share of validation cells whose residuals agree less with those of similar cells
     (:mod:`scmedley.models.residuals`). Values near 1 mean that the cell and its neighbours among the new cells
-    have expression in common that the model does not explain. Without anything new it is uniform from 0 to 1.
-    In a batch that was not in training, a cell counts as novel only if it stands out from its batch.
+    have expression in common that the model does not explain. In a batch that was not in training, a cell counts
+    as novel only if it stands out from its batch.
     ``assigned``: the label, or "unassigned" if ``probability`` < ``least_probability``, ``novelty`` >
     ``most_novelty`` or ``mapping_confidence`` < 0.01.
 
@@ -57,10 +57,17 @@ def transfer(
     ------
     ScmedleyError
         The latent of the model holds the batch; an earlier version saved the model; only one of ``reference``
-        and ``label_key`` is given.
+        and ``label_key`` is given; ``least_probability`` or ``most_novelty`` is not from 0 to 1.
+
+    Notes
+    -----
+    ``mapping_confidence`` and 1 - ``novelty`` are conformal p-values (:func:`share_below`). With fewer than 100
+    validation cells no novelty is above 0.99 and no confidence below 0.01; a warning says so. Without anything
+    new, novelty is approximately uniform from 0 to 1, for queries of similar size as the up to 5,000 cells that
+    validation cells were compared with: their neighbours are among cells that the network was fitted to.
     """
     model.check_fitted()
-    _check(model, reference, label_key)
+    _check(model, reference, label_key, least_probability, most_novelty)
     reading = model.read(adata)
     z_NP = model.get_latent_representation(reading)
     known: Reference = model.reference  # type: ignore[assignment]  # checked
@@ -76,23 +83,11 @@ def transfer(
         columns["probability"] = p_NK.max(axis=1)
     distance_N, null_V = (distances(z, z_MP[~held_out_M]) for z in (z_NP, z_MP[held_out_M]))
     columns["mapping_confidence"] = 1 - share_below(null_V, distance_N)
-    agreement_N = residuals.agreement(model, reading, z_NP, group_N, known.gene_sd_G)
-    for rows in residuals.unknown_batches(model, reading.obs):
-        agreement_N[rows] = residuals.relative_to_batch(agreement_N[rows], group_N[rows], known.agreement_V)
-    for rows in residuals.adapted_batches(model, reading.obs):
-        own = (agreement_N[rows], group_N[rows], known.agreement_V)
-        agreement_N[rows] = residuals.relative_to_batch(*own, spread=False)
-    columns["novelty"] = share_below(known.agreement_V, agreement_N)
+    columns["novelty"] = _novelty(model, known, reading, z_NP, group_N)
+    _warn_if_few(len(known.agreement_V), len(null_V), most_novelty)
     table = pd.DataFrame(columns, index=reading.obs.index)
     if classifier is not None:
-        doubtful = (
-            (table["probability"] < least_probability)
-            | (table["novelty"] > most_novelty)
-            | (table["mapping_confidence"] < LEAST_CONFIDENCE)
-        )
-        names = list(dict.fromkeys([*classifier.names, keys.UNASSIGNED]))
-        code_N = np.where(doubtful, names.index(keys.UNASSIGNED), group_N)
-        table["assigned"] = pd.Categorical.from_codes(code_N, pd.Index(names))
+        table["assigned"] = _assigned(table, classifier.names, group_N, least_probability, most_novelty)
     return table
 
 
@@ -104,12 +99,71 @@ def distances(z_NP: np.ndarray, z_MP: np.ndarray) -> np.ndarray:
 
 
 def share_below(null_V: np.ndarray, values_N: np.ndarray) -> np.ndarray:
-    """Return the share of the null that is below each value."""
+    """Return the share of the null that is below each value, where the value itself counts: below / (V + 1).
+
+    It is 1 - p, with the conformal p-value p = (1 + number of the null at or above the value) / (V + 1). If the
+    value and the null are exchangeable, P(p <= a) <= a for every a, however small V is.
+    """
     below_N = np.searchsorted(np.sort(null_V), values_N, side="left")
-    return np.asarray(below_N / max(len(null_V), 1), np.float64)
+    return np.asarray(below_N / (len(null_V) + 1), np.float64)
 
 
-def _check(model: Model[Any], reference: AnnData | None, label_key: str | None) -> None:
+def _novelty(
+    model: Model[Any], known: Reference, reading: Reading, z_NP: np.ndarray, group_N: np.ndarray
+) -> np.ndarray:
+    """Return the novelty of each cell; in batches that were not in training, relative to the batch."""
+    agreement_N = residuals.agreement(model, reading, z_NP, group_N, known.gene_sd_G)
+    for rows in residuals.unknown_batches(model, reading.obs):
+        agreement_N[rows] = residuals.relative_to_batch(agreement_N[rows], group_N[rows], known.agreement_V)
+    for rows in residuals.adapted_batches(model, reading.obs):
+        own = (agreement_N[rows], group_N[rows], known.agreement_V)
+        agreement_N[rows] = residuals.relative_to_batch(*own, spread=False)
+    return share_below(known.agreement_V, agreement_N)
+
+
+def _assigned(
+    table: pd.DataFrame,
+    labels: tuple[str, ...],
+    code_N: np.ndarray,
+    least_probability: float,
+    most_novelty: float,
+) -> pd.Categorical[str]:
+    """Return the label of each cell, or "unassigned" where one of the three scores is beyond its limit."""
+    doubtful_N = (
+        (table["probability"] < least_probability)
+        | (table["novelty"] > most_novelty)
+        | (table["mapping_confidence"] < LEAST_CONFIDENCE)
+    )
+    names = list(dict.fromkeys([*labels, keys.UNASSIGNED]))
+    code_N = np.where(doubtful_N, names.index(keys.UNASSIGNED), code_N)
+    return pd.Categorical.from_codes(code_N, pd.Index(names))
+
+
+def _warn_if_few(n_of_novelty: int, n_of_confidence: int, most_novelty: float) -> None:
+    """Warn if no cell can be beyond the limit of novelty or of mapping confidence: shares end at V / (V + 1)."""
+    what = {
+        f"novelty above {most_novelty:g}": (n_of_novelty, most_novelty),
+        f"mapping confidence below {LEAST_CONFIDENCE}": (n_of_confidence, 1 - LEAST_CONFIDENCE),
+    }
+    void = [
+        f"no {name} (there are {n}, it takes {int(1 / (1 - limit) + 1e-6)})"
+        for name, (n, limit) in what.items()
+        if n / (n + 1) <= limit < 1
+    ]
+    if void:
+        warn(
+            f"With so few validation cells a cell can have {' and '.join(void)}. Fit with more cells; in Python, a "
+            "lower most_novelty takes fewer."
+        )
+
+
+def _check(
+    model: Model[Any],
+    reference: AnnData | None,
+    label_key: str | None,
+    least_probability: float,
+    most_novelty: float,
+) -> None:
     name = type(model).__name__
     if model.needs_batch:
         raise ScmedleyError(
@@ -124,6 +178,9 @@ def _check(model: Model[Any], reference: AnnData | None, label_key: str | None) 
     if (reference is None) != (label_key is None):
         given, missing = ("reference", "label_key") if label_key is None else ("label_key", "reference")
         raise ScmedleyError(f"transfer() has {given} but no {missing}. Give both, or neither.")
+    for limit, value in (("least_probability", least_probability), ("most_novelty", most_novelty)):
+        if not 0 <= value <= 1:  # nan too
+            raise ScmedleyError(f"{limit} is {value}. Give a number from 0 to 1.")
 
 
 def _own(model: Model[Any], adata: AnnData, label_key: str) -> tuple[np.ndarray, np.ndarray, LabelClassifier]:
@@ -132,7 +189,7 @@ def _own(model: Model[Any], adata: AnnData, label_key: str) -> tuple[np.ndarray,
     code_M, names = np.asarray(labels.codes, np.int64), tuple(map(str, labels.categories))
     rows = np.flatnonzero(code_M >= 0)
     z_MP = model.get_latent_representation(adata)[rows]
-    held_out_M = np.random.default_rng(0).permutation(len(rows)) % HELD_OUT == 0
+    held_out_M = np.random.default_rng(0).permutation(len(rows)) % HELD_OUT_EVERY == 0
     classifier = LabelClassifier.fit(z_MP, code_M[rows], held_out_M, names, label_key)
     if classifier is None:
         raise ScmedleyError(

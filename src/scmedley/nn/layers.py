@@ -78,7 +78,9 @@ class Components(nn.Module):
         """
         n_kept = min(self.rotation_GQ.shape[1], math.ceil(MOST_OF_CELLS * len(x_NG)))
         n_drawn = min(n_kept + OVERSAMPLED, *x_NG.shape)
-        found_GQ = torch.svd_lowrank(x_NG, n_drawn, niter=POWER_ITERATIONS)[2]
+        found_GQ = torch.svd_lowrank(x_NG.cpu(), n_drawn, niter=POWER_ITERATIONS)[
+            2
+        ]  # not all devices have it
         # The sign of a component is arbitrary: make its largest loading positive, on every machine.
         largest_1Q = found_GQ.gather(0, found_GQ.abs().argmax(0, keepdim=True))
         self.rotation_GQ.zero_()

@@ -11,8 +11,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import io, keys
+from scmedley.data.design import as_categories
 from scmedley.data.reader import Reading
-from scmedley.errors import ScmedleyError, ScmedleyWarning, listed
+from scmedley.errors import ScmedleyWarning, listed
 from scmedley.keys import ValueKind
 from scmedley.models import MixedEffects
 from scmedley.models.reference import MOST_NOVELTY
@@ -87,18 +88,23 @@ def adapted(model: MixedEffects, reading: Reading) -> MixedEffects:
 
 def transferred(model: MixedEffects, reading: Reading) -> pd.DataFrame:
     """Return the table of ``model.transfer``, or an empty one and a warning if the model has no reference."""
-    try:
+    if model.fixed is not None and model.fixed.reference is not None:
         return model.transfer(reading)
-    except ScmedleyError as error:
-        warnings.warn(f"No labels and no novelty: {error}", ScmedleyWarning, stacklevel=2)
-        return pd.DataFrame(index=reading.obs.index)
+    if model.fixed is None:
+        reason = f"obsm[{model.fixed_key!r}] replaces the fixed-effects network, which reads new cells. Fit without it."
+    else:
+        reason = "the run is of a version that did not keep reference cells. Fit it again."
+    warnings.warn(f"No labels and no novelty: {reason}", ScmedleyWarning, stacklevel=2)
+    return pd.DataFrame(index=reading.obs.index)
 
 
 def batches(obs: pd.DataFrame, model: MixedEffects) -> pd.Series[str]:
-    """Return the batch of each cell as text; all cells are of one batch if the column is missing."""
+    """Return the batch of each cell as the model names it; all are of one batch if the column is missing."""
     if model.batch_key not in obs:
         return pd.Series("no batch column", index=obs.index)
-    return pd.Series(obs[model.batch_key].astype(str))
+    found = as_categories(obs[model.batch_key])
+    names = np.array([*found.categories, "no batch"], dtype=object)  # the last is for code -1
+    return pd.Series(names[found.codes], index=obs.index)
 
 
 def summarised(table: pd.DataFrame, batch: pd.Series[str]) -> list[str]:
@@ -112,10 +118,10 @@ def summarised(table: pd.DataFrame, batch: pd.Series[str]) -> list[str]:
             lines.append(f"  {name}: {size:,} cells, mean probability {mean:.2f}")
     else:
         lines.append("The run had no labels, so none were transferred.")
-    new, lost = is_new(table), is_lost(table)
+    new, far = is_new(table), is_far(table)
     lines.append(
         f"Novel (novelty above {MOST_NOVELTY}): {new.sum():,} of {len(table):,} cells. "
-        f"No training cell is close (mapping confidence below {LEAST_CONFIDENCE}): {lost.sum():,}."
+        f"No training cell is close (mapping confidence below {LEAST_CONFIDENCE}): {far.sum():,}."
     )
     by_batch = batch_table(table, batch)
     if len(by_batch) > 1:
@@ -131,7 +137,7 @@ def is_new(table: pd.DataFrame) -> pd.Series[bool]:
     return table["novelty"] > MOST_NOVELTY
 
 
-def is_lost(table: pd.DataFrame) -> pd.Series[bool]:
+def is_far(table: pd.DataFrame) -> pd.Series[bool]:
     """Return which cells are far from all training cells."""
     return table["mapping_confidence"] < LEAST_CONFIDENCE
 

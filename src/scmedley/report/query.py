@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scmedley import keys
 from scmedley.models import MixedEffects
-from scmedley.models.reference import MOST_NOVELTY
+from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.pl._figure import NotebookFigure, png
 from scmedley.pl._palette import MISSING, colours
@@ -24,9 +24,13 @@ from scmedley.report.build import render, write
 from scmedley.report.figures import Picture, as_uri, drawing
 from scmedley.runs.read import read_map
 
-STRIKING = "#e0115f"  # unassigned and novel cells
+WARNING_COLOUR = "#e0115f"  # unassigned and novel cells
 DOUBTFUL = 0.95
-STEPS = ((f"up to {DOUBTFUL}", "#56b4e9"), (f"{DOUBTFUL} to {MOST_NOVELTY}", "#e69f00"), ("novel", STRIKING))
+STEPS = (
+    (f"up to {DOUBTFUL}", "#56b4e9"),
+    (f"{DOUBTFUL} to {MOST_NOVELTY}", "#e69f00"),
+    ("novel", WARNING_COLOUR),
+)
 
 
 def write_query(
@@ -55,14 +59,18 @@ def write_query(
     path
         The new file.
     """
+    assert model.fixed is not None  # the table is of its transfer
+    assert model.fixed.reference is not None
+    n_validation = len(model.fixed.reference.agreement_V)
     known = read_map(folder)
     maps: list[dict[str, Any]] = []
     if known is not None:
         with drawing():
             xy_N2 = place(adata.obsm[keys.FIXED], *known)
             maps = [_map(xy_N2, known[1], *one) for one in _colourings(table)]
-    novel, lost = int((table["novelty"] > MOST_NOVELTY).sum()), table["mapping_confidence"] < LEAST_CONFIDENCE
-    tiles = [("cells", len(table)), ("novel", novel), ("no training cell close", int(lost.sum()))]
+    novel = int((table["novelty"] > MOST_NOVELTY).sum())
+    far = int((table["mapping_confidence"] < LEAST_CONFIDENCE).sum())
+    tiles = [("cells", len(table)), ("novel", novel), ("no training cell close", far)]
     if "assigned" in table:
         tiles.insert(1, ("unassigned", int((table["assigned"] == keys.UNASSIGNED).sum())))
     context = {
@@ -74,8 +82,11 @@ def write_query(
         "labels": _by_label(table),
         "batch_key": model.batch_key,
         "batches": [{"name": str(name)} | row.to_dict() for name, row in by_batch.iterrows()],
+        "least_probability": LEAST_PROBABILITY,
         "most_novelty": MOST_NOVELTY,
         "least_confidence": LEAST_CONFIDENCE,
+        "n_validation": n_validation,
+        "highest_novelty": n_validation / (n_validation + 1),
         "columns": keys.TRANSFERRED,
     }
     write(render(context, "query.html.j2"), path)
@@ -108,7 +119,7 @@ def _colourings(table: pd.DataFrame) -> list[tuple[str, NDArray[np.int64], list[
         assigned = table["assigned"].cat
         names = [str(name) for name in assigned.categories]
         pairs = [
-            (n, STRIKING if n == keys.UNASSIGNED else c)
+            (n, WARNING_COLOUR if n == keys.UNASSIGNED else c)
             for n, c in zip(names, colours(len(names)), strict=True)
         ]
         found.insert(0, ("Assigned label", assigned.codes.to_numpy(np.int64), pairs))
@@ -129,7 +140,7 @@ def _map(
         xy_M2[:, 0], xy_M2[:, 1], s=_size(len(xy_M2)), c=MISSING, alpha=0.3, linewidths=0, rasterized=True
     )
     order = np.random.default_rng(0).permutation(len(code_N))
-    order = order[np.argsort(np.array([c == STRIKING for _, c in pairs])[code_N[order]], kind="stable")]
+    order = order[np.argsort(np.array([c == WARNING_COLOUR for _, c in pairs])[code_N[order]], kind="stable")]
     shades = np.array([colour for _, colour in pairs])[code_N[order]]
     ax.scatter(
         xy_N2[order, 0],

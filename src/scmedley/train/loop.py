@@ -118,7 +118,7 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
     ScmedleyError
         A term is not finite.
     """
-    stages, known = network.stages(), TrainingCells(cells, train)
+    stages = network.stages()
     run = _resume(network, stages, plan, len(train))
     state = run.state
     n_epochs = [stage.epochs or plan.max_epochs for stage in stages]
@@ -128,8 +128,9 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
         for number in range(max(state.stage, 0), len(stages)):
             if number > state.stage:
                 state.enter(number)
-                network.begin(known, state.progress(stages[number], n_epochs[number]))
+                network.begin(TrainingCells(cells, train), state.progress(stages[number], n_epochs[number]))
                 run.steppers = _steppers(stages[number], plan, len(train))
+            known = TrainingCells(network.inputs(cells), train)
             _train_stage(network, known, validation, stages[number], run, plan, bar)
             if number == len(stages) - 1 and not state.stopped:
                 whole = state.epoch - state.stage_began == n_epochs[number]

@@ -113,6 +113,13 @@ class Trainable(Stateful, Protocol):
     def begin(self, known: TrainingCells, progress: Progress) -> None:
         """Prepare a stage (numbers of cells, centroids). Default: nothing."""
 
+    def inputs(self, cells: Resident) -> Resident:
+        """Return all cells as ``losses`` takes them, computed once in each stage, after ``begin``.
+
+        For what does not change in training. Default: the cells as they are.
+        """
+        return cells
+
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Update what is learnt in closed form, without a gradient. Default: nothing."""
 
