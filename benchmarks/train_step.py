@@ -5,10 +5,10 @@
     python benchmarks/train_step.py --no-tricks --plain-malloc --results FILE   # gain of keeping freed memory
 
 Simulated cells: 20,000 x 3,000 genes x 30 batches, 10 % of the values above 0; 18,000 of the cells train,
-2,000 validate; minibatches of 512. ``train.loop.fit`` is timed for whole epochs: making the optimisers, every
-training step, and a pass over the validation cells after each epoch. Cells per second are training cells
-times epochs over seconds: the validation cells cost time and are not counted. Configurations alternate, so
-that a machine that slows down slows all of them; medians over rounds are printed.
+2,000 validate; minibatches of 512, scaled as the preset does. ``train.loop.fit`` is timed for whole epochs:
+making the optimisers, every training step, and a pass over the validation cells after each epoch. Cells per
+second are training cells times epochs over seconds: the validation cells cost time and are not counted.
+Configurations alternate, so that a machine that slows down slows all of them; medians over rounds are printed.
 
 Shapes: N cells, G genes, B batches, H units of a layer.
 """
@@ -36,11 +36,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from common import record
 from scmedley.data.resident import Resident
+from scmedley.data.scale import Scale
 from scmedley.device import keep_freed_memory, resolve_precision
 from scmedley.io import write_json
 from scmedley.models import Autoencoder, FixedEffects, RandomEffects
+from scmedley.models import adversarial as fe_module
 from scmedley.models import autoencoder as ae_module
-from scmedley.models import fixed_effects as fe_module
 from scmedley.models import random_effects as re_module
 from scmedley.nn import bayesian, layers, matmul
 from scmedley.train import loop
@@ -59,13 +60,15 @@ class Bench:
 
     def __init__(self, n_cells: int, n_genes: int, n_batches: int, batch_size: int):
         rng = np.random.default_rng(0)
-        # The share of cells that express a gene differs between genes, 10 % on average; values as after min-max.
+        # The share of cells that express a gene differs between genes, 10 % on average. Values are from 0 to 1,
+        # which min-max leaves nearly as they are.
         share_G = rng.beta(0.5, 4.5, n_genes)
         blocks = [rng.random((1000, n_genes), np.float32) for _ in range(-(-n_cells // 1000))]
         found = sparse.vstack([sparse.csr_matrix(block < share_G) for block in blocks])[:n_cells]
         self.x_NG = sparse.csr_matrix(found, dtype=np.float32)
         self.x_NG.data = rng.random(self.x_NG.nnz, np.float32)
         self.cells = Resident(self.x_NG, rng.integers(0, n_batches, n_cells), CPU)
+        self.scales = {name: Scale.fit(self.x_NG, name) for name in ("standard", "min-max")}
         self.rows = torch.as_tensor(rng.permutation(n_cells))
         self.n_batches, self.batch_size = n_batches, batch_size
 
@@ -74,8 +77,10 @@ class Bench:
         rows = self.rows[: int(share * len(self.rows))]
         validation, train = rows[: len(rows) // 10], rows[len(rows) // 10 :]
         settings = MODELS[name].preset(preset).replace(decay=False)
+        cells = Resident(self.cells.rows, self.cells.b_N.numpy(), CPU, scale=self.scales[settings.scale])
         torch.manual_seed(0)
-        network: Any = MODELS[name].network_type(self.cells.n_genes, self.n_batches, settings)
+        network_type = MODELS[name].networks[type(settings)]
+        network: Any = network_type(cells.n_genes, self.n_batches, settings)
         plan = loop.Plan(
             batch_size=self.batch_size,
             max_epochs=epochs,
@@ -84,7 +89,7 @@ class Bench:
             progress=False,
         )
         began = time.perf_counter()
-        loop.fit(network, self.cells, train, validation, plan)
+        loop.fit(network, cells, train, validation, plan)
         return (time.perf_counter() - began) / (epochs * len(train))
 
 
@@ -208,7 +213,7 @@ def unfused_adam() -> AbstractContextManager[object]:
 
 def two_encoder_passes() -> AbstractContextManager[object]:
     """Encode once more, without gradient, for the adversary alone."""
-    network = fe_module.FixedEffectsNetwork
+    network = fe_module.AdversarialNetwork
     losses = network.losses
 
     def twice(self: Any, cells: Any, progress: Any) -> Any:

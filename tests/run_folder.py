@@ -95,7 +95,7 @@ def _cells(batch, label, batches, labels, without, rng) -> ad.AnnData:
 
 def _history(rng) -> pd.DataFrame:
     terms = {
-        "fixed": ("total", "reconstruction", "adversary"),
+        "fixed": ("total", "reconstruction", "latent kl", "offset", "kl"),
         "random": ("total", "reconstruction", "kl"),
         "random, permuted batches": ("total", "reconstruction", "kl"),
     }
@@ -244,7 +244,7 @@ def _settings(n_cells: int, unlabelled: bool, fixed: str | None) -> dict[str, ob
         "intervals": {"factor": 0.5, "coverage": 0.951, "coverage_largest": 0.891},
         "seconds": {"prepare": 2.1, "fit": 61.8, "score": 9.3},
         "networks": {
-            "fixed": {"epochs": 40, "best_epoch": 27, "stopped": "patience"},
-            "random": {"epochs": 40, "best_epoch": 26, "stopped": "patience"},
+            "fixed": {"epochs": 40, "best_epoch": 40, "stopped": "last epoch", "keep": "last"},
+            "random": {"epochs": 40, "best_epoch": 26, "stopped": "early stopping", "keep": "best"},
         },
     }

@@ -137,6 +137,18 @@ def test_the_page_escapes_names_and_shows_the_nulls(done: Path) -> None:
     assert "null" in page
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_only_a_network_that_keeps_its_best_epoch_can_still_be_improving(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    one = small(cells)
+    monkeypatch.setattr(grid, "about", lambda *_: {"fitted": {"epochs": 2, "best_epoch": 2, "keep": keep}})
+    said = grid._unfinished(one, tmp_path, tasks(one)[0])
+    assert any(line.startswith("FE was still improving when max_epochs = 2") for line in said) == (
+        keep == "best"
+    )
+
+
 def test_a_changed_setting_makes_only_its_own_fits_anew(cells: Path, tmp_path: Path) -> None:
     one = small(cells)
     fits, classifications = tasks(one)
@@ -144,7 +156,7 @@ def test_a_changed_setting_makes_only_its_own_fits_anew(cells: Path, tmp_path: P
     def mark(experiment: Experiment, task: Task, data: str = "") -> str:
         return fingerprint(tmp_path, experiment, task, data, {})
 
-    changed = replace(one, settings=one.settings | {"FE": SMALL | {"mse_weight": 5.0}})
+    changed = replace(one, settings=one.settings | {"FE": SMALL | {"offset_weight": 5.0}})
     assert {t.method for t in fits if mark(one, t) != mark(changed, t)} == {"FE"}
     assert all(mark(one, t) != mark(changed, t) for t in classifications)
     assert mark(one, fits[0], "a") != mark(one, fits[0], "b")

@@ -597,7 +597,9 @@ def test_train_is_fit(prepared: AnnData, fitted) -> None:
 def test_settings_are_checked() -> None:
     settings = FixedEffects.preset("default")
     for changes, words in (
-        ({"n_latent": 0}, "n_latent=0"),
+        ({"n_latent": 0}, "n_latent=0 must be a whole number, 1 or more"),
+        ({"n_clusters": 0}, "n_clusters=0"),
+        ({"n_components": 0}, "n_components=0"),
         ({"hidden": ()}, "at least one whole number"),
         ({"patience": -1}, "patience=-1"),
         ({"batch_size": 2}, "batch_size=2 must be"),

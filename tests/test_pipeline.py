@@ -100,6 +100,9 @@ def test_what_is_wrong_after_the_fit_is_printed_too(shell, data, tmp_path, monke
     ):
         (sentence,) = [warning for warning in warnings if warning.startswith(start)]
         assert ran.out.count(f"Warning: {sentence}") == 1
+    assert not any(
+        "fixed network was still improving" in warning for warning in warnings
+    )  # keeps its last epoch
 
 
 def test_labels_are_learnt_when_asked_for(shell, data, whole, tmp_path):
@@ -240,7 +243,7 @@ def test_ctrl_c_in_training_keeps_the_best_epoch_and_goes_on(shell, data, monkey
         "random, permuted batches": "last epoch",
     }
     (told,) = [w for w in record["warnings"] if "interrupted" in w]
-    assert "fixed network was interrupted after epoch 1" in told
+    assert "fixed network was interrupted after epoch 1. Its last finished epoch, 1, is used" in told
     assert told in page(out).text
 
 

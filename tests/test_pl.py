@@ -174,7 +174,7 @@ def test_training_marks_the_best_epoch(folder):
     history["kept"] = history["epoch"] == 7  # not the lowest total: the figure shows what the fit kept
     figure = pl.training(history)
     drawn(figure)
-    assert len(figure.axes) == 9
+    assert len(figure.axes) == 3 * 5
     assert figure.axes[0].get_title() == "fixed: total"
     assert figure.axes[1].get_lines()[2].get_xdata()[0] == 7
     older = pl.training(history.drop(columns="kept"))

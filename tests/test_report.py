@@ -144,12 +144,12 @@ def digest(source: str) -> str:
 
 def test_pictures_have_words_and_tables_have_scopes(full_page):
     pictures = [attrs for tag, attrs in full_page.tags if tag == "img"]
-    assert len(pictures) == 6 + 9 + 14  # maps, training curves, scores
+    assert len(pictures) == 6 + 11 + 14  # maps, training curves, scores
     assert all(attrs["alt"] for attrs in pictures)
     assert all("scope" in attrs for tag, attrs in full_page.tags if tag == "th")
     alts = [attrs["alt"] for attrs in pictures]
     assert "UMAP, Fixed effects: 600 cells coloured by batch, 3 levels." in alts
-    assert any(alt.endswith("best epoch 27.") for alt in alts)
+    assert any(alt.endswith("kept epoch 26.") for alt in alts)
 
 
 def test_names_from_the_data_are_escaped_everywhere(tmp_path):
@@ -227,9 +227,9 @@ def test_a_history_of_a_run_killed_after_its_fit_has_numbers(tmp_path):
     (folder / "run.json").write_text(json.dumps(record))
     run = read(folder)
     assert run.history.weight.mul(2).eq(1).all()
-    assert [group["best"] for group in training(run)] == [7]
+    assert [group["kept"] for group in training(run)] == [7]
     older.to_csv(folder / "history.csv", index=False)
-    assert [group["best"] for group in training(read(folder))] == [None]
+    assert [group["kept"] for group in training(read(folder))] == [None]
 
 
 def test_bad_folders_are_named(tmp_path):
@@ -379,8 +379,8 @@ def test_words_on_size_only_where_the_direction_is_right():
 
 
 def test_a_leak_stands_beside_its_standard_error(full_page):
-    assert re.search(r"kNN leak 0\.\d+ ± 0\.013 . null", full_page.text)
-    assert not re.search(r"ASW 0\.\d+ ± ", full_page.text)
+    assert re.search(r"kNN leak −?0\.\d+ ± 0\.013 . null", full_page.text)
+    assert not re.search(r"ASW −?0\.\d+ ± ", full_page.text)
 
 
 def test_medians_are_those_of_the_judged_pairs(tmp_path):
@@ -409,7 +409,25 @@ def test_a_given_fixed_part_goes_by_its_key(tmp_path, full_page):
     assert "adversary" not in shown.text
     assert "Fixed effects" not in shown.text
     assert "Given fixed part" not in full_page.text
-    assert "an adversary cannot predict the batch" in full_page.text
+    assert "The encoder does not use the batch" in full_page.text
+
+
+def test_each_preset_is_explained_by_its_own_terms(tmp_path, full_page):
+    folder = run_folder.write(tmp_path)
+    settings = json.loads((folder / "run.json").read_text())
+    settings["config"]["preset"] = "paper"
+    settings["networks"]["fixed"] |= {"best_epoch": 27, "stopped": "early stopping", "keep": "best"}
+    (folder / "run.json").write_text(json.dumps(settings))
+    history = pd.read_csv(folder / "history.csv")
+    published = history[~history["term"].isin(["latent kl"])].replace({"term": {"offset": "adversarial"}})
+    published.to_csv(folder / "history.csv", index=False)
+    paper = page(folder).text
+    for words in ("an adversary cannot predict the batch", "compared without the adversarial term"):
+        assert words in paper
+        assert words not in full_page.text
+    for words in ("Latent KL:", "Offset:", "principal components)", "network “fixed” always the last one"):
+        assert words in full_page.text
+        assert words not in paper
 
 
 def test_maps_leave_out_cells_without_coordinates_and_say_so(tmp_path, full_page):

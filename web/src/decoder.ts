@@ -39,7 +39,7 @@ export class Decoder {
   readonly genes: number;
   private readonly blocks: Block[];
   private readonly latent: Float32Array;
-  private readonly minimum: Float32Array;
+  private readonly centre: Float32Array;
   private readonly span: Float32Array;
   private readonly wide: number;
   private until = 0; // when the browser gets its next turn
@@ -55,7 +55,7 @@ export class Decoder {
     this.wide = WIDE * (payload.header.whatif!.factor ?? 1);
     this.genes = this.blocks[this.blocks.length - 1]!.outputs;
     const scale = payload.floats("scale");
-    this.minimum = scale.subarray(0, this.genes);
+    this.centre = scale.subarray(0, this.genes);
     this.span = scale.subarray(this.genes);
   }
 
@@ -63,7 +63,7 @@ export class Decoder {
   async mean(cells: Uint32Array, batches: Int32Array, stop: () => boolean): Promise<Float32Array> {
     const first = await this.first(cells, stop);
     const found = await this.decoded(first, batches, this.means(), stop);
-    return found.map((value, g) => value * this.span[g]! + this.minimum[g]!);
+    return found.map((value, g) => value * this.span[g]! + this.centre[g]!);
   }
 
   /**

@@ -282,7 +282,7 @@ test("a failed check and impossible means are shown", async () => {
   await page.click("#ex-group");
   await page.selectOption("#ex-target", "2");
   await answered(page);
-  assert.match(await page.textContent("#ex-warnings"), /^Do not use: over this run, predictions did not agree/);
+  assert.match(await page.textContent("#ex-warnings"), /^Do not use: in this run, predictions did not agree/);
   await page.selectOption("#ex-target", "0");
   await answered(page);
   assert.match(await page.textContent("#ex-warnings"), /Impossible means, below 0 or above 9\.21, are predicted for/);

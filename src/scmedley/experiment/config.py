@@ -47,7 +47,7 @@ class Experiment:
     preset
         Preset of the networks: ``"default"`` or ``"paper"``.
     settings
-        Changes to the preset, by method: ``{"FE": {"mse_weight": 4000.0}}``. The null has those of "RE".
+        Changes to the preset, by method: ``{"FE": {"offset_weight": 0.5}}``. The null has those of "RE".
     splits
         ``"cells"``: all parts have cells of all donors. ``"donors"``: whole donors are held out. ``"pairs"``:
         all cells of a label in a batch are held out, one such pair at a time. Networks with counterfactuals

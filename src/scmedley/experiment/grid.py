@@ -146,7 +146,10 @@ def _unfinished(experiment: Experiment, out: Path, fits: Sequence[Task]) -> list
     for method in experiment.methods:
         most = (experiment.changes(method) or {}).get("max_epochs")
         ends = [about(out, task).get("fitted", {}) for task in fits if task.method == method]
-        short = [end for end in ends if end and end["best_epoch"] == end["epochs"] == most]
+        best = [
+            end for end in ends if end.get("keep") == "best"
+        ]  # the last epoch says nothing if always kept
+        short = [end for end in best if end["best_epoch"] == end["epochs"] == most]
         if short:
             said.append(
                 f"{method} was still improving when max_epochs = {most} ended {len(short)} of {len(ends)} fits."

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 LAYERS = {"256-128": (256, 128), "128-64": (128, 64), "512-128": (512, 128), "256": (256,)}
 LATENTS = (10, 20, 30, 50)
-WEIGHT_RANGE = (0.1, 30.0)  # of the offset term and of the labels, relative to the reconstruction error
+WEIGHT_RANGE = (0.1, 30.0)  # of a weight of the loss, relative to the reconstruction error
+RANGES = {"offset_weight": (0.1, 3.0)}  # 3 and more is known to give worse embeddings
 
 
 def tune(
@@ -187,7 +188,8 @@ def _try(trial: "Trial", experiment: Experiment, out: Path) -> float:
 
     method = experiment.methods[0]
     params: dict[str, Any] = {
-        name: trial.suggest_float(name, *WEIGHT_RANGE, log=True) for name in methods()[method].tuned
+        name: trial.suggest_float(name, *RANGES.get(name, WEIGHT_RANGE), log=True)
+        for name in methods()[method].tuned
     }
     params["n_latent"] = trial.suggest_categorical("n_latent", LATENTS)
     params["layers"] = trial.suggest_categorical("layers", tuple(LAYERS))

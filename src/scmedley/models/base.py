@@ -57,7 +57,8 @@ class Model(Generic[S]):
         Table of the fit: epoch, part, term, value, weight (in the total; 0 if the term is only recorded),
         kept (whether the network has the weights of this epoch).
     fitted
-        Number of epochs, best epoch, the reason why training stopped, and options of the fit.
+        Number of epochs, the epoch that was kept (``best_epoch``), whether that is the ``"best"`` one or always
+        the ``"last"`` one (``keep``), the reason why training stopped, and options of the fit.
     calibration
         Factor of the intervals; ``None`` without batch effects, or with too few validation cells.
     reference
@@ -182,7 +183,7 @@ class Model(Generic[S]):
         mask_batch
             Encode every cell without its batch, as a random-effects network does with ``masked_share`` of its
             training cells. Batch information in this latent comes from the expression alone. An encoder that
-            never uses the batch returns the same latent either way.
+            never uses the batch returns the same latent either way, except for batches that :meth:`adapt` added.
         """
         return self._apply(adata, unknown, lambda x, b: self.network.encode(x, b), mask_batch)
 

@@ -72,6 +72,7 @@ def fit(
             model.reference = reference.learn(model, reading, label, seed)
     model.history = done.history()
     model.fitted = {"epochs": done.epoch, "best_epoch": done.best_epoch, "stopped": done.stopped}
+    model.fitted |= {"keep": model.network.stages()[-1].keep}
     model.fitted |= {"seed": seed, "precision": precision, "device": on.type}
 
 

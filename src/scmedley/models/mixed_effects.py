@@ -141,8 +141,9 @@ class MixedEffects:
     ) -> np.ndarray:
         """Return the fixed-effects latent (N x P, float32) without storing it.
 
-        The batch is not used, so ``unknown`` and ``mask_batch`` (see ``Model.get_latent_representation``)
-        change nothing. For the other latent call ``model.random.get_latent_representation``.
+        The batch is not used, except for batches that ``adapt`` added. For all others ``unknown`` and
+        ``mask_batch`` (see ``Model.get_latent_representation``) change nothing. For the other latent call
+        ``model.random.get_latent_representation``.
         """
         if self.fixed is None:
             return self.given(adata)

@@ -98,9 +98,8 @@ class Settings:
             object.__setattr__(self, field.name, value)
             default = field.default_factory() if callable(field.default_factory) else field.default
             check_setting(field.name, value, default)
-        for name in ("n_latent", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ScmedleyError(f"{name}={getattr(self, name)!r} must be above 0.")
+        if not self.learning_rate > 0:
+            raise ScmedleyError(f"learning_rate={self.learning_rate!r} must be above 0.")
         smallest = {"batch_size": 3, "steps": 1, "max_epochs": 1, "patience": 1}  # BatchNorm needs 2 cells
         for name, least in smallest.items():
             value = getattr(self, name)
@@ -173,13 +172,14 @@ def check_setting(name: str, value: Any, default: Any) -> None:
     if isinstance(default, bool):
         right, wanted = isinstance(value, bool), "True or False"
     elif isinstance(default, int):
-        right, wanted = _is_whole(value) and value >= 0, "a whole number, 0 or more"
+        least = 1 if name.startswith("n_") else 0  # a number of things that a network is built of
+        right, wanted = _is_whole(value) and value >= least, f"a whole number, {least} or more"
     elif isinstance(default, float):
         right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
         wanted = "a number, 0 or more"
     elif isinstance(default, tuple):
         right = isinstance(value, tuple) and bool(value) and all(_is_whole(n) and n > 0 for n in value)
-        wanted = "at least one whole number above 0, such as (512, 132)"
+        wanted = "at least one whole number above 0, such as (256, 128)"
     elif isinstance(default, EffectStart):
         right, wanted = isinstance(value, EffectStart), "an EffectStart, or a table of its fields"
     else:

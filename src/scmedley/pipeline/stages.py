@@ -304,12 +304,19 @@ def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
         )
     this.record["networks"] = networks
     for name, fitted in networks.items():
+        keeps_best = fitted["keep"] == "best"
         if fitted["stopped"] == "interrupted":
+            kept = "best epoch up to then" if keeps_best else "last finished epoch"
             this.warn(
-                f"Training of the {name} network was interrupted after epoch {fitted['epochs']}. Its best epoch up to "
-                f"then, {fitted['best_epoch']}, is used."
+                f"Training of the {name} network was interrupted after epoch {fitted['epochs']}. Its {kept}, "
+                f"{fitted['best_epoch']}, is used."
             )
-        elif config.epochs and fitted["stopped"] == "last epoch" and fitted["best_epoch"] == fitted["epochs"]:
+        elif (
+            config.epochs
+            and keeps_best
+            and fitted["stopped"] == "last epoch"
+            and fitted["best_epoch"] == fitted["epochs"]
+        ):
             this.warn(
                 f"Training of the {name} network was still improving when --epochs {config.epochs} ended it."
             )

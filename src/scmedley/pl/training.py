@@ -92,7 +92,7 @@ def curve(ax: Axes, rows: pd.DataFrame, best: int | None) -> None:
                 one["epoch"], one["value"], color=colour, linestyle=line, marker=marker, label=part, lw=1.5
             )
     if best is not None:
-        ax.axvline(best, color="#8a8a8a", linestyle=":", lw=1.2, label=f"best epoch: {best}")
+        ax.axvline(best, color="#8a8a8a", linestyle=":", lw=1.2, label=f"kept epoch: {best}")
     ax.set_xlabel("epoch", fontsize=8)
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)

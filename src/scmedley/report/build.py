@@ -65,6 +65,7 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "training": figures.training(run),
             "provenance": sections.provenance(run),
             "given": run.given,
+            "preset": run.config.get("preset", "default"),
             "limits": LIMITS,
             "tie": TIE,
         }

@@ -141,8 +141,10 @@ def training(run: Run) -> list[dict[str, Any]]:
             {
                 "name": str(name),
                 "epochs": epochs,
-                "best": best,
+                "kept": best,
+                "keep": stated.get("keep", "best"),
                 "stopped": stated.get("stopped"),
+                "terms": [str(term) for term in rows["term"].unique()],
                 "panels": panels,
             }
         )
@@ -153,7 +155,7 @@ def _in_words(rows: pd.DataFrame, best: int | None) -> str:
     parts = []
     for part, one in rows.sort_values("epoch").groupby("part", sort=False):
         parts.append(f"{part} from {number(one['value'].iloc[0])} to {number(one['value'].iloc[-1])}")
-    return "; ".join(parts) + (f"; best epoch {best}." if best is not None else ".")
+    return "; ".join(parts) + (f"; kept epoch {best}." if best is not None else ".")
 
 
 def scores(run: Run) -> list[Picture]:
