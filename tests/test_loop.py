@@ -22,7 +22,7 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import engine, resolve_device, resolve_precision
 from scmedley.errors import ScmedleyError
-from scmedley.models import FixedEffects, MixedEffects
+from scmedley.models import FixedEffects, MixedEffects, reference
 from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.train import loop
@@ -252,6 +252,7 @@ def test_both_players_share_one_pass_of_the_encoder(
         network.encoder.register_forward_hook(lambda *_: passes.append(1))
 
     monkeypatch.setattr(AdversarialNetwork, "begin", counting)
+    monkeypatch.setattr(reference, "learn", lambda *_: None)  # which encodes cells after training
     unfitted("fixed", "paper", max_epochs=2, batch_size=64).fit(prepared, **FIT)
     assert len(passes) == 2 * (2 + 1)  # epochs x (minibatches + validation)
 
