@@ -14,6 +14,8 @@ from torch import Tensor
 
 from scmedley.data.scale import Scale
 
+ENCODED = 4096  # cells that a fitted network encodes at once
+
 
 @dataclass(frozen=True)
 class Minibatch:
@@ -114,6 +116,10 @@ class Resident:
             None if of.counts is None else of.counts.take(rows_N),
             None if of.size_N is None else of.size_N[rows_N],
         )
+
+    def in_order(self, size: int = ENCODED) -> Iterator[Minibatch]:
+        """Yield all cells in order, at most ``size`` at once."""
+        return self.minibatches(torch.arange(self.n_cells, device=self.device), size)
 
     def minibatches(self, rows: Tensor, batch_size: int, shuffle: bool = False) -> Iterator[Minibatch]:
         """Yield all ``rows`` once, in minibatches of nearly equal size, at most ``batch_size``.

@@ -33,7 +33,6 @@ M = TypeVar("M", bound="Model[Any]")
 
 LEARNING_RATE = 0.01  # of Adam, for the new rows alone, with cosine decay to 0
 CPU = torch.device("cpu")
-ENCODED = 4096  # cells encoded at once
 
 
 def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | None) -> M:
@@ -90,8 +89,7 @@ def _learn_offsets(network: Any, cells: Resident) -> None:
     effects = _latent_effects(network)
     if effects:
         network.eval()
-        minibatches = cells.minibatches(torch.arange(cells.n_cells), ENCODED)
-        z_NP = torch.cat([network.encode(minibatch.x_NG, minibatch.b_N) for minibatch in minibatches])
+        z_NP = torch.cat([network.encode(minibatch.x_NG, minibatch.b_N) for minibatch in cells.in_order()])
         for one in effects:
             one.learn(z_NP, cells.b_N)
 

@@ -30,8 +30,6 @@ from scmedley.models.settings import Settings
 S = TypeVar("S", bound=Settings)
 Step = Callable[[Tensor, Tensor], Tensor]
 
-CHUNK = 4096  # cells that a fitted network processes at once
-
 
 class Model(Generic[S]):
     """A network together with its reader (genes), its scale and its design (batches).
@@ -423,7 +421,7 @@ class Model(Generic[S]):
             none = np.full(reading.n_cells, -1, dtype=np.int64)
             codes = none if mask_batch else self.design.known_codes(reading.obs, known)
             cells = reading.resident(codes, self.scale, self.device)
-            for minibatch in cells.minibatches(torch.arange(cells.n_cells, device=self.device), CHUNK):
+            for minibatch in cells.in_order():
                 parts.append(step(minibatch.x_NG, minibatch.b_N).cpu().numpy())
         return np.concatenate(parts)
 

@@ -45,7 +45,6 @@ ADAPTED = (
     "The intervals of {batches} are not calibrated, because these batches were added after the calibration. They "
     "show the model's own uncertainty, not how often the observed value is inside."
 )
-ENCODED = 4096  # cells encoded at once
 CHUNK = 512  # cells decoded at once; fewer with draws, which are in memory together
 ROWS = 2048  # cells x targets decoded at once for the means of draws
 LARGEST = 2 * 1024**3  # largest result in memory, bytes
@@ -73,11 +72,10 @@ class Encoded:
     @classmethod
     def all_of(cls, model: Model[Any], cells: Resident) -> Encoded:
         """Encode all cells in chunks; :meth:`take` then selects some of them."""
-        rows_N = torch.arange(cells.n_cells, device=cells.device)
-        encoded = cls(model, cells.take(rows_N[:0]))
+        encoded = cls(model, cells.take(torch.empty(0, dtype=torch.int64, device=cells.device)))
         encoded.b_N, encoded.cells = cells.b_N, cells
         if encoded.z_NP is not None:
-            parts = [cls(model, minibatch).z_NP for minibatch in cells.minibatches(rows_N, ENCODED)]
+            parts = [cls(model, minibatch).z_NP for minibatch in cells.in_order()]
             encoded.z_NP = torch.cat([part for part in parts if part is not None])
         return encoded
 
@@ -264,7 +262,7 @@ def _minibatches(
     start = 0
     for block in blocks:
         cells = block.resident(own_N[start : start + block.n_cells], model.scale, model.device)
-        yield from cells.minibatches(torch.arange(cells.n_cells, device=cells.device), size)
+        yield from cells.in_order(size)
         start += block.n_cells
 
 

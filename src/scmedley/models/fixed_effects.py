@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scmedley import keys
-from scmedley.data.resident import Minibatch, Resident
+from scmedley.data.resident import ENCODED, Minibatch, Resident
 from scmedley.errors import ScmedleyError
 from scmedley.models.adversarial import AdversarialNetwork, AdversarialSettings
 from scmedley.models.base import Model
@@ -30,12 +30,9 @@ from scmedley.nn.likelihoods import cross_entropy, kl_to_standard_normal, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 KL_FULL = 0.3  # share of training after which the KL has its full weight
-OFFSET_START, OFFSET_FULL = (
-    0.1,
-    0.4,
-)  # share of training at which the offset term begins, and has its full weight
+# Shares of training at which the offset term begins, and has its full weight.
+OFFSET_START, OFFSET_FULL = 0.1, 0.4
 MOST_CELLS = 15_000  # training cells, drawn anew after each epoch, from which the offsets are computed
-ENCODED = 4096  # cells encoded at once
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
     @torch.no_grad()
     def inputs(self, cells: Resident) -> Resident:
         """Return the principal components of the cells: they do not change in training."""
-        rows = torch.arange(cells.n_cells, device=cells.device)
-        parts = [self.components(minibatch.x_NG) for minibatch in cells.minibatches(rows, ENCODED)]
-        return cells.replaced(torch.cat(parts))
+        return cells.replaced(torch.cat([self.components(minibatch.x_NG) for minibatch in cells.in_order()]))
 
     def stages(self) -> list[Stage]:
         """Return one stage; it keeps the last epoch, because the loss changes while its weights rise."""

@@ -18,9 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 
 TEMPERATURE = 0.1  # of the soft assignment of cells to clusters
 SHRINKAGE = 0.2  # lambda_kb per expected cell of batch b in cluster k
-LEAST_LAMBDA = (
-    2.0  # cells: the least weight of the prior, so that single cells are not taken for a batch effect
-)
+# Cells: the least weight of the prior, so that single cells are not taken for a batch effect.
+LEAST_LAMBDA = 2.0
 SWEEPS, ROUNDS = 3, 3  # of an update, and of k-means in each sweep
 OFFSET_ROUNDS = 2  # a cell's clusters depend on its offset, which depends on its clusters
 CELLS_PER_CLUSTER = 30  # at least: fewer clusters are used for few cells
