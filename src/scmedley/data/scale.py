@@ -16,10 +16,8 @@ from torch import Tensor
 from scmedley.data.arrays import Matrix
 from scmedley.errors import ScmedleyError
 
-ScaleName = Literal["standard", "min-max", "none"]
-LIMIT = (
-    10.0  # standardised values are clipped to -10 ... 10: single counts of rare genes would be far outside
-)
+ScaleName = Literal["pareto", "standard", "min-max", "none"]
+LIMIT = 10.0  # "pareto" and "standard" are clipped: single counts of rare genes would be far outside
 LEAST_VARIANCE = 1e-4  # added to each variance, so that (nearly) constant genes do not become noise
 
 
@@ -43,16 +41,18 @@ class Scale:
     def fit(cls, x_NG: Matrix, name: ScaleName) -> "Scale":
         """Learn the scale from (training) cells.
 
-        ``"standard"``: to mean 0 and variance 1, clipped. ``"min-max"``: to 0 ... 1 in these cells; other cells
-        may be outside. Constant genes become 0. ``"none"``: values are not changed.
+        ``"standard"``: to mean 0 and variance 1, clipped. ``"pareto"``: to mean 0, divided by the square root of
+        the standard deviation (van den Berg et al. 2006, BMC Genomics) and by a number that makes the mean
+        variance 1, clipped. ``"min-max"``: to 0 ... 1 in these cells; other cells may be outside. Constant genes
+        become 0. ``"none"``: values are not changed.
         """
         if name == "none":
             return cls(np.zeros(x_NG.shape[1], np.float32), np.ones(x_NG.shape[1], np.float32))
-        if name == "standard":
+        if name in ("pareto", "standard"):
             mean_G, variance_G = _moments(x_NG)
-            return cls(
-                mean_G.astype(np.float32), np.sqrt(variance_G + LEAST_VARIANCE).astype(np.float32), LIMIT
-            )
+            sd_G = np.sqrt(variance_G + LEAST_VARIANCE)
+            span_G = np.sqrt(sd_G * sd_G.mean()) if name == "pareto" else sd_G
+            return cls(mean_G.astype(np.float32), span_G.astype(np.float32), LIMIT)
         if name != "min-max":
             raise ScmedleyError(f"There is no scale {name!r}. Choose one of {list(get_args(ScaleName))}.")
         sides: tuple[Any, Any] = (x_NG.min(axis=0), x_NG.max(axis=0))
@@ -92,7 +92,7 @@ class TensorScale:
         ``None`` if all centres are 0.
     missing
         Numbers of the genes that were not measured, which have the scaled value 0: the mean of the training
-        cells if genes are standardised, the minimum if they are scaled to 0 ... 1.
+        cells if genes are centred, the minimum if they are scaled to 0 ... 1.
     """
 
     centre_G: Tensor | None

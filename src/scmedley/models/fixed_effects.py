@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from scmedley import keys
 from scmedley.data.resident import ENCODED, Minibatch, Resident
+from scmedley.data.scale import ScaleName
 from scmedley.errors import ScmedleyError
 from scmedley.models.adversarial import AdversarialNetwork, AdversarialSettings
 from scmedley.models.base import Model
@@ -41,6 +42,8 @@ class FixedEffectsSettings(Settings):
 
     Attributes
     ----------
+    scale
+        ``"pareto"`` or ``"standard"``, which gives all genes the same weight, also those that are mostly noise.
     kl_weight
         Weight of KL(q(z) || N(0, I)). 1 gives the evidence lower bound.
     offset_weight
@@ -59,6 +62,7 @@ class FixedEffectsSettings(Settings):
         Sizes of the hidden layers of the label head.
     """
 
+    scale: ScaleName = "pareto"
     kl_weight: float = 1.0
     offset_weight: float = 1.0
     n_clusters: int = 100
@@ -70,10 +74,10 @@ class FixedEffectsSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale != "standard":
+        if self.scale not in ("pareto", "standard"):
             raise ScmedleyError(
                 f"scale={self.scale!r} does not fit the default FixedEffects, whose likelihood has variance 1. Use "
-                "scale='standard'."
+                "scale='pareto' or scale='standard'."
             )
 
 
