@@ -469,6 +469,18 @@ def test_embed_without_a_reference_still_embeds(capsys, tmp_path):
     assert keys.FIXED in ad.read_h5ad(tmp_path / "e.h5ad").obsm
 
 
+def test_cells_without_values_are_unassigned(fitted):
+    model, adata = fitted
+    counts = adata.layers["counts"][:20].toarray()
+    counts[:5] = 0
+    query = ad.AnnData(counts, obs=adata.obs[:20], var=adata.var)
+    with pytest.warns(ScmedleyWarning, match="5 cells have no value above 0"):
+        table = model.transfer(query)
+    assert (table["mapping_confidence"][:5] == 0).all()
+    assert (table["mapping_confidence"][5:] > 0).all()
+    assert (table["assigned"][:5] == keys.UNASSIGNED).all()
+
+
 def test_embed_writes_both_files_or_none(capsys, tmp_path):
     shell, run = Shell(capsys), tmp_path / "run"
     cells = tmp_path / "cells.h5ad"
