@@ -331,7 +331,11 @@ def explore(
     say(f"\n{found.n_cells:,} cells x {found.n_genes:,} genes\n\nWhat was found")
     for sentence in found.findings():
         say(f"  - {sentence}")
-    for sentence in work.doubts(found):
+    if found.missing:
+        say("\nNot shown")
+        for name, reason in found.missing.items():
+            say(f"  - {name}: {reason}")
+    for sentence in found.warnings:
         _warn(sentence)
     say(f"\nReport: {(out / 'report.html').resolve()}")
 

@@ -12,7 +12,6 @@ from scmedley import __version__
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing, write_json
 from scmedley.pp.exploration import Exploration, explore
-from scmedley.pp.exploration_words import missing
 from scmedley.report import write_exploration
 from scmedley.report.build import check_extra
 from scmedley.runs.folder import EXPLORATION, REPORT, VERSIONS, versions
@@ -45,11 +44,6 @@ def write(
             write_json(versions(), folder / VERSIONS)
             write_json(_record(found, inputs, options), folder / EXPLORATION)
     return found
-
-
-def doubts(found: Exploration) -> list[str]:
-    """Return the warnings about the data, and a sentence for each table that is missing."""
-    return [*found.warnings, *missing(found)]
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -1,6 +1,6 @@
 """What an exploration found, in sentences for the console and the page."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -72,7 +72,8 @@ def _confounding(found: "Exploration") -> list[str]:
 def _nested(found: "Exploration") -> list[str]:
     """Return sentences on roles of which one determines the other, such as batches of one donor each."""
     sentences = []
-    for row in found.confounding[found.confounding["other"] != "label"].itertuples():
+    rows: Any = found.confounding[found.confounding["other"] != "label"].itertuples()
+    for row in rows:
         n_one, n_other = (found.keys[role].column.n_levels for role in (row.one, row.other))
         if row.with_one_only == n_one and row.of_one_only == n_other:
             sentences.append(f"Each {row.one} is one {row.other}: their effects cannot be told apart.")

@@ -44,6 +44,7 @@ def write_exploration(found: Exploration, path: str | Path, name: str = "") -> P
     """
     check_extra()
     from scmedley.pp.exploration_words import missing
+    from scmedley.pp.normalisations import NAMES
     from scmedley.report import explore_figures as figures
     from scmedley.report.figures import drawing
 
@@ -70,7 +71,7 @@ def write_exploration(found: Exploration, path: str | Path, name: str = "") -> P
             "dispersion": found.dispersion,
             "n_genes": found.n_genes,
             "comparison": None if found.comparison is None else _rows(found.comparison.table),
-            "normalisations": figures.NAMES,
+            "normalisations": NAMES,
             "comparison_figures": []
             if found.comparison is None
             else figures.normalisations(found.comparison),
