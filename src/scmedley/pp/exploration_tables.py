@@ -124,7 +124,9 @@ def missing(
         missing["columns"] = "obs has no columns."
     for role in ("batch", "donor", "site", "label"):
         if role not in keys:
-            missing[role] = f"no column of obs has the name of a {role}. Name one with --{role}."
+            missing[role] = (
+                f"no column of obs with two groups or more has the name of a {role}. Name one with --{role}."
+            )
     lacking = [role for role in ("label", "batch") if role not in keys]
     if lacking:
         missing["composition"] = f"it needs a column for the {' and the '.join(lacking)}."

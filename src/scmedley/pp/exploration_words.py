@@ -40,13 +40,16 @@ def _values(found: "Exploration") -> list[str]:
 
 
 def _keys(found: "Exploration") -> list[str]:
-    sentences = []
-    for role, key in found.keys.items():
-        n = key.column.n_levels
-        levels = f"{n:,} level{'' if n == 1 else 's'}"
-        how = "as you said" if key.why == "given" else f"a guess: {key.why}"
-        sentences.append(f"The {role} of a cell is obs[{key.column.name!r}] with {levels} ({how}).")
-    return sentences
+    """Return a sentence on the columns of the roles, and one on those that were guessed."""
+    if not found.keys:
+        return ["No column of obs has the name of a batch, a donor, a site or a label."]
+    said = ", ".join(
+        f"{role} is obs[{key.column.name!r}] ({key.column.n_levels:,} level{'s' * (key.column.n_levels != 1)})"
+        for role, key in found.keys.items()
+    )
+    guessed = [role for role, key in found.keys.items() if key.why != "given"]
+    how = f" Guessed from the names: {', '.join(guessed)}." if guessed else ""
+    return [f"{said[0].upper()}{said[1:]}.{how}"]
 
 
 def _confounding(found: "Exploration") -> list[str]:

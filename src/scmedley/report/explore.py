@@ -74,7 +74,7 @@ def write_exploration(found: Exploration, path: str | Path, name: str = "") -> P
             "normalisations": NAMES,
             "comparison_figures": []
             if found.comparison is None
-            else figures.normalisations(found.comparison),
+            else figures.normalisations(found.comparison, found.levels),
             "compared": None if found.comparison is None else len(found.comparison.maps["log1p"]),
             "compared_genes": None if found.comparison is None else len(found.comparison.genes),
             "most_rows": MOST_ROWS,
@@ -117,11 +117,15 @@ def _column(column: Column, row: dict[str, Any]) -> dict[str, Any]:
 
 def _roles(found: Exploration) -> list[dict[str, Any]]:
     """Return the levels of each role as rows with a bar."""
+    from scmedley.pl._palette import colours
+
     roles = []
     for role, key in found.keys.items():
         rows = found.levels[found.levels["role"] == role]
         most = max(int(rows["cells"].max()), 1)
         lines = [line | {"width": STRIP * line["cells"] / most} for line in _rows(rows.head(MOST_ROWS))]
+        for line, shade in zip(lines, colours(min(len(lines), MOST_LABELS)), strict=False):
+            line["colour"] = shade
         roles.append(
             {
                 "role": role,

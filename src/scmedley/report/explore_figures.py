@@ -185,7 +185,7 @@ def _genes_alone(ax: Axes, genes: np.ndarray) -> None:
     _plain(ax)
 
 
-def normalisations(found: Comparison) -> list[Picture]:
+def normalisations(found: Comparison, levels: pd.DataFrame) -> list[Picture]:
     """Draw, for each normalisation, the variance of the genes against their mean, and the cells on two components."""
     pictures = []
     for name, title in NAMES.items():
@@ -194,10 +194,16 @@ def normalisations(found: Comparison) -> list[Picture]:
         pictures.append(picture(draw, SIZE, alt, f"Variance after {title}"))
     for of, groups in sorted(found.groups.items(), reverse=True):
         for name, title in NAMES.items():
-            draw = partial(_map, xy=found.maps[name], codes=groups.cat.codes.to_numpy())
+            draw = partial(_map, xy=found.maps[name], codes=_ranked(groups, levels[levels["role"] == of]))
             alt = f"{title}: first two principal components of {len(groups):,} cells, coloured by {of}."
             pictures.append(picture(draw, (4.2, 3.6), alt, f"{title}, coloured by {of}"))
     return pictures
+
+
+def _ranked(groups: pd.Series[Any], levels: pd.DataFrame) -> np.ndarray:
+    """Return the rank of each cell's level by its number of cells, which is its colour in the whole page."""
+    ranks = pd.Index(levels["level"].astype(str)).get_indexer(pd.Index(groups.cat.categories.astype(str)))
+    return np.append(ranks, -1)[groups.cat.codes.to_numpy()]
 
 
 def _variance(ax: Axes, genes: pd.DataFrame, name: str) -> None:
