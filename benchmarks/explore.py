@@ -82,18 +82,22 @@ def simulate(path: Path, n_cells: int, seed: int) -> float:
             labels.append(label)
         group.attrs["shape"] = (n_cells, GENES)
         batch, label = np.concatenate(batches), np.concatenate(labels)
+        donor = 2 * batch + np.arange(n_cells) % 2
         obs = {
-            "batch": pd.Categorical.from_codes(batch, [f"batch{i}" for i in range(BATCHES)]),
-            "donor": pd.Categorical.from_codes(
-                2 * batch + np.arange(n_cells) % 2, [f"donor{i}" for i in range(2 * BATCHES)]
-            ),
-            "cell_type": pd.Categorical.from_codes(label, [f"type{i}" for i in range(LABELS)]),
+            "batch": _named("batch", batch),
+            "donor": _named("donor", donor),
+            "cell_type": _named("type", label),
         }
         write_elem(file, "obs", pd.DataFrame(obs, index=[f"cell{i}" for i in range(n_cells)]))
         genes = [f"MT-{i}" if i < 13 else f"gene{i}" for i in range(GENES)]
         write_elem(file, "var", pd.DataFrame(index=genes))
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     return n_values / (n_cells * GENES)
+
+
+def _named(name: str, codes: np.ndarray) -> pd.Categorical:
+    names = pd.Index([f"{name}{i}" for i in range(int(codes.max()) + 1)], dtype=object)
+    return pd.Categorical.from_codes(codes, categories=names)
 
 
 def _append(dataset: h5py.Dataset, values: np.ndarray) -> None:

@@ -52,7 +52,7 @@ _OF_IT = {  # after the word they make it a property of the batch or donor, or a
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class Column:
     """One column of obs: its kind, and the code of each cell's level (-1: missing) if its levels are counted."""
 
@@ -87,7 +87,7 @@ def describe(obs: pd.DataFrame) -> list[Column]:
     A column is nested in another one if all cells of each of its levels have the same level there, as donors in
     sites; it is the same as another one if this is so in both directions. Cells without a value in one of the
     two are left out. Of the columns that a column is nested in, those that another of them is nested in are not
-    listed: donors in sites in countries are nested in sites.
+    listed: donors in sites in countries are nested in sites. Of columns with the same groups the first is listed.
     """
     found = [_described(obs.iloc[:, i]) for i in range(obs.shape[1])]
     used = [c for c in found if c.codes is not None and c.n_levels > 1 and c.kind != "identifier"]
@@ -95,17 +95,19 @@ def describe(obs: pd.DataFrame) -> list[Column]:
         id(one): [other for other in used if other is not one and _is_nested(one, other)] for one in used
     }
     for one in used:
-        same = [other for other in inside[id(one)] if one in inside[id(other)]]
-        above = [other for other in inside[id(one)] if other not in same]
-        between = [mid for mid in above if mid.n_levels > 1]
-        one.same_as = [other.name for other in same]
-        one.nested_in = [
-            top.name
-            for top in above
-            if not any(
-                top in inside[id(mid)] and mid not in inside[id(top)] for mid in between if mid is not top
-            )
-        ]
+        above = inside[id(one)]
+        same = [other for other in above if one in inside[id(other)]]
+        nearest: list[Column] = []
+        for top in above:
+            between = [mid for mid in above if mid is not top and top in inside[id(mid)]]
+            is_listed = any(top in inside[id(mid)] for mid in nearest)  # a column with the same groups
+            if (
+                top not in same
+                and not is_listed
+                and all(mid in inside[id(top)] for mid in between if mid not in same)
+            ):
+                nearest.append(top)
+        one.same_as, one.nested_in = [c.name for c in same], [c.name for c in nearest]
     return found
 
 
