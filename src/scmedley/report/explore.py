@@ -43,7 +43,7 @@ def write_exploration(found: Exploration, path: str | Path, name: str = "") -> P
         The packages of the extra ``report`` are not installed, or the file cannot be written.
     """
     check_extra()
-    from scmedley.pp.exploration_words import missing
+    from scmedley.pp.exploration_words import PLURAL, missing
     from scmedley.pp.normalisations import NAMES
     from scmedley.report import explore_figures as figures
     from scmedley.report.figures import drawing
@@ -62,6 +62,7 @@ def write_exploration(found: Exploration, path: str | Path, name: str = "") -> P
             "roles": _roles(found),
             "composition": _composition(found),
             "confounding": _rows(found.confounding),
+            "plural": PLURAL,
             "quality": _quality(found),
             "cells": figures.cells(found),
             "summary": _rows(found.summary),
@@ -87,11 +88,11 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _tiles(found: Exploration) -> list[tuple[str, str]]:
+    from scmedley.pp.exploration_words import PLURAL
     from scmedley.report.numbers import count, number
 
     tiles = [("cells", count(found.n_cells)), ("genes", count(found.n_genes))]
-    plural = {"batch": "batches", "donor": "donors", "site": "sites", "label": "labels"}
-    tiles += [(plural[role], count(key.column.n_levels)) for role, key in found.keys.items()]
+    tiles += [(PLURAL[role], count(key.column.n_levels)) for role, key in found.keys.items()]
     if "counts" in found.cells:
         tiles.append(("counts in the median cell", count(float(found.cells["counts"].median()))))
     tiles.append(("genes in the median cell", count(float(found.cells["genes"].median()))))
