@@ -9,7 +9,7 @@ import pytest
 import scanpy as sc
 from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 import scmedley as sm
 from corpus import cells, counts
@@ -164,6 +164,36 @@ def test_what_the_sample_did_not_show_is_found(monkeypatch, change):
     assert ("non-integer" if change == "fraction" else "negative") in words
 
 
+def test_files_that_cannot_be_read_in_blocks_are_read_whole(tmp_path):
+    adata = cells(csc_matrix(counts()))
+    adata.write_h5ad(tmp_path / "by_gene.h5ad")
+    adata.to_df().to_csv(tmp_path / "cells.csv")
+    adata.var["feature_types"] = ["Gene Expression"] * 25 + ["Antibody Capture"] * 5
+    adata.X = csr_matrix(adata.X)
+    adata.write_h5ad(tmp_path / "with_antibodies.h5ad")
+    means = counts().mean(0, dtype=np.float64)
+    for name, n in (("by_gene.h5ad", 30), ("cells.csv", 30), ("with_antibodies.h5ad", 25)):
+        assert_allclose(explore(tmp_path / name).genes["mean"], means[:n])
+    assert_allclose(explore(adata).genes["mean"], means[:25])
+
+
+def test_layers_and_raw_on_disk_are_used(tmp_path):
+    adata = real()
+    logs = adata[:, :300].copy()
+    logs.raw = adata
+    sc.pp.log1p(logs)
+    logs.write_h5ad(tmp_path / "raw.h5ad")
+    found = explore(tmp_path / "raw.h5ad")
+    assert found.reasons[0].startswith("raw.X holds counts")
+    assert_array_equal(found.cells["counts"], np.asarray(adata.X.sum(1)).ravel())
+
+
+def test_repeated_gene_names_are_no_obstacle_in_one_file():
+    adata = cells()
+    adata.var_names = ["one", *adata.var_names[1:-1], "one"]
+    assert explore(adata).n_genes == adata.n_vars
+
+
 @pytest.mark.filterwarnings("ignore:Writing zarr v2")
 def test_several_files_are_explored_on_their_common_genes(tmp_path):
     adata = real()
@@ -288,6 +318,7 @@ BAD = {
         ("--batch", "many"),
         "5,000 levels",
     ),
+    "key twice": (cells, ("--label", "batch", "--batch", "batch"), "another role"),
     "wrong key": (cells, ("--label", "cell_typ"), "Did you mean 'cell_type'"),
 }
 

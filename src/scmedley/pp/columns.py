@@ -194,6 +194,15 @@ def keys_of(obs: pd.DataFrame, found: list[Column], given: Mapping[Role, str | N
         A given column does not exist, or its levels cannot be tabulated.
     """
     chosen: dict[Role, Key] = {}
+    if given.get("label") is not None and given["label"] in (
+        given.get("batch"),
+        given.get("donor"),
+        given.get("site"),
+    ):
+        raise ScmedleyError(
+            f"obs[{given['label']!r}] is given as the label and as another role. The label is the cell type or another "
+            "property to keep. Choose its column, or leave the label out."
+        )
     for role in ROLES:
         name = given.get(role)
         if name is not None:

@@ -7,20 +7,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
-from scmedley.data.gene_names import GeneNames
-from scmedley.errors import ScmedleyError, check_seed, heard
+from scmedley.data.design import oddly_named
+from scmedley.data.features import genes_alone
+from scmedley.data.gene_names import GeneNames, check_unique
+from scmedley.errors import ScmedleyError, check_seed, heard, warn
 from scmedley.io.lazy import opened
 from scmedley.io.writing import write_csv
 from scmedley.keys import ValueKind
 from scmedley.pp import exploration_tables as tables
 from scmedley.pp import exploration_words as words
+from scmedley.pp.checks import name_warnings
 from scmedley.pp.columns import Column, Key, Role, columns_table, confounding_table, describe, keys_of
 from scmedley.pp.dispersion import Dispersion, fit_dispersion
 from scmedley.pp.join import batch_names, shared_genes
@@ -200,7 +203,8 @@ def explore(
             "step that wrote it, or put the counts into X or layers['counts']."
         )
     table = sums.cells()
-    own = [line for source in sources for line in source.found.warnings]
+    own = [line for source in sources for line in source.found.warnings + name_warnings(source.adata)]
+    own += [line for role, key in keys.items() for line in oddly_named(_values(obs, key), role)]
     exploration = Exploration(
         names=names,
         n_cells=len(obs),
@@ -235,7 +239,10 @@ def explore(
 def _parts(cells: Cells, stack: ExitStack) -> tuple[list[AnnData], list[str]]:
     """Return the cells of each file, and names for them."""
     if isinstance(cells, AnnData):
-        return [cells], ["cells"]
+        alone, left_out = genes_alone(cells)
+        if left_out:
+            warn(left_out)
+        return [alone], ["cells"]
     paths = [Path(cells)] if isinstance(cells, str | Path) else [Path(path) for path in cells]
     if not paths:
         raise ScmedleyError("No file given. Pass one or more files of cells.")
@@ -256,6 +263,12 @@ def _obs(parts: Sequence[AnnData], names: Sequence[str]) -> pd.DataFrame:
     return joined
 
 
+def _values(obs: pd.DataFrame, key: Key) -> "pd.Series[Any]":
+    """Return the column of a role as stored; the first of several columns of one name."""
+    place = next(i for i, name in enumerate(obs.columns) if str(name) == key.column.name)
+    return obs.iloc[:, place]
+
+
 def _sources(parts: Sequence[AnnData], names: Sequence[str], asked: ValueKind, whole: bool) -> list[Source]:
     """Return the files with the matrix to use of each, and the genes that all have."""
     looked = []
@@ -272,7 +285,11 @@ def _sources(parts: Sequence[AnnData], names: Sequence[str], asked: ValueKind, w
         name: GeneNames.of(part.raw.var if found.where == "raw.X" else part.var)
         for name, part, (found, _) in zip(names, parts, looked, strict=True)
     }
-    places = shared_genes(genes, list(names))
+    places = {names[0]: np.arange(len(genes[names[0]].names))}  # names of one file may repeat
+    if len(names) > 1:
+        for name, part in zip(names, parts, strict=True):
+            check_unique(part.var_names, f"{name}: gene")
+        places = shared_genes(genes, list(names))
     return [
         Source(name, part, found, sampled, genes[name], families(genes[name]), places[name])
         for name, part, (found, sampled) in zip(names, parts, looked, strict=True)

@@ -17,7 +17,7 @@ from scmedley.data.arrays import dense, log1p_cp10k
 from scmedley.device import threads_kept
 from scmedley.errors import ScmedleyError
 
-MOST_CELLS, MOST_GENES, LEAST_CELLS = 5_000, 2_000, 50
+MOST_CELLS, MOST_GENES, LEAST_CELLS, LEAST_GENES = 5_000, 2_000, 50, 10
 N_COMPONENTS, N_NEIGHBOURS = 30, 15
 NAMES = {"log1p": "log1p of counts per 10,000", "pearson": "analytic Pearson residuals"}
 
@@ -62,7 +62,7 @@ def compare_normalisations(
     Raises
     ------
     ScmedleyError
-        Fewer than 50 cells with counts, or no gene varies.
+        Fewer than 50 cells with counts, or fewer than 10 detected genes.
     """
     kept = total_N > 0
     x = vstack(blocks, format="csr")[kept]
@@ -73,6 +73,11 @@ def compare_normalisations(
     groups = {str(name): values[kept].reset_index(drop=True) for name, values in groups.items()}
     logs = csr_matrix(log1p_cp10k(x, total_N[kept]))
     chosen = _variable(logs)
+    if len(chosen) < LEAST_GENES:
+        raise ScmedleyError(
+            f"{len(chosen)} genes are detected in the sampled cells; two normalisations are compared on {LEAST_GENES} "
+            "or more."
+        )
     counts = x[:, chosen]
     filled = np.asarray(counts.sum(axis=1)).ravel() > 0  # residuals of a cell without counts are not defined
     counts, depth = counts[filled], np.log(total_N[kept][filled])
