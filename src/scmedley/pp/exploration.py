@@ -25,7 +25,7 @@ from scmedley.pp import exploration_tables as tables
 from scmedley.pp import exploration_words as words
 from scmedley.pp.checks import name_warnings
 from scmedley.pp.columns import Column, Key, Role, columns_table, confounding_table, describe, keys_of
-from scmedley.pp.dispersion import Dispersion, fit_dispersion
+from scmedley.pp.dispersion import Dispersion
 from scmedley.pp.join import batch_names, shared_genes
 from scmedley.pp.normalisations import MOST_CELLS, Comparison, compare_normalisations
 from scmedley.pp.value_sums import ContradictionError, Source, Sums, add_block, families, look
@@ -188,27 +188,15 @@ def explore(
             )
         found = describe(obs)
         keys = keys_of(obs, found, given)
-        whole = False
-        while True:
-            sources = _sources(parts, names, values, whole)
-            try:
-                sums = _passed(sources, compare, seed, progress)
-                break
-            except ContradictionError:  # the other cells are not as the sample
-                whole = True
-    has_counts = sums.counts is not None
-    if sums.prepared.largest == 0:
-        raise ScmedleyError(
-            f"{sources[0].found.where} of {names[0]} holds no value above 0: there is nothing to explore. Check the "
-            "step that wrote it, or put the counts into X or layers['counts']."
-        )
+        sources, sums = _read(parts, names, values, compare, seed, progress)
+    warnings += [line for source in sources for line in source.found.warnings + name_warnings(source.adata)]
+    warnings += [line for role, key in keys.items() for line in oddly_named(_values(obs, key), role)]
     table = sums.cells()
-    own = [line for source in sources for line in source.found.warnings + name_warnings(source.adata)]
-    own += [line for role, key in keys.items() for line in oddly_named(_values(obs, key), role)]
+    genes = tables.genes(sums, len(obs), sources[0])
     exploration = Exploration(
         names=names,
         n_cells=len(obs),
-        n_genes=len(sums.cells_G),
+        n_genes=len(genes),
         values=sources[0].found.values,
         reasons=[source.found.reason for source in sources],
         keys=keys,
@@ -220,20 +208,34 @@ def explore(
         quality=tables.quality(keys.get("batch"), table),
         summary=tables.summary(sums, len(obs)),
         histograms=tables.histograms(sums),
-        genes=tables.genes(sums, len(obs), sources[0]),
+        genes=genes,
         cells=table,
-        dispersion=None,
-        missing=tables.missing(keys, has_counts, table, obs),
-        warnings=[*warnings, *own, *tables.column_warnings(found)],
+        dispersion=tables.dispersion(genes, table),
+        missing=tables.missing(keys, sums.counts is not None, table, obs),
+        warnings=[*warnings, *tables.column_warnings(found)],
     )
-    if has_counts:
-        genes, total_N = exploration.genes, table["counts"].to_numpy()
-        mean_G, variance_G, cells_G = (genes[c].to_numpy() for c in ("mean", "variance", "cells"))
-        fit = fit_dispersion(mean_G, variance_G, cells_G, total_N)
-        exploration.dispersion = fit
     if compare:
         exploration.comparison = _compared(exploration, sums, seed)
     return exploration
+
+
+def _read(
+    parts: Sequence[AnnData], names: Sequence[str], asked: ValueKind, keep: bool, seed: int, progress: bool
+) -> tuple[list[Source], Sums]:
+    """Return the matrix of each file and the sums over all cells; read again if a sample of the cells misled."""
+    for whole in (False, True):
+        sources = _sources(parts, names, asked, whole)
+        try:
+            sums = _passed(sources, keep, seed, progress)
+            break
+        except ContradictionError:  # only from a sample
+            continue
+    if sums.prepared.largest == 0:
+        raise ScmedleyError(
+            f"{sources[0].found.where} of {names[0]} holds no value above 0: there is nothing to explore. Check the "
+            "step that wrote it, or put the counts into X or layers['counts']."
+        )
+    return sources, sums
 
 
 def _parts(cells: Cells, stack: ExitStack) -> tuple[list[AnnData], list[str]]:

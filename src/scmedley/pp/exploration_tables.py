@@ -10,6 +10,7 @@ import pandas as pd
 
 from scmedley.errors import listed
 from scmedley.pp.columns import MOST_LEVELS, Column, Key, Role, crossed
+from scmedley.pp.dispersion import Dispersion, fit_dispersion
 from scmedley.pp.value_sums import Moments, Source, Sums
 
 QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
@@ -113,6 +114,14 @@ def genes(sums: Sums, n: int, first: Source) -> pd.DataFrame:
         table[f"mean{end}"] = mean_G
         table[f"variance{end}"] = np.maximum(moments.squares_G - n * mean_G**2, 0.0) / (n - 1)
     return table
+
+
+def dispersion(genes: pd.DataFrame, cells: pd.DataFrame) -> Dispersion | None:
+    """Return the fitted dispersion of the counts, None without counts or with too few genes."""
+    if "counts" not in cells:
+        return None
+    mean_G, variance_G, cells_G = (genes[name].to_numpy() for name in ("mean", "variance", "cells"))
+    return fit_dispersion(mean_G, variance_G, cells_G, cells["counts"].to_numpy())
 
 
 def missing(

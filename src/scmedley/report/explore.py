@@ -66,7 +66,7 @@ def write_exploration(found: Exploration, path: str | Path, name: str = "") -> P
             "quality": _quality(found),
             "cells": figures.cells(found),
             "summary": _rows(found.summary),
-            "titles": figures.TITLES,
+            "titles": figures.titles(found),
             "histograms": figures.values(found),
             "noise": figures.noise(found),
             "dispersion": found.dispersion,

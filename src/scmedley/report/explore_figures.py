@@ -25,7 +25,15 @@ WIDE = (5.6, 4.0)
 DENSITY = LinearSegmentedColormap.from_list(
     "density", ["#b9d9ee", "#56a5d8", "#0b62a8", "#6a3d9a", "#d4458b"]
 )
-TITLES = {"counts": "Counts", "prepared": "log1p of counts per 10,000"}
+
+
+def titles(found: Exploration) -> dict[str, str]:
+    """Return what the page calls each kind of values."""
+    known = found.values == "counts"
+    return {
+        "counts": "Counts",
+        "prepared": "log1p of counts per 10,000" if known else "Log-normalised values",
+    }
 
 
 def values(found: Exploration) -> list[Picture]:
@@ -35,7 +43,7 @@ def values(found: Exploration) -> list[Picture]:
         summary = found.summary[found.summary["values"] == name].iloc[0]
         end = float(summary["tail_from"])
         colour = BLUE if name == "counts" else GREEN
-        what = TITLES[str(name)]
+        what = titles(found)[str(name)]
         whole = f"{what}: {number(summary['zeros'] * 100, 1)} % zeros, not drawn; largest {number(summary['max'])}."
         draw = partial(_whole, rows=rows, colour=colour, is_counts=name == "counts", end=end)
         pictures.append(picture(draw, SIZE, whole, f"{what}, all values above 0"))
