@@ -22,6 +22,7 @@ from scmedley.pp.columns import describe, keys_of
 from scmedley.pp.exploration import Exploration
 from scmedley.report import explore_figures
 from scmedley.report.figures import Picture
+from test_report import Page
 
 
 @pytest.fixture
@@ -382,8 +383,19 @@ def test_the_command_writes_all_of_the_folder(shell, tmp_path, monkeypatch):
     assert "Two normalisations" in page
     assert "default-src 'none'" in page
     assert "<script" not in page
+    parsed = Page(page)  # fails on tags that are not closed
+    links = {attrs["href"][1:] for tag, attrs in parsed.tags if tag == "a"}
+    assert links <= set(parsed.ids)
+    assert len(set(parsed.ids)) == len(parsed.ids)
     again = shell("explore", tmp_path / "cells.h5ad", "--out", out, "--quiet")
     assert "--overwrite" in again.error
+    (out / "mine.txt").write_text("notes")
+    assert (
+        "mine.txt" in shell("explore", tmp_path / "cells.h5ad", "--out", out, "--overwrite", "--quiet").error
+    )
+    (out / "mine.txt").unlink()
+    shell.well("explore", tmp_path / "cells.h5ad", "--out", out, "--overwrite", "--quiet")
+    assert not (out / "normalisations.csv").exists()  # the folder is that of the last exploration
     before = tree(tmp_path)
     other = shell("explore", tmp_path / "cells.h5ad", "--out", tmp_path, "--overwrite", "--quiet")
     assert "no folder of an exploration" in other.error

@@ -9,9 +9,9 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from scmedley import __version__
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 from scmedley.io import replacing, write_json
-from scmedley.pp.exploration import Exploration, explore
+from scmedley.pp.exploration import TABLES, Exploration, explore
 from scmedley.report import write_exploration
 from scmedley.report.build import check_extra
 from scmedley.runs.folder import EXPLORATION, REPORT, VERSIONS, versions
@@ -53,6 +53,12 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise ScmedleyError(f"{out} exists and is no folder of an exploration. Choose another --out.")
     if not overwrite:
         raise ScmedleyError(f"{out} holds an exploration already. Add --overwrite, or choose another --out.")
+    ours = {REPORT, VERSIONS, EXPLORATION, *(f"{name}.csv" for name in TABLES)}
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if others:  # the whole folder is replaced
+        raise ScmedleyError(
+            f"{out} holds other files beside the exploration ({listed(others, 3)}). Move them, or choose another --out."
+        )
 
 
 def _record(found: Exploration, inputs: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:

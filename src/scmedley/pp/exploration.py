@@ -31,6 +31,18 @@ from scmedley.pp.normalisations import MOST_CELLS, Comparison, compare_normalisa
 from scmedley.pp.value_sums import ContradictionError, Source, Sums, add_block, families, look
 
 Cells: TypeAlias = AnnData | str | Path | Sequence[str | Path]
+# Names of the written tables, in the order of Exploration.tables.
+TABLES = (
+    "columns",
+    "levels",
+    "composition",
+    "confounding",
+    "quality",
+    "values",
+    "histograms",
+    "genes",
+    "normalisations",
+)
 FILE = "file"  # new column of obs with the file of each cell, if there are several
 
 
@@ -108,19 +120,11 @@ class Exploration:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Return the tables that are written, by the name of their file; the cells are not."""
-        found = {
-            "columns": self.columns,
-            "levels": self.levels,
-            "composition": self.composition.reset_index(),
-            "confounding": self.confounding,
-            "quality": self.quality,
-            "values": self.summary,
-            "histograms": self.histograms,
-            "genes": self.genes,
-        }
+        found = [self.columns, self.levels, self.composition.reset_index(), self.confounding, self.quality]
+        found += [self.summary, self.histograms, self.genes]
         if self.comparison is not None:
-            found["normalisations"] = self.comparison.table
-        return {name: table for name, table in found.items() if len(table)}
+            found.append(self.comparison.table)
+        return {name: table for name, table in zip(TABLES, found, strict=False) if len(table)}
 
     def write(self, folder: str | Path) -> list[Path]:
         """Write each table as CSV into a folder, and return the paths."""
@@ -151,8 +155,9 @@ def explore(
 ) -> Exploration:
     """Return what is in the cells, before any model: obs, batches, donors, labels, counts, their distribution.
 
-    The matrix is read once, in blocks of cells; h5ad and Zarr stay on disk (:func:`scmedley.io.lazy.opened`).
-    Nothing is changed.
+    The matrix is read in blocks of cells, and h5ad and Zarr stay on disk (:func:`scmedley.io.lazy.opened`). A
+    matrix of more than 20 million stored values is read once, after a look at 20,000 of its cells shows what it
+    holds; a smaller one is read whole for that look, and once more. Nothing is changed.
 
     Parameters
     ----------
