@@ -9,6 +9,7 @@ Shapes: N cells, G genes, P latent dimensions, K labels, E non-zero counts.
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -104,29 +105,33 @@ def zero_inflated_negative_binomial(
 
 
 class _NonZeros(NamedTuple):
-    """Values of the non-zero counts, and where they are."""
+    """Values of the non-zero counts, and where they are: in the flat matrix, in which cell, of which gene."""
 
     x_E: Tensor
     flat_E: Tensor
-    n_genes: int
+    row_E: Tensor
+    gene_E: Tensor
 
     def of(self, values: Tensor) -> Tensor:
         """Return the values (per cell and gene, or per gene) at the non-zeros."""
-        index_E = self.flat_E if values.dim() == 2 else self.flat_E % self.n_genes
-        return values.reshape(-1).index_select(0, index_E)
+        return values.reshape(-1).index_select(0, self.flat_E if values.dim() == 2 else self.gene_E)
 
     def add_to(self, dense_N: Tensor, nonzero_E: Tensor) -> Tensor:
         """Return the sum of each cell: its dense terms, and those of its non-zeros."""
         # Summed one after the other, hundreds of terms in float32 would lose a digit.
         exact = torch.float32 if nonzero_E.device.type == "mps" else torch.float64
-        row_E = self.flat_E // self.n_genes
-        return dense_N.to(exact).index_add(0, row_E, nonzero_E.to(exact)).to(dense_N.dtype)
+        return dense_N.to(exact).index_add(0, self.row_E, nonzero_E.to(exact)).to(dense_N.dtype)
 
 
 def _nonzeros(x_NG: Tensor) -> _NonZeros:
-    flat = x_NG.reshape(-1)
-    flat_E = (flat != 0).nonzero().squeeze(1)
-    return _NonZeros(flat.index_select(0, flat_E), flat_E, x_NG.shape[1])
+    flat = x_NG.detach().reshape(-1)
+    found = flat != 0
+    if found.device.type == "cpu":  # four times faster than torch's
+        flat_E = torch.from_numpy(np.flatnonzero(found.numpy()))
+    else:
+        flat_E = found.nonzero().squeeze(1)
+    row_E = flat_E // x_NG.shape[1]
+    return _NonZeros(flat.index_select(0, flat_E), flat_E, row_E, flat_E - row_E * x_NG.shape[1])
 
 
 def _log_zero(mean_NG: Tensor, theta: Tensor) -> Tensor:
