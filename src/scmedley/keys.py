@@ -15,6 +15,7 @@ SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
 FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
 RANDOM_MASKED = "X_scmedley_random_masked"  # obsm: the same cells, encoded with their batch masked
+VAE = "X_scmedley_vae"  # obsm: cells x latent, posterior mean of the variational autoencoder
 AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, plain autoencoder
 NULL = "X_scmedley_random_null"  # obsm: the same network trained on permuted batch labels
 NULL_MASKED = (
@@ -73,6 +74,7 @@ EMBEDDINGS: dict[str, Embedding] = {
         Embedding(RANDOM_MASKED, "Random effects, batch masked", batch=1, null=NULL_MASKED),
         Embedding(NULL, "Random effects, permuted batches"),
         Embedding(NULL_MASKED, "Random effects, permuted and masked"),
+        Embedding(VAE, "Variational autoencoder", batch=-1, label=1),
         Embedding(AUTOENCODER, "Plain autoencoder", batch=-1, label=1),
     )
 }

@@ -57,7 +57,7 @@ def fit(
             precision=precision,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             fingerprint=_fingerprint(model, reading, y_N, part, seed, precision),
-            label=f"{type(model).__name__} by {model.batch_key}",
+            label=type(model).__name__ + (f" by {model.batch_key}" if model.batch_key else ""),
             progress=progress,
         )
         try:

@@ -126,7 +126,7 @@ def read(folder: Path, cls: type[M]) -> M:
         kind = kinds[about.get("settings_type", next(iter(kinds)))]
         model = cls(about["batch_key"], about["label_key"], kind.from_saved(about["settings"]))
         n_adapted = int(about.get("n_adapted", 0))
-        model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
+        model.design = Design(about["batch_key"] or "", tuple(about["batches"]), n_adapted)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         # Models of earlier versions have no settings_type, gene_ids, gene_symbols, reads, trained_on, calibration,
