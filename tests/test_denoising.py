@@ -25,7 +25,7 @@ def simulated() -> tuple[np.ndarray, np.ndarray]:
 
 def by_open_problems(denoised: np.ndarray, train: np.ndarray, test: np.ndarray) -> tuple[float, float]:
     """The definitions of Open Problems (task_denoising), with scanpy and scikit-learn."""
-    pair = [anndata.AnnData(np.asarray(x, float)) for x in (test, denoised)]
+    pair = [anndata.AnnData(np.array(x, float)) for x in (test, denoised)]
     for adata in pair:
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)
