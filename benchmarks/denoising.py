@@ -81,7 +81,9 @@ def svd(cells: Cells, seed: int) -> Denoised:
 
 def negative_binomial(cells: Cells, seed: int) -> Denoised:
     """Return the posterior mean (the default of ``denoise``) and the decoder's mean of the same fit."""
-    model = sm.VAE(BATCH, likelihood="negative binomial").fit(cells.train, seed=seed, threads=1)
+    model = sm.VAE(BATCH, likelihood="negative binomial").fit(
+        cells.train, seed=seed, threads=1, progress=False
+    )
     return {
         "VAE, NB posterior mean": _x(model.denoise(cells.train), cells),
         "VAE, NB mean": _x(model.denoise(cells.train, use_counts=False), cells),
@@ -90,7 +92,7 @@ def negative_binomial(cells: Cells, seed: int) -> Denoised:
 
 def gaussian(cells: Cells, seed: int) -> Denoised:
     """Return the decoder's mean of log1p CP10k as counts of each cell's total."""
-    model = sm.VAE(BATCH, likelihood="gaussian").fit(cells.train, seed=seed, threads=1)
+    model = sm.VAE(BATCH, likelihood="gaussian").fit(cells.train, seed=seed, threads=1, progress=False)
     x_NG = _x(model.denoise(cells.train), cells)
     return {"VAE, Gaussian decoder": x_NG * _ratio(totals(cells.counts_NG), x_NG.sum(1))[:, None]}
 
@@ -127,7 +129,7 @@ def _x(denoised: AnnData, cells: Cells) -> np.ndarray:
 
 
 def _ratio(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
-    return np.divide(a_N, b_N, out=np.ones_like(b_N), where=b_N > 0)
+    return np.asarray(a_N / np.maximum(b_N, 1e-9))
 
 
 @lru_cache(maxsize=1)
@@ -163,16 +165,21 @@ def run(name: str, seed: int, method: str, path: Path, options: argparse.Namespa
     start, cpu = time.perf_counter(), time.process_time()
     found = METHODS[method](cells, seed)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    facts = {"set": name, "seed": seed, "method": method, "seconds": seconds, "cpu_seconds": cpu}
+    facts: dict[str, Any] = {
+        "set": name,
+        "seed": seed,
+        "method": method,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+    }
     facts |= {"cells": cells.train.n_obs, "genes": cells.train.n_vars}
     facts |= {"counts_per_cell": float(np.median(totals(cells.counts_NG)))}
     facts |= {"version": version(NEEDS[method][0]) if method in NEEDS else sm.__version__}
-    facts["scores"] = {
-        title: denoising(x_NG, cells.counts_NG, cells.test_NG) for title, x_NG in found.items()
-    }
+    scored = {title: denoising(x_NG, cells.counts_NG, cells.test_NG) for title, x_NG in found.items()}
+    facts["scores"] = scored
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(facts, path)
-    for title, scores in facts["scores"].items():
+    for title, scores in scored.items():
         print(
             f"{name} seed {seed} {title}: {scores['mse']:.4f} / {scores['poisson']:.4f} ({cpu:.0f} s)",
             flush=True,
@@ -183,7 +190,6 @@ def table(rows: pd.DataFrame) -> str:
     """Return a Markdown table of each data set: mean and standard deviation over seeds, the best in bold."""
     parts: list[str] = []
     of_set: Any
-    mean: Any
     for name, of_set in rows.groupby("set", sort=False):
         n = of_set["seed"].nunique()
         about = of_set.iloc[0]
@@ -194,7 +200,8 @@ def table(rows: pd.DataFrame) -> str:
         )
         means: Any = of_set.groupby("title", sort=False)[[*SCORES, "cpu_seconds"]].mean()
         sds: Any = of_set.groupby("title", sort=False)[[*SCORES]].std()
-        for title, mean in means.iterrows():
+        for title in means.index:
+            mean: Any = means.loc[title]
             texts = []
             for score in SCORES:
                 text = f"{mean[score]:.4f}" + (f" ± {sds.loc[title, score]:.4f}" if n > 1 else "")
@@ -212,9 +219,11 @@ def collected(options: argparse.Namespace) -> pd.DataFrame:
             facts = json.loads(path.read_text(encoding="utf-8"))
             if path.name != _name(facts["method"], name, options) or facts["seed"] >= options.seeds:
                 continue
-            rows += [{**facts, "title": title, **scores} for title, scores in facts.pop("scores").items()]
+            scored = facts.pop("scores")
+            rows += [{**facts, "title": title, **scores} for title, scores in scored.items()]
     order = {name: i for i, name in enumerate(METHODS)}
-    return pd.DataFrame(sorted(rows, key=lambda row: (options.sets.index(row["set"]), order[row["method"]])))
+    rows.sort(key=lambda row: (options.sets.index(row["set"]), order[row["method"]]))
+    return pd.DataFrame(rows)
 
 
 @cache
@@ -267,7 +276,7 @@ def _options() -> argparse.Namespace:
     add("--sets", nargs="+", default=["pbmc_8batches", "pancreas", "onek1k"], choices=DATA_SETS)
     add("--methods", nargs="+", choices=METHODS, help="default: all that are installed")
     add("--seeds", type=int, default=3)
-    add("--cells", type=int, default=3000, help="largest number of cells (default: 3000)")
+    add("--cells", type=int, default=1500, help="largest number of cells (default: 1500)")
     add("--genes", type=int, default=2000, help="highly variable genes (default: 2000)")
     add("--data", type=Path, help="folder of the data sets that are not shipped")
     add("--out", type=Path, default=Path("denoising-runs"), help="one file a result; goes on there")
