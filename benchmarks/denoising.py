@@ -75,8 +75,11 @@ def neighbours(cells: Cells, seed: int) -> Denoised:
 
 
 def svd(cells: Cells, seed: int) -> Denoised:
-    """Return ALRA's approximation, as we have written it."""
-    return {"thresholded SVD (after ALRA)": low_rank(cells.counts_NG, seed=seed)}
+    """Return the truncated SVD of log1p CP10k, and ALRA's thresholded one, as we have written it."""
+    return {
+        "truncated SVD": low_rank(cells.counts_NG, thresholded=False, seed=seed),
+        "thresholded SVD (after ALRA)": low_rank(cells.counts_NG, seed=seed),
+    }
 
 
 def negative_binomial(cells: Cells, seed: int) -> Denoised:

@@ -65,7 +65,7 @@ def test_baselines_come_nearer_to_the_truth_than_the_counts(simulated, as_type) 
     train, test = split_counts(as_type(counts), seed=0)
     none = denoising(train, train, test)
     truth = denoising(mean * 0.9, train, test)
-    for smooth in (knn_smoothed(train), low_rank(train, 3)):
+    for smooth in (knn_smoothed(train), low_rank(train, 3), low_rank(train, 3, thresholded=False)):
         assert smooth.dtype == np.float32
         assert smooth.min() >= 0
         found = denoising(smooth, train, test)

@@ -142,8 +142,10 @@ def knn_smoothed(counts_NG: Numbers, k: int = 15, n_components: int = 50, seed: 
     return np.asarray(dense(smooth) * total_N[:, None], dtype=np.float32)
 
 
-def low_rank(counts_NG: Numbers, rank: int | None = None, seed: int = 0) -> Floats:
-    """Return a thresholded low-rank approximation, after ALRA (Linderman et al. 2022); dense float32.
+def low_rank(
+    counts_NG: Numbers, rank: int | None = None, *, thresholded: bool = True, seed: int = 0
+) -> Floats:
+    """Return a low-rank approximation, by default thresholded as by ALRA (Linderman et al. 2022); dense float32.
 
     log1p CP10k is replaced by its truncated singular value decomposition. In each gene, values that are smaller
     than the size of the most negative ones become 0, since a true zero may come out as far on either side; the
@@ -157,6 +159,8 @@ def low_rank(counts_NG: Numbers, rank: int | None = None, seed: int = 0) -> Floa
     rank
         Number of singular values; ``None``: those whose distance to the next exceeds that of the 80th to 100th by
         six standard deviations.
+    thresholded
+        Whether to set small values to 0 and to rescale the others, as above; otherwise only negative values become 0.
     seed
         Random seed of the decomposition.
     """
@@ -169,15 +173,20 @@ def low_rank(counts_NG: Numbers, rank: int | None = None, seed: int = 0) -> Floa
     u_NP, s_P, v_PG = randomized_svd(log1p, n_values, n_iter=10, random_state=seed)
     rank = _rank(s_P) if rank is None else n_values
     low_NG = (u_NP[:, :rank] * s_P[:rank]) @ v_PG[:rank]
-    seen_NG = dense(log1p)
+    if thresholded:
+        low_NG = _thresholded(low_NG, dense(log1p))
+    return np.asarray(np.expm1(np.maximum(low_NG, 0)) * (total_N / TARGET_SUM)[:, None], dtype=np.float32)
+
+
+def _thresholded(low_NG: Floats, seen_NG: Floats) -> Floats:
+    """Return ALRA's values from the approximation and the observed values."""
     threshold_G = np.abs(np.quantile(low_NG, NEGATIVE, axis=0))
-    low_NG[(low_NG <= threshold_G) | ~(seen_NG > 0).any(0)] = 0
+    low_NG = np.where((low_NG <= threshold_G) | ~(seen_NG > 0).any(0), 0, low_NG)
     mean_G, sd_G = _of_positive(low_NG)
     to_mean_G, to_sd_G = _of_positive(seen_NG)
     ratio_G = np.divide(to_sd_G, sd_G, out=np.ones_like(sd_G), where=(sd_G > 0) & (to_sd_G > 0))
     low_NG = np.where(low_NG > 0, np.maximum((low_NG - mean_G) * ratio_G + to_mean_G, 0), 0)
-    low_NG = np.where((low_NG == 0) & (seen_NG > 0), seen_NG, low_NG)
-    return np.asarray(np.expm1(low_NG) * (total_N / TARGET_SUM)[:, None], dtype=np.float32)
+    return np.where((low_NG == 0) & (seen_NG > 0), seen_NG, low_NG)
 
 
 def _rank(s_P: Floats) -> int:
