@@ -2,6 +2,7 @@
 
     python benchmarks/denoising.py [--sets pbmc_8batches pancreas onek1k] [--data FOLDER] [--out FOLDER]
     python benchmarks/denoising.py --methods scVI --out FOLDER     # in an environment with scvi-tools
+    python benchmarks/denoising.py --null                          # false positives of tests on denoised matrices
 
 The molecules of every cell are split 90/10 at random. Methods see the first part, are scored on the second
 (:func:`scmedley.evaluate.denoising`), on the same cells and the same highly variable genes, chosen on the first
@@ -9,6 +10,10 @@ part. Data sets with more than ``--cells`` cells are sampled, another sample wit
 
 Each (data set, seed, method) leaves a file under ``--out``; the same command resumes a stopped run, and several
 environments can share the folder. The table is printed as Markdown, with mean and standard deviation over seeds.
+
+With ``--null``, a tenth of the genes are drawn anew from a Poisson whose mean is the cell's total times one share for
+all cells: they differ between no groups of cells. The share of them with p < 0.05 in Welch's t-test between the two
+most frequent labels, on each cell's shares, should be 5 %.
 """
 
 from __future__ import annotations
@@ -29,12 +34,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
+from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 import scmedley as sm
-from common import BATCH, DATA_SETS, find, record
+from common import BATCH, DATA_SETS, LABEL, find, record
 from scmedley import keys
-from scmedley.data.arrays import dense, totals
+from scmedley.data.arrays import dense, log1p_cp10k, totals
 from scmedley.errors import ScmedleyWarning
 from scmedley.evaluate import denoising, knn_smoothed, low_rank, split_counts
 from scmedley.io import sha256, write_json
@@ -47,6 +54,7 @@ SHARE = 0.9  # of the molecules that methods see
 VALIDATION = 0.1  # of the cells, for the methods that stop early or keep their best epoch
 DRAWS = 25  # of scVI's posterior, whose expected expression is averaged over them
 SCORES = {"mse": "log-MSE", "poisson": "Poisson loss"}
+NULL = {"false_positives": "null genes with p < 0.05"}
 
 Denoised = dict[str, np.ndarray]  # by name in the table: expected counts of each cell and gene
 
@@ -161,10 +169,35 @@ def prepared(name: str, folder: Path | None, seed: int, n_cells: int, n_genes: i
     return Cells(train[seen].copy(), test_NG[np.flatnonzero(seen)])
 
 
+def with_null_genes(cells: Cells, seed: int) -> tuple[Cells, np.ndarray]:
+    """Return the cells with a tenth of their genes replaced by genes that do not differ; and which genes."""
+    rng = np.random.default_rng(seed)
+    counts_NG = dense(cells.counts_NG).copy()
+    total_N, sum_G = counts_NG.sum(1), counts_NG.sum(0)
+    often_G = np.flatnonzero(sum_G >= np.median(sum_G))  # of rare genes, no test finds anything
+    null_G = np.sort(rng.choice(often_G, counts_NG.shape[1] // 10, replace=False))
+    counts_NG[:, null_G] = rng.poisson(total_N[:, None] * (sum_G[null_G] / sum_G.sum()))
+    train = cells.train.copy()
+    train.layers[keys.COUNTS] = csr_matrix(counts_NG)
+    train.layers[keys.LOGNORM] = log1p_cp10k(train.layers[keys.COUNTS], counts_NG.sum(1))
+    return Cells(train, cells.test_NG), null_G
+
+
+def false_positives(denoised_NG: np.ndarray, cells: Cells, null_G: np.ndarray) -> float:
+    """Return the share of the null genes with p < 0.05 between the two most frequent labels."""
+    share_NG = denoised_NG / np.maximum(denoised_NG.sum(1, keepdims=True), 1e-9)
+    label_N = cells.train.obs[LABEL].astype(str).to_numpy()
+    one, other = pd.Series(label_N).value_counts().index[:2]
+    groups = (share_NG[label_N == name][:, null_G] for name in (one, other))
+    return float((stats.ttest_ind(*groups, equal_var=False).pvalue < 0.05).mean())
+
+
 def run(name: str, seed: int, method: str, path: Path, options: argparse.Namespace) -> None:
     """Denoise, score and store."""
     cells = prepared(name, options.data, seed, options.cells, options.genes)
     assert cells is not None
+    if options.null:
+        cells, null_G = with_null_genes(cells, seed)
     start, cpu = time.perf_counter(), time.process_time()
     found = METHODS[method](cells, seed)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -178,18 +211,21 @@ def run(name: str, seed: int, method: str, path: Path, options: argparse.Namespa
     facts |= {"cells": cells.train.n_obs, "genes": cells.train.n_vars}
     facts |= {"counts_per_cell": float(np.median(totals(cells.counts_NG)))}
     facts |= {"version": version(NEEDS[method][0]) if method in NEEDS else sm.__version__}
-    scored = {title: denoising(x_NG, cells.counts_NG, cells.test_NG) for title, x_NG in found.items()}
+    scored: dict[str, dict[str, float]] = {}
+    for title, x_NG in found.items():
+        if options.null:
+            scored[title] = {"false_positives": false_positives(x_NG, cells, null_G)}
+        else:
+            scored[title] = denoising(x_NG, cells.counts_NG, cells.test_NG)
     facts["scores"] = scored
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(facts, path)
     for title, scores in scored.items():
-        print(
-            f"{name} seed {seed} {title}: {scores['mse']:.4f} / {scores['poisson']:.4f} ({cpu:.0f} s)",
-            flush=True,
-        )
+        numbers = " / ".join(f"{score:.4f}" for score in scores.values())
+        print(f"{name} seed {seed} {title}: {numbers} ({cpu:.0f} s)", flush=True)
 
 
-def table(rows: pd.DataFrame) -> str:
+def table(rows: pd.DataFrame, columns: dict[str, str]) -> str:
     """Return a Markdown table of each data set: mean and standard deviation over seeds, the best in bold."""
     parts: list[str] = []
     of_set: Any
@@ -199,16 +235,18 @@ def table(rows: pd.DataFrame) -> str:
         parts.append(
             f"**{name}**: {about['cells']:,} cells, {about['genes']:,} genes, median of "
             f"{about['counts_per_cell']:,.0f} counts per cell in these genes; {n} seed{'s' * (n > 1)}\n\n"
-            f"| Method | {' | '.join(SCORES.values())} | CPU seconds |\n|---|--:|--:|--:|"
+            f"| Method | {' | '.join(columns.values())} | CPU seconds |\n|---|{'--:|' * (len(columns) + 1)}"
         )
-        means: Any = of_set.groupby("title", sort=False)[[*SCORES, "cpu_seconds"]].mean()
-        sds: Any = of_set.groupby("title", sort=False)[[*SCORES]].std()
+        means: Any = of_set.groupby("title", sort=False)[[*columns, "cpu_seconds"]].mean()
+        sds: Any = of_set.groupby("title", sort=False)[[*columns]].std()
         for title in means.index:
             mean: Any = means.loc[title]
             texts = []
-            for score in SCORES:
+            for score in columns:
                 text = f"{mean[score]:.4f}" + (f" ± {sds.loc[title, score]:.4f}" if n > 1 else "")
-                texts.append(f"**{text}**" if mean[score] == means[score].min() else text)
+                texts.append(
+                    f"**{text}**" if columns is SCORES and mean[score] == means[score].min() else text
+                )
             parts.append(f"| {title} | {' | '.join(texts)} | {mean['cpu_seconds']:.0f} |")
         parts.append("")
     return "\n".join(parts)
@@ -237,7 +275,7 @@ def _digest(path: Path) -> str:
 def _name(method: str, name: str, options: argparse.Namespace) -> str:
     """Return the name of a result's file; another data file, sample size or number of genes gives another."""
     what = (_digest(DATA_SETS[name].path(options.data)), options.cells, options.genes)
-    return f"{method}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}.json"
+    return f"{'null-' * options.null}{method}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}.json"
 
 
 def main() -> None:
@@ -257,10 +295,11 @@ def main() -> None:
     if rows.empty:
         print("Nothing is finished.")
         return
-    print("\n" + table(rows))
+    text = table(rows, NULL if options.null else SCORES)
+    print("\n" + text)
     about = record(threads=1) | {"share": SHARE, "seeds": options.seeds}
     write_json(about | {"runs": rows.to_dict("records")}, options.results)
-    options.results.with_suffix(".md").write_text(table(rows), encoding="utf-8")
+    options.results.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 def _there(name: str, folder: Path | None) -> bool:
@@ -282,14 +321,11 @@ def _options() -> argparse.Namespace:
     add("--cells", type=int, default=1500, help="largest number of cells (default: 1500)")
     add("--genes", type=int, default=2000, help="highly variable genes (default: 2000)")
     add("--data", type=Path, help="folder of the data sets that are not shipped")
+    add("--null", action="store_true", help="count false positives of tests instead")
     add("--out", type=Path, default=Path("denoising-runs"), help="one file a result; goes on there")
-    add(
-        "--results",
-        type=Path,
-        default=HERE / "results" / "denoising.json",
-        help="the table (.md) is beside it",
-    )
+    add("--results", type=Path, help="default: results/denoising.json (-null); the table (.md) is beside it")
     options = parser.parse_args()
+    options.results = options.results or HERE / "results" / f"denoising{'-null' * options.null}.json"
     missing = [name for name, (_, module) in NEEDS.items() if find_spec(module) is None]
     if options.methods is None:
         options.methods = [name for name in METHODS if name not in missing]
