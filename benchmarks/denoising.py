@@ -11,9 +11,9 @@ part. Data sets with more than ``--cells`` cells are sampled, another sample wit
 Each (data set, seed, method) leaves a file under ``--out``; the same command resumes a stopped run, and several
 environments can share the folder. The table is printed as Markdown, with mean and standard deviation over seeds.
 
-With ``--null``, a tenth of the genes are drawn anew from a Poisson whose mean is the cell's total times one share for
-all cells: they differ between no groups of cells. The share of them with p < 0.05 in Welch's t-test between the two
-most frequent labels, on each cell's shares, should be 5 %.
+With ``--null``, a tenth of the genes are drawn anew from a Poisson whose mean is the cell's total of the others times
+one number for all cells: they differ between no groups of cells. The share of them with p < 0.05 in Welch's t-test
+between the two most frequent labels, on each cell's shares, should be 5 %.
 """
 
 from __future__ import annotations
@@ -173,10 +173,11 @@ def with_null_genes(cells: Cells, seed: int) -> tuple[Cells, np.ndarray]:
     """Return the cells with a tenth of their genes replaced by genes that do not differ; and which genes."""
     rng = np.random.default_rng(seed)
     counts_NG = dense(cells.counts_NG).copy()
-    total_N, sum_G = counts_NG.sum(1), counts_NG.sum(0)
+    sum_G = counts_NG.sum(0)
     often_G = np.flatnonzero(sum_G >= np.median(sum_G))  # of rare genes, no test finds anything
     null_G = np.sort(rng.choice(often_G, counts_NG.shape[1] // 10, replace=False))
-    counts_NG[:, null_G] = rng.poisson(total_N[:, None] * (sum_G[null_G] / sum_G.sum()))
+    rest_N = counts_NG.sum(1) - counts_NG[:, null_G].sum(1)  # with these, also the shares are equal
+    counts_NG[:, null_G] = rng.poisson(rest_N[:, None] * (sum_G[null_G] / rest_N.sum()))
     train = cells.train.copy()
     train.layers[keys.COUNTS] = csr_matrix(counts_NG)
     train.layers[keys.LOGNORM] = log1p_cp10k(train.layers[keys.COUNTS], counts_NG.sum(1))
