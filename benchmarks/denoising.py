@@ -235,11 +235,12 @@ def table(rows: pd.DataFrame, columns: dict[str, str]) -> str:
         about = of_set.iloc[0]
         parts.append(
             f"**{name}**: {about['cells']:,} cells, {about['genes']:,} genes, median of "
-            f"{about['counts_per_cell']:,.0f} counts per cell in these genes; {n} seed{'s' * (n > 1)}\n\n"
-            f"| Method | {' | '.join(columns.values())} | CPU seconds |\n|---|{'--:|' * (len(columns) + 1)}"
+            f"{about['counts_per_cell']:,.0f} counts per cell in these genes\n\n"
+            f"| Method | {' | '.join(columns.values())} | seeds | CPU seconds |\n|---|{'--:|' * (len(columns) + 2)}"
         )
         means: Any = of_set.groupby("title", sort=False)[[*columns, "cpu_seconds"]].mean()
         sds: Any = of_set.groupby("title", sort=False)[[*columns]].std()
+        n_seeds: Any = of_set.groupby("title", sort=False).size()
         for title in means.index:
             mean: Any = means.loc[title]
             texts = []
@@ -248,7 +249,7 @@ def table(rows: pd.DataFrame, columns: dict[str, str]) -> str:
                 texts.append(
                     f"**{text}**" if columns is SCORES and mean[score] == means[score].min() else text
                 )
-            parts.append(f"| {title} | {' | '.join(texts)} | {mean['cpu_seconds']:.0f} |")
+            parts.append(f"| {title} | {' | '.join(texts)} | {n_seeds[title]} | {mean['cpu_seconds']:.0f} |")
         parts.append("")
     return "\n".join(parts)
 

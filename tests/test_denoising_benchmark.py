@@ -87,5 +87,5 @@ def test_table_marks_the_best_of_each_score() -> None:
         for seed in (0, 1)
     ]
     text = benchmark.table(pd.DataFrame(rows), benchmark.SCORES)
-    assert "| a | **1.5000 ± 0.7071** | 0.5000 ± 0.0000 | 1 |" in text
-    assert "| b | 2.5000 ± 0.7071 | **0.1000 ± 0.0000** | 1 |" in text
+    assert "| a | **1.5000 ± 0.7071** | 0.5000 ± 0.0000 | 2 | 1 |" in text
+    assert "| b | 2.5000 ± 0.7071 | **0.1000 ± 0.0000** | 2 | 1 |" in text
