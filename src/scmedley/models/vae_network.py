@@ -225,9 +225,9 @@ class VAENetwork(nn.Module, Trainable):
         L = -E_q[log p(x | z, b)] + beta w(t) KL(q(z|x) || N(0, I)) + KL(q(U) || p(U)) / N - log p(W) / N
 
         with z = m + sd * e, drawn in validation too, w(t) the warm-up and W the output weights. With
-        ``free_bits`` the KL is sum_p max(free_bits, mean_n KL_np). With ``reduction="mean"`` the first term is the mean squared error
-        and the second is divided by P. The unweighted reconstruction and KL are recorded, and the number of
-        active units among the cells of the minibatch.
+        ``free_bits`` the KL is sum_p max(free_bits, mean_n KL_np). With ``reduction="mean"`` the first term is
+        the mean squared error and the second is divided by P. The unweighted reconstruction and KL are recorded,
+        and the number of active units among the cells of the minibatch.
         """
         s = self.settings
         # In standardised input, 0 is the mean of a gene.
