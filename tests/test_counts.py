@@ -86,6 +86,7 @@ def test_filters_are_scanpys() -> None:
     assert list(ours.var_names) == list(oracle.var_names)
     assert_array_equal(dense(ours.X), dense(oracle.X))
     assert ours.uns[keys.UNS]["prepare"] == {
+        "method": "log1p",
         "cells_before": 60,
         "cells_after": ours.n_obs,
         "genes_before": 30,

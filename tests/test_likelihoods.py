@@ -172,6 +172,21 @@ def test_a_mean_of_zero_is_finite() -> None:
     assert torch.isfinite(mean.grad).all()
 
 
+def test_autocast_changes_nothing(cells: dict[str, Tensor]) -> None:
+    """Training may compute products of matrices in bfloat16, which the sum over genes is one of."""
+    x, mean, theta = (cells[key].float() for key in ("x", "mean", "theta"))
+    for likelihood, others in ((negative_binomial, (theta,)), (gaussian, (theta,)), (poisson, ())):
+        inputs = [a.clone().requires_grad_() for a in (mean, *others)]
+        same = [a.clone().requires_grad_() for a in (mean, *others)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = likelihood(x, *inputs)
+            torch.autograd.backward(found.sum(), inputs=inputs)
+        expected = likelihood(x, *same)
+        torch.autograd.backward(expected.sum(), inputs=same)
+        assert torch.equal(found, expected)
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(inputs, same, strict=True))
+
+
 def test_cells_without_counts_have_the_zero_term_alone() -> None:
     x, mean, theta = torch.zeros(2, 3), torch.full((2, 3), 2.0), torch.tensor([0.5, 1.0, 4.0])
     assert_allclose(poisson(x, mean), [-6, -6])

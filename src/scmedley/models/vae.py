@@ -56,7 +56,7 @@ class VAE(Model[VAESettings]):
         super().__init__(batch_key, label_key, settings)
         given = {"likelihood": likelihood, "beta": beta, "free_bits": free_bits, "warmup": warmup}
         self.settings = self.settings.replace(**{k: v for k, v in given.items() if v is not None})
-        self.reads = "counts" if self.settings.counts else "log1p"
+        self.reads = "counts" if self.settings.counts or self.settings.scale == "pearson" else "log1p"
 
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> VAESettings:

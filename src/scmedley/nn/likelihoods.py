@@ -151,7 +151,9 @@ class _ZeroTerm(torch.autograd.Function):
         ratio_NG = mean_NG * (1 / theta_G)
         log_NG = torch.log1p(ratio_NG)
         ctx.save_for_backward(ratio_NG, log_NG, flat_E)
-        return -(log_NG @ theta_G), mean_NG.reshape(-1).index_select(0, flat_E)
+        with _float32_products(mean_NG):
+            zero_N = -(log_NG @ theta_G)
+        return zero_N, mean_NG.reshape(-1).index_select(0, flat_E)
 
     @staticmethod
     @once_differentiable
@@ -159,7 +161,8 @@ class _ZeroTerm(torch.autograd.Function):
         gradient_N, gradient_E = gradients
         ratio_NG, log_NG, flat_E = ctx.saved_tensors
         share_NG = (1 + ratio_NG).reciprocal_()  # theta / (theta + mean)
-        theta_G = -(gradient_N @ log_NG.addcmul(ratio_NG, share_NG, value=-1))
+        with _float32_products(ratio_NG):
+            theta_G = -(gradient_N @ log_NG.addcmul(ratio_NG, share_NG, value=-1))
         mean_NG = share_NG.mul_(-gradient_N[:, None])
         mean_NG.view(-1).index_add_(0, flat_E, gradient_E)
         return mean_NG, theta_G, None
@@ -216,6 +219,11 @@ def _stirling_remainder(a: Tensor) -> Tensor:
     series = 1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))
     shifted = (1 + 3 / (a + 1)) * (1 + 2 / (a + 2)) * (1 + 1 / (a + 3))
     return (a + 0.5) * torch.log1p(4 / a) - 4 + torch.log(shifted) + series / (a + 4)
+
+
+def _float32_products(x: Tensor) -> torch.autocast:
+    """Return a context in which products of matrices are not computed in bfloat16, as training may have it."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _precise(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -4,5 +4,6 @@ from scmedley.data.reader import log_normalised
 from scmedley.pp.counts import prepare
 from scmedley.pp.maps import pca
 from scmedley.pp.nulls import permute_batches
+from scmedley.pp.pearson import pearson_residuals
 
-__all__ = ["log_normalised", "pca", "permute_batches", "prepare"]
+__all__ = ["log_normalised", "pca", "pearson_residuals", "permute_batches", "prepare"]

@@ -29,7 +29,7 @@ def read_prepared(
             raise ScmedleyError(
                 f"obs of this reading has no {keys.SPLIT!r}. Pass prepared cells with a split."
             )
-    elif keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
+    elif keys.HVG not in adata.var or not {keys.LOGNORM, keys.COUNTS} & set(adata.layers):
         raise ScmedleyError(
             f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
             f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
