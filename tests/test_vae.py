@@ -235,9 +235,11 @@ def test_a_saved_model_gives_the_same_results(
 
 
 @pytest.mark.parametrize("likelihood", [ALL[0], ALL[3]])
-def test_no_batch_anywhere(cells: AnnData, tmp_path: Path, likelihood: str) -> None:
-    adata = cells.copy()
-    del adata.obs["donor"]
+def test_no_batch_anywhere(tmp_path: Path, likelihood: str) -> None:
+    adata = nested_design()
+    adata.obs = adata.obs[["cell_type"]]
+    prepare(adata, None, min_genes=5, min_cells=1, n_top_genes=30)
+    assert adata.var[keys.HVG].sum() == 30
     model = unfitted(None, likelihood).fit(adata, **FIT)
     model.embed(adata)
     model.save(tmp_path / "model")
@@ -398,6 +400,7 @@ def test_models_without_a_likelihood_name_one_that_has_it() -> None:
     [
         ({"likelihood": "normal"}, "likelihood='normal' must be one of"),
         ({"dispersion": "cell"}, "dispersion='cell' must be one of"),
+        ({"scale": "pearson"}, "does not fit likelihood='negative binomial'"),
         ({"warmup": 2.0}, "a share of the epochs"),
         ({"reduction": "mean"}, "does not fit likelihood='negative binomial'"),
     ],

@@ -42,8 +42,8 @@ class Collapse:
         Evidence lower bound of training and held-out cells, nats per cell; nan without a split. The gap between
         them is overfitting.
     collapsed
-        Whether fewer than half of the units (of 10, if there are more) are active, the KL is below log 2 nats per
-        cell, or latents drive less than 1 % of the variance.
+        Whether fewer than two units are active, the KL is below log 2 nats per cell (too little to tell two groups
+        of cells apart), or latents drive less than 1 % of the variance.
     sentence
         The finding, with the remedy.
     """
@@ -118,9 +118,11 @@ def diagnose(model: VAE, adata: Cells, *, seed: int = 0) -> Collapse:
         f"{n_active} of {len(units)} latent units are active, the KL is {kl:.3g} nats per cell, "
         f"and latents drive {sensitivity:.1%} of the variance: "
     )
-    sentence += (
-        f"the latent has collapsed. {remedies(model.settings)}" if collapsed else "no sign of collapse."
-    )
+    if collapsed:
+        sentence += f"the latent has collapsed. {remedies(model.settings)}"
+    else:
+        spare = " These cells need no more units." * (n_active < min(len(units), 10) / 2)
+        sentence += f"no sign of collapse.{spare}"
     return Collapse(units, sensitivity, r2, bounds[0], bounds[1], collapsed, sentence)
 
 

@@ -189,8 +189,11 @@ def collapsed(history: pd.DataFrame, settings: VAESettings) -> str:
 
 
 def is_collapsed(n_active: float, kl: float, n_latent: int) -> bool:
-    """Return whether fewer than half of the units (of 10, if there are more) are active, or the KL is too small."""
-    return n_active < min(n_latent, 10) / 2 or kl < LEAST_KL
+    """Return whether the KL is too small, or fewer than two units are active (one, if there is only one).
+
+    Simple data need few units: that some of them are unused is no collapse.
+    """
+    return n_active < min(n_latent, 2) or kl < LEAST_KL
 
 
 def remedies(settings: VAESettings) -> str:

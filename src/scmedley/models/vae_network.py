@@ -71,6 +71,8 @@ class VAESettings(Settings):
 
     hidden: tuple[int, ...] = (128,)
     n_latent: int = 10
+    learning_rate: float = 5e-3
+    steps: int = 1000
     likelihood: Likelihood = "negative binomial"
     beta: float = 1.0
     warmup: float = 0.2
@@ -93,6 +95,11 @@ class VAESettings(Settings):
             raise ScmedleyError(f"warmup={self.warmup} must be between 0 and 1, a share of the epochs.")
         if self.dropout >= 1:
             raise ScmedleyError(f"dropout={self.dropout} must be below 1.")
+        if self.counts and self.scale == "pearson":
+            raise ScmedleyError(
+                f"scale='pearson' does not fit likelihood={self.likelihood!r}, whose decoder gives log1p CP10k. Use "
+                "likelihood='gaussian', or scale='standard'."
+            )
         if self.reduction == "mean" and self.likelihood != "gaussian":
             raise ScmedleyError(
                 f"reduction='mean' is that of a squared error, so it does not fit likelihood={self.likelihood!r}. Use "
@@ -122,6 +129,7 @@ class VAESettings(Settings):
             hidden=(512,),
             n_latent=50,
             learning_rate=1e-3,
+            steps=2000,
             decay=False,
         )
 
