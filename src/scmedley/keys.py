@@ -78,7 +78,10 @@ EMBEDDINGS: dict[str, Embedding] = {
         Embedding(AUTOENCODER, "Plain autoencoder", batch=-1, label=1),
     )
 }
-MAPS = (FIXED, RANDOM, PCA)  # drawn by default
+RunModel = Literal["mixed", "vae"]  # what a run fits
+# The embeddings that a run draws, by its model; the first is the one that is judged.
+MAPS_OF: dict[str, tuple[str, ...]] = {"mixed": (FIXED, RANDOM, PCA), "vae": (VAE, PCA)}
+MAPS = MAPS_OF["mixed"]  # drawn by default
 
 
 def embedding(key: str) -> Embedding:

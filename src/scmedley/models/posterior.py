@@ -124,10 +124,10 @@ def denoise(
             assert cells.size_N is not None
             if size is not None:
                 found_NG = found_NG * (size / cells.size_N.clamp_min(1.0))[:, None]
+            parts.append(found_NG.cpu().numpy())
         else:
-            log1p_NG = found_NG * model.network.span_G + model.network.centre_G
-            found_NG = torch.expm1(log1p_NG.clamp_min(0)) * ((size or TARGET_SUM) / TARGET_SUM)
-        parts.append(found_NG.cpu().numpy())
+            log1p_NG = model.scale.inverse(found_NG.cpu().numpy()).clip(0)
+            parts.append(np.expm1(log1p_NG) * np.float32((size or TARGET_SUM) / TARGET_SUM))
     return AnnData(np.concatenate(parts), obs=adata.obs.copy(), var=model.var())
 
 

@@ -3,6 +3,7 @@
 Shapes: N cells, G genes, P latent dimensions, D draws.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -19,6 +20,9 @@ from scmedley.models.base import Model
 from scmedley.models.differential import differential_expression
 from scmedley.models.settings import Settings, named
 from scmedley.models.vae_network import ACTIVE, Likelihood, VAENetwork, VAESettings
+
+# Nats per cell: with less, the latent cannot tell two groups of cells apart.
+LEAST_KL = math.log(2)
 
 
 class VAE(Model[VAESettings]):
@@ -168,13 +172,13 @@ class VAE(Model[VAESettings]):
 
 
 def collapsed(history: pd.DataFrame, settings: VAESettings) -> str:
-    """Return a warning with the remedy if fewer than half of 10 units, or of all if fewer, are active; or ""."""
+    """Return a warning with the remedy if the epoch that was kept has too few active units, else ""."""
     kept = history[(history["kept"]) & (history["part"] == "validation")]
     value = kept.set_index("term")["value"]
     if "active units" not in value:
         return ""
-    active, least = float(value["active units"]), min(settings.n_latent, 10) / 2
-    if active >= least:
+    active = float(value["active units"])
+    if not is_collapsed(active, float(value["latent kl"]), settings.n_latent):
         return ""
     remedy = remedies(settings)
     return (
@@ -182,6 +186,14 @@ def collapsed(history: pd.DataFrame, settings: VAESettings) -> str:
         f"mean over cells above {ACTIVE}), and the KL is {value['latent kl']:.2g} nats per cell. The decoder ignores "
         f"the latent. {remedy}"
     )
+
+
+def is_collapsed(n_active: float, kl: float, n_latent: int) -> bool:
+    """Return whether the KL is too small, or fewer than two units are active (one, if there is only one).
+
+    Simple data need few units: that some of them are unused is no collapse.
+    """
+    return n_active < min(n_latent, 2) or kl < LEAST_KL
 
 
 def remedies(settings: VAESettings) -> str:

@@ -30,7 +30,9 @@ Dispersion = Literal["gene", "gene x batch"]
 Reduction = Literal["sum", "mean"]
 ACTIVE = 0.01  # least variance over cells of a unit's posterior mean (Burda et al. 2016)
 LEAST_SHARE = 1e-4
-LEAST_THETA, MOST_THETA = 0.05, 100.0  # of the first estimate
+LEAST_THETA, MOST_THETA = 0.01, 100.0  # of the first estimate
+# Adam moves every parameter by about the learning rate in a step, but dispersions change by orders of magnitude.
+FASTER = 10.0
 FIRST_ZERO_LOGIT = -3.0
 
 
@@ -58,14 +60,19 @@ class VAESettings(Settings):
         over dimensions, which multiplies the weight of the KL by genes / dimensions. It collapses the latent.
     batch_effects
         Whether the decoder has batch effects, if there is a batch column.
-    noise
-        Standard deviation of Gaussian noise on the input in training.
+    shrinkage
+        The output weights of the decoder have the prior N(0, 1 / (shrinkage * H)), H being the number of units
+        before them. Per cell it weighs the less the more cells there are. 0: no prior.
+    dropout
+        Share of the input that is set to the mean in training.
     effects
         Initial posterior and prior of the random effects in the decoder.
     """
 
     hidden: tuple[int, ...] = (128,)
     n_latent: int = 10
+    learning_rate: float = 5e-3
+    steps: int = 1000
     likelihood: Likelihood = "negative binomial"
     beta: float = 1.0
     warmup: float = 0.2
@@ -74,7 +81,8 @@ class VAESettings(Settings):
     learn_variance: bool = True
     reduction: Reduction = "sum"
     batch_effects: bool = True
-    noise: float = 0.0
+    shrinkage: float = 10.0
+    dropout: float = 0.2
     effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
 
     def __post_init__(self) -> None:
@@ -85,6 +93,13 @@ class VAESettings(Settings):
                 raise ScmedleyError(f"{name}={getattr(self, name)!r} must be one of {list(get_args(known))}.")
         if self.warmup > 1:
             raise ScmedleyError(f"warmup={self.warmup} must be between 0 and 1, a share of the epochs.")
+        if self.dropout >= 1:
+            raise ScmedleyError(f"dropout={self.dropout} must be below 1.")
+        if self.counts and self.scale == "pearson":
+            raise ScmedleyError(
+                f"scale='pearson' does not fit likelihood={self.likelihood!r}, whose decoder gives log1p CP10k. Use "
+                "likelihood='gaussian', or scale='standard'."
+            )
         if self.reduction == "mean" and self.likelihood != "gaussian":
             raise ScmedleyError(
                 f"reduction='mean' is that of a squared error, so it does not fit likelihood={self.likelihood!r}. Use "
@@ -108,10 +123,13 @@ class VAESettings(Settings):
             learn_variance=False,
             reduction="mean",
             batch_effects=False,
+            shrinkage=0.0,
+            dropout=0.0,
             warmup=0.0,
             hidden=(512,),
             n_latent=50,
             learning_rate=1e-3,
+            steps=2000,
             decay=False,
         )
 
@@ -130,13 +148,12 @@ class VAENetwork(nn.Module, Trainable):
     centre_G: Tensor
     span_G: Tensor
     size_B: Tensor
-    log_theta_BG: Tensor
 
     def __init__(self, n_genes: int, n_batches: int, settings: VAESettings):
         super().__init__()
         s = self.settings = settings
         self.n_batches = n_batches
-        self.encoder = VariationalEncoder(n_genes, s.hidden, s.n_latent, s.batch_norm_momentum, s.noise)
+        self.encoder = VariationalEncoder(n_genes, s.hidden, s.n_latent, s.batch_norm_momentum, noise=0.0)
         effects: list[ScaleAndBias | Bias] = []
         if n_batches and s.batch_effects:
             effects = [ScaleAndBias(n_batches, size, s.effects) for size in reversed(s.hidden)]
@@ -147,7 +164,7 @@ class VAENetwork(nn.Module, Trainable):
         if s.counts:
             self._build_counts(n_genes, n_batches)
         elif s.learn_variance:
-            self.log_variance_G = nn.Parameter(torch.zeros(n_genes))
+            self.slow_variance_G = nn.Parameter(torch.zeros(n_genes))  # of the log variance / FASTER
 
     def _build_counts(self, n_genes: int, n_batches: int) -> None:
         """Build the dispersions and what converts shares of counts to log1p CP10k."""
@@ -158,7 +175,7 @@ class VAENetwork(nn.Module, Trainable):
         self.register_buffer("size_B", torch.ones(n_batches + 1))
         if s.likelihood != "poisson":
             n_rows = n_batches if s.dispersion == "gene x batch" and n_batches else 1
-            self.log_theta_BG = nn.Parameter(torch.zeros(n_rows, n_genes))
+            self.slow_theta_BG = nn.Parameter(torch.zeros(n_rows, n_genes))  # of log theta / FASTER
         if s.likelihood == "zero-inflated negative binomial":
             self.zero = linear(s.hidden[0], n_genes)
             nn.init.zeros_(self.zero.weight)
@@ -204,7 +221,7 @@ class VAENetwork(nn.Module, Trainable):
             square_G += mean_NG.square().sum(0)
         # Method of moments: the variance is mean + mean^2 / theta.
         theta_G = (square_G / excess_G.clamp_min(1e-12)).clamp(LEAST_THETA, MOST_THETA)
-        self.log_theta_BG.copy_(theta_G.log().expand_as(self.log_theta_BG))
+        self.slow_theta_BG.copy_((theta_G.log() / FASTER).expand_as(self.slow_theta_BG))
 
     def stages(self) -> list[Stage]:
         """Return one stage with one player, which has all parameters."""
@@ -213,15 +230,17 @@ class VAENetwork(nn.Module, Trainable):
     def losses(self, cells: Minibatch, progress: Progress) -> Losses:
         """Yield the negative evidence lower bound, in nats per cell.
 
-        L = -E_q[log p(x | z, b)] + beta w(t) KL(q(z|x) || N(0, I)) + KL(q(U) || p(U)) / N
+        L = -E_q[log p(x | z, b)] + beta w(t) KL(q(z|x) || N(0, I)) + KL(q(U) || p(U)) / N - log p(W) / N
 
-        with z = m + sd * e, drawn in validation too, and w(t) the warm-up. With ``free_bits`` the KL is
-        sum_p max(free_bits, mean_n KL_np). With ``reduction="mean"`` the first term is the mean squared error
-        and the second is divided by P. The unweighted reconstruction and KL are recorded, and the number of
-        active units among the cells of the minibatch.
+        with z = m + sd * e, drawn in validation too, w(t) the warm-up and W the output weights. With
+        ``free_bits`` the KL is sum_p max(free_bits, mean_n KL_np). With ``reduction="mean"`` the first term is
+        the mean squared error and the second is divided by P. The unweighted reconstruction and KL are recorded,
+        and the number of active units among the cells of the minibatch.
         """
         s = self.settings
-        mean_NP, log_variance_NP, _ = self.encoder(cells.x_NG)
+        # In standardised input, 0 is the mean of a gene.
+        x_NG = F.dropout(cells.x_NG, s.dropout, training=self.training)
+        mean_NP, log_variance_NP, _ = self.encoder(x_NG)
         z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
         decoded = self._decode(z_NP, cells.b_N, draw=self.training)
         kl_P = kl_of_units(mean_NP, log_variance_NP).mean(0)
@@ -247,6 +266,10 @@ class VAENetwork(nn.Module, Trainable):
             terms["gene share"] = Term(share, 1.0, watched=False, recorded=False)
         if len(self.decoder.effects):
             terms["kl"] = self.kl(error, cells.x_NG.shape[1])
+        if s.shrinkage:
+            weight_GH = self.decoder.linears[-1].get_parameter("weight")
+            prior = 0.5 * weight_GH.shape[1] * weight_GH.square().sum() / self.n_cells
+            terms["decoder prior"] = Term(prior, s.shrinkage, watched=False)
         yield "autoencoder", terms
 
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
@@ -265,8 +288,8 @@ class VAENetwork(nn.Module, Trainable):
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG, scaled like the input, with the effects of batches ``b_N`` (-1: none).
 
-        For a likelihood of counts it is the expected log1p CP10k of a cell with the typical total of its batch:
-        P(x > 0) log1p(c E[x | x > 0]), with c = 10,000 / total.
+        For a likelihood of counts it is the expected log1p CP10k of a cell with the typical total of its batch
+        (:func:`expected_log1p`).
         """
         decoded = self._decode(z_NP, b_N, draw)
         if not self.settings.counts:
@@ -274,9 +297,8 @@ class VAENetwork(nn.Module, Trainable):
         size_N1 = self.size_B[b_N.clamp(-1, len(self.size_B) - 2)].repeat_interleave(len(z_NP) // len(b_N))
         share_N1 = self.gene_share(decoded.h_NH).float().sigmoid()
         mean_NG = size_N1[:, None] * share_N1 * decoded.out_NG.softmax(1)
-        nonzero_NG = -torch.expm1(self._log_zero(mean_NG, decoded.h_NH, b_N))
-        per_10k_NG = TARGET_SUM / size_N1[:, None] * self._expected(mean_NG, decoded.h_NH)
-        log1p_NG = nonzero_NG * torch.log1p(per_10k_NG / nonzero_NG.clamp_min(1e-12))
+        mean_NG, second_NG, log_zero_NG = self._moments(mean_NG, decoded.h_NH, b_N)
+        log1p_NG = expected_log1p(mean_NG, second_NG, log_zero_NG, TARGET_SUM / size_N1[:, None])
         xhat_NG: Tensor = (log1p_NG - self.centre_G) / self.span_G
         return xhat_NG
 
@@ -343,11 +365,13 @@ class VAENetwork(nn.Module, Trainable):
 
     def theta(self, b_N: Tensor) -> Tensor:
         """Return the dispersions: G, or N x G if each batch has its own (unknown batches: geometric mean)."""
-        if len(self.log_theta_BG) == 1:
-            return self.log_theta_BG[0].exp()
-        known_N = (b_N >= 0) & (b_N < len(self.log_theta_BG))
-        own_NG = self.log_theta_BG[b_N.clamp(0, len(self.log_theta_BG) - 1)]
-        return torch.where(known_N[:, None], own_NG, self.log_theta_BG.mean(0)).exp()
+        log_theta_BG = FASTER * self.slow_theta_BG
+        n_rows = len(log_theta_BG)
+        if n_rows == 1:
+            return log_theta_BG[0].exp()
+        known_N = (b_N >= 0) & (b_N < n_rows)
+        own_NG = log_theta_BG[b_N.clamp(0, n_rows - 1)]
+        return torch.where(known_N[:, None], own_NG, log_theta_BG.mean(0)).exp()
 
     def _decode(self, z_NP: Tensor, b_N: Tensor, draw: bool) -> Decoded:
         rows_NB = self._rows(b_N)
@@ -358,10 +382,16 @@ class VAENetwork(nn.Module, Trainable):
         return one_hot(b_N, max(self.n_batches, 1))
 
     def _log_p(self, cells: Minibatch, decoded: Decoded) -> Tensor:
-        """Return log p(x | z, b) of each cell."""
+        """Return log p(x | z, b) of each cell, in float32 also where layers compute in bfloat16."""
+        with torch.autocast(cells.x_NG.device.type, enabled=False):
+            return self._log_p_in_float32(cells, decoded)
+
+    def _log_p_in_float32(self, cells: Minibatch, decoded: Decoded) -> Tensor:
         s = self.settings
         if not s.counts:
-            log_variance_G = self.log_variance_G if s.learn_variance else torch.zeros_like(self.span_G)
+            log_variance_G = (
+                FASTER * self.slow_variance_G if s.learn_variance else torch.zeros_like(self.span_G)
+            )
             return gaussian(cells.x_NG, decoded.out_NG, log_variance_G)
         counts_NG, _ = _counts(cells)
         mean_NG = counts_NG.sum(1, keepdim=True).clamp_min(1.0) * decoded.out_NG.softmax(1)
@@ -370,25 +400,35 @@ class VAENetwork(nn.Module, Trainable):
         theta = self.theta(cells.b_N)
         if s.likelihood == "negative binomial":
             return negative_binomial(counts_NG, mean_NG, theta)
-        return zero_inflated_negative_binomial(counts_NG, mean_NG, theta, self.zero(decoded.h_NH).float())
+        return zero_inflated_negative_binomial(counts_NG, mean_NG, theta, self.zero(decoded.h_NH.float()))
 
-    def _log_zero(self, mean_NG: Tensor, h_NH: Tensor, b_N: Tensor) -> Tensor:
-        """Return log P(x = 0)."""
+    def _moments(self, mean_NG: Tensor, h_NH: Tensor, b_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return E[x], E[x^2] and log P(x = 0)."""
         if self.settings.likelihood == "poisson":
-            return -mean_NG
+            return mean_NG, mean_NG + mean_NG.square(), -mean_NG
         theta = self.theta(b_N.repeat_interleave(len(mean_NG) // len(b_N)))
+        second_NG = mean_NG + mean_NG.square() * (1 + 1 / theta)
         log_zero_NG = -theta * torch.log1p(mean_NG / theta)
         if self.settings.likelihood == "negative binomial":
-            return log_zero_NG
+            return mean_NG, second_NG, log_zero_NG
         zero_NG = self.zero(h_NH).float()
-        return torch.logaddexp(F.logsigmoid(zero_NG), F.logsigmoid(-zero_NG) + log_zero_NG)
+        kept_NG = torch.sigmoid(-zero_NG)
+        log_zero_NG = torch.logaddexp(F.logsigmoid(zero_NG), F.logsigmoid(-zero_NG) + log_zero_NG)
+        return kept_NG * mean_NG, kept_NG * second_NG, log_zero_NG
 
-    def _expected(self, mean_NG: Tensor, h_NH: Tensor) -> Tensor:
-        """Return E[x], which zero inflation reduces."""
-        if self.settings.likelihood != "zero-inflated negative binomial":
-            return mean_NG
-        logit_NG: Tensor = self.zero(h_NH)
-        return mean_NG * logit_NG.float().neg().sigmoid()
+
+def expected_log1p(mean_NG: Tensor, second_NG: Tensor, log_zero_NG: Tensor, c_N1: Tensor) -> Tensor:
+    """Return about E[log1p(c x)] of counts with these moments: P(x > 0) E[log1p(c x) | x > 0].
+
+    Given x > 0, x + 1/c is taken as log-normal with its mean m and variance v, so that E[log(x + 1/c)] =
+    log(m) - log(1 + v / m^2) / 2. Exact if all counts are 0 or 1; the logarithm of the mean alone would be far too
+    large for overdispersed genes.
+    """
+    nonzero_NG = -torch.expm1(log_zero_NG)
+    given_NG = mean_NG / nonzero_NG.clamp_min(1e-12)
+    variance_NG = (second_NG / nonzero_NG.clamp_min(1e-12) - given_NG.square()).clamp_min(0)
+    log1p_NG = torch.log1p(c_N1 * given_NG) - 0.5 * torch.log1p(variance_NG / (given_NG + 1 / c_N1).square())
+    return nonzero_NG * torch.maximum(log1p_NG, torch.log1p(c_N1))  # a count above 0 is at least 1
 
 
 def _counts(cells: Minibatch) -> tuple[Tensor, Tensor]:

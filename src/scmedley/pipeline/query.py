@@ -14,8 +14,9 @@ from scmedley import io, keys
 from scmedley.data.design import as_categories
 from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyWarning, listed
+from scmedley.interpret.check import decoder
 from scmedley.keys import ValueKind
-from scmedley.models import MixedEffects
+from scmedley.models import VAE, MixedEffects
 from scmedley.models.reference import MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.runs.read import read_model
@@ -50,7 +51,7 @@ def embed(
     with io.with_results(adata, out) as said:
         if unknown == "adapt":
             unknown = "error"
-            if (model.decoder.design.codes(reading.obs) < 0).any():
+            if (decoder(model).design.codes(reading.obs) < 0).any():
                 model = adapted(model, reading)
         model.embed(adata, unknown=unknown, reading=reading)
         table = transferred(model, reading)
@@ -66,7 +67,7 @@ def embed(
     return lines + _write_page(folder, model, adata, table, summary, page)
 
 
-def adapted(model: MixedEffects, reading: Reading) -> MixedEffects:
+def adapted(model: MixedEffects | VAE, reading: Reading) -> MixedEffects | VAE:
     """Return the model with the effects of batches that are new to it, learnt from similar numbers of each label.
 
     From all cells, a large group of a new type would pass for the effect of its batch. The cells of each batch
@@ -86,11 +87,12 @@ def adapted(model: MixedEffects, reading: Reading) -> MixedEffects:
     return model.adapt(reading.take(np.sort(np.concatenate(chosen))))
 
 
-def transferred(model: MixedEffects, reading: Reading) -> pd.DataFrame:
+def transferred(model: MixedEffects | VAE, reading: Reading) -> pd.DataFrame:
     """Return the table of ``model.transfer``, or an empty one and a warning if the model has no reference."""
-    if model.fixed is not None and model.fixed.reference is not None:
+    network = model if isinstance(model, VAE) else model.fixed
+    if network is not None and network.reference is not None:
         return model.transfer(reading)
-    if model.fixed is None:
+    if isinstance(model, MixedEffects) and model.fixed is None:
         reason = f"obsm[{model.fixed_key!r}] replaces the fixed-effects network, which reads new cells. Fit without it."
     else:
         reason = "the run is of a version that did not keep reference cells. Fit it again."
@@ -98,7 +100,7 @@ def transferred(model: MixedEffects, reading: Reading) -> pd.DataFrame:
     return pd.DataFrame(index=reading.obs.index)
 
 
-def batches(obs: pd.DataFrame, model: MixedEffects) -> pd.Series[str]:
+def batches(obs: pd.DataFrame, model: MixedEffects | VAE) -> pd.Series[str]:
     """Return the batch of each cell as the model names it; all are of one batch if the column is missing."""
     if model.batch_key not in obs:
         return pd.Series("no batch column", index=obs.index)
@@ -174,7 +176,12 @@ def _unassigned(row: pd.Series[int]) -> str:
 
 
 def _write_page(
-    folder: Path, model: MixedEffects, adata: AnnData, table: pd.DataFrame, summary: list[str], page: Path
+    folder: Path,
+    model: MixedEffects | VAE,
+    adata: AnnData,
+    table: pd.DataFrame,
+    summary: list[str],
+    page: Path,
 ) -> list[str]:
     if any(find_spec(name) is None for name in ("jinja2", "matplotlib")):
         return ["No page: it needs pip install 'scmedley[report]'."]

@@ -27,7 +27,7 @@ DEEPER = 3  # ratio of the batches' median counts per cell that gives a warning
 
 def prepare(
     adata: AnnData,
-    batch_key: str,
+    batch_key: str | None,
     *,
     label_key: str | None = None,
     n_top_genes: int = 3000,
@@ -54,7 +54,8 @@ def prepare(
         Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X``, ``raw`` or
         another layer; :func:`scmedley.data.matrix.find_values` finds which to use.
     batch_key, label_key
-        ``obs`` columns; they become categorical, without unused categories.
+        ``obs`` columns; they become categorical, without unused categories. Without batches (``None``), only
+        a model without them can be fitted: :class:`scmedley.VAE`.
     n_top_genes
         Highly variable genes to flag in ``var["highly_variable"]``; all genes if there are not more.
     min_genes
@@ -103,7 +104,7 @@ def prepare(
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = as_categories(adata.obs[key])
     before = adata.shape
-    batches_before = adata.obs[batch_key].cat.categories
+    batches_before = None if batch_key is None else adata.obs[batch_key].cat.categories
 
     read, total_N, names = counted(adata, checked)
     n_counted = len(names)
@@ -117,7 +118,7 @@ def prepare(
 
     more += _store_layers(adata, source, total_N, checked)
     if checked.values == "counts":
-        more += _depth(total_N, adata.obs[batch_key])
+        more += [] if batch_key is None else _depth(total_N, adata.obs[batch_key])
     else:
         checked = replace(checked, reason=checked.reason + _brought(checked))
     store_split(adata, batch_key, label_key, seed)
@@ -257,11 +258,16 @@ def _subset(adata: AnnData, source: Matrix, where: str, cells: np.ndarray, genes
 
 
 def _check_filtered(
-    adata: AnnData, x: csr_matrix | np.ndarray, batch_key: str, batches_before: pd.Index, min_genes: int
+    adata: AnnData,
+    x: csr_matrix | np.ndarray,
+    batch_key: str | None,
+    batches_before: pd.Index | None,
+    min_genes: int,
 ) -> list[str]:
-    batches = adata.obs[batch_key].cat.categories
-    lost = [str(name) for name in batches_before if name not in batches]
-    if len(batches) < 2:
+    lost, batches = [], None if batch_key is None else adata.obs[batch_key].cat.categories
+    if batches is not None and batches_before is not None:
+        lost = [str(name) for name in batches_before if name not in batches]
+    if batches is not None and len(batches) < 2:
         raise ScmedleyError(
             f"Only batch {batches[0]!r} has cells with {min_genes} genes or more; two batches are needed. "
             f"Lower min_genes, or check the cells of {listed(lost)}."

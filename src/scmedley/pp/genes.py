@@ -17,7 +17,7 @@ from scmedley.keys import Method
 from scmedley.pp.checks import FEW_CELLS
 
 
-def select_genes(adata: AnnData, batch_key: str, n_top_genes: int, method: Method = "log1p") -> None:
+def select_genes(adata: AnnData, batch_key: str | None, n_top_genes: int, method: Method = "log1p") -> None:
     """Flag the genes that vary most within the batches of the training cells, in ``var["highly_variable"]``.
 
     Parameters
@@ -25,7 +25,8 @@ def select_genes(adata: AnnData, batch_key: str, n_top_genes: int, method: Metho
     adata
         Prepared cells: ``layers["log1p_cp10k"]``, ``obs["scmedley_split"]``.
     batch_key
-        ``obs`` column of the batches. Genes are ranked within each; small batches are pooled.
+        ``obs`` column of the batches. Genes are ranked within each; small batches are pooled. ``None``: all cells
+        are one batch.
     n_top_genes
         Number of genes to flag; all if there are not more.
     method
@@ -42,7 +43,7 @@ def select_genes(adata: AnnData, batch_key: str, n_top_genes: int, method: Metho
 
 
 def _highly_variable(
-    adata: AnnData, batch_key: str, n_top_genes: int, train: np.ndarray, method: Method
+    adata: AnnData, batch_key: str | None, n_top_genes: int, train: np.ndarray, method: Method
 ) -> np.ndarray:
     if adata.n_vars <= n_top_genes:
         return np.ones(adata.n_vars, dtype=bool)
@@ -51,7 +52,8 @@ def _highly_variable(
             f"obs[{keys.SPLIT!r}] has no training cell left, so no genes can be chosen. Delete this column."
         )
     x = adata.layers[keys.COUNTS if method == "pearson" else keys.LOGNORM]
-    groups = _groups(adata.obs[batch_key][train])
+    all_N = pd.Series(0, adata.obs_names, dtype="category")
+    groups = _groups((all_N if batch_key is None else adata.obs[batch_key])[train])
     cells = AnnData(
         x if train.all() else x[train], obs=pd.DataFrame({"group": groups}, index=groups.index.astype(str))
     )
