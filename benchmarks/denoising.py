@@ -231,7 +231,6 @@ def table(rows: pd.DataFrame, columns: dict[str, str]) -> str:
     parts: list[str] = []
     of_set: Any
     for name, of_set in rows.groupby("set", sort=False):
-        n = of_set["seed"].nunique()
         about = of_set.iloc[0]
         parts.append(
             f"**{name}**: {about['cells']:,} cells, {about['genes']:,} genes, median of "
@@ -245,7 +244,9 @@ def table(rows: pd.DataFrame, columns: dict[str, str]) -> str:
             mean: Any = means.loc[title]
             texts = []
             for score in columns:
-                text = f"{mean[score]:.4f}" + (f" ± {sds.loc[title, score]:.4f}" if n > 1 else "")
+                text = f"{mean[score]:.4f}" + (
+                    f" ± {sds.loc[title, score]:.4f}" if n_seeds[title] > 1 else ""
+                )
                 texts.append(
                     f"**{text}**" if columns is SCORES and mean[score] == means[score].min() else text
                 )
