@@ -22,7 +22,7 @@ Can the counterfactuals be trusted? By the verdict of :func:`scmedley.interpret.
 training means predicts it better.
 
 No mark is better than weak if some batches share no label (``comparable`` of the record is false), or if
-training of the fixed-effects network (with a given embedding, of the random-effects network) was interrupted.
+training of the judged network (with a given embedding, of the random-effects network) was interrupted.
 """
 
 import math
@@ -57,15 +57,19 @@ class Verdict:
 
 def verdicts(scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]) -> list[Verdict]:
     """Return the answers to the three questions, from the tables and the record of a run."""
-    networks, given = record.get("networks", {}), record.get("config", {}).get("fixed")
-    cut = networks.get("random" if given else "fixed", {}).get("stopped") == "interrupted"
+    config, networks = record.get("config", {}), record.get("networks", {})
+    given, model = config.get("fixed"), config.get("model", "mixed")
+    judged = keys.MAPS_OF[model][0]
+    trained = "vae" if model == "vae" else "random" if given else "fixed"
+    cut = networks.get(trained, {}).get("stopped") == "interrupted"
+    name = "VAE" if model == "vae" else "fixed-effects"
     capped = cut or not record.get("comparable", True)
     suffix = "; training was interrupted." if cut else "."
     return [
         Verdict(question, "weak" if capped and mark == "good" else mark, words + suffix, _known(numbers))
         for question, (mark, words, numbers) in (
-            (f"Is the batch out of {given or 'the fixed-effects embedding'}?", _batch(scores)),
-            ("Are the labels kept?", _labels(scores)),
+            (f"Is the batch out of {given or f'the {name} embedding'}?", _batch(scores, judged)),
+            ("Are the labels kept?", _labels(scores, judged)),
             ("Can the counterfactuals (what-if) be trusted?", _trust(summarise(check))),
         )
     ]
@@ -122,8 +126,8 @@ def two_errors(one: pd.Series, other: pd.Series) -> float:
     return 2 * float(np.hypot(one.se, other.se))
 
 
-def _batch(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
-    fixed, pca = leaks_of(scores, keys.FIXED), leaks_of(scores, keys.PCA)
+def _batch(scores: pd.DataFrame, judged: str) -> tuple[Mark, str, dict[str, float]]:
+    fixed, pca = leaks_of(scores, judged), leaks_of(scores, keys.PCA)
     if not (fixed and pca):
         return "unknown", "Not measured: no label has enough held-out and other cells in two batches", {}
     worst, best = fixed[worst_of(fixed)], pca[worst_of(pca)]
@@ -145,8 +149,8 @@ def _batch(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
     return mark, words, numbers | {f"PCA, {probe} probe": row.value for probe, row in pca.items()}
 
 
-def _labels(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
-    fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (keys.FIXED, keys.PCA))
+def _labels(scores: pd.DataFrame, judged: str) -> tuple[Mark, str, dict[str, float]]:
+    fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (judged, keys.PCA))
     if fixed is None or pca is None:
         return "unknown", "Not measured: there are no labels", {}
     if fixed.null > ONE_LABEL:
