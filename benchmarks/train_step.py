@@ -68,7 +68,7 @@ class Bench:
         self.x_NG = sparse.csr_matrix(found, dtype=np.float32)
         self.x_NG.data = rng.random(self.x_NG.nnz, np.float32)
         self.cells = Resident(self.x_NG, rng.integers(0, n_batches, n_cells), CPU)
-        self.scales = {name: Scale.fit(self.x_NG, name) for name in ("standard", "min-max")}
+        self.scales = {name: Scale.fit(self.x_NG, name) for name in ("pareto", "standard", "min-max")}
         self.rows = torch.as_tensor(rng.permutation(n_cells))
         self.n_batches, self.batch_size = n_batches, batch_size
 
