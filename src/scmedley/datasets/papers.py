@@ -317,7 +317,7 @@ def read_bmmc(path: str | Path) -> AnnData:
             f"{path} has no counts of genes: {found.where} holds {found.values} values. Give the file as published."
         )
     columns = {str(name).lower(): name for name in reversed(list(adata.obs.columns))}
-    known = {"batch": ("batch",), "cell_type": ("cell_type",), "site": ("site",)}
+    known: dict[str, tuple[str, ...]] = {name: (name,) for name in ("batch", "cell_type", "site")}
     known["donor"] = ("donorid", "donornumber")
     obs = pd.DataFrame(index=adata.obs_names)
     for name, others in known.items():
