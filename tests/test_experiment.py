@@ -370,6 +370,8 @@ def test_recipes_of_python_and_toml(tmp_path: Path) -> None:
         with pytest.raises(ScmedleyError, match=words):
             read_config(recipe)
     for recipe in sorted((Path(__file__).parents[1] / "recipes").glob("*.py")):
+        if "def config()" not in recipe.read_text():  # a script of its own
+            continue
         assert isinstance(read_config(recipe), Experiment)
 
 

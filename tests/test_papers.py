@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import csr_matrix
 
 from scmedley.datasets import papers
-from scmedley.datasets.papers import read_aml, read_asd, read_healthy_heart
+from scmedley.datasets.papers import read_aml, read_asd, read_bmmc, read_healthy_heart
 from scmedley.datasets.text import read_genes
 from scmedley.errors import ScmedleyError
 from scmedley.models import AdversarialSettings, RandomEffectsSettings
@@ -295,6 +295,44 @@ def test_healthy_heart_that_is_spoilt(tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "heart.h5ad")
     with pytest.raises(ScmedleyError, match="has no counts: X holds log-normalised values"):
         read_healthy_heart(tmp_path)
+
+
+def marrow() -> AnnData:
+    """Four cells in the layout of GSE194122: genes and proteins, counts in a layer, GEX_* columns."""
+    counts = csr_matrix(np.random.default_rng(0).poisson(2.0, (4, 5)).astype(np.float32))
+    obs = pd.DataFrame(
+        {
+            "GEX_size_factors": [0.5, 1.0, 1.5, 1.0],
+            "GEX_phase": ["G1", "S", "G1", "G2M"],
+            "ADT_total_counts": [10.0, 20.0, 30.0, 40.0],
+            "cell_type": ["NK", "B1 B", "NK", "B1 B"],
+            "batch": ["s1d1", "s1d2", "s2d1", "s2d1"],
+            "Site": ["site1", "site1", "site2", "site2"],
+            "DonorNumber": ["donor1", "donor2", "donor1", "donor1"],
+            "DonorID": [15078, 10886, 15078, 15078],
+        },
+        index=[f"cell{i}" for i in range(4)],
+    )
+    var = pd.DataFrame(
+        {"feature_types": ["GEX"] * 3 + ["ADT"] * 2}, index=["CD19", "NKG7", "CD14", "CD19-1", "CD56"]
+    )
+    adata = AnnData(csr_matrix(counts / 3), obs=obs, var=var)
+    adata.layers["counts"] = counts
+    return adata
+
+
+def test_bmmc(tmp_path: Path) -> None:
+    adata = marrow()
+    adata.write_h5ad(tmp_path / "cite.h5ad")
+    read = read_bmmc(tmp_path / "cite.h5ad")
+    assert_array_equal(read.X.toarray(), adata.layers["counts"].toarray()[:, :3])
+    assert list(read.obs.columns) == ["batch", "cell_type", "site", "donor", "GEX_size_factors", "GEX_phase"]
+    assert list(read.obs["donor"]) == ["15078", "10886", "15078", "15078"]
+    assert list(read.obs["batch"]) == list(adata.obs["batch"])
+    adata.obs = adata.obs.drop(columns="Site")
+    adata.write_h5ad(tmp_path / "cite.h5ad")
+    with pytest.raises(ScmedleyError, match=r"no obs column for the site"):
+        read_bmmc(tmp_path / "cite.h5ad")
 
 
 def test_text_as_r_and_others_write_it(tmp_path: Path) -> None:

@@ -286,3 +286,51 @@ def _name_by_symbol(adata: AnnData) -> None:
     ids, symbols = parts[0].to_numpy(), pd.Index(parts[2])
     names = np.where(symbols.duplicated(keep=False), symbols + "_" + ids, symbols)
     adata.var = pd.DataFrame({"gene_ids": ids}, index=pd.Index(names, dtype=object))
+
+
+def read_bmmc(path: str | Path) -> AnnData:
+    """Read the bone marrow CITE-seq data of the NeurIPS 2021 competition: Luecken et al. 2021, GEO GSE194122.
+
+    90,261 cells, 12 batches (site x donor), 9 donors, 4 sites, 45 types. Surface proteins (``ADT``) are left out.
+
+    Parameters
+    ----------
+    path
+        The ``.h5ad`` file (``GSE194122_openproblems_neurips2021_cite_BMMC_processed.h5ad``, unpacked).
+
+    Returns
+    -------
+    AnnData
+        Counts of the genes. ``obs``: ``batch``, ``cell_type``, ``site``, ``donor``, and the columns ``GEX_*``.
+
+    Raises
+    ------
+    ScmedleyError
+        A column or ``layers["counts"]`` is missing, or it holds no counts.
+    """
+    adata = io.read(Path(path))
+    if "feature_types" in adata.var:
+        adata = adata[:, (adata.var["feature_types"] == "GEX").to_numpy()]
+    found = find_values(adata)
+    if found.values != "counts" or not adata.n_vars:
+        raise ScmedleyError(
+            f"{path} has no counts of genes: {found.where} holds {found.values} values. Give the file as published."
+        )
+    columns = {str(name).lower(): name for name in reversed(list(adata.obs.columns))}
+    known: dict[str, tuple[str, ...]] = {name: (name,) for name in ("batch", "cell_type", "site")}
+    known["donor"] = ("donorid", "donornumber")
+    obs = pd.DataFrame(index=adata.obs_names)
+    for name, others in known.items():
+        here = [columns[other] for other in others if other in columns]
+        if not here:
+            raise ScmedleyError(
+                f"{path} has no obs column for the {name.replace('_', ' ')} ({listed(list(others))}); its columns are "
+                f"{listed(list(adata.obs.columns), 20)}. Rename the column."
+            )
+        obs[name] = as_categories(adata.obs[here[0]])
+    for name in adata.obs.columns:
+        if str(name).startswith("GEX_"):
+            obs[str(name)] = adata.obs[name].to_numpy()
+    marrow = AnnData(csr_matrix(matrix(adata, found), dtype=np.float32), obs=obs, var=adata.var[[]])
+    marrow.uns["source"] = "GEO GSE194122 (Luecken et al. 2021, NeurIPS Datasets and Benchmarks)"
+    return marrow

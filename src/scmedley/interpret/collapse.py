@@ -43,7 +43,8 @@ class Collapse:
         them is overfitting.
     collapsed
         Whether fewer than two units are active, the KL is below log 2 nats per cell (too little to tell two groups
-        of cells apart), or latents drive less than 1 % of the variance.
+        of cells apart), latents drive less than 1 % of the variance, or a Gaussian predicts held-out cells no
+        better than each gene's mean does.
     sentence
         The finding, with the remedy.
     """
@@ -113,7 +114,9 @@ def diagnose(model: VAE, adata: Cells, *, seed: int = 0) -> Collapse:
     ]
     n_active = int(units["active"].sum())
     kl = float(units["kl"].sum())
-    collapsed = is_collapsed(n_active, kl, len(units)) or sensitivity < LEAST_SENSITIVITY
+    # The squared error is what a Gaussian is fitted to, so there the mean of each gene must be beaten.
+    useless = sensitivity < LEAST_SENSITIVITY or (not model.settings.counts and r2 <= 0)
+    collapsed = is_collapsed(n_active, kl, len(units)) or useless
     sentence = (
         f"{n_active} of {len(units)} latent units are active, the KL is {kl:.3g} nats per cell, "
         f"and latents drive {sensitivity:.1%} of the variance: "
