@@ -11,14 +11,14 @@ from scmedley.pipeline.verdicts import batch_mark, label_mark, lines, verdicts
 from test_findings import NAN, table_of_check, table_of_scores
 
 
-def marks(scores=None, check=None, **record):
+def marks(scores=None, check=None, labels=None, **record):
     scores, check = (
         make() if given is None else given
         for given, make in ((scores, table_of_scores), (check, table_of_check))
     )
-    found = verdicts(scores, check, record)
+    found = verdicts(scores, check, record, labels)
     for verdict in found:
-        assert len(verdict.sentence.split()) < 25, verdict.sentence
+        assert len(verdict.sentence.split("; most lost")[0].split()) < 25, verdict.sentence
         assert verdict.sentence.endswith(".")
         assert "nan" not in verdict.sentence
     json.dumps([asdict(verdict) for verdict in found], allow_nan=False)
@@ -69,6 +69,30 @@ def test_a_good_run_and_a_failed_one():
     scores.loc[fixed, "value"] = 0.6
     assert marks(scores, table_of_check(pearson=-0.1)) == ["failed", "failed", "failed"]
     assert marks(check=table_of_check(pearson=0.4, null=0.0, additive=0.4))[2] == "weak"
+
+
+def table_of_labels(**right):
+    """Number of right held-out cells in the fixed effects and in PCA, and of all, by label."""
+    rows = [
+        (key, label, n / of, n, 50, of)
+        for label, (fixed, pca, of) in right.items()
+        for key, n in ((keys.FIXED, fixed), (keys.PCA, pca))
+    ]
+    return pd.DataFrame(rows, columns=["embedding", "label", "accuracy", "n_right", "n_train", "n_test"])
+
+
+def test_a_rare_label_that_is_lost_counts_and_is_named():
+    kept = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(4, 4, 5))
+    assert marks(labels=kept)[1] == "good"
+    some = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(3, 4, 5))
+    assert marks(labels=some)[1] == "weak"
+    lost = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(1, 19, 20), rarest=(0, 2, 2))
+    labels = verdicts(table_of_scores(), table_of_check(), {}, lost)[1]
+    assert labels.mark == "failed"
+    assert "DC 1 of 20 (PCA 19)" in labels.sentence
+    assert "rarest" not in labels.sentence  # two held-out cells show nothing
+    assert labels.numbers["mean over labels"] == pytest.approx((300 / 310 + 80 / 85 + 1 / 20) / 3)
+    assert marks(table_of_scores(accuracy=0.1), labels=kept)[1] == "unknown"  # the rule of all cells
 
 
 def test_the_worst_probe_and_its_numbers_count():

@@ -7,6 +7,7 @@ Codes are integers per cell, -1 where the value is missing.
 from scmedley.evaluate.calibration import expected_calibration_error, novelty_auroc
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
+from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Neighbors, nearest
@@ -42,6 +43,7 @@ __all__ = [
     "kmeans_clusters",
     "knn_accuracy",
     "knn_probe",
+    "label_accuracy",
     "label_leak",
     "lisi",
     "logistic_probe",

@@ -22,7 +22,8 @@ from scmedley.data.design import Design
 from scmedley.data.evidence import Checked
 from scmedley.data.reader import Reading
 from scmedley.device import engine
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
+from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.scores import scores
 from scmedley.interpret.check import counterfactual_check
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
@@ -43,10 +44,11 @@ from scmedley.pp.prepared import read_prepared
 from scmedley.pp.split import check_split
 from scmedley.report.build import check_extra
 from scmedley.runs import folder as run_folder
-from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
+from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, LABELS, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.runs.read import read_cells, read_model
 from scmedley.runs.record import Record, now
 
+FEW_OF_LABEL = 30  # training cells; of 15 nearest neighbours, few can then be of the label
 EMBEDDING = "Embedding all cells and drawing their maps"
 
 
@@ -167,7 +169,7 @@ def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig, reading: R
 
 
 def evaluate(out: Path, *, say: Say = print) -> Record:
-    """Score the cells of a run folder again: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
+    """Score the cells of a run folder again: the tables, verdicts and findings."""
     record = Record.read(out / run_folder.RECORD)
     _check_finished(record, record.is_fitted)
     try:
@@ -251,6 +253,8 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
         raise ScmedleyError(
             f"{adata.n_obs} cells are too few for held-out cells, which the scores need. Give more cells."
         )
+    if config.label is not None:
+        checked.warnings.extend(_few_of_label(adata.obs, config.label))
     Design.of(adata.obs, config.batch)
     io.check_columns(adata, filter(None, (config.batch, config.label)))
     if config.fixed is not None:
@@ -265,6 +269,18 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
             "evidence than those of a network that was trained without labels."
         )
     return checked
+
+
+def _few_of_label(obs: pd.DataFrame, key: str) -> list[str]:
+    """Return a warning of labels with few training cells."""
+    sizes = obs.loc[obs[keys.SPLIT] == "train", key].value_counts()
+    few = [f"{name} ({size})" for name, size in sizes[sizes < FEW_OF_LABEL].items()]
+    if not few:
+        return []
+    return [
+        f"{len(few)} of {len(sizes)} labels have fewer than {FEW_OF_LABEL} training cells: {listed(few)}. The nearest "
+        f"neighbours and the classifier of new cells may miss these labels; {LABELS} has the accuracy of each."
+    ]
 
 
 def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
@@ -349,6 +365,10 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading)
             tables.append(scores(adata, nulls, keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
+        labels = None
+        if config.label is not None:
+            labels = label_accuracy(adata, [keys.FIXED, keys.PCA], config.label)
+            io.write_csv(labels, out / LABELS)
         this.say("Computing the gene shifts of each batch")
         shifts = gene_shifts(model, reading, config.label, draws=config.draws, seed=config.seed)
         io.write_csv(shifts, out / SHIFTS)
@@ -359,7 +379,7 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading)
         if len(model.decoder.genes) <= MOST_GENES:
             genomap_of(model, reading, seed=config.seed).save(out / GENOMAP)
     about = this.record | {"hides_batch": model.random.settings.masked_share > 0}
-    this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about)]
+    this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about, labels)]
     this.record["findings"] = findings(table, shifts, check, about)
 
 

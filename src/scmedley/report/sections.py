@@ -126,6 +126,17 @@ def scores(run: Run) -> dict[str, Any] | None:
     }
 
 
+def labels(run: Run) -> list[dict[str, Any]]:
+    """Return the accuracy of each label in fixed effects and PCA, and its numbers of cells; most lost first."""
+    if run.labels is None or run.labels.empty:
+        return []
+    fixed, pca = (
+        run.labels[run.labels["embedding"] == key].set_index("label") for key in (keys.FIXED, keys.PCA)
+    )
+    table = fixed.assign(pca=pca["accuracy"], lost=pca["accuracy"] - fixed["accuracy"]).reset_index()
+    return _records(table.sort_values("lost", ascending=False, kind="stable", na_position="last"))
+
+
 def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return one score of one embedding, its null and their difference."""
     if row is None:
