@@ -19,9 +19,9 @@ from scmedley.evaluate import expected_calibration_error, novelty_auroc
 from scmedley.evaluate.calibration import calibration_bins, error_of_bins
 from scmedley.io import write_h5ad
 from scmedley.models import residuals
-from scmedley.models.reference import LabelClassifier, best_temperature
+from scmedley.models.reference import WEIGHT_POWER, LabelClassifier, best_temperature
 from scmedley.models.residuals import agreement_with_neighbours, effect_of_batch, relative_to_batch
-from scmedley.models.transfer import share_below
+from scmedley.models.transfer import mapping_confidence, n_nearest, share_below
 from scmedley.pipeline.query import adapted, advice, batch_table, batches, summarised, transferred
 from scmedley.pp.maps import place
 
@@ -169,11 +169,19 @@ def test_the_classifier_is_a_logistic_regression_with_a_temperature():
     held_out = np.arange(600) % 5 == 0
     found = LabelClassifier.fit(z, code, held_out, ("a", "b", "c"), "type")
     spread = np.sqrt(z[~held_out].var(axis=0).mean())
-    expected = LogisticRegression(max_iter=1000).fit(z[~held_out] / spread, code[~held_out])
+    n = np.bincount(code[~held_out])
+    weights = dict(enumerate((n.mean() / n) ** WEIGHT_POWER))
+    expected = LogisticRegression(max_iter=1000, class_weight=weights).fit(
+        z[~held_out] / spread, code[~held_out]
+    )
+    assert found.n_train_K == tuple(n)
     plain = replace(found, temperature=1.0)
     np.testing.assert_allclose(plain.probabilities(z), expected.predict_proba(z / spread), atol=1e-6)
     two = LabelClassifier.fit(z, code % 2, held_out, ("a", "b"), "type")
-    expected = LogisticRegression(max_iter=1000).fit(z[~held_out] / spread, code[~held_out] % 2)
+    n = np.bincount(code[~held_out] % 2)
+    weights = dict(enumerate((n.mean() / n) ** WEIGHT_POWER))
+    expected = LogisticRegression(max_iter=1000, class_weight=weights)
+    expected.fit(z[~held_out] / spread, code[~held_out] % 2)
     np.testing.assert_allclose(
         replace(two, temperature=1.0).probabilities(z), expected.predict_proba(z / spread), atol=1e-6
     )
@@ -181,6 +189,23 @@ def test_the_classifier_is_a_logistic_regression_with_a_temperature():
     rare = np.where((code == 2) & ~held_out, -1, code)
     assert LabelClassifier.fit(z, rare, held_out, ("a", "b", "c"), "type").names == ("a", "b")
     assert LabelClassifier.fit(z, np.zeros(600, int), held_out, ("a",), "type") is None
+
+
+def test_cells_of_a_rare_label_have_training_cells_close_to_them():
+    """A rare label of 12 cells, far from the others: its new cells are close to it, cells of a new type are not."""
+    rng = np.random.default_rng(0)
+    code = np.repeat([0, 1], [988, 12])
+    z = rng.normal(size=(1000, 5)) * np.where(code, 0.4, 1)[:, None] + 12 * code[:, None]
+    held_out = (np.arange(1000) % 4 == 0) & (code == 0)
+    found = LabelClassifier.fit(z, code, held_out, ("frequent", "rare"), "type")
+    assert n_nearest(found).tolist() == [15, 3]
+    new = 0.4 * rng.normal(size=(40, 5)) + 12 * np.repeat([0, 1], 20)[:, None]
+    k = n_nearest(found)[found.probabilities(new).argmax(axis=1)]
+    assert (mapping_confidence(new, z, held_out, k) < 0.01).mean() < 0.2
+    assert (mapping_confidence(new[20:], z, held_out, np.full(20, 15)) < 0.01).all()
+    assert (mapping_confidence(new + 100, z, held_out, k) < 0.01).all()
+    assert n_nearest(replace(found, n_train_K=None)).tolist() == [15, 15]  # of an earlier version
+    assert n_nearest(None).tolist() == [15]
 
 
 def test_temperature_undoes_overconfidence():
