@@ -88,7 +88,7 @@ def test_a_reading_of_other_genes_is_refused(fitted, prepared: AnnData) -> None:
 
 
 def test_models_of_any_scale_share_a_reading(prepared: AnnData) -> None:
-    scales = ("standard", "min-max", "none")
+    scales = ("pareto", "standard", "min-max", "none")
     models = [unfitted("autoencoder", scale=scale, max_epochs=1) for scale in scales]
     reading = models[0].fit(prepared, **FIT).read(prepared)
     for model in models[1:]:

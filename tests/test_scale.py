@@ -42,6 +42,16 @@ def test_standard_is_sklearns(x_NG: np.ndarray, shift: float, as_type) -> None:
     assert_array_equal(scaled[:, -1], 0)
 
 
+@pytest.mark.parametrize("as_type", [np.asarray, csr_matrix])
+def test_pareto_divides_by_the_root_of_the_standard_deviation(x_NG: np.ndarray, as_type) -> None:
+    x = x_NG[:, :-1].astype(np.float32)  # without the constant gene
+    scaled = Scale.fit(as_type(x), "pareto").transform(as_type(x))
+    ratio_G = scaled.std(axis=0) / np.sqrt(x.std(axis=0))
+    assert_allclose(ratio_G, ratio_G[0], rtol=2e-3)
+    assert_allclose(scaled.mean(axis=0), 0, atol=1e-5)
+    assert_allclose(scaled.var(axis=0).mean(), 1, rtol=2e-3)
+
+
 def test_standardised_values_are_clipped() -> None:
     train = np.zeros((1000, 1), np.float32)
     train[0] = 1
@@ -54,14 +64,14 @@ def test_unseen_cells_may_leave_the_unit_interval() -> None:
     assert_array_equal(scale.transform(np.array([[-1.0], [5.0]], np.float32)), [[-0.5], [2.5]])
 
 
-@pytest.mark.parametrize("name", ["standard", "min-max", "none"])
+@pytest.mark.parametrize("name", ["pareto", "standard", "min-max", "none"])
 def test_tensors_have_the_bits_of_arrays(x_NG: np.ndarray, name) -> None:
     scale = Scale.fit(x_NG[:20], name)
     scaled = scale.on(torch.device("cpu")).apply_(torch.from_numpy(x_NG.copy()))
     assert_array_equal(scaled.numpy(), scale.transform(x_NG))
 
 
-@pytest.mark.parametrize("name", ["standard", "min-max", "none"])
+@pytest.mark.parametrize("name", ["pareto", "standard", "min-max", "none"])
 def test_inverse(x_NG: np.ndarray, name) -> None:
     x = x_NG + np.float32(0.5)
     scale = Scale.fit(x, name)
@@ -74,7 +84,7 @@ def test_an_unknown_scale_is_named(x_NG: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-@pytest.mark.parametrize("name", ["standard", "min-max"])
+@pytest.mark.parametrize("name", ["pareto", "standard", "min-max"])
 def test_models_scale_by_their_training_cells_alone(sparse: bool, name) -> None:
     adata = prepared_design(sparse)
     held_out = np.flatnonzero(adata.obs[keys.SPLIT] != "train")

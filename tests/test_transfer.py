@@ -492,3 +492,36 @@ def test_embed_without_a_reference_still_embeds(capsys, tmp_path):
     assert "No labels and no novelty" in said.err
     assert not (tmp_path / "e.html").exists()
     assert keys.FIXED in ad.read_h5ad(tmp_path / "e.h5ad").obsm
+
+
+def test_cells_without_values_are_unassigned(fitted):
+    model, adata = fitted
+    counts = adata.layers["counts"][:20].toarray()
+    counts[:5] = 0
+    query = ad.AnnData(counts, obs=adata.obs[:20], var=adata.var)
+    with pytest.warns(ScmedleyWarning, match="5 cells have no value above 0"):
+        table = model.transfer(query)
+    assert (table["mapping_confidence"][:5] == 0).all()
+    assert (table["mapping_confidence"][5:] > 0).all()
+    assert (table["assigned"][:5] == keys.UNASSIGNED).all()
+
+
+def test_embed_writes_both_files_or_none(capsys, tmp_path):
+    shell, run = Shell(capsys), tmp_path / "run"
+    cells = tmp_path / "cells.h5ad"
+    some_cells().write_h5ad(cells)
+    shell.well("fit", cells, "--batch", "batch", "--out", run, "--quiet", *SMALL)
+    query = ("embed", run, "--cells", cells, "--out", tmp_path / "e.h5ad")
+    whole = (run / "integrated.h5ad").read_bytes()
+    (run / "integrated.h5ad").write_bytes(whole[:-100])  # the map of the page is in it
+    assert "integrated.h5ad cannot be read" in shell(*query).err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.h5ad", "run"]
+    (run / "integrated.h5ad").write_bytes(whole)
+    assert shell(*query).code == 0  # the same command again
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.h5ad", "e.h5ad", "e.html", "run"]
+    unnamed = some_cells()
+    unnamed.obs["batch"] = unnamed.obs["batch"].astype(object)
+    unnamed.obs.loc[unnamed.obs_names[:7], "batch"] = np.nan
+    unnamed.write_h5ad(tmp_path / "unnamed.h5ad")
+    query = ("embed", run, "--cells", tmp_path / "unnamed.h5ad", "--out", tmp_path / "u.h5ad")
+    assert "7 cells have no batch" in shell(*query, "--unknown", "adapt").err

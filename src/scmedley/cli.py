@@ -288,6 +288,59 @@ def tune(
 
 
 @app.command
+def explore(
+    inputs: Annotated[
+        list[Path], Parameter(name="inputs", help=f"{FORMATS}. Several files are explored together.")
+    ],
+    /,
+    *,
+    out: Results,
+    batch: str | None = None,
+    donor: str | None = None,
+    site: str | None = None,
+    label: str | None = None,
+    values: Values = "auto",
+    compare: bool = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Show what is in the files before any model: obs, batches, labels, counts per cell, their distribution.
+
+    The folder gets report.html, a CSV for each table, explore.json and versions.json. The matrix is read in
+    blocks of cells: h5ad and Zarr may be larger than the memory.
+
+    Parameters
+    ----------
+    batch, donor, site, label
+        obs columns (default: chosen by their names, as the output says).
+    compare
+        Compare two normalisations, log1p of counts per 10,000 and analytic Pearson residuals, on 5,000 cells.
+    seed
+        Random seed of these cells.
+    threads
+        CPU threads (default: all).
+    """
+    from scmedley.pipeline import explore as work
+
+    roles: Any = {"batch": batch, "donor": donor, "site": site, "label": label}
+    how: Any = {"values": values, "compare": compare, "seed": seed, "progress": not quiet}
+    found = work.write(inputs, out, overwrite=overwrite, threads=threads, **roles, **how)
+    say = _say(quiet)
+    say(f"\n{found.n_cells:,} cells x {found.n_genes:,} genes\n\nWhat was found")
+    for sentence in found.findings():
+        say(f"  - {sentence}")
+    if found.missing:
+        say("\nNot shown")
+        for name, reason in found.missing.items():
+            say(f"  - {name}: {reason}")
+    for sentence in found.warnings:
+        _warn(sentence)
+    say(f"\nReport: {(out / 'report.html').resolve()}")
+
+
+@app.command
 def demo(*, out: Results = Path("demo-run"), overwrite: Overwrite = False, explorer: Explorer = True) -> None:
     """Run on data that come with the package: three cell lines, measured with three protocols."""
     from scmedley import datasets

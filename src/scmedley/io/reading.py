@@ -1,7 +1,8 @@
 """Read files of cells and embeddings."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def read(path: str | Path) -> AnnData:
         The path does not exist, cannot be read, is truncated, or has none of these formats.
     """
     path = Path(path)
+    with reading_errors(path):
+        return _tidied(reader_for(path)(path), path)
+
+
+@contextmanager
+def reading_errors(path: Path) -> Iterator[None]:
+    """Turn any error of reading a file into one that names it, and leave out warnings without use to the user."""
     try:
         with warnings.catch_warnings():
             # Our checks report repeated names.
@@ -47,7 +55,7 @@ def read(path: str | Path) -> AnnData:
             # Warnings about old files do not help the user.
             warnings.filterwarnings("ignore", category=FutureWarning, module="anndata|zarr")
             warnings.filterwarnings("ignore", category=DeprecationWarning, module="anndata|zarr")
-            return _tidied(reader_for(path)(path), path)
+            yield
     except (ScmedleyError, ScmedleyWarning):
         raise
     except PermissionError as error:
@@ -139,6 +147,11 @@ def _tidied(adata: AnnData, path: Path) -> AnnData:
     if type(x) not in (csr_matrix, np.ndarray) or x.dtype != np.float32:
         with np.errstate(over="ignore"):  # a value beyond float32 becomes infinite, and the checks find it
             adata.X = csr_matrix(x, dtype=np.float32) if issparse(x) else np.asarray(x, dtype=np.float32)
+    return with_tidy_names(adata, path)
+
+
+def with_tidy_names(adata: AnnData, path: Path) -> AnnData:
+    """Return the cells with names that are strings and with genes only; warn of each change to the genes."""
     adata.obs_names = adata.obs_names.astype(str)
     adata.var_names = adata.var_names.astype(str)
     adata, left_out = genes_alone(adata)

@@ -46,7 +46,8 @@ def transfer(
     reference. They assume that the cell is of one of these; the next two columns say whether that is so.
     ``mapping_confidence``: the share of validation cells that are as far from their nearest training cells, or
     farther (latents, mean of 15, or of a quarter of the label's training cells if that is fewer). Low values mean
-    that no training cell is close.
+    that no training cell is close. Cells without any value above 0 have 0: all of them have the same latent, which
+    says nothing about them.
     ``novelty``: the share of validation cells whose residuals agree less with those of similar cells
     (:mod:`scmedley.models.residuals`). Values near 1 mean that the cell and its neighbours among the new cells
     have expression in common that the model does not explain. In a batch that was not in training, a cell counts
@@ -86,6 +87,8 @@ def transfer(
         columns["probability"] = p_NK.max(axis=1)
     k_N = n_nearest(classifier)[group_N]
     columns["mapping_confidence"] = mapping_confidence(z_NP, z_MP, held_out_M, k_N)
+    empty_N = np.asarray(abs(reading.log1p_NG).sum(axis=1)).ravel() == 0
+    columns["mapping_confidence"][empty_N] = 0
     columns["novelty"] = _novelty(model, known, reading, z_NP, group_N)
     _warn_if_few(len(known.agreement_V), int(held_out_M.sum()), most_novelty)
     table = pd.DataFrame(columns, index=reading.obs.index)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from scmedley import io, keys
-from scmedley.data.design import as_categories
+from scmedley.data.design import Design, as_categories
 from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyWarning, listed
 from scmedley.keys import ValueKind
@@ -30,6 +30,8 @@ def embed(
 ) -> list[str]:
     """Write new cells with their results to ``out`` and a page about them to ``page``; return lines to print.
 
+    If one of the two cannot be written, neither is.
+
     Parameters
     ----------
     folder
@@ -47,7 +49,11 @@ def embed(
     model = read_model(folder)
     adata = io.read(input)
     reading = model.read(adata, values=values)
-    with io.with_results(adata, out) as said:
+    if unknown == "adapt":
+        Design.of(reading.obs, model.batch_key)  # raises for cells without a batch
+    has_reference = model.fixed is not None and model.fixed.reference is not None
+    drawn = io.replacing(page) if has_reference and _can_draw() else nullcontext()
+    with drawn as page_file, io.with_results(adata, out) as said:
         if unknown == "adapt":
             unknown = "error"
             if (model.decoder.design.codes(reading.obs) < 0).any():
@@ -56,14 +62,19 @@ def embed(
         table = transferred(model, reading)
         for name in table:
             adata.obs[keys.TRANSFERRED[str(name)]] = table[name]
+        batch = batches(adata.obs, model)
+        summary = [] if table.empty else summarised(table, batch)
+        if page_file is not None:
+            from scmedley.report.query import write_query
+
+            write_query(folder, model, adata, table, batch_table(table, batch), summary, page.stem, page_file)
     for line in said:
         warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
     lines = [f"{adata.n_obs} cells embedded: {out}"]
-    if table.empty:
+    if not summary:
         return lines
-    summary = summarised(table, batches(adata.obs, model))
-    lines += ["", *summary]
-    return lines + _write_page(folder, model, adata, table, summary, page)
+    no_page = "No page: it needs pip install 'scmedley[report]'."
+    return [*lines, "", *summary, no_page if page_file is None else f"Page: {page.resolve()}"]
 
 
 def adapted(model: MixedEffects, reading: Reading) -> MixedEffects:
@@ -173,13 +184,5 @@ def _unassigned(row: pd.Series[int]) -> str:
     return f", {row['unassigned']:,} unassigned" if "unassigned" in row else ""
 
 
-def _write_page(
-    folder: Path, model: MixedEffects, adata: AnnData, table: pd.DataFrame, summary: list[str], page: Path
-) -> list[str]:
-    if any(find_spec(name) is None for name in ("jinja2", "matplotlib")):
-        return ["No page: it needs pip install 'scmedley[report]'."]
-    from scmedley.report.query import write_query
-
-    by_batch = batch_table(table, batches(adata.obs, model))
-    write_query(folder, model, adata, table, by_batch, summary, page)
-    return [f"Page: {page.resolve()}"]
+def _can_draw() -> bool:
+    return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))

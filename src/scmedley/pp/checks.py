@@ -56,12 +56,7 @@ def check(
             "to keep. Choose its column, or leave the label out."
         )
     found = find_values(adata, values)
-    warnings = list(found.warnings) + oddities(adata.var_names)
-    if rows_are_genes(adata.obs_names, adata.var_names):
-        warnings.append(
-            f"The cells have names of genes ({listed(list(adata.obs_names[:2]))}) and the genes have not "
-            f"({listed(list(adata.var_names[:2]))}). If this is genes x cells, swap rows and columns (adata.T)."
-        )
+    warnings = list(found.warnings) + name_warnings(adata)
     n_duplicate = int(adata.obs_names.duplicated().sum())
     if n_duplicate:
         first = adata.obs_names[adata.obs_names.duplicated()][0]
@@ -72,6 +67,17 @@ def check(
     if label_key is not None:
         warnings += _label_warnings(adata, batch, label_key)
     return replace(found, warnings=warnings)
+
+
+def name_warnings(adata: AnnData) -> list[str]:
+    """Return warnings about names of genes and cells that look wrong, or exchanged."""
+    warnings = oddities(adata.var_names)
+    if rows_are_genes(adata.obs_names, adata.var_names):
+        warnings.append(
+            f"The cells have names of genes ({listed(list(adata.obs_names[:2]))}) and the genes have not "
+            f"({listed(list(adata.var_names[:2]))}). If this is genes x cells, swap rows and columns (adata.T)."
+        )
+    return warnings
 
 
 def _batches(adata: AnnData, key: str) -> pd.Categorical:

@@ -133,24 +133,31 @@ def _check(part: AnnData, path: str | Path, batch_key: str) -> None:
         )
 
 
-def _of_shared_genes(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> dict[str, AnnData]:
-    """Return the parts with the genes that all files have, named as in the first; warn of lost genes."""
-    first = next(iter(parts))
-    wanted = GeneNames.of(parts[first].var)
+def shared_genes(genes: dict[str, GeneNames], paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
+    """Return the places in each file of the genes that all files have, in the order of the first file.
+
+    Genes are matched by :func:`~scmedley.data.gene_names.match`; a ``ScmedleyWarning`` lists lost genes.
+
+    Raises
+    ------
+    ScmedleyError
+        Too few genes are in all files.
+    """
+    first, wanted = next(iter(genes.items()))
     place = {}
-    for (name, part), path in zip(parts.items(), paths, strict=True):
-        place[name], said = match(wanted, GeneNames.of(part.var))
+    for (name, own), path in zip(genes.items(), paths, strict=True):
+        place[name], said = match(wanted, own)
         if said:
             warn(f"{name}: {said}")
         n = int((place[name] >= 0).sum())
-        if n < max(1, FEWEST * min(len(wanted.names), part.n_vars)):
+        if n < max(1, FEWEST * min(len(wanted.names), len(own.names))):
             raise ScmedleyError(
                 f"{path} shares {f'only {n} genes' if n else 'no gene name'} with {first}. Its genes have names "
-                f"like {listed(list(part.var_names[:2]))}, those of {first} like {listed(list(wanted.names[:2]))}. Use "
+                f"like {listed(list(own.names[:2]))}, those of {first} like {listed(list(wanted.names[:2]))}. Use "
                 "symbols or ids in all files; if these are names of cells, swap rows and columns."
             )
     shared = np.flatnonzero(np.min(list(place.values()), axis=0) >= 0)
-    sizes = {name: part.n_vars for name, part in parts.items()}
+    sizes = {name: len(own.names) for name, own in genes.items()}
     if len(shared) < max(1, FEWEST * min(sizes.values())):
         raise ScmedleyError(
             f"Only {len(shared)} genes are in all files, which have {min(sizes.values()):,} or more each. Leave out "
@@ -163,9 +170,17 @@ def _of_shared_genes(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> 
         warn(
             f"{len(shared):,} genes are in all files and used. Genes lost: {said}{' ...' * (len(sizes) > 5)}."
         )
-    names = [wanted.names[i] for i in shared]
-    found = {name: _renamed(part[:, place[name][shared]].copy(), names) for name, part in parts.items()}
-    for key, values in wanted.take(shared).kinds().items():  # concat drops columns that differ between files
+    return {name: own[shared] for name, own in place.items()}
+
+
+def _of_shared_genes(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> dict[str, AnnData]:
+    """Return the parts with the genes that all files have, named as in the first; warn of lost genes."""
+    genes = {name: GeneNames.of(part.var) for name, part in parts.items()}
+    place = shared_genes(genes, paths)
+    first = next(iter(parts))
+    kept = genes[first].take(place[first])
+    found = {name: _renamed(part[:, place[name]].copy(), list(kept.names)) for name, part in parts.items()}
+    for key, values in kept.kinds().items():  # concat drops columns that differ between files
         if key != "names":
             for part in found.values():
                 part.var[f"gene_{key}"] = list(values)

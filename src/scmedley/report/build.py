@@ -125,8 +125,10 @@ def write(page: str, path: Path) -> Path:
     return path
 
 
-def render(context: dict[str, Any], template: str = "template.html.j2") -> str:
-    """Return a filled template. Everything is escaped except our own style sheet and script.
+def render(
+    context: dict[str, Any], template: str = "template.html.j2", styles: tuple[str, ...] = ("style.css",)
+) -> str:
+    """Return a filled template. Everything is escaped except our own style sheets and script.
 
     Only a page with an explorer has a script; its security policy allows no other.
     """
@@ -135,7 +137,7 @@ def render(context: dict[str, Any], template: str = "template.html.j2") -> str:
     environment = _environment()
     assert environment.loader is not None
     source = partial(environment.loader.get_source, environment)
-    style = source("style.css")[0]
+    style = "".join(source(name)[0] for name in styles)
     if "explorer" in context:
         style += source("explorer.css")[0]
     context = context | {"style": Markup(style), "style_hash": _hash(style)}

@@ -40,6 +40,7 @@ def write_query(
     table: pd.DataFrame,
     by_batch: pd.DataFrame,
     summary: list[str],
+    name: str,
     path: Path,
 ) -> None:
     """Write the page.
@@ -56,6 +57,8 @@ def write_query(
         Number of cells, of novel and of unassigned cells by batch.
     summary
         The lines of the console; the last one says what to do next.
+    name
+        Title of the page.
     path
         The new file.
     """
@@ -74,7 +77,7 @@ def write_query(
     if "assigned" in table:
         tiles.insert(1, ("unassigned", int((table["assigned"] == keys.UNASSIGNED).sum())))
     context = {
-        "name": path.stem,
+        "name": name,
         "run": folder.name,
         "tiles": tiles,
         "next": summary[-1].removeprefix("Next: "),

@@ -19,6 +19,7 @@ RECORDS = (RECORD, EXPERIMENT, SEARCH)
 CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
 SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
 GENOMAP, LABELS = "genomap.json", "label_accuracy.csv"
+EXPLORATION = "explore.json"  # the record of an exploration
 # Of an experiment (with SCORES and HISTORY) and of a search; both store the prepared cells:
 DATA, TASKS, SUMMARY, FITS = "data.h5ad", "tasks", "summary.csv", "fits.csv"
 CLASSIFIED, CLASSIFIED_SUMMARY = "classified.csv", "classified_summary.csv"
