@@ -18,7 +18,7 @@ def marks(scores=None, check=None, labels=None, **record):
     )
     found = verdicts(scores, check, record, labels)
     for verdict in found:
-        assert len(verdict.sentence.split("; most lost")[0].split()) < 25, verdict.sentence
+        assert len(verdict.sentence.split("; most lost")[0].split()) <= 33, verdict.sentence
         assert verdict.sentence.endswith(".")
         assert "nan" not in verdict.sentence
     json.dumps([asdict(verdict) for verdict in found], allow_nan=False)
@@ -116,6 +116,11 @@ def test_the_worst_probe_and_its_numbers_count():
 
 def test_worse_than_the_plain_difference_is_not_good():
     assert marks(check=table_of_check(additive=0.9))[2] == "weak"
+    assert marks(check=table_of_check(pearson=0.44, null=0.0, additive=0.9))[2] == "failed"
+    assert (
+        "better in 0, tie in 0, worse in 2"
+        in verdicts(table_of_scores(), table_of_check(additive=0.9), {})[2].sentence
+    )
     assert marks(check=table_of_check(null=0.75))[2] == "failed"  # nor is what fits another batch as well
 
 

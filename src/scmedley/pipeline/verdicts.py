@@ -21,7 +21,7 @@ like frequent ones. The worse of both marks is taken.
 
 Can the counterfactuals be trusted? By the verdict of :func:`scmedley.interpret.check.summarise` ("good";
 "some": weak; "none": failed; too few pairs: unknown). There, a pair is not good if the plain difference of
-training means predicts it better.
+training means predicts it better, and does not agree at all if that is far better.
 
 No mark is better than weak if some batches share no label (``comparable`` of the record is false), or if
 training of the fixed-effects network (with a given embedding, of the random-effects network) was interrupted.
@@ -239,6 +239,8 @@ def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
     baselines = ", ".join(
         f"{what} {median[name]:z.2f}" for name, what in names.items() if median[name] is not None
     )
+    if sum(found.against.values()):
+        baselines += f": {', '.join(f'{word} in {n}' for word, n in found.against.items())}"
     words = (
         f"{'Do not use: ' * (mark == 'failed')}{found.tally['good']} of {found.n_judged} label-batch pairs agree well "
         f"with held-out cells; correlation {median['pearson']:z.2f}{f' ({baselines})' * bool(baselines)}"
