@@ -186,7 +186,10 @@ def test_no_batch_is_named_that_lies_no_farther_than_by_chance():
 
 def test_batches_that_are_not_distinguishable_are_said_to_be():
     assert "not distinguishable" not in say()[1]
-    assert "not distinguishable" in say(shifts=table_of_shifts().assign(null_sd=0.08))[1]
+    said = say(shifts=table_of_shifts().assign(null_sd=0.08))[1]
+    assert said.startswith("Batches a and c are farthest from the average batch (0.52 and 0.32 log1p CP10k")
+    assert "not distinguishable" in said
+    assert "Genes that shift most in a," in said
 
 
 def test_the_farthest_batch_is_that_of_the_cells_and_not_of_noise_or_of_the_model():

@@ -381,6 +381,8 @@ def test_the_summary_says_what_to_do_next():
     assert "use obs['scmedley_assigned']" in summarised(table, batch)[-1]
     assert summarised(table, batch)[1] == "  T: 100 cells, mean probability 0.90"
     table["assigned"] = pd.Categorical([keys.UNASSIGNED] * 100)
+    assert summarised(table.assign(novelty=[1.0] * 4 + [0.5] * 96), batch)[1].endswith("(novel: 4)")
+    assert "Unknown: b." in summarised(table, batch, "Unknown: b.")
     assert "many cells are unassigned" in summarised(table, batch)[-1]
 
 
@@ -428,9 +430,14 @@ def test_embed_labels_new_cells_and_shows_them(capsys, tmp_path):
     assert (again.obs["scmedley_assigned"].astype(str) == table["assigned"].astype(str)).all()
     new.obs["batch"] = "new"
     new.write_h5ad(tmp_path / "elsewhere.h5ad")
-    arguments = ("embed", run, "--input", tmp_path / "elsewhere.h5ad", "--unknown", "adapt")
+    arguments = ("embed", run, "--input", tmp_path / "elsewhere.h5ad", "--unknown")
+    note = "The cells were read with the population mean (--unknown mean): novelty is weak there"
+    assert note in shell(*arguments, "mean", "--out", tmp_path / "mean.h5ad").out
+    assert note in (tmp_path / "mean.html").read_text(encoding="utf-8")
+    arguments = (*arguments, "adapt")
     ran = shell(*arguments, "--out", tmp_path / "adapted.h5ad")
     assert ran.code == 0
+    assert "Batch unknown to the model: 'new'. Their effects were learnt" in ran.out
     assert ran.err.count("no novelty above 0.99") == 1  # of two transfers
     assert "90 cells embedded" in ran.out
     assert np.isfinite(ad.read_h5ad(tmp_path / "adapted.h5ad").obsm[keys.RANDOM]).all()

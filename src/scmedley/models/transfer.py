@@ -101,7 +101,7 @@ def n_nearest(classifier: LabelClassifier | None) -> np.ndarray:
     """Return for each label the number of nearest training cells that its mapping confidence looks at."""
     if classifier is None or classifier.n_train_K is None:
         return np.full(1 if classifier is None else len(classifier.names), NEAREST)
-    return np.clip(np.array(classifier.n_train_K) // SHARE_NEAREST, 1, NEAREST)
+    return np.asarray(np.clip(np.array(classifier.n_train_K) // SHARE_NEAREST, 1, NEAREST))
 
 
 def mapping_confidence(

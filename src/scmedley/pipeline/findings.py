@@ -102,15 +102,13 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
     words = agreement(check).set_axis(check.label)[(check.batch == batch).to_numpy()]
     judged = words[words != TOO_FEW]
     if judged.empty:
-        return f"{said} Genes that shift most there (not checked on held-out cells): {_genes(own)}."
+        return f"{said} Genes that shift most in {batch} (not checked on held-out cells): {_genes(own)}."
     trusted = own[own.label.isin(judged.index[judged != "none"])]
     if trusted.empty:
-        return (
-            f"{said} No genes are named, because predictions for this batch do not agree with held-out cells."
-        )
+        return f"{said} No genes are named, because predictions for {batch} do not agree with held-out cells."
     source = source_of(own.observed_from)
     where = "" if source == HELD_OUT else f" in {source}, training cells included"
-    return f"{said} Genes that shift most there, in the direction observed{where}: {_genes(trusted)}."
+    return f"{said} Genes that shift most in {batch}, in the direction observed{where}: {_genes(trusted)}."
 
 
 def _farthest(distances: pd.DataFrame) -> tuple[str, str | None]:
@@ -130,11 +128,15 @@ def _farthest(distances: pd.DataFrame) -> tuple[str, str | None]:
     second = distances[distances.batch != first.batch].iloc[0]
     if times == 2:
         return f"Batches {first.batch} and {second.batch} are {far} apart in {cells} ({null}).", first.batch
-    noise = np.hypot(first.null_sd, second.null_sd)
-    unsure = ", not distinguishable" if first.observed - second.observed <= 2 * noise else ""
+    if first.observed - second.observed <= 2 * np.hypot(first.null_sd, second.null_sd):
+        return (
+            f"Batches {first.batch} and {second.batch} are farthest from the average batch ({first.observed:.2f} and "
+            f"{second.observed:.2f} log1p CP10k in {cells}; not distinguishable; {null}).",
+            first.batch,
+        )
     return (
         f"Batch {first.batch} is farthest from the average batch: {far} in {cells} ({null}; next: {second.batch}, "
-        f"{second.observed:.2f}{unsure}).",
+        f"{second.observed:.2f}).",
         first.batch,
     )
 
