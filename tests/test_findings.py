@@ -92,7 +92,7 @@ def exceeds(scores, embedding=keys.RANDOM, null=keys.NULL):
 
 def test_good_numbers():
     random, different, verdict = say(verdict="All can be compared.")
-    assert numbers(random) == [0.59, 0.6, 0.59, 0.09, 0.1, 0.09, 0.49, 0.5, 0.49, 0.01, 0.02, 0.01]
+    assert numbers(random) == [0.59, 0.6, 0.09, 0.1, 0.49, 0.5, 0.01, 0.02]
     assert numbers(different) == [0.52, 0.1, 0.32, 0.9, 0.8, -0.5, -0.4]
     assert re.findall(r"CD4|IL7R|ACTB|MALAT1", different) == [
         "CD4",
@@ -130,7 +130,7 @@ def test_what_is_missing_is_said_or_left_out():
     (said,) = say(unmeasured, table_of_shifts(seen=False), table_of_check(n=0))
     assert said.startswith("Without labels")
     no_null = say(table_of_scores(null=None))[0]
-    assert numbers(no_null) == [0.59, 0.6, 0.59, 0.49, 0.5, 0.49]
+    assert numbers(no_null) == [0.59, 0.6, 0.49, 0.5]
     assert "no null" in no_null
     assert "not checked" in say(check=table_of_check(pearson=NAN))[1]
 

@@ -28,8 +28,10 @@ def findings(
     return [sentence for sentence in said if sentence]
 
 
-def _listed(leaks: dict[ProbeName, pd.Series]) -> str:
-    return ", ".join(f"{row.value:z.2f}" for row in leaks.values())
+def _range(leaks: dict[ProbeName, pd.Series]) -> str:
+    """Return the lowest and the highest leakage of the probes."""
+    low, high = (f"{extreme(row.value for row in leaks.values()):z.2f}" for extreme in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def _random(scores: pd.DataFrame, about: dict[str, Any]) -> str:
@@ -37,11 +39,11 @@ def _random(scores: pd.DataFrame, about: dict[str, Any]) -> str:
     random, null = leaks_of(scores, keys.RANDOM), leaks_of(scores, keys.NULL)
     if not random:
         return ""
-    opening = f"Random effects: batch leakage is {_listed(random)} by {', '.join(NAMES[p] for p in random)}"
+    opening = f"Random effects: batch leakage is {_range(random)} by {len(random)} probes"
     if not null:
         unknown = "; no network was trained on permuted batches, so there is no null to compare with"
         return f"{opening}{unknown}.{_masked(scores, about)}"
-    null_words = f"{_listed(null)} for its null, the same network trained on permuted batches"
+    null_words = f"null, the same network trained on permuted batches: {_range(null)}"
     networks = about.get("networks", {})
     cut = [
         f"of {what} after epoch {networks[name]['epochs']}"
@@ -61,13 +63,13 @@ def _masked(scores: pd.DataFrame, about: dict[str, Any]) -> str:
     random, null = leaks_of(scores, keys.RANDOM_MASKED), leaks_of(scores, keys.NULL_MASKED)
     if not random:
         return ""
-    found = f" (null {_listed(null)}): {_beyond(beyond(random, null))}" if null else ""
+    found = f" (null {_range(null)}): {_beyond(beyond(random, null))}" if null else ""
     new = (
         ""
         if about.get("hides_batch", True)
         else "; training never masked the batch, so this input is new to the network"
     )
-    return f" With the batch masked, so that the encoder sees only expression, it is {_listed(random)}{found}{new}."
+    return f" With the batch masked (the encoder sees only expression), it is {_range(random)}{found}{new}."
 
 
 def beyond(random: dict[ProbeName, pd.Series], null: dict[ProbeName, pd.Series]) -> dict[ProbeName, bool]:
