@@ -148,24 +148,26 @@ def _map(
     Colours without a name are the steps of a scale from 0 to 1.
     """
     figure = NotebookFigure(figsize=(4.6, 4.6), facecolor="none")
-    ax = figure.add_axes((0.01, 0.01, 0.98, 0.98), facecolor="none")
+    shades = [colour for name, colour in pairs if not name]
+    bottom = 0.09 if shades else 0.01
+    ax = figure.add_axes((0.01, bottom, 0.98, 0.99 - bottom), facecolor="none")
     ax.scatter(
         xy_M2[:, 0], xy_M2[:, 1], s=_size(len(xy_M2)), c=MISSING, alpha=0.3, linewidths=0, rasterized=True
     )
     order = np.random.default_rng(0).permutation(len(code_N))
     order = order[np.argsort(np.array([c == WARNING_COLOUR for _, c in pairs])[code_N[order]], kind="stable")]
-    shades = np.array([colour for _, colour in pairs])[code_N[order]]
+    colour_N = np.array([colour for _, colour in pairs])[code_N[order]]
     ax.scatter(
         xy_N2[order, 0],
         xy_N2[order, 1],
         s=2 * _size(len(order)),
-        c=list(shades),
+        c=list(colour_N),
         linewidths=0,
         rasterized=True,
     )
     ax.set_axis_off()
-    if not all(name for name, _ in pairs):
-        _scale(figure, [colour for name, colour in pairs if not name])
+    if shades:
+        _scale(figure, shades)
     uri = as_uri(png(figure, dpi=180))
     sizes = np.bincount(code_N, minlength=len(pairs))
     legend = [

@@ -120,6 +120,10 @@ def scores(run: Run) -> dict[str, Any] | None:
     kinds = sorted({kind for kind in table["null_kind"] if kind})
     return {
         "embeddings": [(run.name(key), run.key(key)) for key in embeddings],
+        "secondary": [
+            keys.NULL,
+            keys.NULL_MASKED,
+        ],  # their values are also beside those of the random effects
         "groups": groups,
         "null_kinds": kinds,
         "retrained": keys.NULL in embeddings,
