@@ -263,7 +263,11 @@ def test_labels_of_test_cells_are_not_used(fitted):
 def test_a_saved_model_transfers_the_same(fitted, tmp_path):
     model, adata = fitted
     model.save(tmp_path / "model")
-    pd.testing.assert_frame_equal(sm.load(tmp_path / "model").transfer(adata), model.transfer(adata))
+    loaded = sm.load(tmp_path / "model")
+    pd.testing.assert_frame_equal(loaded.transfer(adata), model.transfer(adata))
+    sizes = adata.obs["cell_type"][adata.obs[keys.SPLIT] == "train"].value_counts()
+    n_train = dict(zip(loaded.reference.classifier.names, loaded.reference.classifier.n_train_K, strict=True))
+    assert n_train == sizes[sizes > 0].to_dict()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from scmedley import keys
+from scmedley.pipeline.checks import few_of_label
 from scmedley.pipeline.verdicts import batch_mark, label_mark, lines, verdicts
 from test_findings import NAN, table_of_check, table_of_scores
 
@@ -18,7 +19,7 @@ def marks(scores=None, check=None, labels=None, **record):
     )
     found = verdicts(scores, check, record, labels)
     for verdict in found:
-        assert len(verdict.sentence.split("; most lost")[0].split()) <= 33, verdict.sentence
+        assert len(verdict.sentence.split("; worst")[0].split()) <= 33, verdict.sentence
         assert verdict.sentence.endswith(".")
         assert "nan" not in verdict.sentence
     json.dumps([asdict(verdict) for verdict in found], allow_nan=False)
@@ -86,6 +87,10 @@ def test_a_rare_label_that_is_lost_counts_and_is_named():
     assert marks(labels=kept)[1] == "good"
     some = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(3, 4, 5))
     assert marks(labels=some)[1] == "weak"
+    nowhere = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(1, 1, 5))  # nor in PCA
+    labels = verdicts(table_of_scores(), table_of_check(), {}, nowhere)[1]
+    assert labels.mark == "weak"
+    assert "DC 1 of 5 (PCA 1)" in labels.sentence
     lost = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(1, 19, 20), rarest=(0, 2, 2))
     labels = verdicts(table_of_scores(), table_of_check(), {}, lost)[1]
     assert labels.mark == "failed"
@@ -165,3 +170,12 @@ def test_lines_of_the_console():
     assert len(said) == 4
     assert lines({}) == []
     assert "\n".join(said).isascii()  # any console can print them
+
+
+def test_labels_with_few_training_cells_are_named():
+    part = ["train"] * 70 + ["test"] * 30
+    obs = pd.DataFrame({"type": ["T"] * 40 + ["DC"] * 29 + ["B"] + ["DC"] * 30, keys.SPLIT: part})
+    (warning,) = few_of_label(obs, "type")
+    assert "2 of 3 labels" in warning
+    assert "'DC (29)', 'B (1)'" in warning
+    assert few_of_label(obs[obs["type"] == "T"], "type") == []

@@ -22,7 +22,7 @@ from scmedley.data.design import Design
 from scmedley.data.evidence import Checked
 from scmedley.data.reader import Reading
 from scmedley.device import engine
-from scmedley.errors import ScmedleyError, listed
+from scmedley.errors import ScmedleyError
 from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.scores import scores
 from scmedley.interpret.check import counterfactual_check
@@ -31,7 +31,7 @@ from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
-from scmedley.pipeline.checks import check_config, check_inputs, network_settings
+from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, network_settings
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.verdicts import verdicts
@@ -48,7 +48,6 @@ from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, LABELS, MODEL, 
 from scmedley.runs.read import read_cells, read_model
 from scmedley.runs.record import Record, now
 
-FEW_OF_LABEL = 30  # training cells; of 15 nearest neighbours, few can then be of the label
 EMBEDDING = "Embedding all cells and drawing their maps"
 
 
@@ -254,7 +253,7 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
             f"{adata.n_obs} cells are too few for held-out cells, which the scores need. Give more cells."
         )
     if config.label is not None:
-        checked.warnings.extend(_few_of_label(adata.obs, config.label))
+        checked.warnings.extend(few_of_label(adata.obs, config.label))
     Design.of(adata.obs, config.batch)
     io.check_columns(adata, filter(None, (config.batch, config.label)))
     if config.fixed is not None:
@@ -269,18 +268,6 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
             "evidence than those of a network that was trained without labels."
         )
     return checked
-
-
-def _few_of_label(obs: pd.DataFrame, key: str) -> list[str]:
-    """Return a warning of labels with few training cells."""
-    sizes = obs.loc[obs[keys.SPLIT] == "train", key].value_counts()
-    few = [f"{name} ({size})" for name, size in sizes[sizes < FEW_OF_LABEL].items()]
-    if not few:
-        return []
-    return [
-        f"{len(few)} of {len(sizes)} labels have fewer than {FEW_OF_LABEL} training cells: {listed(few)}. The nearest "
-        f"neighbours and the classifier of new cells may miss these labels; {LABELS} has the accuracy of each."
-    ]
 
 
 def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:

@@ -13,7 +13,8 @@ The worst of three probes counts. "Chance" is two standard deviations of that pr
 
 Are the labels kept? Measured by the share of held-out cells whose nearest neighbours give their label, over all
 cells and as the mean over the labels with at least ``LEAST_HELD_OUT`` held-out cells, where rare labels count
-like frequent ones. The worse of both marks is taken.
+like frequent ones. The worse of both marks is taken. It is not good if one of these labels is found in less than
+``LEAST_FOUND`` of its held-out cells, even if PCA finds no more.
 
 - unknown: no labels or only one, or PCA is not better than chance (two standard deviations above the null);
 - failed: not better than chance, or below PCA by more than ``LOST_SOME`` and more than two standard errors;
@@ -45,6 +46,7 @@ CHANCE_MOST = 0.1  # where chance is higher, a leakage within chance shows nothi
 ONE_LABEL = 0.999  # accuracy by chance above which there is only one label
 LOST_LITTLE, LOST_SOME = 0.02, 0.1  # loss of label accuracy
 LEAST_HELD_OUT = 3  # held-out cells of a label that counts in the mean over labels
+LEAST_FOUND = 0.5  # share of the held-out cells of such a label
 MOST_NAMED = 3  # labels that lose most
 BY_CHECK: dict[str, Mark] = {"good": "good", "some": "weak", "none": "failed", TOO_FEW: "unknown"}
 
@@ -176,21 +178,27 @@ def _labels(scores: pd.DataFrame, labels: pd.DataFrame | None) -> tuple[Mark, st
     if mark == "unknown" or counted is None or len(counted) < 2:
         return mark, words, numbers
     by_label = mark_by_label(counted)
+    missed = counted.fixed < LEAST_FOUND
+    if by_label == "good" and missed.any():
+        by_label = "weak"
     mark = max(mark, by_label, key=("unknown", "good", "weak", "failed").index)
     means = counted[["fixed", "pca"]].mean()
     words += f", {means.fixed:.1%} as the mean over labels (PCA {means.pca:.1%})"
-    lost = counted[counted.pca - counted.fixed > LOST_LITTLE].head(MOST_NAMED)
+    lost = counted[missed | (counted.pca - counted.fixed > LOST_LITTLE)].head(MOST_NAMED)
     if len(lost):
         named = [
             f"{name} {row.right_fixed:g} of {row.n_test:g} (PCA {row.right_pca:g})"
             for name, row in lost.iterrows()
         ]
-        words += f"; most lost: {', '.join(named)}"
+        words += f"; worst: {', '.join(named)}"
     return mark, words, numbers | {"mean over labels": means.fixed, "mean over labels, PCA": means.pca}
 
 
 def side_by_side(labels: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each label that counts in the mean: accuracies and numbers of cells, most lost first."""
+    """Return one row for each label that counts in the mean: accuracies and numbers of cells.
+
+    Labels that are mostly not found come first, then those that lose most against PCA.
+    """
     own = labels[labels.n_test >= LEAST_HELD_OUT].set_index("label")
     fixed, pca = (own[own.embedding == key] for key in (keys.FIXED, keys.PCA))
     table = pd.DataFrame(
@@ -202,7 +210,8 @@ def side_by_side(labels: pd.DataFrame) -> pd.DataFrame:
             "n_test": fixed.n_test,
         }
     ).dropna()
-    return table.loc[(table.fixed - table.pca).sort_values(kind="stable").index]
+    order = table.assign(lost=table.fixed - table.pca, found=table.fixed >= LEAST_FOUND)
+    return table.loc[order.sort_values(["found", "lost"], kind="stable").index]
 
 
 def mark_by_label(counted: pd.DataFrame) -> Mark:
