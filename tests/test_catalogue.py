@@ -24,7 +24,7 @@ from scmedley.experiment.tables import read_table
 from scmedley.experiment.task import about, tasks
 from scmedley.models import catalogue
 from scmedley.models.base import Model
-from scmedley.models.catalogue import FE, RE, Row
+from scmedley.models.catalogue import FE, OWN, RE, Row
 from scmedley.pl.scores import COLUMNS
 from scmedley.train import loop
 from test_experiment import SMALL, six_donors, small
@@ -167,10 +167,10 @@ def test_a_row_that_cannot_be_added_is_refused(changes: dict[str, Any], words: s
 
 def test_every_model_that_is_exported_has_a_row_and_every_embedding_a_model() -> None:
     of_models = {c for c in vars(models).values() if isinstance(c, type) and issubclass(c, Model)}
-    assert of_models == {row.model for row in (catalogue.AE, FE, RE)}
-    joined = [e.key for row in (catalogue.AE, FE, RE) for e in row.embeddings]
+    assert of_models == {row.model for row in OWN}
+    joined = [e.key for row in OWN for e in row.embeddings]
     assert sorted([*joined, keys.PCA]) == sorted(set(keys.EMBEDDINGS) - {"X_toy_linear"})
-    for row in (catalogue.AE, FE, RE):
+    for row in OWN:
         assert row.model.has_label_head == bool(row.labelled)
         possible = [row.model("b", settings=row.model.preset(p)).has_effects for p in ("default", "paper")]
         assert ("effects" in row.outputs) == any(possible)

@@ -277,7 +277,7 @@ def test_doses_are_groups(kind: type) -> None:
 def test_keys_that_are_no_key() -> None:
     with pytest.raises(ScmedleyError, match="the same column"):
         checks.check(cells(), "batch", "batch")
-    for key in (["batch", "cell_type"], ("batch",), 3, None):
+    for key in (["batch", "cell_type"], ("batch",), 3):
         with pytest.raises(ScmedleyError, match=r"one column of obs.* Join several"):
             checks.check(cells(), key)
     adata = cells()

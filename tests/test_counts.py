@@ -86,6 +86,7 @@ def test_filters_are_scanpys() -> None:
     assert list(ours.var_names) == list(oracle.var_names)
     assert_array_equal(dense(ours.X), dense(oracle.X))
     assert ours.uns[keys.UNS]["prepare"] == {
+        "method": "log1p",
         "cells_before": 60,
         "cells_after": ours.n_obs,
         "genes_before": 30,
@@ -210,8 +211,8 @@ def test_settings_out_of_range(adata: AnnData, setting: dict, message: str) -> N
 def test_what_is_no_anndata_and_what_is_no_key(adata: AnnData) -> None:
     with pytest.raises(ScmedleyError, match="takes an AnnData, not a DataFrame"):
         prepare(adata.to_df(), "batch")
-    with pytest.raises(ScmedleyError, match="The batch key is one column of obs, not None"):
-        prepare(adata, None)
+    with pytest.raises(ScmedleyError, match="The batch key is one column of obs, not 3"):
+        prepare(adata, 3)
 
 
 def test_batches_of_a_few_cells_are_ranked_together() -> None:

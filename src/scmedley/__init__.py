@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from scmedley.interpret import genomap
     from scmedley.io import read
     from scmedley.models import (
+        VAE,
         AdversarialSettings,
         Autoencoder,
         AutoencoderSettings,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         MixedEffects,
         RandomEffects,
         RandomEffectsSettings,
+        VAESettings,
         load,
     )
     from scmedley.pp.join import read_batches
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "VAE",
     "AdversarialSettings",
     "Autoencoder",
     "AutoencoderSettings",
@@ -34,6 +37,7 @@ __all__ = [
     "RandomEffects",
     "RandomEffectsSettings",
     "ScmedleyError",
+    "VAESettings",
     "datasets",
     "evaluate",
     "genomap",

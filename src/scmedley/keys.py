@@ -15,6 +15,7 @@ SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
 FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
 RANDOM_MASKED = "X_scmedley_random_masked"  # obsm: the same cells, encoded with their batch masked
+VAE = "X_scmedley_vae"  # obsm: cells x latent, posterior mean of the variational autoencoder
 AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, plain autoencoder
 NULL = "X_scmedley_random_null"  # obsm: the same network trained on permuted batch labels
 NULL_MASKED = (
@@ -73,10 +74,14 @@ EMBEDDINGS: dict[str, Embedding] = {
         Embedding(RANDOM_MASKED, "Random effects, batch masked", batch=1, null=NULL_MASKED),
         Embedding(NULL, "Random effects, permuted batches"),
         Embedding(NULL_MASKED, "Random effects, permuted and masked"),
+        Embedding(VAE, "Variational autoencoder", batch=-1, label=1),
         Embedding(AUTOENCODER, "Plain autoencoder", batch=-1, label=1),
     )
 }
-MAPS = (FIXED, RANDOM, PCA)  # drawn by default
+RunModel = Literal["mixed", "vae"]  # what a run fits
+# The embeddings that a run draws, by its model; the first is the one that is judged.
+MAPS_OF: dict[str, tuple[str, ...]] = {"mixed": (FIXED, RANDOM, PCA), "vae": (VAE, PCA)}
+MAPS = MAPS_OF["mixed"]  # drawn by default
 
 
 def embedding(key: str) -> Embedding:
@@ -95,4 +100,5 @@ def umap(embedding: str) -> str:
 
 
 ValueKind = Literal["auto", "counts", "log1p", "log2", "log10"]
+Method = Literal["log1p", "pearson", "counts"]  # of preparation
 Reads = Literal["log1p", "counts"]  # what a network reads: normalised values alone, or counts too

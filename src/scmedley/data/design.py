@@ -26,7 +26,8 @@ def named_targets(to: object) -> list[str]:
 class Design:
     """The batches that a model knows; code i is ``batches[i]``.
 
-    The model was trained on all but the last ``n_adapted``, which :meth:`Model.adapt` added later.
+    The model was trained on all but the last ``n_adapted``, which :meth:`Model.adapt` added later. Without a
+    batch column ``batch_key`` is empty and there are no batches.
     """
 
     batch_key: str
@@ -34,8 +35,10 @@ class Design:
     n_adapted: int = 0
 
     @classmethod
-    def of(cls, obs: pd.DataFrame, batch_key: str) -> "Design":
+    def of(cls, obs: pd.DataFrame, batch_key: str | None) -> "Design":
         """Learn the batches from ``obs[batch_key]``: its used categories, in their order."""
+        if batch_key is None:
+            return cls("", ())
         values = _categories(obs, batch_key)
         batches = tuple(values.categories)
         if values.isna().any():
@@ -56,7 +59,7 @@ class Design:
 
     def codes(self, obs: pd.DataFrame) -> np.ndarray:
         """Return the code of each cell's batch (int64), -1 for a batch that the model does not know."""
-        if self.batch_key not in obs:
+        if not self.batch_key or self.batch_key not in obs:
             return np.full(len(obs), -1, dtype=np.int64)
         values = _categories(obs, self.batch_key)
         return np.asarray(values.set_categories(self.batches).codes, dtype=np.int64)

@@ -108,13 +108,14 @@ class Resident:
         """Return the cells of these rows, in this order, dense and scaled."""
         of = self.rows
         x_NG = of.x.take(rows_N)
+        size_N = None if of.size_N is None else of.size_N[rows_N]
         return Minibatch(
-            x_NG if self.scale is None else self.scale.apply_(x_NG),
+            x_NG if self.scale is None else self.scale.apply_(x_NG, size_N),
             self.b_N[rows_N],
             None if self.y_N is None else self.y_N[rows_N],
             rows_N,
             None if of.counts is None else of.counts.take(rows_N),
-            None if of.size_N is None else of.size_N[rows_N],
+            size_N,
         )
 
     def in_order(self, size: int = ENCODED) -> Iterator[Minibatch]:

@@ -1,12 +1,14 @@
 """Scores of an embedding: batch leakage and preserved biology, each with its value by chance.
 
 ``scores`` returns a table for an AnnData. The metrics and probes take arrays and return numbers.
+``denoising`` scores a denoised matrix by molecules that were held out.
 Codes are integers per cell, -1 where the value is missing.
 """
 
 from scmedley.evaluate.calibration import expected_calibration_error, novelty_auroc
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
+from scmedley.evaluate.denoising import denoising, knn_smoothed, low_rank, split_counts
 from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
@@ -36,6 +38,7 @@ __all__ = [
     "calinski_harabasz",
     "classify",
     "composition",
+    "denoising",
     "donor_accuracy",
     "donor_test",
     "expected_calibration_error",
@@ -43,10 +46,12 @@ __all__ = [
     "kmeans_clusters",
     "knn_accuracy",
     "knn_probe",
+    "knn_smoothed",
     "label_accuracy",
     "label_leak",
     "lisi",
     "logistic_probe",
+    "low_rank",
     "nearest",
     "network_probe",
     "nmi",
@@ -55,6 +60,7 @@ __all__ = [
     "scaled_ilisi",
     "scores",
     "silhouettes",
+    "split_counts",
     "t_interval",
     "target_table",
 ]

@@ -14,8 +14,10 @@ from scmedley.data.arrays import dense
 from scmedley.data.design import POPULATION_MEAN, as_categories, named_targets
 from scmedley.data.reader import Cells
 from scmedley.errors import ScmedleyError
+from scmedley.interpret.check import decoder
 from scmedley.interpret.genomap import Layout
 from scmedley.models import MixedEffects
+from scmedley.models.base import Model
 
 FIXED = "fixed effects"  # name of the population mean if the network's latent contains no batch
 
@@ -55,7 +57,12 @@ class Panel:
 
 
 def panel(
-    model: MixedEffects, adata: Cells, to: str | Sequence[str], layout: Layout, *, unknown: str = "error"
+    model: MixedEffects | Model[Any],
+    adata: Cells,
+    to: str | Sequence[str],
+    layout: Layout,
+    *,
+    unknown: str = "error",
 ) -> Panel:
     """Predict cells in other batches, for :func:`scmedley.pl.counterfactuals`.
 
@@ -77,30 +84,34 @@ def panel(
     ScmedleyError
         The layout has other genes, a target or batch is unknown, or a target occurs twice.
     """
-    if layout.genes != tuple(model.decoder.genes):
+    network = decoder(model)
+    if layout.genes != tuple(network.genes):
         raise ScmedleyError("The genes of the layout are not the model's. Use genomap_of(model, adata).")
     targets = [POPULATION_MEAN, *(name for name in named_targets(to) if name != POPULATION_MEAN)]
     reading = model.read(adata)
     made: Any = model.counterfactual(reading, targets, unknown=unknown)
-    shape = (len(targets), reading.n_cells, len(model.decoder.genes))
+    shape = (len(targets), reading.n_cells, len(network.genes))
     shown, difference = (
         np.asarray(values).reshape(shape).swapaxes(0, 1) for values in (made.X, made.layers["difference"])
     )
     return Panel(
         tuple(map(str, reading.obs.index)),
-        _batches(model, reading.obs),
-        (FIXED if model.decoder is model.fixed else "population mean", *targets[1:]),
+        _batches(network, reading.obs),
+        (
+            "population mean" if network.needs_batch or not isinstance(model, MixedEffects) else FIXED,
+            *targets[1:],
+        ),
         dense(reading.log1p_NG),
-        np.asarray(model.decoder.reconstruct(reading, unknown=unknown).X),
+        np.asarray(network.reconstruct(reading, unknown=unknown).X),
         shown,
         difference,
-        replace(layout, genes=model.decoder.gene_names.shown),
+        replace(layout, genes=network.gene_names.shown),
     )
 
 
-def _batches(model: MixedEffects, obs: pd.DataFrame) -> tuple[str, ...]:
+def _batches(model: Model[Any], obs: pd.DataFrame) -> tuple[str, ...]:
     """Return each cell's batch as text; empty if the model does not know it."""
     if model.batch_key not in obs:
         return ("",) * len(obs)
-    known: tuple[str, ...] = model.decoder.design.batches
+    known: tuple[str, ...] = model.design.batches
     return tuple(name if name in known else "" for name in map(str, as_categories(obs[model.batch_key])))

@@ -7,8 +7,11 @@ from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.mixed_effects import MixedEffects
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.settings import Settings
+from scmedley.models.vae import VAE
+from scmedley.models.vae_network import VAESettings
 
 __all__ = [
+    "VAE",
     "AdversarialSettings",
     "Autoencoder",
     "AutoencoderSettings",
@@ -18,5 +21,6 @@ __all__ = [
     "RandomEffects",
     "RandomEffectsSettings",
     "Settings",
+    "VAESettings",
     "load",
 ]

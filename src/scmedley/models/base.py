@@ -40,7 +40,7 @@ class Model(Generic[S]):
     Parameters
     ----------
     batch_key
-        ``obs`` column of the batches.
+        ``obs`` column of the batches; ``None`` (:class:`VAE` alone): the batch is not used.
     label_key
         ``obs`` column of labels to learn (:class:`Autoencoder`, :class:`FixedEffects`). A label head on the
         latent is trained on the labelled training cells; cells without a label train all other parts.
@@ -66,7 +66,7 @@ class Model(Generic[S]):
     key: ClassVar[str]
     needs_batch: ClassVar[bool] = False
     has_label_head: ClassVar[bool] = True  # with label_key
-    reads: ClassVar[Reads] = "log1p"  # "counts": minibatches hold counts and totals too
+    reads: Reads = "log1p"  # "counts": minibatches hold counts and totals too
     networks: ClassVar[Mapping[type[Settings], type]]  # the network of each type of settings
 
     network: Any
@@ -80,7 +80,7 @@ class Model(Generic[S]):
     calibration: Calibration | None = None
     reference: Reference | None = None
 
-    def __init__(self, batch_key: str, label_key: str | None = None, settings: str | S = "default"):
+    def __init__(self, batch_key: str | None, label_key: str | None = None, settings: str | S = "default"):
         self.batch_key = batch_key
         self.label_key = label_key
         if label_key is not None and not self.has_label_head:
@@ -334,6 +334,21 @@ class Model(Generic[S]):
         how: Any = {"least_probability": least_probability, "most_novelty": most_novelty}
         return transfer(self, adata, reference=reference, label_key=label_key, **how)
 
+    def denoise(self, *args: Any, **options: Any) -> Any:
+        """Raise: only :class:`VAE` has a likelihood of counts."""
+        raise self._cannot("denoise", "Use reconstruct(), or fit a VAE")
+
+    def log_likelihood(self, *args: Any, **options: Any) -> Any:
+        """Raise: only :class:`VAE` has a likelihood."""
+        raise self._cannot("log_likelihood", "Fit a VAE")
+
+    def differential_expression(self, *args: Any, **options: Any) -> Any:
+        """Raise: only :class:`VAE` has a likelihood of counts."""
+        raise self._cannot("differential_expression", "Fit a VAE")
+
+    def _cannot(self, verb: str, instead: str) -> ScmedleyError:
+        return ScmedleyError(f"{type(self).__name__} has no likelihood, which {verb}() needs. {instead}.")
+
     @property
     def has_effects(self) -> bool:
         """Whether the decoder has batch effects, which counterfactuals and ``adapt`` need."""
@@ -349,7 +364,7 @@ class Model(Generic[S]):
         if not self.has_effects:
             raise ScmedleyError(
                 f"This {type(self).__name__} has no batch effects in its decoder, which {verb}() needs. Fit "
-                "MixedEffects or RandomEffects, or FixedEffects with the default preset."
+                "MixedEffects or RandomEffects, or FixedEffects or VAE with a batch column and the default preset."
             )
 
     @property

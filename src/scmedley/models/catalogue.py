@@ -18,6 +18,7 @@ from scmedley.models.mixed_effects import MixedEffects
 from scmedley.models.random_effects import RandomEffects
 from scmedley.models.settings import Settings
 from scmedley.models.store import DESCRIPTION, read, read_description
+from scmedley.models.vae import VAE
 
 Output = Literal["latent", "clusters", "denoised", "effects"]
 
@@ -114,7 +115,9 @@ RE = Row(
     outputs=("latent", "denoised", "effects"),
     null="RE, permuted batches",
 )
-OWN = (AE, FE, RE)
+VAE_ROW = Row(VAE, "VAE", _embeddings(keys.VAE), outputs=("latent", "denoised", "effects"))
+SCMEDAL = (AE, FE, RE)  # the networks of the scMEDAL paper
+OWN = (*SCMEDAL, VAE_ROW)
 _rows = list(OWN)
 
 

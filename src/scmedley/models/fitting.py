@@ -57,7 +57,7 @@ def fit(
             precision=precision,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             fingerprint=_fingerprint(model, reading, y_N, part, seed, precision),
-            label=f"{type(model).__name__} by {model.batch_key}",
+            label=type(model).__name__ + (f" by {model.batch_key}" if model.batch_key else ""),
             progress=progress,
         )
         try:
@@ -82,7 +82,9 @@ def _learn_design(model: Model[Any], reading: Reading) -> None:
     model.reader = replace(reading.reader, kind=model.reads)
     model.design = Design.of(obs, model.batch_key)
     in_training = (obs[keys.SPLIT] == "train").to_numpy()
-    model.scale = Scale.fit(reading.log1p_NG[np.flatnonzero(in_training)], model.settings.scale)
+    rows = np.flatnonzero(in_training)
+    total_N = None if reading.total_N is None else reading.total_N[rows]
+    model.scale = Scale.fit(reading.log1p_NG[rows], model.settings.scale, total_N)
     trained = set(model.design.codes(obs)[in_training])
     for code, name in enumerate(model.design.batches):
         if code not in trained:
@@ -110,6 +112,7 @@ def _fingerprint(
     about_model = (type(model).__name__, model.settings, model.genes, model.design, model.labels)
     what = (*about_model, list(part), seed, precision, reading.digest, codes, labels)
     digest = hashlib.sha256(repr(what).encode())
-    for array in (model.scale.centre_G, model.scale.span_G):
-        digest.update(np.ascontiguousarray(array).data)
+    for array in (model.scale.centre_G, model.scale.span_G, model.scale.share_G):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

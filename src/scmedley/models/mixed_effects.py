@@ -15,7 +15,7 @@ from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
-from scmedley.keys import ValueKind
+from scmedley.keys import Reads, ValueKind
 from scmedley.models.adversarial import AdversarialSettings
 from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
@@ -50,6 +50,8 @@ class MixedEffects:
     random
         The :class:`RandomEffects`.
     """
+
+    reads: Reads = "log1p"
 
     def __init__(
         self,

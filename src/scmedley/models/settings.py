@@ -33,7 +33,7 @@ class Settings:
     ----------
     scale
         Scale of each gene, learnt on the training cells: ``"standard"`` (mean 0, variance 1), ``"min-max"``
-        (published) or ``"none"``.
+        (published), ``"pearson"`` (analytic Pearson residuals; only for models that read counts) or ``"none"``.
     hidden
         Sizes of the hidden layers of the encoder.
     n_latent

@@ -95,6 +95,8 @@ def write(model: Model[Any], folder: Path) -> None:
     }
     tensors["centre_G"] = torch.as_tensor(model.scale.centre_G)
     tensors["span_G"] = torch.as_tensor(model.scale.span_G)
+    if model.scale.share_G is not None:
+        tensors["share_G"] = torch.as_tensor(model.scale.share_G)
     tensors["limit"] = torch.tensor(model.scale.limit, dtype=torch.float64)
     tensors |= {f"{REFERENCE}{name}": torch.as_tensor(a) for name, a in arrays_of(model.reference).items()}
     save_file(tensors, folder / WEIGHTS)
@@ -124,7 +126,7 @@ def read(folder: Path, cls: type[M]) -> M:
         kind = kinds[about.get("settings_type", next(iter(kinds)))]
         model = cls(about["batch_key"], about["label_key"], kind.from_saved(about["settings"]))
         n_adapted = int(about.get("n_adapted", 0))
-        model.design = Design(about["batch_key"], tuple(about["batches"]), n_adapted)
+        model.design = Design(about["batch_key"] or "", tuple(about["batches"]), n_adapted)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         # Models of earlier versions have no settings_type, gene_ids, gene_symbols, reads, trained_on, calibration,
@@ -133,7 +135,9 @@ def read(folder: Path, cls: type[M]) -> M:
         genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
         names = ("minimum_G" if "minimum_G" in tensors else "centre_G", "span_G")
         centre_G, span_G = (tensors.pop(name).numpy().astype(np.float32) for name in names)
-        model.scale = Scale(centre_G, span_G, float(tensors.pop("limit", torch.tensor(math.inf))))
+        limit = float(tensors.pop("limit", torch.tensor(math.inf)))
+        share_G = tensors.pop("share_G").numpy() if "share_G" in tensors else None
+        model.scale = Scale(centre_G, span_G, limit, share_G)
         model.reader = Reader(genes, about.get("reads", "log1p"), about.get("trained_on"))
         kept = {n.removeprefix(REFERENCE): tensors.pop(n) for n in list(tensors) if n.startswith(REFERENCE)}
         model.reference = reference_of(

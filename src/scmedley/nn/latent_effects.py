@@ -24,8 +24,9 @@ SWEEPS, ROUNDS = 3, 3  # of an update, and of k-means in each sweep
 OFFSET_ROUNDS = 2  # a cell's clusters depend on its offset, which depends on its clusters
 CELLS_PER_CLUSTER = 30  # at least: fewer clusters are used for few cells
 FIRST_ROUNDS = 10  # of k-means at the start
-ROUNDS_OF_CORRECTION = 4
-FEW_CELLS, ROUNDS_FOR_FEW_CELLS = 1000, 2  # with few cells, more rounds would fit noise
+ROUNDS_OF_CORRECTION = 6  # at most
+LEAST_DECREASE = 0.01  # of a round, as a share of the first offsets; with less, it would fit noise
+LARGEST_STEP = 20.0
 # Of a feature, relative to all: one that hardly varies in training must not count in new cells.
 LEAST_SD = 0.01
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge regression, per cell
@@ -145,6 +146,10 @@ class Correction(nn.Module):
     be predicted from its activations, by ridge regression of the offsets. In each round the offsets are computed
     from latents that are corrected by leave-one-out predictions of this regression, and added to those of the
     rounds before: they then do not depend on how closely the regression fits its own cells.
+
+    A regression predicts only the share r of an offset that the activations tell of the batch. The step of a
+    round, which multiplies its offsets, therefore doubles up to 1 / r. The rounds end when the offsets that are
+    left no longer decrease.
     """
 
     weight_FP: Tensor
@@ -178,12 +183,21 @@ class Correction(nn.Module):
         mean_F, sd_F = features_NF.mean(0), features_NF.std(0)
         sd_F = sd_F.clamp_min(LEAST_SD * float(sd_F.square().mean().sqrt()) + 1e-12)
         effects.update(z_NP, b_N)
-        offset_NP = effects.offset(z_NP, b_N)
-        ridge = Ridge((features_NF - mean_F) / sd_F, offset_NP)
-        for _ in range((ROUNDS_OF_CORRECTION if len(z_NP) >= FEW_CELLS else ROUNDS_FOR_FEW_CELLS) - 1):
-            corrected_NP = z_NP - ridge.left_out(offset_NP)
+        left_NP = effects.offset(z_NP, b_N)
+        ridge = Ridge((features_NF - mean_F) / sd_F, left_NP)
+        first = float(left_NP.square().sum()) + 1e-12
+        predicted = float((ridge.left_out(left_NP) * left_NP).sum()) / first
+        offset_NP, size, step = torch.zeros_like(left_NP), 1.0, 1.0
+        for _ in range(ROUNDS_OF_CORRECTION):
+            trial_NP = offset_NP + step * left_NP
+            corrected_NP = z_NP - ridge.left_out(trial_NP)
             effects.update(corrected_NP, b_N)
-            offset_NP = offset_NP + effects.offset(corrected_NP, b_N)
+            trial_left_NP = effects.offset(corrected_NP, b_N)
+            trial_size = float(trial_left_NP.square().sum()) / first
+            if trial_size > size - LEAST_DECREASE:
+                break
+            offset_NP, left_NP, size = trial_NP, trial_left_NP, trial_size
+            step = min(2 * step, max(1.0, 1 / max(predicted, 1 / LARGEST_STEP)))
         weight_FP = ridge.weights(offset_NP) / sd_F[:, None]
         self.weight_FP.copy_(weight_FP)
         self.bias_P.copy_(offset_NP.mean(0) - mean_F @ weight_FP)

@@ -161,6 +161,33 @@ class TiedDecoder(nn.Module):
         return self.effects[i](h, b_NB, draw) if self.effects else h
 
 
+class Decoder(nn.Module):
+    """[Linear, batch effects, SELU] for each hidden size, then Linear and batch effects; own weights.
+
+    ``effects`` has one module for each layer, or is empty.
+    """
+
+    def __init__(self, sizes: Sequence[int], effects: Sequence[ScaleAndBias | Bias] = ()):
+        super().__init__()
+        self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
+        self.effects = nn.ModuleList(effects)
+
+    def hidden(self, z_NP: Tensor, b_NB: Tensor, draw: bool = False) -> Tensor:
+        """Return the activations h_NH before the output layer; ``draw`` uses one draw of the effects."""
+        h = z_NP
+        for i in range(len(self.linears) - 1):
+            h = F.selu(self._layer(i, h, b_NB, draw))
+        return h
+
+    def output(self, h_NH: Tensor, b_NB: Tensor, draw: bool = False) -> Tensor:
+        """Return the output layer, which is linear in ``h_NH``."""
+        return self._layer(len(self.linears) - 1, h_NH, b_NB, draw)
+
+    def _layer(self, i: int, h: Tensor, b_NB: Tensor, draw: bool) -> Tensor:
+        h = self.linears[i](h)
+        return self.effects[i](h, b_NB, draw) if self.effects else h
+
+
 class Classifier(nn.Module):
     """[Linear, ReLU] for each hidden size, then Linear: logits_NK (softmax is in the loss)."""
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -10,8 +9,8 @@ from scmedley import keys
 from scmedley.device import resolve_device
 from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.io.formats import reader_for
-from scmedley.models import FixedEffects, RandomEffects
-from scmedley.models.catalogue import FE, RE
+from scmedley.models import VAE, FixedEffects, MixedEffects, RandomEffects
+from scmedley.models.catalogue import FE, RE, VAE_ROW
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
 from scmedley.runs.folder import LABELS
@@ -34,24 +33,40 @@ def check_config(config: RunConfig) -> None:
             else "has no network to train with --fixed. Leave one of them out"
         )
         raise ScmedleyError(f"--learn-labels {why}.")
+    if config.model == "vae" and (config.learn_labels or config.fixed is not None):
+        option = "--learn-labels" if config.learn_labels else "--fixed"
+        raise ScmedleyError(f"{option} is for the fixed effects, not for --model vae. Leave one of them out.")
     check_seed(config.seed)
     resolve_device(config.device)
-    network_settings(config)
+    unfitted(config)
 
 
-def network_settings(config: RunConfig) -> tuple[Any, Any]:
-    """Return the settings of both networks: the preset, changed first by the file, then by the options."""
+def unfitted(config: RunConfig) -> MixedEffects | VAE:
+    """Return the model of a run, with the preset changed first by the file, then by the options."""
     from_file = read_changes(Path(config.settings)) if config.settings else {}
     fixed = FE.labelled if config.learn_labels else FE.name
-    unused = sorted(set(from_file) - {fixed, RE.name})
+    names = (VAE_ROW.name,) if config.model == "vae" else (fixed, RE.name)
+    unused = sorted(set(from_file) - set(names))
     if unused:
         raise ScmedleyError(
-            f"{config.settings} has settings of {unused[0]!r}, but this run fits {fixed} and RE. Remove that table."
+            f"{config.settings} has settings of {unused[0]!r}, but this run fits {' and '.join(names)}. Remove that "
+            "table."
         )
     given = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
-    return (
-        FixedEffects.preset(config.preset, config.learn_labels).replace(**from_file.get(fixed, {}) | given),
-        RandomEffects.preset(config.preset).replace(**from_file.get(RE.name, {}) | given),
+    if config.model == "vae":
+        return VAE(
+            config.batch,
+            settings=VAE.preset(config.preset).replace(**from_file.get(VAE_ROW.name, {}) | given),
+        )
+    return MixedEffects(
+        config.batch,
+        config.label if config.learn_labels else None,
+        preset=config.preset,
+        fixed=config.fixed,
+        fixed_settings=FixedEffects.preset(config.preset, config.learn_labels).replace(
+            **from_file.get(fixed, {}) | given
+        ),
+        random_settings=RandomEffects.preset(config.preset).replace(**from_file.get(RE.name, {}) | given),
     )
 
 

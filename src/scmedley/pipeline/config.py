@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from scmedley.keys import ValueKind
+from scmedley.keys import RunModel, ValueKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,14 @@ class RunConfig:
         see it only with --learn-labels.
     learn_labels
         Train the fixed-effects network also on the labels of the training cells.
+    model
+        "mixed": fixed and random effects. "vae": a variational autoencoder of the counts, with batch effects in
+        its decoder.
     preset
         "default", or "paper": the published networks and losses.
     settings
         TOML file with changes to the preset, such as best.toml of scmedley tune: tables [settings.FE],
-        [settings.FEC] (with --learn-labels), [settings.RE].
+        [settings.FEC] (with --learn-labels), [settings.RE]; or [settings.VAE].
     fixed
         obsm key of an embedding to use instead of the fixed-effects network (for example X_pca_harmony).
     genes
@@ -57,6 +60,7 @@ class RunConfig:
     batch: str = "batch"
     label: str | None = None
     learn_labels: bool = False
+    model: RunModel = "mixed"
     preset: Literal["default", "paper"] = "default"
     settings: str | None = None
     fixed: str | None = None

@@ -20,7 +20,11 @@ def findings(
     scores: pd.DataFrame, shifts: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]
 ) -> list[str]:
     """Return the findings, each of one or two sentences, the most important first."""
-    said = [_random(scores, record), _most_different(shifts, check)]
+    said = [
+        (record.get("collapse") or {}).get("sentence", ""),
+        _random(scores, record),
+        _most_different(shifts, check),
+    ]
     if not (scores.of == "label").any():
         said.append("Without labels, batch leakage includes differences in cell types between batches.")
     if record.get("comparable", True):  # otherwise this sentence is shown before the verdicts

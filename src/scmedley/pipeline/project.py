@@ -19,6 +19,7 @@ from scmedley.interpret.check import (
     TOO_FEW,
     against_baseline,
     agreement,
+    decoder,
     labels_of,
     names_of,
     summarise,
@@ -27,7 +28,7 @@ from scmedley.interpret.genomap import Layout, genomap_of
 from scmedley.interpret.panel import panel
 from scmedley.interpret.trust import CAUTIONS, UNSEEN, UNUSABLE, WORSE
 from scmedley.keys import ValueKind
-from scmedley.models import MixedEffects
+from scmedley.models import VAE, MixedEffects
 from scmedley.runs.folder import CELLS, CHECK, GENOMAP, RECORD
 from scmedley.runs.read import read_cells, read_model, read_obs, read_table
 from scmedley.runs.record import Record
@@ -80,10 +81,10 @@ def project(
         io.check_place(path)
     model = read_model(folder)
     for target in named_targets(to):
-        model.decoder.design.code(target)  # raises for an unknown batch before any warning about it
+        decoder(model).design.code(target)  # raises for an unknown batch before any warning about it
     chosen = choose(select, folder) if input is None else io.read(input)
     reading = model.read(chosen, values=values)
-    model.decoder.design.known_codes(reading.obs, unknown)  # the same for the batches of the cells
+    decoder(model).design.known_codes(reading.obs, unknown)  # the same for the batches of the cells
     for line in cautions(folder, reading.obs, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:
@@ -97,7 +98,14 @@ def project(
 
 
 def _write(
-    model: MixedEffects, cells: Reading, to: Sequence[str], out: Path, *, draws: int, seed: int, unknown: str
+    model: MixedEffects | VAE,
+    cells: Reading,
+    to: Sequence[str],
+    out: Path,
+    *,
+    draws: int,
+    seed: int,
+    unknown: str,
 ) -> str:
     """Write the counterfactuals of all chosen cells; return a line for the user."""
     zarr = out if out.suffix == ".zarr" else None
@@ -236,17 +244,17 @@ def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
     return said + [f"{listed(pairs)}: {text}." for text, pairs in found.items() if pairs]
 
 
-def _genomap(folder: Path, model: MixedEffects) -> Layout:
+def _genomap(folder: Path, model: MixedEffects | VAE) -> Layout:
     """Read the layout of the genes in a picture; if it is missing, compute it from the cells and save it."""
     path = folder / GENOMAP
     if not path.exists():
-        genomap_of(model, read_cells(folder), seed=model.decoder.fitted["seed"]).save(path)
+        genomap_of(model, read_cells(folder), seed=decoder(model).fitted["seed"]).save(path)
     return Layout.load(path)
 
 
 def _draw(
     folder: Path,
-    model: MixedEffects,
+    model: MixedEffects | VAE,
     cells: Reading,
     to: Sequence[str],
     path: Path,

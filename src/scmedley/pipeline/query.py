@@ -14,9 +14,10 @@ from scmedley import io, keys
 from scmedley.data.design import Design, as_categories
 from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyWarning, listed
+from scmedley.interpret.check import decoder
 from scmedley.keys import ValueKind
-from scmedley.models import MixedEffects
-from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
+from scmedley.models import VAE, MixedEffects
+from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
 from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.runs.read import read_model
 
@@ -51,13 +52,12 @@ def embed(
     reading = model.read(adata, values=values)
     if unknown == "adapt":
         Design.of(reading.obs, model.batch_key)  # raises for cells without a batch
-    has_reference = model.fixed is not None and model.fixed.reference is not None
-    drawn = io.replacing(page) if has_reference and _can_draw() else nullcontext()
+    drawn = io.replacing(page) if _reference(model) is not None and _can_draw() else nullcontext()
     note = note_of(model, reading.obs, unknown)
     with drawn as page_file, io.with_results(adata, out) as said:
         if unknown == "adapt":
             unknown = "error"
-            if (model.decoder.design.codes(reading.obs) < 0).any():
+            if (decoder(model).design.codes(reading.obs) < 0).any():
                 model = adapted(model, reading)
         model.embed(adata, unknown=unknown, reading=reading)
         table = transferred(model, reading)
@@ -79,7 +79,7 @@ def embed(
     return [*lines, "", *summary, no_page if page_file is None else f"Page: {page.resolve()}"]
 
 
-def adapted(model: MixedEffects, reading: Reading) -> MixedEffects:
+def adapted(model: MixedEffects | VAE, reading: Reading) -> MixedEffects | VAE:
     """Return the model with the effects of batches that are new to it, learnt from similar numbers of each label.
 
     From all cells, a large group of a new type would pass for the effect of its batch. The cells of each batch
@@ -99,11 +99,11 @@ def adapted(model: MixedEffects, reading: Reading) -> MixedEffects:
     return model.adapt(reading.take(np.sort(np.concatenate(chosen))))
 
 
-def transferred(model: MixedEffects, reading: Reading) -> pd.DataFrame:
+def transferred(model: MixedEffects | VAE, reading: Reading) -> pd.DataFrame:
     """Return the table of ``model.transfer``, or an empty one and a warning if the model has no reference."""
-    if model.fixed is not None and model.fixed.reference is not None:
+    if _reference(model) is not None:
         return model.transfer(reading)
-    if model.fixed is None:
+    if isinstance(model, MixedEffects) and model.fixed is None:
         reason = f"obsm[{model.fixed_key!r}] replaces the fixed-effects network, which reads new cells. Fit without it."
     else:
         reason = "the run is of a version that did not keep reference cells. Fit it again."
@@ -111,7 +111,7 @@ def transferred(model: MixedEffects, reading: Reading) -> pd.DataFrame:
     return pd.DataFrame(index=reading.obs.index)
 
 
-def batches(obs: pd.DataFrame, model: MixedEffects) -> pd.Series[str]:
+def batches(obs: pd.DataFrame, model: MixedEffects | VAE) -> pd.Series[str]:
     """Return the batch of each cell as the model names it; all are of one batch if the column is missing."""
     if model.batch_key not in obs:
         return pd.Series("no batch column", index=obs.index)
@@ -120,9 +120,9 @@ def batches(obs: pd.DataFrame, model: MixedEffects) -> pd.Series[str]:
     return pd.Series(names[found.codes], index=obs.index)
 
 
-def note_of(model: MixedEffects, obs: pd.DataFrame, unknown: str) -> str:
+def note_of(model: MixedEffects | VAE, obs: pd.DataFrame, unknown: str) -> str:
     """Return how the cells of batches that the model does not know were read; empty if it knows all."""
-    new = sorted(set(batches(obs, model)[model.decoder.design.codes(obs) < 0]))
+    new = sorted(set(batches(obs, model)[decoder(model).design.codes(obs) < 0]))
     if not new:
         return ""
     which = f"{'Batch' if len(new) == 1 else 'Batches'} unknown to the model: {listed(new, 3)}."
@@ -210,6 +210,12 @@ def advice(table: pd.DataFrame, by_batch: pd.DataFrame) -> str:
 
 def _unassigned(row: pd.Series[int]) -> str:
     return f", {row['unassigned']:,} unassigned" if "unassigned" in row else ""
+
+
+def _reference(model: MixedEffects | VAE) -> Reference | None:
+    """Return the training cells that new cells are compared with, if there are any."""
+    network = model if isinstance(model, VAE) else model.fixed
+    return None if network is None else network.reference
 
 
 def _can_draw() -> bool:

@@ -22,16 +22,17 @@ from scmedley.data.design import Design
 from scmedley.data.evidence import Checked
 from scmedley.data.reader import Reading
 from scmedley.device import engine
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, heard
 from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.scores import scores
-from scmedley.interpret.check import counterfactual_check
+from scmedley.interpret.check import counterfactual_check, decoder
+from scmedley.interpret.collapse import diagnose
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
-from scmedley.models import MixedEffects, RandomEffects
+from scmedley.models import VAE, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
-from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, network_settings
+from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, unfitted
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.verdicts import verdicts
@@ -131,8 +132,9 @@ def run(
 
 def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
     _write_cells(this, adata)
-    reading = read_prepared(adata, this.config.batch, this.config.label, this.config.seed)
-    model = _fit(this, adata, reading)
+    new = unfitted(this.config)
+    reading = read_prepared(adata, this.config.batch, this.config.label, this.config.seed, new.reads)
+    model = _fit(this, new, adata, reading)
     if not only_fit:
         this.say(EMBEDDING)
         with this.stage("embed"):
@@ -151,12 +153,13 @@ def _write_cells(this: Work, adata: AnnData) -> None:
             this.warn(f"{CELLS}: {warning}")
 
 
-def embed_all(adata: AnnData, model: MixedEffects, config: RunConfig, reading: Reading) -> None:
-    """Store both embeddings, the principal components, their UMAPs, the settings and versions."""
+def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, reading: Reading) -> None:
+    """Store all embeddings, the principal components, their UMAPs, the settings and versions."""
     model.embed(adata, reading=reading)
-    adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
+    if isinstance(model, MixedEffects):
+        adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     pca(adata, seed=config.seed)
-    for basis in (keys.FIXED, keys.RANDOM, keys.PCA):
+    for basis in keys.MAPS_OF[config.model]:
         umap(adata, basis, seed=config.seed)
     adata.uns[keys.UNS] = {
         **adata.uns[keys.UNS],
@@ -181,7 +184,7 @@ def evaluate(out: Path, *, say: Say = print) -> Record:
         adata, model = read_cells(out), read_model(out)
         this = Work(out, config, record, say, seconds=dict(record.get("seconds", {})))
         reading = model.read(adata)
-        if not {keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA} <= set(adata.obsm):
+        if not set(_scored(config)) <= set(adata.obsm):
             check_extra(maps=True)
             say(EMBEDDING)
             embed_all(adata, model, config, reading)
@@ -270,18 +273,15 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
     return checked
 
 
-def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
-    """Fit both networks and the null of the random effects; write the model and the history."""
+def _scored(config: RunConfig) -> list[str]:
+    """Return the embeddings that are scored by the batches of the run."""
+    shown = keys.MAPS_OF[config.model]
+    return [keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA] if config.model == "mixed" else [*shown]
+
+
+def _fit(this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading) -> MixedEffects | VAE:
+    """Fit all networks and the null of the random effects; write the model and the history."""
     config, out = this.config, this.folder
-    fixed, random = network_settings(config)
-    model = MixedEffects(
-        config.batch,
-        config.label if config.learn_labels else None,
-        preset=config.preset,
-        fixed=config.fixed,
-        fixed_settings=fixed,
-        random_settings=random,
-    )
     how: dict[str, Any] = {
         "seed": config.seed,
         "threads": config.threads,
@@ -289,19 +289,28 @@ def _fit(this: Work, adata: AnnData, reading: Reading) -> MixedEffects:
         "device": config.device,
         "progress": this.progress,
     }
-    this.say(f"Fitting {' and '.join(model.networks())} effects to {adata.n_obs} cells")
-    with this.stage("fit"):
-        model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS, **how)
+    parts: dict[str, Model[Any]] = {"vae": model} if isinstance(model, VAE) else model.networks()
+    what = "a VAE" if isinstance(model, VAE) else f"{' and '.join(parts)} effects"
+    this.say(f"Fitting {what} to {adata.n_obs} cells")
+    with this.stage("fit"), heard(this.warn):
+        if isinstance(model, VAE):
+            (out / run_folder.CHECKPOINTS).mkdir(exist_ok=True)
+            model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS / "vae.safetensors", **how)
+        else:
+            model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS, **how)
         model.save(out / MODEL)
-    history, networks = model.history, {n: m.fitted for n, m in model.networks().items()}
-    if config.null:
+    history, networks = model.history, {n: m.fitted for n, m in parts.items()}
+    if isinstance(model, VAE):
+        history = history.assign(network="vae")
+    elif config.null:
         this.say("Fitting random effects to permuted batches (the null)")
         with this.stage("fit null"):
-            null = _fit_null(adata, reading, RandomEffects(keys.PERMUTED, settings=random), this, how)
+            unfitted_null = RandomEffects(keys.PERMUTED, settings=model.random.settings)
+            null = _fit_null(adata, reading, unfitted_null, this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)
-    if model.decoder.calibration is None:
+    if decoder(model).has_effects and decoder(model).calibration is None:
         this.warn(
             "Intervals of shifts are not calibrated: too few validation cells have a label that several batches share."
         )
@@ -338,23 +347,22 @@ def _fit_null(
     return null
 
 
-def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading) -> None:
+def _evaluate(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Reading) -> None:
     """Write the tables; add verdicts and findings to the record."""
     config, out = this.config, this.folder
-    for name in ("verdicts", "findings", "intervals"):  # of earlier scores
+    for name in ("verdicts", "findings", "intervals", "collapse"):  # of earlier scores
         this.record.pop(name, None)
     this.record.write("fitted")
     with this.stage("evaluate"):
         this.say("Scoring the embeddings on held-out cells")
-        shown = [keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA]
-        tables = [scores(adata, shown, config.batch, config.label, seed=config.seed)]
+        tables = [scores(adata, _scored(config), config.batch, config.label, seed=config.seed)]
         if nulls := [key for key in (keys.NULL, keys.NULL_MASKED) if key in adata.obsm]:
             tables.append(scores(adata, nulls, keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
         labels = None
         if config.label is not None:
-            labels = label_accuracy(adata, [keys.FIXED, keys.PCA], config.label)
+            labels = label_accuracy(adata, [keys.MAPS_OF[config.model][0], keys.PCA], config.label)
             io.write_csv(labels, out / LABELS)
         this.say("Computing the gene shifts of each batch")
         shifts = gene_shifts(model, reading, config.label, draws=config.draws, seed=config.seed)
@@ -363,18 +371,24 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects, reading: Reading)
         check = counterfactual_check(model, reading, config.label, seed=config.seed)
         io.write_csv(check, out / CHECK)
         this.record["intervals"] = _intervals(model, reading, config)
-        if len(model.decoder.genes) <= MOST_GENES:
+        if len(decoder(model).genes) <= MOST_GENES:
             genomap_of(model, reading, seed=config.seed).save(out / GENOMAP)
-    about = this.record | {"hides_batch": model.random.settings.masked_share > 0}
+        if isinstance(model, VAE):
+            found = diagnose(model, reading, seed=config.seed)
+            this.record["collapse"] = found.described()
+    about = dict(this.record)
+    if isinstance(model, MixedEffects):
+        about["hides_batch"] = model.random.settings.masked_share > 0
     this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about, labels)]
     this.record["findings"] = findings(table, shifts, check, about)
 
 
-def _intervals(model: MixedEffects, reading: Reading, config: RunConfig) -> dict[str, float]:
+def _intervals(model: MixedEffects | VAE, reading: Reading, config: RunConfig) -> dict[str, float]:
     """Return the factor of the intervals and their coverage on held-out cells; empty if not calibrated."""
-    if model.decoder.calibration is None:
+    calibration = decoder(model).calibration
+    if calibration is None:
         return {}
-    found = {"factor": model.decoder.calibration.factor}
+    found = {"factor": calibration.factor}
     shares = interval_coverage(model, reading, config.label, seed=config.seed)
     for name, share in zip(("coverage", "coverage_largest"), shares, strict=True):
         if np.isfinite(share):

@@ -25,7 +25,7 @@ Can the counterfactuals be trusted? By the verdict of :func:`scmedley.interpret.
 training means predicts it better, and does not agree at all if that is far better.
 
 No mark is better than weak if some batches share no label (``comparable`` of the record is false), or if
-training of the fixed-effects network (with a given embedding, of the random-effects network) was interrupted.
+training of the judged network (with a given embedding, of the random-effects network) was interrupted.
 """
 
 import math
@@ -68,15 +68,19 @@ def verdicts(
 
     ``labels`` is the table of :func:`scmedley.evaluate.label_accuracy`.
     """
-    networks, given = record.get("networks", {}), record.get("config", {}).get("fixed")
-    cut = networks.get("random" if given else "fixed", {}).get("stopped") == "interrupted"
+    config, networks = record.get("config", {}), record.get("networks", {})
+    given, model = config.get("fixed"), config.get("model", "mixed")
+    judged = keys.MAPS_OF[model][0]
+    trained = "vae" if model == "vae" else "random" if given else "fixed"
+    cut = networks.get(trained, {}).get("stopped") == "interrupted"
+    name = "VAE" if model == "vae" else "fixed-effects"
     capped = cut or not record.get("comparable", True)
     suffix = "; training was interrupted." if cut else "."
     return [
         Verdict(question, "weak" if capped and mark == "good" else mark, words + suffix, _known(numbers))
         for question, (mark, words, numbers) in (
-            (f"Is the batch out of {given or 'the fixed-effects embedding'}?", _batch(scores)),
-            ("Are the labels kept?", _labels(scores, labels)),
+            (f"Is the batch out of {given or f'the {name} embedding'}?", _batch(scores, judged)),
+            ("Are the labels kept?", _labels(scores, judged, labels)),
             ("Can the counterfactuals (what-if) be trusted?", _trust(summarise(check))),
         )
     ]
@@ -133,8 +137,8 @@ def two_errors(one: pd.Series, other: pd.Series) -> float:
     return 2 * float(np.hypot(one.se, other.se))
 
 
-def _batch(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
-    fixed, pca = leaks_of(scores, keys.FIXED), leaks_of(scores, keys.PCA)
+def _batch(scores: pd.DataFrame, judged: str) -> tuple[Mark, str, dict[str, float]]:
+    fixed, pca = leaks_of(scores, judged), leaks_of(scores, keys.PCA)
     if not (fixed and pca):
         return "unknown", "Not measured: no label has enough held-out and other cells in two batches", {}
     worst, best = fixed[worst_of(fixed)], pca[worst_of(pca)]
@@ -156,8 +160,10 @@ def _batch(scores: pd.DataFrame) -> tuple[Mark, str, dict[str, float]]:
     return mark, words, numbers | {f"PCA, {probe} probe": row.value for probe, row in pca.items()}
 
 
-def _labels(scores: pd.DataFrame, labels: pd.DataFrame | None) -> tuple[Mark, str, dict[str, float]]:
-    fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (keys.FIXED, keys.PCA))
+def _labels(
+    scores: pd.DataFrame, judged: str, labels: pd.DataFrame | None
+) -> tuple[Mark, str, dict[str, float]]:
+    fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (judged, keys.PCA))
     if fixed is None or pca is None:
         return "unknown", "Not measured: there are no labels", {}
     if fixed.null > ONE_LABEL:
@@ -174,7 +180,7 @@ def _labels(scores: pd.DataFrame, labels: pd.DataFrame | None) -> tuple[Mark, st
         "PCA": pca.value,
         "error of the difference": error,
     }
-    counted = None if labels is None else side_by_side(labels)
+    counted = None if labels is None else side_by_side(labels, judged)
     if mark == "unknown" or counted is None or len(counted) < 2:
         return mark, words, numbers
     by_label = mark_by_label(counted)
@@ -194,13 +200,13 @@ def _labels(scores: pd.DataFrame, labels: pd.DataFrame | None) -> tuple[Mark, st
     return mark, words, numbers | {"mean over labels": means.fixed, "mean over labels, PCA": means.pca}
 
 
-def side_by_side(labels: pd.DataFrame) -> pd.DataFrame:
+def side_by_side(labels: pd.DataFrame, judged: str) -> pd.DataFrame:
     """Return one row for each label that counts in the mean: accuracies and numbers of cells.
 
     Labels that are mostly not found come first, then those that lose most against PCA.
     """
     own = labels[labels.n_test >= LEAST_HELD_OUT].set_index("label")
-    fixed, pca = (own[own.embedding == key] for key in (keys.FIXED, keys.PCA))
+    fixed, pca = (own[own.embedding == key] for key in (judged, keys.PCA))
     table = pd.DataFrame(
         {
             "fixed": fixed.accuracy,

@@ -66,7 +66,7 @@ def donor_map(
     from scmedley.pl._labels import place_labels
 
     places = batch_effects(model)
-    values = _values(model.batch_key, list(places["batch"]), adata, color)
+    values = _values(model.batch_key or "", list(places["batch"]), adata, color)
     if ax is None:
         side = 4.6 if len(places) <= 30 else 6.5 if len(places) <= 60 else 10.0
         figure: Figure = NotebookFigure(figsize=(side + (1.4 if color else 0), side), layout="constrained")

@@ -5,5 +5,14 @@ from scmedley.pp.counts import prepare
 from scmedley.pp.exploration import Exploration, explore
 from scmedley.pp.maps import pca
 from scmedley.pp.nulls import permute_batches
+from scmedley.pp.pearson import pearson_residuals
 
-__all__ = ["Exploration", "explore", "log_normalised", "pca", "permute_batches", "prepare"]
+__all__ = [
+    "Exploration",
+    "explore",
+    "log_normalised",
+    "pca",
+    "pearson_residuals",
+    "permute_batches",
+    "prepare",
+]

@@ -23,7 +23,7 @@ FEW_CELLS = 20  # smaller batches get a warning, and genes are not ranked within
 
 
 def check(
-    adata: AnnData, batch_key: str, label_key: str | None = None, values: ValueKind = "auto"
+    adata: AnnData, batch_key: str | None, label_key: str | None = None, values: ValueKind = "auto"
 ) -> Checked:
     """Check whether ``adata`` can be used, and how. Nothing is changed or copied; backed files work.
 
@@ -32,7 +32,7 @@ def check(
     adata
         Cells x genes.
     batch_key
-        ``obs`` column of the batches (donors, samples, protocols).
+        ``obs`` column of the batches (donors, samples, protocols); ``None``: there are none.
     label_key
         ``obs`` column of the cell types, if there is one.
     values
@@ -49,7 +49,7 @@ def check(
             f"The data is empty: {adata.n_obs} cells and {adata.n_vars} genes. Check the step that wrote it."
         )
     check_unique(adata.var_names)
-    batch = _batches(adata, batch_key)
+    batch = None if batch_key is None else _batches(adata, batch_key)
     if label_key is not None and label_key == batch_key:
         raise ScmedleyError(
             f"Batch and label are the same column, obs[{batch_key!r}]. The label is the cell type or another property "
@@ -63,7 +63,8 @@ def check(
         warnings.append(
             f"{n_duplicate:,} cell names are duplicates (the first: {first!r}). Preparation adds a number to them."
         )
-    warnings += oddly_named(adata.obs[batch_key], "batch") + _batch_warnings(batch, batch_key)
+    if batch is not None and batch_key is not None:
+        warnings += oddly_named(adata.obs[batch_key], "batch") + _batch_warnings(batch, batch_key)
     if label_key is not None:
         warnings += _label_warnings(adata, batch, label_key)
     return replace(found, warnings=warnings)
@@ -141,7 +142,7 @@ def _no_measurements(values: "pd.Series[Any]", what: str, meant: str) -> "pd.Ser
     return values
 
 
-def _label_warnings(adata: AnnData, batch: pd.Categorical, key: str) -> list[str]:
+def _label_warnings(adata: AnnData, batch: pd.Categorical | None, key: str) -> list[str]:
     warnings = []
     values = column(adata, key, "label")
     label = as_categories(_no_measurements(values, "label", "type"))
@@ -164,6 +165,8 @@ def _label_warnings(adata: AnnData, batch: pd.Categorical, key: str) -> list[str
         )
     if len(label.categories) == 1:
         warnings.append(f"All labelled cells are {label.categories[0]!r}, so scores by label mean nothing.")
+    if batch is None:
+        return warnings
     found = overlap(pd.Series(batch), pd.Series(label))
     if found.verdict != "identifiable":
         warnings.append(f"Batches and labels are {found.verdict}. {found.words}")

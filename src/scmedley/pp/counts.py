@@ -1,7 +1,7 @@
-"""Preparation of counts for the models: filters, log1p CP10k."""
+"""Preparation of counts for the models: filters, log1p CP10k, choice of genes."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from scmedley.data.inplace import become, ensure_not_view, subset
 from scmedley.data.matrix import COUNTS_LAYER, counted, normalised
 from scmedley.data.reader import NEGATIVE
 from scmedley.errors import ScmedleyError, check_seed, listed
-from scmedley.keys import ValueKind
+from scmedley.keys import Method, ValueKind
 from scmedley.pp.checks import check
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
@@ -27,7 +27,7 @@ DEEPER = 3  # ratio of the batches' median counts per cell that gives a warning
 
 def prepare(
     adata: AnnData,
-    batch_key: str,
+    batch_key: str | None,
     *,
     label_key: str | None = None,
     n_top_genes: int = 3000,
@@ -35,6 +35,7 @@ def prepare(
     min_cells: int = 3,
     values: ValueKind = "auto",
     seed: int = 0,
+    method: Method = "log1p",
 ) -> Checked:
     """Check, filter, normalise and split ``adata`` in place, and flag its highly variable genes.
 
@@ -53,7 +54,8 @@ def prepare(
         Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X``, ``raw`` or
         another layer; :func:`scmedley.data.matrix.find_values` finds which to use.
     batch_key, label_key
-        ``obs`` columns; they become categorical, without unused categories.
+        ``obs`` columns; they become categorical, without unused categories. Without batches (``None``), only
+        a model without them can be fitted: :class:`scmedley.VAE`.
     n_top_genes
         Highly variable genes to flag in ``var["highly_variable"]``; all genes if there are not more.
     min_genes
@@ -65,6 +67,12 @@ def prepare(
         ``"log2"`` or ``"log10"`` (of counts per total, plus 1).
     seed
         Random seed of the split.
+    method
+        ``"log1p"``: as above. ``"pearson"``: genes are those whose analytic Pearson residuals vary most
+        (Lause et al. 2021); models with ``scale="pearson"`` compute the residuals of each minibatch from the
+        counts, and :func:`scmedley.pp.pearson_residuals` returns them: a matrix of them, which is dense, is never
+        stored. ``"counts"``: genes are those of ``"log1p"``, and no normalised layer is stored, for models of
+        counts; new totals of the cells are those over the genes that are left. The last two need counts.
 
     Returns
     -------
@@ -75,15 +83,20 @@ def prepare(
     ------
     ScmedleyError
         As :func:`scmedley.pp.checks.check`; scaled or centred data; nothing left after the filters; fewer
-        than two batches left; all cells identical; a backed file; a setting out of range. Errors that are
-        found after the filters leave ``adata`` filtered.
+        than two batches left; all cells identical; a backed file; a setting out of range; a method that needs
+        counts, and there are none. Errors that are found after the filters leave ``adata`` filtered.
     """
-    _check_settings(adata, n_top_genes, min_genes, min_cells)
+    _check_settings(adata, n_top_genes, min_genes, min_cells, method)
     check_seed(seed)
     alone, left_out = genes_alone(adata)
     checked = check(alone, batch_key, label_key, values)
     if checked.values == "other":
         raise ScmedleyError(NEGATIVE.format(where=checked.where))
+    if checked.values != "counts" and method != "log1p":
+        raise ScmedleyError(
+            f"method={method!r} needs counts, and {checked.where} holds log-normalised values. Put counts into "
+            "layers['counts'], X or raw, or use method='log1p'."
+        )
     if alone is not adata:
         become(adata, alone)
     ensure_not_view(adata)
@@ -91,7 +104,7 @@ def prepare(
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = as_categories(adata.obs[key])
     before = adata.shape
-    batches_before = adata.obs[batch_key].cat.categories
+    batches_before = None if batch_key is None else adata.obs[batch_key].cat.categories
 
     read, total_N, names = counted(adata, checked)
     n_counted = len(names)
@@ -105,15 +118,18 @@ def prepare(
 
     more += _store_layers(adata, source, total_N, checked)
     if checked.values == "counts":
-        more += _depth(total_N, adata.obs[batch_key])
+        more += [] if batch_key is None else _depth(total_N, adata.obs[batch_key])
     else:
         checked = replace(checked, reason=checked.reason + _brought(checked))
     store_split(adata, batch_key, label_key, seed)
-    select_genes(adata, batch_key, n_top_genes)
+    select_genes(adata, batch_key, n_top_genes, method)
+    if method == "counts":
+        del adata.layers[keys.LOGNORM]
     adata.uns[keys.UNS] = {
         **_ours(adata),
         "label_key": label_key or "",
         "prepare": {
+            "method": method,
             "cells_before": before[0],
             "cells_after": adata.n_obs,
             "genes_before": before[1],
@@ -189,7 +205,7 @@ def _ours(adata: AnnData) -> dict[str, Any]:
     return dict(kept) if isinstance(kept, dict) else {}
 
 
-def _check_settings(adata: Any, n_top_genes: int, min_genes: int, min_cells: int) -> None:
+def _check_settings(adata: Any, n_top_genes: int, min_genes: int, min_cells: int, method: str) -> None:
     if not isinstance(adata, AnnData):
         raise ScmedleyError(
             f"prepare takes an AnnData, not a {type(adata).__name__}. Convert a table with AnnData(table)."
@@ -198,6 +214,8 @@ def _check_settings(adata: Any, n_top_genes: int, min_genes: int, min_cells: int
         raise ScmedleyError(
             f"{adata.filename} is a backed file. Load it with adata = adata.to_memory() first."
         )
+    if method not in get_args(Method):
+        raise ScmedleyError(f"method={method!r} must be one of {list(get_args(Method))}.")
     for name, value, least in (
         ("n_top_genes", n_top_genes, 1),
         ("min_genes", min_genes, 0),
@@ -240,11 +258,16 @@ def _subset(adata: AnnData, source: Matrix, where: str, cells: np.ndarray, genes
 
 
 def _check_filtered(
-    adata: AnnData, x: csr_matrix | np.ndarray, batch_key: str, batches_before: pd.Index, min_genes: int
+    adata: AnnData,
+    x: csr_matrix | np.ndarray,
+    batch_key: str | None,
+    batches_before: pd.Index | None,
+    min_genes: int,
 ) -> list[str]:
-    batches = adata.obs[batch_key].cat.categories
-    lost = [str(name) for name in batches_before if name not in batches]
-    if len(batches) < 2:
+    lost, batches = [], None if batch_key is None else adata.obs[batch_key].cat.categories
+    if batches is not None and batches_before is not None:
+        lost = [str(name) for name in batches_before if name not in batches]
+    if batches is not None and len(batches) < 2:
         raise ScmedleyError(
             f"Only batch {batches[0]!r} has cells with {min_genes} genes or more; two batches are needed. "
             f"Lower min_genes, or check the cells of {listed(lost)}."

@@ -1,4 +1,7 @@
-"""Highly variable genes (scanpy's), chosen on the training cells."""
+"""Highly variable genes (scanpy's), chosen on the training cells.
+
+Shapes: N cells, G genes.
+"""
 
 import warnings
 from typing import Any
@@ -10,10 +13,11 @@ from anndata import AnnData
 from scmedley import keys
 from scmedley.device import threads_kept
 from scmedley.errors import ScmedleyError
+from scmedley.keys import Method
 from scmedley.pp.checks import FEW_CELLS
 
 
-def select_genes(adata: AnnData, batch_key: str, n_top_genes: int) -> None:
+def select_genes(adata: AnnData, batch_key: str | None, n_top_genes: int, method: Method = "log1p") -> None:
     """Flag the genes that vary most within the batches of the training cells, in ``var["highly_variable"]``.
 
     Parameters
@@ -21,10 +25,13 @@ def select_genes(adata: AnnData, batch_key: str, n_top_genes: int) -> None:
     adata
         Prepared cells: ``layers["log1p_cp10k"]``, ``obs["scmedley_split"]``.
     batch_key
-        ``obs`` column of the batches. Genes are ranked within each (scanpy's "seurat" dispersions); small
-        batches are pooled.
+        ``obs`` column of the batches. Genes are ranked within each; small batches are pooled. ``None``: all cells
+        are one batch.
     n_top_genes
         Number of genes to flag; all if there are not more.
+    method
+        ``"pearson"``: rank genes by the variance of the Pearson residuals of ``layers["counts"]``
+        (``scanpy.experimental``). Otherwise by scanpy's "seurat" dispersions of the normalised values.
 
     Raises
     ------
@@ -32,23 +39,26 @@ def select_genes(adata: AnnData, batch_key: str, n_top_genes: int) -> None:
         No training cells, or no gene varies between them.
     """
     train = (adata.obs[keys.SPLIT] == "train").to_numpy()
-    adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train)
+    adata.var[keys.HVG] = _highly_variable(adata, batch_key, n_top_genes, train, method)
 
 
-def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np.ndarray) -> np.ndarray:
+def _highly_variable(
+    adata: AnnData, batch_key: str | None, n_top_genes: int, train: np.ndarray, method: Method
+) -> np.ndarray:
     if adata.n_vars <= n_top_genes:
         return np.ones(adata.n_vars, dtype=bool)
     if not train.any():
         raise ScmedleyError(
             f"obs[{keys.SPLIT!r}] has no training cell left, so no genes can be chosen. Delete this column."
         )
-    x = adata.layers[keys.LOGNORM]
-    groups = _groups(adata.obs[batch_key][train])
+    x = adata.layers[keys.COUNTS if method == "pearson" else keys.LOGNORM]
+    all_N = pd.Series(0, adata.obs_names, dtype="category")
+    groups = _groups((all_N if batch_key is None else adata.obs[batch_key])[train])
     cells = AnnData(
         x if train.all() else x[train], obs=pd.DataFrame({"group": groups}, index=groups.index.astype(str))
     )
     for batch in ("group", None):
-        flags = _scanpy_flags(cells, n_top_genes, batch)
+        flags = _scanpy_flags(cells, n_top_genes, batch, method)
         if flags is not None:
             return flags
     raise ScmedleyError(
@@ -56,9 +66,18 @@ def _highly_variable(adata: AnnData, batch_key: str, n_top_genes: int, train: np
     )
 
 
-def _scanpy_flags(cells: AnnData, n_top_genes: int, batch_key: str | None) -> np.ndarray | None:
+def _scanpy_flags(
+    cells: AnnData, n_top_genes: int, batch_key: str | None, method: Method
+) -> np.ndarray | None:
     """Return scanpy's flags; None if it cannot rank the genes because none varies in some group."""
     import scanpy as sc
+
+    if method == "pearson":
+        with threads_kept():
+            found = sc.experimental.pp.highly_variable_genes(
+                cells, n_top_genes=n_top_genes, batch_key=batch_key, inplace=False
+            )
+        return np.asarray(found[keys.HVG], dtype=bool)
 
     with warnings.catch_warnings(), threads_kept():
         # scanpy warns if some genes are constant within a batch; the others are still ranked.

@@ -22,6 +22,10 @@ def pca(adata: AnnData, n_components: int = 50, seed: int = 0) -> None:
     """
     from sklearn.decomposition import PCA
 
+    if keys.LOGNORM not in adata.layers:
+        raise ScmedleyError(
+            f"Principal components need layers[{keys.LOGNORM!r}]. Run sm.pp.prepare with method='log1p' or 'pearson'."
+        )
     x_NG = adata.layers[keys.LOGNORM][:, np.flatnonzero(adata.var[keys.HVG])]
     train = np.flatnonzero(adata.obs[keys.SPLIT] == "train")
     if x_NG.shape[1] == 1:  # a single gene is its own component

@@ -10,7 +10,7 @@ from scmedley.pp.split import check_split, store_split
 
 
 def read_prepared(
-    adata: Cells, batch_key: str, label_key: str | None, seed: int, kind: Reads = "log1p"
+    adata: Cells, batch_key: str | None, label_key: str | None, seed: int, kind: Reads = "log1p"
 ) -> Reading:
     """Read prepared cells for a fit; store a split in ``obs`` if there is none, and learn genes and scale.
 
@@ -29,12 +29,12 @@ def read_prepared(
             raise ScmedleyError(
                 f"obs of this reading has no {keys.SPLIT!r}. Pass prepared cells with a split."
             )
-    elif keys.LOGNORM not in adata.layers or keys.HVG not in adata.var:
+    elif keys.HVG not in adata.var or not {keys.LOGNORM, keys.COUNTS} & set(adata.layers):
         raise ScmedleyError(
             f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
             f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
         )
-    if Design.of(adata.obs, batch_key).n_batches < 2:
+    if batch_key is not None and Design.of(adata.obs, batch_key).n_batches < 2:
         raise ScmedleyError(
             f"obs[{batch_key!r}] has only one batch. Two or more are needed; choose another column."
         )

@@ -96,7 +96,7 @@ def checked(batch_N: Codes, label_N: Codes | None) -> tuple[Codes, Codes]:
     return batch_N, label_N
 
 
-def store_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int) -> None:
+def store_split(adata: AnnData, batch_key: str | None, label_key: str | None, seed: int) -> None:
     """Store a split of the cells in ``obs["scmedley_split"]``, unless that column exists.
 
     Raises
@@ -112,7 +112,10 @@ def store_split(adata: AnnData, batch_key: str, label_key: str | None, seed: int
                 f"{without[0]!r}). Fill it in, or delete this column to split all cells again."
             )
         return
-    batch = as_categories(column(adata, batch_key, "batch")).codes
+    if batch_key is None:
+        batch = np.zeros(adata.n_obs, np.int64)
+    else:
+        batch = as_categories(column(adata, batch_key, "batch")).codes
     label = None if label_key is None else as_categories(column(adata, label_key, "label")).codes
     adata.obs[keys.SPLIT] = pd.Categorical(split(batch, label, seed=seed), categories=PARTS)
 

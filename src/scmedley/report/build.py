@@ -64,6 +64,7 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "shifts": sections.shifts(run),
             "check": sections.check(run),
             "training": figures.training(run),
+            "collapse": sections.collapse(run),
             "provenance": sections.provenance(run),
             "given": run.given,
             "preset": run.config.get("preset", "default"),

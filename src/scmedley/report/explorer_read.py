@@ -78,7 +78,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         missing += without
         if pairs is not None:
             held_out = held_out_U[pairs[:, 0] * len(batches) + pairs[:, 1]]
-    missing += [f"No map of {run.name(key)}." for key in keys.MAPS if key not in run.maps]
+    missing += [f"No map of {run.name(key)}." for key in run.shown if key not in run.maps]
     columns, without = _columns(run)
     names = run.obs.index.astype(str)
     cells = Cells(

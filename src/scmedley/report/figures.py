@@ -75,7 +75,7 @@ def maps(run: Run) -> list[dict[str, Any]]:
         if column is not None:
             codes, names = levels(column)
             numbered = kind == "label" and len(names) <= NUMBERED
-            for key in keys.MAPS:
+            for key in run.shown:
                 row["panels"].append(_map(run, key, codes, names, kind, numbered))
             sizes = pd.Series(codes).value_counts()
             row["legend"] = [

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex, to_rgb
 from numpy.typing import NDArray
 
 from scmedley import keys
-from scmedley.models import MixedEffects
+from scmedley.models import VAE, MixedEffects
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.pl._figure import NotebookFigure, png
@@ -24,7 +24,7 @@ from scmedley.pl._palette import MISSING, colours
 from scmedley.pp.maps import place
 from scmedley.report.build import render, write
 from scmedley.report.figures import Picture, as_uri, drawing
-from scmedley.runs.read import read_map
+from scmedley.runs.read import judged, read_map
 
 WARNING_COLOUR = "#e0115f"  # unassigned and novel cells
 STEPS = 50  # of the colour scale of novelty
@@ -33,7 +33,7 @@ SCALE = "cividis"
 
 def write_query(
     folder: Path,
-    model: MixedEffects,
+    model: MixedEffects | VAE,
     adata: AnnData,
     table: pd.DataFrame,
     by_batch: pd.DataFrame,
@@ -63,14 +63,15 @@ def write_query(
     path
         The new file.
     """
-    assert model.fixed is not None  # the table is of its transfer
-    assert model.fixed.reference is not None
-    n_validation = len(model.fixed.reference.agreement_V)
+    network = model if isinstance(model, VAE) else model.fixed
+    assert network is not None  # the table is of its transfer
+    assert network.reference is not None
+    n_validation = len(network.reference.agreement_V)
     known = read_map(folder)
     maps: list[dict[str, Any]] = []
     if known is not None:
         with drawing():
-            xy_N2 = place(adata.obsm[keys.FIXED], *known)
+            xy_N2 = place(adata.obsm[judged(folder)], *known)
             maps = [_map(xy_N2, known[1], *one) for one in _colourings(table)]
     novel = int((table["novelty"] > MOST_NOVELTY).sum())
     far = int((table["mapping_confidence"] < LEAST_CONFIDENCE).sum())

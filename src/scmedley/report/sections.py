@@ -97,6 +97,25 @@ def data(run: Run) -> dict[str, Any]:
     return out
 
 
+def collapse(run: Run) -> dict[str, Any] | None:
+    """Return the diagnostics of collapse of a VAE; ``None`` for other models."""
+    found = run.settings.get("collapse")
+    if not found:
+        return None
+    units = found["units"]
+    rows = zip(units["kl"], units["variance"], units["active"], strict=True)
+    bounds = [found.get(name) for name in ("elbo_train", "elbo_held_out")]
+    return {
+        "sentence": found["sentence"],
+        "r2": found["r2"],
+        "gap": None if None in bounds else bounds[0] - bounds[1],
+        "units": [
+            {"number": i + 1, "kl": kl, "variance": variance, "active": active}
+            for i, (kl, variance, active) in enumerate(rows)
+        ],
+    }
+
+
 def _shade(n: int, most: int) -> int:
     """Return a shade from 0 (none) to 4, by the square root of a count: cell numbers have long tails."""
     return math.ceil(4 * math.sqrt(n / most)) if n else 0
@@ -131,13 +150,12 @@ def scores(run: Run) -> dict[str, Any] | None:
 
 
 def labels(run: Run) -> list[dict[str, Any]]:
-    """Return the accuracy of each label in fixed effects and PCA, and its numbers of cells; most lost first."""
+    """Return the accuracy of each label in our embedding and PCA, and its numbers of cells; most lost first."""
     if run.labels is None or run.labels.empty:
         return []
-    fixed, pca = (
-        run.labels[run.labels["embedding"] == key].set_index("label") for key in (keys.FIXED, keys.PCA)
-    )
-    table = fixed.assign(pca=pca["accuracy"], lost=pca["accuracy"] - fixed["accuracy"]).reset_index()
+    of_pca = run.labels["embedding"] == keys.PCA
+    ours, pca = (run.labels[rows].set_index("label") for rows in (~of_pca, of_pca))
+    table = ours.assign(pca=pca["accuracy"], lost=pca["accuracy"] - ours["accuracy"]).reset_index()
     return _records(table.sort_values("lost", ascending=False, kind="stable", na_position="last"))
 
 

@@ -20,7 +20,7 @@ from scmedley import keys
 from scmedley.data.gene_names import shown_in
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import CHECK_COLUMNS
-from scmedley.models import MixedEffects, load
+from scmedley.models import VAE, MixedEffects, load
 from scmedley.runs.folder import CELLS, CHECK, HISTORY, LABELS, MODEL, RECORD, SCORES, SHIFTS
 from scmedley.runs.record import Record
 
@@ -66,6 +66,11 @@ class Run:
     def given(self) -> str | None:
         """The obsm key of the embedding that replaces the fixed-effects network, if one was given."""
         return self.config.get("fixed") or None
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The embeddings that the page draws."""
+        return keys.MAPS_OF[self.config.get("model", "mixed")]
 
     def key(self, embedding: str) -> str:
         """Return the obsm key of an embedding as the user knows it: a given one keeps its own key."""
@@ -122,21 +127,28 @@ def read_obs(folder: Path) -> pd.DataFrame:
         return obs
 
 
+def judged(folder: Path) -> str:
+    """Return the obsm key of the embedding that a run is about: fixed effects, or the VAE."""
+    config = Record.read(folder / RECORD).get("config") or {}
+    return keys.MAPS_OF[config.get("model", "mixed")][0]
+
+
 def read_map(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Read the fixed-effects latents and the UMAP of the training cells; ``None`` if the run has no map."""
+    """Read the latents that a run is about and the UMAP of the training cells; ``None`` if it has no map."""
     if not (folder / CELLS).is_file():
         return None
+    basis = judged(folder)
     with cells_file(folder) as file:
         obsm = file.get("obsm", {})
-        if not {keys.FIXED, keys.umap(keys.FIXED)} <= set(obsm):
+        if not {basis, keys.umap(basis)} <= set(obsm):
             return None
         part = read_elem(file["obs"])[keys.SPLIT].to_numpy()
-        z_NP, xy_N2 = (np.asarray(obsm[key], dtype=np.float32) for key in (keys.FIXED, keys.umap(keys.FIXED)))
+        z_NP, xy_N2 = (np.asarray(obsm[key], dtype=np.float32) for key in (basis, keys.umap(basis)))
     drawn = (part == "train") & np.isfinite(xy_N2).all(axis=1)  # the UMAP of many cells holds a draw of them
     return (z_NP[drawn], xy_N2[drawn]) if drawn.any() else None
 
 
-def read_model(folder: Path) -> MixedEffects:
+def read_model(folder: Path) -> MixedEffects | VAE:
     """Load the model of a run."""
     Record.read(folder / RECORD)
     path = folder / MODEL
@@ -145,7 +157,7 @@ def read_model(folder: Path) -> MixedEffects:
             f"{path} is missing. Repeat the command of the run, with --overwrite if the run is finished."
         )
     model = load(path)
-    if not isinstance(model, MixedEffects):
+    if not isinstance(model, MixedEffects | VAE):
         raise ScmedleyError(f"{path} is a {type(model).__name__}, not the model of a run. Run again.")
     return model
 
@@ -195,7 +207,7 @@ def _obs_and_maps(folder: Path) -> tuple[pd.DataFrame | None, dict[str, tuple[st
     with cells_file(folder) as file:
         obs = read_elem(file["obs"])
         obsm = file.get("obsm", {})
-        for key in keys.MAPS:
+        for key in dict.fromkeys(key for shown in keys.MAPS_OF.values() for key in shown):
             found = next((name for name in (keys.umap(key), key) if name in obsm), None)
             if found is not None and isinstance(obsm[found], h5py.Dataset) and obsm[found].ndim == 2:
                 xy = np.asarray(obsm[found][:, :2], dtype=np.float32)

@@ -1,0 +1,173 @@
+"""What a fitted VAE computes from its posterior: draws, likelihood, denoised expression.
+
+Shapes: N cells, G genes, P latent dimensions, D draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from scmedley.data.design import POPULATION_MEAN
+from scmedley.data.evidence import TARGET_SUM
+from scmedley.data.reader import Cells
+from scmedley.data.resident import Minibatch
+from scmedley.device import modes, seeded
+from scmedley.errors import ScmedleyError, check_seed
+
+if TYPE_CHECKING:
+    from scmedley.models.vae import VAE
+
+OWN = "own"  # target of denoising: the batch of each cell
+CELLS = 1024  # decoded at once
+LARGEST = 4 * 1024**3  # largest denoised matrix, bytes
+
+
+def kl_of_units(mean_NP: Tensor, log_variance_NP: Tensor) -> Tensor:
+    """Return KL(q(z_p|x) || N(0, 1)) of each cell and latent dimension, in nats."""
+    return 0.5 * (mean_NP.square() + log_variance_NP.exp() - 1 - log_variance_NP)
+
+
+@modes(grad=False)
+def draws(model: VAE, adata: Cells, n_draws: int, seed: int) -> np.ndarray:
+    """Return draws of q(z|x), D x N x P."""
+    check_seed(seed)
+    _check_draws(n_draws)
+    parts = []
+    with seeded(seed):
+        for cells in minibatches(model, adata):
+            mean_NP, log_variance_NP = model.network.posterior(cells.x_NG)
+            sd_NP = (0.5 * log_variance_NP).exp()
+            parts.append(mean_NP + sd_NP * _noise((n_draws, *mean_NP.shape), mean_NP))
+    return np.asarray(torch.cat(parts, dim=1).cpu().numpy())
+
+
+@modes(grad=False)
+def log_likelihood(model: VAE, adata: Cells, n_draws: int, seed: int) -> np.ndarray:
+    """Return the importance-weighted estimate of log p(x) of each cell, in nats.
+
+    log p(x) ~ log 1/D sum_d p(x | z_d) p(z_d) / q(z_d | x), with z_d from q(z|x) (Burda et al. 2016). It rises to
+    the true value with the number of draws, and one draw gives the evidence lower bound on average. Batch effects
+    are at their posterior mean. For counts, x is the counts of the model's genes given their total; for the
+    Gaussian the scaled values, so the two cannot be compared.
+    """
+    check_seed(seed)
+    _check_draws(n_draws)
+    found = []
+    with seeded(seed):
+        for cells in minibatches(model, adata):
+            mean_NP, log_variance_NP = model.network.posterior(cells.x_NG)
+            weights = []
+            for _ in range(n_draws):
+                noise_NP = _noise(mean_NP.shape, mean_NP)
+                z_NP = mean_NP + (0.5 * log_variance_NP).exp() * noise_NP
+                prior_N = -0.5 * z_NP.square().sum(1)
+                proposal_N = -0.5 * (noise_NP.square() + log_variance_NP).sum(1)
+                weights.append(model.network.log_p(cells, z_NP) + prior_N - proposal_N)
+            found.append(torch.logsumexp(torch.stack(weights), 0) - math.log(n_draws))
+    return np.asarray(torch.cat(found).cpu().numpy())
+
+
+@modes(grad=False)
+def elbo(model: VAE, adata: Cells, seed: int) -> pd.DataFrame:
+    """Return reconstruction (log p(x | z)), KL of the latent and their difference for each cell, in nats."""
+    check_seed(seed)
+    rows = []
+    with seeded(seed):
+        for cells in minibatches(model, adata):
+            mean_NP, log_variance_NP = model.network.posterior(cells.x_NG)
+            z_NP = mean_NP + (0.5 * log_variance_NP).exp() * _noise(mean_NP.shape, mean_NP)
+            kl_N = kl_of_units(mean_NP, log_variance_NP).sum(1)
+            rows.append(torch.stack([model.network.log_p(cells, z_NP), kl_N], dim=1).cpu().numpy())
+    table = pd.DataFrame(np.concatenate(rows), index=adata.obs.index, columns=["reconstruction", "kl"])
+    return table.assign(elbo=table["reconstruction"] - table["kl"])
+
+
+@modes(grad=False)
+def denoise(
+    model: VAE, adata: Cells, *, to: str = OWN, size: float | None = None, use_counts: bool = True
+) -> AnnData:
+    """Return the expected expression of each cell, in counts (``X``, N x G).
+
+    The negative binomial is a Poisson whose rate is a gamma with mean mu. Given the count x of the cell, the mean
+    of the rate is (theta + x) mu / (theta + mu): the decoder's mean, and the cell's own count where there are
+    many. A Poisson has no such spread, so there it is mu. With zero inflation a zero may come from either part.
+    In another batch, mu is replaced by that of the batch and the factor (theta + x) / (theta + mu) stays. For the
+    Gaussian it is the decoder's mean of log1p CP10k, converted back.
+
+    ``size`` counts per cell over all genes multiply each cell by size / (its own total); for the Gaussian the
+    default is 10,000.
+    """
+    model.check_fitted()
+    if size is not None and not (size > 0 and math.isfinite(size)):
+        raise ScmedleyError(f"size={size!r} must be a number of counts per cell, above 0.")
+    if to not in (OWN, POPULATION_MEAN):
+        model.check_effects("denoise")
+    code = None if to == OWN else model.design.code(to)
+    if 4 * len(adata.obs) * len(model.genes) > LARGEST:
+        raise ScmedleyError(
+            f"{len(adata.obs):,} cells x {len(model.genes):,} genes are too many for one matrix in memory. Denoise "
+            "the cells in parts."
+        )
+    parts = []
+    for cells in minibatches(model, adata):
+        target_N = cells.b_N if code is None else torch.full_like(cells.b_N, code)
+        found_NG = _denoised(model.network, cells, target_N, use_counts)
+        if model.settings.counts:
+            assert cells.size_N is not None
+            if size is not None:
+                found_NG = found_NG * (size / cells.size_N.clamp_min(1.0))[:, None]
+            parts.append(found_NG.cpu().numpy())
+        else:
+            log1p_NG = model.scale.inverse(found_NG.cpu().numpy()).clip(0)
+            parts.append(np.expm1(log1p_NG) * np.float32((size or TARGET_SUM) / TARGET_SUM))
+    return AnnData(np.concatenate(parts), obs=adata.obs.copy(), var=model.var())
+
+
+def _denoised(network: Any, cells: Minibatch, target_N: Tensor, use_counts: bool) -> Tensor:
+    """Return expected counts at the cell's own size; for the Gaussian, the scaled mean."""
+    z_NP = network.encode(cells.x_NG, cells.b_N)
+    if cells.counts_NG is None or not network.settings.counts:
+        decoded: Tensor = network.decode(z_NP, target_N)
+        return decoded
+    x_NG = cells.counts_NG
+    size_N1 = x_NG.sum(1, keepdim=True)
+    there_NG: Tensor = size_N1 * network.rates(z_NP, target_N)
+    if not use_counts or network.settings.likelihood == "poisson":
+        return there_NG
+    here_NG = size_N1 * network.rates(z_NP, cells.b_N)
+    theta = network.theta(cells.b_N)
+    factor_NG = (theta + x_NG) / (theta + here_NG)
+    if network.settings.likelihood == "zero-inflated negative binomial":
+        # A zero is from the inflation with probability pi / P(x = 0), and then says nothing about the rate.
+        logit_NG = network.zero_logits(z_NP, cells.b_N)
+        log_zero_NG = -theta * torch.log1p(here_NG / theta)
+        inflated_NG = torch.sigmoid(logit_NG - log_zero_NG) * (x_NG == 0)
+        factor_NG = inflated_NG + (1 - inflated_NG) * factor_NG
+    denoised_NG: Tensor = there_NG * factor_NG
+    return denoised_NG
+
+
+def minibatches(model: VAE, adata: Cells) -> Iterator[Minibatch]:
+    """Yield all cells in order; those of batches that the model does not know have the population mean."""
+    model.check_fitted()
+    for reading in model.reader.blocks(adata):
+        codes = model.design.known_codes(reading.obs, POPULATION_MEAN)
+        yield from reading.resident(codes, model.scale, model.device).in_order(CELLS)
+
+
+def _noise(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return standard normal noise, the same on every device."""
+    return torch.randn(tuple(shape)).to(like.device)
+
+
+def _check_draws(n_draws: int) -> None:
+    if n_draws < 1:
+        raise ScmedleyError(f"draws is {n_draws}. Give at least 1.")
