@@ -156,6 +156,7 @@ def labels(run: Run) -> list[dict[str, Any]]:
     of_pca = run.labels["embedding"] == keys.PCA
     ours, pca = (run.labels[rows].set_index("label") for rows in (~of_pca, of_pca))
     table = ours.assign(pca=pca["accuracy"], lost=pca["accuracy"] - ours["accuracy"]).reset_index()
+    table["title"] = table["embedding"].map(run.name)
     return _records(table.sort_values("lost", ascending=False, kind="stable", na_position="last"))
 
 
