@@ -34,7 +34,7 @@ from scmedley.evaluate import novelty_auroc
 from scmedley.evaluate.calibration import calibration_bins, error_of_bins
 from scmedley.io import write_json
 from scmedley.models import reference, residuals
-from scmedley.models.transfer import distances, share_below
+from scmedley.models.transfer import mapping_confidence, n_nearest, share_below
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -176,12 +176,12 @@ def by_pca(known: Reading, query: Reading, seed: int) -> pd.DataFrame:
     p_NK = classifier.probabilities(z_NP)
     own = residuals.agreement_with_neighbours(x_MG / sd_G - fitted.inverse_transform(z_MP), z_MP)[held_out]
     found = residuals.agreement_with_neighbours(x_NG / sd_G - fitted.inverse_transform(z_NP), z_NP)
-    null = distances(z_MP[held_out], z_MP[~held_out])
+    k_N = n_nearest(classifier)[p_NK.argmax(axis=1)]
     return pd.DataFrame(
         {
             "label": np.array(classifier.names)[p_NK.argmax(axis=1)],
             "probability": p_NK.max(axis=1),
-            "mapping_confidence": 1 - share_below(null, distances(z_NP, z_MP[~held_out])),
+            "mapping_confidence": mapping_confidence(z_NP, z_MP, held_out, k_N),
             "novelty": share_below(own, found),
         },
         index=query.obs.index,

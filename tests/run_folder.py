@@ -51,6 +51,8 @@ def write(
     tables = {"history.csv": _history(rng), "scores.csv": _scores(without, rng)}
     if "labels" in without:
         label, labels = np.zeros_like(batch), ["all cells"]
+    else:
+        tables["label_accuracy.csv"] = _labels(labels, n_cells)
     tables["gene_shifts.csv"] = _shifts(batch, label, batches, labels, genes, rng)
     tables["counterfactual_check.csv"] = _check(batch, label, batches, labels, rng)
     if brief:
@@ -133,6 +135,16 @@ def _scores(without, rng) -> pd.DataFrame:
     return pd.DataFrame(
         rows, columns=["embedding", "score", "of", "value", "null", "null_sd", "null_kind", "n_cells", "se"]
     )
+
+
+def _labels(labels, n_cells) -> pd.DataFrame:
+    n = n_cells // 5 // len(labels)
+    rows = [
+        (key, name, right / n, right, 3 * n, n)
+        for key, right in ((keys.FIXED, n - 1), (keys.PCA, n - 3))
+        for name in labels
+    ]
+    return pd.DataFrame(rows, columns=["embedding", "label", "accuracy", "n_right", "n_train", "n_test"])
 
 
 def _shifts(batch, label, batches, labels, genes, rng) -> pd.DataFrame:

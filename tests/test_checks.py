@@ -132,6 +132,15 @@ def test_overlap_identifiable() -> None:
     assert found.table.loc["B"].to_dict() == {"a": 1, "b": 1, "c": 1}
 
 
+def test_a_label_of_one_batch_is_an_exception() -> None:
+    found = overlap.overlap(series(*"aabbc"), series(*"BTBTB"))
+    assert found.verdict == "identifiable"
+    assert "except" not in found.words
+    found = overlap.overlap(series(*"aabba"), series("B", "T", "B", "T", "HSPC"))
+    assert found.verdict == "identifiable"
+    assert found.words.endswith("can be compared, except for 'HSPC', which is in one batch only.")
+
+
 def test_overlap_linked_through_another_batch() -> None:
     found = overlap.overlap(series(*"abbc"), series(*"BBTT"))
     assert found.verdict == "partly identifiable"

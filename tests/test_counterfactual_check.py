@@ -252,6 +252,9 @@ def test_what_is_worse_than_the_baseline_is_not_good():
         (0.8, 0.7, 0.06): ("good", "tie"),
         (0.8, 0.9, np.nan): ("some", "worse"),  # a table of an earlier version
         (0.1, 0.9, 0.01): ("none", "worse"),
+        (0.46, 0.9, 0.01): ("some", "worse"),
+        (0.44, 0.9, 0.01): ("none", "worse"),  # less than half
+        (0.44, 0.9, 0.3): ("some", "tie"),
         (0.8, np.nan, np.nan): ("good", ""),
     }
     check = pd.DataFrame(list(rows), columns=["pearson", "additive_pearson", "gain_se"])
@@ -259,7 +262,8 @@ def test_what_is_worse_than_the_baseline_is_not_good():
         ceiling_pearson=1.0, best_wrong_pearson=0.0, slope=1.0, r2_delta=0.5, additive_r2_delta=0.5
     )
     assert list(zip(agreement(check), against_baseline(check), strict=True)) == list(rows.values())
-    assert summarise(check).against == {"better": 1, "tie": 3, "worse": 3}
+    assert summarise(check).against == {"better": 1, "tie": 4, "worse": 5}
+    assert summarise(check).n_shared == 0
 
 
 def test_a_tie_is_within_the_noise_of_the_held_out_cells():

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -458,3 +459,13 @@ def test_a_split_is_made_and_kept(prepared: AnnData) -> None:
     assert set(made) == {"train", "validation", "test"}
     FixedEffects("donor", None, small("fixed", max_epochs=1)).fit(prepared, **{**FIT, "seed": 7})
     assert prepared.obs[keys.SPLIT].equals(made)
+
+
+def test_a_log_file_gets_the_beginning_and_the_end_of_a_bar_only(capsys):
+    plan = SimpleNamespace(label="Fit", progress=True)
+    bar = loop._bar(3, plan)
+    bar.start_t = bar.last_print_t = 0.0  # long ago: a live bar would be drawn at each step
+    for _ in range(3):
+        bar.update()
+    bar.close()
+    assert len(capsys.readouterr().err.split("Fit:")) == 3  # text before the first, 0 % and 100 %

@@ -326,6 +326,7 @@ WRITTEN = (
     "null.safetensors",
     "history.csv",
     "scores.csv",
+    "label_accuracy.csv",
     "counterfactual_check.csv",
     "genomap.json",
     "versions.json",

@@ -453,7 +453,7 @@ def test_what_is_easily_misread_is_said(full_page):
         "95 % of all genes and 89 % of those 20 are inside when sampling noise is allowed for",
         "The pairs of label and batch are seen: other cells of them were in training",
         "gene shift 5–95 % observed GENE",  # as gene_shifts.csv calls it
-        "over one fit on permuted batches",
+        "permuted batches",
         "The network on permuted batches is one fit. How much its scores vary",
     ):
         assert sentence in full_page.text

@@ -55,6 +55,7 @@ def test_both_networks_come_back(fitted, prepared: AnnData, tmp_path: Path) -> N
         mixed.counterfactual(prepared, to="d1", draws=2).X,
     )
     assert loaded.history.equals(mixed.history)
+    assert loaded.calibration == mixed.calibration == mixed.decoder.calibration
     assert type(load(tmp_path / "model" / "fixed")) is MODELS["fixed"]
 
 

@@ -19,9 +19,9 @@ from scmedley.evaluate import expected_calibration_error, novelty_auroc
 from scmedley.evaluate.calibration import calibration_bins, error_of_bins
 from scmedley.io import write_h5ad
 from scmedley.models import residuals
-from scmedley.models.reference import LabelClassifier, best_temperature
+from scmedley.models.reference import WEIGHT_POWER, LabelClassifier, best_temperature
 from scmedley.models.residuals import agreement_with_neighbours, effect_of_batch, relative_to_batch
-from scmedley.models.transfer import share_below
+from scmedley.models.transfer import mapping_confidence, n_nearest, share_below
 from scmedley.pipeline.query import adapted, advice, batch_table, batches, summarised, transferred
 from scmedley.pp.maps import place
 
@@ -169,11 +169,19 @@ def test_the_classifier_is_a_logistic_regression_with_a_temperature():
     held_out = np.arange(600) % 5 == 0
     found = LabelClassifier.fit(z, code, held_out, ("a", "b", "c"), "type")
     spread = np.sqrt(z[~held_out].var(axis=0).mean())
-    expected = LogisticRegression(max_iter=1000).fit(z[~held_out] / spread, code[~held_out])
+    n = np.bincount(code[~held_out])
+    weights = dict(enumerate((n.mean() / n) ** WEIGHT_POWER))
+    expected = LogisticRegression(max_iter=1000, class_weight=weights).fit(
+        z[~held_out] / spread, code[~held_out]
+    )
+    assert found.n_train_K == tuple(n)
     plain = replace(found, temperature=1.0)
     np.testing.assert_allclose(plain.probabilities(z), expected.predict_proba(z / spread), atol=1e-6)
     two = LabelClassifier.fit(z, code % 2, held_out, ("a", "b"), "type")
-    expected = LogisticRegression(max_iter=1000).fit(z[~held_out] / spread, code[~held_out] % 2)
+    n = np.bincount(code[~held_out] % 2)
+    weights = dict(enumerate((n.mean() / n) ** WEIGHT_POWER))
+    expected = LogisticRegression(max_iter=1000, class_weight=weights)
+    expected.fit(z[~held_out] / spread, code[~held_out] % 2)
     np.testing.assert_allclose(
         replace(two, temperature=1.0).probabilities(z), expected.predict_proba(z / spread), atol=1e-6
     )
@@ -181,6 +189,23 @@ def test_the_classifier_is_a_logistic_regression_with_a_temperature():
     rare = np.where((code == 2) & ~held_out, -1, code)
     assert LabelClassifier.fit(z, rare, held_out, ("a", "b", "c"), "type").names == ("a", "b")
     assert LabelClassifier.fit(z, np.zeros(600, int), held_out, ("a",), "type") is None
+
+
+def test_cells_of_a_rare_label_have_training_cells_close_to_them():
+    """A rare label of 12 cells, far from the others: its new cells are close to it, cells of a new type are not."""
+    rng = np.random.default_rng(0)
+    code = np.repeat([0, 1], [988, 12])
+    z = rng.normal(size=(1000, 5)) * np.where(code, 0.4, 1)[:, None] + 12 * code[:, None]
+    held_out = (np.arange(1000) % 4 == 0) & (code == 0)
+    found = LabelClassifier.fit(z, code, held_out, ("frequent", "rare"), "type")
+    assert n_nearest(found).tolist() == [15, 3]
+    new = 0.4 * rng.normal(size=(40, 5)) + 12 * np.repeat([0, 1], 20)[:, None]
+    k = n_nearest(found)[found.probabilities(new).argmax(axis=1)]
+    assert (mapping_confidence(new, z, held_out, k) < 0.01).mean() < 0.2
+    assert (mapping_confidence(new[20:], z, held_out, np.full(20, 15)) < 0.01).all()
+    assert (mapping_confidence(new + 100, z, held_out, k) < 0.01).all()
+    assert n_nearest(replace(found, n_train_K=None)).tolist() == [15, 15]  # of an earlier version
+    assert n_nearest(None).tolist() == [15]
 
 
 def test_temperature_undoes_overconfidence():
@@ -238,7 +263,11 @@ def test_labels_of_test_cells_are_not_used(fitted):
 def test_a_saved_model_transfers_the_same(fitted, tmp_path):
     model, adata = fitted
     model.save(tmp_path / "model")
-    pd.testing.assert_frame_equal(sm.load(tmp_path / "model").transfer(adata), model.transfer(adata))
+    loaded = sm.load(tmp_path / "model")
+    pd.testing.assert_frame_equal(loaded.transfer(adata), model.transfer(adata))
+    sizes = adata.obs["cell_type"][adata.obs[keys.SPLIT] == "train"].value_counts()
+    n_train = dict(zip(loaded.reference.classifier.names, loaded.reference.classifier.n_train_K, strict=True))
+    assert n_train == sizes[sizes > 0].to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -356,6 +385,8 @@ def test_the_summary_says_what_to_do_next():
     assert "use obs['scmedley_assigned']" in summarised(table, batch)[-1]
     assert summarised(table, batch)[1] == "  T: 100 cells, mean probability 0.90"
     table["assigned"] = pd.Categorical([keys.UNASSIGNED] * 100)
+    assert summarised(table.assign(novelty=[1.0] * 4 + [0.5] * 96), batch)[1].endswith("(novel: 4)")
+    assert "Unknown: b." in summarised(table, batch, "Unknown: b.")
     assert "many cells are unassigned" in summarised(table, batch)[-1]
 
 
@@ -403,9 +434,14 @@ def test_embed_labels_new_cells_and_shows_them(capsys, tmp_path):
     assert (again.obs["scmedley_assigned"].astype(str) == table["assigned"].astype(str)).all()
     new.obs["batch"] = "new"
     new.write_h5ad(tmp_path / "elsewhere.h5ad")
-    arguments = ("embed", run, "--input", tmp_path / "elsewhere.h5ad", "--unknown", "adapt")
+    arguments = ("embed", run, "--input", tmp_path / "elsewhere.h5ad", "--unknown")
+    note = "The cells were read with the population mean (--unknown mean): novelty is weak there"
+    assert note in shell(*arguments, "mean", "--out", tmp_path / "mean.h5ad").out
+    assert note in (tmp_path / "mean.html").read_text(encoding="utf-8")
+    arguments = (*arguments, "adapt")
     ran = shell(*arguments, "--out", tmp_path / "adapted.h5ad")
     assert ran.code == 0
+    assert "Batch unknown to the model: 'new'. Their effects were learnt" in ran.out
     assert ran.err.count("no novelty above 0.99") == 1  # of two transfers
     assert "90 cells embedded" in ran.out
     assert np.isfinite(ad.read_h5ad(tmp_path / "adapted.h5ad").obsm[keys.RANDOM]).all()

@@ -7,18 +7,19 @@ import pandas as pd
 import pytest
 
 from scmedley import keys
+from scmedley.pipeline.checks import few_of_label
 from scmedley.pipeline.verdicts import batch_mark, label_mark, lines, verdicts
 from test_findings import NAN, table_of_check, table_of_scores
 
 
-def marks(scores=None, check=None, **record):
+def marks(scores=None, check=None, labels=None, **record):
     scores, check = (
         make() if given is None else given
         for given, make in ((scores, table_of_scores), (check, table_of_check))
     )
-    found = verdicts(scores, check, record)
+    found = verdicts(scores, check, record, labels)
     for verdict in found:
-        assert len(verdict.sentence.split()) < 25, verdict.sentence
+        assert len(verdict.sentence.split("; worst")[0].split()) <= 33, verdict.sentence
         assert verdict.sentence.endswith(".")
         assert "nan" not in verdict.sentence
     json.dumps([asdict(verdict) for verdict in found], allow_nan=False)
@@ -71,6 +72,34 @@ def test_a_good_run_and_a_failed_one():
     assert marks(check=table_of_check(pearson=0.4, null=0.0, additive=0.4))[2] == "weak"
 
 
+def table_of_labels(**right):
+    """Number of right held-out cells in the fixed effects and in PCA, and of all, by label."""
+    rows = [
+        (key, label, n / of, n, 50, of)
+        for label, (fixed, pca, of) in right.items()
+        for key, n in ((keys.FIXED, fixed), (keys.PCA, pca))
+    ]
+    return pd.DataFrame(rows, columns=["embedding", "label", "accuracy", "n_right", "n_train", "n_test"])
+
+
+def test_a_rare_label_that_is_lost_counts_and_is_named():
+    kept = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(4, 4, 5))
+    assert marks(labels=kept)[1] == "good"
+    some = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(3, 4, 5))
+    assert marks(labels=some)[1] == "weak"
+    nowhere = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(1, 1, 5))  # nor in PCA
+    labels = verdicts(table_of_scores(), table_of_check(), {}, nowhere)[1]
+    assert labels.mark == "weak"
+    assert "DC 1 of 5 (PCA 1)" in labels.sentence
+    lost = table_of_labels(T=(300, 301, 310), B=(80, 80, 85), DC=(1, 19, 20), rarest=(0, 2, 2))
+    labels = verdicts(table_of_scores(), table_of_check(), {}, lost)[1]
+    assert labels.mark == "failed"
+    assert "DC 1 of 20 (PCA 19)" in labels.sentence
+    assert "rarest" not in labels.sentence  # two held-out cells show nothing
+    assert labels.numbers["mean over labels"] == pytest.approx((300 / 310 + 80 / 85 + 1 / 20) / 3)
+    assert marks(table_of_scores(accuracy=0.1), labels=kept)[1] == "unknown"  # the rule of all cells
+
+
 def test_the_worst_probe_and_its_numbers_count():
     scores = table_of_scores(fixed=(0.01, 0.17, 0.75), pca=(0.7, 0.65, 0.6))
     batch, labels, trust = verdicts(scores, table_of_check(), {})
@@ -92,6 +121,11 @@ def test_the_worst_probe_and_its_numbers_count():
 
 def test_worse_than_the_plain_difference_is_not_good():
     assert marks(check=table_of_check(additive=0.9))[2] == "weak"
+    assert marks(check=table_of_check(pearson=0.44, null=0.0, additive=0.9))[2] == "failed"
+    assert (
+        "better in 0, tie in 0, worse in 2"
+        in verdicts(table_of_scores(), table_of_check(additive=0.9), {})[2].sentence
+    )
     assert marks(check=table_of_check(null=0.75))[2] == "failed"  # nor is what fits another batch as well
 
 
@@ -136,3 +170,12 @@ def test_lines_of_the_console():
     assert len(said) == 4
     assert lines({}) == []
     assert "\n".join(said).isascii()  # any console can print them
+
+
+def test_labels_with_few_training_cells_are_named():
+    part = ["train"] * 70 + ["test"] * 30
+    obs = pd.DataFrame({"type": ["T"] * 40 + ["DC"] * 29 + ["B"] + ["DC"] * 30, keys.SPLIT: part})
+    (warning,) = few_of_label(obs, "type")
+    assert "2 of 3 labels" in warning
+    assert "'DC (29)', 'B (1)'" in warning
+    assert few_of_label(obs[obs["type"] == "T"], "type") == []

@@ -398,6 +398,7 @@ def _print_findings(record: dict[str, Any], out: Path, quiet: bool, with_report:
     from scmedley.pipeline.verdicts import lines
 
     print("", *lines(record), "\nWhat was found", *(f"  - {s}" for s in record["findings"]), sep="\n")
+    print("\nLeakage, null and the other words are explained in the report and in docs/honest-evaluation.md.")
     print(
         f"\nReport: {(out / 'report.html').resolve()}" if with_report else f"\nScores: {out / 'scores.csv'}"
     )

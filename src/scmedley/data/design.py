@@ -85,7 +85,8 @@ class Design:
         raise ScmedleyError(
             f"The model does not know the batches of these cells: {where}. It knows {list(self.batches[:8])}"
             f"{' ...' if self.n_batches > 8 else ''}. Pass unknown='mean' (--unknown mean) to use the population mean "
-            "(no batch effect) instead, or learn their effects first with adapt() (scmedley embed --unknown adapt)."
+            "(no batch effect) instead, or learn their effects first: model.adapt(cells) in Python, and scmedley embed "
+            "--unknown adapt; other commands cannot."
         )
 
     def code(self, batch: str) -> int:

@@ -9,6 +9,7 @@ from scmedley.evaluate.calibration import expected_calibration_error, novelty_au
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.denoising import denoising, knn_smoothed, low_rank, split_counts
+from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
 from scmedley.evaluate.neighbors import Neighbors, nearest
@@ -46,6 +47,7 @@ __all__ = [
     "knn_accuracy",
     "knn_probe",
     "knn_smoothed",
+    "label_accuracy",
     "label_leak",
     "lisi",
     "logistic_probe",

@@ -86,13 +86,15 @@ def knn_accuracy(
     train, test = codes_train >= 0, codes_test >= 0
     if not (train.any() and test.any()):
         return float("nan")
-    indices_NK = nearest(z_test[test], z_train[train], k).indices_NK
-    return float(np.mean(_vote(indices_NK, codes_train[train], by_size=False) == codes_test[test]))
+    found_N = knn_probe(z_train[train], codes_train[train], z_test[test], k, by_size=False)
+    return float(np.mean(found_N == codes_test[test]))
 
 
-def knn_probe(z_train: Floats, codes_train: Codes, z_test: Floats, k: int = 15) -> Codes:
-    """Predict by a vote of the ``k`` nearest training cells, each vote divided by the size of its class."""
-    return _vote(nearest(z_test, z_train, k).indices_NK, codes_train, by_size=True)
+def knn_probe(
+    z_train: Floats, codes_train: Codes, z_test: Floats, k: int = 15, *, by_size: bool = True
+) -> Codes:
+    """Predict by a vote of the ``k`` nearest training cells, each divided by the size of its class if ``by_size``."""
+    return _vote(nearest(z_test, z_train, k).indices_NK, codes_train, by_size=by_size)
 
 
 def logistic_probe(z_train: Floats, codes_train: Codes, z_test: Floats) -> Codes:

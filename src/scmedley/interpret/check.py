@@ -36,7 +36,9 @@ BASELINE = ("better", "tie", "worse")  # than the plain difference of training m
 # with 0.2). Ceiling: pairs with a lower ceiling (a Pearson) are not judged. With batches permuted within
 # labels there is no shift to predict, and 98 % of the pairs are below it (three data sets of
 # scmedley.datasets; with 0.3, 11 to 24 % of them would be judged).
-LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.1, "ceiling": 0.5}
+# Baseline: where the plain difference of training means is better and the Pearson is below this fraction of its
+# Pearson, the prediction is of no use.
+LIMITS = {"good": 0.7, "some": 0.3, "margin": 0.1, "ceiling": 0.5, "baseline": 0.5}
 TIE = 0.02  # model and baseline tie if their Pearsons differ by at most this or by two standard errors
 GROUPS = 50  # groups of held-out cells in the jackknife for that standard error
 # A verdict on a run needs this number of judged pairs (or all pairs, if fewer) and this share of them.
@@ -157,15 +159,26 @@ def agreement(check: pd.DataFrame) -> "pd.Series[str]":
 
     The result is "good", "some" or "none" by ``LIMITS``, or "too little to judge by". It is "none" if the
     best wrong batch does nearly as well, because the prediction is then not specific to its batch. It is at
-    most "some" if the prediction is worse than the plain difference of training means.
+    most "some" if the prediction is worse than the plain difference of training means, and "none" if its Pearson
+    is then less than half of the difference's.
     """
-    reached = check["pearson"] / check["ceiling_pearson"]
-    wrong = check["best_wrong_pearson"] / check["ceiling_pearson"]  # nan if there is no third batch
-    specific = ~(reached - wrong < LIMITS["margin"])
+    reached, specific = check["pearson"] / check["ceiling_pearson"], _specific(check)
     judged = (check["ceiling_pearson"] >= LIMITS["ceiling"]) & check["pearson"].notna()
     good = (reached >= LIMITS["good"]) & (against_baseline(check) != "worse")
-    choices = [~judged, good & specific, (reached >= LIMITS["some"]) & specific]
+    some = (reached >= LIMITS["some"]) & ~_far_worse(check)
+    choices = [~judged, good & specific, some & specific]
     return pd.Series(np.select(choices, [TOO_FEW, "good", "some"], "none"), check.index, dtype=object)
+
+
+def _specific(check: pd.DataFrame) -> "pd.Series[bool]":
+    """Return which predictions are better than those for the best wrong batch; all, if there is no third batch."""
+    return ~((check["pearson"] - check["best_wrong_pearson"]) / check["ceiling_pearson"] < LIMITS["margin"])
+
+
+def _far_worse(check: pd.DataFrame) -> "pd.Series[bool]":
+    """Return which predictions are far below the plain difference of training means."""
+    below = check["pearson"] < LIMITS["baseline"] * check["additive_pearson"]
+    return below & (against_baseline(check) == "worse")
 
 
 def against_baseline(check: pd.DataFrame) -> "pd.Series[str]":
@@ -209,14 +222,13 @@ def summarise(check: pd.DataFrame) -> Summary:
     """Summarise the table of :func:`counterfactual_check`."""
     words = agreement(check)
     tally = {word: int((words == word).sum()) for word in AGREEMENT}
-    of_judged = words[(words != TOO_FEW).to_numpy()].to_numpy()
     judged = check[(words != TOO_FEW).to_numpy()]
     median = {name: None if judged[name].isna().all() else float(judged[name].median()) for name in MEDIANS}
     baseline = against_baseline(judged)
     against = {word: int((baseline == word).sum()) for word in BASELINE}
     n = len(judged)
     reached = judged["pearson"] / judged["ceiling_pearson"]
-    n_shared = int(((reached >= LIMITS["some"]) & (of_judged == "none")).sum())
+    n_shared = int(((reached >= LIMITS["some"]) & ~_specific(judged) & ~_far_worse(judged)).sum())
     verdict = "none"
     if n < max(1, min(ENOUGH["pairs"], len(check)), ENOUGH["share"] * len(check)):
         verdict = TOO_FEW

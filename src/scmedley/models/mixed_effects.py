@@ -19,6 +19,7 @@ from scmedley.keys import Reads, ValueKind
 from scmedley.models.adversarial import AdversarialSettings
 from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
+from scmedley.models.interval import Calibration
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.store import DESCRIPTION, replacing_model, write
@@ -208,6 +209,11 @@ class MixedEffects:
         your own it is the random-effects network, whose latent holds the batch.
         """
         return self.fixed if self.fixed is not None and self.fixed.has_effects else self.random
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The calibration of the intervals of the decoder; ``None`` if it was not learnt."""
+        return self.decoder.calibration
 
     def counterfactual(
         self,

@@ -26,6 +26,7 @@ POOL = 5_000  # validation and training cells among which validation cells have 
 LEAST_FOR_TEMPERATURE = 10  # held-out cells with a label; with fewer the temperature stays 1
 LEAST_PROBABILITY, MOST_NOVELTY = 0.5, 0.99  # cells beyond either are unassigned
 ARRAYS = ("z_MP", "held_out_M", "gene_sd_G", "agreement_V")  # of a reference, as they are saved
+WEIGHT_POWER = 1 / 3  # of the weights of labels in that regression
 ROUNDS = 1_000  # of the optimiser of the logistic regression
 
 
@@ -35,7 +36,9 @@ class LabelClassifier:
 
     The multinomial logistic regression (W, b) is fitted to the training cells, and the temperature (Guo et
     al. 2017) to held-out cells. It was chosen over votes of the nearest cells because it was more accurate and
-    better calibrated, most of all for batches that were not in training.
+    better calibrated, most of all for batches that were not in training. A label of n training cells has the weight
+    (mean n / n) ** ``WEIGHT_POWER``: without weights the penalty of the regression falls on rare labels most, and
+    with a power of 1 the probabilities are less well calibrated.
 
     Attributes
     ----------
@@ -47,6 +50,8 @@ class LabelClassifier:
         Above 1: the probabilities of the classifier were too extreme.
     weight_KP, bias_K
         ``None``: the model's own label head takes the place of the regression.
+    n_train_K
+        Training cells of each label; ``None`` if an earlier version saved the model.
     """
 
     label_key: str
@@ -54,6 +59,7 @@ class LabelClassifier:
     temperature: float
     weight_KP: np.ndarray | None = None
     bias_K: np.ndarray | None = None
+    n_train_K: tuple[int, ...] | None = None
 
     @classmethod
     def fit(
@@ -89,13 +95,18 @@ class LabelClassifier:
         z_MP = np.asarray(z_MP, np.float64)
         # In units of the spread, the penalty does not depend on the scale of the latents.
         spread = float(np.sqrt(z_MP[train].var(axis=0).mean())) or 1.0
-        fitted = LogisticRegression(max_iter=ROUNDS).fit(z_MP[train] / spread, code_M[train])
+        n_K = np.bincount(code_M[train])
+        weights = dict(enumerate((n_K.mean() / n_K) ** WEIGHT_POWER))
+        fitted = LogisticRegression(max_iter=ROUNDS, class_weight=weights).fit(
+            z_MP[train] / spread, code_M[train]
+        )
         weight_KP, bias_K = fitted.coef_ / spread, fitted.intercept_
         if len(seen) == 2:  # scikit-learn then has the weights of the second label alone
             weight_KP, bias_K = np.vstack([np.zeros_like(weight_KP), weight_KP]), np.append(0.0, bias_K)
         held = held_out_M & (code_M >= 0)
         temperature = best_temperature(z_MP[held] @ weight_KP.T + bias_K, code_M[held])
-        return cls(key, tuple(names[code] for code in seen), temperature, weight_KP, bias_K)
+        found = tuple(names[code] for code in seen)
+        return cls(key, found, temperature, weight_KP, bias_K, tuple(n_K.tolist()))
 
     def probabilities(self, z_NP: np.ndarray) -> np.ndarray:
         """Return the probability of each label for each latent, N x K."""
@@ -193,7 +204,9 @@ def _classifier(
     head = model.labels.codes(cells.obs)
     held = np.flatnonzero(held_out_M & (head >= 0))
     logits = log_probabilities(model, cells.take(held)) if len(held) else np.zeros((0, 1))
-    return LabelClassifier(key, model.labels.names, best_temperature(logits, head[held]))
+    n_K = np.bincount(head[~held_out_M & (head >= 0)], minlength=len(model.labels.names))
+    temperature = best_temperature(logits, head[held])
+    return LabelClassifier(key, model.labels.names, temperature, n_train_K=tuple(n_K.tolist()))
 
 
 def log_probabilities(model: Model[Any], cells: Reading) -> np.ndarray:
@@ -217,7 +230,8 @@ def described_classifier(reference: Reference | None) -> dict[str, Any] | None:
     """Return the fields of a classifier that are no arrays, to save."""
     if reference is None or reference.classifier is None:
         return None
-    return {name: getattr(reference.classifier, name) for name in ("label_key", "names", "temperature")}
+    fields = ("label_key", "names", "temperature", "n_train_K")
+    return {name: getattr(reference.classifier, name) for name in fields}
 
 
 def reference_of(arrays: dict[str, np.ndarray], about: dict[str, Any] | None) -> Reference | None:
@@ -227,7 +241,12 @@ def reference_of(arrays: dict[str, np.ndarray], about: dict[str, Any] | None) ->
     classifier = None
     if about is not None:
         weights = (arrays.get("weight_KP"), arrays.get("bias_K"))
+        n_train_K = about.get("n_train_K")  # not in models of earlier versions
         classifier = LabelClassifier(
-            about["label_key"], tuple(about["names"]), float(about["temperature"]), *weights
+            about["label_key"],
+            tuple(about["names"]),
+            float(about["temperature"]),
+            *weights,
+            None if n_train_K is None else tuple(n_train_K),
         )
     return Reference(**{name: arrays[name] for name in ARRAYS}, classifier=classifier)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from scmedley.models.base import Model
 
 NEAREST = 15  # training cells whose distance gives the mapping confidence
+# Of a rare label, at most a quarter of its training cells: the 15 nearest of a label with 10 are not its own.
+SHARE_NEAREST = 4
 LEAST_CONFIDENCE = 0.01  # cells with a lower mapping confidence are unassigned
 HELD_OUT_EVERY = 5  # every fifth cell of a reference of the user's own calibrates the probabilities
 
@@ -43,8 +45,9 @@ def transfer(
     ``label``, ``probability``: the most probable label and its calibrated probability, among the labels of the
     reference. They assume that the cell is of one of these; the next two columns say whether that is so.
     ``mapping_confidence``: the share of validation cells that are as far from their nearest training cells, or
-    farther (latents, mean of 15). Low values mean that no training cell is close. Cells without any value above 0
-    have 0: all of them have the same latent, which says nothing about them.
+    farther (latents, mean of 15, or of a quarter of the label's training cells if that is fewer). Low values mean
+    that no training cell is close. Cells without any value above 0 have 0: all of them have the same latent, which
+    says nothing about them.
     ``novelty``: the share of validation cells whose residuals agree less with those of similar cells
     (:mod:`scmedley.models.residuals`). Values near 1 mean that the cell and its neighbours among the new cells
     have expression in common that the model does not explain. In a batch that was not in training, a cell counts
@@ -82,23 +85,44 @@ def transfer(
         group_N = p_NK.argmax(axis=1)
         columns["label"] = pd.Categorical.from_codes(group_N, pd.Index(classifier.names))
         columns["probability"] = p_NK.max(axis=1)
-    distance_N, null_V = (distances(z, z_MP[~held_out_M]) for z in (z_NP, z_MP[held_out_M]))
-    columns["mapping_confidence"] = 1 - share_below(null_V, distance_N)
+    k_N = n_nearest(classifier)[group_N]
+    columns["mapping_confidence"] = mapping_confidence(z_NP, z_MP, held_out_M, k_N)
     empty_N = np.asarray(abs(reading.log1p_NG).sum(axis=1)).ravel() == 0
     columns["mapping_confidence"][empty_N] = 0
     columns["novelty"] = _novelty(model, known, reading, z_NP, group_N)
-    _warn_if_few(len(known.agreement_V), len(null_V), most_novelty)
+    _warn_if_few(len(known.agreement_V), int(held_out_M.sum()), most_novelty)
     table = pd.DataFrame(columns, index=reading.obs.index)
     if classifier is not None:
         table["assigned"] = _assigned(table, classifier.names, group_N, least_probability, most_novelty)
     return table
 
 
+def n_nearest(classifier: LabelClassifier | None) -> np.ndarray:
+    """Return for each label the number of nearest training cells that its mapping confidence looks at."""
+    if classifier is None or classifier.n_train_K is None:
+        return np.full(1 if classifier is None else len(classifier.names), NEAREST)
+    return np.asarray(np.clip(np.array(classifier.n_train_K) // SHARE_NEAREST, 1, NEAREST))
+
+
+def mapping_confidence(
+    z_NP: np.ndarray, z_MP: np.ndarray, held_out_M: np.ndarray, k_N: np.ndarray
+) -> np.ndarray:
+    """Return the share of held-out cells as far from their k nearest training cells as each new cell, or farther."""
+    distance_NK, null_VK = (distances(z, z_MP[~held_out_M]) for z in (z_NP, z_MP[held_out_M]))
+    nth_N = np.minimum(k_N, distance_NK.shape[1]) - 1
+    found_N = np.empty(len(z_NP))
+    for nth in np.unique(nth_N):
+        rows = nth_N == nth
+        found_N[rows] = 1 - share_below(null_VK[:, nth], distance_NK[rows, nth])
+    return found_N
+
+
 def distances(z_NP: np.ndarray, z_MP: np.ndarray) -> np.ndarray:
-    """Return the mean distance of each latent to its nearest training cells."""
+    """Return the mean distance of each latent to its 1, 2, ... 15 nearest training cells, N x 15."""
     one_thread_if_forked()
     index = NearestNeighbors(n_neighbors=min(NEAREST, len(z_MP))).fit(z_MP)
-    return np.asarray(index.kneighbors(z_NP)[0].mean(axis=1))
+    near_NK = index.kneighbors(z_NP)[0]
+    return np.asarray(near_NK.cumsum(axis=1) / np.arange(1, near_NK.shape[1] + 1))
 
 
 def share_below(null_V: np.ndarray, values_N: np.ndarray) -> np.ndarray:

@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
+from scmedley import keys
 from scmedley.device import resolve_device
-from scmedley.errors import ScmedleyError, check_seed
+from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.io.formats import reader_for
 from scmedley.models import VAE, FixedEffects, MixedEffects, RandomEffects
 from scmedley.models.catalogue import FE, RE, VAE_ROW
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
+from scmedley.runs.folder import LABELS
+
+FEW_OF_LABEL = 30  # training cells; of 15 nearest neighbours, few can then be of the label
 
 
 def check_config(config: RunConfig) -> None:
@@ -77,3 +83,15 @@ def check_inputs(inputs: Sequence[Path], out: Path) -> None:
             raise ScmedleyError(
                 f"{path} cannot be read ({error.strerror}). Check its permissions."
             ) from error
+
+
+def few_of_label(obs: pd.DataFrame, key: str) -> list[str]:
+    """Return a warning of labels with few training cells."""
+    sizes = obs.loc[obs[keys.SPLIT] == "train", key].value_counts()
+    few = [f"{name} ({size})" for name, size in sizes[sizes < FEW_OF_LABEL].items()]
+    if not few:
+        return []
+    return [
+        f"{len(few)} of {len(sizes)} labels have fewer than {FEW_OF_LABEL} training cells: {listed(few)}. The nearest "
+        f"neighbours and the classifier of new cells may miss these labels; {LABELS} has the accuracy of each."
+    ]

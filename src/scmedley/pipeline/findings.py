@@ -32,8 +32,10 @@ def findings(
     return [sentence for sentence in said if sentence]
 
 
-def _listed(leaks: dict[ProbeName, pd.Series]) -> str:
-    return ", ".join(f"{row.value:z.2f}" for row in leaks.values())
+def _range(leaks: dict[ProbeName, pd.Series]) -> str:
+    """Return the lowest and the highest leakage of the probes."""
+    low, high = (f"{extreme(row.value for row in leaks.values()):z.2f}" for extreme in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def _random(scores: pd.DataFrame, about: dict[str, Any]) -> str:
@@ -41,11 +43,11 @@ def _random(scores: pd.DataFrame, about: dict[str, Any]) -> str:
     random, null = leaks_of(scores, keys.RANDOM), leaks_of(scores, keys.NULL)
     if not random:
         return ""
-    opening = f"Random effects: batch leakage is {_listed(random)} by {', '.join(NAMES[p] for p in random)}"
+    opening = f"Random effects: batch leakage is {_range(random)} by {len(random)} probes"
     if not null:
         unknown = "; no network was trained on permuted batches, so there is no null to compare with"
         return f"{opening}{unknown}.{_masked(scores, about)}"
-    null_words = f"{_listed(null)} for its null, the same network trained on permuted batches"
+    null_words = f"null, the same network trained on permuted batches: {_range(null)}"
     networks = about.get("networks", {})
     cut = [
         f"of {what} after epoch {networks[name]['epochs']}"
@@ -65,13 +67,13 @@ def _masked(scores: pd.DataFrame, about: dict[str, Any]) -> str:
     random, null = leaks_of(scores, keys.RANDOM_MASKED), leaks_of(scores, keys.NULL_MASKED)
     if not random:
         return ""
-    found = f" (null {_listed(null)}): {_beyond(beyond(random, null))}" if null else ""
+    found = f" (null {_range(null)}): {_beyond(beyond(random, null))}" if null else ""
     new = (
         ""
         if about.get("hides_batch", True)
         else "; training never masked the batch, so this input is new to the network"
     )
-    return f" With the batch masked, so that the encoder sees only expression, it is {_listed(random)}{found}{new}."
+    return f" With the batch masked (the encoder sees only expression), it is {_range(random)}{found}{new}."
 
 
 def beyond(random: dict[ProbeName, pd.Series], null: dict[ProbeName, pd.Series]) -> dict[ProbeName, bool]:
@@ -106,15 +108,13 @@ def _most_different(shifts: pd.DataFrame, check: pd.DataFrame) -> str:
     words = agreement(check).set_axis(check.label)[(check.batch == batch).to_numpy()]
     judged = words[words != TOO_FEW]
     if judged.empty:
-        return f"{said} Genes that shift most there (not checked on held-out cells): {_genes(own)}."
+        return f"{said} Genes that shift most in {batch} (not checked on held-out cells): {_genes(own)}."
     trusted = own[own.label.isin(judged.index[judged != "none"])]
     if trusted.empty:
-        return (
-            f"{said} No genes are named, because predictions for this batch do not agree with held-out cells."
-        )
+        return f"{said} No genes are named, because predictions for {batch} do not agree with held-out cells."
     source = source_of(own.observed_from)
     where = "" if source == HELD_OUT else f" in {source}, training cells included"
-    return f"{said} Genes that shift most there, in the direction observed{where}: {_genes(trusted)}."
+    return f"{said} Genes that shift most in {batch}, in the direction observed{where}: {_genes(trusted)}."
 
 
 def _farthest(distances: pd.DataFrame) -> tuple[str, str | None]:
@@ -134,11 +134,15 @@ def _farthest(distances: pd.DataFrame) -> tuple[str, str | None]:
     second = distances[distances.batch != first.batch].iloc[0]
     if times == 2:
         return f"Batches {first.batch} and {second.batch} are {far} apart in {cells} ({null}).", first.batch
-    noise = np.hypot(first.null_sd, second.null_sd)
-    unsure = ", not distinguishable" if first.observed - second.observed <= 2 * noise else ""
+    if first.observed - second.observed <= 2 * np.hypot(first.null_sd, second.null_sd):
+        return (
+            f"Batches {first.batch} and {second.batch} are farthest from the average batch ({first.observed:.2f} and "
+            f"{second.observed:.2f} log1p CP10k in {cells}; not distinguishable; {null}).",
+            first.batch,
+        )
     return (
         f"Batch {first.batch} is farthest from the average batch: {far} in {cells} ({null}; next: {second.batch}, "
-        f"{second.observed:.2f}{unsure}).",
+        f"{second.observed:.2f}).",
         first.batch,
     )
 

@@ -84,6 +84,7 @@ def project(
         decoder(model).design.code(target)  # raises for an unknown batch before any warning about it
     chosen = choose(select, folder) if input is None else io.read(input)
     reading = model.read(chosen, values=values)
+    decoder(model).design.known_codes(reading.obs, unknown)  # the same for the batches of the cells
     for line in cautions(folder, reading.obs, to):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:

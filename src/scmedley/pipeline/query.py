@@ -17,7 +17,7 @@ from scmedley.errors import ScmedleyWarning, listed
 from scmedley.interpret.check import decoder
 from scmedley.keys import ValueKind
 from scmedley.models import VAE, MixedEffects
-from scmedley.models.reference import MOST_NOVELTY, Reference
+from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
 from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.runs.read import read_model
 
@@ -53,6 +53,7 @@ def embed(
     if unknown == "adapt":
         Design.of(reading.obs, model.batch_key)  # raises for cells without a batch
     drawn = io.replacing(page) if _reference(model) is not None and _can_draw() else nullcontext()
+    note = note_of(model, reading.obs, unknown)
     with drawn as page_file, io.with_results(adata, out) as said:
         if unknown == "adapt":
             unknown = "error"
@@ -63,11 +64,12 @@ def embed(
         for name in table:
             adata.obs[keys.TRANSFERRED[str(name)]] = table[name]
         batch = batches(adata.obs, model)
-        summary = [] if table.empty else summarised(table, batch)
+        summary = [] if table.empty else summarised(table, batch, note)
         if page_file is not None:
             from scmedley.report.query import write_query
 
-            write_query(folder, model, adata, table, batch_table(table, batch), summary, page.stem, page_file)
+            about = (batch_table(table, batch), summary, note)
+            write_query(folder, model, adata, table, *about, page.stem, page_file)
     for line in said:
         warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
     lines = [f"{adata.n_obs} cells embedded: {out}"]
@@ -118,15 +120,33 @@ def batches(obs: pd.DataFrame, model: MixedEffects | VAE) -> pd.Series[str]:
     return pd.Series(names[found.codes], index=obs.index)
 
 
-def summarised(table: pd.DataFrame, batch: pd.Series[str]) -> list[str]:
-    """Return the summary of a query for the console and the page: labels, doubts by batch, what to do next."""
+def note_of(model: MixedEffects | VAE, obs: pd.DataFrame, unknown: str) -> str:
+    """Return how the cells of batches that the model does not know were read; empty if it knows all."""
+    new = sorted(set(batches(obs, model)[decoder(model).design.codes(obs) < 0]))
+    if not new:
+        return ""
+    which = f"{'Batch' if len(new) == 1 else 'Batches'} unknown to the model: {listed(new, 3)}."
+    if unknown == "adapt":
+        return f"{which} Their effects were learnt from these cells first (--unknown adapt)."
+    return (
+        f"{which} The cells were read with the population mean (--unknown mean): novelty is weak there and rarely "
+        f"above {MOST_NOVELTY}. Try --unknown adapt."
+    )
+
+
+def summarised(table: pd.DataFrame, batch: pd.Series[str], note: str = "") -> list[str]:
+    """Return the summary of a query for the console and the page: labels, doubts by batch, what to do next.
+
+    ``note``: how batches that the model does not know were read.
+    """
     lines = []
     if "assigned" in table:
         lines.append("Assigned labels")
         sizes = table["assigned"].value_counts()
         for name, size in sizes[sizes > 0].items():
             mean = table.loc[table["assigned"] == name, "probability"].mean()
-            lines.append(f"  {name}: {size:,} cells, mean probability {mean:.2f}")
+            reasons = f" ({reasons_of(table)})" if name == keys.UNASSIGNED else ""
+            lines.append(f"  {name}: {size:,} cells, mean probability {mean:.2f}{reasons}")
     else:
         lines.append("The run had no labels, so none were transferred.")
     new, far = is_new(table), is_far(table)
@@ -134,6 +154,7 @@ def summarised(table: pd.DataFrame, batch: pd.Series[str]) -> list[str]:
         f"Novel (novelty above {MOST_NOVELTY}): {new.sum():,} of {len(table):,} cells. "
         f"No training cell is close (mapping confidence below {LEAST_CONFIDENCE}): {far.sum():,}."
     )
+    lines += [note] if note else []
     by_batch = batch_table(table, batch)
     if len(by_batch) > 1:
         for name, row in by_batch.head(MOST_LINES).iterrows():
@@ -141,6 +162,13 @@ def summarised(table: pd.DataFrame, batch: pd.Series[str]) -> list[str]:
         if len(by_batch) > MOST_LINES:
             lines.append(f"  and {len(by_batch) - MOST_LINES:,} more batches")
     return [*lines, f"Next: {advice(table, by_batch)}"]
+
+
+def reasons_of(table: pd.DataFrame) -> str:
+    """Return why cells are unassigned, with numbers of cells; a cell may have more than one reason."""
+    low = table["probability"] < LEAST_PROBABILITY
+    counts = {"low probability": low, "novel": is_new(table), "no training cell close": is_far(table)}
+    return ", ".join(f"{name}: {flags.sum():,}" for name, flags in counts.items() if flags.any())
 
 
 def is_new(table: pd.DataFrame) -> pd.Series[bool]:

@@ -23,6 +23,7 @@ from scmedley.data.evidence import Checked
 from scmedley.data.reader import Reading
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, heard
+from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.scores import scores
 from scmedley.interpret.check import counterfactual_check, decoder
 from scmedley.interpret.collapse import diagnose
@@ -31,7 +32,7 @@ from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import VAE, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
-from scmedley.pipeline.checks import check_config, check_inputs, unfitted
+from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, unfitted
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.verdicts import verdicts
@@ -44,7 +45,7 @@ from scmedley.pp.prepared import read_prepared
 from scmedley.pp.split import check_split
 from scmedley.report.build import check_extra
 from scmedley.runs import folder as run_folder
-from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, MODEL, SCORES, SHIFTS, VERSIONS
+from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, LABELS, MODEL, SCORES, SHIFTS, VERSIONS
 from scmedley.runs.read import read_cells, read_model
 from scmedley.runs.record import Record, now
 
@@ -170,7 +171,7 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
 
 
 def evaluate(out: Path, *, say: Say = print) -> Record:
-    """Score the cells of a run folder again: scores.csv, gene_shifts.csv, counterfactual_check.csv."""
+    """Score the cells of a run folder again: the tables, verdicts and findings."""
     record = Record.read(out / run_folder.RECORD)
     _check_finished(record, record.is_fitted)
     try:
@@ -254,6 +255,8 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
         raise ScmedleyError(
             f"{adata.n_obs} cells are too few for held-out cells, which the scores need. Give more cells."
         )
+    if config.label is not None:
+        checked.warnings.extend(few_of_label(adata.obs, config.label))
     Design.of(adata.obs, config.batch)
     io.check_columns(adata, filter(None, (config.batch, config.label)))
     if config.fixed is not None:
@@ -357,6 +360,10 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Re
             tables.append(scores(adata, nulls, keys.PERMUTED, config.label, seed=config.seed))
         table = pd.concat(tables, ignore_index=True)
         io.write_csv(table, out / SCORES)
+        labels = None
+        if config.label is not None:
+            labels = label_accuracy(adata, [keys.MAPS_OF[config.model][0], keys.PCA], config.label)
+            io.write_csv(labels, out / LABELS)
         this.say("Computing the gene shifts of each batch")
         shifts = gene_shifts(model, reading, config.label, draws=config.draws, seed=config.seed)
         io.write_csv(shifts, out / SHIFTS)
@@ -372,7 +379,7 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Re
     about = dict(this.record)
     if isinstance(model, MixedEffects):
         about["hides_batch"] = model.random.settings.masked_share > 0
-    this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about)]
+    this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about, labels)]
     this.record["findings"] = findings(table, shifts, check, about)
 
 

@@ -11,7 +11,10 @@ The worst of three probes counts. "Chance" is two standard deviations of that pr
   differences in cell types count as batch leakage;
 - failed: otherwise.
 
-Are the labels kept? Measured by the share of held-out cells whose nearest neighbours give their label.
+Are the labels kept? Measured by the share of held-out cells whose nearest neighbours give their label, over all
+cells and as the mean over the labels with at least ``LEAST_HELD_OUT`` held-out cells, where rare labels count
+like frequent ones. The worse of both marks is taken. It is not good if one of these labels is found in less than
+``LEAST_FOUND`` of its held-out cells, even if PCA finds no more.
 
 - unknown: no labels or only one, or PCA is not better than chance (two standard deviations above the null);
 - failed: not better than chance, or below PCA by more than ``LOST_SOME`` and more than two standard errors;
@@ -19,7 +22,7 @@ Are the labels kept? Measured by the share of held-out cells whose nearest neigh
 
 Can the counterfactuals be trusted? By the verdict of :func:`scmedley.interpret.check.summarise` ("good";
 "some": weak; "none": failed; too few pairs: unknown). There, a pair is not good if the plain difference of
-training means predicts it better.
+training means predicts it better, and does not agree at all if that is far better.
 
 No mark is better than weak if some batches share no label (``comparable`` of the record is false), or if
 training of the judged network (with a given embedding, of the random-effects network) was interrupted.
@@ -42,6 +45,9 @@ LEAK_SEEN = 0.05  # a leakage that exceeds its null by less counts as none
 CHANCE_MOST = 0.1  # where chance is higher, a leakage within chance shows nothing
 ONE_LABEL = 0.999  # accuracy by chance above which there is only one label
 LOST_LITTLE, LOST_SOME = 0.02, 0.1  # loss of label accuracy
+LEAST_HELD_OUT = 3  # held-out cells of a label that counts in the mean over labels
+LEAST_FOUND = 0.5  # share of the held-out cells of such a label
+MOST_NAMED = 3  # labels that lose most
 BY_CHECK: dict[str, Mark] = {"good": "good", "some": "weak", "none": "failed", TOO_FEW: "unknown"}
 
 
@@ -55,8 +61,13 @@ class Verdict:
     numbers: dict[str, float]
 
 
-def verdicts(scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]) -> list[Verdict]:
-    """Return the answers to the three questions, from the tables and the record of a run."""
+def verdicts(
+    scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any], labels: pd.DataFrame | None = None
+) -> list[Verdict]:
+    """Return the answers to the three questions, from the tables and the record of a run.
+
+    ``labels`` is the table of :func:`scmedley.evaluate.label_accuracy`.
+    """
     config, networks = record.get("config", {}), record.get("networks", {})
     given, model = config.get("fixed"), config.get("model", "mixed")
     judged = keys.MAPS_OF[model][0]
@@ -69,7 +80,7 @@ def verdicts(scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]) 
         Verdict(question, "weak" if capped and mark == "good" else mark, words + suffix, _known(numbers))
         for question, (mark, words, numbers) in (
             (f"Is the batch out of {given or f'the {name} embedding'}?", _batch(scores, judged)),
-            ("Are the labels kept?", _labels(scores, judged)),
+            ("Are the labels kept?", _labels(scores, judged, labels)),
             ("Can the counterfactuals (what-if) be trusted?", _trust(summarise(check))),
         )
     ]
@@ -149,7 +160,9 @@ def _batch(scores: pd.DataFrame, judged: str) -> tuple[Mark, str, dict[str, floa
     return mark, words, numbers | {f"PCA, {probe} probe": row.value for probe, row in pca.items()}
 
 
-def _labels(scores: pd.DataFrame, judged: str) -> tuple[Mark, str, dict[str, float]]:
+def _labels(
+    scores: pd.DataFrame, judged: str, labels: pd.DataFrame | None
+) -> tuple[Mark, str, dict[str, float]]:
     fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (judged, keys.PCA))
     if fixed is None or pca is None:
         return "unknown", "Not measured: there are no labels", {}
@@ -158,11 +171,65 @@ def _labels(scores: pd.DataFrame, judged: str) -> tuple[Mark, str, dict[str, flo
     error = 2 * math.sqrt(sum(p * (1 - p) for p in (fixed.value, pca.value)) / fixed.n_cells)
     mark = label_mark(fixed.value, fixed.null + 2 * fixed.null_sd, pca.value, error)
     words = (
-        f"Nearest neighbours give the correct label for {fixed.value:.1%} of held-out cells "
+        f"{fixed.value:.1%} of held-out cells get their label from their neighbours "
         f"(chance {fixed.null:.1%}, PCA {pca.value:.1%})"
     )
-    numbers = {"accuracy": fixed.value, "chance": fixed.null, "PCA": pca.value}
-    return mark, words, numbers | {"error of the difference": error}
+    numbers = {
+        "accuracy": fixed.value,
+        "chance": fixed.null,
+        "PCA": pca.value,
+        "error of the difference": error,
+    }
+    counted = None if labels is None else side_by_side(labels, judged)
+    if mark == "unknown" or counted is None or len(counted) < 2:
+        return mark, words, numbers
+    by_label = mark_by_label(counted)
+    missed = counted.fixed < LEAST_FOUND
+    if by_label == "good" and missed.any():
+        by_label = "weak"
+    mark = max(mark, by_label, key=("unknown", "good", "weak", "failed").index)
+    means = counted[["fixed", "pca"]].mean()
+    words += f", {means.fixed:.1%} as the mean over labels (PCA {means.pca:.1%})"
+    lost = counted[missed | (counted.pca - counted.fixed > LOST_LITTLE)].head(MOST_NAMED)
+    if len(lost):
+        named = [
+            f"{name} {row.right_fixed:g} of {row.n_test:g} (PCA {row.right_pca:g})"
+            for name, row in lost.iterrows()
+        ]
+        words += f"; worst: {', '.join(named)}"
+    return mark, words, numbers | {"mean over labels": means.fixed, "mean over labels, PCA": means.pca}
+
+
+def side_by_side(labels: pd.DataFrame, judged: str) -> pd.DataFrame:
+    """Return one row for each label that counts in the mean: accuracies and numbers of cells.
+
+    Labels that are mostly not found come first, then those that lose most against PCA.
+    """
+    own = labels[labels.n_test >= LEAST_HELD_OUT].set_index("label")
+    fixed, pca = (own[own.embedding == key] for key in (judged, keys.PCA))
+    table = pd.DataFrame(
+        {
+            "fixed": fixed.accuracy,
+            "pca": pca.accuracy,
+            "right_fixed": fixed.n_right,
+            "right_pca": pca.n_right,
+            "n_test": fixed.n_test,
+        }
+    ).dropna()
+    order = table.assign(lost=table.fixed - table.pca, found=table.fixed >= LEAST_FOUND)
+    return table.loc[order.sort_values(["found", "lost"], kind="stable").index]
+
+
+def mark_by_label(counted: pd.DataFrame) -> Mark:
+    """Return the mark of the mean accuracy over labels, from :func:`side_by_side`.
+
+    One right and one wrong cell are added to each label for the standard error: without them, 0 of 3 would be
+    certain.
+    """
+    n = counted.n_test + 2
+    share = [(counted[right] + 1) / n for right in ("right_fixed", "right_pca")]
+    error = 2 * math.sqrt(sum(float((p * (1 - p) / n).sum()) for p in share)) / len(counted)
+    return label_mark(counted.fixed.mean(), 1 / len(counted), counted.pca.mean(), error)
 
 
 def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
@@ -187,6 +254,8 @@ def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
     baselines = ", ".join(
         f"{what} {median[name]:z.2f}" for name, what in names.items() if median[name] is not None
     )
+    if sum(found.against.values()):
+        baselines += f": {', '.join(f'{word} in {n}' for word, n in found.against.items())}"
     words = (
         f"{'Do not use: ' * (mark == 'failed')}{found.tally['good']} of {found.n_judged} label-batch pairs agree well "
         f"with held-out cells; correlation {median['pearson']:z.2f}{f' ({baselines})' * bool(baselines)}"

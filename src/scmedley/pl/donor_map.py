@@ -36,7 +36,8 @@ def donor_map(
 
     Positions come from :func:`scmedley.interpret.batch_effects`: principal components of the posterior means
     of the decoder's effects; the axes are in units of the priors' standard deviation. An ellipse holds 90 %
-    of a batch's posterior: batches with overlapping ellipses are not told apart by this map.
+    of a batch's posterior: batches with overlapping ellipses are not told apart by this map. The posterior is not
+    calibrated, unlike the intervals of shifts: if ``model.calibration.factor`` is far above 1, it is too narrow.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def donor_map(
         axis.set_label_text(
             f"component {number} ({places[f'share_{name}'].iloc[0]:.0%} of variance)", fontsize=8
         )
-    ax.set_title("ellipses: 90 % of the posterior", fontsize=8, loc="right")
+    ax.set_title("ellipses: 90 % of the posterior (not calibrated)", fontsize=8, loc="right")
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(0.12)

@@ -1,6 +1,6 @@
 """Check whether batch and label can be told apart: only if batches share labels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -68,7 +68,11 @@ def overlap(batch: "pd.Series[Any]", label: "pd.Series[Any]") -> Overlap:
         verdict = "identifiable"
     elif n_parts == len(names):
         verdict = "not identifiable"
-    return Overlap(table, parts, verdict, _overlap_words(verdict, parts, apart))
+    found = Overlap(table, parts, verdict, _overlap_words(verdict, parts, apart))
+    if verdict == "identifiable" and (alone := list(found.of_one_batch)):
+        where = "which is in one batch only" if len(alone) == 1 else "which are in one batch each"
+        found = replace(found, words=f"{found.words.removesuffix('.')}, except for {listed(alone)}, {where}.")
+    return found
 
 
 def _overlap_words(verdict: Verdict, parts: list[list[str]], apart: list[tuple[str, str]]) -> str:

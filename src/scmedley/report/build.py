@@ -59,6 +59,7 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "data": sections.data(run),
             "maps": figures.maps(run),
             "scores": sections.scores(run),
+            "labels": sections.labels(run),
             "score_figures": figures.scores(run),
             "shifts": sections.shifts(run),
             "check": sections.check(run),

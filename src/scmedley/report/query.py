@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib import colormaps
+from matplotlib.colors import to_hex, to_rgb
 from numpy.typing import NDArray
 
 from scmedley import keys
@@ -25,12 +27,8 @@ from scmedley.report.figures import Picture, as_uri, drawing
 from scmedley.runs.read import judged, read_map
 
 WARNING_COLOUR = "#e0115f"  # unassigned and novel cells
-DOUBTFUL = 0.95
-STEPS = (
-    (f"up to {DOUBTFUL}", "#56b4e9"),
-    (f"{DOUBTFUL} to {MOST_NOVELTY}", "#e69f00"),
-    ("novel", WARNING_COLOUR),
-)
+STEPS = 50  # of the colour scale of novelty
+SCALE = "cividis"
 
 
 def write_query(
@@ -40,6 +38,7 @@ def write_query(
     table: pd.DataFrame,
     by_batch: pd.DataFrame,
     summary: list[str],
+    note: str,
     name: str,
     path: Path,
 ) -> None:
@@ -57,6 +56,8 @@ def write_query(
         Number of cells, of novel and of unassigned cells by batch.
     summary
         The lines of the console; the last one says what to do next.
+    note
+        How batches that the model does not know were read; may be empty.
     name
         Title of the page.
     path
@@ -82,6 +83,7 @@ def write_query(
         "run": folder.name,
         "tiles": tiles,
         "next": summary[-1].removeprefix("Next: "),
+        "note": note,
         "maps": maps,
         "labels": _by_label(table),
         "batch_key": model.batch_key,
@@ -109,7 +111,9 @@ def _by_label(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "assigned": int((own["assigned"] != keys.UNASSIGNED).sum()),
                 "probability": float(own["probability"].mean()),
                 "confidence": float(own["mapping_confidence"].median()),
+                "improbable": int((own["probability"] < LEAST_PROBABILITY).sum()),
                 "novel": int((own["novelty"] > MOST_NOVELTY).sum()),
+                "far": int((own["mapping_confidence"] < LEAST_CONFIDENCE).sum()),
             }
         )
     return sorted(rows, key=lambda row: -row["cells"])
@@ -117,8 +121,11 @@ def _by_label(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _colourings(table: pd.DataFrame) -> list[tuple[str, NDArray[np.int64], list[tuple[str, str]]]]:
     """Return title, code of each cell, and name and colour of each code, for each map."""
-    step_N = np.digitize(table["novelty"], (np.nextafter(DOUBTFUL, 2), np.nextafter(MOST_NOVELTY, 2)))
-    found = [("Novelty", step_N.astype(np.int64), list(STEPS))]
+    novelty_N = table["novelty"].to_numpy()
+    step_N = np.minimum(novelty_N * STEPS, STEPS - 1).astype(np.int64)
+    step_N[novelty_N > MOST_NOVELTY] = STEPS
+    shades = [to_hex(colour) for colour in colormaps[SCALE](np.linspace(0, 1, STEPS))]
+    found = [("Novelty", step_N, [*(("", colour) for colour in shades), ("novel", WARNING_COLOUR)])]
     if "assigned" in table:
         assigned = table["assigned"].cat
         names = [str(name) for name in assigned.categories]
@@ -137,33 +144,51 @@ def _map(
     code_N: NDArray[np.int64],
     pairs: list[tuple[str, str]],
 ) -> dict[str, Any]:
-    """Draw the new cells in colour over the training cells in grey; the last colours lie on top."""
+    """Draw the new cells in colour over the training cells in grey; the last colours lie on top.
+
+    Colours without a name are the steps of a scale from 0 to 1.
+    """
     figure = NotebookFigure(figsize=(4.6, 4.6), facecolor="none")
-    ax = figure.add_axes((0.01, 0.01, 0.98, 0.98), facecolor="none")
+    shades = [colour for name, colour in pairs if not name]
+    bottom = 0.09 if shades else 0.01
+    ax = figure.add_axes((0.01, bottom, 0.98, 0.99 - bottom), facecolor="none")
     ax.scatter(
         xy_M2[:, 0], xy_M2[:, 1], s=_size(len(xy_M2)), c=MISSING, alpha=0.3, linewidths=0, rasterized=True
     )
     order = np.random.default_rng(0).permutation(len(code_N))
     order = order[np.argsort(np.array([c == WARNING_COLOUR for _, c in pairs])[code_N[order]], kind="stable")]
-    shades = np.array([colour for _, colour in pairs])[code_N[order]]
+    colour_N = np.array([colour for _, colour in pairs])[code_N[order]]
     ax.scatter(
         xy_N2[order, 0],
         xy_N2[order, 1],
         s=2 * _size(len(order)),
-        c=list(shades),
+        c=list(colour_N),
         linewidths=0,
         rasterized=True,
     )
     ax.set_axis_off()
+    if shades:
+        _scale(figure, shades)
     uri = as_uri(png(figure, dpi=180))
     sizes = np.bincount(code_N, minlength=len(pairs))
     legend = [
         {"name": name, "colour": colour, "cells": int(size)}
         for (name, colour), size in zip(pairs, sizes, strict=True)
-        if size
+        if name and (size or name == "novel")
     ]
     alt = f"{len(xy_N2):,} new cells over {len(xy_M2):,} training cells, coloured by {title.lower()}."
     return {"picture": Picture(uri, uri, alt, title), "legend": legend}
+
+
+def _scale(figure: NotebookFigure, shades: list[str]) -> None:
+    """Draw a scale of colours from 0 to 1 at the bottom of a map."""
+    ax = figure.add_axes((0.62, 0.05, 0.33, 0.025))
+    ax.imshow(np.array([[to_rgb(colour) for colour in shades]]), aspect="auto", extent=(0, 1, 0, 1))
+    ax.set_yticks([])
+    ax.set_xticks([0, 0.5, 1])
+    ax.tick_params(colors=MISSING, labelsize=8, length=2)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
 
 
 def _size(n: int) -> float:

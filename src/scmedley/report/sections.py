@@ -139,10 +139,25 @@ def scores(run: Run) -> dict[str, Any] | None:
     kinds = sorted({kind for kind in table["null_kind"] if kind})
     return {
         "embeddings": [(run.name(key), run.key(key)) for key in embeddings],
+        "secondary": [
+            keys.NULL,
+            keys.NULL_MASKED,
+        ],  # their values are also beside those of the random effects
         "groups": groups,
         "null_kinds": kinds,
         "retrained": keys.NULL in embeddings,
     }
+
+
+def labels(run: Run) -> list[dict[str, Any]]:
+    """Return the accuracy of each label in our embedding and PCA, and its numbers of cells; most lost first."""
+    if run.labels is None or run.labels.empty:
+        return []
+    of_pca = run.labels["embedding"] == keys.PCA
+    ours, pca = (run.labels[rows].set_index("label") for rows in (~of_pca, of_pca))
+    table = ours.assign(pca=pca["accuracy"], lost=pca["accuracy"] - ours["accuracy"]).reset_index()
+    table["title"] = table["embedding"].map(run.name)
+    return _records(table.sort_values("lost", ascending=False, kind="stable", na_position="last"))
 
 
 def _cell(row: dict[str, Any] | None, retrained: dict[str, Any] | None) -> dict[str, Any] | None:

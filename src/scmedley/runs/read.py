@@ -21,7 +21,7 @@ from scmedley.data.gene_names import shown_in
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import CHECK_COLUMNS
 from scmedley.models import VAE, MixedEffects, load
-from scmedley.runs.folder import CELLS, CHECK, HISTORY, MODEL, RECORD, SCORES, SHIFTS
+from scmedley.runs.folder import CELLS, CHECK, HISTORY, LABELS, MODEL, RECORD, SCORES, SHIFTS
 from scmedley.runs.record import Record
 
 TABLES = {  # text columns, number columns
@@ -38,6 +38,7 @@ TABLES = {  # text columns, number columns
         ["label", "batch", "seen"],
         [name for name in CHECK_COLUMNS if name not in ("label", "batch", "seen")],
     ),
+    LABELS: (["embedding", "label"], ["accuracy", "n_right", "n_train", "n_test"]),
 }
 GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained
 
@@ -54,6 +55,7 @@ class Run:
     scores: pd.DataFrame | None
     shifts: pd.DataFrame | None
     check: pd.DataFrame | None
+    labels: pd.DataFrame | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -88,9 +90,9 @@ def read(folder: Path) -> Run:
     """Read the results of a run."""
     settings = Record.read(folder / RECORD)
     obs, maps = _obs_and_maps(folder)
-    history, scores, shifts, check = (read_table(folder / name) for name in TABLES)
+    history, scores, shifts, check, labels = (read_table(folder / name) for name in TABLES)
     shifts = None if shifts is None else shown_in(shifts)
-    return Run(folder, settings, obs, maps, history, scores, shifts, check)
+    return Run(folder, settings, obs, maps, history, scores, shifts, check, labels)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The training loop for every network that is :class:`~scmedley.train.trainable.Trainable`."""
 
+import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +124,7 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
     run = _resume(network, stages, plan, len(train))
     state = run.state
     n_epochs = [stage.epochs or plan.max_epochs for stage in stages]
-    bar = tqdm(total=sum(n_epochs), desc=plan.label, unit="epoch", mininterval=0.5, disable=not plan.progress)
+    bar = _bar(sum(n_epochs), plan)
     bar.update(state.epoch)
     try:
         for number in range(max(state.stage, 0), len(stages)):
@@ -148,6 +150,14 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
     network.eval()
     network.finish(known)
     return state
+
+
+def _bar(n_epochs: int, plan: Plan) -> Any:
+    """Return a progress bar; in a log file it is drawn only at its beginning and its end, in one line."""
+    live = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal or a notebook
+    seconds = 0.5 if live else math.inf
+    how: Any = {"mininterval": seconds, "maxinterval": max(10.0, seconds), "disable": not plan.progress}
+    return tqdm(total=n_epochs, desc=plan.label, unit="epoch", **how)
 
 
 def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: int) -> _Run:
