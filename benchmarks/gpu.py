@@ -79,7 +79,7 @@ def agreement(options: argparse.Namespace) -> list[dict[str, Any]]:
             other.device = CPU
             apart = float(np.abs(other.get_latent_representation(adata) - z_NP).max() / z_NP.std())
             leaks = batch_leaks(z_NP[train], b_N[train], y_N[train], z_NP[test], b_N[test], y_N[test], seed=0)
-            row = {
+            row: dict[str, Any] = {
                 "model": name,
                 "device": device,
                 "precision": precision,
