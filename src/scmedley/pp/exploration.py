@@ -72,7 +72,8 @@ class Exploration:
     composition
         Cells by label (rows) and batch (columns).
     confounding
-        One row for each two roles: Cramer's V, levels of one that occur with one level of the other only.
+        One row for each two roles: Cramer's V and its size by chance, levels of one that occur with one level of
+        the other only.
     quality
         Quantiles over the cells of counts, genes, mitochondrial and ribosomal share, by batch.
     summary
