@@ -136,7 +136,7 @@ class Exploration:
 
     def report(self, path: str | Path) -> Path:
         """Write a page of figures and tables (one HTML file that opens offline), and return its path."""
-        import scmedley  # the page belongs to a later step, so it is reached as a user reaches it
+        import scmedley  # a room to the right, only for this short way; tests/test_imports.py names it
 
         written: Path = scmedley.report.write_exploration(self, path)
         return written
