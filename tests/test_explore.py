@@ -18,7 +18,7 @@ from scmedley.data.arrays import log1p_cp10k, totals
 from scmedley.errors import ScmedleyError
 from scmedley.pl._figure import NotebookFigure
 from scmedley.pp import explore, value_sums
-from scmedley.pp.columns import describe, keys_of
+from scmedley.pp.columns import confounding_table, describe, keys_of
 from scmedley.pp.exploration import Exploration
 from scmedley.report import explore_figures
 from scmedley.report.figures import Picture
@@ -303,8 +303,25 @@ def test_confounding_of_a_known_design():
     rows = found.confounding.set_index(["one", "other"])
     assert rows.loc[("batch", "donor"), "cramers_v"] == pytest.approx(1)
     assert rows.loc[("batch", "label"), "cramers_v"] == pytest.approx(0, abs=1e-9)
+    assert rows.loc[("batch", "label"), "by_chance"] == pytest.approx(np.sqrt(2 / 59))
     assert_array_equal(found.composition, np.full((2, 3), 10))
     assert "Each batch is one donor: their effects cannot be told apart." in found.findings()
+
+
+def test_cramers_v_by_chance_is_that_of_permuted_levels():
+    rng = np.random.default_rng(0)
+    batch = pd.Series(rng.choice([f"b{i}" for i in range(4)], 50))
+    label = rng.choice([f"l{i}" for i in range(9)], 50)
+
+    def row():
+        obs = pd.DataFrame({"batch": batch, "label": rng.permutation(label)})
+        found = describe(obs)
+        return confounding_table(keys_of(obs, found, {})).iloc[0]
+
+    rows = [row() for _ in range(300)]
+    assert rows[0]["by_chance"] == pytest.approx(
+        np.sqrt(np.mean([r["cramers_v"] ** 2 for r in rows])), rel=0.05
+    )
 
 
 # Bad input
@@ -425,8 +442,9 @@ def test_pearson_residuals_are_those_of_scanpy():
     adata = real()
     found = explore(adata, compare=True).comparison
     assert found is not None
-    chosen = adata[:, found.genes["gene"]].copy()
-    expected = sc.experimental.pp.normalize_pearson_residuals(chosen, inplace=False)["X"]
+    with np.errstate(invalid="ignore"):  # of genes that no cell has
+        residuals = sc.experimental.pp.normalize_pearson_residuals(adata, inplace=False)["X"]
+    expected = residuals[:, adata.var_names.get_indexer(found.genes["gene"])]
     assert_allclose(found.genes["variance_pearson"], expected.var(0, ddof=1), rtol=1e-4)
     row = found.table.set_index("normalisation").loc["pearson"]
     assert row["max"] == pytest.approx(np.sqrt(adata.n_obs), rel=1e-6)

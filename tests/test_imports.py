@@ -73,6 +73,17 @@ def test_nothing_imports_from_the_right(graph):
     assert wrong == []
 
 
+def test_one_method_alone_imports_the_whole_package():
+    """``import scmedley`` reaches rooms to the right unseen by the tests above."""
+    found = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import) and any(alias.name == "scmedley" for alias in node.names)
+    }
+    assert found == {"pp.exploration"}  # Exploration.report, a short way to report.write_exploration
+
+
 def test_no_file_imports_in_a_circle(graph):
     # A package's __init__ imports its files, which is no circle as long as they import each other by file.
     files = {

@@ -68,7 +68,7 @@ def split_counts(counts_NG: Numbers, share: float = 0.9, seed: int = 0) -> tuple
 
 
 def denoising(denoised_NG: Numbers, train_NG: Numbers, test_NG: Numbers) -> dict[str, float]:
-    """Return the two scores of a denoised matrix, as Open Problems defines them; lower is better.
+    """Return the two scores of a denoised matrix, as Open Problems defines them (task_denoising); lower is better.
 
     Parameters
     ----------

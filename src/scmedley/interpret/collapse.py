@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from scmedley import keys
 from scmedley.data.arrays import dense
@@ -100,13 +101,11 @@ def diagnose(model: VAE, adata: Cells, *, seed: int = 0) -> Collapse:
     reading, rng = model.read(adata), np.random.default_rng(seed)
     held_out, train = _parts(reading, rng)
     cells = reading.take(held_out)
-    parts = [(m, v) for m, v in (model.network.posterior(c.x_NG) for c in minibatches(model, cells))]
-    mean_NP, kl_NP = (
-        np.concatenate([part.cpu().numpy() for part in found])
-        for found in ([m for m, _ in parts], [kl_of_units(m, v) for m, v in parts])
-    )
-    variance_P = mean_NP.var(axis=0)
-    units = pd.DataFrame({"kl": kl_NP.mean(axis=0), "variance": variance_P, "active": variance_P > ACTIVE})
+    parts = [model.network.posterior(c.x_NG) for c in minibatches(model, cells)]
+    mean_NP, log_variance_NP = (torch.cat(side).cpu() for side in zip(*parts, strict=True))
+    kl_P = kl_of_units(mean_NP, log_variance_NP).mean(0).numpy()
+    variance_P = mean_NP.numpy().var(axis=0)
+    units = pd.DataFrame({"kl": kl_P, "variance": variance_P, "active": variance_P > ACTIVE})
     sensitivity, r2 = _of_decoder(model, cells, rng)
     bounds = [
         float(model.elbo(reading.take(rows), seed=seed)["elbo"].mean()) if len(rows) else float("nan")
@@ -144,8 +143,6 @@ def _drawn(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _of_decoder(model: VAE, cells: Reading, rng: np.random.Generator) -> tuple[float, float]:
     """Return sensitivity and R^2, from the decoder's expression of the cells and after a swap of their latents."""
-    import torch
-
     x_NG = dense(cells.log1p_NG)
     order = rng.permutation(cells.n_cells)
     loaded = list(minibatches(model, cells))

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from scmedley.models.vae import VAE
 
 CELLS = 512  # decoded at once
-PSEUDOCOUNT = (
-    0.1  # counts per 10,000 added to both means, so that genes that hardly anyone expresses do not change
-)
+# Counts per 10,000, added to both means, so that genes that hardly any cell expresses do not change.
+PSEUDOCOUNT = 0.1
 ENOUGH_DONORS = 3
 
 
@@ -44,11 +43,11 @@ def differential_expression(
 ) -> pd.DataFrame:
     """Return one row for each gene, the most certain change first.
 
-    The "change" mode of scVI (Lopez et al. 2018; Boyeau et al. 2019): pairs of random cells, one of each group,
-    their latents drawn from the posterior and decoded without batch effects (the population mean), give draws of
-    the log2 fold change. A gene counts as changed if it is in the set with the highest probabilities of
-    abs(log2 fold change) > ``delta`` in which the expected share of false discoveries, the mean of one minus these
-    probabilities, is at most ``fdr``.
+    The "change" mode of scVI (Boyeau et al. 2019) with its three-component test: pairs of random cells, one of each
+    group, their latents drawn from the posterior and decoded without batch effects (the population mean), give draws
+    of the log2 fold change. The probability of a gene is that of a fold change above ``delta`` or that of one below
+    ``-delta``, whichever is larger. A gene counts as changed if it is in the set with the highest probabilities in
+    which the expected share of false discoveries, the mean of one minus these probabilities, is at most ``fdr``.
 
     Parameters
     ----------
@@ -78,6 +77,12 @@ def differential_expression(
 
     Notes
     -----
+    The fold change is that between two cells, not between the means of the groups. The probability of abs(log2 fold
+    change) > ``delta`` would be high for every gene that varies within both groups, even if the groups are random
+    halves of the same cells; that both signs are counted apart excludes these genes. Compare groups of similar cells.
+
+    Expression is a share of all counts of a cell: if a few highly expressed genes rise, the others fall.
+
     The posterior is that of these cells, not of the population of donors. Cells of one donor are not independent,
     so a difference between two donors is "certain" with enough cells. To compare conditions, sum the counts of each
     donor and test between donors.
@@ -98,10 +103,11 @@ def differential_expression(
     with seeded(seed):
         one_DG, other_DG = (_rates(model, adata, rng.choice(rows, draws)) for rows in chosen)
     lfc_DG = torch.log2(one_DG + PSEUDOCOUNT) - torch.log2(other_DG + PSEUDOCOUNT)
+    above_G, below_G = ((sign * lfc_DG > delta).float().mean(0) for sign in (1, -1))
     low_G, middle_G, high_G = np.quantile(lfc_DG.numpy(), (0.05, 0.5, 0.95), axis=0)
     table = pd.DataFrame(
         {
-            "probability": (lfc_DG.abs() > delta).float().mean(0).numpy(),
+            "probability": torch.maximum(above_G, below_G).numpy(),
             "lfc": lfc_DG.mean(0).numpy(),
             "lfc_median": middle_G,
             "lfc_q05": low_G,

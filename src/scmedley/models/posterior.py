@@ -94,7 +94,7 @@ def elbo(model: VAE, adata: Cells, seed: int) -> pd.DataFrame:
 def denoise(
     model: VAE, adata: Cells, *, to: str = OWN, size: float | None = None, use_counts: bool = True
 ) -> AnnData:
-    """Return the expected expression of each cell, in counts (``X``, N x G).
+    """Return the expected expression of each cell, in counts (``X``, N x G), with the latent at its posterior mean.
 
     The negative binomial is a Poisson whose rate is a gamma with mean mu. Given the count x of the cell, the mean
     of the rate is (theta + x) mu / (theta + mu): the decoder's mean, and the cell's own count where there are

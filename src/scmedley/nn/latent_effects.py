@@ -147,8 +147,8 @@ class Correction(nn.Module):
     from latents that are corrected by leave-one-out predictions of this regression, and added to those of the
     rounds before: they then do not depend on how closely the regression fits its own cells.
 
-    A regression predicts only the share r of an offset that the activations tell of the batch. The step of a
-    round, which multiplies its offsets, therefore doubles up to 1 / r. The rounds end when the offsets that are
+    Activations determine the batch only in part, so the regression predicts only a share r of an offset. The step of
+    a round, which multiplies its offsets, therefore doubles up to 1 / r. The rounds end when the offsets that are
     left no longer decrease.
     """
 

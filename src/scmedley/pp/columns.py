@@ -1,5 +1,6 @@
 """Describe the columns of obs, and guess which holds the batch, the donor, the site and the label of a cell."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy.stats.contingency import association
 
 from scmedley.data.design import as_categories, column
@@ -20,6 +22,10 @@ ROLES: tuple[Role, ...] = get_args(Role)
 MOST_LEVELS = 1_000  # levels that a table or a page can show
 BINS = 24
 SHOWN = 5  # most frequent levels in the table of columns
+TABLE_COLUMNS = (
+    *("column", "kind", "levels", "missing", "most_frequent", "min", "median", "max"),
+    *("nested_in", "same_as", "role"),
+)
 
 # The words of a role, the best first. A column must begin with the word, or be its plural.
 WORDS: dict[Role, tuple[str, ...]] = {
@@ -206,7 +212,8 @@ def keys_of(obs: pd.DataFrame, found: list[Column], given: Mapping[Role, str | N
     for role in ROLES:
         name = given.get(role)
         if name is not None:
-            column(obs_head(obs), name, role)  # raises with the closest name
+            # Raises with the closest name; it takes an AnnData.
+            column(AnnData(obs=obs.iloc[:1].set_axis(["cell"])), name, role)
             one = next(c for c in found if c.name == name)
             _check_levels(one, role)
             chosen[role] = Key(role, one, "given")
@@ -216,13 +223,6 @@ def keys_of(obs: pd.DataFrame, found: list[Column], given: Mapping[Role, str | N
         if guess:
             chosen[role] = guess
     return chosen
-
-
-def obs_head(obs: pd.DataFrame) -> Any:
-    """Return an AnnData of obs alone, for checks that need one."""
-    from anndata import AnnData
-
-    return AnnData(obs=obs.iloc[:1].set_axis(["cell"]))
 
 
 def _check_levels(one: Column, role: str) -> None:
@@ -292,20 +292,7 @@ def columns_table(found: list[Column], keys: Mapping[Role, Key]) -> pd.DataFrame
                 "role": role_of.get(one.name, ""),
             }
         )
-    names = [
-        "column",
-        "kind",
-        "levels",
-        "missing",
-        "most_frequent",
-        "min",
-        "median",
-        "max",
-        "nested_in",
-        "same_as",
-        "role",
-    ]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 
 def _most_frequent(one: Column) -> str:
@@ -329,8 +316,9 @@ def crossed(rows: Column, columns: Column) -> pd.DataFrame:
 def confounding_table(keys: Mapping[Role, Key]) -> pd.DataFrame:
     """Return, for each two roles, how strongly one determines the other.
 
-    Cramer's V is 0 if the levels of one are spread over those of the other as by chance, and 1 if one determines
-    the other.
+    Cramer's V is 0 if all levels of one have the same shares of the levels of the other, and 1 if one determines
+    the other. ``by_chance`` is its root mean square if the levels were permuted: sqrt((k - 1) / (n - 1)) for n cells
+    and k levels, the larger number of both. It is far from 0 if cells are few.
     """
     rows = []
     chosen = list(keys.values())
@@ -338,17 +326,18 @@ def confounding_table(keys: Mapping[Role, Key]) -> pd.DataFrame:
         for other in chosen[i + 1 :]:
             table = crossed(other.column, one.column).to_numpy()
             table = table[table.sum(1) > 0][:, table.sum(0) > 0]
-            v = float(association(table, method="cramer")) if min(table.shape) > 1 else np.nan
+            known = min(table.shape) > 1
             rows.append(
                 {
                     "one": one.role,
                     "other": other.role,
-                    "cramers_v": v,
+                    "cramers_v": float(association(table, method="cramer")) if known else np.nan,
+                    "by_chance": math.sqrt((max(table.shape) - 1) / (table.sum() - 1)) if known else np.nan,
                     "of_one_only": int(((table > 0).sum(1) == 1).sum()),
                     "with_one_only": int(((table > 0).sum(0) == 1).sum()),
                     "empty_pairs": int((table == 0).sum()),
                     "pairs": int(table.size),
                 }
             )
-    names = ["one", "other", "cramers_v", "of_one_only", "with_one_only", "empty_pairs", "pairs"]
-    return pd.DataFrame(rows, columns=names)
+    names = ("one", "other", "cramers_v", "by_chance", "of_one_only", "with_one_only", "empty_pairs", "pairs")
+    return pd.DataFrame(rows, columns=list(names))

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 LEAST_CELLS = 10  # in which a gene must be detected to take part in the fit
+LEAST_GENES = 10  # that take part
 _RANGE = (-4.0, 3.0)  # of log10 of the dispersion
 LEAST = 10 ** _RANGE[0] * 1.01
 
@@ -61,7 +62,7 @@ def fit_dispersion(
         None if fewer than 10 genes can take part.
     """
     used = (cells_G >= LEAST_CELLS) & (variance_G > 0)
-    if used.sum() < LEAST_CELLS:
+    if used.sum() < LEAST_GENES:
         return None
     mean, variance = mean_G[used], variance_G[used]
 

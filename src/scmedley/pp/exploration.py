@@ -72,7 +72,8 @@ class Exploration:
     composition
         Cells by label (rows) and batch (columns).
     confounding
-        One row for each two roles: Cramer's V, levels of one that occur with one level of the other only.
+        One row for each two roles: Cramer's V and its size by chance, levels of one that occur with one level of
+        the other only.
     quality
         Quantiles over the cells of counts, genes, mitochondrial and ribosomal share, by batch.
     summary
@@ -135,7 +136,7 @@ class Exploration:
 
     def report(self, path: str | Path) -> Path:
         """Write a page of figures and tables (one HTML file that opens offline), and return its path."""
-        import scmedley  # the page belongs to a later step, so it is reached as a user reaches it
+        import scmedley  # a room to the right, only for this short way; tests/test_imports.py names it
 
         written: Path = scmedley.report.write_exploration(self, path)
         return written

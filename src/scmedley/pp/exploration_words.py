@@ -57,8 +57,9 @@ def _confounding(found: "Exploration") -> list[str]:
     if {"batch", "label"} <= set(found.keys):
         batch, label = (found.keys[role].column.categorical for role in ("batch", "label"))
         shared = overlap(batch, label)
-        v = found.confounding.query("one == 'batch' and other == 'label'")["cramers_v"].iloc[0]
-        strength = f" (Cramer's V {v:.2f})" if np.isfinite(v) else ""
+        row = found.confounding.query("one == 'batch' and other == 'label'").iloc[0]
+        v, chance = row["cramers_v"], row["by_chance"]
+        strength = f" (Cramer's V {v:.2f}, {chance:.2f} by chance)" if np.isfinite(v) else ""
         sentences.append(f"Batch and label are {shared.verdict}{strength}. {shared.words}")
         alone = [f"{name} ({batch})" for name, batch in shared.of_one_batch.items()]
         if alone:

@@ -14,6 +14,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
 from scmedley.data.arrays import dense, log1p_cp10k
+from scmedley.data.scale import Scale
 from scmedley.device import threads_kept
 from scmedley.errors import ScmedleyError
 
@@ -55,9 +56,9 @@ def compare_normalisations(
 ) -> Comparison:
     """Normalise the cells in two ways, and describe the values, the genes and the neighbours of each.
 
-    Both are computed on the 2,000 most variable genes (Seurat's method in scanpy, on log1p of counts per 10,000).
-    Pearson residuals are those of :func:`scanpy.experimental.pp.normalize_pearson_residuals` (theta 100, clipped
-    at the square root of the number of cells).
+    Both are described on the 2,000 most variable genes (Seurat's method in scanpy, on log1p of counts per 10,000).
+    Pearson residuals are those that models read (:class:`scmedley.data.scale.Scale`): the cells' totals are over all
+    genes, theta is 100, and they are clipped at the square root of the number of cells.
 
     Raises
     ------
@@ -78,23 +79,18 @@ def compare_normalisations(
             f"{len(chosen)} genes are detected in the sampled cells; two normalisations are compared on {LEAST_GENES} "
             "or more."
         )
-    counts = x[:, chosen]
-    filled = np.asarray(counts.sum(axis=1)).ravel() > 0  # residuals of a cell without counts are not defined
-    counts, depth = counts[filled], np.log(total_N[kept][filled])
-    groups = {name: values[filled].reset_index(drop=True) for name, values in groups.items()}
-    values = {"log1p": dense(logs[filled][:, chosen]).astype(np.float64), "pearson": _residuals(counts)}
+    logs, depth = logs[:, chosen], np.log(total_N[kept])
+    residuals = Scale.fit(logs, "pearson", total_N[kept]).transform(logs, total_N[kept])
+    values = {"log1p": dense(logs).astype(np.float64), "pearson": residuals.astype(np.float64)}
     table, maps = [], {}
-    out = pd.DataFrame({"gene": np.asarray(genes, dtype=object)[chosen], "mean": _mean(counts)})
+    mean = np.asarray(x[:, chosen].mean(axis=0)).ravel()
+    out = pd.DataFrame({"gene": np.asarray(genes, dtype=object)[chosen], "mean": mean})
     for name, normalised in values.items():
         scores = _components(normalised, seed)
         maps[name] = scores[:, :2]
         out[f"variance_{name}"] = normalised.var(axis=0, ddof=1)
         table.append({"normalisation": name} | _described(normalised, scores, depth, groups))
     return Comparison(pd.DataFrame(table), out, maps, groups)
-
-
-def _mean(counts: csr_matrix) -> np.ndarray:
-    return np.asarray(counts.mean(axis=0)).ravel()
 
 
 def _variable(logs: csr_matrix) -> np.ndarray:
@@ -111,16 +107,6 @@ def _variable(logs: csr_matrix) -> np.ndarray:
         )
     chosen: np.ndarray = detected[np.asarray(table["highly_variable"], dtype=bool)]
     return chosen
-
-
-def _residuals(counts: csr_matrix) -> np.ndarray:
-    import scanpy as sc
-
-    cells = AnnData(counts.astype(np.float64))
-    with warnings.catch_warnings(), threads_kept():
-        warnings.simplefilter("ignore")
-        found = sc.experimental.pp.normalize_pearson_residuals(cells, inplace=False)
-    return np.asarray(found["X"], dtype=np.float64)
 
 
 def _components(values: np.ndarray, seed: int) -> np.ndarray:
