@@ -11,7 +11,7 @@ from scmedley.__main__ import main
 from scmedley.errors import ScmedleyError
 from scmedley.experiment import tune as tuning
 from scmedley.experiment.tune import BEST, TRIALS, tune
-from scmedley.pipeline.checks import network_settings
+from scmedley.pipeline.checks import unfitted
 from scmedley.pipeline.config import RunConfig
 from tiny import nested_design
 
@@ -61,12 +61,13 @@ def test_what_it_finds_is_what_a_run_takes(cells: Path, tmp_path: Path) -> None:
     record = search(cells, tmp_path / "out", 1, method="FEC")
     found = tomllib.loads((tmp_path / "out" / BEST).read_text())["settings"]["FEC"]
     config = RunConfig(label="cell_type", learn_labels=True, settings=str(tmp_path / "out" / BEST), epochs=7)
-    fixed, random = network_settings(config)
+    model = unfitted(config)
+    fixed, random = model.fixed.settings, model.random.settings
     assert (fixed.n_latent, list(fixed.hidden)) == (found["n_latent"], found["hidden"])
     assert fixed.label_weight == record["best"]["label_weight"] == found["label_weight"]
     assert (fixed.max_epochs, random.max_epochs) == (7, 7)
     with pytest.raises(ScmedleyError, match="settings of 'FEC'"):
-        network_settings(RunConfig(settings=str(tmp_path / "out" / BEST)))
+        unfitted(RunConfig(settings=str(tmp_path / "out" / BEST)))
 
 
 def test_another_search_in_the_same_folder_is_refused(cells: Path, tmp_path: Path) -> None:
