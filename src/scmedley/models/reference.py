@@ -25,7 +25,7 @@ MOST_TRAINING, MOST_HELD_OUT = 20_000, 2_500  # cells that are kept, drawn with 
 POOL = 5_000  # validation and training cells among which validation cells have their neighbours
 LEAST_FOR_TEMPERATURE = 10  # held-out cells with a label; with fewer the temperature stays 1
 LEAST_PROBABILITY, MOST_NOVELTY = 0.5, 0.99  # cells beyond either are unassigned
-ARRAYS = ("z_MP", "held_out_M", "gene_sd_G", "agreement_V")  # of a reference, as they are saved
+ARRAYS = ("z_MP", "held_out_M", "gene_sd_G", "agreement_V", "detected_M")  # of a reference, as they are saved
 WEIGHT_POWER = 1 / 3  # of the weights of labels in that regression
 ROUNDS = 1_000  # of the optimiser of the logistic regression
 
@@ -149,6 +149,8 @@ class Reference:
         Standard deviation of each gene in the training cells, in log1p CP10k.
     agreement_V
         :func:`residuals.agreement` of the validation cells: novelty when nothing is new.
+    detected_M
+        Number of the model's genes with a value above 0 in each cell.
     classifier
         ``None`` if the model knows no labels.
     """
@@ -157,6 +159,7 @@ class Reference:
     held_out_M: np.ndarray
     gene_sd_G: np.ndarray
     agreement_V: np.ndarray
+    detected_M: np.ndarray
     classifier: LabelClassifier | None = None
 
 
@@ -191,7 +194,13 @@ def learn(
     # Neighbours come from validation and training cells, so that a validation cell has close ones.
     pool = np.arange(min(len(rows), POOL))
     agreement_N = residuals.agreement(model, cells.take(pool), z_MP[pool], group_M[pool], gene_sd_G)
-    return Reference(z_MP, held_out_M, gene_sd_G, agreement_N[held_out_M[pool]], classifier)
+    agreement_V = agreement_N[held_out_M[pool]]
+    return Reference(z_MP, held_out_M, gene_sd_G, agreement_V, detected(cells), classifier)
+
+
+def detected(cells: Reading) -> np.ndarray:
+    """Return the number of the model's genes with a value above 0 in each cell, N."""
+    return np.asarray((cells.log1p_NG > 0).sum(axis=1)).ravel().astype(np.int64)
 
 
 def _classifier(

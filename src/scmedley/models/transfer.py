@@ -18,7 +18,7 @@ from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes, one_thread_if_forked
 from scmedley.errors import ScmedleyError, warn
 from scmedley.models import residuals
-from scmedley.models.reference import LabelClassifier, Reference, log_probabilities
+from scmedley.models.reference import LabelClassifier, Reference, detected, log_probabilities
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -27,6 +27,7 @@ NEAREST = 15  # training cells whose distance gives the mapping confidence
 # Of a rare label, at most a quarter of its training cells: the 15 nearest of a label with 10 are not its own.
 SHARE_NEAREST = 4
 LEAST_CONFIDENCE = 0.01  # cells with a lower mapping confidence are unassigned
+SHARE_DETECTED = 0.5  # of the genes of the training cell with the fewest
 HELD_OUT_EVERY = 5  # every fifth cell of a reference of the user's own calibrates the probabilities
 
 
@@ -46,8 +47,8 @@ def transfer(
     reference. They assume that the cell is of one of these; the next two columns say whether that is so.
     ``mapping_confidence``: the share of validation cells that are as far from their nearest training cells, or
     farther (latents, mean of 15, or of a quarter of the label's training cells if that is fewer). Low values mean
-    that no training cell is close. Cells without any value above 0 have 0: all of them have the same latent, which
-    says nothing about them.
+    that no training cell is close. Nearly empty cells have 0 (fewer genes than half of the training cell with the
+    fewest): their latent says nothing about them.
     ``novelty``: the share of validation cells whose residuals agree less with those of similar cells
     (:mod:`scmedley.models.residuals`). Values near 1 mean that the cell and its neighbours among the new cells
     have expression in common that the model does not explain. In a batch that was not in training, a cell counts
@@ -87,14 +88,22 @@ def transfer(
         columns["probability"] = p_NK.max(axis=1)
     k_N = n_nearest(classifier)[group_N]
     columns["mapping_confidence"] = mapping_confidence(z_NP, z_MP, held_out_M, k_N)
-    empty_N = np.asarray(abs(reading.log1p_NG).sum(axis=1)).ravel() == 0
-    columns["mapping_confidence"][empty_N] = 0
+    columns["mapping_confidence"][_nearly_empty(known, reading)] = 0
     columns["novelty"] = _novelty(model, known, reading, z_NP, group_N)
     _warn_if_few(len(known.agreement_V), int(held_out_M.sum()), most_novelty)
     table = pd.DataFrame(columns, index=reading.obs.index)
     if classifier is not None:
         table["assigned"] = _assigned(table, classifier.names, group_N, least_probability, most_novelty)
     return table
+
+
+def _nearly_empty(known: Reference, reading: Reading) -> np.ndarray:
+    """Return which cells have fewer genes with a value than half of the training cell that has the fewest.
+
+    Their latent is that of an empty input. Genes that were not measured are not counted against a cell.
+    """
+    measured = 1.0 if reading.missing_G is None else 1 - reading.missing_G.mean()
+    return np.asarray(detected(reading) < max(1.0, SHARE_DETECTED * measured * known.detected_M.min()))
 
 
 def n_nearest(classifier: LabelClassifier | None) -> np.ndarray:
