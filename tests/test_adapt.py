@@ -126,7 +126,8 @@ def test_a_known_batch_under_a_new_name_finds_its_effects(model: RandomEffects, 
 
 def test_a_row_starts_at_the_prior(model: RandomEffects, prepared: AnnData) -> None:
     """One step of Adam is as long as its learning rate, no more."""
-    started = model.adapt(new_cells(prepared)[:1].copy(), steps=1)
+    with pytest.warns(ScmedleyWarning, match="fewer than 10 cells: 'd3'"):
+        started = model.adapt(new_cells(prepared)[:1].copy(), steps=1)
     for table in tables(started.network):
         assert_allclose(table.scale_BH()[2].detach(), float(table.prior_scale), rtol=0.02)
         assert table.loc_BH[2].abs().max() <= 0.0101  # one step of Adam
@@ -305,7 +306,7 @@ def test_models_without_effects_name_those_that_have_them(fitted, prepared: AnnD
                 getattr(model, verb)(prepared, *([argument] if argument else []))
     for model in (fitted("mixed"), fitted("random"), fitted("fixed")):  # those that the error names
         assert isinstance(model.counterfactual(prepared[:3], "d1"), AnnData)
-        new = prepared[:9].copy()
+        new = prepared[:10].copy()
         new.obs["donor"] = "d9"
         assert isinstance(model.adapt(new, steps=1), type(model))
 

@@ -22,7 +22,7 @@ from scmedley.data.design import Design
 from scmedley.data.reader import Cells, Reading
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import engine
-from scmedley.errors import ScmedleyError, check_seed
+from scmedley.errors import ScmedleyError, check_seed, listed, warn
 from scmedley.nn.bayesian import tables
 from scmedley.nn.latent_effects import LatentEffects
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="Model[Any]")
 
+FEW_CELLS = 10  # of a new batch: with fewer, what is special in single cells passes for the batch
 LEARNING_RATE = 0.01  # of Adam, for the new rows alone, with cosine decay to 0
 CPU = torch.device("cpu")
 
@@ -52,6 +53,7 @@ def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | Non
     design = replace(model.design, batches=known + new, n_adapted=model.design.n_adapted + len(new))
     codes = design.codes(adata.obs)
     chosen = np.flatnonzero(codes >= len(known))
+    _warn_if_few(new, np.bincount(codes[chosen] - len(known), minlength=len(new)))
     cells = adata.take(chosen) if isinstance(adata, Reading) else adata[chosen]
     extended = copy.copy(model)
     with engine(threads, CPU):
@@ -64,6 +66,16 @@ def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | Non
         extended.network.to(model.device)
     extended.fitted = {**model.fitted, "adapted": {"batches": len(new), "steps": steps, "seed": seed}}
     return extended
+
+
+def _warn_if_few(new: tuple[str, ...], n_cells: np.ndarray) -> None:
+    """Warn of new batches with so few cells that their effects cannot be told from those of single cells."""
+    few = [name for name, n in zip(new, n_cells, strict=True) if n < FEW_CELLS]
+    if few:
+        warn(
+            f"New batches with fewer than {FEW_CELLS} cells: {listed(few)}. What is special in these cells is learnt "
+            "as the effect of their batch, so do not trust their labels and counterfactuals."
+        )
 
 
 @torch.no_grad()
