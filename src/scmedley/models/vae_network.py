@@ -138,7 +138,7 @@ class VAENetwork(nn.Module, Trainable):
         s = self.settings
         # In standardised input, 0 is the mean of a gene.
         x_NG = F.dropout(cells.x_NG, s.dropout, training=self.training)
-        mean_NP, log_variance_NP, _ = self.encoder(x_NG)
+        mean_NP, log_variance_NP = self.posterior(x_NG)
         z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
         decoded = self._decode(z_NP, cells.b_N, draw=self.training)
         kl_P = kl_of_units(mean_NP, log_variance_NP).mean(0)
@@ -175,7 +175,13 @@ class VAENetwork(nn.Module, Trainable):
         update_priors(self)
 
     def posterior(self, x_NG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z|x), N x P."""
+        """Return mean and log variance of q(z|x), N x P.
+
+        For counts the encoder reads log1p CP10k that is centred and no longer scaled. Standardised, the many rare
+        genes, which are mostly noise, would weigh as much as the markers of the labels.
+        """
+        if self.settings.counts:
+            x_NG = x_NG * self.span_G
         mean_NP, log_variance_NP, _ = self.encoder(x_NG)
         return mean_NP, log_variance_NP
 
