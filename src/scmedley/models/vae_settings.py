@@ -21,6 +21,8 @@ class VAESettings(Settings):
     likelihood
         Of the counts of each cell, given their total over the model's genes: ``"negative binomial"``,
         ``"zero-inflated negative binomial"`` or ``"poisson"``. Or ``"gaussian"``: of the scaled log1p CP10k.
+        The total over all genes, which the decoder's share would turn into that of the model's genes, gave
+        the same likelihood, labels and denoised counts on two data sets (docs/vae.md).
     beta
         Weight of KL(q(z|x) || N(0, I)). 1 gives the evidence lower bound; other values a beta-VAE.
     warmup
@@ -28,7 +30,8 @@ class VAESettings(Settings):
     free_bits
         Nats of each latent dimension (mean over the minibatch) whose KL costs nothing.
     dispersion
-        Whether the negative binomial has one dispersion for each gene or for each gene and batch.
+        Whether the negative binomial has one dispersion for each gene or for each gene and batch, which is better
+        if the batches are of different technologies.
     learn_variance
         Whether the Gaussian has a variance for each gene that is learnt, or variance 1.
     reduction
