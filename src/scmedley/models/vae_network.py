@@ -19,7 +19,7 @@ from scmedley.models.export import Effects, Layer
 from scmedley.models.fixed_effects import ramp, subsample
 from scmedley.models.posterior import kl_of_units
 from scmedley.models.vae_settings import VAESettings
-from scmedley.nn.bayesian import Bias, ScaleAndBias, one_hot, tables, update_priors
+from scmedley.nn.bayesian import Bias, EffectTable, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Decoder, VariationalEncoder, linear
 from scmedley.nn.likelihoods import gaussian, negative_binomial, poisson, zero_inflated_negative_binomial
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
@@ -72,8 +72,9 @@ class VAENetwork(nn.Module, Trainable):
         nn.init.zeros_(self.gene_share.weight)
         self.register_buffer("size_B", torch.ones(n_batches + 1))
         if s.likelihood != "poisson":
-            n_rows = n_batches if s.dispersion == "gene x batch" and n_batches else 1
-            self.slow_theta_BG = nn.Parameter(torch.zeros(n_rows, n_genes))  # of log theta / FASTER
+            self.slow_theta_G = nn.Parameter(torch.zeros(n_genes))  # of log theta / FASTER
+            if s.dispersion == "gene x batch" and n_batches and s.batch_effects:
+                self.theta_effect = EffectTable(n_batches, n_genes, s.effects)
         if s.likelihood == "zero-inflated negative binomial":
             self.zero = linear(s.hidden[0], n_genes)
             nn.init.zeros_(self.zero.weight)
@@ -119,7 +120,7 @@ class VAENetwork(nn.Module, Trainable):
             square_G += mean_NG.square().sum(0)
         # Method of moments: the variance is mean + mean^2 / theta.
         theta_G = (square_G / excess_G.clamp_min(1e-12)).clamp(LEAST_THETA, MOST_THETA)
-        self.slow_theta_BG.copy_((theta_G.log() / FASTER).expand_as(self.slow_theta_BG))
+        self.slow_theta_G.copy_(theta_G.log() / FASTER)
 
     def stages(self) -> list[Stage]:
         """Return one stage with one player, which has all parameters."""
@@ -268,14 +269,12 @@ class VAENetwork(nn.Module, Trainable):
         return logit_NG.float()
 
     def theta(self, b_N: Tensor) -> Tensor:
-        """Return the dispersions: G, or N x G if each batch has its own (unknown batches: geometric mean)."""
-        log_theta_BG = FASTER * self.slow_theta_BG
-        n_rows = len(log_theta_BG)
-        if n_rows == 1:
-            return log_theta_BG[0].exp()
-        known_N = (b_N >= 0) & (b_N < n_rows)
-        own_NG = log_theta_BG[b_N.clamp(0, n_rows - 1)]
-        return torch.where(known_N[:, None], own_NG, log_theta_BG.mean(0)).exp()
+        """Return the dispersions: G, or N x G if each batch has its own (unknown batches: the population mean)."""
+        slow = self.slow_theta_G
+        if hasattr(self, "theta_effect"):
+            table = self.theta_effect
+            slow = slow + self._rows(b_N) @ (table.draw_BH() if self.training else table.loc_BH)
+        return (FASTER * slow).exp()
 
     def _decode(self, z_NP: Tensor, b_N: Tensor, draw: bool) -> Decoded:
         rows_NB = self._rows(b_N)

@@ -30,8 +30,8 @@ class VAESettings(Settings):
     free_bits
         Nats of each latent dimension (mean over the minibatch) whose KL costs nothing.
     dispersion
-        Whether the negative binomial has one dispersion for each gene or for each gene and batch, which is better
-        if the batches are of different technologies.
+        Whether the negative binomial has one dispersion for each gene or for each gene and batch. The logarithm
+        of the latter is that of the gene plus a Bayesian effect of the batch, as in the decoder.
     learn_variance
         Whether the Gaussian has a variance for each gene that is learnt, or variance 1.
     reduction
@@ -56,7 +56,7 @@ class VAESettings(Settings):
     beta: float = 1.0
     warmup: float = 0.2
     free_bits: float = 0.0
-    dispersion: Dispersion = "gene"
+    dispersion: Dispersion = "gene x batch"
     learn_variance: bool = True
     reduction: Reduction = "sum"
     batch_effects: bool = True
