@@ -270,7 +270,7 @@ class VAENetwork(nn.Module, Trainable):
 
     def theta(self, b_N: Tensor) -> Tensor:
         """Return the dispersions: G, or N x G if each batch has its own (unknown batches: the population mean)."""
-        slow = self.slow_theta_G
+        slow: Tensor = self.slow_theta_G
         if hasattr(self, "theta_effect"):
             table = self.theta_effect
             slow = slow + self._rows(b_N) @ (table.draw_BH() if self.training else table.loc_BH)
