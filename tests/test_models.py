@@ -1,6 +1,7 @@
 """Models: losses by hand, reading of other data, embeddings of the user's own, golden loss curves."""
 
 import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import (
+    VAE,
     Autoencoder,
     FixedEffects,
     MixedEffects,
@@ -29,7 +31,7 @@ from scmedley.models.random_effects import RandomEffectsNetwork
 from scmedley.nn.bayesian import EffectStart, tables
 from scmedley.pp import prepare
 from scmedley.train.loop import Progress, TrainingCells, total
-from tiny import FIT, differing, nested_design, small, unfitted, weights
+from tiny import FIT, MODELS, SIZES, differing, nested_design, small, unfitted, weights
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -293,7 +295,9 @@ def test_the_fixed_encoder_never_sees_the_batch(fitted, prepared: AnnData) -> No
 # --- golden loss curves -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize(
+    ("model_name", "preset"), [*itertools.product(MODELS, ["default", "paper"]), ("vae", "default")]
+)
 def test_golden_loss_curves(
     model_name: str, preset: str, prepared: AnnData, request: pytest.FixtureRequest
 ) -> None:
@@ -302,7 +306,11 @@ def test_golden_loss_curves(
     Another CPU's vector units round otherwise, and Adam makes the most of it where gradients are all but
     zero: the files name the vector units that they were made with, and others are given more room.
     """
-    history = unfitted(model_name, preset, max_epochs=5).fit(prepared, **FIT).history
+    if model_name == "vae":
+        model = VAE("donor", settings=VAE.preset(preset).replace(**{**SIZES, "max_epochs": 5}))
+    else:
+        model = unfitted(model_name, preset, max_epochs=5)
+    history = model.fit(prepared, **FIT).history
     curves = {
         f"{part} {term}": table.value.tolist() for (part, term), table in history.groupby(["part", "term"])
     }

@@ -8,7 +8,7 @@ from scmedley.models.mixed_effects import MixedEffects
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.settings import Settings
 from scmedley.models.vae import VAE
-from scmedley.models.vae_network import VAESettings
+from scmedley.models.vae_settings import VAESettings
 
 __all__ = [
     "VAE",

@@ -100,7 +100,7 @@ def denoise(
     of the rate is (theta + x) mu / (theta + mu): the decoder's mean, and the cell's own count where there are
     many. A Poisson has no such spread, so there it is mu. With zero inflation a zero may come from either part.
     In another batch, mu is replaced by that of the batch and the factor (theta + x) / (theta + mu) stays. For the
-    Gaussian it is the decoder's mean of log1p CP10k, converted back.
+    Gaussian it is the decoder's mean of log1p CP10k, converted back, which is less than the mean of the counts.
 
     ``size`` counts per cell over all genes multiply each cell by size / (its own total); for the Gaussian the
     default is 10,000.

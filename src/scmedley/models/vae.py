@@ -19,7 +19,8 @@ from scmedley.models import posterior
 from scmedley.models.base import Model
 from scmedley.models.differential import differential_expression
 from scmedley.models.settings import Settings, named
-from scmedley.models.vae_network import ACTIVE, Likelihood, VAENetwork, VAESettings
+from scmedley.models.vae_network import ACTIVE, VAENetwork
+from scmedley.models.vae_settings import Likelihood, VAESettings
 
 # Nats per cell: with less, the latent cannot tell two groups of cells apart.
 LEAST_KL = math.log(2)

@@ -1,12 +1,11 @@
-"""Settings and network of the variational autoencoder (:class:`~scmedley.models.vae.VAE`).
+"""Network of the variational autoencoder (:class:`~scmedley.models.vae.VAE`).
 
 The encoder never uses the batch. With batches the decoder has their Bayesian effects, as in the fixed effects.
 
 Shapes: N cells, G genes, P latent dimensions, H hidden units, B batches.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Self, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,119 +18,18 @@ from scmedley.errors import ScmedleyError
 from scmedley.models.export import Effects, Layer
 from scmedley.models.fixed_effects import ramp, subsample
 from scmedley.models.posterior import kl_of_units
-from scmedley.models.settings import Settings
-from scmedley.nn.bayesian import Bias, EffectStart, ScaleAndBias, one_hot, tables, update_priors
+from scmedley.models.vae_settings import VAESettings
+from scmedley.nn.bayesian import Bias, EffectTable, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Decoder, VariationalEncoder, linear
 from scmedley.nn.likelihoods import gaussian, negative_binomial, poisson, zero_inflated_negative_binomial
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
-Likelihood = Literal["negative binomial", "zero-inflated negative binomial", "poisson", "gaussian"]
-Dispersion = Literal["gene", "gene x batch"]
-Reduction = Literal["sum", "mean"]
 ACTIVE = 0.01  # least variance over cells of a unit's posterior mean (Burda et al. 2016)
 LEAST_SHARE = 1e-4
 LEAST_THETA, MOST_THETA = 0.01, 100.0  # of the first estimate
 # Adam moves every parameter by about the learning rate in a step, but dispersions change by orders of magnitude.
 FASTER = 10.0
 FIRST_ZERO_LOGIT = -3.0
-
-
-@dataclass(frozen=True)
-class VAESettings(Settings):
-    """Settings of :class:`VAE`.
-
-    Attributes
-    ----------
-    likelihood
-        Of the counts of each cell, given their total over the model's genes: ``"negative binomial"``,
-        ``"zero-inflated negative binomial"`` or ``"poisson"``. Or ``"gaussian"``: of the scaled log1p CP10k.
-    beta
-        Weight of KL(q(z|x) || N(0, I)). 1 gives the evidence lower bound; other values a beta-VAE.
-    warmup
-        Share of the largest number of epochs in which the weight of the KL rises from 0 to ``beta``.
-    free_bits
-        Nats of each latent dimension (mean over the minibatch) whose KL costs nothing.
-    dispersion
-        Whether the negative binomial has one dispersion for each gene or for each gene and batch.
-    learn_variance
-        Whether the Gaussian has a variance for each gene that is learnt, or variance 1.
-    reduction
-        ``"sum"``: the loss is in nats per cell. ``"mean"``: squared error averaged over genes plus KL averaged
-        over dimensions, which multiplies the weight of the KL by genes / dimensions. It collapses the latent.
-    batch_effects
-        Whether the decoder has batch effects, if there is a batch column.
-    shrinkage
-        The output weights of the decoder have the prior N(0, 1 / (shrinkage * H)), H being the number of units
-        before them. Per cell it weighs the less the more cells there are. 0: no prior.
-    dropout
-        Share of the input that is set to the mean in training.
-    effects
-        Initial posterior and prior of the random effects in the decoder.
-    """
-
-    hidden: tuple[int, ...] = (128,)
-    n_latent: int = 10
-    learning_rate: float = 5e-3
-    steps: int = 1000
-    likelihood: Likelihood = "negative binomial"
-    beta: float = 1.0
-    warmup: float = 0.2
-    free_bits: float = 0.0
-    dispersion: Dispersion = "gene"
-    learn_variance: bool = True
-    reduction: Reduction = "sum"
-    batch_effects: bool = True
-    shrinkage: float = 10.0
-    dropout: float = 0.2
-    effects: EffectStart = field(default_factory=lambda: EffectStart(loc_scale=0.01))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choices = (("likelihood", Likelihood), ("dispersion", Dispersion), ("reduction", Reduction))
-        for name, known in choices:
-            if getattr(self, name) not in get_args(known):
-                raise ScmedleyError(f"{name}={getattr(self, name)!r} must be one of {list(get_args(known))}.")
-        if self.warmup > 1:
-            raise ScmedleyError(f"warmup={self.warmup} must be between 0 and 1, a share of the epochs.")
-        if self.dropout >= 1:
-            raise ScmedleyError(f"dropout={self.dropout} must be below 1.")
-        if self.counts and self.scale == "pearson":
-            raise ScmedleyError(
-                f"scale='pearson' does not fit likelihood={self.likelihood!r}, whose decoder gives log1p CP10k. Use "
-                "likelihood='gaussian', or scale='standard'."
-            )
-        if self.reduction == "mean" and self.likelihood != "gaussian":
-            raise ScmedleyError(
-                f"reduction='mean' is that of a squared error, so it does not fit likelihood={self.likelihood!r}. Use "
-                "likelihood='gaussian', or reduction='sum'."
-            )
-
-    @property
-    def counts(self) -> bool:
-        """Whether the likelihood is of counts."""
-        return self.likelihood != "gaussian"
-
-    def as_published(self) -> Self:
-        """Return the settings of the report: squared error and KL as means, which collapses the latent.
-
-        The report does not give its training. Its reconstruction loss of 0.0002 is that of values scaled to
-        0 ... 1.
-        """
-        return self.replace(
-            scale="min-max",
-            likelihood="gaussian",
-            learn_variance=False,
-            reduction="mean",
-            batch_effects=False,
-            shrinkage=0.0,
-            dropout=0.0,
-            warmup=0.0,
-            hidden=(512,),
-            n_latent=50,
-            learning_rate=1e-3,
-            steps=2000,
-            decay=False,
-        )
 
 
 class Decoded(NamedTuple):
@@ -174,8 +72,9 @@ class VAENetwork(nn.Module, Trainable):
         nn.init.zeros_(self.gene_share.weight)
         self.register_buffer("size_B", torch.ones(n_batches + 1))
         if s.likelihood != "poisson":
-            n_rows = n_batches if s.dispersion == "gene x batch" and n_batches else 1
-            self.slow_theta_BG = nn.Parameter(torch.zeros(n_rows, n_genes))  # of log theta / FASTER
+            self.slow_theta_G = nn.Parameter(torch.zeros(n_genes))  # of log theta / FASTER
+            if s.dispersion == "gene x batch" and n_batches and s.batch_effects:
+                self.theta_effect = EffectTable(n_batches, n_genes, s.effects)
         if s.likelihood == "zero-inflated negative binomial":
             self.zero = linear(s.hidden[0], n_genes)
             nn.init.zeros_(self.zero.weight)
@@ -221,7 +120,7 @@ class VAENetwork(nn.Module, Trainable):
             square_G += mean_NG.square().sum(0)
         # Method of moments: the variance is mean + mean^2 / theta.
         theta_G = (square_G / excess_G.clamp_min(1e-12)).clamp(LEAST_THETA, MOST_THETA)
-        self.slow_theta_BG.copy_((theta_G.log() / FASTER).expand_as(self.slow_theta_BG))
+        self.slow_theta_G.copy_(theta_G.log() / FASTER)
 
     def stages(self) -> list[Stage]:
         """Return one stage with one player, which has all parameters."""
@@ -240,7 +139,7 @@ class VAENetwork(nn.Module, Trainable):
         s = self.settings
         # In standardised input, 0 is the mean of a gene.
         x_NG = F.dropout(cells.x_NG, s.dropout, training=self.training)
-        mean_NP, log_variance_NP, _ = self.encoder(x_NG)
+        mean_NP, log_variance_NP = self.posterior(x_NG)
         z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
         decoded = self._decode(z_NP, cells.b_N, draw=self.training)
         kl_P = kl_of_units(mean_NP, log_variance_NP).mean(0)
@@ -277,7 +176,13 @@ class VAENetwork(nn.Module, Trainable):
         update_priors(self)
 
     def posterior(self, x_NG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z|x), N x P."""
+        """Return mean and log variance of q(z|x), N x P.
+
+        For counts the encoder reads log1p CP10k that is centred and no longer scaled. Standardised, the many rare
+        genes, which are mostly noise, would weigh as much as the markers of the labels.
+        """
+        if self.settings.counts:
+            x_NG = x_NG * self.span_G
         mean_NP, log_variance_NP, _ = self.encoder(x_NG)
         return mean_NP, log_variance_NP
 
@@ -364,14 +269,12 @@ class VAENetwork(nn.Module, Trainable):
         return logit_NG.float()
 
     def theta(self, b_N: Tensor) -> Tensor:
-        """Return the dispersions: G, or N x G if each batch has its own (unknown batches: geometric mean)."""
-        log_theta_BG = FASTER * self.slow_theta_BG
-        n_rows = len(log_theta_BG)
-        if n_rows == 1:
-            return log_theta_BG[0].exp()
-        known_N = (b_N >= 0) & (b_N < n_rows)
-        own_NG = log_theta_BG[b_N.clamp(0, n_rows - 1)]
-        return torch.where(known_N[:, None], own_NG, log_theta_BG.mean(0)).exp()
+        """Return the dispersions: G, or N x G if each batch has its own (unknown batches: the population mean)."""
+        slow: Tensor = self.slow_theta_G
+        if hasattr(self, "theta_effect"):
+            table = self.theta_effect
+            slow = slow + self._rows(b_N) @ (table.draw_BH() if self.training else table.loc_BH)
+        return (FASTER * slow).exp()
 
     def _decode(self, z_NP: Tensor, b_N: Tensor, draw: bool) -> Decoded:
         rows_NB = self._rows(b_N)

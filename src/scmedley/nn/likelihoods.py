@@ -170,8 +170,10 @@ class _ZeroTerm(torch.autograd.Function):
 
 def _nb_nonzero(at: _NonZeros, mean_E: Tensor, theta: Tensor) -> Tensor:
     """Return log NB(x) - log NB(0) of each non-zero count."""
-    term_E: Tensor = _NonZeroTerm.apply(at.x_E, mean_E.clamp_min(LEAST_MEAN), at.of(theta))  # type: ignore[no-untyped-call]
-    return term_E - at.of(_stirling_remainder(theta))
+    theta_E = at.of(theta)
+    term_E: Tensor = _NonZeroTerm.apply(at.x_E, mean_E.clamp_min(LEAST_MEAN), theta_E)  # type: ignore[no-untyped-call]
+    # One theta per gene: fewer genes than non-zeros. One per cell and gene: fewer non-zeros.
+    return term_E - (at.of(_stirling_remainder(theta)) if theta.dim() == 1 else _stirling_remainder(theta_E))
 
 
 class _NonZeroTerm(torch.autograd.Function):
