@@ -16,9 +16,10 @@ from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.models import VAE
-from scmedley.models.posterior import kl_of_units, minibatches
+from scmedley.models.posterior import minibatches
 from scmedley.models.vae import is_collapsed, remedies
 from scmedley.models.vae_network import ACTIVE
+from scmedley.nn.likelihoods import kl_of_units
 
 MOST_CELLS = 3000  # drawn from each part
 LEAST_SENSITIVITY = 0.01  # share of the variance that latents must drive

@@ -21,6 +21,7 @@ from scmedley.data.reader import Cells
 from scmedley.data.resident import Minibatch
 from scmedley.device import modes, seeded
 from scmedley.errors import ScmedleyError, check_seed
+from scmedley.nn.likelihoods import kl_of_units
 
 if TYPE_CHECKING:
     from scmedley.models.vae import VAE
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
 OWN = "own"  # target of denoising: the batch of each cell
 CELLS = 1024  # decoded at once
 LARGEST = 4 * 1024**3  # largest denoised matrix, bytes
-
-
-def kl_of_units(mean_NP: Tensor, log_variance_NP: Tensor) -> Tensor:
-    """Return KL(q(z_p|x) || N(0, 1)) of each cell and latent dimension, in nats."""
-    return 0.5 * (mean_NP.square() + log_variance_NP.exp() - 1 - log_variance_NP)
 
 
 @modes(grad=False)

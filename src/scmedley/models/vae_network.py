@@ -17,11 +17,16 @@ from scmedley.data.resident import ENCODED, Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models.export import Effects, Layer
 from scmedley.models.fixed_effects import ramp, subsample
-from scmedley.models.posterior import kl_of_units
 from scmedley.models.vae_settings import VAESettings
 from scmedley.nn.bayesian import Bias, EffectTable, ScaleAndBias, one_hot, tables, update_priors
 from scmedley.nn.layers import Decoder, VariationalEncoder, linear
-from scmedley.nn.likelihoods import gaussian, negative_binomial, poisson, zero_inflated_negative_binomial
+from scmedley.nn.likelihoods import (
+    gaussian,
+    kl_of_units,
+    negative_binomial,
+    poisson,
+    zero_inflated_negative_binomial,
+)
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 ACTIVE = 0.01  # least variance over cells of a unit's posterior mean (Burda et al. 2016)

@@ -36,7 +36,7 @@ class VAESettings(Settings):
         Whether the Gaussian has a variance for each gene that is learnt, or variance 1.
     reduction
         ``"sum"``: the loss is in nats per cell. ``"mean"``: squared error averaged over genes plus KL averaged
-        over dimensions, which multiplies the weight of the KL by genes / dimensions. It collapses the latent.
+        over dimensions, which multiplies the weight of the KL by genes / (2 dimensions). It collapses the latent.
     batch_effects
         Whether the decoder has batch effects, if there is a batch column.
     shrinkage

@@ -31,8 +31,12 @@ def cross_entropy(logits_NK: Tensor, y_N: Tensor) -> Tensor:
 
 def kl_to_standard_normal(mean_NP: Tensor, log_variance_NP: Tensor) -> Tensor:
     """Return KL(N(mean, variance) || N(0, I)) in nats, averaged over cells (Kingma and Welling 2014, appendix B)."""
-    kl_NP = 0.5 * (mean_NP.square() + log_variance_NP.exp() - 1 - log_variance_NP)
-    return kl_NP.sum(1).mean()
+    return kl_of_units(mean_NP, log_variance_NP).sum(1).mean()
+
+
+def kl_of_units(mean_NP: Tensor, log_variance_NP: Tensor) -> Tensor:
+    """Return KL(N(mean, variance) || N(0, 1)) of each cell and dimension in nats, N x P."""
+    return 0.5 * (mean_NP.square() + log_variance_NP.exp() - 1 - log_variance_NP)
 
 
 def kl_to_mse_units(mse_value: Tensor, n_genes: int) -> Tensor:
