@@ -12,8 +12,8 @@ bound of the validation cells first reaches scVI's best. Every fit is a file in 
 resumes. Seconds are those of the processor: with one thread they do not depend on what else runs. Needs scvi-tools
 for "scVI"; a method whose package is missing is skipped.
 
-Settings of the VAE were tuned on pancreas_1000, kang_2000, onek1k_bcells and simul1, not on these sets, except the strength
-of the prior of the output weights, which was tuned on pancreas (seed 0) too.
+Settings of the VAE were tuned on pancreas_1000, kang_2000, onek1k_bcells and simul1, not on these sets, except the
+strength of the prior of the output weights, which was tuned on pancreas (seed 0) too.
 
 ``--sweep`` fits the default, for 20 epochs and at most 2,000 cells, to every file of counts in the folder, and fails if
 a loss, an embedding or a log-likelihood is not finite.
