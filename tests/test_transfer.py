@@ -456,7 +456,7 @@ def test_new_batches_are_learnt_from_similar_numbers_of_each_label():
 
     class Stub:
         batch_key = "batch"
-        fixed = SimpleNamespace(reference="some")
+        reference = "some"
 
         def transfer(self, cells):
             return pd.DataFrame({"label": pd.Categorical(label)}, index=cells.obs.index)
@@ -485,10 +485,10 @@ def test_errors_of_transfer_are_not_hidden():
         raise ScmedleyError("wrong")
 
     cells = SimpleNamespace(obs=pd.DataFrame(index=["c1"]))
-    model = SimpleNamespace(fixed=SimpleNamespace(reference="some"), transfer=fail)
+    model = SimpleNamespace(reference="some", transfer=fail)
     with pytest.raises(ScmedleyError, match="wrong"):
         transferred(model, cells)
-    model.fixed.reference = None
+    model.reference = None
     with pytest.warns(ScmedleyWarning, match="Fit it again"):
         assert transferred(model, cells).empty
 

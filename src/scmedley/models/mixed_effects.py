@@ -21,7 +21,7 @@ from scmedley.models.base import Model, described
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.interval import Calibration
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
-from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
+from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
 from scmedley.models.store import DESCRIPTION, replacing_model, write
 from scmedley.pp.prepared import read_prepared
 
@@ -214,6 +214,11 @@ class MixedEffects:
     def calibration(self) -> Calibration | None:
         """The calibration of the intervals of the decoder; ``None`` if it was not learnt."""
         return self.decoder.calibration
+
+    @property
+    def reference(self) -> Reference | None:
+        """Training cells that :meth:`transfer` compares new cells with; ``None`` without a fixed-effects network."""
+        return None if self.fixed is None else self.fixed.reference
 
     def counterfactual(
         self,

@@ -187,6 +187,7 @@ class Correction(nn.Module):
         ridge = Ridge((features_NF - mean_F) / sd_F, left_NP)
         first = float(left_NP.square().sum()) + 1e-12
         predicted = float((ridge.left_out(left_NP) * left_NP).sum()) / first
+        largest_step = max(1.0, min(LARGEST_STEP, 1 / max(predicted, 1e-12)))
         offset_NP, size, step = torch.zeros_like(left_NP), 1.0, 1.0
         for _ in range(ROUNDS_OF_CORRECTION):
             trial_NP = offset_NP + step * left_NP
@@ -197,7 +198,7 @@ class Correction(nn.Module):
             if trial_size > size - LEAST_DECREASE:
                 break
             offset_NP, left_NP, size = trial_NP, trial_left_NP, trial_size
-            step = min(2 * step, max(1.0, 1 / max(predicted, 1 / LARGEST_STEP)))
+            step = min(2 * step, largest_step)
         weight_FP = ridge.weights(offset_NP) / sd_F[:, None]
         self.weight_FP.copy_(weight_FP)
         self.bias_P.copy_(offset_NP.mean(0) - mean_F @ weight_FP)

@@ -17,7 +17,7 @@ from scmedley.errors import ScmedleyWarning, listed
 from scmedley.interpret.check import decoder
 from scmedley.keys import ValueKind
 from scmedley.models import VAE, MixedEffects
-from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
+from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.runs.read import read_model
 
@@ -52,7 +52,7 @@ def embed(
     reading = model.read(adata, values=values)
     if unknown == "adapt":
         Design.of(reading.obs, model.batch_key)  # raises for cells without a batch
-    drawn = io.replacing(page) if _reference(model) is not None and _can_draw() else nullcontext()
+    drawn = io.replacing(page) if model.reference is not None and _can_draw() else nullcontext()
     note = note_of(model, reading.obs, unknown)
     with drawn as page_file, io.with_results(adata, out) as said:
         if unknown == "adapt":
@@ -101,7 +101,7 @@ def adapted(model: MixedEffects | VAE, reading: Reading) -> MixedEffects | VAE:
 
 def transferred(model: MixedEffects | VAE, reading: Reading) -> pd.DataFrame:
     """Return the table of ``model.transfer``, or an empty one and a warning if the model has no reference."""
-    if _reference(model) is not None:
+    if model.reference is not None:
         return model.transfer(reading)
     if isinstance(model, MixedEffects) and model.fixed is None:
         reason = f"obsm[{model.fixed_key!r}] replaces the fixed-effects network, which reads new cells. Fit without it."
@@ -210,12 +210,6 @@ def advice(table: pd.DataFrame, by_batch: pd.DataFrame) -> str:
 
 def _unassigned(row: pd.Series[int]) -> str:
     return f", {row['unassigned']:,} unassigned" if "unassigned" in row else ""
-
-
-def _reference(model: MixedEffects | VAE) -> Reference | None:
-    """Return the training cells that new cells are compared with, if there are any."""
-    network = model if isinstance(model, VAE) else model.fixed
-    return None if network is None else network.reference
 
 
 def _can_draw() -> bool:

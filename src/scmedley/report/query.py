@@ -63,10 +63,8 @@ def write_query(
     path
         The new file.
     """
-    network = model if isinstance(model, VAE) else model.fixed
-    assert network is not None  # the table is of its transfer
-    assert network.reference is not None
-    n_validation = len(network.reference.agreement_V)
+    assert model.reference is not None  # the table is of its transfer
+    n_validation = len(model.reference.agreement_V)
     known = read_map(folder)
     maps: list[dict[str, Any]] = []
     if known is not None:
