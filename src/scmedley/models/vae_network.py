@@ -161,6 +161,7 @@ class VAENetwork(nn.Module, Trainable):
             terms["latent kl above free bits"] = Term(kl_P.clamp_min(s.free_bits).sum(), weight)
             weight = 0.0
         terms["latent kl"] = Term(kl_P.sum(), weight)
+        terms |= self.latent_terms(mean_NP, log_variance_NP, cells.b_N, progress)
         terms["active units"] = Term(active, 0.0, watched=False)
         if s.counts:
             # Its gradient reaches gene_share alone, so it does not change the rest.
@@ -175,6 +176,12 @@ class VAENetwork(nn.Module, Trainable):
             prior = 0.5 * weight_GH.shape[1] * weight_GH.square().sum() / self.n_cells
             terms["decoder prior"] = Term(prior, s.shrinkage, watched=False)
         yield "autoencoder", terms
+
+    def latent_terms(
+        self, mean_NP: Tensor, log_variance_NP: Tensor, b_N: Tensor, progress: Progress
+    ) -> dict[str, Term]:
+        """Return further terms of the loss, of the posterior of the latent: none."""
+        return {}
 
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Update the priors of the decoder's effects."""

@@ -69,6 +69,14 @@ class LatentEffects(nn.Module):
             offset_NP = torch.einsum("nk,nkp->np", share_NK, offset_NKP) * known_N1
         return offset_NP
 
+    def kl(self, mean_NP: Tensor, log_variance_NP: Tensor, b_N: Tensor) -> Tensor:
+        """Return KL(N(m, v) || N(m - offset, v)) in nats, averaged over cells; its gradient is that of m alone."""
+        at_NP = mean_NP.detach()
+        with torch.autocast(at_NP.device.type, enabled=False):
+            target_NP = at_NP - self.offset(at_NP, b_N)
+            moved_NP = (mean_NP - target_NP).square() / log_variance_NP.detach().exp()
+        return 0.5 * moved_NP.sum(1).mean()
+
     @torch.no_grad()
     def update(self, z_NP: Tensor, b_N: Tensor) -> None:
         """Compute clusters and offsets from training cells, starting from those of the last update.
