@@ -15,7 +15,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from scmedley.data.design import POPULATION_MEAN
+from scmedley.data.design import OWN, POPULATION_MEAN
 from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.reader import Cells
 from scmedley.data.resident import Minibatch
@@ -26,7 +26,6 @@ from scmedley.nn.likelihoods import kl_of_units
 if TYPE_CHECKING:
     from scmedley.models.vae import VAE
 
-OWN = "own"  # target of denoising: the batch of each cell
 CELLS = 1024  # decoded at once
 LARGEST = 4 * 1024**3  # largest denoised matrix, bytes
 

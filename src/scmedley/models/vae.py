@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.data.design import OWN
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.errors import warn
@@ -33,6 +34,8 @@ class VAE(Model[VAESettings]):
     ----------
     batch_key
         ``obs`` column of the batches, whose effects are in the decoder. ``None``: there are no batches.
+    label_key
+        Must be ``None``, the argument is there for the order that all models share: a VAE learns no labels.
     settings
         ``"default"``, ``"paper"`` (the report's mean reduction, which collapses) or a :class:`VAESettings`.
     likelihood, beta, free_bits, warmup
@@ -128,7 +131,7 @@ class VAE(Model[VAESettings]):
         self,
         adata: Cells,
         *,
-        to: str = posterior.OWN,
+        to: str = OWN,
         size: float | None = None,
         use_counts: bool = True,
     ) -> AnnData:
