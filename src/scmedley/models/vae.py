@@ -5,6 +5,7 @@ Shapes: N cells, G genes, P latent dimensions, D draws.
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -134,7 +135,8 @@ class VAE(Model[VAESettings]):
         to: str = OWN,
         size: float | None = None,
         use_counts: bool = True,
-    ) -> AnnData:
+        out: str | Path | None = None,
+    ) -> AnnData | Path:
         """Return the expected expression of every cell without the noise of sampling.
 
         See :func:`scmedley.models.posterior.denoise`. Never use a denoised matrix as counts in a test: it
@@ -151,8 +153,10 @@ class VAE(Model[VAESettings]):
         use_counts
             Whether to use a cell's own counts of a gene beside the decoder: the posterior mean
             (theta + x) mu / (theta + mu) of the negative binomial. Otherwise the decoder's mean mu.
+        out
+            Path ending in ``.zarr``, to which a large result is written in chunks; the path is returned.
         """
-        return posterior.denoise(self, adata, to=to, size=size, use_counts=use_counts)
+        return posterior.denoise(self, adata, to=to, size=size, use_counts=use_counts, out=out)
 
     def differential_expression(
         self,

@@ -30,6 +30,8 @@ class RunConfig:
         [settings.FEC] (with --learn-labels), [settings.RE]; or [settings.VAE]; or [settings.DeepBID].
     clusters
         Number of clusters of --model deepbid (default: as many as the evidence supports).
+    denoise
+        Write denoised.zarr, the expected counts of every cell and gene, with --model deepbid.
     fixed
         obsm key of an embedding to use instead of the fixed-effects network (for example X_pca_harmony).
     genes
@@ -66,6 +68,7 @@ class RunConfig:
     preset: Literal["default", "paper"] = "default"
     settings: str | None = None
     clusters: int | None = None
+    denoise: bool = True
     fixed: str | None = None
     genes: int = 3000
     min_genes: int = 10

@@ -144,6 +144,10 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
             embed_all(adata, model, this.config, reading)
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
+        if isinstance(model, DeepBID) and this.config.denoise:
+            this.say("Denoising the counts")
+            with this.stage("denoise"):
+                model.denoise(reading, out=this.folder / run_folder.DENOISED)
         _evaluate(this, adata, model, reading)
     del reading  # the report needs its memory
     this.finish(with_report=not only_fit)

@@ -18,7 +18,7 @@ RECORDS = (RECORD, EXPERIMENT, SEARCH)
 # In a run folder:
 CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
 SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
-GENOMAP, LABELS = "genomap.json", "label_accuracy.csv"
+GENOMAP, LABELS, DENOISED = "genomap.json", "label_accuracy.csv", "denoised.zarr"
 EXPLORATION = "explore.json"  # the record of an exploration
 # Of an experiment (with SCORES and HISTORY) and of a search; both store the prepared cells:
 DATA, TASKS, SUMMARY, FITS = "data.h5ad", "tasks", "summary.csv", "fits.csv"
@@ -30,7 +30,7 @@ TASK, LATENT, MAP = "task.json", "latent.npz", "umap.npz"
 
 # All that a run writes and --overwrite removes; the record is last, because it identifies a run folder.
 OF_RUN = (
-    *(CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, LABELS, SHIFTS, CHECK, GENOMAP, VERSIONS),
+    *(CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, LABELS, SHIFTS, CHECK, GENOMAP, DENOISED, VERSIONS),
     *(REPORT, RECORD),
 )
 # What an experiment writes again from its tasks.
