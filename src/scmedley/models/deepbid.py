@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
+from torch import Tensor
 
 from scmedley import keys
 from scmedley.clusters import Clusters, find
@@ -20,6 +22,7 @@ from scmedley.data.reader import Cells, Reading
 from scmedley.errors import ScmedleyError, warn
 from scmedley.models.base import Model
 from scmedley.models.deepbid_network import DeepBIDNetwork, DeepBIDSettings
+from scmedley.models.deepbid_published import PublishedDeepBIDNetwork, PublishedDeepBIDSettings
 from scmedley.models.settings import Settings, named
 from scmedley.models.vae import VAE
 from scmedley.pp.prepared import read_prepared
@@ -28,6 +31,8 @@ NO_COUNTS = (
     "These cells have no counts, so log-normalised values are modelled with a Gaussian. Embedding and clusters work as "
     "with counts; denoise() returns the decoder's mean alone, and differential_expression is not available."
 )
+
+AnySettings = DeepBIDSettings | PublishedDeepBIDSettings
 
 
 class DeepBID(VAE):
@@ -52,27 +57,39 @@ class DeepBID(VAE):
     """
 
     key: ClassVar[str] = keys.DEEPBID
-    networks: ClassVar[Mapping[type[Settings], type]] = {DeepBIDSettings: DeepBIDNetwork}
-
-    clusters: Clusters | None = None
+    networks: ClassVar[Mapping[type[Settings], type]] = {
+        DeepBIDSettings: DeepBIDNetwork,
+        PublishedDeepBIDSettings: PublishedDeepBIDNetwork,
+    }
 
     def __init__(
         self,
         batch_key: str | None = None,
         label_key: str | None = None,
-        settings: str | DeepBIDSettings = "default",
+        settings: str | AnySettings = "default",
         *,
         n_clusters: int | None = None,
     ):
         Model.__init__(self, batch_key, label_key, settings)
         if n_clusters is not None:
             self.settings = self.settings.replace(n_clusters=n_clusters)
-        self.reads = "counts" if self.settings.counts else "log1p"
+        self.reads = "log1p" if self.is_published or not self.settings.counts else "counts"
 
     @classmethod
-    def preset(cls, name: str, labelled: bool = False) -> DeepBIDSettings:
+    def preset(cls, name: str, labelled: bool = False) -> Any:
         """Return the ``"default"`` settings, or those of the publication (``"paper"``)."""
-        return named(name, default=DeepBIDSettings(), paper=DeepBIDSettings())
+        default: AnySettings = DeepBIDSettings()
+        return named(name, default, PublishedDeepBIDSettings())
+
+    @property
+    def is_published(self) -> bool:
+        """Whether this is the network of the publication, which has no posterior and no batch effects."""
+        return isinstance(self.settings, PublishedDeepBIDSettings)
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether the decoder has batch effects: with a batch column, and not in the ``paper`` preset."""
+        return not self.is_published and super().has_effects
 
     def fit(self, adata: Cells, *, seed: int = 0, **options: Any) -> Self:
         """Fit to prepared data, as ``Model.fit``, then find the clusters of these cells.
@@ -90,24 +107,42 @@ class DeepBID(VAE):
         n_clusters = self.settings.n_clusters
         if n_clusters is not None and n_clusters > reading.n_cells:
             raise ScmedleyError(f"n_clusters={n_clusters} is more than the {reading.n_cells} cells.")
+        if isinstance(self.settings, PublishedDeepBIDSettings):
+            self.settings = self.settings.for_cells(reading.n_cells)
         super().fit(reading, seed=seed, **options)
         z_NP = self.get_latent_representation(reading)
-        self.clusters = find(z_NP, n_clusters, seed=seed, batch_N=self.design.codes(reading.obs))
+        if self.is_published:
+            self._order_by_size(z_NP)
+        else:
+            batch_N = None if self.batch_key is None else reading.obs[self.batch_key].astype(str).to_numpy()
+            self.clusters = find(z_NP, n_clusters, seed=seed, batch_N=batch_N)
         return self
 
     def fit_to_values(self, adata: Cells) -> None:
         """Change the likelihood to a Gaussian, with a warning, if prepared cells hold no counts."""
-        if self.settings.counts and not has_counts(adata):
+        if isinstance(self.settings, DeepBIDSettings) and self.settings.counts and not has_counts(adata):
             warn(NO_COUNTS)
             self.settings = self.settings.replace(likelihood="gaussian")
             self.reads = "log1p"
+
+    def _memberships(self, z_NP: np.ndarray) -> np.ndarray:
+        """Return the memberships of the publication (eq. 14)."""
+        with torch.no_grad():
+            found: Tensor = self.network.memberships(torch.as_tensor(z_NP, device=self.device))
+        return found.cpu().numpy()
+
+    def _order_by_size(self, z_NP: np.ndarray) -> None:
+        """Number the clusters of the publication by size, as those of the default are."""
+        n_K = np.bincount(self._memberships(z_NP).argmax(axis=1), minlength=len(self.network.centre_KP))
+        order_K = torch.as_tensor(np.argsort(-n_K, kind="stable"), device=self.device)
+        self.network.centre_KP.copy_(self.network.centre_KP[order_K])
 
     def cluster(
         self,
         adata: AnnData,
         k: int | None = None,
         *,
-        level: int = 0,
+        level: int | None = None,
         unknown: str = "error",
         reading: Reading | None = None,
     ) -> None:
@@ -122,7 +157,7 @@ class DeepBID(VAE):
         k
             Number of clusters, cut from the tree of merges. ``None``: that of the fit.
         level
-            Steps in the tree from there: -1 is one cluster fewer, 1 is one more.
+            Instead of ``k``: clusters more (1, 2, ...) or fewer (-1, -2, ...) than those of the fit.
         unknown, reading
             As in :meth:`embed`.
 
@@ -144,13 +179,20 @@ class DeepBID(VAE):
         adata.uns[keys.CLUSTERS] = tables
 
     def clusters_of(
-        self, adata: Cells, k: int | None = None, *, level: int = 0, unknown: str = "error"
+        self, adata: Cells, k: int | None = None, *, level: int | None = None, unknown: str = "error"
     ) -> tuple[np.ndarray, np.ndarray, dict[str, pd.DataFrame]]:
         """Return the cluster and the memberships of every cell, and the tables of the clusters; see :meth:`cluster`."""
         self.check_fitted()
         z_NP = self.get_latent_representation(adata, unknown=unknown)
-        assert self.clusters is not None
-        cut = self.clusters if k is None and level == 0 else self.clusters.cut(k, level=level)
+        if self.clusters is None:
+            if level or k not in (None, self.settings.n_clusters):
+                raise ScmedleyError(
+                    f"The published DeepBID has the {self.settings.n_clusters} clusters of its fit and no tree of merges. "
+                    "Fit it with another n_clusters, or use preset='default'."
+                )
+            membership_NK = self._memberships(z_NP)
+            return membership_NK.argmax(axis=1), membership_NK, {}
+        cut = self.clusters.cut(k, level) if k or level else self.clusters
         code_N, membership_NK = cut.predict(z_NP)
         return code_N, membership_NK, {"evidence": cut.evidence, "tree": cut.tree}
 

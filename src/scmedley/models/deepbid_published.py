@@ -6,7 +6,7 @@ Shapes: N cells of the call at hand, G genes, H hidden units, P latent dimension
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class PublishedDeepBIDSettings(Settings):
     max_epochs
         Epochs of each of the three stages of pre-training, and most epochs of the clustering.
     """
+
+    counts: ClassVar[bool] = False  # its negative binomial is of rounded logarithms
 
     scale: Literal["none"] = "none"
     hidden: tuple[int, ...] = (500,)

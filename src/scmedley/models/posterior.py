@@ -36,6 +36,7 @@ LARGEST = 4 * 1024**3  # largest denoised matrix, bytes
 def draws(model: VAE, adata: Cells, n_draws: int, seed: int) -> np.ndarray:
     """Return draws of q(z|x), D x N x P."""
     check_seed(seed)
+    check_posterior(model)
     _check_draws(n_draws)
     parts = []
     with seeded(seed):
@@ -56,6 +57,7 @@ def log_likelihood(model: VAE, adata: Cells, n_draws: int, seed: int) -> np.ndar
     Gaussian the scaled values, so the two cannot be compared.
     """
     check_seed(seed)
+    check_posterior(model)
     _check_draws(n_draws)
     found = []
     with seeded(seed):
@@ -76,6 +78,7 @@ def log_likelihood(model: VAE, adata: Cells, n_draws: int, seed: int) -> np.ndar
 def elbo(model: VAE, adata: Cells, seed: int) -> pd.DataFrame:
     """Return reconstruction (log p(x | z)), KL of the latent and their difference for each cell, in nats."""
     check_seed(seed)
+    check_posterior(model)
     rows = []
     with seeded(seed):
         for cells in minibatches(model, adata):
@@ -170,6 +173,16 @@ def _denoised(network: Any, cells: Minibatch, target_N: Tensor, use_counts: bool
         factor_NG = inflated_NG + (1 - inflated_NG) * factor_NG
     denoised_NG: Tensor = there_NG * factor_NG
     return denoised_NG
+
+
+def check_posterior(model: VAE) -> None:
+    """Raise if the network has no posterior, as that of the published DeepBID."""
+    model.check_fitted()
+    if not hasattr(model.network, "posterior"):
+        raise ScmedleyError(
+            f"The published {type(model).__name__} has no posterior, so it has no draws, likelihoods and differential "
+            "expression. Use preset='default'."
+        )
 
 
 def minibatches(model: VAE, adata: Cells) -> Iterator[Minibatch]:

@@ -36,7 +36,9 @@ def check_config(config: RunConfig) -> None:
         raise ScmedleyError(f"--learn-labels {why}.")
     if config.model != "mixed" and (config.learn_labels or config.fixed is not None):
         option = "--learn-labels" if config.learn_labels else "--fixed"
-        raise ScmedleyError(f"{option} is for the fixed effects, not for --model {config.model}. Leave one of them out.")
+        raise ScmedleyError(
+            f"{option} is for the fixed effects, not for --model {config.model}. Leave one of them out."
+        )
     if config.clusters is not None and (config.model != "deepbid" or config.clusters < 1):
         why = "must be at least 1" if config.model == "deepbid" else "is for --model deepbid"
         raise ScmedleyError(f"--clusters {config.clusters} {why}.")
