@@ -83,6 +83,8 @@ class DeepBIDNetwork(VAENetwork):
         self, mean_NP: Tensor, log_variance_NP: Tensor, b_N: Tensor, progress: Progress
     ) -> dict[str, Term]:
         """Return r(t) 1/2 sum_p delta_p^2 / v_p, the KL of the posterior from the one without its batch's offset."""
+        if not self.n_batches:
+            return {}
         if self.training:
             self._seen.append((mean_NP.detach(), b_N))
         weight = self.settings.offset_weight * ramp(progress.share, OFFSET_START, OFFSET_FULL)
@@ -91,6 +93,8 @@ class DeepBIDNetwork(VAENetwork):
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Update clusters and offsets of the latent, and the priors of the decoder's effects."""
         super().after_epoch(known, progress)
+        if not self.n_batches:
+            return
         z_NP, b_N = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen = []
         rows = subsample(torch.arange(len(z_NP), device=z_NP.device))
@@ -100,6 +104,8 @@ class DeepBIDNetwork(VAENetwork):
     def finish(self, known: TrainingCells) -> None:
         """Fit the correction of the latent."""
         self._seen = []
+        if not self.n_batches:
+            return
         rows = subsample(known.rows)
         parts = [self._encode(cells.x_NG)[::2] for cells in known.cells.minibatches(rows, ENCODED)]
         mean_NP, features_NF = (torch.cat(part) for part in zip(*parts, strict=True))
