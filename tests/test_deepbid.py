@@ -75,7 +75,6 @@ def of_types(types: AnnData) -> DeepBID:
 def test_the_offset_term_is_the_kl_of_the_posterior_without_its_batch() -> None:
     rng = np.random.default_rng(0)
     network = DeepBIDNetwork(10, 3, DeepBIDSettings(hidden=(5,), n_latent=2)).eval()
-    network.components.fit(torch.as_tensor(rng.normal(size=(20, 10)), dtype=torch.float32))
     b_N = torch.tensor([0, 1, 2, 0, 2, 2, 1])
     x_NG = torch.as_tensor(rng.normal(size=(7, 10)), dtype=torch.float32)
     counts_NG = torch.as_tensor(rng.poisson(2.0, (7, 10)), dtype=torch.float32)
@@ -92,7 +91,6 @@ def test_the_offset_term_is_the_kl_of_the_posterior_without_its_batch() -> None:
 
 def test_the_offset_term_moves_the_encoder() -> None:
     network = DeepBIDNetwork(10, 3, DeepBIDSettings(hidden=(5,), n_latent=2))
-    network.components.fit(torch.randn(20, 10))
     network.latent_effects.update(torch.randn(60, 2), torch.arange(60) % 3)
     mean_NP, log_variance_NP = network.posterior(torch.randn(6, 10))
     network.latent_effects.kl(mean_NP, log_variance_NP, torch.arange(6) % 3).backward()
