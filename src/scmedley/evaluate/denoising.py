@@ -20,7 +20,10 @@ from scmedley.evaluate.neighbors import Floats, nearest
 
 OFFSET = 1e-6  # added to means before the logarithm, as by Open Problems
 BLOCK = 1024  # cells that are scored at once
-NOISE = (80, 100)  # ALRA: the first and last singular value taken for noise, each with its distance to the one before
+NOISE = (
+    80,
+    100,
+)  # ALRA: the first and last singular value taken for noise, each with its distance to the one before
 OUTLYING = 6.0  # ALRA: standard deviations above the spacing of noise
 NEGATIVE = 0.001  # ALRA: quantile of a gene's values whose size separates zeros from values
 
