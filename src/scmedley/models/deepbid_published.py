@@ -23,7 +23,7 @@ from scmedley.train.schedule import OptimiserName
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 LARGE = 10_000  # cells from which the paper uses its settings for large data
-EQUAL = 1e-6  # largest difference from 1 / K of memberships that say nothing
+EQUAL = 1e-3  # largest difference from 1 / K of memberships that say nothing
 FALLING = 3  # epochs in a row in which memberships lose information, after which training stops
 OUTER, INNER, WHOLE, CLUSTERING = "pretrain outer", "pretrain inner", "pretrain whole", "cluster"
 
