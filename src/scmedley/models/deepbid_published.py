@@ -116,9 +116,9 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
 
     - Eq. 10 has no gradient to the network if memberships are held constant in an epoch, as the text says. Here
       p_jk of L_KL2 is eq. 14 of the current latent; that of L_A is held constant.
-    - Sums over a minibatch, with SGD at a rate of 1e-3, diverge: weights grow to 1e10, and all memberships become
-      1/K. So eq. 11 is divided by the number of cells of a minibatch. The minimum stays the same, and a step is
-      128 times smaller. A term that is not finite, or memberships that are all 1/K, stop the training.
+    - Sums over a minibatch, with SGD at a rate of 1e-3, diverge in the first epoch. So eq. 11 is divided by the number
+      of cells of a minibatch. The minimum stays the same, and a step is 128 times smaller. A term that is not
+      finite, or memberships that are all 1/K, stop the training.
     - Fuzzy k-means with fuzzifier 2 puts all centres on the mean of the cells, so k-means gives the first centres.
     - Log-normalised values are rounded to whole numbers for the negative binomial, as printed.
     - The text gives no bias for mean and dispersion, exp(W D), but L_O has one for each layer. All layers have one.
@@ -207,21 +207,25 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
         With ``reduction="mean"`` all of it is divided by the number of cells: L_NB, L_A and L_KL1 are means over cells,
         and L_O and L_KL2, which are no sums over cells, have their weights divided by the size of a minibatch.
         """
-        s = self.settings
         assert cells.rows_N is not None
         h_NP = self.encode(cells.x_NG, cells.b_N)
         d_NH = self.decode_hidden(h_NP, cells.b_N)
-        p_NK = clustering.memberships(h_NP, self.centre_KP)
-        adaptive = clustering.adaptive_loss(h_NP, self.centre_KP, self.membership_NK[cells.rows_N])
+        log_p_N = self._log_p(cells, d_NH)
+        with torch.autocast(h_NP.device.type, enabled=False):  # products of memberships in float32
+            return self._terms(log_p_N, h_NP, cells.b_N.clamp_min(0), self.membership_NK[cells.rows_N])
+
+    def _terms(self, log_p_N: Tensor, h_NP: Tensor, b_N: Tensor, before_NK: Tensor) -> dict[str, Term]:
+        s = self.settings
         n, size = (len(h_NP), s.batch_size or 128) if s.reduction == "mean" else (1, 1)
+        p_NK = self.memberships(h_NP)
+        adaptive = clustering.adaptive_loss(h_NP, self.centre_KP, before_NK)
+        composition = clustering.composition_kl(p_NK, b_N, self.share_B)
         return {
-            "negative log-likelihood": Term(-self._log_p(cells, d_NH).sum() / n, 1.0),
+            "negative log-likelihood": Term(-log_p_N.sum() / n, 1.0),
             "adaptive": Term(adaptive / n, s.lambda1),
             "weights": Term(clustering.weight_penalty(self.parameters()), s.lambda2 / size),
-            "neighbours": Term(clustering.neighbour_kl(h_NP, cells.b_N) / n, s.kappa1),
-            "composition": Term(
-                clustering.composition_kl(p_NK, cells.b_N.clamp_min(0), self.share_B), s.kappa2 / size
-            ),
+            "neighbours": Term(clustering.neighbour_kl(h_NP, b_N) / n, s.kappa1),
+            "composition": Term(composition, s.kappa2 / size),
             "membership entropy": Term(clustering.entropy(p_NK.detach()).mean(), 0.0, watched=False),
         }
 
