@@ -214,21 +214,20 @@ def test_table_of_clusters_and_batches_counts_every_pair():
     assert list(cluster_table(series("ab"), series("TB"), "label"))[1] == "label"
 
 
-def test_clusters_of_one_batch_are_flagged_and_their_share_has_an_interval():
+def test_clusters_of_one_batch_are_flagged_and_their_share_has_a_range():
     batch = series("xyz" * 4 + "zz")
     cluster = series("a" * 12 + "bb")
-    evidence = pd.DataFrame({"cluster": [0, 1], "cells": [12, 2], "stands": True}).replace(
-        {"cluster": {0: "a", 1: "b"}}
-    )
+    evidence = pd.DataFrame({"cluster": ["a", "b"], "cells": [12, 2], "nearest": ["b", "a"]})
     table = describe_clusters(evidence, cluster, {"batch": batch})
-    assert list(table["one_batch"]) == ["", "z"]
+    assert list(table["one batch"]) == ["", "z"]
     assert list(table["batches"]) == [3.0, 1.0]
     assert table["donors"].isna().all()
-    assert list(table["share"]) == [12 / 14, 2 / 14]
-    low, high = stats.t.interval(0.95, 2, np.mean([0, 0, 1 / 3]), stats.sem([0, 0, 1 / 3]))
-    np.testing.assert_allclose(table["share_high"][1], high)
-    assert table["share_low"][1] == max(low, 0)
+    assert list(table["lowest share"]) == [4 / 6, 0]
+    assert list(table["highest share"]) == [1, 2 / 6]
+    by_donor = describe_clusters(evidence, cluster, {"batch": batch, "donor": series("pq" * 7)})
+    assert list(by_donor["highest share"]) == [6 / 7, 1 / 7]
+    assert list(by_donor["one donor"]) == ["", ""]
     alone = describe_clusters(evidence, cluster, {"batch": series("x" * 14)})
-    assert list(alone["one_batch"]) == ["", ""]  # the data have one batch
+    assert list(alone["one batch"]) == ["", ""]  # the data have one batch
     with pytest.raises(ScmedleyError, match="Cluster these cells again"):
         describe_clusters(evidence[:1], cluster, {})

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scmedley.data.design import as_categories
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate.statistics import t_interval
+
+if TYPE_CHECKING:
+    from scmedley.clusters import Clusters
 
 ONE_GROUP = 0.99  # share of a cluster's cells from one batch (donor) from which it is said to be of that one
-FEWEST_BATCHES = 3  # for an interval of a cluster's share
 
 
 def cluster_names(cluster_N: pd.Series[Any], label_N: pd.Series[Any] | None = None) -> pd.DataFrame:
@@ -106,11 +107,11 @@ def describe_clusters(
     Returns
     -------
     pandas.DataFrame
-        ``evidence`` and: ``name``, ``label``, ``label_share`` (see :func:`cluster_names`); ``share`` of all cells,
-        ``share_low`` and ``share_high``: 95 % t-interval of the share over donors (over batches, if donors are not
-        known), because cells of one donor are not independent; missing with fewer than 3. ``batches``, ``donors``:
-        how many have cells in the cluster; ``one_batch``, ``one_donor``: the name of the batch (donor) that 99 % or
-        more of its cells are from, empty if there is none or only one batch in the data.
+        ``evidence``, with clusters as text, and: "name", "label", "label share" (see :func:`cluster_names`);
+        "batches", "donors": how many have cells in the cluster; "one batch", "one donor": the name of the batch
+        (donor) that 99 % or more of its cells are from, empty if there is none, or only one in the data; "lowest
+        share", "highest share": of a donor's cells (of a batch's, if donors are not known). Cells of one donor are
+        not independent, so this range, unlike an interval computed from cells, shows how firm the size is.
     """
     names = cluster_names(cluster_N, groups.get("label"))
     table = evidence.assign(cluster=evidence["cluster"].map(str))
@@ -119,19 +120,43 @@ def describe_clusters(
             f"The evidence is about the clusters {sorted(table['cluster'])}, the cells are of "
             f"{sorted(names['cluster'])}. Cluster these cells again."
         )
-    table = table.merge(names, on="cluster", how="left", sort=False)
-    table["share"] = table["cells"] / table["cells"].sum()
-    unit = groups.get("donor", groups.get("batch"))
-    lows, highs = _intervals(cluster_N, unit, list(table["cluster"]))
-    table = table.assign(share_low=lows, share_high=highs)
+    nearest = [str(name) for name in table["nearest"]]
+    table["nearest"] = [name if name in set(table["cluster"]) else "" for name in nearest]  # -1: one cluster
+    names = names.rename(columns={"label_share": "label share"})
+    table = table.drop(columns=["batches"], errors="ignore").merge(
+        names, on="cluster", how="left", sort=False
+    )
     for role, several in (("batch", "batches"), ("donor", "donors")):
-        counts = _counts(cluster_N, groups[role]).loc[table["cluster"]] if role in groups else None
         n_K, one_K = [np.nan] * len(table), [""] * len(table)
-        if counts is not None:
-            n_K = list((counts.to_numpy() > 0).sum(1).astype(float))
-            one_K = [_one_group(row) for _, row in counts.iterrows()]
-        table[several], table[f"one_{role}"] = n_K, one_K
+        if role in groups:
+            counts_KB = _counts(cluster_N, groups[role]).loc[table["cluster"]]
+            n_K = list((counts_KB.to_numpy() > 0).sum(1).astype(float))
+            one_K = [_one_group(row) for _, row in counts_KB.iterrows()]
+        table[several], table[f"one {role}"] = n_K, one_K
+    table["lowest share"], table["highest share"] = np.nan, np.nan
+    if (unit_N := groups.get("donor", groups.get("batch"))) is not None:
+        counts_KB = _counts(cluster_N, unit_N).loc[table["cluster"]]
+        shares_KB = (counts_KB / counts_KB.sum(axis=0).replace(0, np.nan)).to_numpy()
+        table["lowest share"], table["highest share"] = np.nanmin(shares_KB, 1), np.nanmax(shares_KB, 1)
     return table
+
+
+def tree_table(clusters: Clusters) -> pd.DataFrame:
+    """Return the tree of merges with the clusters it was cut into.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``clusters.tree`` and "cluster first", "cluster second": the cluster that the node is, or is a part of; empty
+        for a node above the cut.
+    """
+    of_node = {node: str(cluster) for node, cluster in enumerate(clusters.cluster_C)}
+    rows = clusters.tree[["first", "second", "becomes"]].itertuples(index=False)
+    for first, second, becomes in rows:
+        of_node[becomes] = of_node[first] if of_node[first] == of_node[second] else ""
+    return clusters.tree.assign(
+        **{f"cluster {side}": clusters.tree[side].map(of_node) for side in ("first", "second")}
+    )
 
 
 def _counts(cluster_N: pd.Series[Any], group_N: pd.Series[Any]) -> pd.DataFrame:
@@ -147,18 +172,3 @@ def _one_group(cells_B: pd.Series[Any]) -> str:
     """Return the name of the group that (nearly) all cells are from, empty if there is none."""
     total = cells_B.sum()
     return str(cells_B.idxmax()) if len(cells_B) > 1 and total and cells_B.max() >= ONE_GROUP * total else ""
-
-
-def _intervals(
-    cluster_N: pd.Series[Any], unit_N: pd.Series[Any] | None, clusters: list[str]
-) -> tuple[list[float], list[float]]:
-    """Return both ends of the interval of each cluster's share over donors or batches."""
-    none = [float("nan")] * len(clusters)
-    if unit_N is None:
-        return none, none
-    counts_KB = _counts(cluster_N, unit_N)
-    shares_KB = counts_KB / counts_KB.sum(axis=0).replace(0, np.nan)
-    if shares_KB.shape[1] < FEWEST_BATCHES:
-        return none, none
-    ends = [t_interval(shares_B)[1:] for shares_B in shares_KB.loc[clusters].to_numpy()]
-    return [max(low, 0.0) for low, _ in ends], [min(high, 1.0) for _, high in ends]

@@ -6,6 +6,7 @@ Shapes: N cells, G genes, K clusters, D donors.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,6 +136,29 @@ def markers(
     result = result[list(COLUMNS)]
     result.attrs.update({"values": found.reason, "fdr": fdr, "cluster_key": cluster_key})
     return result
+
+
+def expression(
+    adata: AnnData, genes: Sequence[str], cluster_key: str = keys.CLUSTER, values: ValueKind = "auto"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the mean per 10,000 of these genes, and the share of cells that express them, clusters x genes."""
+    cluster = as_categories(column(adata, cluster_key, "cluster"))
+    found = find_values(adata, values)
+    x_NG, total_N, known = counted(adata, found)
+    place = known.get_indexer(pd.Index(genes))
+    if missing := [gene for gene, i in zip(genes, place, strict=True) if i < 0]:
+        raise ScmedleyError(
+            f"The cells have no gene {listed(missing)}. Pass the cells from which the table is."
+        )
+    log_NG = normalised(x_NG[:, place], total_N, found)
+    kept = np.asarray(cluster.codes) >= 0
+    means = _Means(log_NG[kept], np.asarray(cluster.codes, dtype=np.int64)[kept])
+    names = list(cluster.categories)
+    tables = (
+        pd.DataFrame(sum_KG / means.n_K, names, list(genes)) for sum_KG in (means.sum_KG, means.expressing_KG)
+    )
+    mean_KG, share_KG = tables
+    return mean_KG, share_KG
 
 
 def adjusted(p_G: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,6 +19,11 @@ RECORDS = (RECORD, EXPERIMENT, SEARCH)
 CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
 SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
 GENOMAP, LABELS = "genomap.json", "label_accuracy.csv"
+# Of clusters, in a run folder or in that of scmedley cluster:
+CLUSTERS, CLUSTER_EVIDENCE, CLUSTER_TREE = "clusters.csv", "cluster_evidence.csv", "cluster_tree.csv"
+CLUSTER_BATCHES, CLUSTER_LABELS, MARKERS = "cluster_by_batch.csv", "cluster_by_label.csv", "markers.csv"
+OF_CLUSTERS = (CLUSTERS, CLUSTER_EVIDENCE, CLUSTER_TREE, CLUSTER_BATCHES, CLUSTER_LABELS, MARKERS)
+CLUSTERED, CLUSTERING = "clustered.h5ad", "cluster.json"  # of scmedley cluster: its cells and its record
 EXPLORATION = "explore.json"  # the record of an exploration
 # Of an experiment (with SCORES and HISTORY) and of a search; both store the prepared cells:
 DATA, TASKS, SUMMARY, FITS = "data.h5ad", "tasks", "summary.csv", "fits.csv"
@@ -31,7 +36,7 @@ TASK, LATENT, MAP = "task.json", "latent.npz", "umap.npz"
 # All that a run writes and --overwrite removes; the record is last, because it identifies a run folder.
 OF_RUN = (
     *(CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, LABELS, SHIFTS, CHECK, GENOMAP, VERSIONS),
-    *(REPORT, RECORD),
+    *(*OF_CLUSTERS, REPORT, RECORD),
 )
 # What an experiment writes again from its tasks.
 OF_EXPERIMENT = (
