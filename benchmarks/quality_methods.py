@@ -42,7 +42,7 @@ from symphony import Way, harmony_mapped
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scmedley.evaluate.neighbors import Codes, Floats
+    from scmedley.data.neighbors import Codes, Floats
     from scmedley.models.base import Model
 
 N_COMPONENTS = 50  # of the PCA, and of the latent of rivals that start from it

@@ -11,8 +11,20 @@ import scmedley
 SOURCE = Path(scmedley.__file__).parent
 # The data's way, from left to right: a file may import from its own room and from rooms to the left.
 ROOMS = (
-    *("errors", "keys", "caches", "device", "data", "io", "pp", "datasets", "nn", "train", "models"),
-    *("evaluate", "interpret", "peers", "pl", "runs", "report", "pipeline", "experiment", "cli", "__main__"),
+    *("errors", "keys", "caches", "device", "data", "io", "pp", "datasets", "nn", "clusters", "train"),
+    *(
+        "models",
+        "evaluate",
+        "interpret",
+        "peers",
+        "pl",
+        "runs",
+        "report",
+        "pipeline",
+        "experiment",
+        "cli",
+        "__main__",
+    ),
 )
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
+from scmedley.data.neighbors import Neighbors
 from scmedley.evaluate import lisi, nearest, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.lisi import median, neighbor_weights
-from scmedley.evaluate.neighbors import Neighbors
 
 BATCH = np.random.default_rng(2).choice(4, 400, p=[0.5, 0.3, 0.15, 0.05])
 Z = np.random.default_rng(1).normal(size=(400, 4)) + 0.8 * np.eye(4)[BATCH]

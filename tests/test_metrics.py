@@ -5,9 +5,9 @@ import pytest
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
 from sklearn.metrics.pairwise import cosine_distances, euclidean_distances
 
+from scmedley.data.neighbors import nearest
 from scmedley.evaluate import metrics
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
-from scmedley.evaluate.neighbors import nearest
 
 Z = np.random.default_rng(1).normal(size=(60, 4)).astype(np.float32)
 CODES = np.random.default_rng(2).integers(0, 4, 60)

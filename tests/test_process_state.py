@@ -175,7 +175,7 @@ def test_a_spawned_process_gives_the_same_bits(expected, tmp_path: Path) -> None
 FORKED = """
     import multiprocessing, sys, warnings
     import numpy as np, torch
-    from scmedley.evaluate.neighbors import nearest
+    from scmedley.data.neighbors import nearest
     from scmedley.errors import ScmedleyWarning
     from scmedley.models import RandomEffects
     from tiny import FIT, prepared_design

@@ -5,14 +5,15 @@
 Codes are integers per cell, -1 where the value is missing.
 """
 
+from scmedley.clusters import find as clusters
+from scmedley.data.neighbors import Neighbors, nearest
+from scmedley.evaluate.agreement import ari, kmeans_clusters, nmi
 from scmedley.evaluate.calibration import expected_calibration_error, novelty_auroc
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
-from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
 from scmedley.evaluate.denoising import denoising, knn_smoothed, low_rank, split_counts
 from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.lisi import lisi, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import asw, bras, calinski_harabasz, inverse_davies_bouldin, silhouettes
-from scmedley.evaluate.neighbors import Neighbors, nearest
 from scmedley.evaluate.probes import (
     Leak,
     batch_leak,
@@ -37,6 +38,7 @@ __all__ = [
     "bras",
     "calinski_harabasz",
     "classify",
+    "clusters",
     "composition",
     "denoising",
     "donor_accuracy",

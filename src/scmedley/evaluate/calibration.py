@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from scmedley.evaluate.neighbors import Floats
+from scmedley.data.neighbors import Floats
 
 Flags = npt.NDArray[np.bool_]
 BINS = 10

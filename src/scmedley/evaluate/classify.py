@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from scmedley.data.neighbors import Codes, Floats
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate.neighbors import Codes, Floats
 
 LEAKS = "leaks: donors are in train and test"
 COMPOSITION = "composition only"

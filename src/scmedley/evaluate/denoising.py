@@ -15,8 +15,8 @@ from scipy.sparse import csr_matrix, issparse
 
 from scmedley.data.arrays import Matrix, Numbers, dense, log1p_cp10k, numeric, tidy, totals
 from scmedley.data.evidence import TARGET_SUM
+from scmedley.data.neighbors import Floats, nearest
 from scmedley.errors import ScmedleyError, check_seed
-from scmedley.evaluate.neighbors import Floats, nearest
 
 OFFSET = 1e-6  # added to means before the logarithm, as by Open Problems
 BLOCK = 1024  # cells that are scored at once

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from scmedley.evaluate.neighbors import Codes, Neighbors
+from scmedley.data.neighbors import Codes, Neighbors
 
 N_NEIGHBORS = 90  # three neighbours per unit of perplexity, as in Harmony
 PERPLEXITY = 30.0

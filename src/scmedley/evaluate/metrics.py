@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from scmedley.evaluate.neighbors import Codes, Floats
+from scmedley.data.neighbors import Codes, Floats
 
 _CHUNK = 2**23  # distances held at once: 64 MB
 

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from scmedley.evaluate.neighbors import Codes, Floats, nearest
+from scmedley.data.neighbors import Codes, Floats, nearest
 
 Probe = Callable[[Floats, Codes, Floats], Codes]
 ProbeName = Literal["kNN", "logistic", "network"]

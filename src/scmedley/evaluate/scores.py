@@ -16,11 +16,11 @@ import pandas as pd
 
 from scmedley import keys
 from scmedley.data.design import as_categories
+from scmedley.data.neighbors import Codes, Floats, nearest
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate.clusters import ari, kmeans_clusters, nmi
+from scmedley.evaluate.agreement import ari, kmeans_clusters, nmi
 from scmedley.evaluate.lisi import N_NEIGHBORS, lisi, median, scaled_clisi, scaled_ilisi
 from scmedley.evaluate.metrics import bras, calinski_harabasz, draw, inverse_davies_bouldin, silhouettes
-from scmedley.evaluate.neighbors import Codes, Floats, nearest
 from scmedley.evaluate.probes import PROBES, Leak, batch_leaks, knn_accuracy, label_leak
 from scmedley.pp.split import split
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from scmedley.evaluate.neighbors import Codes, Floats
+from scmedley.data.neighbors import Codes, Floats
 
 
 def kmeans_clusters(z_NP: Floats, n_clusters: int, seed: int) -> npt.NDArray[np.int64]:
