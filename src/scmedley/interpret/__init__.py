@@ -1,7 +1,7 @@
 """Interpretation of a fitted model: held-out check, batch shifts and effects, images of cells, clusters."""
 
 from scmedley.interpret.check import counterfactual_check
-from scmedley.interpret.clusters import cluster_names, cluster_table, describe_clusters
+from scmedley.interpret.clusters import cluster_names, cluster_table, describe_clusters, tree_table
 from scmedley.interpret.effects import batch_effects
 from scmedley.interpret.genomap import genomap_of
 from scmedley.interpret.markers import markers
@@ -21,4 +21,5 @@ __all__ = [
     "interval_coverage",
     "markers",
     "panel",
+    "tree_table",
 ]

@@ -96,8 +96,8 @@ def draw_tree(ax: Axes, tree: pd.DataFrame, names: Mapping[str, str]) -> None:
         face, edge = (STANDS, STANDS) if stands else ("white", MERGED)
         ax.plot(x, y, "o", ms=5.5 if x < k else 3, mfc=face, mec=edge, mew=0.9, zorder=3)
         if x < k <= NUMBERED and np.isfinite(row["dip"]):
-            offset = {"xytext": (-4, 3), "textcoords": "offset points"}
-            ax.annotate(f"{row['dip']:.2f}", (x, y), fontsize=7, ha="right", va="bottom", **offset)
+            where: Any = {"textcoords": "offset points", "ha": "right", "va": "bottom"}
+            ax.annotate(f"{row['dip']:.2f}", (x, y), (-4, 3), fontsize=7, **where)
     for label, face, edge in (("split stands", STANDS, STANDS), ("no gap", "white", MERGED)):
         ax.plot([], [], "o", ms=5, mfc=face, mec=edge, label=label)
     ax.legend(fontsize=7, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)

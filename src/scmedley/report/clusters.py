@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scmedley.clusters.tree import number_found
 from scmedley.pl._palette import colours
 from scmedley.runs.folder import CLUSTER_BATCHES, CLUSTER_EVIDENCE, CLUSTER_LABELS, CLUSTER_TREE, MARKERS
 from scmedley.runs.read import Run
@@ -27,19 +28,17 @@ def clusters(run: Run) -> dict[str, Any] | None:
     return {
         "k": len(evidence),
         "cells": int(total),
-        "found": None if tree is None else supported(tree),
+        "found": None if tree is None else number_found(tree),
         "rows": [
             {str(key).replace(" ", "_"): value for key, value in row.items()}
             for row in named.to_dict("records")
         ],
         "fallen": list(evidence.loc[~evidence["stands"], "name"]),
         "unit": "donor" if evidence["donors"].notna().any() else "batch",
-        "of_one": [
-            (row["name"], what, row[f"one {what}"])
+        "of_one": {
+            what: [(r["name"], r[f"one {what}"]) for r in evidence.to_dict("records") if r[f"one {what}"]]
             for what in ("batch", "donor")
-            for row in evidence.to_dict("records")
-            if row[f"one {what}"]
-        ],
+        },
         "tables": [
             (
                 what,
@@ -51,12 +50,6 @@ def clusters(run: Run) -> dict[str, Any] | None:
         ],
         "markers": genes(run.clusters.get(MARKERS), evidence),
     }
-
-
-def supported(tree: pd.DataFrame) -> int:
-    """Return the number of clusters at which all splits of the tree stand."""
-    standing = tree.loc[tree["stands"], "clusters left"]
-    return int(standing.iloc[0]) + 1 if len(standing) else 1
 
 
 def crossed(table: pd.DataFrame, what: str, names: dict[str, str]) -> dict[str, Any]:

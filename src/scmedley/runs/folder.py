@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 
 # All file names are defined here. In every folder; then the record that identifies each kind of folder:
 LOCK, CHECKPOINTS, REPORT = ".lock", ".checkpoints", "report.html"
@@ -102,6 +102,36 @@ def _remove_empty(paths: Sequence[Path]) -> None:
     with suppress(OSError):
         for path in paths:
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def check_replaceable(out: Path, record: str, ours: Sequence[str], what: str, *, overwrite: bool) -> None:
+    """Raise unless the folder is new, empty, or one with this record that may be overwritten as a whole.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    record
+        File that shows what kind of folder it is.
+    ours
+        All files that such a folder may have.
+    what
+        Name of that kind, for messages.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    article = "an" if what[0] in "aeiou" else "a"
+    if not (out / record).is_file():
+        raise ScmedleyError(f"{out} exists and is no folder of {article} {what}. Choose another --out.")
+    if not overwrite:
+        raise ScmedleyError(
+            f"{out} holds {article} {what} already. Add --overwrite, or choose another --out."
+        )
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if others:  # the whole folder is replaced
+        raise ScmedleyError(
+            f"{out} holds other files beside the {what} ({listed(others, 3)}). Move them, or choose another --out."
+        )
 
 
 def clear(folder: Path, names: Sequence[str], *, finished: bool) -> None:
