@@ -231,3 +231,14 @@ def test_clusters_of_one_batch_are_flagged_and_their_share_has_a_range():
     assert list(alone["one batch"]) == ["", ""]  # the data have one batch
     with pytest.raises(ScmedleyError, match="Cluster these cells again"):
         describe_clusters(evidence[:1], cluster, {})
+
+
+def test_a_gene_without_counts_is_no_evidence(adata):
+    other = adata.copy()
+    other.X = other.X.tolil()
+    other.X[:, 5] = 0
+    other.X = other.X.tocsr()
+    row = markers(other, donor_key="donor", n_genes=None).query("gene == 'g5'").iloc[0]
+    assert (row["score"], row["p"], row["log2_fold_change"], row["share_in"]) == (0, 1, 0, 0)
+    assert np.isnan(row["donor_p"])
+    assert not row["donor_significant"]
