@@ -89,7 +89,8 @@ def measure(name: str, folder: Path | None, seed: int, cells: int, genes: int) -
     model = sm.VAE(BATCH).fit(adata, seed=seed, threads=1, device="cpu", progress=False)
     is_null_G = np.isin(np.arange(adata.n_vars), null_G)
     counts_NG = dense(changed.counts_NG)
-    matrices = {"counts": counts_NG, "denoised": dense(model.denoise(adata)[:, adata.var_names].X)}
+    denoised: Any = model.denoise(adata)
+    matrices = {"counts": counts_NG, "denoised": dense(denoised[:, adata.var_names].X)}
     row: dict[str, Any] = {"set": name, "seed": seed, "cells": adata.n_obs, "genes": adata.n_vars}
     row |= {"null_genes": int(is_null_G.sum()), "counts_per_cell": float(np.median(totals(counts_NG)))}
     for comparison, group_N in (("halves", halves(adata.obs, seed)), ("labels", labels(adata.obs))):

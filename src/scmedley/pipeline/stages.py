@@ -167,7 +167,7 @@ def _write_clusters(this: Work, adata: AnnData, model: DeepBID) -> None:
     """Write the tables of clusters, and what they say to the console."""
     config = this.config
     this.say("Describing the clusters and their marker genes")
-    of = {"batch": config.batch, "label": config.label, "donor": config.donor, "values": config.values}
+    of: Any = {"batch": config.batch, "label": config.label, "donor": config.donor, "values": config.values}
     with this.stage("clusters"), heard(this.warn):
         for sentence in write_clusters(adata, model.found(), this.folder, **of):
             this.say(sentence)
