@@ -189,7 +189,7 @@ def test_permuting_clusters_or_cells_permutes_memberships(fitted: Published, pre
     torch.testing.assert_close(permuted_NK, p_NK[:, order])
 
 
-@pytest.mark.parametrize("stop", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("stop", [2, 4, 5, 7, 8])
 def test_resumes_to_the_same_bits_in_each_stage(
     stop: int, fitted: Published, prepared: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
