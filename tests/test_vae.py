@@ -267,6 +267,29 @@ def test_cells_of_unknown_batches_have_the_population_mean(fitted: VAE, cells: A
     assert fitted.adapt(new, steps=3).design.batches == ("d1", "d2", "d3", "elsewhere")
 
 
+def test_adapting_draws_every_effect_of_the_new_batch(fitted: VAE, cells: AnnData) -> None:
+    """Not drawn, an effect's standard deviation would be that of the prior, from the KL alone."""
+    new = cells[cells.obs["donor"] == "d3"].copy()
+    network, settings = fitted.network.eval(), fitted.settings
+    assert settings.dispersion == "gene x batch"
+    minibatch = next(posterior.minibatches(fitted, new))
+    rhos = [table.rho_BH for table in tables(network)]
+    assert len(rhos) == 6  # scales and biases of two layers, output, dispersions
+    for slope in torch.autograd.grad(network.drawn_reconstruction(minibatch).value, rhos):
+        assert (slope[2] != 0).float().mean() > 0.9
+    new.obs["donor"] = "elsewhere"
+    table = fitted.adapt(new, steps=200).network.theta_effect
+    assert table.scale_BH()[3].mean() < 0.9 * table.prior_scale
+
+
+def test_names_that_stand_for_no_batch_are_reserved(cells: AnnData) -> None:
+    for name in ("own", "mean"):
+        named = cells.copy()
+        named.obs["donor"] = named.obs["donor"].cat.rename_categories({"d1": name})
+        with pytest.raises(ScmedleyError, match=f"batch named '{name}', which is reserved"):
+            unfitted().fit(named, **FIT)
+
+
 def test_renamed_batches_give_renamed_results(cells: AnnData) -> None:
     """Names alone must not matter: with the same order of codes all numbers are the same."""
     renamed = cells.copy()

@@ -16,6 +16,10 @@ FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batche
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
 RANDOM_MASKED = "X_scmedley_random_masked"  # obsm: the same cells, encoded with their batch masked
 VAE = "X_scmedley_vae"  # obsm: cells x latent, posterior mean of the variational autoencoder
+DEEPBID = "X_scmedley_deepbid"  # obsm: cells x latent, posterior mean of DeepBID
+CLUSTER = "scmedley_cluster"  # obs: cluster of each cell, "0" (the largest), "1", ...
+MEMBERSHIP = "X_scmedley_membership"  # obsm: cells x clusters, memberships, which sum to 1
+CLUSTERS = "scmedley_clusters"  # uns: evidence of the clusters and tree of their merges
 AUTOENCODER = "X_scmedley_autoencoder"  # obsm: cells x latent, plain autoencoder
 NULL = "X_scmedley_random_null"  # obsm: the same network trained on permuted batch labels
 NULL_MASKED = (
@@ -29,9 +33,6 @@ TRANSFERRED = {
     name: f"scmedley_{name}" for name in ("label", "probability", "mapping_confidence", "novelty", "assigned")
 }
 UNASSIGNED = "unassigned"  # instead of a label that is too uncertain
-
-CLUSTER = "scmedley_cluster"  # obs: categorical, in order of size
-MEMBERSHIP = "X_scmedley_membership"  # obsm: cells x clusters, rows sum to 1
 
 PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cells
 UNS = "scmedley"  # uns: config, versions, seed, keys
@@ -78,12 +79,17 @@ EMBEDDINGS: dict[str, Embedding] = {
         Embedding(NULL, "Random effects, permuted batches"),
         Embedding(NULL_MASKED, "Random effects, permuted and masked"),
         Embedding(VAE, "Variational autoencoder", batch=-1, label=1),
+        Embedding(DEEPBID, "DeepBID", batch=-1, label=1),
         Embedding(AUTOENCODER, "Plain autoencoder", batch=-1, label=1),
     )
 }
-RunModel = Literal["mixed", "vae"]  # what a run fits
+RunModel = Literal["mixed", "vae", "deepbid"]  # what a run fits
 # The embeddings that a run draws, by its model; the first is the one that is judged.
-MAPS_OF: dict[str, tuple[str, ...]] = {"mixed": (FIXED, RANDOM, PCA), "vae": (VAE, PCA)}
+MAPS_OF: dict[str, tuple[str, ...]] = {
+    "mixed": (FIXED, RANDOM, PCA),
+    "vae": (VAE, PCA),
+    "deepbid": (DEEPBID, PCA),
+}
 MAPS = MAPS_OF["mixed"]  # drawn by default
 
 
@@ -103,5 +109,5 @@ def umap(embedding: str) -> str:
 
 
 ValueKind = Literal["auto", "counts", "log1p", "log2", "log10"]
-Method = Literal["log1p", "pearson", "counts"]  # of preparation
+Method = Literal["log1p", "pearson", "counts", "deepbid"]  # of preparation
 Reads = Literal["log1p", "counts"]  # what a network reads: normalised values alone, or counts too

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effects at zero
+OWN = "own"  # the target of denoising that is each cell's own batch
+RESERVED = {POPULATION_MEAN: "the population mean", OWN: "each cell's own batch"}
 
 
 def named_targets(to: object) -> list[str]:
@@ -45,11 +47,12 @@ class Design:
             raise ScmedleyError(
                 f"{int(values.isna().sum())} cells have no batch in obs[{batch_key!r}]. Add it, or remove the cells."
             )
-        if POPULATION_MEAN in batches:
-            raise ScmedleyError(
-                f"obs[{batch_key!r}] has a batch named {POPULATION_MEAN!r}, which is reserved for the population "
-                "mean. Rename this batch."
-            )
+        for name, meaning in RESERVED.items():
+            if name in batches:
+                raise ScmedleyError(
+                    f"obs[{batch_key!r}] has a batch named {name!r}, which is reserved for {meaning}. "
+                    "Rename this batch."
+                )
         return cls(batch_key, batches)
 
     @property

@@ -3,6 +3,8 @@
 from scmedley.models.adversarial import AdversarialSettings
 from scmedley.models.autoencoder import Autoencoder, AutoencoderSettings
 from scmedley.models.catalogue import load
+from scmedley.models.deepbid import DeepBID
+from scmedley.models.deepbid_network import DeepBIDSettings
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
 from scmedley.models.mixed_effects import MixedEffects
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
@@ -15,6 +17,8 @@ __all__ = [
     "AdversarialSettings",
     "Autoencoder",
     "AutoencoderSettings",
+    "DeepBID",
+    "DeepBIDSettings",
     "FixedEffects",
     "FixedEffectsSettings",
     "MixedEffects",

@@ -13,6 +13,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from scmedley.clusters import Clusters
 from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.inplace import ensure_not_view
@@ -59,6 +60,8 @@ class Model(Generic[S]):
         the ``"last"`` one (``keep``), the reason why training stopped, and options of the fit.
     calibration
         Factor of the intervals; ``None`` without batch effects, or with too few validation cells.
+    clusters
+        Clusters of the cells of the fit, of a model that finds them (:class:`DeepBID`).
     reference
         Training cells that :meth:`transfer` compares new cells with.
     """
@@ -79,6 +82,7 @@ class Model(Generic[S]):
     device: torch.device = torch.device("cpu")  # of the fit
     calibration: Calibration | None = None
     reference: Reference | None = None
+    clusters: Clusters | None = None
 
     def __init__(self, batch_key: str | None, label_key: str | None = None, settings: str | S = "default"):
         self.batch_key = batch_key
@@ -337,6 +341,10 @@ class Model(Generic[S]):
     def denoise(self, *args: Any, **options: Any) -> Any:
         """Raise: only :class:`VAE` has a likelihood of counts."""
         raise self._cannot("denoise", "Use reconstruct(), or fit a VAE")
+
+    def cluster(self, *args: Any, **options: Any) -> Any:
+        """Raise: only :class:`DeepBID` has clusters."""
+        raise self._cannot("cluster", "Fit a DeepBID, or cluster the latent with sm.evaluate.clusters(z)")
 
     def log_likelihood(self, *args: Any, **options: Any) -> Any:
         """Raise: only :class:`VAE` has a likelihood."""

@@ -13,6 +13,7 @@ from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model
+from scmedley.models.deepbid import DeepBID
 from scmedley.models.fixed_effects import FixedEffects
 from scmedley.models.mixed_effects import MixedEffects
 from scmedley.models.random_effects import RandomEffects
@@ -116,8 +117,11 @@ RE = Row(
     null="RE, permuted batches",
 )
 VAE_ROW = Row(VAE, "VAE", _embeddings(keys.VAE), outputs=("latent", "denoised", "effects"))
+DEEPBID = Row(
+    DeepBID, "DeepBID", _embeddings(keys.DEEPBID), outputs=("latent", "clusters", "denoised", "effects")
+)
 SCMEDAL = (AE, FE, RE)  # the networks of the scMEDAL paper
-OWN = (*SCMEDAL, VAE_ROW)
+OWN = (*SCMEDAL, VAE_ROW, DEEPBID)
 _rows = list(OWN)
 
 

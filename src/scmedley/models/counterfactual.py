@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-import zarr
 from anndata import AnnData
-from anndata.io import write_elem
 from torch import Tensor
 
 from scmedley import keys
@@ -30,8 +28,7 @@ from scmedley.data.reader import Cells, Reading
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import modes, seeded
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
-from scmedley.io import replacing
-from scmedley.io.storable import storable_obs
+from scmedley.io.blocks import write_in_blocks
 from scmedley.models.interval import half_width
 
 if TYPE_CHECKING:
@@ -189,7 +186,7 @@ def counterfactual(
     obs = _obs(adata.obs, targets)
     chunks = _chunks(model, model.reader.blocks(adata), own_N, codes, draws, seed)
     if out is not None:
-        return _to_zarr(Path(out), chunks, layers, shape, obs, model.var())
+        return write_in_blocks(Path(out), chunks, layers, shape, obs, model.var())
     values = {name: np.empty(shape, np.float32) for name in layers}
     for rows, parts in chunks:
         for name in layers:
@@ -269,38 +266,3 @@ def _minibatches(
 def _obs(obs: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
     repeated = pd.concat([obs.set_index(obs.index.astype(str) + f" as {target}") for target in targets])
     return repeated.assign(**{keys.TARGET: pd.Categorical(np.repeat(targets, len(obs)), categories=targets)})
-
-
-def _to_zarr(
-    path: Path,
-    chunks: Iterator[tuple[slice, dict[str, np.ndarray]]],
-    layers: list[str],
-    shape: tuple[int, int],
-    obs: pd.DataFrame,
-    var: pd.DataFrame,
-) -> Path:
-    """Write the result in chunks as an AnnData Zarr store; on an error nothing is written."""
-    if path.suffix != ".zarr":
-        raise ScmedleyError(f"out={str(path)!r} must end in .zarr. Choose such a path.")
-    obs, messages = storable_obs(obs)
-    for message in messages:
-        warnings.warn(f"{path.name}: {message}", ScmedleyWarning, stacklevel=4)
-    with replacing(path) as temporary:
-        # write_zarr would need the whole arrays in memory; here they are filled in chunks.
-        store = zarr.open_group(temporary, mode="w", zarr_format=2)
-        store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name, value in (("obs", obs), ("var", var), ("layers", {})):
-            write_elem(store, name, value)
-        arrays = {}
-        for name in layers:
-            arrays[name] = store.create_array(
-                "X" if name == "X" else f"layers/{name}",
-                shape=shape,
-                chunks=(min(CHUNK, shape[0]), shape[1]),
-                dtype="float32",
-                attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
-            )
-        for rows, parts in chunks:
-            for name in layers:
-                arrays[name][rows] = parts[name]
-    return path

@@ -143,7 +143,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
                 s.kl_weight * ramp(progress.share, 0.0, KL_FULL),
             ),
             "offset": Term(
-                self._offset(mean_NP, log_variance_NP, cells.b_N),
+                self.latent_effects.kl(mean_NP, log_variance_NP, cells.b_N),
                 s.offset_weight * ramp(progress.share, OFFSET_START, OFFSET_FULL),
             ),
         }
@@ -240,14 +240,6 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         x_NQ = self.components(cells.x_NG)
         xhat_NQ = self._decode(self.encode(cells.x_NG, cells.b_N), cells.b_N, draw=True)
         return Term(mse(x_NQ, xhat_NQ), x_NQ.shape[1] / 2)
-
-    def _offset(self, mean_NP: Tensor, log_variance_NP: Tensor, b_N: Tensor) -> Tensor:
-        """Return KL(N(m, v) || N(m - delta, v)) in nats, averaged over cells; its gradient is that of m alone."""
-        at_NP = mean_NP.detach()
-        with torch.autocast(at_NP.device.type, enabled=False):
-            target_NP = at_NP - self.latent_effects.offset(at_NP, b_N)
-            moved_NP = (mean_NP - target_NP).square() / log_variance_NP.detach().exp()
-        return 0.5 * moved_NP.sum(1).mean()
 
 
 class FixedEffects(Model[FixedEffectsSettings | AdversarialSettings]):

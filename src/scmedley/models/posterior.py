@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,18 +16,18 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from scmedley.data.design import POPULATION_MEAN
+from scmedley.data.design import OWN, POPULATION_MEAN
 from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.reader import Cells
 from scmedley.data.resident import Minibatch
 from scmedley.device import modes, seeded
 from scmedley.errors import ScmedleyError, check_seed
+from scmedley.io.blocks import write_in_blocks
 from scmedley.nn.likelihoods import kl_of_units
 
 if TYPE_CHECKING:
     from scmedley.models.vae import VAE
 
-OWN = "own"  # target of denoising: the batch of each cell
 CELLS = 1024  # decoded at once
 LARGEST = 4 * 1024**3  # largest denoised matrix, bytes
 
@@ -35,6 +36,7 @@ LARGEST = 4 * 1024**3  # largest denoised matrix, bytes
 def draws(model: VAE, adata: Cells, n_draws: int, seed: int) -> np.ndarray:
     """Return draws of q(z|x), D x N x P."""
     check_seed(seed)
+    check_posterior(model)
     _check_draws(n_draws)
     parts = []
     with seeded(seed):
@@ -55,6 +57,7 @@ def log_likelihood(model: VAE, adata: Cells, n_draws: int, seed: int) -> np.ndar
     Gaussian the scaled values, so the two cannot be compared.
     """
     check_seed(seed)
+    check_posterior(model)
     _check_draws(n_draws)
     found = []
     with seeded(seed):
@@ -75,6 +78,7 @@ def log_likelihood(model: VAE, adata: Cells, n_draws: int, seed: int) -> np.ndar
 def elbo(model: VAE, adata: Cells, seed: int) -> pd.DataFrame:
     """Return reconstruction (log p(x | z)), KL of the latent and their difference for each cell, in nats."""
     check_seed(seed)
+    check_posterior(model)
     rows = []
     with seeded(seed):
         for cells in minibatches(model, adata):
@@ -88,8 +92,14 @@ def elbo(model: VAE, adata: Cells, seed: int) -> pd.DataFrame:
 
 @modes(grad=False)
 def denoise(
-    model: VAE, adata: Cells, *, to: str = OWN, size: float | None = None, use_counts: bool = True
-) -> AnnData:
+    model: VAE,
+    adata: Cells,
+    *,
+    to: str = OWN,
+    size: float | None = None,
+    use_counts: bool = True,
+    out: str | Path | None = None,
+) -> AnnData | Path:
     """Return the expected expression of each cell, in counts (``X``, N x G), with the latent at its posterior mean.
 
     The negative binomial is a Poisson whose rate is a gamma with mean mu. Given the count x of the cell, the mean
@@ -99,7 +109,7 @@ def denoise(
     Gaussian it is the decoder's mean of log1p CP10k, converted back, which is less than the mean of the counts.
 
     ``size`` counts per cell over all genes multiply each cell by size / (its own total); for the Gaussian the
-    default is 10,000.
+    default is 10,000. With ``out``, a path ending in ``.zarr``, cells are written there in chunks.
     """
     model.check_fitted()
     if size is not None and not (size > 0 and math.isfinite(size)):
@@ -107,12 +117,25 @@ def denoise(
     if to not in (OWN, POPULATION_MEAN):
         model.check_effects("denoise")
     code = None if to == OWN else model.design.code(to)
-    if 4 * len(adata.obs) * len(model.genes) > LARGEST:
+    shape = (len(adata.obs), len(model.genes))
+    if out is None and 4 * shape[0] * shape[1] > LARGEST:
         raise ScmedleyError(
-            f"{len(adata.obs):,} cells x {len(model.genes):,} genes are too many for one matrix in memory. Denoise "
-            "the cells in parts."
+            f"{shape[0]:,} cells x {shape[1]:,} genes are too many for one matrix in memory. Write them to disk with "
+            "out='denoised.zarr'."
         )
-    parts = []
+    blocks = _denoised_blocks(model, adata, code, size, use_counts)
+    if out is None:
+        values_NG = np.concatenate([values for _, values in blocks])
+        return AnnData(values_NG, obs=adata.obs.copy(), var=model.var())
+    named = ((rows, {"X": values}) for rows, values in blocks)
+    return write_in_blocks(Path(out), named, ["X"], shape, adata.obs.copy(), model.var())
+
+
+def _denoised_blocks(
+    model: VAE, adata: Cells, code: int | None, size: float | None, use_counts: bool
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield rows and their denoised expression, in order."""
+    start = 0
     for cells in minibatches(model, adata):
         target_N = cells.b_N if code is None else torch.full_like(cells.b_N, code)
         found_NG = _denoised(model.network, cells, target_N, use_counts)
@@ -120,11 +143,12 @@ def denoise(
             assert cells.size_N is not None
             if size is not None:
                 found_NG = found_NG * (size / cells.size_N.clamp_min(1.0))[:, None]
-            parts.append(found_NG.cpu().numpy())
+            values_NG = found_NG.cpu().numpy()
         else:
             log1p_NG = model.scale.inverse(found_NG.cpu().numpy()).clip(0)
-            parts.append(np.expm1(log1p_NG) * np.float32((size or TARGET_SUM) / TARGET_SUM))
-    return AnnData(np.concatenate(parts), obs=adata.obs.copy(), var=model.var())
+            values_NG = np.expm1(log1p_NG) * np.float32((size or TARGET_SUM) / TARGET_SUM)
+        yield slice(start, start + len(values_NG)), values_NG
+        start += len(values_NG)
 
 
 def _denoised(network: Any, cells: Minibatch, target_N: Tensor, use_counts: bool) -> Tensor:
@@ -149,6 +173,16 @@ def _denoised(network: Any, cells: Minibatch, target_N: Tensor, use_counts: bool
         factor_NG = inflated_NG + (1 - inflated_NG) * factor_NG
     denoised_NG: Tensor = there_NG * factor_NG
     return denoised_NG
+
+
+def check_posterior(model: VAE) -> None:
+    """Raise if the network has no posterior, as that of the published DeepBID."""
+    model.check_fitted()
+    if not hasattr(model.network, "posterior"):
+        raise ScmedleyError(
+            f"The published {type(model).__name__} has no posterior, so it has no draws, likelihoods and differential "
+            "expression. Use preset='default'."
+        )
 
 
 def minibatches(model: VAE, adata: Cells) -> Iterator[Minibatch]:

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from scmedley.clusters import Clusters
 from scmedley.data.design import Design, Labels
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="Model[Any]")
 
 DESCRIPTION, WEIGHTS = "model.json", "weights.safetensors"
-REFERENCE = "reference/"  # prefix of its tensors
+REFERENCE, CLUSTERS = "reference/", "clusters/"  # prefixes of their tensors
 # All files that a model's folder may hold; earlier versions stored a genomap there.
 OWN = {DESCRIPTION, WEIGHTS, "genomap.json", "fixed", "random"}
 
@@ -99,6 +100,9 @@ def write(model: Model[Any], folder: Path) -> None:
         tensors["share_G"] = torch.as_tensor(model.scale.share_G)
     tensors["limit"] = torch.tensor(model.scale.limit, dtype=torch.float64)
     tensors |= {f"{REFERENCE}{name}": torch.as_tensor(a) for name, a in arrays_of(model.reference).items()}
+    if model.clusters is not None:
+        arrays = model.clusters.arrays()
+        tensors |= {f"{CLUSTERS}{name}": torch.as_tensor(np.array(a)) for name, a in arrays.items()}
     save_file(tensors, folder / WEIGHTS)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
@@ -143,6 +147,9 @@ def read(folder: Path, cls: type[M]) -> M:
         model.reference = reference_of(
             {n: t.numpy().copy() for n, t in kept.items()}, about.get("classifier")
         )
+        found = {n.removeprefix(CLUSTERS): tensors.pop(n) for n in list(tensors) if n.startswith(CLUSTERS)}
+        if found:
+            model.clusters = Clusters.from_arrays({n: t.numpy().copy() for n, t in found.items()})
         with torch.device("meta"):  # shapes only: no random draws, and dtypes come from the file
             model._build("meta")
             add_batches(model.network, n_adapted)

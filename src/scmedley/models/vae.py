@@ -5,6 +5,7 @@ Shapes: N cells, G genes, P latent dimensions, D draws.
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.data.design import OWN
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.errors import warn
@@ -33,6 +35,8 @@ class VAE(Model[VAESettings]):
     ----------
     batch_key
         ``obs`` column of the batches, whose effects are in the decoder. ``None``: there are no batches.
+    label_key
+        Must be ``None``, the argument is there for the order that all models share: a VAE learns no labels.
     settings
         ``"default"``, ``"paper"`` (the report's mean reduction, which collapses) or a :class:`VAESettings`.
     likelihood, beta, free_bits, warmup
@@ -128,10 +132,11 @@ class VAE(Model[VAESettings]):
         self,
         adata: Cells,
         *,
-        to: str = posterior.OWN,
+        to: str = OWN,
         size: float | None = None,
         use_counts: bool = True,
-    ) -> AnnData:
+        out: str | Path | None = None,
+    ) -> AnnData | Path:
         """Return the expected expression of every cell without the noise of sampling.
 
         See :func:`scmedley.models.posterior.denoise`. Never use a denoised matrix as counts in a test: it
@@ -148,8 +153,10 @@ class VAE(Model[VAESettings]):
         use_counts
             Whether to use a cell's own counts of a gene beside the decoder: the posterior mean
             (theta + x) mu / (theta + mu) of the negative binomial. Otherwise the decoder's mean mu.
+        out
+            Path ending in ``.zarr``, to which a large result is written in chunks; the path is returned.
         """
-        return posterior.denoise(self, adata, to=to, size=size, use_counts=use_counts)
+        return posterior.denoise(self, adata, to=to, size=size, use_counts=use_counts, out=out)
 
     def differential_expression(
         self,

@@ -56,6 +56,7 @@ class VAENetwork(nn.Module, Trainable):
         super().__init__()
         s = self.settings = settings
         self.n_batches = n_batches
+        self.unscales = s.counts
         self.encoder = VariationalEncoder(n_genes, s.hidden, s.n_latent, s.batch_norm_momentum, noise=0.0)
         effects: list[ScaleAndBias | Bias] = []
         if n_batches and s.batch_effects:
@@ -153,7 +154,7 @@ class VAENetwork(nn.Module, Trainable):
             error = (cells.x_NG - decoded.out_NG).square().mean()
             weight /= s.n_latent
         else:
-            error = -self._log_p(cells, decoded).mean()
+            error = -self._log_p(cells, decoded, draw=self.training).mean()
         # A mean of fewer than two cells has no variance.
         active = (mean_NP.detach().var(0, correction=0) > ACTIVE).sum().float()
         terms = {"reconstruction": Term(error, 1.0)}
@@ -161,6 +162,7 @@ class VAENetwork(nn.Module, Trainable):
             terms["latent kl above free bits"] = Term(kl_P.clamp_min(s.free_bits).sum(), weight)
             weight = 0.0
         terms["latent kl"] = Term(kl_P.sum(), weight)
+        terms |= self.latent_terms(mean_NP, log_variance_NP, cells.b_N, progress)
         terms["active units"] = Term(active, 0.0, watched=False)
         if s.counts:
             # Its gradient reaches gene_share alone, so it does not change the rest.
@@ -176,20 +178,28 @@ class VAENetwork(nn.Module, Trainable):
             terms["decoder prior"] = Term(prior, s.shrinkage, watched=False)
         yield "autoencoder", terms
 
+    def latent_terms(
+        self, mean_NP: Tensor, log_variance_NP: Tensor, b_N: Tensor, progress: Progress
+    ) -> dict[str, Term]:
+        """Return further terms of the loss, of the posterior of the latent: none."""
+        return {}
+
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Update the priors of the decoder's effects."""
         update_priors(self)
 
     def posterior(self, x_NG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z|x), N x P.
+        """Return mean and log variance of q(z|x), N x P."""
+        return self.hidden_posterior(x_NG)[:2]
+
+    def hidden_posterior(self, x_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and log variance of q(z|x), N x P, and the last hidden layer of the encoder, N x H.
 
         For counts the encoder reads log1p CP10k that is centred and no longer scaled. Standardised, the many rare
         genes, which are mostly noise, would weigh as much as the markers of the labels.
         """
-        if self.settings.counts:
-            x_NG = x_NG * self.span_G
-        mean_NP, log_variance_NP, _ = self.encoder(x_NG)
-        return mean_NP, log_variance_NP
+        found: tuple[Tensor, Tensor, Tensor] = self.encoder(x_NG * self.span_G if self.unscales else x_NG)
+        return found
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return the posterior mean z_NP; the batch is not used, and ``draw`` is for effects alone."""
@@ -207,7 +217,7 @@ class VAENetwork(nn.Module, Trainable):
         size_N1 = self.size_B[b_N.clamp(-1, len(self.size_B) - 2)].repeat_interleave(len(z_NP) // len(b_N))
         share_N1 = self.gene_share(decoded.h_NH).float().sigmoid()
         mean_NG = size_N1[:, None] * share_N1 * decoded.out_NG.softmax(1)
-        mean_NG, second_NG, log_zero_NG = self._moments(mean_NG, decoded.h_NH, b_N)
+        mean_NG, second_NG, log_zero_NG = self._moments(mean_NG, decoded.h_NH, b_N, draw)
         log1p_NG = expected_log1p(mean_NG, second_NG, log_zero_NG, TARGET_SUM / size_N1[:, None])
         xhat_NG: Tensor = (log1p_NG - self.centre_G) / self.span_G
         return xhat_NG
@@ -252,11 +262,11 @@ class VAENetwork(nn.Module, Trainable):
     def drawn_reconstruction(self, cells: Minibatch) -> Term:
         """Return -log p(x | z, b) with drawn effects, and its weight (for ``adapt``)."""
         decoded = self._decode(self.encode(cells.x_NG, cells.b_N), cells.b_N, draw=True)
-        return Term(-self._log_p(cells, decoded).mean(), 1.0)
+        return Term(-self._log_p(cells, decoded, draw=True).mean(), 1.0)
 
     def log_p(self, cells: Minibatch, z_NP: Tensor) -> Tensor:
         """Return log p(x | z, b) of each cell, with effects at their posterior mean."""
-        return self._log_p(cells, self._decode(z_NP, cells.b_N, draw=False))
+        return self._log_p(cells, self._decode(z_NP, cells.b_N, draw=False), draw=False)
 
     def rates(self, z_NP: Tensor, b_N: Tensor) -> Tensor:
         """Return each gene's share of the counts of the model's genes, N x G."""
@@ -273,12 +283,12 @@ class VAENetwork(nn.Module, Trainable):
         logit_NG: Tensor = self.zero(self._decode(z_NP, b_N, draw=False).h_NH)
         return logit_NG.float()
 
-    def theta(self, b_N: Tensor) -> Tensor:
+    def theta(self, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return the dispersions: G, or N x G if each batch has its own (unknown batches: the population mean)."""
         slow: Tensor = self.slow_theta_G
         if hasattr(self, "theta_effect"):
             table = self.theta_effect
-            slow = slow + self._rows(b_N) @ (table.draw_BH() if self.training else table.loc_BH)
+            slow = slow + self._rows(b_N) @ (table.draw_BH() if draw else table.loc_BH)
         return (FASTER * slow).exp()
 
     def _decode(self, z_NP: Tensor, b_N: Tensor, draw: bool) -> Decoded:
@@ -289,12 +299,12 @@ class VAENetwork(nn.Module, Trainable):
     def _rows(self, b_N: Tensor) -> Tensor:
         return one_hot(b_N, max(self.n_batches, 1))
 
-    def _log_p(self, cells: Minibatch, decoded: Decoded) -> Tensor:
+    def _log_p(self, cells: Minibatch, decoded: Decoded, draw: bool) -> Tensor:
         """Return log p(x | z, b) of each cell, in float32 also where layers compute in bfloat16."""
         with torch.autocast(cells.x_NG.device.type, enabled=False):
-            return self._log_p_in_float32(cells, decoded)
+            return self._log_p_in_float32(cells, decoded, draw)
 
-    def _log_p_in_float32(self, cells: Minibatch, decoded: Decoded) -> Tensor:
+    def _log_p_in_float32(self, cells: Minibatch, decoded: Decoded, draw: bool) -> Tensor:
         s = self.settings
         if not s.counts:
             log_variance_G = (
@@ -305,16 +315,18 @@ class VAENetwork(nn.Module, Trainable):
         mean_NG = counts_NG.sum(1, keepdim=True).clamp_min(1.0) * decoded.out_NG.softmax(1)
         if s.likelihood == "poisson":
             return poisson(counts_NG, mean_NG)
-        theta = self.theta(cells.b_N)
+        theta = self.theta(cells.b_N, draw)
         if s.likelihood == "negative binomial":
             return negative_binomial(counts_NG, mean_NG, theta)
         return zero_inflated_negative_binomial(counts_NG, mean_NG, theta, self.zero(decoded.h_NH.float()))
 
-    def _moments(self, mean_NG: Tensor, h_NH: Tensor, b_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _moments(
+        self, mean_NG: Tensor, h_NH: Tensor, b_N: Tensor, draw: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return E[x], E[x^2] and log P(x = 0)."""
         if self.settings.likelihood == "poisson":
             return mean_NG, mean_NG + mean_NG.square(), -mean_NG
-        theta = self.theta(b_N.repeat_interleave(len(mean_NG) // len(b_N)))
+        theta = self.theta(b_N.repeat_interleave(len(mean_NG) // len(b_N)), draw)
         second_NG = mean_NG + mean_NG.square() * (1 + 1 / theta)
         log_zero_NG = -theta * torch.log1p(mean_NG / theta)
         if self.settings.likelihood == "negative binomial":

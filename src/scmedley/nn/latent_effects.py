@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-TEMPERATURE = 0.1  # of the soft assignment of cells to clusters
+from scmedley.nn.clustering import spherical_k_means, spherical_shares
+
 SHRINKAGE = 0.2  # lambda_kb per expected cell of batch b in cluster k
 # Cells: the least weight of the prior, so that single cells are not taken for a batch effect.
 LEAST_LAMBDA = 2.0
 SWEEPS, ROUNDS = 3, 3  # of an update, and of k-means in each sweep
 OFFSET_ROUNDS = 2  # a cell's clusters depend on its offset, which depends on its clusters
 CELLS_PER_CLUSTER = 30  # at least: fewer clusters are used for few cells
-FIRST_ROUNDS = 10  # of k-means at the start
 ROUNDS_OF_CORRECTION = 6  # at most
 LEAST_DECREASE = 0.01  # of a round, as a share of the first offsets; with less, it would fit noise
 LARGEST_STEP = 20.0
@@ -65,9 +65,17 @@ class LatentEffects(nn.Module):
         offset_NKP = self.offset_BKP[b_N.clamp_min(0)]
         known_N1 = (b_N >= 0).unsqueeze(1)
         for _ in range(OFFSET_ROUNDS):
-            share_NK = shares(z_NP - offset_NP, self.direction_KP)
+            share_NK = spherical_shares(z_NP - offset_NP, self.direction_KP)
             offset_NP = torch.einsum("nk,nkp->np", share_NK, offset_NKP) * known_N1
         return offset_NP
+
+    def kl(self, mean_NP: Tensor, log_variance_NP: Tensor, b_N: Tensor) -> Tensor:
+        """Return KL(N(m, v) || N(m - offset, v)) in nats, averaged over cells; its gradient is that of m alone."""
+        at_NP = mean_NP.detach()
+        with torch.autocast(at_NP.device.type, enabled=False):
+            target_NP = at_NP - self.offset(at_NP, b_N)
+            moved_NP = (mean_NP - target_NP).square() / log_variance_NP.detach().exp()
+        return 0.5 * moved_NP.sum(1).mean()
 
     @torch.no_grad()
     def update(self, z_NP: Tensor, b_N: Tensor) -> None:
@@ -86,12 +94,12 @@ class LatentEffects(nn.Module):
         direction_KP, offset_BKP = self.direction_KP, self.offset_BKP
         if not direction_KP.any():
             n_clusters = min(len(direction_KP), max(2, round(len(z_NP) / CELLS_PER_CLUSTER)), len(z_NP))
-            direction_KP[:n_clusters] = first_centres(F.normalize(z_NP, dim=1), n_clusters)
+            direction_KP[:n_clusters] = spherical_k_means(F.normalize(z_NP, dim=1), n_clusters)
         z_B, n_cells = torch.split(z_NP, n_B.tolist()), len(z_NP)
         for _ in range(SWEEPS):
             unit_NP = F.normalize(z_NP - _offsets(z_B, direction_KP, offset_BKP), dim=1)
             for _ in range(ROUNDS):
-                share_NK = shares(unit_NP, direction_KP)
+                share_NK = spherical_shares(unit_NP, direction_KP)
                 direction_KP.copy_(F.normalize(share_NK.t() @ unit_NP, dim=1))
             share_B = torch.split(share_NK, n_B.tolist())
             n_BK = torch.stack([share.sum(0) for share in share_B])
@@ -121,7 +129,7 @@ class LatentEffects(nn.Module):
             lambda_1K = (SHRINKAGE * self.share_K * len(z_nP) + 1e-6)[None]
             for _ in range(QUERY_ROUNDS):
                 offset_nP = _offsets((z_nP,), self.direction_KP, self.offset_BKP[[b]])
-                share_nK = shares(z_nP - offset_nP, self.direction_KP)
+                share_nK = spherical_shares(z_nP - offset_nP, self.direction_KP)
                 n_1K = share_nK.sum(0)[None]
                 mean_KP = share_nK.t() @ z_nP / n_1K.clamp_min(1e-8).t()
                 self.offset_BKP[b] = shrunk((mean_KP - self.centre_KP)[None], n_1K, lambda_1K)[0]
@@ -246,36 +254,12 @@ class Ridge:
         return left_out_NP
 
 
-def shares(z_NP: Tensor, direction_KP: Tensor) -> Tensor:
-    """Return the share of each cluster in each cell, N x K: a softmax of the cosine distance.
-
-    Clusters that are not used have a share of 0.
-    """
-    logit_NK = 2 * (F.normalize(z_NP, dim=1) @ direction_KP.t() - 1) / TEMPERATURE
-    return logit_NK.masked_fill(~direction_KP.any(1), -1e9).softmax(1)
-
-
-def first_centres(unit_NP: Tensor, n_clusters: int) -> Tensor:
-    """Return the centres of spherical k-means after a k-means++ start (Arthur and Vassilvitskii 2007)."""
-    chosen = [int(torch.randint(len(unit_NP), (1,)))]
-    far_N = 2 * (1 - unit_NP @ unit_NP[chosen[0]])
-    for _ in range(n_clusters - 1):
-        chosen.append(int(torch.multinomial(far_N.clamp_min(1e-9).cpu(), 1)))
-        far_N = torch.minimum(far_N, 2 * (1 - unit_NP @ unit_NP[chosen[-1]]))
-    direction_KP = unit_NP[chosen]
-    for _ in range(FIRST_ROUNDS):
-        nearest_N = (unit_NP @ direction_KP.t()).argmax(1)
-        sum_KP = torch.zeros_like(direction_KP).index_add_(0, nearest_N, unit_NP)
-        direction_KP = F.normalize(sum_KP + 1e-6 * direction_KP, dim=1)  # an empty cluster keeps its centre
-    return direction_KP
-
-
 def _offsets(z_B: tuple[Tensor, ...], direction_KP: Tensor, offset_BKP: Tensor) -> Tensor:
     """Return the offsets of cells that are sorted by batch, as :meth:`LatentEffects.offset` does."""
     parts = []
     for z_nP, offset_KP in zip(z_B, offset_BKP, strict=True):
         offset_nP = torch.zeros_like(z_nP)
         for _ in range(OFFSET_ROUNDS):
-            offset_nP = shares(z_nP - offset_nP, direction_KP) @ offset_KP
+            offset_nP = spherical_shares(z_nP - offset_nP, direction_KP) @ offset_KP
         parts.append(offset_nP)
     return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -10,7 +11,7 @@ from scmedley.device import resolve_device
 from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.io.formats import reader_for
 from scmedley.models import VAE, FixedEffects, MixedEffects, RandomEffects
-from scmedley.models.catalogue import FE, RE, VAE_ROW
+from scmedley.models.catalogue import DEEPBID, FE, RE, VAE_ROW
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
 from scmedley.runs.folder import LABELS
@@ -33,9 +34,14 @@ def check_config(config: RunConfig) -> None:
             else "has no network to train with --fixed. Leave one of them out"
         )
         raise ScmedleyError(f"--learn-labels {why}.")
-    if config.model == "vae" and (config.learn_labels or config.fixed is not None):
+    if config.model != "mixed" and (config.learn_labels or config.fixed is not None):
         option = "--learn-labels" if config.learn_labels else "--fixed"
-        raise ScmedleyError(f"{option} is for the fixed effects, not for --model vae. Leave one of them out.")
+        raise ScmedleyError(
+            f"{option} is for the fixed effects, not for --model {config.model}. Leave one of them out."
+        )
+    if config.clusters is not None and (config.model != "deepbid" or config.clusters < 1):
+        why = "must be at least 1" if config.model == "deepbid" else "is for --model deepbid"
+        raise ScmedleyError(f"--clusters {config.clusters} {why}.")
     check_seed(config.seed)
     resolve_device(config.device)
     unfitted(config)
@@ -45,7 +51,8 @@ def unfitted(config: RunConfig) -> MixedEffects | VAE:
     """Return the model of a run, with the preset changed first by the file, then by the options."""
     from_file = read_changes(Path(config.settings)) if config.settings else {}
     fixed = FE.labelled if config.learn_labels else FE.name
-    names = (VAE_ROW.name,) if config.model == "vae" else (fixed, RE.name)
+    one = {"vae": VAE_ROW, "deepbid": DEEPBID}.get(config.model)
+    names = (one.name,) if one else (fixed, RE.name)
     unused = sorted(set(from_file) - set(names))
     if unused:
         raise ScmedleyError(
@@ -53,11 +60,12 @@ def unfitted(config: RunConfig) -> MixedEffects | VAE:
             "table."
         )
     given = {k: v for k, v in (("n_latent", config.latent), ("max_epochs", config.epochs)) if v}
-    if config.model == "vae":
-        return VAE(
-            config.batch,
-            settings=VAE.preset(config.preset).replace(**from_file.get(VAE_ROW.name, {}) | given),
-        )
+    if one:
+        given |= {} if config.clusters is None else {"n_clusters": config.clusters}
+        settings = one.model.preset(config.preset).replace(**from_file.get(one.name, {}) | given)
+        model: Any = one.model(config.batch, settings=settings)
+        assert isinstance(model, VAE)
+        return model
     return MixedEffects(
         config.batch,
         config.label if config.learn_labels else None,

@@ -22,12 +22,16 @@ class RunConfig:
         Train the fixed-effects network also on the labels of the training cells.
     model
         "mixed": fixed and random effects. "vae": a variational autoencoder of the counts, with batch effects in
-        its decoder.
+        its decoder. "deepbid": one whose latent batches do not move, with clusters and denoised counts.
     preset
         "default", or "paper": the published networks and losses.
     settings
         TOML file with changes to the preset, such as best.toml of scmedley tune: tables [settings.FE],
-        [settings.FEC] (with --learn-labels), [settings.RE]; or [settings.VAE].
+        [settings.FEC] (with --learn-labels), [settings.RE]; or [settings.VAE]; or [settings.DeepBID].
+    clusters
+        Number of clusters of --model deepbid (default: as many as the evidence supports).
+    denoise
+        Write denoised.zarr, the expected counts of every cell and gene, with --model deepbid.
     fixed
         obsm key of an embedding to use instead of the fixed-effects network (for example X_pca_harmony).
     genes
@@ -63,6 +67,8 @@ class RunConfig:
     model: RunModel = "mixed"
     preset: Literal["default", "paper"] = "default"
     settings: str | None = None
+    clusters: int | None = None
+    denoise: bool = True
     fixed: str | None = None
     genes: int = 3000
     min_genes: int = 10

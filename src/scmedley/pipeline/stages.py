@@ -29,7 +29,7 @@ from scmedley.interpret.check import counterfactual_check, decoder
 from scmedley.interpret.collapse import diagnose
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
-from scmedley.models import VAE, MixedEffects, RandomEffects
+from scmedley.models import VAE, DeepBID, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
 from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, unfitted
@@ -133,6 +133,9 @@ def run(
 def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
     _write_cells(this, adata)
     new = unfitted(this.config)
+    if isinstance(new, DeepBID):
+        with heard(this.warn):
+            new.fit_to_values(adata)
     reading = read_prepared(adata, this.config.batch, this.config.label, this.config.seed, new.reads)
     model = _fit(this, new, adata, reading)
     if not only_fit:
@@ -141,6 +144,10 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
             embed_all(adata, model, this.config, reading)
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
+        if isinstance(model, DeepBID) and this.config.denoise:
+            this.say("Denoising the counts")
+            with this.stage("denoise"):
+                model.denoise(reading, out=this.folder / run_folder.DENOISED)
         _evaluate(this, adata, model, reading)
     del reading  # the report needs its memory
     this.finish(with_report=not only_fit)
@@ -156,6 +163,8 @@ def _write_cells(this: Work, adata: AnnData) -> None:
 def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, reading: Reading) -> None:
     """Store all embeddings, the principal components, their UMAPs, the settings and versions."""
     model.embed(adata, reading=reading)
+    if isinstance(model, DeepBID):
+        model.cluster(adata, reading=reading)
     if isinstance(model, MixedEffects):
         adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     pca(adata, seed=config.seed)
@@ -289,19 +298,19 @@ def _fit(this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading
         "device": config.device,
         "progress": this.progress,
     }
-    parts: dict[str, Model[Any]] = {"vae": model} if isinstance(model, VAE) else model.networks()
-    what = "a VAE" if isinstance(model, VAE) else f"{' and '.join(parts)} effects"
+    parts: dict[str, Model[Any]] = {config.model: model} if isinstance(model, VAE) else model.networks()
+    what = type(model).__name__ if isinstance(model, VAE) else f"{' and '.join(parts)} effects"
     this.say(f"Fitting {what} to {adata.n_obs} cells")
     with this.stage("fit"), heard(this.warn):
         if isinstance(model, VAE):
             (out / run_folder.CHECKPOINTS).mkdir(exist_ok=True)
-            model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS / "vae.safetensors", **how)
+            model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS / f"{config.model}.safetensors", **how)
         else:
             model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS, **how)
         model.save(out / MODEL)
     history, networks = model.history, {n: m.fitted for n, m in parts.items()}
     if isinstance(model, VAE):
-        history = history.assign(network="vae")
+        history = history.assign(network=config.model)
     elif config.null:
         this.say("Fitting random effects to permuted batches (the null)")
         with this.stage("fit null"):

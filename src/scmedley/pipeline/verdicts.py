@@ -71,9 +71,9 @@ def verdicts(
     config, networks = record.get("config", {}), record.get("networks", {})
     given, model = config.get("fixed"), config.get("model", "mixed")
     judged = keys.MAPS_OF[model][0]
-    trained = "vae" if model == "vae" else "random" if given else "fixed"
+    trained = model if model != "mixed" else "random" if given else "fixed"
     cut = networks.get(trained, {}).get("stopped") == "interrupted"
-    name = "VAE" if model == "vae" else "fixed-effects"
+    name = {"mixed": "fixed-effects", "vae": "VAE", "deepbid": "DeepBID"}[model]
     capped = cut or not record.get("comparable", True)
     suffix = "; training was interrupted." if cut else "."
     return [

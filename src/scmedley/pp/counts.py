@@ -22,6 +22,7 @@ from scmedley.pp.checks import check
 from scmedley.pp.genes import select_genes
 from scmedley.pp.split import store_split
 
+TOP_GENES, PER_BATCH = 3000, 1000  # highly variable genes, of all cells and of each batch
 DEEPER = 3  # ratio of the batches' median counts per cell that gives a warning
 
 
@@ -30,7 +31,7 @@ def prepare(
     batch_key: str | None,
     *,
     label_key: str | None = None,
-    n_top_genes: int = 3000,
+    n_top_genes: int | None = None,
     min_genes: int = 10,
     min_cells: int = 3,
     values: ValueKind = "auto",
@@ -57,7 +58,8 @@ def prepare(
         ``obs`` columns; they become categorical, without unused categories. Without batches (``None``), only
         a model without them can be fitted: :class:`scmedley.VAE`.
     n_top_genes
-        Highly variable genes to flag in ``var["highly_variable"]``; all genes if there are not more.
+        Highly variable genes to flag in ``var["highly_variable"]``; all genes if there are not more. ``None``:
+        3,000, or 1,000 of each batch if ``method="deepbid"``.
     min_genes
         Cells with fewer detected genes are removed.
     min_cells
@@ -72,7 +74,8 @@ def prepare(
         (Lause et al. 2021); models with ``scale="pearson"`` compute the residuals of each minibatch from the
         counts, and :func:`scmedley.pp.pearson_residuals` returns them: a matrix of them, which is dense, is never
         stored. ``"counts"``: genes are those of ``"log1p"``, and no normalised layer is stored, for models of
-        counts; new totals of the cells are those over the genes that are left. The last two need counts.
+        counts; new totals of the cells are those over the genes that are left. These two need counts. ``"deepbid"``:
+        as ``"log1p"``, but genes are those of the paper of DeepBID, the union of ``n_top_genes`` of each batch.
 
     Returns
     -------
@@ -86,13 +89,15 @@ def prepare(
         than two batches left; all cells identical; a backed file; a setting out of range; a method that needs
         counts, and there are none. Errors that are found after the filters leave ``adata`` filtered.
     """
+    if n_top_genes is None:
+        n_top_genes = PER_BATCH if method == "deepbid" else TOP_GENES
     _check_settings(adata, n_top_genes, min_genes, min_cells, method)
     check_seed(seed)
     alone, left_out = genes_alone(adata)
     checked = check(alone, batch_key, label_key, values)
     if checked.values == "other":
         raise ScmedleyError(NEGATIVE.format(where=checked.where))
-    if checked.values != "counts" and method != "log1p":
+    if checked.values != "counts" and method in ("pearson", "counts"):
         raise ScmedleyError(
             f"method={method!r} needs counts, and {checked.where} holds log-normalised values. Put counts into "
             "layers['counts'], X or raw, or use method='log1p'."

@@ -16,6 +16,8 @@ from scmedley.errors import ScmedleyError
 from scmedley.keys import Method
 from scmedley.pp.checks import FEW_CELLS
 
+LEAST_CELLS = 3  # of a batch, in which a gene of DeepBID is found
+
 
 def select_genes(adata: AnnData, batch_key: str | None, n_top_genes: int, method: Method = "log1p") -> None:
     """Flag the genes that vary most within the batches of the training cells, in ``var["highly_variable"]``.
@@ -32,6 +34,7 @@ def select_genes(adata: AnnData, batch_key: str | None, n_top_genes: int, method
     method
         ``"pearson"``: rank genes by the variance of the Pearson residuals of ``layers["counts"]``
         (``scanpy.experimental``). Otherwise by scanpy's "seurat" dispersions of the normalised values.
+        ``"deepbid"``: flag ``n_top_genes`` of each batch, among genes found in at least 3 of its cells.
 
     Raises
     ------
@@ -45,7 +48,7 @@ def select_genes(adata: AnnData, batch_key: str | None, n_top_genes: int, method
 def _highly_variable(
     adata: AnnData, batch_key: str | None, n_top_genes: int, train: np.ndarray, method: Method
 ) -> np.ndarray:
-    if adata.n_vars <= n_top_genes:
+    if adata.n_vars <= n_top_genes and method != "deepbid":
         return np.ones(adata.n_vars, dtype=bool)
     if not train.any():
         raise ScmedleyError(
@@ -57,13 +60,31 @@ def _highly_variable(
     cells = AnnData(
         x if train.all() else x[train], obs=pd.DataFrame({"group": groups}, index=groups.index.astype(str))
     )
-    for batch in ("group", None):
-        flags = _scanpy_flags(cells, n_top_genes, batch, method)
-        if flags is not None:
-            return flags
+    flags = (
+        _union(cells, n_top_genes)
+        if method == "deepbid"
+        else _scanpy_flags(cells, n_top_genes, "group", method)
+    )
+    if flags is None:
+        flags = _scanpy_flags(cells, n_top_genes, None, method)
+    if flags is not None:
+        return flags
     raise ScmedleyError(
         "No gene varies between the training cells, so none can be chosen. Check the input file."
     )
+
+
+def _union(cells: AnnData, n_top_genes: int) -> np.ndarray | None:
+    """Return the genes that are among the ``n_top_genes`` of any group; None if no group can rank them."""
+    chosen = np.zeros(cells.n_vars, dtype=bool)
+    for group in cells.obs["group"].cat.categories:
+        own = AnnData(cells.X[(cells.obs["group"] == group).to_numpy()])
+        found = np.flatnonzero(np.asarray((own.X != 0).sum(axis=0)).ravel() >= LEAST_CELLS)
+        if len(found) > n_top_genes:
+            flags = _scanpy_flags(own[:, found].copy(), n_top_genes, None, "log1p")
+            found = found[flags] if flags is not None else found[:0]
+        chosen[found] = True
+    return chosen if chosen.any() else None
 
 
 def _scanpy_flags(

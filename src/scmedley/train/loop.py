@@ -189,7 +189,7 @@ def _train_stage(
     """Train until the last epoch of the stage or early stopping; ``run`` holds the best weights."""
     state, n_epochs, n_steps = run.state, stage.epochs or plan.max_epochs, plan.n_steps(len(known.rows))
     last_player = list(stage.players)[-1]
-    while not (state.stopped or _is_over(state, stage, plan, n_steps)):
+    while not (state.stopped or network.settled() or _is_over(state, stage, plan, n_steps)):
         network.train()
         trained = _Means(last_player)
         for step, cells in enumerate(known.cells.minibatches(known.rows, plan.batch_size, shuffle=True)):

@@ -123,5 +123,9 @@ class Trainable(Stateful, Protocol):
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Update what is learnt in closed form, without a gradient. Default: nothing."""
 
+    def settled(self) -> bool:
+        """Return whether the stage has nothing left to learn, whatever its epochs. Default: never."""
+        return False
+
     def finish(self, known: TrainingCells) -> None:
         """Make the last closed-form update, after the kept weights are restored. Default: nothing."""

@@ -1,0 +1,69 @@
+"""Write a matrix that is computed in blocks of cells as an AnnData Zarr store, without holding it in memory."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import zarr
+from anndata.io import write_elem
+
+from scmedley.errors import ScmedleyError, warn
+from scmedley.io.storable import storable_obs
+from scmedley.io.writing import replacing
+
+CELLS = 512  # in a chunk
+
+
+def write_in_blocks(
+    path: Path,
+    blocks: Iterable[tuple[slice, dict[str, np.ndarray]]],
+    layers: Sequence[str],
+    shape: tuple[int, int],
+    obs: pd.DataFrame,
+    var: pd.DataFrame,
+) -> Path:
+    """Write blocks of cells as they are computed; on an error nothing is written.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.zarr``.
+    blocks
+        Rows, and the values of each of ``layers`` in them.
+    layers
+        ``"X"`` and names of layers.
+    shape
+        Cells x genes.
+    obs, var
+        Tables of the cells and of the genes.
+
+    Returns
+    -------
+    pathlib.Path
+        The path.
+    """
+    if path.suffix != ".zarr":
+        raise ScmedleyError(f"out={str(path)!r} must end in .zarr. Choose such a path.")
+    obs, messages = storable_obs(obs)
+    for message in messages:
+        warn(f"{path.name}: {message}")
+    with replacing(path) as temporary:
+        # write_zarr would need the whole arrays in memory; here they are filled in chunks.
+        store = zarr.open_group(temporary, mode="w", zarr_format=2)
+        store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        for name, value in (("obs", obs), ("var", var), ("layers", {})):
+            write_elem(store, name, value)
+        arrays = {}
+        for name in layers:
+            arrays[name] = store.create_array(
+                "X" if name == "X" else f"layers/{name}",
+                shape=shape,
+                chunks=(min(CELLS, shape[0]), shape[1]),
+                dtype="float32",
+                attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
+            )
+        for rows, parts in blocks:
+            for name in layers:
+                arrays[name][rows] = parts[name]
+    return path
