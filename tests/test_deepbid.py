@@ -229,7 +229,7 @@ def test_a_large_denoised_matrix_is_written_in_chunks(
     stored = anndata.read_zarr(path)  # type: ignore[arg-type]
     assert_array_equal(stored.X, fitted.denoise(cells).X)  # type: ignore[union-attr]
     assert_array_equal(stored.obs_names, cells.obs_names)
-    with pytest.raises(ScmedleyError, match="must end in .zarr"):
+    with pytest.raises(ScmedleyError, match=r"must end in \.zarr"):
         fitted.denoise(cells, out=tmp_path / "denoised.h5ad")
 
 

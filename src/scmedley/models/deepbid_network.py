@@ -1,8 +1,8 @@
 """Network of the default DeepBID: a variational autoencoder of counts whose latent batches do not move.
 
-Encoder and decoder are those of :class:`~scmedley.models.vae_network.VAENetwork`; the latter has Bayesian effects of the
-batch. The batch has random effects in the latent too, and a correction of what is left of them after training, as in
-the default fixed effects (:mod:`scmedley.models.fixed_effects`).
+Encoder and decoder are those of :class:`~scmedley.models.vae_network.VAENetwork`; the latter has Bayesian effects of
+the batch. The batch has random effects in the latent too, and a correction of what is left of them after training, as
+in the default fixed effects (:mod:`scmedley.models.fixed_effects`).
 
 Shapes: N cells, G genes, P latent dimensions, H hidden units.
 """
