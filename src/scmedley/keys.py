@@ -34,9 +34,6 @@ TRANSFERRED = {
 }
 UNASSIGNED = "unassigned"  # instead of a label that is too uncertain
 
-CLUSTER = "scmedley_cluster"  # obs: categorical, in order of size
-MEMBERSHIP = "X_scmedley_membership"  # obsm: cells x clusters, rows sum to 1
-
 PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cells
 UNS = "scmedley"  # uns: config, versions, seed, keys
 

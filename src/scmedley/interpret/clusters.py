@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scmedley.data.design import as_categories
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 
 if TYPE_CHECKING:
     from scmedley.clusters import Clusters
@@ -107,35 +107,42 @@ def describe_clusters(
     Returns
     -------
     pandas.DataFrame
-        ``evidence``, with clusters as text, and: "name", "label", "label share" (see :func:`cluster_names`);
-        "batches", "donors": how many have cells in the cluster; "one batch", "one donor": the name of the batch
-        (donor) that 99 % or more of its cells are from, empty if there is none, or only one in the data; "lowest
-        share", "highest share": of a donor's cells (of a batch's, if donors are not known). Cells of one donor are
-        not independent, so this range, unlike an interval computed from cells, shows how firm the size is.
+        ``evidence``, with clusters as text and "cells" and "share" of these cells, and:
+
+        "name", "label", "label share"
+            See :func:`cluster_names`.
+        "batches", "donors"
+            How many have cells in the cluster.
+        "one batch", "one donor"
+            The one that 99 % or more of its cells are from; empty if there is none, or only one in the data.
+        "lowest share", "highest share"
+            Of a donor's cells (of a batch's, if donors are not known). Cells of one donor are not independent, so
+            this range, unlike an interval computed from cells, shows how firm the size of the cluster is.
     """
     names = cluster_names(cluster_N, groups.get("label"))
     table = evidence.assign(cluster=evidence["cluster"].map(str))
-    if set(table["cluster"]) != set(names["cluster"]):
+    if unknown := sorted(set(names["cluster"]) - set(table["cluster"])):
         raise ScmedleyError(
-            f"The evidence is about the clusters {sorted(table['cluster'])}, the cells are of "
-            f"{sorted(names['cluster'])}. Cluster these cells again."
+            f"The evidence is not about these cells: it has no cluster {listed(unknown)}. Cluster these cells again."
         )
+    sizes = as_categories(cluster_N).value_counts()  # of these cells, which may not be those of the fit
+    table["cells"] = [int(sizes.get(name, 0)) for name in table["cluster"]]
+    table["share"] = table["cells"] / table["cells"].sum()
     nearest = [str(name) for name in table["nearest"]]
     table["nearest"] = [name if name in set(table["cluster"]) else "" for name in nearest]  # -1: one cluster
     names = names.rename(columns={"label_share": "label share"})
-    table = table.drop(columns=["batches"], errors="ignore").merge(
-        names, on="cluster", how="left", sort=False
-    )
+    table = table.drop(columns="batches", errors="ignore").merge(names, on="cluster", how="left")
+    table[["name", "label"]] = table[["name", "label"]].fillna("")  # clusters without any of these cells
     for role, several in (("batch", "batches"), ("donor", "donors")):
         n_K, one_K = [np.nan] * len(table), [""] * len(table)
         if role in groups:
-            counts_KB = _counts(cluster_N, groups[role]).loc[table["cluster"]]
+            counts_KB = _counts(cluster_N, groups[role]).reindex(table["cluster"], fill_value=0)
             n_K = list((counts_KB.to_numpy() > 0).sum(1).astype(float))
             one_K = [_one_group(row) for _, row in counts_KB.iterrows()]
         table[several], table[f"one {role}"] = n_K, one_K
     table["lowest share"], table["highest share"] = np.nan, np.nan
     if (unit_N := groups.get("donor", groups.get("batch"))) is not None:
-        counts_KB = _counts(cluster_N, unit_N).loc[table["cluster"]]
+        counts_KB = _counts(cluster_N, unit_N).reindex(table["cluster"], fill_value=0)
         shares_KB = (counts_KB / counts_KB.sum(axis=0).replace(0, np.nan)).to_numpy()
         table["lowest share"], table["highest share"] = np.nanmin(shares_KB, 1), np.nanmax(shares_KB, 1)
     return table

@@ -40,15 +40,16 @@ CELLS_PER_LABEL = 10  # if each is that of so many cells or more
 
 
 def store_clusters(adata: AnnData, clusters: Clusters) -> None:
-    """Store clusters in ``obs["scmedley_cluster"]`` and memberships in ``obsm["X_scmedley_membership"]``."""
+    """Store clusters, memberships and evidence as :meth:`scmedley.models.DeepBID.cluster` does."""
     names = [str(k) for k in range(clusters.k)]
     adata.obs[keys.CLUSTER] = pd.Categorical.from_codes(clusters.code_N, categories=pd.Index(names))
     adata.obsm[keys.MEMBERSHIP] = clusters.membership_NK.astype(np.float32)
+    adata.uns[keys.CLUSTERS] = {"evidence": clusters.evidence, "tree": clusters.tree}
 
 
 def write_clusters(
     adata: AnnData,
-    clusters: Clusters,
+    clusters: Clusters | None,
     folder: Path,
     *,
     batch: str | None = None,
@@ -61,12 +62,12 @@ def write_clusters(
     Parameters
     ----------
     adata
-        Cells with their clusters, as :func:`store_clusters` stores them.
+        Cells with their clusters and memberships.
     clusters
-        The same clusters.
+        The same clusters; ``None``: their number was given and they were not tested, as in the ``paper`` preset.
     folder
-        Gets clusters.csv, cluster_evidence.csv, cluster_tree.csv, markers.csv and, with ``batch`` and ``label``,
-        cluster_by_batch.csv and cluster_by_label.csv.
+        Gets clusters.csv, cluster_evidence.csv, cluster_tree.csv (not without ``clusters``), markers.csv and, with
+        ``batch`` and ``label``, cluster_by_batch.csv and cluster_by_label.csv.
     batch, label, donor
         ``obs`` columns.
     values
@@ -76,15 +77,17 @@ def write_clusters(
     of_cell = adata.obs[keys.CLUSTER]
     roles = {"batch": batch, "label": label, "donor": donor}
     groups = {role: column(adata, key, role) for role, key in roles.items() if key is not None}
-    evidence = describe_clusters(clusters.evidence, of_cell, groups)
+    found = _untested(of_cell) if clusters is None else clusters.evidence
+    evidence = describe_clusters(found, of_cell, groups)
     name_of = dict(evidence[["cluster", "name"]].to_numpy())
-    membership_N = clusters.membership_NK[np.arange(adata.n_obs), clusters.code_N]
+    membership_N = np.asarray(adata.obsm[keys.MEMBERSHIP])[np.arange(adata.n_obs), of_cell.cat.codes]
     cells = {"cell": adata.obs_names, "cluster": of_cell.astype(str).to_numpy()}
     table = pd.DataFrame(cells).assign(membership=membership_N)
     table.insert(2, "name", table["cluster"].map(name_of))
     io.write_csv(table, folder / CLUSTERS)
     io.write_csv(evidence, folder / CLUSTER_EVIDENCE)
-    io.write_csv(tree_table(clusters), folder / CLUSTER_TREE)
+    if clusters is not None:
+        io.write_csv(tree_table(clusters), folder / CLUSTER_TREE)
     for role, name in (("batch", CLUSTER_BATCHES), ("label", CLUSTER_LABELS)):
         if role in groups:
             io.write_csv(cluster_table(of_cell, groups[role], role), folder / name)
@@ -92,10 +95,17 @@ def write_clusters(
         io.write_csv(markers(adata, donor_key=donor, values=values), folder / MARKERS)
     except ScmedleyError as error:
         warnings.warn(f"No marker genes: {error}", ScmedleyWarning, stacklevel=2)
-    return findings(evidence, clusters.found)
+    return findings(evidence, None if clusters is None else clusters.found)
 
 
-def findings(evidence: pd.DataFrame, found: int) -> list[str]:
+def _untested(of_cell: pd.Series[Any]) -> pd.DataFrame:
+    """Return a table of evidence without evidence."""
+    table = pd.DataFrame({"cluster": list(of_cell.cat.categories), "cells": 0, "nearest": "", "dip": np.nan})
+    table = table.assign(**{"least dip": np.nan, "neighbour ratio": np.nan, "stands": False})
+    return table.assign(reason="not tested: the number of clusters was given")
+
+
+def findings(evidence: pd.DataFrame, found: int | None) -> list[str]:
     """Return sentences about clusters.
 
     Parameters
@@ -103,14 +113,14 @@ def findings(evidence: pd.DataFrame, found: int) -> list[str]:
     evidence
         Table of :func:`scmedley.interpret.describe_clusters`.
     found
-        Number of clusters that the evidence supports.
+        Number of clusters that the evidence supports, if that was tested.
     """
     k, sizes = len(evidence), evidence["cells"]
     if k == 1:
         said = [f"One cluster of {sizes.iloc[0]:,} cells."]
     else:
         said = [f"{k} clusters, of {sizes.min():,} to {sizes.max():,} cells."]
-    if k != found:
+    if found is not None and k != found:
         said[0] += f" This number was chosen; the evidence supports {found}."
     said += [
         f"Cluster {row['cluster']}{_called(row)}: {row['cells']:,} cells; {row['reason']}."

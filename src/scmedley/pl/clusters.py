@@ -72,8 +72,8 @@ def cluster_tree(
     return figure
 
 
-def draw_tree(ax: Axes, tree: pd.DataFrame, names: Mapping[str, str]) -> None:
-    """Draw the tree of :func:`scmedley.interpret.tree_table` in these axes."""
+def draw_tree(ax: Axes, tree: pd.DataFrame, names: Mapping[str, str], *, sizes: bool = True) -> None:
+    """Draw the tree of :func:`scmedley.interpret.tree_table` in these axes; ``sizes``: with numbers of cells."""
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
     from scmedley.pl._figure import plain
@@ -103,9 +103,10 @@ def draw_tree(ax: Axes, tree: pd.DataFrame, names: Mapping[str, str]) -> None:
     ax.legend(fontsize=7, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     for cluster in order:
         mine = np.flatnonzero(leaves["cluster"] == cluster)
-        n_cells = int(leaves["cells"].iloc[mine].sum())
         ax.plot([n_leaves * 1.03] * 2, [mine.min() - 0.3, mine.max() + 0.3], color=colour[cluster], lw=4)
-        text = f"{plain(names.get(cluster, cluster), 28)}  ({n_cells:,})"
+        text = plain(names.get(cluster, cluster), 28)
+        if sizes:  # of the cells that the clusters were found in
+            text += f"  ({int(leaves['cells'].iloc[mine].sum()):,})"
         ax.text(n_leaves * 1.07, mine.mean(), text, fontsize=8, va="center", parse_math=False)
     if k > 1:
         ax.axvline(np.sqrt(k * (k - 1)), color="#b03030", lw=1, ls="--", zorder=0)

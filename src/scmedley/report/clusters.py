@@ -25,7 +25,9 @@ def clusters(run: Run) -> dict[str, Any] | None:
     total = evidence["cells"].sum()
     named = evidence.assign(colour=evidence["cluster"].map(paint), share=evidence["cells"] / total)
     tree = run.clusters.get(CLUSTER_TREE)
+    tested = len(evidence) == 1 or bool(evidence["dip"].notna().any())
     return {
+        "tested": tested,
         "k": len(evidence),
         "cells": int(total),
         "found": None if tree is None else number_found(tree),
@@ -33,7 +35,7 @@ def clusters(run: Run) -> dict[str, Any] | None:
             {str(key).replace(" ", "_"): value for key, value in row.items()}
             for row in named.to_dict("records")
         ],
-        "fallen": list(evidence.loc[~evidence["stands"], "name"]),
+        "fallen": list(evidence.loc[~evidence["stands"], "name"]) if tested else [],
         "unit": "donor" if evidence["donors"].notna().any() else "batch",
         "of_one": {
             what: [(r["name"], r[f"one {what}"]) for r in evidence.to_dict("records") if r[f"one {what}"]]

@@ -144,7 +144,9 @@ def merge_tree(run: Run) -> Picture | None:
         f"Tree of {len(tree)} merges of {len(tree) + 1} groups of cells, cut into clusters; the table of evidence "
         "holds the numbers."
     )
-    return picture(lambda ax: draw_tree(ax, tree, {}), size, alt, "Merges, and where the tree is cut")
+    return picture(
+        lambda ax: draw_tree(ax, tree, {}, sizes=False), size, alt, "Merges, and where the tree is cut"
+    )
 
 
 def training(run: Run) -> list[dict[str, Any]]:
