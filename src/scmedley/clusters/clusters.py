@@ -256,16 +256,15 @@ def _found(z_NP: Floats, reference_M: Codes, k: int | None, seed: int) -> Cluste
     # In double precision, and centred: squared distances far from the origin lose their digits.
     x_MP = reference_MP.astype(np.float64)
     x_MP -= x_MP.mean(axis=0)
-    group_M = over_clusters(x_MP, min(n_groups, len(x_MP)), seed)
+    if len(x_MP) > 1:
+        near_MS = nearest(x_MP, x_MP, N_NEIGHBORS, exclude_self=True).indices_NK
+    else:
+        near_MS = np.zeros((1, 1), dtype=np.int64)
+    group_M = over_clusters(x_MP, near_MS, min(n_groups, len(x_MP)), seed, k or 1)
+    near_MS = group_M[near_MS]
     n_groups = int(group_M.max()) + 1
     if k is not None and k > n_groups:
-        raise ScmedleyError(
-            f"k={k} clusters, but there are only {n_groups} distinct cells. Choose a smaller k."
-        )
-    if len(x_MP) > 1:
-        near_MS = group_M[nearest(x_MP, x_MP, N_NEIGHBORS, exclude_self=True).indices_NK]
-    else:
-        near_MS = group_M[:, None]
+        raise ScmedleyError(f"k={k} clusters, but the cells form only {n_groups} groups. Choose a smaller k.")
     edges_CC = edges(group_M, near_MS)
     tree = trees.merges(x_MP, group_M, edges_CC, seed)
     group_N, near_NS = group_M, near_MS
