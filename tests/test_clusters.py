@@ -112,6 +112,14 @@ def test_evidence_says_why(found):
     assert one["nearest"].tolist() == [-1]
 
 
+def test_clusters_that_are_found_stand_in_their_table():
+    for seed in range(3):
+        result = find(blobs(seed, apart=2.5), seed=seed)
+        assert result.evidence["stands"].all()
+        standing = result.tree[result.tree["clusters left"] >= result.k]
+        assert not standing["stands"].any()
+
+
 def test_new_cells_get_the_cluster_of_their_neighbours(found):
     code, membership = found.predict(blobs(5))
     np.testing.assert_array_equal(code, TRUTH)
