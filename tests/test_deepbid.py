@@ -30,7 +30,7 @@ def unfitted(batch_key: str | None = "donor", n_clusters: int | None = None, **c
 
 def published(n_clusters: int | None, **changes: Any) -> DeepBID:
     settings = DeepBID.preset("paper").replace(
-        **{"hidden": (16,), "n_latent": 8, "max_epochs": 3, "batch_size": 32, **changes}
+        **{"hidden": (64,), "n_latent": 32, "max_epochs": 2, "batch_size": 32, **changes}
     )
     return DeepBID("donor", settings=settings, n_clusters=n_clusters)
 
@@ -238,7 +238,7 @@ def test_a_large_denoised_matrix_is_written_in_chunks(
 
 def test_the_published_model_has_the_given_clusters(types: AnnData, tmp_path: Path) -> None:
     adata = types.copy()
-    model = published(3, max_epochs=10).fit(adata, **FIT)
+    model = published(3).fit(adata, **FIT)
     model.embed(adata)
     model.cluster(adata)
     sizes = adata.obs[keys.CLUSTER].value_counts(sort=False)

@@ -16,7 +16,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from scmedley import keys
-from scmedley.clusters import Clusters, find
+from scmedley.clusters import find
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.errors import ScmedleyError, warn
@@ -179,12 +179,6 @@ class DeepBID(VAE):
         adata.obs[keys.CLUSTER] = pd.Categorical.from_codes(code_N, pd.Index(names))
         adata.obsm[keys.MEMBERSHIP] = membership_NK
         adata.uns[keys.CLUSTERS] = tables
-
-    def found(self) -> Clusters:
-        """Return the clusters of the cells of the fit."""
-        self.check_fitted()
-        assert self.clusters is not None
-        return self.clusters
 
     def clusters_of(
         self, adata: Cells, k: int | None = None, *, level: int | None = None, unknown: str = "error"

@@ -169,7 +169,7 @@ def _write_clusters(this: Work, adata: AnnData, model: DeepBID) -> None:
     this.say("Describing the clusters and their marker genes")
     of: Any = {"batch": config.batch, "label": config.label, "donor": config.donor, "values": config.values}
     with this.stage("clusters"), heard(this.warn):
-        for sentence in write_clusters(adata, model.found(), this.folder, **of):
+        for sentence in write_clusters(adata, model.clusters, this.folder, **of):
             this.say(sentence)
 
 
@@ -177,7 +177,10 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
     """Store all embeddings, the principal components, their UMAPs, the settings and versions."""
     model.embed(adata, reading=reading)
     if isinstance(model, DeepBID):
-        store_clusters(adata, model.found())
+        if model.clusters is None:  # the paper preset
+            model.cluster(adata, reading=reading)
+        else:
+            store_clusters(adata, model.clusters)
     if isinstance(model, MixedEffects):
         adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     pca(adata, seed=config.seed)
