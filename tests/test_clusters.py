@@ -136,6 +136,10 @@ def test_arrays_hold_all_of_it(found):
     assert again.evidence.equals(found.evidence)
     assert again.by_batch.equals(found.by_batch)
     np.testing.assert_array_equal(again.cut(2).membership_NK, found.cut(2).membership_NK)
+    one_group = find(np.random.default_rng(0).normal(size=(25, 5)))  # a tree without merges
+    assert len(one_group.tree) == 0
+    assert all(a.dtype.kind in "iufb" for a in one_group.arrays().values())
+    assert Clusters.from_arrays(one_group.arrays()).evidence.equals(one_group.evidence)
 
 
 def test_cells_beyond_the_sample_get_theirs_by_neighbours(monkeypatch):

@@ -129,6 +129,8 @@ def test_coarser_and_finer_clusters(of_types: DeepBID, types: AnnData) -> None:
         assert adata.obsm[keys.MEMBERSHIP].shape[1] == expected
         assert len(adata.obs[keys.CLUSTER].cat.categories) == expected
     assert not adata.uns[keys.CLUSTERS]["evidence"]["stands"].all()
+    with pytest.raises(ScmedleyError, match="k=0 clusters cannot be cut from this tree"):
+        of_types.cluster(adata, 0)
 
 
 def test_the_number_of_clusters_can_be_given(types: AnnData) -> None:
@@ -138,6 +140,10 @@ def test_the_number_of_clusters_can_be_given(types: AnnData) -> None:
         assert model.clusters.k == k
     with pytest.raises(ScmedleyError, match="n_clusters=999 is more than the 240 cells"):
         unfitted(n_clusters=999).fit(types, **FIT)
+    wrong: Any
+    for wrong in (0, -1, 2.5, True, "3"):  # before any training
+        with pytest.raises(ScmedleyError, match="must be a whole number, 1 or more"):
+            unfitted(n_clusters=wrong)
 
 
 def test_training_resumes_to_the_same_bits(
@@ -263,5 +269,5 @@ def test_the_published_model_needs_the_number_of_clusters(types: AnnData) -> Non
 
 
 def test_other_models_name_one_that_clusters(cells: AnnData) -> None:
-    with pytest.raises(ScmedleyError, match="Fit a DeepBID"):
+    with pytest.raises(ScmedleyError, match=r"^FixedEffects finds no clusters\. Fit a DeepBID"):
         FixedEffects("donor").cluster(cells)

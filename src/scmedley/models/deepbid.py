@@ -104,6 +104,7 @@ class DeepBID(VAE):
         ScmedleyError
             As ``Model.fit``; or there are fewer cells than ``n_clusters``.
         """
+        self.clusters = None  # of an earlier fit
         self.fit_to_values(adata)
         reading = read_prepared(adata, self.batch_key, None, seed, self.reads)
         n_clusters = self.settings.n_clusters
@@ -194,7 +195,7 @@ class DeepBID(VAE):
                 )
             membership_NK = self._memberships(z_NP)
             return membership_NK.argmax(axis=1), membership_NK, {}
-        cut = self.clusters.cut(k, level) if k or level else self.clusters
+        cut = self.clusters if k is None and level is None else self.clusters.cut(k, level)
         code_N, membership_NK = cut.predict(z_NP)
         return code_N, membership_NK, {"evidence": cut.evidence, "tree": cut.tree}
 

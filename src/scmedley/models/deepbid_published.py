@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scmedley.data.resident import ENCODED, Minibatch, Resident
 from scmedley.errors import ScmedleyError, warn
 from scmedley.models.fixed_effects import subsample
-from scmedley.models.settings import Settings
+from scmedley.models.settings import Settings, check_n_clusters
 from scmedley.nn import clustering
 from scmedley.nn.layers import linear
 from scmedley.nn.likelihoods import negative_binomial
@@ -87,9 +87,7 @@ class PublishedDeepBIDSettings(Settings):
         for name, known in (("start", Start), ("reduction", Reduction)):
             if getattr(self, name) not in get_args(known):
                 raise ScmedleyError(f"{name}={getattr(self, name)!r} must be one of {list(get_args(known))}.")
-        k = self.n_clusters
-        if k is not None and not (isinstance(k, int) and not isinstance(k, bool) and k >= 1):
-            raise ScmedleyError(f"n_clusters={k!r} must be a whole number, 1 or more.")
+        check_n_clusters(self.n_clusters)
         if len(self.hidden) != 1:
             raise ScmedleyError(f"hidden={self.hidden} must be one size: the paper has f-500-300-500-f.")
         if self.fuzzifier <= 1:
