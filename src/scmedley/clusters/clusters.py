@@ -100,6 +100,11 @@ class Clusters:
         with threadpool_limits(1):
             return evidence_table(self)
 
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return evidence and tree by name, for ``uns``."""
+        return {"evidence": self.evidence, "tree": self.tree}
+
     @cached_property
     def by_batch(self) -> pd.DataFrame:
         """Return the number of cells of each cluster (rows) in each batch."""
