@@ -43,6 +43,7 @@ from anndata import AnnData
 from deepbid_methods import (
     BATCH,
     EVIDENCE,
+    EVIDENCE_K,
     LABEL,
     METHODS,
     OURS,
@@ -162,7 +163,8 @@ def evaluate(source: Source, given: argparse.Namespace) -> list[Task]:
         titles = {LABEL: "cell type", BATCH: "batch"}
         figures.maps(first, cells(False).obs, titles, given.out / f"umap_{source.name}.png")
     if source.donor and OURS in first:
-        case_study(source, cells(False), first[OURS][f"clusters {EVIDENCE}"], given)
+        since = next(task for task in tasks if task.method == OURS).arrays.stat().st_mtime
+        case_study(source, cells(False), first[OURS], since, given)
     return tasks
 
 
@@ -172,13 +174,17 @@ def arrays_of(task: Task) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-def case_study(source: Source, adata: AnnData, cluster_N: np.ndarray, given: argparse.Namespace) -> None:
+def case_study(
+    source: Source, adata: AnnData, arrays: dict[str, np.ndarray], since: float, given: argparse.Namespace
+) -> None:
     """Write the counts of differentially expressed genes and what replicates, with their figure."""
+    cluster_N = arrays[f"clusters {EVIDENCE_K if given.case_k else EVIDENCE}"]
+    name = source.name + ("_k_given" if given.case_k else "")
     case = deepbid_donors.case_of(adata, source.donor, source.condition or None, LABEL, cluster_N)
-    counts, replicated = deepbid_donors.study(case, given.fdr, given.out / f"genes_{source.name}")
-    counts.to_csv(given.out / f"deg_{source.name}.csv", index=False)
-    replicated.to_csv(given.out / f"replication_{source.name}.csv", index=False, float_format="%.4g")
-    figures.donors(counts, replicated, given.out / f"deg_{source.name}.png")
+    counts, replicated = deepbid_donors.study(case, given.fdr, given.out / f"genes_{name}", since)
+    counts.to_csv(given.out / f"deg_{name}.csv", index=False)
+    replicated.to_csv(given.out / f"replication_{name}.csv", index=False, float_format="%.4g")
+    figures.donors(counts, replicated, given.out / f"deg_{name}.png")
 
 
 def report(tasks: list[Task], names: dict[str, str], given: argparse.Namespace) -> None:
@@ -266,6 +272,7 @@ def _options() -> argparse.Namespace:
     add("--condition", default="", help="obs column of --case with two values (default: none)")
     add("--label", default=LABEL, help="obs column of --case")
     add("--batch", help="obs column of --case to integrate (default: that of --donor)")
+    add("--case-k", action="store_true", help="case studies: clusters with K given, the number of labels")
     add("--fdr", type=float, default=0.05, help="of genes found in a case study (default: 0.05)")
     add("--quick", action="store_true", help="few cells and epochs, one seed: numbers mean nothing")
     given = parser.parse_args()

@@ -10,7 +10,7 @@ Shapes: N cells, G genes, D donors.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -275,14 +275,18 @@ def replication(
 
 
 def study(
-    case: Case, fdr: float, folder: Path, seed: int = 0, say: Callable[[str], None] = print
+    case: Case, fdr: float, folder: Path, since: float = 0.0, seed: int = 0
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the counts of genes and what replicates, by contrast; each comparison is stored, so that it resumes."""
+    """Return the counts of genes and what replicates, by contrast.
+
+    Each comparison is stored in ``folder``, so that it resumes; those older than ``since`` (the time of the clusters)
+    are computed again.
+    """
     half_N: np.ndarray | None
     try:
         half_N = halves(case, seed)
     except ScmedleyError as error:
-        say(f"Held-out donors: left out. {error}")
+        print(f"Held-out donors: left out. {error}")
         half_N = None
     parts = {"all donors": np.ones(len(case.donor_N), dtype=bool)}
     if half_N is not None:
@@ -291,7 +295,9 @@ def study(
     for contrast in case.contrasts:
         tables = {
             part: {
-                source: _stored(folder / f"{contrast} {source} {part}.csv.gz", case, source, contrast, rows_N)
+                source: _stored(
+                    folder / f"{contrast} {source} {part}.csv.gz", since, case, source, contrast, rows_N
+                )
                 for source in (LABELS, CLUSTERS)
             }
             for part, rows_N in parts.items()
@@ -312,8 +318,10 @@ def study(
     return pd.concat(counts, ignore_index=True), table
 
 
-def _stored(path: Path, case: Case, source: str, contrast: str, rows_N: np.ndarray) -> pd.DataFrame:
-    if not path.exists():
+def _stored(
+    path: Path, since: float, case: Case, source: str, contrast: str, rows_N: np.ndarray
+) -> pd.DataFrame:
+    if not path.exists() or path.stat().st_mtime < since:
         table = compare(case, source, contrast, rows_N)
         with replacing(path) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g", compression="gzip")

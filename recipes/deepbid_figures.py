@@ -121,7 +121,8 @@ def maps(
             if column == columns[0]:
                 write(ax.set_ylabel, method, fontsize=9)
             if not column:
-                title = f"{len(np.unique(codes))} clusters: {found.removeprefix('clusters ')}"
+                n = len(np.unique(codes))
+                title = f"{n} cluster{'s' * (n > 1)}: {found.removeprefix('clusters ')}"
                 write(ax.set_title, title, fontsize=8, loc="left")
             elif ax in axes[0]:
                 write(ax.set_title, colours[column], fontsize=9, loc="left")
@@ -140,11 +141,10 @@ def seconds(table: pd.DataFrame, path: Path) -> None:
     figure = _figure(6.4, 4.2)
     ax = figure.subplots()
     fitted = slopes(table).set_index("method")
-    for place, (method, some) in enumerate(table.groupby("method", sort=False)):
-        colour = BASE[place % len(BASE)]
-        label = str(method)
+    for place, method in enumerate(table["method"].unique()):
+        some, colour, label = table[table["method"] == method], BASE[place % len(BASE)], str(method)
         if method in fitted.index:
-            slope, start = fitted.loc[method, ["slope", "intercept"]]
+            slope, start = fitted["slope"][method], fitted["intercept"][method]
             ends = np.array([some["cells"].min(), some["cells"].max()])
             ax.plot(ends, np.exp(start) * ends**slope, color=colour, lw=1.2, alpha=0.7)
             label += f", slope {slope:.2f}"
@@ -233,7 +233,7 @@ def _shares(ax: Any, replicated: pd.DataFrame, contrast: str) -> None:
     places = np.arange(len(order))
     paint = [BASE[0] if test == CELLS else BASE[1] for test, _ in order]
     ax.barh(places, rows["share"].fillna(0), color=paint, height=0.7)
-    ax.plot(rows["share of others"], places, "|", color="#222", ms=9, mew=2)
+    ax.plot(rows["share of others"].where(rows["found"] > 0), places, "|", color="#222", ms=9, mew=2)
     for place, row in zip(places, rows.to_dict("records"), strict=True):
         if not np.isnan(row["found"]):
             text = f"{row['replicated']:.0f} of {row['found']:.0f}"
@@ -241,6 +241,7 @@ def _shares(ax: Any, replicated: pd.DataFrame, contrast: str) -> None:
     ax.set_yticks(places, [f"{genes}, by {test}" for test, genes in order])
     ax.set_ylim(len(order) - 0.4, -0.6)
     ax.set_xlim(0, 1)
-    write(ax.set_xlabel, "share that replicates; line: other genes", fontsize=8)
-    _clean(ax, "held-out donors: same sign, p < .05 by cells")
+    ax.set_xlabel("share that replicates; line: genes that were not found", fontsize=8)
+    _clean(ax)
+    ax.set_title("held-out donors: same sign and p < .05 by cells", fontsize=9, loc="left")
     ax.tick_params(axis="y", labelsize=7)

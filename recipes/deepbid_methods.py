@@ -294,7 +294,7 @@ def measure(task: Task, adata: AnnData, threads: int, quick: bool) -> None:
     arrays = {"z": z_NP, "umap": cells.obsm[keys.umap("z")], "iLISI": ilisi_N, "cLISI": clisi_N}
     arrays |= {f"clusters {name}": code_N for name, code_N in found.items()}
     with replacing(task.arrays) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        np.savez(temporary, **arrays)
     facts |= {"status": "done", "seconds": fitted.seconds, "cpu seconds": fitted.cpu_seconds}
     facts |= {"iLISI": median(ilisi_N), "cLISI": median(clisi_N)}
     facts["clusters"] = {name: agreement(code_N, label_N) for name, code_N in found.items()}
