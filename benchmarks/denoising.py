@@ -101,6 +101,12 @@ def negative_binomial(cells: Cells, seed: int) -> Denoised:
     }
 
 
+def deepbid(cells: Cells, seed: int) -> Denoised:
+    """Return the posterior mean of DeepBID, whose latent batches do not move."""
+    model = sm.DeepBID(BATCH).fit(cells.train, seed=seed, threads=1, progress=False)
+    return {"DeepBID, NB posterior mean": _x(model.denoise(cells.train), cells)}
+
+
 def gaussian(cells: Cells, seed: int) -> Denoised:
     """Return the decoder's mean of log1p CP10k as counts of each cell's total."""
     model = sm.VAE(BATCH, likelihood="gaussian").fit(cells.train, seed=seed, threads=1, progress=False)
@@ -128,14 +134,16 @@ METHODS: dict[str, Callable[[Cells, int], Denoised]] = {
     "kNN": neighbours,
     "SVD": svd,
     "NB": negative_binomial,
+    "DeepBID": deepbid,
     "Gaussian": gaussian,
     "scVI": scvi,
 }
 NEEDS = {"scVI": ("scvi-tools", "scvi")}  # package, module
 
 
-def _x(denoised: AnnData, cells: Cells) -> np.ndarray:
+def _x(denoised: AnnData | Path, cells: Cells) -> np.ndarray:
     """Return the matrix with the genes in our order."""
+    assert not isinstance(denoised, Path)  # which denoise returns with out=
     return np.asarray(denoised[:, cells.train.var_names].X)
 
 

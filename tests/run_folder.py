@@ -12,6 +12,8 @@ import pandas as pd
 
 from scmedley import keys
 from scmedley.interpret.check import CHECK_COLUMNS
+from scmedley.interpret.clusters import cluster_table, describe_clusters
+from scmedley.interpret.markers import COLUMNS as MARKER_COLUMNS
 
 LEAKS = ("kNN leak", "logistic leak", "network leak")
 SCORES = ("ASW", "CH", "1/DB", "kNN accuracy", *LEAKS)
@@ -93,6 +95,92 @@ def _cells(batch, label, batches, labels, without, rng) -> ad.AnnData:
         if key != keys.NULL and "umap" not in without:
             adata.obsm[keys.umap(key)] = z[:, :2].astype(np.float32)
     return adata
+
+
+def add_clusters(folder: Path, seed: int = 0) -> Path:
+    """Add clusters: the labels, but of the last one the cells of one batch are a cluster that does not stand."""
+    rng = np.random.default_rng(seed)
+    adata = ad.read_h5ad(folder / "integrated.h5ad")
+    label, batch = adata.obs["cell_type"].cat.codes.to_numpy(), adata.obs["protocol"].cat.codes.to_numpy()
+    k = int(label.max()) + 2
+    code = np.where((label == k - 2) & (batch == batch[label == k - 2][0]), k - 1, label)
+    names = [str(i) for i in range(k)]
+    adata.obs[keys.CLUSTER] = pd.Categorical.from_codes(code, names)
+    adata.obsm[keys.MEMBERSHIP] = np.eye(k, dtype=np.float32)[code]
+    adata.write_h5ad(folder / "integrated.h5ad")
+    cells = np.bincount(code)
+    evidence = pd.DataFrame(
+        {"cluster": range(k), "cells": cells, "nearest": np.roll(range(k), 1), "dip": 0.7}
+    )
+    evidence = evidence.assign(
+        **{"least dip": 0.6, "neighbour ratio": 0.4}, stands=[True] * (k - 1) + [False]
+    )
+    evidence["reason"] = "a gap separates it from its nearest cluster (dip 0.70, at least 0.60 needed)"
+    groups = {"batch": adata.obs["protocol"], "label": adata.obs["cell_type"]}
+    evidence = describe_clusters(evidence, adata.obs[keys.CLUSTER], groups)
+    owner = np.sort(np.arange(5 * k) % k)  # five groups of each cluster, merged in order; then the clusters
+    node, rows = {i: i for i in range(5 * k)}, []
+    for a, b in [(i - i % 5, i) for i in range(5 * k) if i % 5] + [(0, 5 * i) for i in range(1, k)][::-1]:
+        left, above = 5 * k - 1 - len(rows), b % 5 == 0
+        values = (
+            node[a],
+            node[b],
+            10,
+            10,
+            left,
+            rng.uniform(0.6, 1) if above else 0.4,
+            0.6,
+            above and left < k - 1,
+        )
+        rows.append((*values, "" if above and left < k - 1 else str(owner[a]), str(owner[b])))
+        node[a] = 5 * k + len(rows) - 1
+    columns = [
+        "first",
+        "second",
+        "cells first",
+        "cells second",
+        "clusters left",
+        "dip",
+        "least dip",
+        "stands",
+    ]
+    tables = {
+        "cluster_evidence.csv": evidence,
+        "cluster_tree.csv": pd.DataFrame(rows, columns=[*columns, "cluster first", "cluster second"]),
+        "cluster_by_batch.csv": cluster_table(adata.obs[keys.CLUSTER], adata.obs["protocol"]),
+        "cluster_by_label.csv": cluster_table(adata.obs[keys.CLUSTER], adata.obs["cell_type"], "label"),
+        "markers.csv": _markers(names, cells),
+    }
+    for name, table in tables.items():
+        table.to_csv(folder / name, index=False)
+    return folder
+
+
+def _markers(names, cells) -> pd.DataFrame:
+    rows = [
+        (
+            name,
+            n,
+            f"GENE{i}",
+            20.0 - i,
+            3.0 - i / 4,
+            0.9,
+            0.1,
+            1e-9,
+            1e-8,
+            True,
+            5,
+            5 - i % 2,
+            2.5,
+            0.001,
+            0.01,
+            True,
+            "",
+        )
+        for name, n in zip(names, cells, strict=True)
+        for i in range(12)
+    ]
+    return pd.DataFrame(rows, columns=list(MARKER_COLUMNS))
 
 
 def _history(rng) -> pd.DataFrame:

@@ -2,13 +2,18 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import (
+    adjusted_rand_score,
+    homogeneity_completeness_v_measure,
+    normalized_mutual_info_score,
+)
 
-from scmedley.evaluate import ari, kmeans_clusters, nmi
+from scmedley.evaluate import ari, completeness, homogeneity, kmeans_clusters, nmi
 
 LABEL = np.random.default_rng(0).choice(3, 300, p=[0.6, 0.3, 0.1])
 NOISE = np.random.default_rng(1).normal(size=(300, 4))
 ALL = {"ari": ari, "nmi": nmi, "nmi max": lambda a, b: nmi(a, b, "max")}
+ALL |= {"homogeneity": homogeneity, "completeness": completeness}
 
 
 def test_separated_labels_are_found_and_noise_is_not() -> None:
@@ -25,6 +30,11 @@ def test_values_are_those_of_scikit_learn() -> None:
     for mean in ("arithmetic", "max"):
         oracle = normalized_mutual_info_score(LABEL, clusters, average_method=mean)
         assert nmi(clusters, LABEL, mean) == pytest.approx(oracle)  # type: ignore[arg-type]
+    oracle = homogeneity_completeness_v_measure(LABEL, clusters)[:2]
+    assert (homogeneity(clusters, LABEL), completeness(clusters, LABEL)) == pytest.approx(oracle)
+    split = np.where(NOISE[:, 0] > 0, LABEL, LABEL + 3)  # each label in two clusters
+    assert homogeneity(split, LABEL) == pytest.approx(1)
+    assert completeness(split, LABEL) < 0.8
     assert 0.05 < nmi(clusters, LABEL, "max") < nmi(clusters, LABEL)
 
 

@@ -1,5 +1,6 @@
 """Molecular cross-validation: scanpy and scikit-learn as oracles, what must beat what, and bad input."""
 
+import statistics
 import sys
 
 import anndata
@@ -99,6 +100,18 @@ def test_rank_is_the_last_singular_value_that_stands_out(n_values: int) -> None:
     spacings[[0, 2]] = 30, 9
     values = np.cumsum(spacings[::-1])[::-1]
     assert sys.modules["scmedley.evaluate.denoising"]._rank(values) == 3
+
+
+def test_rank_is_that_of_linderman_s_rule() -> None:
+    """Noise: the 21 distances from the 79th to the 100th singular value, with their sample standard deviation."""
+    rank = sys.modules["scmedley.evaluate.denoising"]._rank
+    rng = np.random.default_rng(0)
+    spacings = rng.uniform(0.9, 1.1, 99)
+    spacings[78] = 1.4  # between the 79th and the 80th
+    mean, sd = statistics.mean(spacings[78:]), statistics.stdev(spacings[78:])
+    for distance, expected in ((5.9 * sd, 3), (6.1 * sd, 41)):
+        spacings[[2, 40]] = 9, mean + distance
+        assert rank(np.append(np.cumsum(spacings[::-1])[::-1], 0)) == expected
 
 
 @pytest.mark.parametrize(

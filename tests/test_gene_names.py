@@ -223,13 +223,24 @@ def test_other_features_are_left_out_everywhere(tmp_path: Path) -> None:
     assert query.n_vars == 43
 
 
+@pytest.mark.parametrize("names", [("Gene Expression", "Antibody Capture"), ("GEX", "ADT"), ("GEX", "ATAC")])
+def test_names_of_feature_types(names: tuple[str, str]) -> None:
+    adata = nested_design()
+    adata.var["feature_types"] = [names[0]] * 37 + [names[1]] * 3
+    alone, said = genes_alone(adata)
+    assert list(alone.var_names) == list(adata.var_names[:37])
+    assert said == f"Of 40 features the 37 of type {names[0]} are used; left out: 3 {names[1]}."
+    with pytest.raises(ScmedleyError, match="No feature is of type"):
+        genes_alone(adata[:, 37:])
+
+
 def test_feature_types_that_mean_something_else() -> None:
     adata = nested_design()
     adata.var["feature_type"] = ["protein_coding", "lncRNA"] * 20
     assert genes_alone(adata) == (adata, "")
     adata.var["feature_types"] = "Peaks"
     with pytest.raises(
-        ScmedleyError, match=r"No feature is of type 'Gene Expression'; the types are \['Peaks'\]"
+        ScmedleyError, match=r"No feature is of type 'Gene Expression' or 'GEX'; the types are \['Peaks'\]"
     ):
         genes_alone(adata)
 

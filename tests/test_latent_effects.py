@@ -6,14 +6,13 @@ import torch
 from numpy.testing import assert_allclose
 from torch.nn import functional as F  # noqa: N812
 
+from scmedley.nn.clustering import spherical_k_means, spherical_shares
 from scmedley.nn.latent_effects import (
     LEAST_LAMBDA,
     SHRINKAGE,
     Correction,
     LatentEffects,
     Ridge,
-    first_centres,
-    shares,
     shrunk,
 )
 
@@ -95,7 +94,7 @@ def test_few_cells_have_few_clusters(n: int) -> None:
     used = int(effects.direction_KP.any(1).sum())
     assert used == min(K, max(2, round(n / 30)), n)
     assert torch.isfinite(effects.offset(z_NP, b_N)).all()
-    share_NK = shares(z_NP, effects.direction_KP)
+    share_NK = spherical_shares(z_NP, effects.direction_KP)
     assert_allclose(share_NK.sum(1), 1, rtol=1e-6)
     assert (share_NK[:, used:] == 0).all()
 
@@ -108,7 +107,7 @@ def test_an_absent_batch_has_no_offset() -> None:
 
 def test_first_centres_find_the_clusters() -> None:
     z_NP, _, k_N = clusters()
-    centre_KP = first_centres(F.normalize(z_NP, dim=1), 3)
+    centre_KP = spherical_k_means(F.normalize(z_NP, dim=1), 3)
     nearest_N = (F.normalize(z_NP, dim=1) @ centre_KP.t()).argmax(1)
     assert len({(int(a), int(b)) for a, b in zip(nearest_N, k_N, strict=True)}) == 3
 

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from scmedley.datasets import papers
 from scmedley.datasets.papers import read_alzheimer, read_aml, read_asd, read_bmmc, read_healthy_heart
 from scmedley.datasets.text import read_genes
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import AdversarialSettings, RandomEffectsSettings
 from scmedley.pp.checks import check
 from scmedley.pp.folds import donor_folds
@@ -324,11 +324,13 @@ def marrow() -> AnnData:
 def test_bmmc(tmp_path: Path) -> None:
     adata = marrow()
     adata.write_h5ad(tmp_path / "cite.h5ad")
-    read = read_bmmc(tmp_path / "cite.h5ad")
+    with pytest.warns(ScmedleyWarning, match="the 3 of type GEX are used; left out: 2 ADT"):
+        read = read_bmmc(tmp_path / "cite.h5ad")
     assert_array_equal(read.X.toarray(), adata.layers["counts"].toarray()[:, :3])
     assert list(read.obs.columns) == ["batch", "cell_type", "site", "donor", "GEX_size_factors", "GEX_phase"]
     assert list(read.obs["donor"]) == ["15078", "10886", "15078", "15078"]
     assert list(read.obs["batch"]) == list(adata.obs["batch"])
+    adata = adata[:, :3].copy()
     adata.obs = adata.obs.drop(columns="Site")
     adata.write_h5ad(tmp_path / "cite.h5ad")
     with pytest.raises(ScmedleyError, match=r"no obs column for the site"):

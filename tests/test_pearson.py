@@ -125,7 +125,8 @@ def test_counts_are_needed(method: str) -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(ScmedleyError, match=r"method='sqrt' must be one of \['log1p', 'pearson', 'counts'\]"):
+    known = r"\['log1p', 'pearson', 'counts', 'deepbid'\]"
+    with pytest.raises(ScmedleyError, match=rf"method='sqrt' must be one of {known}"):
         prepare(cells(), "batch", method="sqrt")
 
 

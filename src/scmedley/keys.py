@@ -85,7 +85,11 @@ EMBEDDINGS: dict[str, Embedding] = {
 }
 RunModel = Literal["mixed", "vae", "deepbid"]  # what a run fits
 # The embeddings that a run draws, by its model; the first is the one that is judged.
-MAPS_OF: dict[str, tuple[str, ...]] = {"mixed": (FIXED, RANDOM, PCA), "vae": (VAE, PCA), "deepbid": (DEEPBID, PCA)}
+MAPS_OF: dict[str, tuple[str, ...]] = {
+    "mixed": (FIXED, RANDOM, PCA),
+    "vae": (VAE, PCA),
+    "deepbid": (DEEPBID, PCA),
+}
 MAPS = MAPS_OF["mixed"]  # drawn by default
 
 

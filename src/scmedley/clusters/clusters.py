@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.int64]
 
 MOST_CELLS = 20_000  # from which clusters are found; more get theirs by their neighbours among these
+BLOCK = 2**14  # cells at a time that get their clusters by neighbours
 GROUPS_PER_CLUSTER = 3  # at least, with the number of clusters given
 
 
@@ -229,43 +230,44 @@ def find(
     Raises
     ------
     ScmedleyError
-        No cells, values that are not finite, or ``k`` below 1 or above the number of (distinct) cells.
+        No cells, values that are not finite, or ``k`` below 1 or above the number of cells
+        or of groups that distinct cells form.
     """
     z_NP = _checked(z_NP)
     n_cells = len(z_NP)
     if k is not None and not 1 <= k <= n_cells:
         raise ScmedleyError(f"k={k} clusters of {n_cells} cells: choose k from 1 to {n_cells}.")
     code_N, names = _batches(batch_N, n_cells)
-    order_N = np.lexsort(z_NP.T[::-1])  # so that the order of the cells does not matter
-    reference_M = np.arange(n_cells)
-    if n_cells > MOST_CELLS:
-        reference_M = np.sort(np.random.default_rng(seed).choice(n_cells, MOST_CELLS, replace=False))
-    sorted_NP = z_NP[order_N]
+    # In a fixed order, so that the order of the cells does not matter; and repeats once, because a repeat in another
+    # fold would tell the discriminant what it is to predict.
+    distinct_NP, back_N = np.unique(z_NP, axis=0, return_inverse=True)
     with threadpool_limits(1):  # threads change the order of sums
-        found = _found(sorted_NP, reference_M, k, seed)
-    back_N = np.argsort(order_N)
+        found = _found(distinct_NP, k, seed)
     return replace(
         found, group_N=found.group_N[back_N], near_NS=found.near_NS[back_N], batch_N=code_N, batches=names
     ).cut(found.found if k is None else k)
 
 
-def _found(z_NP: Floats, reference_M: Codes, k: int | None, seed: int) -> Clusters:
-    """Return the tree of merges of the reference cells, and all cells' groups; not yet cut."""
+def _found(z_NP: Floats, k: int | None, seed: int) -> Clusters:
+    """Return the tree of merges of (a sample of) distinct cells, and all cells' groups; not yet cut."""
+    n_cells = len(z_NP)
+    reference_M = np.arange(n_cells)
+    if n_cells > MOST_CELLS:
+        reference_M = np.sort(np.random.default_rng(seed).choice(n_cells, MOST_CELLS, replace=False))
     reference_MP = z_NP[reference_M]
     n_groups = max(number_of_groups(len(reference_M)), GROUPS_PER_CLUSTER * (k or 0))
     # In double precision, and centred: squared distances far from the origin lose their digits.
     x_MP = reference_MP.astype(np.float64)
     x_MP -= x_MP.mean(axis=0)
-    group_M = over_clusters(x_MP, min(n_groups, len(x_MP)), seed)
+    if len(x_MP) > 1:
+        near_MS = nearest(x_MP, x_MP, N_NEIGHBORS, exclude_self=True).indices_NK
+    else:
+        near_MS = np.zeros((1, 1), dtype=np.int64)
+    group_M = over_clusters(x_MP, near_MS, min(n_groups, len(x_MP)), seed, k or 1)
+    near_MS = group_M[near_MS]
     n_groups = int(group_M.max()) + 1
     if k is not None and k > n_groups:
-        raise ScmedleyError(
-            f"k={k} clusters, but there are only {n_groups} distinct cells. Choose a smaller k."
-        )
-    if len(x_MP) > 1:
-        near_MS = group_M[nearest(x_MP, x_MP, N_NEIGHBORS, exclude_self=True).indices_NK]
-    else:
-        near_MS = group_M[:, None]
+        raise ScmedleyError(f"k={k} clusters, but the cells form only {n_groups} groups. Choose a smaller k.")
     edges_CC = edges(group_M, near_MS)
     tree = trees.merges(x_MP, group_M, edges_CC, seed)
     group_N, near_NS = group_M, near_MS
@@ -274,10 +276,10 @@ def _found(z_NP: Floats, reference_M: Codes, k: int | None, seed: int) -> Cluste
         group_N = np.empty(len(z_NP), dtype=np.int64)
         near_NS = np.empty((len(z_NP), near_MS.shape[1]), dtype=np.int64)
         group_N[reference_M], near_NS[reference_M] = group_M, near_MS
-        near_NS[others] = group_M[nearest(z_NP[others], reference_MP, N_NEIGHBORS).indices_NK]
-        group_N[others] = _groups_of_others(
-            near_NS[others], trees.cluster_of_groups(tree, k or trees.number_found(tree))
-        )
+        cluster_C = trees.cluster_of_groups(tree, k or trees.number_found(tree))
+        for rows in np.split(others, range(BLOCK, len(others), BLOCK)):
+            near_NS[rows] = group_M[nearest(z_NP[rows], reference_MP, N_NEIGHBORS).indices_NK]
+            group_N[rows] = _groups_of_others(near_NS[rows], cluster_C)
     return Clusters(
         group_N,
         near_NS,

@@ -45,12 +45,13 @@ class Forest:
         return list(zip(first[order].tolist(), second[order].tolist(), strict=True))
 
     def split(self, first: int, second: int, *, always_ratio: bool = False) -> Split:
-        """Return the evidence for the split of two clusters."""
+        """Return the evidence for the split of two clusters: the same whenever they have the same cells."""
         pair = (self.nodes[first], self.nodes[second])
         if pair not in self.splits:
-            rows = np.sort(np.concatenate([self.rows[first], self.rows[second]]))
-            second_N = np.isin(rows, self.rows[second], assume_unique=True)
-            rng = np.random.default_rng([self.seed, *pair])
+            a, b = sorted((self.rows[first], self.rows[second]), key=lambda rows: int(rows[0]))
+            rows = np.sort(np.concatenate([a, b]))
+            rng = np.random.default_rng([self.seed, a[0], len(a), b[0], len(b)])
+            second_N = np.isin(rows, b, assume_unique=True)
             self.splits[pair] = split(self.z_NP[rows], second_N, rng, always_ratio=always_ratio)
         return self.splits[pair]
 

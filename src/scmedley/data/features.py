@@ -1,14 +1,15 @@
-"""Features of 10x files that are not genes: antibodies, guides, peaks."""
+"""Features that are not genes (antibodies, guides, peaks), by the names of their types in files of 10x and of muon."""
 
 import pandas as pd
 from anndata import AnnData
 
 from scmedley.errors import ScmedleyError
 
-GENES = "Gene Expression"
+GENES = ("gene expression", "gex")  # 10x; the NeurIPS 2021 data, muon
 _OTHERS = (
     *("antibody capture", "crispr guide capture", "multiplexing capture", "antigen capture"),
     *("custom", "peaks", "vdj", "vdj-t", "vdj-b"),
+    *("adt", "hto", "atac"),
 )
 _COLUMNS = ("feature_types", "feature_type")  # scanpy's name, Cell Ranger's
 
@@ -37,17 +38,19 @@ def genes_alone(adata: AnnData) -> tuple[AnnData, str]:
 def _genes(var: pd.DataFrame) -> "tuple[pd.Series[bool], str]":
     key = next((column for column in _COLUMNS if column in var), None)
     types = pd.Series("", var.index) if key is None else var[key].astype(str)
-    keep = types == GENES
+    keep = types.str.lower().isin(GENES)
     if not keep.any() and types.str.lower().isin(_OTHERS).all() and len(types):
         raise ScmedleyError(
-            f"No feature is of type {GENES!r}; the types are {sorted(set(types))}. Give the file of gene expression."
+            f"No feature is of type 'Gene Expression' or 'GEX'; the types are {sorted(set(types))}. Give the file of "
+            "gene expression."
         )
     # In other files such a column holds the kind of gene (protein coding, lncRNA ...).
     if keep.all() or not keep.any():
         return keep | True, ""
     counts = ", ".join(f"{n:,} {kind or 'without type'}" for kind, n in types[~keep].value_counts().items())
+    genes = " or ".join(types[keep].unique())
     return keep, (
-        f"Of {len(types):,} features the {int(keep.sum()):,} of type {GENES} are used; left out: {counts}."
+        f"Of {len(types):,} features the {int(keep.sum()):,} of type {genes} are used; left out: {counts}."
     )
 
 

@@ -298,7 +298,8 @@ def _name_by_symbol(adata: AnnData) -> None:
 def read_bmmc(path: str | Path) -> AnnData:
     """Read the bone marrow CITE-seq data of the NeurIPS 2021 competition: Luecken et al. 2021, GEO GSE194122.
 
-    90,261 cells, 12 batches (site x donor), 9 donors, 4 sites, 45 types. Surface proteins (``ADT``) are left out.
+    90,261 cells, 12 batches (site x donor), 9 donors, 4 sites, 45 types. Surface proteins (``ADT``) are left out,
+    with a warning.
 
     Parameters
     ----------
@@ -316,8 +317,6 @@ def read_bmmc(path: str | Path) -> AnnData:
         A column or ``layers["counts"]`` is missing, or it holds no counts.
     """
     adata = io.read(Path(path))
-    if "feature_types" in adata.var:
-        adata = adata[:, (adata.var["feature_types"] == "GEX").to_numpy()]
     found = find_values(adata)
     if found.values != "counts" or not adata.n_vars:
         raise ScmedleyError(

@@ -7,7 +7,7 @@ Codes are integers per cell, -1 where the value is missing.
 
 from scmedley.clusters import find as clusters
 from scmedley.data.neighbors import Neighbors, nearest
-from scmedley.evaluate.agreement import ari, kmeans_clusters, nmi
+from scmedley.evaluate.agreement import ari, completeness, homogeneity, kmeans_clusters, nmi
 from scmedley.evaluate.calibration import expected_calibration_error, novelty_auroc
 from scmedley.evaluate.classify import Classified, classify, composition, donor_accuracy, target_table
 from scmedley.evaluate.denoising import denoising, knn_smoothed, low_rank, split_counts
@@ -39,11 +39,13 @@ __all__ = [
     "calinski_harabasz",
     "classify",
     "clusters",
+    "completeness",
     "composition",
     "denoising",
     "donor_accuracy",
     "donor_test",
     "expected_calibration_error",
+    "homogeneity",
     "inverse_davies_bouldin",
     "kmeans_clusters",
     "knn_accuracy",

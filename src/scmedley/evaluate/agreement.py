@@ -1,4 +1,4 @@
-"""Agreement of k-means clusters of an embedding with the labels.
+"""Agreement of clusters of an embedding with the labels, and k-means clusters.
 
 Shapes: N cells, P latent dimensions.
 """
@@ -77,6 +77,38 @@ def nmi(clusters_N: Codes, codes_N: Codes, mean: Literal["arithmetic", "max"] = 
     if len(np.unique(codes_N)) < 2:
         return float("nan")
     return float(normalized_mutual_info_score(codes_N, clusters_N, average_method=mean))
+
+
+def homogeneity(clusters_N: Codes, codes_N: Codes) -> float:
+    """Compute the homogeneity (Rosenberg & Hirschberg 2007): 1 if every cluster has cells of one label only.
+
+    1 - H(labels | clusters) / H(labels). Splitting a label costs nothing, so read it with the completeness.
+
+    Parameters
+    ----------
+    clusters_N, codes_N
+        Cluster and label of each cell; cells with -1 in either are left out. nan with fewer than two labels.
+    """
+    from sklearn.metrics import homogeneity_score
+
+    clusters_N, codes_N = _both(clusters_N, codes_N)
+    return float(homogeneity_score(codes_N, clusters_N)) if len(np.unique(codes_N)) > 1 else float("nan")
+
+
+def completeness(clusters_N: Codes, codes_N: Codes) -> float:
+    """Compute the completeness: 1 if all cells of a label are in one cluster.
+
+    1 - H(clusters | labels) / H(clusters). Merging labels costs nothing, so read it with the homogeneity.
+
+    Parameters
+    ----------
+    clusters_N, codes_N
+        Cluster and label of each cell; cells with -1 in either are left out. nan with fewer than two labels.
+    """
+    from sklearn.metrics import completeness_score
+
+    clusters_N, codes_N = _both(clusters_N, codes_N)
+    return float(completeness_score(codes_N, clusters_N)) if len(np.unique(codes_N)) > 1 else float("nan")
 
 
 def _both(clusters_N: Codes, codes_N: Codes) -> tuple[Codes, Codes]:

@@ -20,7 +20,10 @@ from scmedley.errors import ScmedleyError, check_seed
 
 OFFSET = 1e-6  # added to means before the logarithm, as by Open Problems
 BLOCK = 1024  # cells that are scored at once
-SPACINGS = (80, 100)  # ALRA: singular values that are taken for noise
+NOISE = (
+    80,
+    100,
+)  # ALRA: the first and last singular value taken for noise, each with its distance to the one before
 OUTLYING = 6.0  # ALRA: standard deviations above the spacing of noise
 NEGATIVE = 0.001  # ALRA: quantile of a gene's values whose size separates zeros from values
 
@@ -157,8 +160,8 @@ def low_rank(
     counts_NG
         Counts.
     rank
-        Number of singular values; ``None``: those whose distance to the next exceeds that of the 80th to 100th by
-        six standard deviations.
+        Number of singular values; ``None``: up to the last whose distance to the next exceeds the mean distance
+        between those from the 79th to the 100th by six standard deviations.
     thresholded
         Whether to set small values to 0 and to rescale the others, as above; otherwise only negative values become 0.
     seed
@@ -169,7 +172,7 @@ def low_rank(
     x_NG = tidy(counts_NG)
     total_N = totals(x_NG)
     log1p: Any = log1p_cp10k(x_NG, total_N)
-    n_values = min(SPACINGS[1], min(x_NG.shape) - 1) if rank is None else min(rank, min(x_NG.shape))
+    n_values = min(NOISE[1], min(x_NG.shape) - 1) if rank is None else min(rank, min(x_NG.shape))
     u_NP, s_P, v_PG = randomized_svd(log1p, n_values, n_iter=10, random_state=seed)
     rank = _rank(s_P) if rank is None else n_values
     low_NG = (u_NP[:, :rank] * s_P[:rank]) @ v_PG[:rank]
@@ -192,11 +195,11 @@ def _thresholded(low_NG: Floats, seen_NG: Floats) -> Floats:
 def _rank(s_P: Floats) -> int:
     """Return how many singular values stand out from noise (ALRA)."""
     spacing_P = s_P[:-1] - s_P[1:]
-    if len(spacing_P) <= SPACINGS[0]:  # a small matrix: half of its singular values for noise
-        noise = spacing_P[len(spacing_P) // 2 :]
-    else:
-        noise = spacing_P[SPACINGS[0] - 1 :]
-    above = np.flatnonzero(spacing_P > noise.mean() + OUTLYING * noise.std())
+    # With too few singular values for the rule, half of them are noise.
+    start = NOISE[0] - 2 if len(s_P) >= NOISE[0] + 5 else len(spacing_P) // 2
+    noise = spacing_P[start:]
+    spread = noise.std(ddof=1) if len(noise) > 1 else 0.0
+    above = np.flatnonzero(spacing_P > noise.mean() + OUTLYING * spread)
     return int(above[-1]) + 1 if len(above) else 1
 
 

@@ -1,8 +1,10 @@
-"""Interpretation of a fitted model: check on held-out cells, batch shifts and effects, images of cells."""
+"""Interpretation of a fitted model: held-out check, batch shifts and effects, images of cells, clusters."""
 
 from scmedley.interpret.check import counterfactual_check
+from scmedley.interpret.clusters import cluster_names, cluster_table, describe_clusters, tree_table
 from scmedley.interpret.effects import batch_effects
 from scmedley.interpret.genomap import genomap_of
+from scmedley.interpret.markers import markers
 from scmedley.interpret.panel import Panel, panel
 from scmedley.interpret.shifts import batch_distances, gene_shifts, interval_coverage
 
@@ -10,9 +12,14 @@ __all__ = [
     "Panel",
     "batch_distances",
     "batch_effects",
+    "cluster_names",
+    "cluster_table",
     "counterfactual_check",
+    "describe_clusters",
     "gene_shifts",
     "genomap_of",
     "interval_coverage",
+    "markers",
     "panel",
+    "tree_table",
 ]

@@ -16,7 +16,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from scmedley import keys
-from scmedley.clusters import Clusters, find
+from scmedley.clusters import find
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.errors import ScmedleyError, warn
@@ -62,6 +62,8 @@ class DeepBID(VAE):
         PublishedDeepBIDSettings: PublishedDeepBIDNetwork,
     }
 
+    settings: Any  # DeepBIDSettings or PublishedDeepBIDSettings
+
     def __init__(
         self,
         batch_key: str | None = None,
@@ -70,7 +72,7 @@ class DeepBID(VAE):
         *,
         n_clusters: int | None = None,
     ):
-        Model.__init__(self, batch_key, label_key, settings)
+        Model.__init__(self, batch_key, label_key, settings)  # type: ignore[misc]  # S is that of VAE
         if n_clusters is not None:
             self.settings = self.settings.replace(n_clusters=n_clusters)
         self.reads = "log1p" if self.is_published or not self.settings.counts else "counts"
@@ -132,7 +134,7 @@ class DeepBID(VAE):
         return found.cpu().numpy()
 
     def _order_by_size(self, z_NP: np.ndarray) -> None:
-        """Number the clusters of the publication by size, as those of the default are."""
+        """Sort the clusters of the publication by size, as those of the default are."""
         n_K = np.bincount(self._memberships(z_NP).argmax(axis=1), minlength=len(self.network.centre_KP))
         order_K = torch.as_tensor(np.argsort(-n_K, kind="stable"), device=self.device)
         self.network.centre_KP.copy_(self.network.centre_KP[order_K])
@@ -174,7 +176,7 @@ class DeepBID(VAE):
         code_N, membership_NK, tables = self.clusters_of(reading or adata, k, level=level, unknown=unknown)
         ensure_not_view(adata)
         names = [str(number) for number in range(membership_NK.shape[1])]
-        adata.obs[keys.CLUSTER] = pd.Categorical.from_codes(code_N, names)
+        adata.obs[keys.CLUSTER] = pd.Categorical.from_codes(code_N, pd.Index(names))
         adata.obsm[keys.MEMBERSHIP] = membership_NK
         adata.uns[keys.CLUSTERS] = tables
 
@@ -187,8 +189,8 @@ class DeepBID(VAE):
         if self.clusters is None:
             if level or k not in (None, self.settings.n_clusters):
                 raise ScmedleyError(
-                    f"The published DeepBID has the {self.settings.n_clusters} clusters of its fit and no tree of merges. "
-                    "Fit it with another n_clusters, or use preset='default'."
+                    f"The published DeepBID has the {self.settings.n_clusters} clusters of its fit and no tree of "
+                    "merges. Fit it with another n_clusters, or use preset='default'."
                 )
             membership_NK = self._memberships(z_NP)
             return membership_NK.argmax(axis=1), membership_NK, {}

@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from scmedley.data.resident import ENCODED, Minibatch, Resident
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, warn
 from scmedley.models.fixed_effects import subsample
 from scmedley.models.settings import Settings
 from scmedley.nn import clustering
 from scmedley.nn.layers import linear
 from scmedley.nn.likelihoods import negative_binomial
+from scmedley.train.schedule import OptimiserName
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 LARGE = 10_000  # cells from which the paper uses its settings for large data
-EQUAL = 1e-6  # largest difference from 1 / K of memberships that say nothing
+EQUAL = 1e-3  # largest difference from 1 / K of memberships that say nothing
+FALLING = 3  # epochs in a row in which memberships lose information, after which training stops
 OUTER, INNER, WHOLE, CLUSTERING = "pretrain outer", "pretrain inner", "pretrain whole", "cluster"
 
 Start = Literal["k-means", "fuzzy"]
@@ -53,6 +55,7 @@ class PublishedDeepBIDSettings(Settings):
         ``"mean"``: the objective of a minibatch (eq. 11) is divided by its number of cells. ``"sum"``: as printed.
     tolerance
         The clusters have settled, and training ends, when an epoch moves less than this share of the memberships.
+        It also ends, with a warning, when memberships lose information in three epochs in a row.
     max_epochs
         Epochs of each of the three stages of pre-training, and most epochs of the clustering.
     """
@@ -115,19 +118,27 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
 
     - Eq. 10 has no gradient to the network if memberships are held constant in an epoch, as the text says. Here
       p_jk of L_KL2 is eq. 14 of the current latent; that of L_A is held constant.
-    - Sums over a minibatch, with SGD at a rate of 1e-3, diverge: weights grow to 1e10, and all memberships become
-      1/K. So eq. 11 is divided by the number of cells of a minibatch. The minimum stays the same, and a step is
-      128 times smaller. A term that is not finite, or memberships that are all 1/K, stop the training.
+    - Sums over a minibatch, with SGD at a rate of 1e-3, diverge in the first epoch. So eq. 11 is divided by the number
+      of cells of a minibatch. The minimum stays the same, and a step is 128 times smaller. A term that is not
+      finite, or memberships that are all 1/K, stop the training.
     - Fuzzy k-means with fuzzifier 2 puts all centres on the mean of the cells, so k-means gives the first centres.
     - Log-normalised values are rounded to whole numbers for the negative binomial, as printed.
     - The text gives no bias for mean and dispersion, exp(W D), but L_O has one for each layer. All layers have one.
     - Centres are those of the training cells; memberships are computed for any cell.
+    - L_rec does not reach the heads of the negative binomial, and gradients of untrained heads would destroy the
+      latent. So they are pre-trained with the whole autoencoder, by L_NB, whose gradient stops at D.
     - The reconstruction is trained before the clustering alone: eq. 11 has no term for it.
+    - Eq. 13 and 14 alone, without any training, move all centres to the mean of the cells where distances within
+      a cluster are as long as those between centres: a cell then has a good share in every cluster, and each
+      centre is a mean of all cells. The information of the memberships (entropy of their mean minus their mean entropy)
+      shows this. When it falls in three epochs in a row, training stops.
     """
 
     centre_KP: Tensor
     share_B: Tensor
     moved: Tensor
+    information: Tensor
+    falling: Tensor
     membership_NK: Tensor
 
     def __init__(self, n_genes: int, n_batches: int, settings: PublishedDeepBIDSettings):
@@ -146,42 +157,43 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
         self.register_buffer("centre_KP", torch.zeros(s.n_clusters, s.n_latent))
         self.register_buffer("share_B", torch.ones(max(n_batches, 1)))  # v_B
         self.register_buffer("moved", torch.tensor(math.inf))  # share of the memberships, in the last epoch
+        self.register_buffer("information", torch.tensor(0.0))  # of the memberships, in nats
+        self.register_buffer("falling", torch.tensor(0))  # epochs in a row in which it has fallen
         # Of all cells, from the weights and centres at the end of the last epoch: not saved.
         self.register_buffer("membership_NK", torch.zeros(0, s.n_clusters), persistent=False)
 
     def stages(self) -> list[Stage]:
         """Return the three stages of greedy pre-training with Adam, and the clustering with SGD."""
         outer, inner = (self.outer_encoder, self.reconstruction), (self.inner_encoder, self.inner_decoder)
-        rate = self.settings.learning_rate
-
-        def stage(name: str, *layers: nn.Module) -> Stage:
-            parameters = [p for layer in layers for p in layer.parameters()]
-            sgd = name == CLUSTERING
-            return Stage(
-                {"autoencoder": parameters}, rate, name, optimiser="sgd" if sgd else "adam", keep="last"
-            )
-
+        whole = (*outer, *inner, self.log_mean, self.log_dispersion)
         return [
-            stage(OUTER, *outer),
-            stage(INNER, *inner),
-            stage(WHOLE, *outer, *inner),
-            stage(CLUSTERING, self),
+            self._stage(OUTER, *outer),
+            self._stage(INNER, *inner),
+            self._stage(WHOLE, *whole),
+            self._stage(CLUSTERING, self, optimiser="sgd"),
         ]
 
+    def _stage(self, name: str, *layers: nn.Module, optimiser: OptimiserName = "adam") -> Stage:
+        players = {"autoencoder": [p for layer in layers for p in layer.parameters()]}
+        return Stage(players, self.settings.learning_rate, name, optimiser=optimiser, keep="last")
+
     def losses(self, cells: Minibatch, progress: Progress) -> Losses:
-        """Yield sum ||x - xhat||^2 per cell of the layers of a stage of pre-training, then :meth:`objective`."""
+        """Yield L_rec = sum ||x - xhat||^2 per cell in the stages of pre-training, then :meth:`objective`."""
         if progress.stage == CLUSTERING:
             yield "autoencoder", self.objective(cells)
             return
-        x = cells.x_NG
+        x, terms = cells.x_NG, {}
         if progress.stage == OUTER:
             xhat = self.reconstruction(torch.tanh(self.outer_encoder(x)))
         elif progress.stage == INNER:  # from the activations of the outer encoder to themselves
             x = torch.tanh(self.outer_encoder(x)).detach()
             xhat = self.decode_hidden(torch.tanh(self.inner_encoder(x)), cells.b_N)
         else:
-            xhat = self.decode(self.encode(x, cells.b_N), cells.b_N)
-        yield "autoencoder", {"reconstruction": Term((x - xhat).float().square().sum(1).mean(), 1.0)}
+            d_NH = self.decode_hidden(self.encode(x, cells.b_N), cells.b_N)
+            xhat = self.decode_output(d_NH, cells.b_N)
+            terms = {"negative log-likelihood": Term(-self._log_p(cells, d_NH.detach()).mean(), 1.0)}
+        error = (x - xhat).float().square().sum(1).mean()
+        yield "autoencoder", {"reconstruction": Term(error, 1.0)} | terms
 
     def objective(self, cells: Minibatch) -> dict[str, Term]:
         """Return the terms of the objective of a minibatch (eq. 11).
@@ -197,24 +209,25 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
         With ``reduction="mean"`` all of it is divided by the number of cells: L_NB, L_A and L_KL1 are means over cells,
         and L_O and L_KL2, which are no sums over cells, have their weights divided by the size of a minibatch.
         """
-        s = self.settings
         assert cells.rows_N is not None
         h_NP = self.encode(cells.x_NG, cells.b_N)
         d_NH = self.decode_hidden(h_NP, cells.b_N)
-        p_NK = clustering.memberships(h_NP, self.centre_KP)
-        log_p_N = negative_binomial(
-            cells.x_NG.round(), self.log_mean(d_NH).float().exp(), self.log_dispersion(d_NH).float().exp()
-        )
-        adaptive = clustering.adaptive_loss(h_NP, self.centre_KP, self.membership_NK[cells.rows_N])
+        log_p_N = self._log_p(cells, d_NH)
+        with torch.autocast(h_NP.device.type, enabled=False):  # products of memberships in float32
+            return self._terms(log_p_N, h_NP, cells.b_N.clamp_min(0), self.membership_NK[cells.rows_N])
+
+    def _terms(self, log_p_N: Tensor, h_NP: Tensor, b_N: Tensor, before_NK: Tensor) -> dict[str, Term]:
+        s = self.settings
         n, size = (len(h_NP), s.batch_size or 128) if s.reduction == "mean" else (1, 1)
+        p_NK = self.memberships(h_NP)
+        adaptive = clustering.adaptive_loss(h_NP, self.centre_KP, before_NK)
+        composition = clustering.composition_kl(p_NK, b_N, self.share_B)
         return {
             "negative log-likelihood": Term(-log_p_N.sum() / n, 1.0),
             "adaptive": Term(adaptive / n, s.lambda1),
             "weights": Term(clustering.weight_penalty(self.parameters()), s.lambda2 / size),
-            "neighbours": Term(clustering.neighbour_kl(h_NP, cells.b_N) / n, s.kappa1),
-            "composition": Term(
-                clustering.composition_kl(p_NK, cells.b_N.clamp_min(0), self.share_B), s.kappa2 / size
-            ),
+            "neighbours": Term(clustering.neighbour_kl(h_NP, b_N) / n, s.kappa1),
+            "composition": Term(composition, s.kappa2 / size),
             "membership entropy": Term(clustering.entropy(p_NK.detach()).mean(), 0.0, watched=False),
         }
 
@@ -227,11 +240,13 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
         b_N = known.cells.b_N[known.rows].clamp_min(0)
         self.share_B.copy_(torch.bincount(b_N, minlength=len(self.share_B)) / len(b_N))
         self.moved.fill_(math.inf)
+        self.falling.zero_()
         h_NP = self._latents(known.cells, subsample(known.rows))
         self.centre_KP.copy_(_k_means(h_NP, len(self.centre_KP)))
         if self.settings.start == "fuzzy":
             p_NK, _ = clustering.fuzzy_k_means(h_NP, self.centre_KP, self.settings.fuzzifier)
             self.centre_KP.copy_(clustering.centres(p_NK, h_NP, self.centre_KP))
+        self.information.copy_(clustering.information(self.memberships(h_NP)))
 
     @torch.no_grad()
     def inputs(self, cells: Resident) -> Resident:
@@ -254,11 +269,24 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
         self.membership_NK = self._memberships(known.cells)
         p_NK = self.membership_NK[rows]
         self.moved.copy_(0.5 * (p_NK - before_NK[rows]).abs().sum(1).mean())
+        information = clustering.information(p_NK)
+        self.falling.copy_((self.falling + 1) * (information < self.information))
+        self.information.copy_(information)
         self._check_memberships(p_NK)
 
     def settled(self) -> bool:
-        """Return whether the last epoch moved less than ``tolerance`` of the memberships."""
-        return float(self.moved) < self.settings.tolerance
+        """Return whether the last epoch moved less than ``tolerance`` of the memberships, or the centres merge."""
+        return float(self.moved) < self.settings.tolerance or int(self.falling) >= FALLING
+
+    def finish(self, known: TrainingCells) -> None:
+        """Warn if the centres merge."""
+        if int(self.falling) >= FALLING:
+            warn(
+                f"DeepBID: the centres merge, because distances within a cluster are as long as those between centres. "
+                f"Training stopped after {FALLING} epochs in which memberships lost information (now "
+                f"{float(self.information):.2f} of {math.log(len(self.centre_KP)):.2f} nats). The clusters are nearly "
+                "those of k-means of the pre-trained latent; preset='default' does not have this defect."
+            )
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return z_NP (h in the paper); the batch is not used."""
@@ -280,6 +308,11 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
     def memberships(self, z_NP: Tensor) -> Tensor:
         """Return the memberships of cells (eq. 14), N x K; rows sum to 1."""
         return clustering.memberships(z_NP, self.centre_KP)
+
+    def _log_p(self, cells: Minibatch, d_NH: Tensor) -> Tensor:
+        """Return log NB([x]; exp(W_mu D), exp(W_theta D)) of each cell (eq. 1-2)."""
+        mean_NG, theta_NG = self.log_mean(d_NH).float().exp(), self.log_dispersion(d_NH).float().exp()
+        return negative_binomial(cells.x_NG.round(), mean_NG, theta_NG)
 
     def _latents(self, cells: Resident, rows: Tensor) -> Tensor:
         parts = cells.minibatches(rows, ENCODED)

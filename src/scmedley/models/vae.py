@@ -158,25 +158,7 @@ class VAE(Model[VAESettings]):
         """
         return posterior.denoise(self, adata, to=to, size=size, use_counts=use_counts, out=out)
 
-    def differential_expression(
-        self,
-        adata: AnnData,
-        key: str,
-        group: str,
-        reference: str | None = None,
-        *,
-        donor_key: str | None = None,
-        delta: float = 0.25,
-        fdr: float = 0.05,
-        draws: int = 5000,
-        seed: int = 0,
-    ) -> pd.DataFrame:
-        """Compare two groups of cells by the posterior of the log fold change of every gene.
-
-        See :func:`scmedley.models.differential.differential_expression`.
-        """
-        how: Any = {"donor_key": donor_key, "delta": delta, "fdr": fdr, "draws": draws, "seed": seed}
-        return differential_expression(self, adata, key, group, reference, **how)
+    differential_expression = differential_expression  # a method: its first argument is the model
 
 
 def collapsed(history: pd.DataFrame, settings: VAESettings) -> str:

@@ -56,6 +56,7 @@ class VAENetwork(nn.Module, Trainable):
         super().__init__()
         s = self.settings = settings
         self.n_batches = n_batches
+        self.unscales = s.counts
         self.encoder = VariationalEncoder(n_genes, s.hidden, s.n_latent, s.batch_norm_momentum, noise=0.0)
         effects: list[ScaleAndBias | Bias] = []
         if n_batches and s.batch_effects:
@@ -188,15 +189,17 @@ class VAENetwork(nn.Module, Trainable):
         update_priors(self)
 
     def posterior(self, x_NG: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log variance of q(z|x), N x P.
+        """Return mean and log variance of q(z|x), N x P."""
+        return self.hidden_posterior(x_NG)[:2]
+
+    def hidden_posterior(self, x_NG: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and log variance of q(z|x), N x P, and the last hidden layer of the encoder, N x H.
 
         For counts the encoder reads log1p CP10k that is centred and no longer scaled. Standardised, the many rare
         genes, which are mostly noise, would weigh as much as the markers of the labels.
         """
-        if self.settings.counts:
-            x_NG = x_NG * self.span_G
-        mean_NP, log_variance_NP, _ = self.encoder(x_NG)
-        return mean_NP, log_variance_NP
+        found: tuple[Tensor, Tensor, Tensor] = self.encoder(x_NG * self.span_G if self.unscales else x_NG)
+        return found
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return the posterior mean z_NP; the batch is not used, and ``draw`` is for effects alone."""

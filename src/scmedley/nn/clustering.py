@@ -41,6 +41,15 @@ def entropy(membership_NK: Tensor) -> Tensor:
     return -torch.xlogy(membership_NK, membership_NK).sum(1)
 
 
+def information(membership_NK: Tensor) -> Tensor:
+    """Return what memberships say about a cell, in nats: the entropy of their mean minus their mean entropy.
+
+    It is 0 if all cells have the same memberships, and log K if each cell is in one cluster and clusters are equal in
+    size.
+    """
+    return entropy(membership_NK.mean(0, keepdim=True)).sum() - entropy(membership_NK).mean()
+
+
 def adaptive_loss(z_NP: Tensor, centre_KP: Tensor, membership_NK: Tensor) -> Tensor:
     """Return L_A = sum_jk d_jk p_jk ||h_j - c_k||^2, with d_jk = (||h_j - c_k|| + 2) / (||h_j - c_k|| + 1)^2 (eq. 3).
 

@@ -30,6 +30,8 @@ class RunConfig:
         [settings.FEC] (with --learn-labels), [settings.RE]; or [settings.VAE]; or [settings.DeepBID].
     clusters
         Number of clusters of --model deepbid (default: as many as the evidence supports).
+    donor
+        obs column of the donors, for marker genes by donor with --model deepbid.
     denoise
         Write denoised.zarr, the expected counts of every cell and gene, with --model deepbid.
     fixed
@@ -68,6 +70,7 @@ class RunConfig:
     preset: Literal["default", "paper"] = "default"
     settings: str | None = None
     clusters: int | None = None
+    donor: str | None = None
     denoise: bool = True
     fixed: str | None = None
     genes: int = 3000

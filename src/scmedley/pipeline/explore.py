@@ -9,12 +9,11 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from scmedley import __version__
-from scmedley.errors import ScmedleyError, listed
 from scmedley.io import replacing, write_json
 from scmedley.pp.exploration import TABLES, Exploration, explore
 from scmedley.report import write_exploration
 from scmedley.report.build import check_extra
-from scmedley.runs.folder import EXPLORATION, REPORT, VERSIONS, versions
+from scmedley.runs.folder import EXPLORATION, REPORT, VERSIONS, check_replaceable, versions
 
 
 def write(
@@ -34,7 +33,8 @@ def write(
         Of :func:`scmedley.pp.explore`.
     """
     check_extra()
-    _check_out(out, overwrite)
+    ours = (REPORT, VERSIONS, EXPLORATION, *(f"{name}.csv" for name in TABLES))
+    check_replaceable(out, EXPLORATION, ours, "exploration", overwrite=overwrite)
     with threadpool_limits(limits=threads):
         found = explore(list(inputs), **options)
         with replacing(out) as folder:
@@ -44,21 +44,6 @@ def write(
             write_json(versions(), folder / VERSIONS)
             write_json(_record(found, inputs, options), folder / EXPLORATION)
     return found
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / EXPLORATION).is_file():
-        raise ScmedleyError(f"{out} exists and is no folder of an exploration. Choose another --out.")
-    if not overwrite:
-        raise ScmedleyError(f"{out} holds an exploration already. Add --overwrite, or choose another --out.")
-    ours = {REPORT, VERSIONS, EXPLORATION, *(f"{name}.csv" for name in TABLES)}
-    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
-    if others:  # the whole folder is replaced
-        raise ScmedleyError(
-            f"{out} holds other files beside the exploration ({listed(others, 3)}). Move them, or choose another --out."
-        )
 
 
 def _record(found: Exploration, inputs: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:

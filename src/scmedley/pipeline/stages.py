@@ -33,6 +33,7 @@ from scmedley.models import VAE, DeepBID, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
 from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, unfitted
+from scmedley.pipeline.clusters import store_clusters, write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.verdicts import verdicts
@@ -144,10 +145,12 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
             embed_all(adata, model, this.config, reading)
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
-        if isinstance(model, DeepBID) and this.config.denoise:
-            this.say("Denoising the counts")
-            with this.stage("denoise"):
-                model.denoise(reading, out=this.folder / run_folder.DENOISED)
+        if isinstance(model, DeepBID):
+            _write_clusters(this, adata, model)
+            if this.config.denoise:
+                this.say("Denoising the counts")
+                with this.stage("denoise"):
+                    model.denoise(reading, out=this.folder / run_folder.DENOISED)
         _evaluate(this, adata, model, reading)
     del reading  # the report needs its memory
     this.finish(with_report=not only_fit)
@@ -160,11 +163,24 @@ def _write_cells(this: Work, adata: AnnData) -> None:
             this.warn(f"{CELLS}: {warning}")
 
 
+def _write_clusters(this: Work, adata: AnnData, model: DeepBID) -> None:
+    """Write the tables of clusters, and what they say to the console."""
+    config = this.config
+    this.say("Describing the clusters and their marker genes")
+    of: Any = {"batch": config.batch, "label": config.label, "donor": config.donor, "values": config.values}
+    with this.stage("clusters"), heard(this.warn):
+        for sentence in write_clusters(adata, model.clusters, this.folder, **of):
+            this.say(sentence)
+
+
 def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, reading: Reading) -> None:
     """Store all embeddings, the principal components, their UMAPs, the settings and versions."""
     model.embed(adata, reading=reading)
     if isinstance(model, DeepBID):
-        model.cluster(adata, reading=reading)
+        if model.clusters is None:  # the paper preset
+            model.cluster(adata, reading=reading)
+        else:
+            store_clusters(adata, model.clusters)
     if isinstance(model, MixedEffects):
         adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     pca(adata, seed=config.seed)

@@ -1,6 +1,7 @@
 """Plots: every function returns a matplotlib figure and leaves pyplot alone."""
 
 from scmedley.pl.batch_shifts import batch_shifts
+from scmedley.pl.clusters import cluster_shares, cluster_tree, markers
 from scmedley.pl.donor_map import donor_map
 from scmedley.pl.embedding import embedding
 from scmedley.pl.embeddings import embeddings
@@ -10,12 +11,15 @@ from scmedley.pl.training import training
 
 __all__ = [
     "batch_shifts",
+    "cluster_shares",
+    "cluster_tree",
     "counterfactuals",
     "donor_map",
     "embedding",
     "embeddings",
     "genomap",
     "genomap_difference",
+    "markers",
     "scores",
     "training",
 ]

@@ -50,6 +50,7 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
     check_extra()
     from scmedley.interpret.check import LIMITS, TIE
     from scmedley.report import figures, sections
+    from scmedley.report.clusters import clusters
     from scmedley.runs.read import read
 
     run = read(Path(run_dir))
@@ -58,6 +59,9 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "summary": sections.summary(run),
             "data": sections.data(run),
             "maps": figures.maps(run),
+            "clusters": clusters(run),
+            "cluster_maps": figures.cluster_maps(run),
+            "merge_tree": figures.merge_tree(run),
             "scores": sections.scores(run),
             "labels": sections.labels(run),
             "score_figures": figures.scores(run),

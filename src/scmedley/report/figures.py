@@ -15,12 +15,14 @@ from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 
 from scmedley import keys
-from scmedley.pl._figure import NotebookFigure, png
+from scmedley.pl._figure import NotebookFigure, plain, png
 from scmedley.pl._palette import DISTINCT, MISSING, colours
+from scmedley.pl.clusters import draw_tree
 from scmedley.pl.embedding import levels, scatter
 from scmedley.pl.scores import panel
 from scmedley.pl.training import curve, kept_epoch
 from scmedley.report.numbers import number
+from scmedley.runs.folder import CLUSTER_TREE
 from scmedley.runs.read import Run
 
 NUMBERED = 30  # most labels that are numbered on the map
@@ -75,8 +77,9 @@ def maps(run: Run) -> list[dict[str, Any]]:
         if column is not None:
             codes, names = levels(column)
             numbered = kind == "label" and len(names) <= NUMBERED
+            marks = [str(code + 1) for code in range(len(names))] if numbered else []
             for key in run.shown:
-                row["panels"].append(_map(run, key, codes, names, kind, numbered))
+                row["panels"].append(_map(run, key, codes, names, kind, marks))
             sizes = pd.Series(codes).value_counts()
             row["legend"] = [
                 {"name": name, "colour": colour, "cells": int(sizes.get(code, 0)), "number": code + 1}
@@ -92,7 +95,7 @@ def maps(run: Run) -> list[dict[str, Any]]:
 
 
 def _map(
-    run: Run, key: str, codes: Any, names: list[str], kind: str, numbered: bool
+    run: Run, key: str, codes: Any, names: list[str], kind: str, marks: list[str]
 ) -> Picture | dict[str, str]:
     title = run.name(key)
     if run.key(key) != key:
@@ -107,12 +110,12 @@ def _map(
     figure = NotebookFigure(figsize=(3.6, 3.6), facecolor="none")
     ax = figure.add_axes((0.01, 0.01, 0.98, 0.98), facecolor="none")
     scatter(ax, xy, codes, len(names))
-    if numbered:
+    if marks:
         for code in np.unique(codes[codes >= 0]):
             own = xy[codes == code]
             from_middle = ((own - np.median(own, axis=0)) ** 2).sum(axis=1)
             x, y = own[from_middle.argmin()]  # a cell, because the median itself may lie between groups
-            ax.text(x, y, str(code + 1), fontsize=8, ha="center", va="center", color="#111", bbox=BADGE)
+            ax.text(x, y, marks[code], fontsize=8, ha="center", va="center", color="#111", bbox=BADGE)
     uri = as_uri(png(figure, dpi=200))
     what = "UMAP" if found == keys.umap(key) else "First two dimensions"
     alt = f"{what}, {title}: {len(xy):,} cells coloured by {kind}, {len(names)} levels."
@@ -120,6 +123,30 @@ def _map(
     if len(xy) < n_cells:
         notes.append(f"drawn: {len(xy):,} of {n_cells:,} cells")
     return Picture(uri, uri, alt, title, "; ".join(notes))
+
+
+def cluster_maps(run: Run) -> list[Picture | dict[str, str]]:
+    """Draw the clusters on each map, each with its name at its middle."""
+    if run.obs is None or keys.CLUSTER not in run.obs:
+        return []
+    codes, names = levels(run.obs[keys.CLUSTER])
+    marks = [plain(name, 6) for name in names] if len(names) <= NUMBERED else []
+    return [_map(run, key, codes, names, "cluster", marks) for key in run.shown]
+
+
+def merge_tree(run: Run) -> Picture | None:
+    """Draw the tree of merges of the clusters."""
+    tree = run.clusters.get(CLUSTER_TREE)
+    if tree is None or tree.empty:
+        return None
+    size = (7.0, min(1.2 + 0.085 * (len(tree) + 1), 10.0))
+    alt = (
+        f"Tree of {len(tree)} merges of {len(tree) + 1} groups of cells, cut into clusters; the table of evidence "
+        "holds the numbers."
+    )
+    return picture(
+        lambda ax: draw_tree(ax, tree, {}, sizes=False), size, alt, "Merges, and where the tree is cut"
+    )
 
 
 def training(run: Run) -> list[dict[str, Any]]:

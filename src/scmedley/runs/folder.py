@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 
 # All file names are defined here. In every folder; then the record that identifies each kind of folder:
 LOCK, CHECKPOINTS, REPORT = ".lock", ".checkpoints", "report.html"
@@ -19,6 +19,11 @@ RECORDS = (RECORD, EXPERIMENT, SEARCH)
 CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
 SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
 GENOMAP, LABELS, DENOISED = "genomap.json", "label_accuracy.csv", "denoised.zarr"
+# Of clusters, in a run folder or in that of scmedley cluster:
+CLUSTERS, CLUSTER_EVIDENCE, CLUSTER_TREE = "clusters.csv", "cluster_evidence.csv", "cluster_tree.csv"
+CLUSTER_BATCHES, CLUSTER_LABELS, MARKERS = "cluster_by_batch.csv", "cluster_by_label.csv", "markers.csv"
+OF_CLUSTERS = (CLUSTERS, CLUSTER_EVIDENCE, CLUSTER_TREE, CLUSTER_BATCHES, CLUSTER_LABELS, MARKERS)
+CLUSTERED, CLUSTERING = "clustered.h5ad", "cluster.json"  # of scmedley cluster: its cells and its record
 EXPLORATION = "explore.json"  # the record of an exploration
 # Of an experiment (with SCORES and HISTORY) and of a search; both store the prepared cells:
 DATA, TASKS, SUMMARY, FITS = "data.h5ad", "tasks", "summary.csv", "fits.csv"
@@ -31,7 +36,7 @@ TASK, LATENT, MAP = "task.json", "latent.npz", "umap.npz"
 # All that a run writes and --overwrite removes; the record is last, because it identifies a run folder.
 OF_RUN = (
     *(CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, LABELS, SHIFTS, CHECK, GENOMAP, DENOISED, VERSIONS),
-    *(REPORT, RECORD),
+    *(*OF_CLUSTERS, REPORT, RECORD),
 )
 # What an experiment writes again from its tasks.
 OF_EXPERIMENT = (
@@ -97,6 +102,36 @@ def _remove_empty(paths: Sequence[Path]) -> None:
     with suppress(OSError):
         for path in paths:
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def check_replaceable(out: Path, record: str, ours: Sequence[str], what: str, *, overwrite: bool) -> None:
+    """Raise unless the folder is new, empty, or one with this record that may be overwritten as a whole.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    record
+        File that shows what kind of folder it is.
+    ours
+        All files that such a folder may have.
+    what
+        Name of that kind, for messages.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    article = "an" if what[0] in "aeiou" else "a"
+    if not (out / record).is_file():
+        raise ScmedleyError(f"{out} exists and is no folder of {article} {what}. Choose another --out.")
+    if not overwrite:
+        raise ScmedleyError(
+            f"{out} holds {article} {what} already. Add --overwrite, or choose another --out."
+        )
+    others = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    if others:  # the whole folder is replaced
+        raise ScmedleyError(
+            f"{out} holds other files beside the {what} ({listed(others, 3)}). Move them, or choose another --out."
+        )
 
 
 def clear(folder: Path, names: Sequence[str], *, finished: bool) -> None:

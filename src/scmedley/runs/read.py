@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,23 @@ from scmedley.data.gene_names import shown_in
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import CHECK_COLUMNS
 from scmedley.models import VAE, MixedEffects, load
-from scmedley.runs.folder import CELLS, CHECK, HISTORY, LABELS, MODEL, RECORD, SCORES, SHIFTS
+from scmedley.runs.folder import (
+    CELLS,
+    CHECK,
+    CLUSTER_BATCHES,
+    CLUSTER_EVIDENCE,
+    CLUSTER_LABELS,
+    CLUSTER_TREE,
+    CLUSTERS,
+    HISTORY,
+    LABELS,
+    MARKERS,
+    MODEL,
+    OF_CLUSTERS,
+    RECORD,
+    SCORES,
+    SHIFTS,
+)
 from scmedley.runs.record import Record
 
 TABLES = {  # text columns, number columns
@@ -39,6 +55,27 @@ TABLES = {  # text columns, number columns
         [name for name in CHECK_COLUMNS if name not in ("label", "batch", "seen")],
     ),
     LABELS: (["embedding", "label"], ["accuracy", "n_right", "n_train", "n_test"]),
+    CLUSTERS: (["cell", "cluster", "name"], ["membership"]),
+    CLUSTER_EVIDENCE: (
+        ["cluster", "name", "label", "nearest", "reason", "stands", "one batch", "one donor"],
+        [
+            *("cells", "dip", "least dip", "neighbour ratio", "label share", "batches", "donors"),
+            *("lowest share", "highest share"),
+        ],
+    ),
+    CLUSTER_TREE: (
+        ["cluster first", "cluster second", "stands"],
+        ["first", "second", "cells first", "cells second", "clusters left", "dip", "least dip"],
+    ),
+    CLUSTER_BATCHES: (["cluster", "batch"], ["cells", "share_of_cluster", "share_of_batch"]),
+    CLUSTER_LABELS: (["cluster", "label"], ["cells", "share_of_cluster", "share_of_label"]),
+    MARKERS: (
+        ["cluster", "gene", "significant", "donor_significant", "donor_note"],
+        [
+            *("cells", "score", "log2_fold_change", "share_in", "share_out", "p", "q"),
+            *("donors", "donors_same", "donor_difference", "donor_p", "donor_q"),
+        ],
+    ),
 }
 GIVEN = "Given fixed part"  # instead of "Fixed effects", which were not trained
 
@@ -56,6 +93,7 @@ class Run:
     shifts: pd.DataFrame | None
     check: pd.DataFrame | None
     labels: pd.DataFrame | None = None
+    clusters: dict[str, pd.DataFrame] = field(default_factory=dict)  # tables of clusters by file
 
     @property
     def config(self) -> dict[str, Any]:
@@ -90,9 +128,13 @@ def read(folder: Path) -> Run:
     """Read the results of a run."""
     settings = Record.read(folder / RECORD)
     obs, maps = _obs_and_maps(folder)
-    history, scores, shifts, check, labels = (read_table(folder / name) for name in TABLES)
+    tables = {name: read_table(folder / name) for name in TABLES}
+    history, scores, shifts, check, labels = (
+        tables[name] for name in (HISTORY, SCORES, SHIFTS, CHECK, LABELS)
+    )
     shifts = None if shifts is None else shown_in(shifts)
-    return Run(folder, settings, obs, maps, history, scores, shifts, check, labels)
+    clusters = {name: table for name in OF_CLUSTERS if (table := tables[name]) is not None}
+    return Run(folder, settings, obs, maps, history, scores, shifts, check, labels, clusters)
 
 
 @contextmanager
@@ -194,7 +236,7 @@ def read_table(path: Path) -> pd.DataFrame | None:
                 f"{path}: column {column}, line {row + 2}: {table[column].iloc[row]!r} is not a number. {again}."
             )
         table[column] = values
-    for column in {"seen", "kept"} & set(table):
+    for column in {"seen", "kept", "stands", "significant", "donor_significant"} & set(table):
         table[column] = table[column].str.lower().isin(["true", "1"])
     return table
 

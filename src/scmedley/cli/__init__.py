@@ -1,19 +1,30 @@
 """The commands of the command line. Heavy imports are inside the commands, so that --help is quick."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
 from scmedley import __version__
-from scmedley.errors import ScmedleyError, heard
-from scmedley.keys import ValueKind
+from scmedley.cli.options import (
+    FORMATS,
+    NO_SETTINGS,
+    Explorer,
+    Inputs,
+    Overwrite,
+    Quiet,
+    Results,
+    RunFolder,
+    Settings,
+    Unknown,
+    UnknownOrAdapt,
+    Values,
+    with_new_names,
+)
+from scmedley.cli.printing import must_be_new, print_findings, sayer, warn, warnings_as_lines
 from scmedley.pipeline.config import RunConfig
 
+__all__ = ["app", "with_new_names"]
 app = App(
     name="scmedley",
     help="Mixed-effects deep learning for single-cell RNA-seq.",
@@ -21,33 +32,6 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,  # __main__ prints a message for it
 )
-FORMATS = "h5ad, Zarr, 10x mtx folder, 10x h5, csv or tsv (also .gz)"
-Inputs = Annotated[
-    list[Path], Parameter(name="inputs", help=f"{FORMATS}. With several files, each file is one batch.")
-]
-RunFolder = Annotated[Path, Parameter(help="Run folder: the folder that run or fit wrote.")]
-Results = Annotated[Path, Parameter(help="Folder for the results.")]
-Overwrite = Annotated[bool, Parameter(help="Remove the results of an earlier run in that folder.")]
-Quiet = Annotated[bool, Parameter(help="Print only errors.")]
-Explorer = Annotated[
-    bool, Parameter(help="Put the cells, obs and the model into the report: its maps are then interactive.")
-]
-Values = Annotated[ValueKind, Parameter(help="What the matrix of the file holds: see scmedley run --help.")]
-Unknown = Annotated[
-    Literal["error", "mean"],
-    Parameter(
-        help='For cells of batches that were not in training: stop ("error"), or use the population mean ("mean").'
-    ),
-]
-UnknownOrAdapt = Annotated[
-    Literal["error", "mean", "adapt"],
-    Parameter(
-        help='For cells of batches that were not in training: stop ("error"), use the population mean ("mean"), '
-        'or first learn the effects of these batches ("adapt").'
-    ),
-]
-Settings = Annotated[RunConfig, Parameter(name="*")]
-NO_SETTINGS = RunConfig()
 
 
 @app.command
@@ -68,10 +52,10 @@ def run(
     """
     from scmedley.pipeline import stages
 
-    how: Any = {"overwrite": overwrite, "say": _say(quiet), "progress": not quiet}
+    how: Any = {"overwrite": overwrite, "say": sayer(quiet), "progress": not quiet}
     how["explorer"] = explorer
     record = stages.run(inputs, out, config, **how)
-    _print_findings(record, out, quiet)
+    print_findings(record, out, quiet)
 
 
 @app.command
@@ -87,8 +71,8 @@ def fit(
     """Only prepare and fit: write integrated.h5ad (prepared cells), model/, history.csv and run.json."""
     from scmedley.pipeline import stages
 
-    stages.run(inputs, out, config, overwrite=overwrite, say=_say(quiet), progress=not quiet, only_fit=True)
-    _say(quiet)(f"Model: {out / 'model'}. Next: scmedley evaluate {out}")
+    stages.run(inputs, out, config, overwrite=overwrite, say=sayer(quiet), progress=not quiet, only_fit=True)
+    sayer(quiet)(f"Model: {out / 'model'}. Next: scmedley evaluate {out}")
 
 
 @app.command
@@ -116,9 +100,9 @@ def embed(
     from scmedley.pipeline import query
 
     page = out.with_suffix(".html")
-    _must_be_new(out, ".h5ad")
-    _must_be_new(page, ".html")
-    with _warnings_as_lines():
+    must_be_new(out, ".h5ad")
+    must_be_new(page, ".html")
+    with warnings_as_lines():
         said = query.embed(folder, input, out, page, values=values, unknown=unknown)
     print("\n".join(said))
 
@@ -163,10 +147,10 @@ def project(
     """
     from scmedley.pipeline import project as work
 
-    _must_be_new(out, ".h5ad", ".zarr")
-    _must_be_new(figure, ".svg", ".png", ".pdf", option="--figure")
+    must_be_new(out, ".h5ad", ".zarr")
+    must_be_new(figure, ".svg", ".png", ".pdf", option="--figure")
     more: Any = {"rows": rows, "draws": draws, "seed": seed, "unknown": unknown, "values": values}
-    with _warnings_as_lines():
+    with warnings_as_lines():
         said = work.project(folder, to, input=input, select=select or (), out=out, figure=figure, **more)
     print("\n".join(said))
 
@@ -176,9 +160,9 @@ def evaluate(folder: RunFolder, /) -> None:
     """Score a run folder again: write scores.csv, gene_shifts.csv and counterfactual_check.csv."""
     from scmedley.pipeline import stages
 
-    with _warnings_as_lines():
+    with warnings_as_lines():
         record = stages.evaluate(folder)
-    _print_findings(record, folder, quiet=False, with_report=False)
+    print_findings(record, folder, quiet=False, with_report=False)
 
 
 @app.command
@@ -220,7 +204,7 @@ def experiment(
     from scmedley.experiment.config import read_config
     from scmedley.experiment.grid import run as run_grid
 
-    say = _say(quiet)
+    say = sayer(quiet)
     config = read_config(recipe)
     record = run_grid(config, out, data=data, jobs=jobs, scheduler=scheduler, say=say, progress=not quiet)
     say("\nWhat was found")
@@ -327,7 +311,7 @@ def explore(
     roles: Any = {"batch": batch, "donor": donor, "site": site, "label": label}
     how: Any = {"values": values, "compare": compare, "seed": seed, "progress": not quiet}
     found = work.write(inputs, out, overwrite=overwrite, threads=threads, **roles, **how)
-    say = _say(quiet)
+    say = sayer(quiet)
     say(f"\n{found.n_cells:,} cells x {found.n_genes:,} genes\n\nWhat was found")
     for sentence in found.findings():
         say(f"  - {sentence}")
@@ -336,8 +320,62 @@ def explore(
         for name, reason in found.missing.items():
             say(f"  - {name}: {reason}")
     for sentence in found.warnings:
-        _warn(sentence)
+        warn(sentence)
     say(f"\nReport: {(out / 'report.html').resolve()}")
+
+
+@app.command
+def cluster(
+    input: Path,
+    /,
+    *,
+    use: str,
+    out: Results = Path("clusters"),
+    batch: str | None = None,
+    label: str | None = None,
+    donor: str | None = None,
+    k: int | None = None,
+    level: int | None = None,
+    values: Values = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    seed: int = 0,
+    threads: int | None = None,
+) -> None:
+    """Find clusters in an embedding of a file, each with the evidence that it stands, and their marker genes.
+
+    The folder gets clustered.h5ad (the cells, with clusters in obs and memberships in obsm), clusters.csv,
+    cluster_evidence.csv, cluster_tree.csv, cluster_by_batch.csv, cluster_by_label.csv, markers.csv, cluster.json
+    and versions.json.
+
+    Parameters
+    ----------
+    input
+        File of cells with an embedding: h5ad or Zarr.
+    use
+        obsm key of the embedding, such as X_pca_harmony.
+    batch, label, donor
+        obs columns for the tables, the names of clusters and the markers by donor. Clusters are found without them.
+    k
+        Number of clusters (default: as many as the evidence supports).
+    level
+        So many clusters more (1, 2: finer) or fewer (-1, -2: coarser) than the evidence supports.
+    seed
+        Random seed.
+    threads
+        CPU threads (default: all).
+    """
+    from scmedley.pipeline import clusters as work
+
+    asked: Any = {"use": use, "batch": batch, "label": label, "donor": donor, "k": k, "level": level}
+    how: Any = {"values": values, "seed": seed, "threads": threads, "overwrite": overwrite}
+    say = sayer(quiet)
+    with warnings_as_lines():
+        found = work.cluster(input, out, say=say, **asked, **how)
+    say("\nWhat was found")
+    for sentence in found["findings"]:
+        say(f"  - {sentence}")
+    say(f"\nCells and tables: {out.resolve()}")
 
 
 @app.command
@@ -347,69 +385,3 @@ def demo(*, out: Results = Path("demo-run"), overwrite: Overwrite = False, explo
 
     config = RunConfig(batch="batch", label="cell_type")
     run([datasets.path("sc_mixology")], out=out, overwrite=overwrite, explorer=explorer, config=config)
-
-
-# The present name of the option that was called --cells, by command.
-RENAMED = {"run": "explorer", "report": "explorer", "demo": "explorer", "project": "select"}
-FILES = (".h5ad", ".zarr", ".h5", ".csv", ".tsv", ".gz", ".mtx")
-
-
-def with_new_names(tokens: list[str]) -> list[str]:
-    """Return the arguments with the present names of options, and warn about each old one."""
-    found = list(tokens)
-    for i, token in enumerate(tokens):
-        name, equals, value = token.partition("=")
-        if name not in ("--cells", "--no-cells") or tokens[0] not in RENAMED:
-            continue
-        option = RENAMED[tokens[0]]
-        if option == "select" and _is_a_file(value or (tokens[i + 1 : i + 2] or [""])[0]):
-            option = "input"
-        found[i] = name.replace("cells", option) + equals + value
-        now = found[i].partition("=")[0]
-        _warn(f"{name} of {tokens[0]} is now {now}. The old name will be removed.")
-    return found
-
-
-def _is_a_file(text: str) -> bool:
-    with suppress(OSError):  # a long query is not a valid path
-        if text and Path(text).exists():
-            return True
-    return text.lower().endswith(FILES) and not any(sign in text for sign in "=<>!'\"")
-
-
-@contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Print each warning to the user as one line, without its position in the code."""
-    with heard(_warn):
-        yield
-
-
-def _warn(line: str) -> None:
-    print(f"scmedley: warning: {line}", file=sys.stderr)
-
-
-def _say(quiet: bool) -> Callable[[str], None]:
-    return (lambda _: None) if quiet else print
-
-
-def _print_findings(record: dict[str, Any], out: Path, quiet: bool, with_report: bool = True) -> None:
-    if quiet:
-        return
-    from scmedley.pipeline.verdicts import lines
-
-    print("", *lines(record), "\nWhat was found", *(f"  - {s}" for s in record["findings"]), sep="\n")
-    print("\nLeakage, null and the other words are explained in the report and in docs/honest-evaluation.md.")
-    print(
-        f"\nReport: {(out / 'report.html').resolve()}" if with_report else f"\nScores: {out / 'scores.csv'}"
-    )
-
-
-def _must_be_new(path: Path | None, *suffixes: str, option: str = "--out") -> None:
-    if path is None:
-        return
-    if path.suffix not in suffixes:
-        raise ScmedleyError(f"{option} {path} must end in {' or '.join(suffixes)}. Choose another name.")
-    if path.exists():
-        raise ScmedleyError(f"{path} exists already. Choose another {option}.")
-    for left in sorted(path.parent.glob(f".{escape(path.name)}.*{path.suffix}")):
-        _warn(f"{left} was left by a command that was killed. Remove it, if no other command is running.")
