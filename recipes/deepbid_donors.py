@@ -23,6 +23,7 @@ from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.interpret.clusters import cluster_names
 from scmedley.io import replacing
 
 OTHERS, CONDITIONS = "against other cells", "between conditions"
@@ -78,8 +79,8 @@ def case_of(adata: AnnData, donor: str, condition: str | None, label: str, clust
 
 def named(cluster_N: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     """Return the name of each cell's cluster: the label that most of its cells have. Names can repeat."""
-    best = pd.crosstab(cluster_N, label_N).idxmax(axis=1)
-    return best.loc[cluster_N].to_numpy().astype(str)
+    table = cluster_names(pd.Series(cluster_N.astype(str)), pd.Series(label_N))
+    return table.set_index("cluster")["label"].loc[cluster_N.astype(str)].to_numpy().astype(str)
 
 
 def halves(case: Case, seed: int = 0) -> np.ndarray:

@@ -25,7 +25,7 @@ from scmedley import keys
 from scmedley.clusters import find
 from scmedley.data.neighbors import nearest
 from scmedley.errors import ScmedleyError
-from scmedley.evaluate import ari, kmeans_clusters, nmi
+from scmedley.evaluate import ari, completeness, homogeneity, kmeans_clusters, nmi
 from scmedley.evaluate.lisi import N_NEIGHBORS, lisi, median
 from scmedley.io import replacing, write_json
 from scmedley.peers import PEERS, embed_peer
@@ -169,7 +169,7 @@ def fit(task: Task, adata: AnnData, threads: int, quick: bool) -> Fitted:
     if task.latent is not None:
         return _from_file(task.latent, adata)
     if task.method == PCA:
-        return Fitted(np.asarray(adata.obsm[keys.PCA]), 0.0, 0.0)
+        return Fitted(np.asarray(adata.obsm[keys.PCA]))
     k = adata.obs[LABEL].nunique()
     if task.method in PEERS:
         with warnings.catch_warnings():
@@ -263,15 +263,13 @@ def leiden(z_NP: np.ndarray, seed: int) -> np.ndarray:
 
 def agreement(cluster_N: np.ndarray, label_N: np.ndarray) -> dict[str, float]:
     """Return the scores of clusters by labels, both as codes."""
-    from sklearn.metrics import completeness_score, homogeneity_score
-
     return {
         "K": float(len(np.unique(cluster_N))),
         "ARI": ari(cluster_N, label_N),
         "NMI": nmi(cluster_N, label_N),
         "NMI max": nmi(cluster_N, label_N, "max"),
-        "homogeneity": float(homogeneity_score(label_N, cluster_N)),
-        "completeness": float(completeness_score(label_N, cluster_N)),
+        "homogeneity": homogeneity(cluster_N, label_N),
+        "completeness": completeness(cluster_N, label_N),
     }
 
 
