@@ -309,7 +309,8 @@ def study(
             both = [replication(tables[one], tables[other], fdr) for one, other in ways]
             by = ["test", "held-out test", "genes"]
             summed = pd.concat(both).groupby(by, sort=False).sum().reset_index()
-            replicated.append(summed.assign(contrast=contrast))
+            tested = summed["found"] + summed["other genes"] > 0  # there were donors enough
+            replicated.append(summed[tested].assign(contrast=contrast))
     table = pd.concat(replicated, ignore_index=True) if replicated else pd.DataFrame()
     if len(table):
         table["share"] = table["replicated"] / table["found"].where(table["found"] > 0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from deepbid_donors import CELLS, CLUSTERS, GENE_SETS, LABELS
+from deepbid_donors import CELLS, CLUSTERS, LABELS
 from deepbid_methods import EVIDENCE, KMEANS, LEIDEN, MEMBERSHIPS, OWN
 from deepbid_tables import K_GIVEN, PUBLISHED_SECONDS, slopes
 
@@ -214,30 +214,29 @@ def donors(counts: pd.DataFrame, replicated: pd.DataFrame, path: Path) -> None:
             left = left + values.to_numpy()
         row[0].set_yticks(range(len(types)), [plain(name, 24) for name in types], parse_math=False)
         row[0].set_ylim(len(types) - 0.4, -0.6)
-        row[0].legend(frameon=False, fontsize=7)
         write(row[0].set_xlabel, "genes found by cells", fontsize=8)
         _clean(row[0], contrast)
         _shares(row[1], replicated, contrast)
+    bars = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*bars, loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     save(figure, path)
 
 
 def _shares(ax: Any, replicated: pd.DataFrame, contrast: str) -> None:
     """Draw the shares of genes that replicate, by test and set of genes, held-out cells as the judge."""
-    if not len(replicated):
+    if not len(replicated):  # no donors to hold out
         ax.set_axis_off()
         return
     rows = replicated[(replicated["contrast"] == contrast) & (replicated["held-out test"] == CELLS)]
     rows = rows.set_index(["test", "genes"])
-    order = [(test, genes) for test in rows.index.unique(0) for genes in GENE_SETS]
-    rows = rows.reindex(order)
+    order = list(rows.index)
     places = np.arange(len(order))
     paint = [BASE[0] if test == CELLS else BASE[1] for test, _ in order]
     ax.barh(places, rows["share"].fillna(0), color=paint, height=0.7)
     ax.plot(rows["share of others"].where(rows["found"] > 0), places, "|", color="#222", ms=9, mew=2)
     for place, row in zip(places, rows.to_dict("records"), strict=True):
-        if not np.isnan(row["found"]):
-            text = f"{row['replicated']:.0f} of {row['found']:.0f}"
-            ax.text(1.02, place, text, fontsize=7, va="center", transform=ax.get_yaxis_transform())
+        text = f"{row['replicated']} of {row['found']}"
+        ax.text(1.02, place, text, fontsize=7, va="center", transform=ax.get_yaxis_transform())
     ax.set_yticks(places, [f"{genes}, by {test}" for test, genes in order])
     ax.set_ylim(len(order) - 0.4, -0.6)
     ax.set_xlim(0, 1)
