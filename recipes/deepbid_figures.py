@@ -174,7 +174,7 @@ def sensitivity(table: pd.DataFrame, path: Path) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=[0.9 + 0.36 * size[0], 2.9])
     low = min(0.0, float(table[list(scores)].min().min()))
     for ax, score in zip(top.subplots(1, 2), scores, strict=True):
-        grid = weights.pivot_table(index="lambda1", columns="lambda2", values=score)
+        grid = weights.groupby(["lambda1", "lambda2"])[score].mean().unstack()
         _heat(ax, grid, score, low)
         write(ax.set_ylabel, "lambda1", fontsize=8)
         write(ax.set_xlabel, "lambda2", fontsize=8)
