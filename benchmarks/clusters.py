@@ -9,6 +9,7 @@
   0.5 and 1.0 on the same 15 neighbours (if igraph is installed; scMedley does not need it).
 - calibration: are memberships the probability that a cell gets the same cluster from other cells? Clusters are found on
   all cells; memberships of one half of the cells are taken from the other half.
+- permuted: the same for principal components of shipped data sets of which each gene is permuted over the cells.
 - types: the number of clusters found in the cells of one label alone, of all labels with at least 100 cells.
 - latents: every .npz of the folder, with arrays z (cells x dimensions), label and batch. ARI, NMI, homogeneity and
   completeness of the clusters found, of our tree cut at the number of labels, of Leiden, and of k-means.
@@ -36,7 +37,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from common import record
+import scmedley as sm
+from common import BATCH, record
+from scmedley import keys
 from scmedley.clusters import find
 from scmedley.evaluate import (
     ari,
@@ -49,7 +52,7 @@ from scmedley.evaluate import (
 )
 from scmedley.io import write_json
 
-PARTS = ("cost", "noise", "types", "calibration", "latents")
+PARTS = ("cost", "noise", "permuted", "types", "calibration", "latents")
 LEAST_CELLS = 100  # of a label whose cells are clustered alone
 SCORES: dict[str, Callable[..., float]] = {
     "ari": ari,
@@ -61,6 +64,7 @@ RESOLUTIONS = (0.5, 1.0)
 N_NEIGHBORS = 15
 CLOUDS, DIMENSIONS = 12, 30
 NOISE_CELLS, NOISE_DIMENSIONS = (300, 1000, 3000), 20
+PERMUTED_SETS = ("sc_mixology", "pancreas", "hashing")
 Table: TypeAlias = npt.NDArray[Any]
 
 
@@ -181,6 +185,28 @@ def noise(draws: int) -> list[dict[str, Any]]:
             )
             words = ", ".join(f"{name} {one[name]} of {draws} (mean {means[name]:.1f})" for name in found)
             print(f"one cluster in {shape.__name__}, {n_cells} cells: {words}", flush=True)
+    return rows
+
+
+def permuted(draws: int) -> list[dict[str, Any]]:
+    """Return how many clusters are found in shipped sets without any relation between genes."""
+    from sklearn.decomposition import PCA
+
+    rows: list[dict[str, Any]] = []
+    for name in PERMUTED_SETS:
+        adata = sm.read(sm.datasets.path(name))
+        sm.pp.prepare(adata, BATCH)
+        x_NG = np.asarray(adata.layers[keys.LOGNORM].toarray(), dtype=np.float64)
+        found: dict[str, list[int]] = {}
+        for seed in range(draws):
+            rng = np.random.default_rng(seed)
+            z_NP = PCA(NOISE_DIMENSIONS, random_state=seed).fit_transform(rng.permuted(x_NG, axis=0))
+            found.setdefault("rule", []).append(find(z_NP, seed=seed).k)
+            for method, code_N in leiden(z_NP, seed):
+                found.setdefault(method, []).append(len(np.unique(code_N)))
+        one = {method: sum(k == 1 for k in counts) for method, counts in found.items()}
+        rows.append({"set": name, "cells": len(x_NG), "draws": draws, "one": one})
+        print(f"one cluster in {name} with permuted genes: {one} of {draws}", flush=True)
     return rows
 
 
@@ -309,6 +335,7 @@ def main() -> None:
         run: dict[str, Callable[[], Any]] = {
             "cost": lambda: cost(given.cells),
             "noise": lambda: noise(given.draws),
+            "permuted": lambda: permuted(given.draws),
             "types": lambda: types(given.latents),
             "calibration": lambda: calibration(given.latents, given.seeds),
             "latents": lambda: latents(given.latents, given.seeds),

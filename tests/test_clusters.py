@@ -259,3 +259,12 @@ def test_interval_of_a_share_is_that_of_statsmodels():
     np.testing.assert_allclose(
         wilson(counts, 100), proportion_confint(counts, 100, method="wilson"), atol=1e-6
     )
+
+
+def test_the_cells_of_the_fit_keep_their_clusters() -> None:
+    z_NP = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
+    z_NP[:200] += 3.0
+    found = find(z_NP, 4)  # clusters without gaps, so that neighbours disagree at their borders
+    code_N, membership_NK = found.predict(z_NP + np.float32(1e-6))
+    np.testing.assert_array_equal(code_N, found.code_N)
+    np.testing.assert_array_equal(membership_NK, found.membership_NK)

@@ -9,9 +9,11 @@ from scmedley import keys, pl
 from scmedley.clusters import find
 from scmedley.errors import ScmedleyError
 from scmedley.interpret import markers, tree_table
+from scmedley.pipeline.clusters import write_clusters
 from scmedley.report import figures
 from scmedley.report.build import build
-from scmedley.runs.read import read
+from scmedley.runs.folder import OF_CLUSTERS
+from scmedley.runs.read import read, read_cells
 from test_markers import cells
 from test_pl import drawn
 from test_report import EVIL, SECTIONS, Page, sections_of
@@ -84,6 +86,22 @@ def test_missing_tables_cost_only_their_part(quick, tmp_path):
         ScmedleyError, match=r"cluster_evidence.csv lacks the column\(s\) name, label, nearest"
     ):
         read(folder)
+
+
+def test_clusters_that_were_not_tested_say_so(quick, tmp_path):
+    """Those of the published DeepBID, whose number is given."""
+    folder = run_folder.add_clusters(run_folder.write(tmp_path, brief=True))
+    for name in OF_CLUSTERS:
+        (folder / name).unlink(missing_ok=True)
+    adata = read_cells(folder)
+    adata.X = np.random.default_rng(0).poisson(3.0, adata.shape).astype(np.float32)
+    said = write_clusters(adata, None, folder, batch="protocol", label="cell_type")
+    assert said[0] == f"4 clusters, of 111 to {adata.obs[keys.CLUSTER].value_counts().max()} cells."
+    assert "not tested: the number of clusters was given" in said[1]
+    text = page(folder).text
+    assert "This number was chosen, and whether the clusters stand was not tested." in text
+    assert "No gap separates" not in text
+    assert "No tree of merges" in text
 
 
 def test_names_from_the_data_are_text(quick, tmp_path):

@@ -27,6 +27,7 @@ Codes = npt.NDArray[np.int64]
 
 MOST_CELLS = 20_000  # from which clusters are found; more get theirs by their neighbours among these
 BLOCK = 2**14  # cells at a time that get their clusters by neighbours
+SAME = 1e-4  # distance of two latents of one cell, relative to their spread: rounding differs with the chunks
 GROUPS_PER_CLUSTER = 3  # at least, with the number of clusters given
 
 
@@ -143,14 +144,14 @@ class Clusters:
         return replace(self, cluster_C=rank_K[cluster_C])
 
     def predict(self, z_MP: Floats) -> tuple[Codes, npt.NDArray[np.float64]]:
-        """Return clusters and memberships of new cells, from their nearest reference cells.
+        """Return clusters and memberships of cells, from their nearest reference cells.
 
-        A cell far from all clusters gets the nearest one too.
+        A reference cell (at the place of one) keeps its cluster. A cell far from all clusters gets the nearest one.
 
         Parameters
         ----------
         z_MP
-            Latent of the new cells, from the same model.
+            Latent of the cells, from the same model.
 
         Returns
         -------
@@ -164,9 +165,15 @@ class Clusters:
                 f"{self.reference_MP.shape[1]}. Embed them with the same model."
             )
         with threadpool_limits(1):
-            near_MS = self.group_M[nearest(z_MP, self.reference_MP, N_NEIGHBORS).indices_NK]
-        cluster_MS = self.cluster_C[near_MS]
-        return _most_frequent(cluster_MS, self.k), _memberships(cluster_MS, self.k)
+            near_MS = nearest(z_MP, self.reference_MP, N_NEIGHBORS + 1).indices_NK
+        cluster_MS = self.cluster_C[self.group_M[near_MS]]
+        if cluster_MS.shape[1] == 1:  # one reference cell in all
+            return cluster_MS[:, 0], _memberships(cluster_MS, self.k)
+        away_M = np.linalg.norm(z_MP - self.reference_MP[near_MS[:, 0]], axis=1)
+        is_reference_M = away_M <= SAME * np.linalg.norm(self.reference_MP.std(axis=0))
+        others_MS = np.where(is_reference_M[:, None], cluster_MS[:, 1:], cluster_MS[:, :-1])
+        code_M = np.where(is_reference_M, cluster_MS[:, 0], _most_frequent(others_MS, self.k))
+        return code_M, _memberships(others_MS, self.k)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all that ``from_arrays`` needs, as arrays of numbers, for safetensors."""

@@ -145,12 +145,10 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
             embed_all(adata, model, this.config, reading)
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
-        if isinstance(model, DeepBID):
-            _write_clusters(this, adata, model)
-            if this.config.denoise:
-                this.say("Denoising the counts")
-                with this.stage("denoise"):
-                    model.denoise(reading, out=this.folder / run_folder.DENOISED)
+        if isinstance(model, DeepBID) and this.config.denoise:
+            this.say("Denoising the counts")
+            with this.stage("denoise"):
+                model.denoise(reading, out=this.folder / run_folder.DENOISED)
         _evaluate(this, adata, model, reading)
     del reading  # the report needs its memory
     this.finish(with_report=not only_fit)
@@ -163,14 +161,13 @@ def _write_cells(this: Work, adata: AnnData) -> None:
             this.warn(f"{CELLS}: {warning}")
 
 
-def _write_clusters(this: Work, adata: AnnData, model: DeepBID) -> None:
-    """Write the tables of clusters, and what they say to the console."""
+def _write_clusters(this: Work, adata: AnnData, model: DeepBID) -> list[str]:
+    """Write the tables of clusters; return what they say."""
     config = this.config
     this.say("Describing the clusters and their marker genes")
     of: Any = {"batch": config.batch, "label": config.label, "donor": config.donor, "values": config.values}
-    with this.stage("clusters"), heard(this.warn):
-        for sentence in write_clusters(adata, model.clusters, this.folder, **of):
-            this.say(sentence)
+    with heard(this.warn):
+        return write_clusters(adata, model.clusters, this.folder, **of)
 
 
 def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, reading: Reading) -> None:
@@ -398,14 +395,15 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Re
         this.record["intervals"] = _intervals(model, reading, config)
         if len(decoder(model).genes) <= MOST_GENES:
             genomap_of(model, reading, seed=config.seed).save(out / GENOMAP)
-        if isinstance(model, VAE):
+        clusters = _write_clusters(this, adata, model) if isinstance(model, DeepBID) else []
+        if isinstance(model, VAE) and not (isinstance(model, DeepBID) and model.is_published):
             found = diagnose(model, reading, seed=config.seed)
             this.record["collapse"] = found.described()
     about = dict(this.record)
     if isinstance(model, MixedEffects):
         about["hides_batch"] = model.random.settings.masked_share > 0
     this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about, labels)]
-    this.record["findings"] = findings(table, shifts, check, about)
+    this.record["findings"] = clusters + findings(table, shifts, check, about)
 
 
 def _intervals(model: MixedEffects | VAE, reading: Reading, config: RunConfig) -> dict[str, float]:
