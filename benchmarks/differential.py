@@ -112,16 +112,17 @@ def measure(name: str, folder: Path | None, seed: int, cells: int, genes: int) -
 def table(rows: pd.DataFrame) -> str:
     """Return a Markdown table: means over seeds."""
     lines = [
-        "| Set | Test | Random halves: genes called, mean (largest) | Two labels: null genes called "
-        "| Two labels: null among all called |",
-        "|---|---|--:|--:|--:|",
+        "| Set | Test | Random halves: genes called, mean (largest) | Two labels: genes called | of the null genes "
+        "| null genes among the called |",
+        "|---|---|--:|--:|--:|--:|",
     ]
     of: Any
     for name, of in rows.groupby("set", sort=False):
         for test, title in TESTS.items():
             false, all_called = of[f"labels_{test}_null"].sum(), of[f"labels_{test}"].sum()
             columns = (
-                f"{of[f'halves_{test}'].mean():.1f} ({of[f'halves_{test}'].max()}) of {of['genes'].iloc[0]:,}",
+                f"{of[f'halves_{test}'].mean():.0f} ({of[f'halves_{test}'].max()})",
+                f"{of[f'labels_{test}'].mean():,.0f} of {of['genes'].iloc[0]:,}",
                 f"{100 * (of[f'labels_{test}_null'] / of['null_genes']).mean():.1f} %",
                 f"{100 * false / max(all_called, 1):.1f} %",
             )

@@ -62,6 +62,9 @@ def test_code_of_one_batch(design: Design) -> None:
         design.code("d9")
 
 
-def test_a_batch_named_mean_is_refused() -> None:
-    with pytest.raises(ScmedleyError, match="Rename this batch"):
-        Design.of(obs("mean", "d1"), "donor")
+@pytest.mark.parametrize(
+    ("name", "meaning"), [("mean", "the population mean"), ("own", "each cell's own batch")]
+)
+def test_names_that_stand_for_no_batch_are_refused(name: str, meaning: str) -> None:
+    with pytest.raises(ScmedleyError, match=f"batch named '{name}', which is reserved for {meaning}"):
+        Design.of(obs(name, "d1"), "donor")

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import csr_matrix
 
 from scmedley.datasets import papers
-from scmedley.datasets.papers import read_aml, read_asd, read_bmmc, read_healthy_heart
+from scmedley.datasets.papers import read_alzheimer, read_aml, read_asd, read_bmmc, read_healthy_heart
 from scmedley.datasets.text import read_genes
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import AdversarialSettings, RandomEffectsSettings
@@ -335,6 +335,64 @@ def test_bmmc(tmp_path: Path) -> None:
     adata.write_h5ad(tmp_path / "cite.h5ad")
     with pytest.raises(ScmedleyError, match=r"no obs column for the site"):
         read_bmmc(tmp_path / "cite.h5ad")
+
+
+@pytest.fixture
+def alzheimer(tmp_path: Path) -> np.ndarray:
+    """Give the counts of four cells of GSE138852, whose files, as R writes them, are in ``tmp_path``."""
+    start = "AACCTGGTAGAAAGG"
+    cells = [f"A{start}_AD5_AD6", f"C{start}_AD5_AD6", f"G{start}_Ct1_Ct2", f"T{start}_AD1_AD2"]
+    x = np.random.default_rng(0).poisson(2, (4, 3))
+    lines = ['"",' + ",".join(f'"{cell}"' for cell in cells)]
+    lines += [
+        f'"{gene}",' + ",".join(map(str, x[:, i])) for i, gene in enumerate(["FO538757.2", "NOC2L", "APOE"])
+    ]
+    write(tmp_path / "GSE138852_counts.csv.gz", "\n".join(lines) + "\n")
+    names = ["batchCond", "cellType", "cellType_batchCond", "subclustID", "subclustCond"]
+    rows = ['"",' + ",".join(f'"oupSample.{name}"' for name in names)]
+    kinds = [("AD", "oligo"), ("AD", "unID"), ("ct", "mg"), ("AD", "mg")]
+    for cell, (condition, kind) in zip(cells, kinds, strict=True):
+        rows.append(f'"{cell}","{condition}","{kind}","{kind}_{condition}","{kind[0]}1","{condition}"')
+    write(tmp_path / "GSE138852_covariates.csv.gz", "\n".join([rows[0], *reversed(rows[1:])]) + "\n")
+    return x
+
+
+def test_alzheimer(tmp_path: Path, alzheimer: np.ndarray) -> None:
+    adata = read_alzheimer(tmp_path)
+    assert_array_equal(adata.X.toarray(), alzheimer)
+    assert list(adata.var_names) == ["FO538757.2", "NOC2L", "APOE"]
+    assert list(adata.obs.columns) == ["donor", "cell_type", "condition", "subcluster"]
+    assert list(adata.obs["donor"]) == ["AD5_AD6", "AD5_AD6", "Ct1_Ct2", "AD1_AD2"]
+    assert list(adata.obs["condition"]) == ["AD", "AD", "ct", "AD"]
+    assert list(adata.obs["cell_type"]) == ["oligo", "unID", "mg", "mg"]
+    assert list(adata.obs["subcluster"]) == ["o1", "u1", "m1", "m1"]
+    assert check(adata, "donor", "cell_type").values == "counts"
+    path = tmp_path / "GSE138852_counts.csv.gz"
+    write(tmp_path / "GSE138852_counts.csv", gzip.decompress(path.read_bytes()).decode())
+    path.unlink()
+    assert_array_equal(read_alzheimer(tmp_path).X.toarray(), alzheimer)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove("*counts*"), r"has no GSE138852_counts.csv.gz or GSE138852_counts.csv"),
+        (change("*covariates*", 'cellType"', 'kind"'), "has no column 'oupSample.cellType'"),
+        (change("*covariates*", "_AD1_AD2", "_AD2_AD1"), r"1 of 4 cells .*'TAACCTGGTAGAAAGG_AD1_AD2'"),
+        (cut("*covariates*"), "cannot be read"),
+    ],
+)
+def test_alzheimer_errors(tmp_path: Path, alzheimer: np.ndarray, spoil: Callable, message: str) -> None:
+    spoil(tmp_path)
+    with pytest.raises(ScmedleyError, match=message):
+        read_alzheimer(tmp_path)
+
+
+def test_alzheimer_cell_without_its_pool(tmp_path: Path, alzheimer: np.ndarray) -> None:
+    for kind in ("counts", "covariates"):
+        change(f"*{kind}*", "_AD1_AD2", "")(tmp_path)
+    with pytest.raises(ScmedleyError, match="1 cells have no pool in their name"):
+        read_alzheimer(tmp_path)
 
 
 def test_text_as_r_and_others_write_it(tmp_path: Path) -> None:

@@ -282,14 +282,6 @@ def test_adapting_draws_every_effect_of_the_new_batch(fitted: VAE, cells: AnnDat
     assert table.scale_BH()[3].mean() < 0.9 * table.prior_scale
 
 
-def test_names_that_stand_for_no_batch_are_reserved(cells: AnnData) -> None:
-    for name in ("own", "mean"):
-        named = cells.copy()
-        named.obs["donor"] = named.obs["donor"].cat.rename_categories({"d1": name})
-        with pytest.raises(ScmedleyError, match=f"batch named '{name}', which is reserved"):
-            unfitted().fit(named, **FIT)
-
-
 def test_renamed_batches_give_renamed_results(cells: AnnData) -> None:
     """Names alone must not matter: with the same order of codes all numbers are the same."""
     renamed = cells.copy()

@@ -1,4 +1,4 @@
-"""The three data sets of the scMEDAL papers: readers of their files, and the papers' published scores.
+"""Data sets of the papers whose models scMedley has: readers of their files, and scores published for them.
 
 The files do not come with the package: download them, then read the folder. The result is ready for
 ``pp.prepare``: counts in ``X`` (CSR, float32) and categorical ``obs`` columns of the same names.
@@ -24,6 +24,13 @@ AML_AMBIGUOUS = ("AML314", "AML371", "AML722B", "AML997")
 _AML_FILE = re.compile(r"(?:GSM\d+_)?(.+)\.(dem|anno)\.txt(?:\.gz)?")
 _AML_SAMPLE = re.compile(r"(AML\w+)-D\d+|(BM\d+)(?:-\w+)?|(MUTZ-?3|OCI-?AML-?3)")
 _AML_GROUPS = ("AML", "healthy", "cell line")  # in the order of the pattern's groups
+
+_ALZHEIMER_CELL = re.compile(r"[ACGTN]+(?:-\d+)?_(.+)")  # barcode and pool
+_ALZHEIMER_COLUMNS = {
+    "cell_type": "oupSample.cellType",
+    "condition": "oupSample.batchCond",
+    "subcluster": "oupSample.subclustID",
+}
 
 _HEART_COLUMNS = {
     "sample": ("sampleID", "sample", "BATCH", "batch"),
@@ -333,3 +340,55 @@ def read_bmmc(path: str | Path) -> AnnData:
     marrow = AnnData(csr_matrix(matrix(adata, found), dtype=np.float32), obs=obs, var=adata.var[[]])
     marrow.uns["source"] = "GEO GSE194122 (Luecken et al. 2021, NeurIPS Datasets and Benchmarks)"
     return marrow
+
+
+def read_alzheimer(folder: str | Path) -> AnnData:
+    """Read the Alzheimer's data: Grubman et al. 2019, entorhinal cortex, GEO GSE138852.
+
+    The folder holds ``GSE138852_counts.csv.gz`` (genes x cells; cells named like ``AAACCTGGTAGAAAGG_AD5_AD6``) and
+    ``GSE138852_covariates.csv.gz``, or these unpacked (``.csv``). 13,214 nuclei of 12 people, half of them with the
+    disease. **Each sample is a pool of two people**: ``donor`` is the pool (``AD5_AD6``), because nuclei of
+    the two cannot be told apart by these files. The DeepBID paper uses the three pools with the disease.
+
+    Returns
+    -------
+    AnnData
+        ``obs``: ``donor``, ``condition`` ("AD" or "ct"), ``cell_type`` (the authors' label), and ``subcluster`` if the
+        file has it.
+
+    Raises
+    ------
+    ScmedleyError
+        Files or columns are missing, a file is broken, a cell is not in the covariates, or has no pool in its name.
+    """
+    folder = Path(folder)
+    counts, covariates = (
+        _one_of(folder, *(f"GSE138852_{name}.csv{end}" for end in (".gz", "")))
+        for name in ("counts", "covariates")
+    )
+    table = read_table(covariates, list(_ALZHEIMER_COLUMNS.values())[:2], separator=",")
+    table = table.set_index(table.columns[0])  # written by R, without a name
+    adata = read_genes(counts, separator=",")
+    unknown = adata.obs_names[~adata.obs_names.isin(table.index)]
+    if len(unknown):
+        raise ScmedleyError(
+            f"{len(unknown):,} of {adata.n_obs:,} cells of {counts} are not in {covariates.name} (the first: "
+            f"{unknown[0]!r}). Take both files from one download."
+        )
+    table = table[~table.index.duplicated()].loc[adata.obs_names]
+    pools = [_ALZHEIMER_CELL.fullmatch(str(name)) for name in adata.obs_names]
+    nameless = [name for name, pool in zip(adata.obs_names, pools, strict=True) if pool is None]
+    if nameless:
+        raise ScmedleyError(
+            f"{counts}: {len(nameless):,} cells have no pool in their name (the first: {nameless[0]!r}), as in "
+            "'AAACCTGGTAGAAAGG_AD5_AD6'. Give the file as published."
+        )
+    obs = pd.DataFrame({"donor": [pool[1] for pool in pools if pool]}, index=adata.obs_names)
+    for name, column in _ALZHEIMER_COLUMNS.items():
+        if column in table:
+            obs[name] = table[column]
+    adata.obs = obs.apply(as_categories)
+    adata.uns["source"] = (
+        "GEO GSE138852 (Grubman et al. 2019, Nature Neuroscience); donor: pool of two people"
+    )
+    return adata

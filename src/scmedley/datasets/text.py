@@ -18,8 +18,8 @@ _WHOLE = 1e-3  # relative error below which 2^x - 1 counts as whole: x was print
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeDecodeError, pd.errors.ParserError)
 
 
-def read_genes(path: Path, *, log2: bool = False) -> AnnData:
-    """Read tab-separated genes x cells, gzipped or not, as cells x genes (CSR, float32).
+def read_genes(path: Path, *, log2: bool = False, separator: str = "\t") -> AnnData:
+    """Read text of genes x cells, gzipped or not, as cells x genes (CSR, float32).
 
     Parameters
     ----------
@@ -27,6 +27,8 @@ def read_genes(path: Path, *, log2: bool = False) -> AnnData:
         The header has the cell names; each other line has a gene and its values.
     log2
         Whether values are log2(x + 1): returns x, rounded if all x are whole numbers.
+    separator
+        Character between values.
 
     Raises
     ------
@@ -39,12 +41,12 @@ def read_genes(path: Path, *, log2: bool = False) -> AnnData:
     whole = True
     try:
         with _open(path) as file:
-            header = _names(file.readline())
+            header = _names(file.readline(), separator)
             for number, line in enumerate(file, start=2):
                 if not line.strip():
                     continue
                 try:
-                    gene, cells, values, n_values = _parse(line)
+                    gene, cells, values, n_values = _parse(line, separator)
                 except ValueError as error:
                     raise ScmedleyError(
                         f"{path}: line {number:,}: {error}. Download the file again."
@@ -78,8 +80,8 @@ def read_genes(path: Path, *, log2: bool = False) -> AnnData:
     )
 
 
-def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
-    """Read tab-separated text as strings; drop rows whose first needed column is empty.
+def read_table(path: Path, needed: Sequence[str], separator: str = "\t") -> pd.DataFrame:
+    """Read a table of text as strings; drop rows whose first needed column is empty.
 
     Raises
     ------
@@ -87,7 +89,9 @@ def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
         The file is empty or cut short, or a needed column is missing.
     """
     try:
-        table: pd.DataFrame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, na_values=[""])
+        table: pd.DataFrame = pd.read_csv(
+            path, sep=separator, dtype=str, keep_default_na=False, na_values=[""]
+        )
     except pd.errors.EmptyDataError as error:
         raise ScmedleyError(f"{path} is empty. Download it again.") from error
     except _UNREADABLE as error:
@@ -101,15 +105,16 @@ def read_table(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     return table[table[needed[0]].notna()]
 
 
-def _parse(line: bytes) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
+def _parse(line: bytes, separator: str) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.float64], int]:
     """Return the gene of a line, the cells and values that are not 0, and the number of cells.
 
     Nearly all values are a single "0". Only the others are parsed, for speed.
     """
-    name, _, rest = line.rstrip(b"\r\n").partition(b"\t")
-    gene = _names(name)[0]
-    text = np.frombuffer(rest + b"\t", dtype=np.uint8)
-    ends = np.flatnonzero(text == ord("\t"))
+    between = separator.encode()
+    name, _, rest = line.rstrip(b"\r\n").partition(between)
+    gene = _names(name, separator)[0]
+    text = np.frombuffer(rest + between, dtype=np.uint8)
+    ends = np.flatnonzero(text == ord(separator))
     starts = np.concatenate([[0], ends[:-1] + 1])
     cells = np.flatnonzero((ends - starts != 1) | (text[starts] != ord("0")))
     fields = [rest[i:j] for i, j in zip(starts[cells].tolist(), ends[cells].tolist(), strict=True)]
@@ -127,8 +132,8 @@ def _open(path: Path) -> BinaryIO:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _names(line: bytes) -> list[str]:
-    return [name.strip('"') for name in line.decode().rstrip("\r\n").split("\t")]
+def _names(line: bytes, separator: str) -> list[str]:
+    return [name.strip('"') for name in line.decode().rstrip("\r\n").split(separator)]
 
 
 def _broken(path: Path, error: Exception) -> ScmedleyError:

@@ -26,6 +26,8 @@ from scmedley.models.vae_settings import Likelihood, VAESettings
 
 # Nats per cell: with less, the latent cannot tell two groups of cells apart.
 LEAST_KL = math.log(2)
+# The default learning rate is for 128 hidden units: with 1,024 and few cells it can collapse the latent (docs/vae.md).
+WIDE, RATE_OF_WIDE = 256, 2e-3
 
 
 class VAE(Model[VAESettings]):
@@ -193,6 +195,8 @@ def remedies(settings: VAESettings) -> str:
     found = []
     if settings.warmup < 0.5:
         found.append(f"a longer warm-up (warmup={max(0.5, settings.warmup):g})")
+    if max(settings.hidden) > WIDE and settings.learning_rate > RATE_OF_WIDE:
+        found.append(f"learning_rate={RATE_OF_WIDE:g}, as {max(settings.hidden)} hidden units are many")
     if settings.beta > 1:
         found.append("a smaller beta")
     if not settings.free_bits:
