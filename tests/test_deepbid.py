@@ -187,6 +187,11 @@ def test_cells_of_a_new_batch_are_adapted_to(fitted: DeepBID, cells: AnnData) ->
     model = fitted.adapt(new, steps=5)
     model.cluster(new)
     assert model.denoise(new, to="d4").X.shape == new.shape  # type: ignore[union-attr]
+    network, z_NP = model.network, torch.tensor(model.get_latent_representation(new))
+    with torch.no_grad():
+        before_NG = network.decode(z_NP, torch.tensor([3]))
+        network.size_B[2] *= 100  # the typical total of the last batch of the fit
+        torch.testing.assert_close(network.decode(z_NP, torch.tensor([3])), before_NG)
     assert_array_equal(model.get_latent_representation(cells), fitted.get_latent_representation(cells))
 
 
