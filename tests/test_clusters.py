@@ -188,6 +188,8 @@ def test_bad_input_is_named():
     for shape in ((0, 3), (5, 0), (5,)):
         with pytest.raises(sm.ScmedleyError, match="Pass a table of cells x dimensions"):
             find(np.ones(shape))
+    with pytest.raises(sm.ScmedleyError, match="seed"):
+        find(blobs(), seed=-1)
     with pytest.raises(sm.ScmedleyError, match="batch_N has 2 cells, the latent has 460"):
         find(blobs(), batch_N=["a", "b"])
 

@@ -20,7 +20,7 @@ from scmedley.clusters import tree as trees
 from scmedley.clusters.graph import N_NEIGHBORS, counts, edges, number_of_groups, over_clusters
 from scmedley.clusters.table import evidence_table
 from scmedley.data.neighbors import nearest
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, check_seed
 
 Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.int64]
@@ -238,8 +238,9 @@ def find(
     ------
     ScmedleyError
         No cells, values that are not finite, or ``k`` below 1 or above the number of cells
-        or of groups that distinct cells form.
+        or of groups that distinct cells form, or a seed that is no whole number from 0 on.
     """
+    check_seed(seed)
     z_NP = _checked(z_NP)
     n_cells = len(z_NP)
     if k is not None and not 1 <= k <= n_cells:
