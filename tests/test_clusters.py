@@ -136,6 +136,10 @@ def test_arrays_hold_all_of_it(found):
     assert again.evidence.equals(found.evidence)
     assert again.by_batch.equals(found.by_batch)
     np.testing.assert_array_equal(again.cut(2).membership_NK, found.cut(2).membership_NK)
+    one_group = find(np.random.default_rng(0).normal(size=(25, 5)))  # a tree without merges
+    assert len(one_group.tree) == 0
+    assert all(a.dtype.kind in "iufb" for a in one_group.arrays().values())
+    assert Clusters.from_arrays(one_group.arrays()).evidence.equals(one_group.evidence)
 
 
 def test_cells_beyond_the_sample_get_theirs_by_neighbours(monkeypatch):
@@ -184,6 +188,8 @@ def test_bad_input_is_named():
     for shape in ((0, 3), (5, 0), (5,)):
         with pytest.raises(sm.ScmedleyError, match="Pass a table of cells x dimensions"):
             find(np.ones(shape))
+    with pytest.raises(sm.ScmedleyError, match="seed"):
+        find(blobs(), seed=-1)
     with pytest.raises(sm.ScmedleyError, match="batch_N has 2 cells, the latent has 460"):
         find(blobs(), batch_N=["a", "b"])
 

@@ -109,7 +109,7 @@ def test_clear_types_are_found_and_kept_for_other_files(
     assert table.shape == (3, 3)
     assert (table.to_numpy() > 0).sum() == 3
     assert adata.obsm[keys.MEMBERSHIP].shape == (adata.n_obs, 3)
-    assert_allclose(adata.obsm[keys.MEMBERSHIP].sum(1), 1)
+    assert_allclose(adata.obsm[keys.MEMBERSHIP].sum(1), 1, rtol=1e-6)
     assert adata.uns[keys.CLUSTERS]["evidence"]["stands"].all()
     of_types.save(tmp_path / "model")
     loaded, new = load(tmp_path / "model"), three_types(60)[:, ::-1].copy()
@@ -129,6 +129,8 @@ def test_coarser_and_finer_clusters(of_types: DeepBID, types: AnnData) -> None:
         assert adata.obsm[keys.MEMBERSHIP].shape[1] == expected
         assert len(adata.obs[keys.CLUSTER].cat.categories) == expected
     assert not adata.uns[keys.CLUSTERS]["evidence"]["stands"].all()
+    with pytest.raises(ScmedleyError, match="k=0 clusters cannot be cut from this tree"):
+        of_types.cluster(adata, 0)
 
 
 def test_the_number_of_clusters_can_be_given(types: AnnData) -> None:
@@ -138,6 +140,10 @@ def test_the_number_of_clusters_can_be_given(types: AnnData) -> None:
         assert model.clusters.k == k
     with pytest.raises(ScmedleyError, match="n_clusters=999 is more than the 240 cells"):
         unfitted(n_clusters=999).fit(types, **FIT)
+    wrong: Any
+    for wrong in (0, -1, 2.5, True, "3"):  # before any training
+        with pytest.raises(ScmedleyError, match="must be a whole number, 1 or more"):
+            unfitted(n_clusters=wrong)
 
 
 def test_training_resumes_to_the_same_bits(
@@ -181,6 +187,11 @@ def test_cells_of_a_new_batch_are_adapted_to(fitted: DeepBID, cells: AnnData) ->
     model = fitted.adapt(new, steps=5)
     model.cluster(new)
     assert model.denoise(new, to="d4").X.shape == new.shape  # type: ignore[union-attr]
+    network, z_NP = model.network, torch.tensor(model.get_latent_representation(new))
+    with torch.no_grad():
+        before_NG = network.decode(z_NP, torch.tensor([3]))
+        network.size_B[2] *= 100  # the typical total of the last batch of the fit
+        torch.testing.assert_close(network.decode(z_NP, torch.tensor([3])), before_NG)
     assert_array_equal(model.get_latent_representation(cells), fitted.get_latent_representation(cells))
 
 
@@ -263,5 +274,5 @@ def test_the_published_model_needs_the_number_of_clusters(types: AnnData) -> Non
 
 
 def test_other_models_name_one_that_clusters(cells: AnnData) -> None:
-    with pytest.raises(ScmedleyError, match="Fit a DeepBID"):
+    with pytest.raises(ScmedleyError, match=r"^FixedEffects finds no clusters\. Fit a DeepBID"):
         FixedEffects("donor").cluster(cells)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -204,7 +205,9 @@ def test_resumes_to_the_same_bits_in_each_stage(
 
     with monkeypatch.context() as patch:
         patch.setattr(PublishedDeepBIDNetwork, "after_epoch", stopped)
-        first = unfitted().fit(prepared, **FIT, checkpoint=tmp_path / "c")
+        none_yet = pytest.warns(ScmedleyWarning, match="so there are no clusters")
+        with none_yet if stop < 8 else nullcontext():  # the first epoch of the clustering is the 7th
+            first = unfitted().fit(prepared, **FIT, checkpoint=tmp_path / "c")
         assert first.fitted["stopped"] == "interrupted"
     resumed = unfitted().fit(prepared, **FIT, checkpoint=tmp_path / "c")
     assert not differing(weights(resumed.network), weights(fitted.network))

@@ -20,7 +20,7 @@ from scmedley.clusters import tree as trees
 from scmedley.clusters.graph import N_NEIGHBORS, counts, edges, number_of_groups, over_clusters
 from scmedley.clusters.table import evidence_table
 from scmedley.data.neighbors import nearest
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, check_seed
 
 Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.int64]
@@ -29,6 +29,7 @@ MOST_CELLS = 20_000  # from which clusters are found; more get theirs by their n
 BLOCK = 2**14  # cells at a time that get their clusters by neighbours
 SAME = 1e-4  # distance of two latents of one cell, relative to their spread: rounding differs with the chunks
 GROUPS_PER_CLUSTER = 3  # at least, with the number of clusters given
+CODES = ("group_N", "near_NS", "group_M", "cluster_C", "batch_N")  # attributes that hold codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,11 @@ class Clusters:
         with threadpool_limits(1):
             return evidence_table(self)
 
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return evidence and tree by name, for ``uns``."""
+        return {"evidence": self.evidence, "tree": self.tree}
+
     @cached_property
     def by_batch(self) -> pd.DataFrame:
         """Return the number of cells of each cluster (rows) in each batch."""
@@ -157,6 +163,11 @@ class Clusters:
         -------
         code_M, membership_MK
             The cluster with the largest membership; the nearest of these if there are several.
+
+        Raises
+        ------
+        ScmedleyError
+            No cells, values that are not finite, or another number of latent dimensions.
         """
         z_MP = _checked(z_MP)
         if z_MP.shape[1] != self.reference_MP.shape[1]:
@@ -176,14 +187,12 @@ class Clusters:
         return code_M, _memberships(others_MS, self.k)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return all that ``from_arrays`` needs, as arrays of numbers, for safetensors."""
-        fixed = {
-            name: getattr(self, name)
-            for name in ("group_N", "near_NS", "reference_MP", "group_M", "edges_CC", "cluster_C", "batch_N")
-        }
+        """Return all that ``from_arrays`` needs, as arrays of numbers, for safetensors; codes as int32."""
+        fixed = {name: getattr(self, name) for name in ("reference_MP", "edges_CC")}
+        codes = {name: getattr(self, name).astype(np.int32) for name in CODES}
         columns = {f"tree {name}": self.tree[name].to_numpy() for name in self.tree}
         names = np.frombuffer("\n".join(self.batches).encode(), dtype=np.uint8)
-        return {**fixed, **columns, "seed": np.array([self.seed]), "batches": names}
+        return {**fixed, **codes, **columns, "seed": np.array([self.seed]), "batches": names}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Clusters:
@@ -194,18 +203,9 @@ class Clusters:
             tree=tree,
             seed=int(arrays["seed"][0]),
             batches=tuple(names.split("\n")) if names else (),
-            **{
-                name: arrays[name]
-                for name in (
-                    "group_N",
-                    "near_NS",
-                    "reference_MP",
-                    "group_M",
-                    "edges_CC",
-                    "cluster_C",
-                    "batch_N",
-                )
-            },
+            reference_MP=arrays["reference_MP"],
+            edges_CC=arrays["edges_CC"],
+            **{name: arrays[name].astype(np.int64) for name in CODES},
         )
 
 
@@ -214,7 +214,7 @@ def find(
 ) -> Clusters:
     """Find the clusters of a latent, or any embedding, by evidence.
 
-    Cells are put into many small groups (k-means). The pair of groups that have most neighbours in each other,
+    Cells are put into many small groups (Ward's method). The pair of groups that have most neighbours in each other,
     and whose split does not stand, is merged, again and again, until all splits stand. A split stands if a gap
     separates the two (dip test on held-out scores of a discriminant), or a weaker gap with few neighbours across
     it (docs/clusters.md).
@@ -238,8 +238,9 @@ def find(
     ------
     ScmedleyError
         No cells, values that are not finite, or ``k`` below 1 or above the number of cells
-        or of groups that distinct cells form.
+        or of groups that distinct cells form, or a seed that is no whole number from 0 on.
     """
+    check_seed(seed)
     z_NP = _checked(z_NP)
     n_cells = len(z_NP)
     if k is not None and not 1 <= k <= n_cells:

@@ -99,13 +99,15 @@ def merges(z_NP: Floats, group_N: Codes, edges_CC: Floats, seed: int) -> pd.Data
             }
         )
         forest.merge(first, second, n_groups + i)
-    return pd.DataFrame.from_records(records, columns=COLUMNS)
+    # Types are stated, because a tree without merges (one group of cells) has no values to show them.
+    return pd.DataFrame.from_records(records, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-COLUMNS = [
-    *("first", "second", "becomes", "cells first", "cells second", "clusters left"),
-    *("dip", "least dip", "neighbour ratio", "stands"),
-]
+COLUMNS: dict[str, type] = {
+    **dict.fromkeys(("first", "second", "becomes", "cells first", "cells second", "clusters left"), np.int64),
+    **dict.fromkeys(("dip", "least dip", "neighbour ratio"), np.float64),
+    "stands": np.bool_,
+}
 
 
 def number_found(tree: pd.DataFrame) -> int:

@@ -1,8 +1,13 @@
 """Change an AnnData in place, and list its layers, with functions that all versions of anndata have."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
+
+from scmedley import keys
 
 
 def ensure_not_view(adata: AnnData) -> None:
@@ -19,6 +24,17 @@ def subset(adata: AnnData, index: Any) -> None:
 def become(adata: AnnData, other: AnnData) -> None:
     """Replace the contents of ``adata`` in place by a copy of ``other``."""
     AnnData.__init__(adata, other.copy())
+
+
+def store_clusters(
+    adata: AnnData, code_N: np.ndarray, membership_NK: np.ndarray, tables: Mapping[str, pd.DataFrame]
+) -> None:
+    """Store clusters in ``obs``, memberships in ``obsm`` (float32) and the tables about them in ``uns``."""
+    ensure_not_view(adata)
+    names = pd.Index([str(cluster) for cluster in range(membership_NK.shape[1])])
+    adata.obs[keys.CLUSTER] = pd.Categorical.from_codes(code_N, names)
+    adata.obsm[keys.MEMBERSHIP] = membership_NK.astype(np.float32)
+    adata.uns[keys.CLUSTERS] = dict(tables)
 
 
 def layers_of(adata: AnnData) -> dict[str, Any]:

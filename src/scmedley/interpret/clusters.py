@@ -143,8 +143,12 @@ def describe_clusters(
     table["lowest share"], table["highest share"] = np.nan, np.nan
     if (unit_N := groups.get("donor", groups.get("batch"))) is not None:
         counts_KB = _counts(cluster_N, unit_N).reindex(table["cluster"], fill_value=0)
-        shares_KB = (counts_KB / counts_KB.sum(axis=0).replace(0, np.nan)).to_numpy()
-        table["lowest share"], table["highest share"] = np.nanmin(shares_KB, 1), np.nanmax(shares_KB, 1)
+        shares_KB = counts_KB / counts_KB.sum(axis=0).replace(0, np.nan)
+        # nan if no cell has a donor
+        table["lowest share"], table["highest share"] = (
+            shares_KB.min(axis=1).array,
+            shares_KB.max(axis=1).array,
+        )
     return table
 
 

@@ -54,9 +54,9 @@ def markers(
     :func:`scmedley.pp.prepare`, found by its values: counts where there are any, never a denoised layer.
 
     Donors: for each donor with 10 or more cells in and outside the cluster, the counts of these cells are summed,
-    and log2 of the sums per 10,000 are compared. The test is a paired t-test over donors: with 3 to 10 donors,
-    Wilcoxon's signed-rank test cannot give a small p-value at all (two-sided, 5 donors: .06 or more). It needs 3
-    donors; clusters with fewer have no p-value, and ``donor_note`` says so.
+    and log2 of the sums per 10,000 are compared. The test is a paired t-test over donors: with few
+    donors, Wilcoxon's signed-rank test cannot give a small p-value at all (two-sided, 5 donors: .06 or more). It
+    needs 3 donors; clusters with fewer have no p-value, and ``donor_note`` says so.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def markers(
     The clusters were found in the same expression that is tested here ("double dipping"). Even if one cloud of
     equal cells is cut at random places of its latent, genes differ between the halves. So these p-values are too
     small: they rank genes, and they do not show that clusters differ. That clusters are apart is judged by the
-    evidence of the clustering, on held-out scores. The test by donor does not repair this, but it does show whether
+    evidence of the clustering. The test by donor does not repair this, but it does show whether
     a gene marks a cluster in each donor or in one.
     """
     if (n_genes is not None and n_genes < 1) or not 0 < fdr < 1:

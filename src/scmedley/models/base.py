@@ -344,7 +344,10 @@ class Model(Generic[S]):
 
     def cluster(self, *args: Any, **options: Any) -> Any:
         """Raise: only :class:`DeepBID` has clusters."""
-        raise self._cannot("cluster", "Fit a DeepBID, or cluster the latent with sm.evaluate.clusters(z)")
+        raise ScmedleyError(
+            f"{type(self).__name__} finds no clusters. Fit a DeepBID, or cluster the latent with "
+            "sm.evaluate.clusters(adata.obsm[...])."
+        )
 
     def log_likelihood(self, *args: Any, **options: Any) -> Any:
         """Raise: only :class:`VAE` has a likelihood."""

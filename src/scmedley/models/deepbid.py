@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.clusters import find
-from scmedley.data.inplace import ensure_not_view
+from scmedley.data.inplace import store_clusters
 from scmedley.data.reader import Cells, Reading
 from scmedley.errors import ScmedleyError, warn
 from scmedley.models.base import Model
@@ -104,6 +104,7 @@ class DeepBID(VAE):
         ScmedleyError
             As ``Model.fit``; or there are fewer cells than ``n_clusters``.
         """
+        self.clusters = None  # of an earlier fit
         self.fit_to_values(adata)
         reading = read_prepared(adata, self.batch_key, None, seed, self.reads)
         n_clusters = self.settings.n_clusters
@@ -173,12 +174,9 @@ class DeepBID(VAE):
         ScmedleyError
             The model is not fitted, or the tree has no such cut.
         """
-        code_N, membership_NK, tables = self.clusters_of(reading or adata, k, level=level, unknown=unknown)
-        ensure_not_view(adata)
-        names = [str(number) for number in range(membership_NK.shape[1])]
-        adata.obs[keys.CLUSTER] = pd.Categorical.from_codes(code_N, pd.Index(names))
-        adata.obsm[keys.MEMBERSHIP] = membership_NK
-        adata.uns[keys.CLUSTERS] = tables
+        if reading is not None:
+            reading.check_same_cells(adata)
+        store_clusters(adata, *self.clusters_of(reading or adata, k, level=level, unknown=unknown))
 
     def clusters_of(
         self, adata: Cells, k: int | None = None, *, level: int | None = None, unknown: str = "error"
@@ -194,9 +192,9 @@ class DeepBID(VAE):
                 )
             membership_NK = self._memberships(z_NP)
             return membership_NK.argmax(axis=1), membership_NK, {}
-        cut = self.clusters.cut(k, level) if k or level else self.clusters
+        cut = self.clusters if k is None and level is None else self.clusters.cut(k, level)
         code_N, membership_NK = cut.predict(z_NP)
-        return code_N, membership_NK, {"evidence": cut.evidence, "tree": cut.tree}
+        return code_N, membership_NK, cut.tables
 
 
 def has_counts(adata: Cells) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scmedley.data.resident import ENCODED
 from scmedley.models.fixed_effects import OFFSET_FULL, OFFSET_START, ramp, subsample
+from scmedley.models.settings import check_n_clusters
 from scmedley.models.vae_network import VAENetwork
 from scmedley.models.vae_settings import VAESettings
 from scmedley.nn.latent_effects import Correction, LatentEffects
@@ -39,6 +40,10 @@ class DeepBIDSettings(VAESettings):
     n_clusters: int | None = None
     offset_weight: float = 1.0
     n_offset_clusters: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_n_clusters(self.n_clusters)
 
 
 class DeepBIDNetwork(VAENetwork):

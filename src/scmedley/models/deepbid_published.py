@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scmedley.data.resident import ENCODED, Minibatch, Resident
 from scmedley.errors import ScmedleyError, warn
 from scmedley.models.fixed_effects import subsample
-from scmedley.models.settings import Settings
+from scmedley.models.settings import Settings, check_n_clusters
 from scmedley.nn import clustering
 from scmedley.nn.layers import linear
 from scmedley.nn.likelihoods import negative_binomial
@@ -87,9 +87,7 @@ class PublishedDeepBIDSettings(Settings):
         for name, known in (("start", Start), ("reduction", Reduction)):
             if getattr(self, name) not in get_args(known):
                 raise ScmedleyError(f"{name}={getattr(self, name)!r} must be one of {list(get_args(known))}.")
-        k = self.n_clusters
-        if k is not None and not (isinstance(k, int) and not isinstance(k, bool) and k >= 1):
-            raise ScmedleyError(f"n_clusters={k!r} must be a whole number, 1 or more.")
+        check_n_clusters(self.n_clusters)
         if len(self.hidden) != 1:
             raise ScmedleyError(f"hidden={self.hidden} must be one size: the paper has f-500-300-500-f.")
         if self.fuzzifier <= 1:
@@ -118,9 +116,11 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
 
     - Eq. 10 has no gradient to the network if memberships are held constant in an epoch, as the text says. Here
       p_jk of L_KL2 is eq. 14 of the current latent; that of L_A is held constant.
-    - Sums over a minibatch, with SGD at a rate of 1e-3, diverge in the first epoch. So eq. 11 is divided by the number
-      of cells of a minibatch. The minimum stays the same, and a step is 128 times smaller. A term that is not
-      finite, or memberships that are all 1/K, stop the training.
+    - Sums over a minibatch, with SGD at a rate of 1e-3, diverge in the first epoch. So the sum of a minibatch is
+      divided by its number of cells: the weights of the terms stay the same, and a step is 128 times smaller. A
+      term that is not finite, or memberships that are all 1/K, stop the training.
+    - Eq. 11 sums over all cells, training over minibatches. L_O and L_KL2 are no sums over cells, so they weigh N / 128
+      times as much, relative to the others, as in eq. 11 for all N cells.
     - Fuzzy k-means with fuzzifier 2 puts all centres on the mean of the cells, so k-means gives the first centres.
     - Log-normalised values are rounded to whole numbers for the negative binomial, as printed.
     - The text gives no bias for mean and dispersion, exp(W D), but L_O has one for each layer. All layers have one.
@@ -279,7 +279,12 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
         return float(self.moved) < self.settings.tolerance or int(self.falling) >= FALLING
 
     def finish(self, known: TrainingCells) -> None:
-        """Warn if the centres merge."""
+        """Warn if the centres merge, or if there are none."""
+        if not self.centre_KP.any():
+            warn(
+                "DeepBID: training was interrupted before the first epoch of the clustering, so there are no clusters: "
+                "every cell has the same membership in all of them. Fit again; with checkpoint=... it resumes."
+            )
         if int(self.falling) >= FALLING:
             warn(
                 f"DeepBID: the centres merge, because distances within a cluster are as long as those between centres. "

@@ -188,6 +188,12 @@ def check_setting(name: str, value: Any, default: Any) -> None:
         raise ScmedleyError(f"{name}={value!r} must be {wanted}.")
 
 
+def check_n_clusters(k: Any) -> None:
+    """Raise if a number of clusters is neither ``None`` nor a whole number above 0."""
+    if k is not None and not (_is_whole(k) and k >= 1):
+        raise ScmedleyError(f"n_clusters={k!r} must be a whole number, 1 or more, or None.")
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

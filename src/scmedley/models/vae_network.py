@@ -209,12 +209,13 @@ class VAENetwork(nn.Module, Trainable):
         """Return xhat_NG, scaled like the input, with the effects of batches ``b_N`` (-1: none).
 
         For a likelihood of counts it is the expected log1p CP10k of a cell with the typical total of its batch
-        (:func:`expected_log1p`).
+        (:func:`expected_log1p`); of a batch that ``adapt`` added, with that of all batches.
         """
         decoded = self._decode(z_NP, b_N, draw)
         if not self.settings.counts:
             return decoded.out_NG
-        size_N1 = self.size_B[b_N.clamp(-1, len(self.size_B) - 2)].repeat_interleave(len(z_NP) // len(b_N))
+        trained_N = b_N.where(b_N < len(self.size_B) - 1, -1)
+        size_N1 = self.size_B[trained_N].repeat_interleave(len(z_NP) // len(b_N))
         share_N1 = self.gene_share(decoded.h_NH).float().sigmoid()
         mean_NG = size_N1[:, None] * share_N1 * decoded.out_NG.softmax(1)
         mean_NG, second_NG, log_zero_NG = self._moments(mean_NG, decoded.h_NH, b_N, draw)

@@ -87,8 +87,8 @@ def neighbour_kl(z_NP: Tensor, b_N: Tensor) -> Tensor:
 def composition_kl(membership_NK: Tensor, b_N: Tensor, share_B: Tensor) -> Tensor:
     """Return L_KL2 = sum_k sum_B u_Bk log(u_Bk / v_B) (eq. 10).
 
-    u_Bk = sum_(j in B) p_jk / sum_j p_jk is the share of batch B in cluster k, and v_B its share of all cells.
-    A batch without a cell among these adds nothing.
+    u_Bk = sum_(j in B) p_jk / sum_j p_jk is the share of batch B in cluster k, and v_B its share of all cells,
+    which is above 0. A batch without a cell among these adds nothing.
     """
     one_hot_NB = F.one_hot(b_N, len(share_B)).to(membership_NK)
     u_BK = one_hot_NB.t() @ membership_NK / membership_NK.sum(0).clamp_min(TINY)

@@ -42,6 +42,10 @@ def check_config(config: RunConfig) -> None:
     if config.clusters is not None and (config.model != "deepbid" or config.clusters < 1):
         why = "must be at least 1" if config.model == "deepbid" else "is for --model deepbid"
         raise ScmedleyError(f"--clusters {config.clusters} {why}.")
+    if config.donor is not None and config.model != "deepbid":
+        raise ScmedleyError(
+            f"--donor is for the marker genes of --model deepbid, not for --model {config.model}. Leave it out."
+        )
     check_seed(config.seed)
     resolve_device(config.device)
     unfitted(config)

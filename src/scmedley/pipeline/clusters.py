@@ -15,6 +15,7 @@ from scmedley import io, keys
 from scmedley.clusters import Clusters, find
 from scmedley.data.arrays import dense, numeric
 from scmedley.data.design import column
+from scmedley.data.inplace import store_clusters
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed, listed
 from scmedley.interpret.clusters import cluster_table, describe_clusters, tree_table
 from scmedley.interpret.markers import markers
@@ -37,14 +38,6 @@ from scmedley.runs.folder import (
 
 MOST_LABELS = 200  # different rows of an embedding that may be labels,
 CELLS_PER_LABEL = 10  # if each is that of so many cells or more
-
-
-def store_clusters(adata: AnnData, clusters: Clusters) -> None:
-    """Store clusters, memberships and evidence as :meth:`scmedley.models.DeepBID.cluster` does."""
-    names = [str(k) for k in range(clusters.k)]
-    adata.obs[keys.CLUSTER] = pd.Categorical.from_codes(clusters.code_N, categories=pd.Index(names))
-    adata.obsm[keys.MEMBERSHIP] = clusters.membership_NK.astype(np.float32)
-    adata.uns[keys.CLUSTERS] = {"evidence": clusters.evidence, "tree": clusters.tree}
 
 
 def write_clusters(
@@ -92,9 +85,11 @@ def write_clusters(
         if role in groups:
             io.write_csv(cluster_table(of_cell, groups[role], role), folder / name)
     try:
-        io.write_csv(markers(adata, donor_key=donor, values=values), folder / MARKERS)
+        genes = markers(adata, donor_key=donor, values=values)
     except ScmedleyError as error:
         warnings.warn(f"No marker genes: {error}", ScmedleyWarning, stacklevel=2)
+    else:  # an error in writing, such as a full disk, is raised
+        io.write_csv(genes, folder / MARKERS)
     return findings(evidence, None if clusters is None else clusters.found)
 
 
@@ -130,7 +125,10 @@ def findings(evidence: pd.DataFrame, found: int | None) -> list[str]:
         of_one = evidence[evidence[f"one {what}"] != ""]
         if len(of_one):
             pairs = ", ".join(f"{row['cluster']} ({row[f'one {what}']})" for row in of_one.to_dict("records"))
-            said.append(f"In one {what} only, so that it may be the {what} and not a type of cell: {pairs}.")
+            said.append(
+                f"99 % or more of the cells are from one {what}, so that the cluster may be the {what} and not a type "
+                f"of cell: {pairs}."
+            )
     return said
 
 
@@ -191,13 +189,13 @@ def cluster(
     with threadpool_limits(limits=threads):
         say(f"Reading {input.name}")
         adata = io.read(input)
-        _check_roles(adata, roles)
+        check_roles(adata, roles)
         z_NP = embedding(adata, use)
         say(f"Clustering {adata.n_obs:,} cells by {use}, {z_NP.shape[1]} dimensions")
         clusters = find(z_NP, k, seed=seed)
         if level is not None:
             clusters = clusters.cut(level=level)
-        store_clusters(adata, clusters)
+        store_clusters(adata, clusters.code_N, clusters.membership_NK, clusters.tables)
         record = {
             "input": {"name": input.name, "sha256": io.sha256(input), "cells": adata.n_obs},
             "config": {"use": use, **roles, "k": k, "level": level, "values": values, "seed": seed},
@@ -214,16 +212,18 @@ def cluster(
     return record
 
 
-def _check_roles(adata: AnnData, roles: dict[str, Any]) -> None:
-    """Raise for a missing column, and for the column that the clusters will be written to."""
+def check_roles(adata: AnnData, roles: dict[str, str | None]) -> None:
+    """Raise for a missing or empty column, and for the column that the clusters will be written to."""
     for role, key in roles.items():
         if key == keys.CLUSTER:
             raise ScmedleyError(
                 f"--{role} {key} is the column of clusters, which this command writes. Give the column of the {role}, "
                 "or leave it out."
             )
-        if key is not None:
-            column(adata, key, role)
+        if key is not None and column(adata, key, role).isna().all():
+            raise ScmedleyError(
+                f"No cell has a value in obs[{key!r}]. Leave --{role} out, or give another column."
+            )
 
 
 def embedding(adata: AnnData, use: str) -> np.ndarray:

@@ -33,7 +33,7 @@ class RunConfig:
     donor
         obs column of the donors, for marker genes by donor with --model deepbid.
     denoise
-        Write denoised.zarr, the expected counts of every cell and gene, with --model deepbid.
+        Write denoised.zarr, the expected expression of every cell in the genes of the model, with --model deepbid.
     fixed
         obsm key of an embedding to use instead of the fixed-effects network (for example X_pca_harmony).
     genes

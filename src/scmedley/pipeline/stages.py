@@ -20,6 +20,7 @@ from anndata import AnnData
 from scmedley import io, keys
 from scmedley.data.design import Design
 from scmedley.data.evidence import Checked
+from scmedley.data.inplace import store_clusters
 from scmedley.data.reader import Reading
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, heard
@@ -33,7 +34,7 @@ from scmedley.models import VAE, DeepBID, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
 from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, unfitted
-from scmedley.pipeline.clusters import store_clusters, write_clusters
+from scmedley.pipeline.clusters import check_roles, write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
 from scmedley.pipeline.verdicts import verdicts
@@ -146,7 +147,7 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
         if isinstance(model, DeepBID) and this.config.denoise:
-            this.say("Denoising the counts")
+            this.say("Denoising")
             with this.stage("denoise"):
                 model.denoise(reading, out=this.folder / run_folder.DENOISED)
         _evaluate(this, adata, model, reading)
@@ -177,7 +178,8 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
         if model.clusters is None:  # the paper preset
             model.cluster(adata, reading=reading)
         else:
-            store_clusters(adata, model.clusters)
+            found = model.clusters  # of these cells: no neighbours need be searched
+            store_clusters(adata, found.code_N, found.membership_NK, found.tables)
     if isinstance(model, MixedEffects):
         adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     pca(adata, seed=config.seed)
@@ -262,6 +264,8 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
     """Filter, normalise and split the cells; raise if they cannot be fitted, scored or written."""
     if keys.SPLIT in adata.obs:
         del adata.obs[keys.SPLIT]  # from an earlier run, with another seed or other cells
+    if config.model == "deepbid":
+        check_roles(adata, {"batch": config.batch, "label": config.label, "donor": config.donor})
     checked = prepare(
         adata,
         config.batch,
