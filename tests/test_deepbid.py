@@ -276,3 +276,17 @@ def test_the_published_model_needs_the_number_of_clusters(types: AnnData) -> Non
 def test_other_models_name_one_that_clusters(cells: AnnData) -> None:
     with pytest.raises(ScmedleyError, match=r"^FixedEffects finds no clusters\. Fit a DeepBID"):
         FixedEffects("donor").cluster(cells)
+
+
+def test_a_fit_does_not_change_the_settings_for_good(types: AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scmedley.models.deepbid_published.LARGE", 100)
+    model = published(3, lambda1=2.0).fit(types, **FIT)
+    assert (model.settings.lambda1, model.settings.lambda2) == (2.0, 0.01)
+    assert (model.network.settings.lambda1, model.network.settings.lambda2) == (2.0, 1e-4)
+    without = prepared_design()
+    del without.layers[keys.COUNTS]
+    without.X = without.layers[keys.LOGNORM].copy()
+    model = unfitted(max_epochs=1)
+    with pytest.warns(ScmedleyWarning, match="no counts"):
+        model.fit(without, **FIT)
+    assert model.fit(prepared_design(), **FIT).settings.counts

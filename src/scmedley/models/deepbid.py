@@ -25,6 +25,7 @@ from scmedley.models.deepbid_network import DeepBIDNetwork, DeepBIDSettings
 from scmedley.models.deepbid_published import PublishedDeepBIDNetwork, PublishedDeepBIDSettings
 from scmedley.models.settings import Settings, named
 from scmedley.models.vae import VAE
+from scmedley.models.vae_settings import Likelihood
 from scmedley.pp.prepared import read_prepared
 
 NO_COUNTS = (
@@ -63,6 +64,9 @@ class DeepBID(VAE):
     }
 
     settings: Any  # DeepBIDSettings or PublishedDeepBIDSettings
+    _without_counts: Likelihood | None = (
+        None  # the likelihood that cells without counts replaced by a Gaussian
+    )
 
     def __init__(
         self,
@@ -110,9 +114,13 @@ class DeepBID(VAE):
         n_clusters = self.settings.n_clusters
         if n_clusters is not None and n_clusters > reading.n_cells:
             raise ScmedleyError(f"n_clusters={n_clusters} is more than the {reading.n_cells} cells.")
-        if isinstance(self.settings, PublishedDeepBIDSettings):
-            self.settings = self.settings.for_cells(reading.n_cells)
-        super().fit(reading, seed=seed, **options)
+        given = self.settings
+        if isinstance(given, PublishedDeepBIDSettings):
+            self.settings = given.for_cells(reading.n_cells)
+        try:
+            super().fit(reading, seed=seed, **options)
+        finally:
+            self.settings = given
         z_NP = self.get_latent_representation(reading)
         if self.is_published:
             self._order_by_size(z_NP)
@@ -122,11 +130,16 @@ class DeepBID(VAE):
         return self
 
     def fit_to_values(self, adata: Cells) -> None:
-        """Change the likelihood to a Gaussian, with a warning, if prepared cells hold no counts."""
-        if isinstance(self.settings, DeepBIDSettings) and self.settings.counts and not has_counts(adata):
+        """Change the likelihood to a Gaussian, with a warning, if prepared cells hold no counts; back if they do."""
+        if not isinstance(self.settings, DeepBIDSettings):
+            return
+        if self._without_counts is not None:  # of an earlier fit
+            self.settings, self.reads = self.settings.replace(likelihood=self._without_counts), "counts"
+            self._without_counts = None
+        if self.settings.counts and not has_counts(adata):
             warn(NO_COUNTS)
-            self.settings = self.settings.replace(likelihood="gaussian")
-            self.reads = "log1p"
+            self._without_counts = self.settings.likelihood
+            self.settings, self.reads = self.settings.replace(likelihood="gaussian"), "log1p"
 
     def _memberships(self, z_NP: np.ndarray) -> np.ndarray:
         """Return the memberships of the publication (eq. 14)."""

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from scmedley.data.resident import ENCODED
-from scmedley.models.fixed_effects import OFFSET_FULL, OFFSET_START, ramp, subsample
+from scmedley.models.fixed_effects import OFFSET_FULL, OFFSET_START, ramp
 from scmedley.models.settings import check_n_clusters
 from scmedley.models.vae_network import VAENetwork
 from scmedley.models.vae_settings import VAESettings
-from scmedley.nn.latent_effects import Correction, LatentEffects
+from scmedley.nn.latent_effects import Correction, LatentEffects, subsample
 from scmedley.train.trainable import Progress, Stage, Term, TrainingCells
 
 
@@ -57,7 +57,6 @@ class DeepBIDNetwork(VAENetwork):
         self.n_trained = n_batches
         self.latent_effects = LatentEffects(n_batches, settings.n_offset_clusters, settings.n_latent)
         self.correction = Correction(settings.hidden[-1], settings.n_latent)
-        self._seen: list[tuple[Tensor, Tensor]] = []  # posterior means and batches of this epoch
 
     def stages(self) -> list[Stage]:
         """Return one stage; it keeps the last epoch, because the loss changes while its weights rise."""
@@ -70,26 +69,22 @@ class DeepBIDNetwork(VAENetwork):
         if not self.n_batches:
             return {}
         if self.training:
-            self._seen.append((mean_NP.detach(), b_N))
+            self.latent_effects.remember(mean_NP, b_N)
         weight = self.settings.offset_weight * ramp(progress.share, OFFSET_START, OFFSET_FULL)
         return {"offset": Term(self.latent_effects.kl(mean_NP, log_variance_NP, b_N), weight)}
 
     def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
         """Update clusters and offsets of the latent, and the priors of the decoder's effects."""
         super().after_epoch(known, progress)
-        if not self.n_batches:
-            return
-        z_NP, b_N = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        self._seen = []
-        rows = subsample(torch.arange(len(z_NP), device=z_NP.device))
-        self.latent_effects.update(z_NP[rows], b_N[rows])
+        if self.n_batches:
+            self.latent_effects.update_remembered()
 
     @torch.no_grad()
     def finish(self, known: TrainingCells) -> None:
         """Fit the correction of the latent."""
-        self._seen = []
         if not self.n_batches:
             return
+        self.latent_effects.forget()
         rows = subsample(known.rows)
         found = [self.hidden_posterior(cells.x_NG) for cells in known.cells.minibatches(rows, ENCODED)]
         mean_NP, _, h_NH = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from scmedley.data.resident import ENCODED, Minibatch, Resident
 from scmedley.errors import ScmedleyError, warn
-from scmedley.models.fixed_effects import subsample
 from scmedley.models.settings import Settings, check_n_clusters
 from scmedley.nn import clustering
+from scmedley.nn.latent_effects import subsample
 from scmedley.nn.layers import linear
 from scmedley.nn.likelihoods import negative_binomial
 from scmedley.train.schedule import OptimiserName
@@ -44,7 +44,8 @@ class PublishedDeepBIDSettings(Settings):
     kappa1, kappa2
         Weights of L_KL1 and L_KL2.
     large_lambda1, large_lambda2, large_learning_rate
-        Replace ``lambda1``, ``lambda2`` and ``learning_rate`` from 10,000 cells (:meth:`for_cells`).
+        Replace ``lambda1``, ``lambda2`` and ``learning_rate`` from 10,000 cells (:meth:`for_cells`), but not values
+        that were changed.
     start
         First centres: of ``"k-means"`` of the pre-trained latent, or of ``"fuzzy"`` k-means from there, as
         printed. The latter moves all centres to the mean of the cells: with 300 dimensions, distances to all centres
@@ -102,11 +103,13 @@ class PublishedDeepBIDSettings(Settings):
         """Return the settings for data of ``n_cells`` cells (training, validation and test together)."""
         if n_cells < LARGE:
             return self
-        return self.replace(
-            lambda1=self.large_lambda1,
-            lambda2=self.large_lambda2,
-            learning_rate=self.large_learning_rate,
-        )
+        usual = type(self)()
+        large = {
+            "lambda1": self.large_lambda1,
+            "lambda2": self.large_lambda2,
+            "learning_rate": self.large_learning_rate,
+        }
+        return self.replace(**{k: v for k, v in large.items() if getattr(self, k) == getattr(usual, k)})
 
 
 class PublishedDeepBIDNetwork(nn.Module, Trainable):

@@ -25,7 +25,7 @@ from scmedley.models.export import Effects, Layer, tied_layers
 from scmedley.models.settings import Settings, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import Bias, EffectStart, ScaleAndBias, one_hot, tables, update_priors
-from scmedley.nn.latent_effects import Correction, LatentEffects
+from scmedley.nn.latent_effects import Correction, LatentEffects, subsample
 from scmedley.nn.layers import Classifier, Components, TiedDecoder, VariationalEncoder
 from scmedley.nn.likelihoods import cross_entropy, kl_to_standard_normal, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
@@ -33,7 +33,6 @@ from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, T
 KL_FULL = 0.3  # share of training after which the KL has its full weight
 # Shares of training at which the offset term begins, and has its full weight.
 OFFSET_START, OFFSET_FULL = 0.1, 0.4
-MOST_CELLS = 15_000  # training cells, drawn anew after each epoch, from which the offsets are computed
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,6 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         self.label_head = Classifier(s.n_latent, s.label_head_hidden, n_labels) if n_labels else None
         self.balance = Balance({"label": s.label_weight} if n_labels else {}, s.weights)
         self.register_buffer("n_cells", torch.tensor(1.0))
-        self._seen: list[tuple[Tensor, Tensor]] = []  # posterior means and batches of this epoch
 
     def begin(self, known: TrainingCells, progress: Progress) -> None:
         """Set the number of training cells, and learn the principal components."""
@@ -133,7 +131,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         mean_NP, log_variance_NP, _ = self.encoder(x_NQ)
         z_NP = mean_NP
         if self.training:
-            self._seen.append((mean_NP.detach(), cells.b_N))
+            self.latent_effects.remember(mean_NP, cells.b_N)
             z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
         error = mse(x_NQ, self._decode(z_NP, cells.b_N, draw=self.training))
         terms = {
@@ -157,15 +155,12 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         """Update clusters and offsets of the latent, and the priors of the decoder's effects."""
         self.balance.after_epoch()
         update_priors(self)
-        z_NP, b_N = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        self._seen = []
-        rows = subsample(torch.arange(len(z_NP), device=z_NP.device))
-        self.latent_effects.update(z_NP[rows], b_N[rows])
+        self.latent_effects.update_remembered()
 
     @torch.no_grad()
     def finish(self, known: TrainingCells) -> None:
         """Fit the correction of the latent; ``known`` has principal components (:meth:`inputs`)."""
-        self._seen = []
+        self.latent_effects.forget()
         rows = subsample(known.rows)
         parts = [self._encode(cells.x_NG) for cells in known.cells.minibatches(rows, ENCODED)]
         mean_NP, features_NF = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -267,13 +262,6 @@ class FixedEffects(Model[FixedEffectsSettings | AdversarialSettings]):
             paper = AdversarialSettings(mse_weight=2000.0, adversary_weight=0.5, label_weight=3.0)
         default: FixedEffectsSettings | AdversarialSettings = FixedEffectsSettings()
         return named(name, default, paper.as_published())
-
-
-def subsample(rows: Tensor) -> Tensor:
-    """Return the rows, or a draw of 15,000 if there are more."""
-    if len(rows) <= MOST_CELLS:
-        return rows
-    return rows[torch.randperm(len(rows))[:MOST_CELLS].to(rows.device)]
 
 
 def ramp(share: float, start: float, full: float) -> float:

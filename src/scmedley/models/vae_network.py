@@ -16,9 +16,10 @@ from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.resident import ENCODED, Minibatch
 from scmedley.errors import ScmedleyError
 from scmedley.models.export import Effects, Layer
-from scmedley.models.fixed_effects import ramp, subsample
+from scmedley.models.fixed_effects import ramp
 from scmedley.models.vae_settings import VAESettings
 from scmedley.nn.bayesian import Bias, EffectTable, ScaleAndBias, one_hot, tables, update_priors
+from scmedley.nn.latent_effects import subsample
 from scmedley.nn.layers import Decoder, VariationalEncoder, linear
 from scmedley.nn.likelihoods import (
     gaussian,

@@ -30,6 +30,7 @@ LARGEST_STEP = 20.0
 # Of a feature, relative to all: one that hardly varies in training must not count in new cells.
 LEAST_SD = 0.01
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the ridge regression, per cell
+MOST_CELLS = 15_000  # training cells, drawn anew after each epoch, from which the offsets are computed
 QUERY_ROUNDS = 10  # of the offsets of a batch that was not in training
 
 
@@ -54,6 +55,7 @@ class LatentEffects(nn.Module):
         # The mean of each cluster, over batches, and its share of the training cells.
         self.register_buffer("centre_KP", torch.zeros(n_clusters, n_latent))
         self.register_buffer("share_K", torch.zeros(n_clusters))
+        self._seen: list[tuple[Tensor, Tensor]] = []  # latents and batches of this epoch
 
     @torch.no_grad()
     def offset(self, z_NP: Tensor, b_N: Tensor) -> Tensor:
@@ -76,6 +78,21 @@ class LatentEffects(nn.Module):
             target_NP = at_NP - self.offset(at_NP, b_N)
             moved_NP = (mean_NP - target_NP).square() / log_variance_NP.detach().exp()
         return 0.5 * moved_NP.sum(1).mean()
+
+    def remember(self, z_NP: Tensor, b_N: Tensor) -> None:
+        """Keep latents of a minibatch for :meth:`update_remembered`."""
+        self._seen.append((z_NP.detach(), b_N))
+
+    def update_remembered(self) -> None:
+        """Update from the latents of the epoch, or from a draw of them if they are many, and forget them."""
+        z_NP, b_N = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self.forget()
+        rows = subsample(torch.arange(len(z_NP), device=z_NP.device))
+        self.update(z_NP[rows], b_N[rows])
+
+    def forget(self) -> None:
+        """Forget the latents of an epoch that has not ended."""
+        self._seen = []
 
     @torch.no_grad()
     def update(self, z_NP: Tensor, b_N: Tensor) -> None:
@@ -211,6 +228,13 @@ class Correction(nn.Module):
         self.weight_FP.copy_(weight_FP)
         self.bias_P.copy_(offset_NP.mean(0) - mean_F @ weight_FP)
         effects.update(z_NP - self(features_NF), b_N)
+
+
+def subsample(rows: Tensor) -> Tensor:
+    """Return the rows, or a draw of 15,000 if there are more."""
+    if len(rows) <= MOST_CELLS:
+        return rows
+    return rows[torch.randperm(len(rows))[:MOST_CELLS].to(rows.device)]
 
 
 class Ridge:

@@ -37,7 +37,8 @@ class RunConfig:
     fixed
         obsm key of an embedding to use instead of the fixed-effects network (for example X_pca_harmony).
     genes
-        Number of highly variable genes to model.
+        Number of highly variable genes to model (default: 3,000; with --model deepbid --preset paper 1,000 of each
+        batch, of which the union is used).
     min_genes
         Remove cells in which fewer genes were detected.
     min_cells
@@ -73,7 +74,7 @@ class RunConfig:
     donor: str | None = None
     denoise: bool = True
     fixed: str | None = None
-    genes: int = 3000
+    genes: int | None = None
     min_genes: int = 10
     min_cells: int = 3
     values: ValueKind = "auto"

@@ -147,7 +147,8 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
     io.add_results(adata, this.folder / CELLS)
     if not only_fit:
         if isinstance(model, DeepBID) and this.config.denoise:
-            this.say("Denoising")
+            size = 4 * adata.n_obs * len(model.genes) / 1e9
+            this.say(f"Denoising ({size:.1f} GB before compression; --no-denoise leaves it out)")
             with this.stage("denoise"):
                 model.denoise(reading, out=this.folder / run_folder.DENOISED)
         _evaluate(this, adata, model, reading)
@@ -275,6 +276,7 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
         min_cells=config.min_cells,
         values=config.values,
         seed=config.seed,
+        method="deepbid" if (config.model, config.preset) == ("deepbid", "paper") else "log1p",
     )
     check_split(adata.obs)
     if held_out and "test" not in set(adata.obs[keys.SPLIT]):
