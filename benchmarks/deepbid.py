@@ -3,8 +3,8 @@
     python benchmarks/deepbid.py --file pbmc_8batches_14k.h5ad [--cells 1000 5000 20000] [--genes 2000] [--threads 2]
 
 Cells are drawn with replacement from the file, and each copy keeps a random 80 % of its molecules, so that no two
-copies are alike. Preparing, fitting with the clusters, embedding and denoising to disk are timed, each size in a process of
-its own; then the slope of log seconds on log cells.
+copies are alike. Preparing, fitting with the clusters, embedding and denoising to disk are timed, each size in a
+process of its own; then the slope of log seconds on log cells.
 """
 
 from __future__ import annotations
