@@ -142,6 +142,31 @@ def test_arrays_hold_all_of_it(found):
     assert Clusters.from_arrays(one_group.arrays()).evidence.equals(one_group.evidence)
 
 
+def test_names_of_batches_are_kept_as_they_are():
+    of_batches = find(blobs(), batch_N=["a\nb", ""] * (len(TRUTH) // 2))
+    assert Clusters.from_arrays(of_batches.arrays()).by_batch.equals(of_batches.by_batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("near_NS", None, "'near_NS' is missing"),
+        ("group_M", lambda a: a[:-1], r"'group_M' has shape \(459,\) instead of \(460,\)"),
+        ("cluster_C", lambda a: a - 1, "'cluster_C' has values outside 0"),
+        ("group_N", lambda a: a.astype(float), "'group_N' has type float64"),
+        ("edges_CC", lambda a: a * np.nan, "'edges_CC' has values that are not finite"),
+        ("tree first", lambda a: a * 0, "the merges of the tree do not fit"),
+        ("tree becomes", lambda a: a[::-1], "the merges of the tree do not fit"),
+        ("batches", lambda a: a[1:], "the names of the batches cannot be read"),
+    ],
+)
+def test_damaged_arrays_are_named(found, name, damage, words):
+    arrays = found.arrays()
+    arrays = {n: a for n, a in arrays.items() if n != name} | ({name: damage(arrays[name])} if damage else {})
+    with pytest.raises(sm.ScmedleyError, match=f"saved clusters are damaged: {words}"):
+        Clusters.from_arrays(arrays)
+
+
 def test_cells_beyond_the_sample_get_theirs_by_neighbours(monkeypatch):
     monkeypatch.setattr(clusters, "MOST_CELLS", 200)
     z = blobs()

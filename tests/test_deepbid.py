@@ -217,6 +217,12 @@ def test_log_normalised_values_alone_have_a_gaussian(tmp_path: Path) -> None:
         model.differential_expression(adata, "cell_type", "B")
 
 
+@pytest.mark.filterwarnings("error::scmedley.errors.ScmedleyWarning")  # that there are no counts is not true
+def test_cells_that_are_not_prepared_are_named_first() -> None:
+    with pytest.raises(ScmedleyError, match=r"not prepared .* Run sm\.pp\.prepare"):
+        unfitted().fit(nested_design(), **FIT)
+
+
 def test_a_batch_of_three_cells() -> None:
     adata = nested_design()
     small = adata.obs["donor"] == "d1"
@@ -242,6 +248,17 @@ def test_a_large_denoised_matrix_is_written_in_chunks(
     assert_array_equal(stored.obs_names, cells.obs_names)
     with pytest.raises(ScmedleyError, match=r"must end in \.zarr"):
         fitted.denoise(cells, out=tmp_path / "denoised.h5ad")
+    with pytest.warns(ScmedleyWarning, match="replaced: it held an earlier Zarr store"):
+        fitted.denoise(cells, out=path)  # type: ignore[arg-type]
+    (path / "notes.txt").write_text("mine")  # type: ignore[operator]
+    with pytest.raises(ScmedleyError, match=r"holds more than an AnnData \('notes.txt'\)"):
+        fitted.denoise(cells, out=path)  # type: ignore[arg-type]
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(ScmedleyError, match="is no Zarr store"):
+        fitted.denoise(cells, out=other)
+    assert [p.name for p in other.iterdir()] == ["notes.txt"]
 
 
 # --- the publication ---------------------------------------------------------------------------------

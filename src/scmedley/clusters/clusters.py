@@ -6,6 +6,7 @@ over-clustering), K clusters, S neighbours.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +18,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from scmedley.clusters import tree as trees
+from scmedley.clusters.arrays import CODES, read_arrays
 from scmedley.clusters.graph import N_NEIGHBORS, counts, edges, number_of_groups, over_clusters
 from scmedley.clusters.table import evidence_table
 from scmedley.data.neighbors import nearest
@@ -29,7 +31,6 @@ MOST_CELLS = 20_000  # from which clusters are found; more get theirs by their n
 BLOCK = 2**14  # cells at a time that get their clusters by neighbours
 SAME = 1e-4  # distance of two latents of one cell, relative to their spread: rounding differs with the chunks
 GROUPS_PER_CLUSTER = 3  # at least, with the number of clusters given
-CODES = ("group_N", "near_NS", "group_M", "cluster_C", "batch_N")  # attributes that hold codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,22 +192,19 @@ class Clusters:
         fixed = {name: getattr(self, name) for name in ("reference_MP", "edges_CC")}
         codes = {name: getattr(self, name).astype(np.int32) for name in CODES}
         columns = {f"tree {name}": self.tree[name].to_numpy() for name in self.tree}
-        names = np.frombuffer("\n".join(self.batches).encode(), dtype=np.uint8)
+        names = np.frombuffer(json.dumps(self.batches).encode(), dtype=np.uint8)
         return {**fixed, **codes, **columns, "seed": np.array([self.seed]), "batches": names}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Clusters:
-        """Return the clusters whose ``arrays`` these are."""
-        tree = pd.DataFrame({name: arrays[f"tree {name}"] for name in trees.COLUMNS})
-        names = bytes(arrays["batches"].tobytes()).decode()
-        return cls(
-            tree=tree,
-            seed=int(arrays["seed"][0]),
-            batches=tuple(names.split("\n")) if names else (),
-            reference_MP=arrays["reference_MP"],
-            edges_CC=arrays["edges_CC"],
-            **{name: arrays[name].astype(np.int64) for name in CODES},
-        )
+        """Return the clusters whose ``arrays`` these are.
+
+        Raises
+        ------
+        ScmedleyError
+            An array is missing, or its type, shape or values do not fit the others.
+        """
+        return cls(**read_arrays(arrays))
 
 
 def find(

@@ -8,11 +8,19 @@ import pandas as pd
 import zarr
 from anndata.io import write_elem
 
-from scmedley.errors import ScmedleyError, warn
+from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.io.storable import storable_obs
 from scmedley.io.writing import replacing
 
 CELLS = 512  # in a chunk
+ZARR = (".zgroup", "zarr.json")  # one of these makes a folder a Zarr group
+# All that the folder of an AnnData in Zarr may hold.
+PARTS = {
+    *ZARR,
+    ".zattrs",
+    ".zmetadata",
+    *("X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"),
+}
 
 
 def write_in_blocks(
@@ -42,9 +50,25 @@ def write_in_blocks(
     -------
     pathlib.Path
         The path.
+
+    Raises
+    ------
+    ScmedleyError
+        Another ending, or the path exists and is no Zarr store with cells: it may hold other files. An earlier
+        store is replaced, with a warning.
     """
     if path.suffix != ".zarr":
         raise ScmedleyError(f"out={str(path)!r} must end in .zarr. Choose such a path.")
+    if path.exists():
+        if not path.is_dir() or not any((path / name).is_file() for name in ZARR):
+            raise ScmedleyError(
+                f"{path} exists and is no Zarr store: writing there would delete it. Choose another path, or remove it."
+            )
+        if others := sorted(part.name for part in path.iterdir() if part.name not in PARTS):
+            raise ScmedleyError(
+                f"{path} holds more than an AnnData ({listed(others, 3)}), which would be deleted. Choose another path."
+            )
+        warn(f"{path} is replaced: it held an earlier Zarr store.")
     obs, messages = storable_obs(obs)
     for message in messages:
         warn(f"{path.name}: {message}")
