@@ -129,6 +129,7 @@ def test_the_number_of_clusters_can_be_chosen(shell, data, tmp_path):
         (["--use", "X_broken"], "not finite in 1 of 300 cells; the first is cell"),
         (["--use", "X_mine", "--k", 301], "k=301"),
         (["--use", "X_mine", "--k", 0], "k=0"),
+        (["--use", "X_mine", "--k", 1.5], "1.5 is not a whole number"),
         (["--use", "X_mine", "--k", 3, "--level", 1], "--k (a number of clusters) and --level"),
         (["--use", "X_mine", "--batch", "plate"], "batch key 'plate' is not a column of obs"),
         (

@@ -1,5 +1,6 @@
 """Clusters by evidence: what must be found, what must not, and what must not matter."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -189,6 +190,17 @@ def test_k_given():
             find(z, k)
     with pytest.raises(sm.ScmedleyError, match="cannot be cut from this tree, which has 1 to"):
         find(z).cut(len(z))
+    for wrong in (1.5, True, "1", math.nan):
+        with pytest.raises(sm.ScmedleyError, match=r"k=.* must be a whole number"):
+            find(z[:50], wrong)
+        for name in ("k", "level"):
+            with pytest.raises(sm.ScmedleyError, match=rf"{name}=.* must be a whole number"):
+                find(z[:50]).cut(**{name: wrong})
+    with pytest.raises(sm.ScmedleyError, match=r"level=100 of 1 clusters .* 1 to \d+: .* between these\.$"):
+        find(z[:50]).cut(level=100)
+    with pytest.raises(sm.ScmedleyError, match=r"k=-1 clusters .* between these\.$"):
+        find(z[:50]).cut(-1)
+    assert find(z[:50], np.int32(2)).cut(level=np.int64(-1)).k == 1
     for wrong in ({}, {"k": 2, "level": 1}):
         with pytest.raises(sm.ScmedleyError, match="one of k"):
             find(z[:50]).cut(**wrong)
@@ -213,8 +225,15 @@ def test_bad_input_is_named():
     for shape in ((0, 3), (5, 0), (5,)):
         with pytest.raises(sm.ScmedleyError, match="Pass a table of cells x dimensions"):
             find(np.ones(shape))
-    with pytest.raises(sm.ScmedleyError, match="seed"):
-        find(blobs(), seed=-1)
+    for seed in (-1, 1.5, "a", None, True):
+        with pytest.raises(sm.ScmedleyError, match=r"seed .* must be between 0 and .*, a whole number"):
+            find(blobs(), seed=seed)
+    with pytest.raises(sm.ScmedleyError, match="no table of numbers"):
+        find([["a", "b"], ["c", "d"]])
+    with pytest.raises(sm.ScmedleyError, match="too large for distances"):
+        find(blobs() * 1e307)
+    with pytest.raises(sm.ScmedleyError, match="batch_N has 2 dimensions"):
+        find(blobs(), batch_N=np.ones((len(TRUTH), 1)))
     with pytest.raises(sm.ScmedleyError, match="batch_N has 2 cells, the latent has 460"):
         find(blobs(), batch_N=["a", "b"])
 

@@ -19,6 +19,7 @@ from scmedley.cli.options import (
     Unknown,
     UnknownOrAdapt,
     Values,
+    Whole,
     with_new_names,
 )
 from scmedley.cli.printing import must_be_new, print_findings, sayer, warn, warnings_as_lines
@@ -334,8 +335,8 @@ def cluster(
     batch: str | None = None,
     label: str | None = None,
     donor: str | None = None,
-    k: int | None = None,
-    level: int | None = None,
+    k: Whole | None = None,
+    level: Whole | None = None,
     values: Values = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,

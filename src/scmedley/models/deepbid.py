@@ -199,7 +199,7 @@ class DeepBID(VAE):
         self.check_fitted()
         z_NP = self.get_latent_representation(adata, unknown=unknown)
         if self.clusters is None:
-            if level or k not in (None, self.settings.n_clusters):
+            if level is not None or k not in (None, self.settings.n_clusters):
                 raise ScmedleyError(
                     f"The published DeepBID has the {self.settings.n_clusters} clusters of its fit and no tree of "
                     "merges. Fit it with another n_clusters, or use preset='default'."
