@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ def write_in_blocks(
     shape: tuple[int, int],
     obs: pd.DataFrame,
     var: pd.DataFrame,
+    uns: dict[str, Any] | None = None,
 ) -> Path:
     """Write blocks of cells as they are computed; on an error nothing is written.
 
@@ -45,6 +47,8 @@ def write_in_blocks(
         Cells x genes.
     obs, var
         Tables of the cells and of the genes.
+    uns
+        What else to say about the values; numbers and text.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def write_in_blocks(
         # write_zarr would need the whole arrays in memory; here they are filled in chunks.
         store = zarr.open_group(temporary, mode="w", zarr_format=2)
         store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name, value in (("obs", obs), ("var", var), ("layers", {})):
+        for name, value in (("obs", obs), ("var", var), ("layers", {}), ("uns", uns or {})):
             write_elem(store, name, value)
         arrays = {}
         for name in layers:
