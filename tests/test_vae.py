@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -485,6 +486,14 @@ def test_the_report_s_setup_collapses_and_is_detected(real: AnnData) -> None:
         kept.loc["reconstruction", "value"] + kept.loc["latent kl", "value"] / 10,
         rtol=1e-4,
     )
+
+
+def test_few_validation_cells_do_not_tell_a_collapse(cells: AnnData) -> None:
+    few = cells.copy()
+    part = np.full(few.n_obs, "train", dtype=object)
+    part[0], part[1:20] = "validation", "test"
+    few.obs[keys.SPLIT] = pd.Categorical(part)
+    unfitted(max_epochs=1).fit(few, **FIT)  # a warning would be an error
 
 
 def test_the_default_does_not_collapse(real: AnnData) -> None:

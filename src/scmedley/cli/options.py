@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter, Token, validators
 
 from scmedley.cli.printing import warn
 from scmedley.keys import ValueKind
@@ -46,6 +46,7 @@ def _whole(kind: type, tokens: Sequence[Token]) -> int:
         raise ValueError(f"{tokens[0].value} is not a whole number.") from None
 
 
+Threads = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 Whole = Annotated[int, Parameter(converter=_whole)]
 Settings = Annotated[RunConfig, Parameter(name="*")]
 NO_SETTINGS = RunConfig()
