@@ -9,6 +9,7 @@ import pytest
 import torch
 from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix
 
 from scmedley import keys
@@ -120,6 +121,18 @@ def test_clear_types_are_found_and_kept_for_other_files(
     assert_array_equal(new.obs[keys.CLUSTER], again.obs[keys.CLUSTER])
     pure = new.obs.groupby("cell_type", observed=True)[keys.CLUSTER].nunique()
     assert (pure == 1).all()
+
+
+def test_damaged_clusters_do_not_load(of_types: DeepBID, tmp_path: Path) -> None:
+    of_types.save(tmp_path / "model")
+    path = tmp_path / "model" / "weights.safetensors"
+    tensors = load_file(path)
+    tensors["clusters/cluster_C"] += 1
+    save_file(tensors, path)
+    with pytest.raises(
+        ScmedleyError, match=r"cannot be read \(The saved clusters are damaged: .*Fit and save it again"
+    ):
+        load(tmp_path / "model")
 
 
 def test_coarser_and_finer_clusters(of_types: DeepBID, types: AnnData) -> None:
