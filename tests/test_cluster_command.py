@@ -129,6 +129,8 @@ def test_the_number_of_clusters_can_be_chosen(shell, data, tmp_path):
         (["--use", "X_broken"], "not finite in 1 of 300 cells; the first is cell"),
         (["--use", "X_mine", "--k", 301], "k=301"),
         (["--use", "X_mine", "--k", 0], "k=0"),
+        (["--use", "X_mine", "--threads", 0], "Must be >= 1"),
+        (["--use", "X_mine", "--k", 1.5], "1.5 is not a whole number"),
         (["--use", "X_mine", "--k", 3, "--level", 1], "--k (a number of clusters) and --level"),
         (["--use", "X_mine", "--batch", "plate"], "batch key 'plate' is not a column of obs"),
         (
@@ -171,3 +173,21 @@ def test_values_that_cannot_be_used_cost_only_the_markers(shell, data, tmp_path)
     assert said.code == 0
     assert "warning: No marker genes: Markers need counts" in said.err
     assert not (out / "markers.csv").exists()
+
+
+def test_a_stopped_command_says_what_it_left_and_that_it_starts_again(shell, data, tmp_path, monkeypatch):
+    (tmp_path / ".out.0123abcd").mkdir()
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scmedley.pipeline.clusters.find", stop)
+    said = shell("cluster", data, "--use", "X_pca_harmony", "--out", tmp_path / "out")
+    assert ".out.0123abcd was left by a command that was killed" in said.err
+    assert said.err.endswith("interrupted. The same command starts from the beginning.\n")
+
+
+def test_an_option_given_twice_is_named(shell, data, tmp_path):
+    twice = ("cluster", data, "--use", "X_pca_harmony", "--out", tmp_path / "out", "--seed", 1, "--seed", 2)
+    assert shell(*twice).error.endswith("Give it once.")
+    assert "Join several columns of obs" in shell(*twice[:-2], "--batch", "a", "--batch", "b").error

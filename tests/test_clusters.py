@@ -1,5 +1,6 @@
 """Clusters by evidence: what must be found, what must not, and what must not matter."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -142,6 +143,31 @@ def test_arrays_hold_all_of_it(found):
     assert Clusters.from_arrays(one_group.arrays()).evidence.equals(one_group.evidence)
 
 
+def test_names_of_batches_are_kept_as_they_are():
+    of_batches = find(blobs(), batch_N=["a\nb", ""] * (len(TRUTH) // 2))
+    assert Clusters.from_arrays(of_batches.arrays()).by_batch.equals(of_batches.by_batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("near_NS", None, "'near_NS' is missing"),
+        ("group_M", lambda a: a[:-1], r"'group_M' has shape \(459,\) instead of \(460,\)"),
+        ("cluster_C", lambda a: a - 1, "'cluster_C' has values outside 0"),
+        ("group_N", lambda a: a.astype(float), "'group_N' has type float64"),
+        ("edges_CC", lambda a: a * np.nan, "'edges_CC' has values that are not finite"),
+        ("tree first", lambda a: a * 0, "the merges of the tree do not fit"),
+        ("tree becomes", lambda a: a[::-1], "the merges of the tree do not fit"),
+        ("batches", lambda a: a[1:], "the names of the batches cannot be read"),
+    ],
+)
+def test_damaged_arrays_are_named(found, name, damage, words):
+    arrays = found.arrays()
+    arrays = {n: a for n, a in arrays.items() if n != name} | ({name: damage(arrays[name])} if damage else {})
+    with pytest.raises(sm.ScmedleyError, match=f"saved clusters are damaged: {words}"):
+        Clusters.from_arrays(arrays)
+
+
 def test_cells_beyond_the_sample_get_theirs_by_neighbours(monkeypatch):
     monkeypatch.setattr(clusters, "MOST_CELLS", 200)
     z = blobs()
@@ -164,6 +190,17 @@ def test_k_given():
             find(z, k)
     with pytest.raises(sm.ScmedleyError, match="cannot be cut from this tree, which has 1 to"):
         find(z).cut(len(z))
+    for wrong in (1.5, True, "1", math.nan):
+        with pytest.raises(sm.ScmedleyError, match=r"k=.* must be a whole number"):
+            find(z[:50], wrong)
+        for name in ("k", "level"):
+            with pytest.raises(sm.ScmedleyError, match=rf"{name}=.* must be a whole number"):
+                find(z[:50]).cut(**{name: wrong})
+    with pytest.raises(sm.ScmedleyError, match=r"level=100 of 1 clusters .* 1 to \d+: .* between these\.$"):
+        find(z[:50]).cut(level=100)
+    with pytest.raises(sm.ScmedleyError, match=r"k=-1 clusters .* between these\.$"):
+        find(z[:50]).cut(-1)
+    assert find(z[:50], np.int32(2)).cut(level=np.int64(-1)).k == 1
     for wrong in ({}, {"k": 2, "level": 1}):
         with pytest.raises(sm.ScmedleyError, match="one of k"):
             find(z[:50]).cut(**wrong)
@@ -188,8 +225,15 @@ def test_bad_input_is_named():
     for shape in ((0, 3), (5, 0), (5,)):
         with pytest.raises(sm.ScmedleyError, match="Pass a table of cells x dimensions"):
             find(np.ones(shape))
-    with pytest.raises(sm.ScmedleyError, match="seed"):
-        find(blobs(), seed=-1)
+    for seed in (-1, 1.5, "a", None, True):
+        with pytest.raises(sm.ScmedleyError, match=r"seed .* must be between 0 and .*, a whole number"):
+            find(blobs(), seed=seed)
+    with pytest.raises(sm.ScmedleyError, match="no table of numbers"):
+        find([["a", "b"], ["c", "d"]])
+    with pytest.raises(sm.ScmedleyError, match="too large for distances"):
+        find(blobs() * 1e307)
+    with pytest.raises(sm.ScmedleyError, match="batch_N has 2 dimensions"):
+        find(blobs(), batch_N=np.ones((len(TRUTH), 1)))
     with pytest.raises(sm.ScmedleyError, match="batch_N has 2 cells, the latent has 460"):
         find(blobs(), batch_N=["a", "b"])
 

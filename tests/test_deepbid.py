@@ -9,6 +9,7 @@ import pytest
 import torch
 from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.torch import load_file, save_file
 from scipy.sparse import csr_matrix
 
 from scmedley import keys
@@ -122,6 +123,18 @@ def test_clear_types_are_found_and_kept_for_other_files(
     assert (pure == 1).all()
 
 
+def test_damaged_clusters_do_not_load(of_types: DeepBID, tmp_path: Path) -> None:
+    of_types.save(tmp_path / "model")
+    path = tmp_path / "model" / "weights.safetensors"
+    tensors = load_file(path)
+    tensors["clusters/cluster_C"] += 1
+    save_file(tensors, path)
+    with pytest.raises(
+        ScmedleyError, match=r"cannot be read \(The saved clusters are damaged: .*Fit and save it again"
+    ):
+        load(tmp_path / "model")
+
+
 def test_coarser_and_finer_clusters(of_types: DeepBID, types: AnnData) -> None:
     adata = types.copy()
     for how, expected in (({"k": 2}, 2), ({"level": -2}, 1), ({"level": 1}, 4)):
@@ -217,6 +230,12 @@ def test_log_normalised_values_alone_have_a_gaussian(tmp_path: Path) -> None:
         model.differential_expression(adata, "cell_type", "B")
 
 
+@pytest.mark.filterwarnings("error::scmedley.errors.ScmedleyWarning")  # that there are no counts is not true
+def test_cells_that_are_not_prepared_are_named_first() -> None:
+    with pytest.raises(ScmedleyError, match=r"not prepared .* Run sm\.pp\.prepare"):
+        unfitted().fit(nested_design(), **FIT)
+
+
 def test_a_batch_of_three_cells() -> None:
     adata = nested_design()
     small = adata.obs["donor"] == "d1"
@@ -242,6 +261,17 @@ def test_a_large_denoised_matrix_is_written_in_chunks(
     assert_array_equal(stored.obs_names, cells.obs_names)
     with pytest.raises(ScmedleyError, match=r"must end in \.zarr"):
         fitted.denoise(cells, out=tmp_path / "denoised.h5ad")
+    with pytest.warns(ScmedleyWarning, match="replaced: it held an earlier Zarr store"):
+        fitted.denoise(cells, out=path)  # type: ignore[arg-type]
+    (path / "notes.txt").write_text("mine")  # type: ignore[operator]
+    with pytest.raises(ScmedleyError, match=r"holds more than an AnnData \('notes.txt'\)"):
+        fitted.denoise(cells, out=path)  # type: ignore[arg-type]
+    other = tmp_path / "other.zarr"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(ScmedleyError, match="is no Zarr store"):
+        fitted.denoise(cells, out=other)
+    assert [p.name for p in other.iterdir()] == ["notes.txt"]
 
 
 # --- the publication ---------------------------------------------------------------------------------

@@ -449,3 +449,34 @@ def test_pearson_residuals_are_those_of_scanpy():
     row = found.table.set_index("normalisation").loc["pearson"]
     assert row["max"] == pytest.approx(np.sqrt(adata.n_obs), rel=1e-6)
     assert 0.8 < row["same_label"] <= 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_cells_that_are_all_alike_have_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(explore_figures, "picture", drawn_once)
+    alike = AnnData(np.tile(np.random.default_rng(0).poisson(2.0, (1, 60)), (60, 1)).astype(np.float32))
+    alike.obs["batch"] = ["a", "b"] * 30
+    found = explore(alike, batch="batch", compare=True)
+    assert "all alike" in found.missing["normalisations"]
+    assert found.report(tmp_path / "page.html").exists()
+
+
+def test_parts_of_the_dispersion_are_said_to_multiply_and_identifiers_are_named():
+    found = explore(real())
+    fit = found.dispersion
+    assert f"1 + {fit.value:.3g} is the product of 1 + {fit.depth:.3g} and" in " ".join(found.findings())
+    assert_allclose(1 + fit.value, (1 + fit.depth) * (1 + fit.beyond_depth))
+    adata = cells()
+    adata.obs["cell_id"] = [f"id{i}" for i in range(adata.n_obs)]
+    with pytest.raises(ScmedleyError, match="one for nearly every cell: these are identifiers, not a batch"):
+        explore(adata, batch="cell_id")
+
+
+def test_a_logarithmic_axis_has_few_labels():
+    for end in (30, 1e5):
+        ax = NotebookFigure(figsize=(4, 3)).add_subplot()
+        ax.set_xscale("log")
+        ax.set_xlim(2, end)
+        explore_figures._plain(ax)
+        assert 2 <= sum(2 <= tick <= end for tick in ax.xaxis.get_majorticklocs()) <= 6
+        assert not any(label.get_text() for label in ax.xaxis.get_minorticklabels())

@@ -1,5 +1,6 @@
 """Marker genes and names of clusters."""
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -126,6 +127,13 @@ def test_counts_are_used_where_there_are_any_and_the_data_stay_as_they_are(adata
     pd.testing.assert_frame_equal(
         markers(dense, donor_key="donor", n_genes=None), found, rtol=1e-4, atol=1e-7
     )
+
+
+def test_backed_cells_are_read(adata, found, tmp_path):
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    pd.testing.assert_frame_equal(markers(backed, donor_key="donor", n_genes=None), found)
+    backed.file.close()
 
 
 def test_log_normalised_values_work_and_what_is_lost_is_said(adata, found):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anndata import AnnData
@@ -15,12 +16,12 @@ from scipy.sparse import csr_matrix
 from scmedley import datasets, io, keys
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError, ScmedleyWarning
-from scmedley.interpret import collapse
+from scmedley.interpret import collapse, markers
 from scmedley.models import VAE, FixedEffects, VAESettings, load, posterior
 from scmedley.models.vae_network import VAENetwork, expected_log1p
 from scmedley.nn.bayesian import tables
 from scmedley.nn.layers import Decoder
-from scmedley.pp import prepare
+from scmedley.pp import explore, prepare
 from scmedley.train import loop
 from scmedley.train.loop import Progress
 from test_models import dense, norm, numbers, selu
@@ -262,7 +263,10 @@ def test_cells_of_unknown_batches_have_the_population_mean(fitted: VAE, cells: A
     new.obs["donor"] = "elsewhere"
     assert_array_equal(fitted.get_latent_representation(new), fitted.get_latent_representation(cells))
     mean = fitted.denoise(cells, to="mean", use_counts=False)
-    assert_array_equal(fitted.denoise(new, use_counts=False).X, mean.X)
+    with pytest.warns(ScmedleyWarning, match=r"\('elsewhere'\): they are denoised in the average batch"):
+        assert_array_equal(fitted.denoise(new, use_counts=False).X, mean.X)
+    with pytest.warns(ScmedleyWarning, match=r"\('elsewhere'\): their noise is that of the average batch"):
+        fitted.denoise(new, to="mean")
     assert np.abs(mean.X - fitted.denoise(cells, use_counts=False).X).max() > 1e-3
     assert fitted.adapt(new, steps=3).design.batches == ("d1", "d2", "d3", "elsewhere")
 
@@ -346,6 +350,25 @@ def test_denoised_expression_scales_with_the_size(
         mean = model.denoise(cells, use_counts=False).X
         total = model.read(cells).counts_NG.sum(axis=1)
         assert_allclose(mean.sum(1), np.asarray(total).ravel(), rtol=1e-4)
+
+
+def test_denoised_cells_are_marked_and_never_taken_for_counts(
+    fitted: VAE, cells: AnnData, tmp_path: Path
+) -> None:
+    denoised, stored = fitted.denoise(cells), fitted.denoise(cells, out=tmp_path / "denoised.zarr")
+    assert denoised.uns[keys.UNS]["denoised"]["unit"] == "counts, at the cell's own total over all genes"
+    assert (
+        fitted.denoise(cells, size=1e4).uns[keys.UNS]["denoised"]["unit"]
+        == "counts per 10,000, over all genes"
+    )
+    for use in (
+        lambda: prepare(denoised, "donor"),
+        lambda: markers(denoised, "cell_type"),
+        lambda: explore(denoised),
+        lambda: explore(stored),
+    ):
+        with pytest.raises(ScmedleyError, match="X holds denoised values"):
+            use()
 
 
 def dispersions(model: VAE, cells: AnnData) -> np.ndarray:
@@ -463,6 +486,17 @@ def test_the_report_s_setup_collapses_and_is_detected(real: AnnData) -> None:
         kept.loc["reconstruction", "value"] + kept.loc["latent kl", "value"] / 10,
         rtol=1e-4,
     )
+
+
+def test_few_validation_cells_do_not_tell_a_collapse(cells: AnnData) -> None:
+    few = cells.copy()
+    part = np.full(few.n_obs, "train", dtype=object)
+    part[0], part[1] = "validation", "test"
+    few.obs[keys.SPLIT] = pd.Categorical(part)
+    model = unfitted(max_epochs=1).fit(few, **FIT)  # a warning would be an error
+    found, of_all = collapse.diagnose(model, few), few.copy()
+    del of_all.obs[keys.SPLIT]
+    pd.testing.assert_frame_equal(found.units, collapse.diagnose(model, of_all).units)
 
 
 def test_the_default_does_not_collapse(real: AnnData) -> None:

@@ -26,6 +26,9 @@ REFUSED = (
     errno.EPERM,
 )
 
+RESUMED = ("run", "fit", "demo", "experiment", "tune")  # commands that go on where they were interrupted
+COLUMNS = ("--batch", "--label", "--donor", "--site")  # options that name a column of obs
+
 # OpenMP threads that wait then leave their core free. Without this, a fit on a shared machine took 3 to 20
 # times as long. PyTorch reads the variable when it is imported, which is later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -55,7 +58,7 @@ def entry() -> None:
 def _terminated(*_: object) -> None:
     """Exit as after an error, so that no half-written file stays: schedulers send SIGTERM to stop a job."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _fail("stopped (SIGTERM). The same command resumes an unfinished run.", 143, debug=False)
+    _fail(f"stopped (SIGTERM). {_next(sys.argv[1:])}", 143, debug=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,10 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(with_new_names(tokens), exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
-        _fail("interrupted. The same command resumes an unfinished run.", 130, debug)
+        _fail(f"interrupted. {_next(tokens)}", 130, debug)
     except RepeatArgumentError as error:
-        joined = " + '_' + ".join(f"adata.obs[{name!r}].astype(str)" for name in ("donor", "protocol"))
-        _fail(f"{error} Join several columns of obs in Python: adata.obs['joined'] = {joined}.", 2, debug)
+        _fail(f"{error} {_of_repeated(error)}", 2, debug)
     except MissingArgumentError as error:
         command = " ".join(("scmedley", *(error.command_chain or ())))
         what = error.argument.name if error.argument else "an argument"
@@ -89,6 +91,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{where}{error.strerror or error}. Add --debug for the full traceback.", 1, debug)
     except Exception as error:
         _unexpected(error, debug)
+
+
+def _next(tokens: Sequence[str]) -> str:
+    """Return what to do after an interruption."""
+    if tokens and tokens[0] in RESUMED:
+        return "The same command resumes an unfinished run."
+    return "The same command starts from the beginning."
+
+
+def _of_repeated(error: RepeatArgumentError) -> str:
+    """Return what to do about an option that was given twice."""
+    if error.token is None or error.token.keyword not in COLUMNS:
+        return "Give it once."
+    joined = " + '_' + ".join(f"adata.obs[{name!r}].astype(str)" for name in ("donor", "protocol"))
+    return f"Join several columns of obs in Python: adata.obs['joined'] = {joined}."
 
 
 def _unexpected(error: Exception, debug: bool) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 
 class ScmedleyError(ValueError):
@@ -56,7 +57,12 @@ def one_line(error: BaseException) -> str:
     return " ".join(" ".join(words).split())[:400] or type(error).__name__
 
 
+def is_whole(value: object) -> bool:
+    """Return whether a value is a whole number of Python or NumPy; a truth value is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_seed(seed: int) -> None:
-    """Raise if the random seed is out of range."""
-    if not 0 <= seed < 2**32:
-        raise ScmedleyError(f"seed {seed} must be between 0 and {2**32 - 1}.")
+    """Raise if the random seed is no whole number, or out of range."""
+    if not (is_whole(seed) and 0 <= seed < 2**32):
+        raise ScmedleyError(f"seed {seed!r} must be between 0 and {2**32 - 1}, a whole number.")

@@ -16,12 +16,21 @@ from scmedley.cli.options import (
     Results,
     RunFolder,
     Settings,
+    Threads,
     Unknown,
     UnknownOrAdapt,
     Values,
+    Whole,
     with_new_names,
 )
-from scmedley.cli.printing import must_be_new, print_findings, sayer, warn, warnings_as_lines
+from scmedley.cli.printing import (
+    must_be_new,
+    print_findings,
+    sayer,
+    warn,
+    warn_of_leftovers,
+    warnings_as_lines,
+)
 from scmedley.pipeline.config import RunConfig
 
 __all__ = ["app", "with_new_names"]
@@ -227,7 +236,7 @@ def tune(
     epochs: int | None = None,
     values: Values = "auto",
     seed: int = 0,
-    threads: int | None = None,
+    threads: Threads | None = None,
 ) -> None:
     """Search settings of the fixed-effects network for high label accuracy and low batch leakage.
 
@@ -288,7 +297,7 @@ def explore(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     seed: int = 0,
-    threads: int | None = None,
+    threads: Threads | None = None,
 ) -> None:
     """Show what is in the files before any model: obs, batches, labels, counts per cell, their distribution.
 
@@ -297,8 +306,14 @@ def explore(
 
     Parameters
     ----------
-    batch, donor, site, label
-        obs columns (default: chosen by their names, as the output says).
+    batch
+        obs column of the batches (default: chosen by its name, as the output says).
+    donor
+        obs column of the donors (default: chosen by its name).
+    site
+        obs column of the sites or studies (default: chosen by its name).
+    label
+        obs column of the labels, such as cell types (default: chosen by its name).
     compare
         Compare two normalisations, log1p of counts per 10,000 and analytic Pearson residuals, on 5,000 cells.
     seed
@@ -308,6 +323,7 @@ def explore(
     """
     from scmedley.pipeline import explore as work
 
+    warn_of_leftovers(out)
     roles: Any = {"batch": batch, "donor": donor, "site": site, "label": label}
     how: Any = {"values": values, "compare": compare, "seed": seed, "progress": not quiet}
     found = work.write(inputs, out, overwrite=overwrite, threads=threads, **roles, **how)
@@ -334,13 +350,13 @@ def cluster(
     batch: str | None = None,
     label: str | None = None,
     donor: str | None = None,
-    k: int | None = None,
-    level: int | None = None,
+    k: Whole | None = None,
+    level: Whole | None = None,
     values: Values = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     seed: int = 0,
-    threads: int | None = None,
+    threads: Threads | None = None,
 ) -> None:
     """Find clusters in an embedding of a file, each with the evidence that it stands, and their marker genes.
 
@@ -353,9 +369,14 @@ def cluster(
     input
         File of cells with an embedding: h5ad or Zarr.
     use
-        obsm key of the embedding, such as X_pca_harmony.
-    batch, label, donor
-        obs columns for the tables, the names of clusters and the markers by donor. Clusters are found without them.
+        obsm key of the embedding, such as X_pca_harmony. If the file has none: scanpy.pp.pca writes X_pca, and
+        scmedley run the latents of its models.
+    batch
+        obs column of the batches, for cluster_by_batch.csv. Clusters are found without it.
+    label
+        obs column of the labels, for cluster_by_label.csv and the names of clusters. Clusters are found without it.
+    donor
+        obs column of the donors, for the markers by donor. Clusters are found without it.
     k
         Number of clusters (default: as many as the evidence supports).
     level
@@ -367,6 +388,7 @@ def cluster(
     """
     from scmedley.pipeline import clusters as work
 
+    warn_of_leftovers(out)
     asked: Any = {"use": use, "batch": batch, "label": label, "donor": donor, "k": k, "level": level}
     how: Any = {"values": values, "seed": seed, "threads": threads, "overwrite": overwrite}
     say = sayer(quiet)

@@ -1,10 +1,11 @@
 """Options that several commands share, and the old names of options."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token, validators
 
 from scmedley.cli.printing import warn
 from scmedley.keys import ValueKind
@@ -35,6 +36,18 @@ UnknownOrAdapt = Annotated[
         'or first learn the effects of these batches ("adapt").'
     ),
 ]
+
+
+def _whole(kind: type, tokens: Sequence[Token]) -> int:
+    """Return a whole number; by default 1.5 would be rounded."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value} is not a whole number.") from None
+
+
+Threads = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+Whole = Annotated[int, Parameter(converter=_whole)]
 Settings = Annotated[RunConfig, Parameter(name="*")]
 NO_SETTINGS = RunConfig()
 

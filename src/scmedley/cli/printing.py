@@ -1,5 +1,6 @@
 """What the commands print, and their check of files to write."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,5 +49,12 @@ def must_be_new(path: Path | None, *suffixes: str, option: str = "--out") -> Non
         raise ScmedleyError(f"{option} {path} must end in {' or '.join(suffixes)}. Choose another name.")
     if path.exists():
         raise ScmedleyError(f"{path} exists already. Choose another {option}.")
-    for left in sorted(path.parent.glob(f".{escape(path.name)}.*{path.suffix}")):
-        warn(f"{left} was left by a command that was killed. Remove it, if no other command is running.")
+    warn_of_leftovers(path)
+
+
+def warn_of_leftovers(path: Path) -> None:
+    """Warn of temporary files or folders of ``path``, which only a command that was killed can leave."""
+    mark = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}" + re.escape(path.suffix))
+    for left in sorted(path.parent.glob(f".{escape(path.name)}.*")):
+        if mark.fullmatch(left.name):
+            warn(f"{left} was left by a command that was killed. Remove it, if no other command is running.")

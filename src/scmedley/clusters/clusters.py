@@ -6,6 +6,7 @@ over-clustering), K clusters, S neighbours.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,10 +18,11 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from scmedley.clusters import tree as trees
+from scmedley.clusters.arrays import CODES, read_arrays
 from scmedley.clusters.graph import N_NEIGHBORS, counts, edges, number_of_groups, over_clusters
 from scmedley.clusters.table import evidence_table
 from scmedley.data.neighbors import nearest
-from scmedley.errors import ScmedleyError, check_seed
+from scmedley.errors import ScmedleyError, check_seed, is_whole
 
 Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.int64]
@@ -28,8 +30,8 @@ Codes = npt.NDArray[np.int64]
 MOST_CELLS = 20_000  # from which clusters are found; more get theirs by their neighbours among these
 BLOCK = 2**14  # cells at a time that get their clusters by neighbours
 SAME = 1e-4  # distance of two latents of one cell, relative to their spread: rounding differs with the chunks
+LARGEST = 1e15  # value of a latent: the square of a larger one may be too large for single precision
 GROUPS_PER_CLUSTER = 3  # at least, with the number of clusters given
-CODES = ("group_N", "near_NS", "group_M", "cluster_C", "batch_N")  # attributes that hold codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,13 +137,17 @@ class Clusters:
         """
         if (k is None) == (level is None):
             raise ScmedleyError("cut needs one of k (number of clusters) and level (clusters more or fewer).")
+        _check_whole("k", k)
+        _check_whole("level", level)
+        asked = f"k={k}" if level is None else f"level={level} of {self.k}"
         if k is None:
             k = max(1, self.k + int(level or 0))
         n_groups = len(self.cluster_C)
         if not 1 <= k <= n_groups:
+            more = f" For a tree with more, find the clusters again with k={k}." if k > n_groups else ""
             raise ScmedleyError(
-                f"k={k} clusters cannot be cut from this tree, which has 1 to {n_groups}. Cluster again with k={k} for "
-                "a tree with more."
+                f"{asked} clusters cannot be cut from this tree, which has 1 to {n_groups}: choose a number between "
+                f"these.{more if level is None else ''}"
             )
         cluster_C = trees.cluster_of_groups(self.tree, k)
         size_K = np.bincount(cluster_C[self.group_N], minlength=k)
@@ -191,22 +197,19 @@ class Clusters:
         fixed = {name: getattr(self, name) for name in ("reference_MP", "edges_CC")}
         codes = {name: getattr(self, name).astype(np.int32) for name in CODES}
         columns = {f"tree {name}": self.tree[name].to_numpy() for name in self.tree}
-        names = np.frombuffer("\n".join(self.batches).encode(), dtype=np.uint8)
+        names = np.frombuffer(json.dumps(self.batches).encode(), dtype=np.uint8)
         return {**fixed, **codes, **columns, "seed": np.array([self.seed]), "batches": names}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Clusters:
-        """Return the clusters whose ``arrays`` these are."""
-        tree = pd.DataFrame({name: arrays[f"tree {name}"] for name in trees.COLUMNS})
-        names = bytes(arrays["batches"].tobytes()).decode()
-        return cls(
-            tree=tree,
-            seed=int(arrays["seed"][0]),
-            batches=tuple(names.split("\n")) if names else (),
-            reference_MP=arrays["reference_MP"],
-            edges_CC=arrays["edges_CC"],
-            **{name: arrays[name].astype(np.int64) for name in CODES},
-        )
+        """Return the clusters whose ``arrays`` these are.
+
+        Raises
+        ------
+        ScmedleyError
+            An array is missing, or its type, shape or values do not fit the others.
+        """
+        return cls(**read_arrays(arrays))
 
 
 def find(
@@ -241,6 +244,7 @@ def find(
         or of groups that distinct cells form, or a seed that is no whole number from 0 on.
     """
     check_seed(seed)
+    _check_whole("k", k)
     z_NP = _checked(z_NP)
     n_cells = len(z_NP)
     if k is not None and not 1 <= k <= n_cells:
@@ -323,17 +327,32 @@ def _memberships(cluster_NS: Codes, k: int) -> npt.NDArray[np.float64]:
     return np.asarray(counts(cluster_NS, k) / cluster_NS.shape[1])
 
 
+def _check_whole(name: str, value: object) -> None:
+    if not (value is None or is_whole(value)):
+        raise ScmedleyError(f"{name}={value!r} must be a whole number.")
+
+
 def _checked(z_NP: npt.ArrayLike) -> Floats:
     """Return the latent as a table of floats, or raise."""
-    table = np.asarray(z_NP)
+    try:
+        table = np.asarray(z_NP)
+        table = table if table.dtype in (np.float32, np.float64) else table.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScmedleyError(
+            f"The latent is no table of numbers ({error}). Pass cells x dimensions."
+        ) from error
     if table.ndim != 2 or 0 in table.shape:
         raise ScmedleyError(f"The latent has shape {table.shape}. Pass a table of cells x dimensions.")
-    table = table if table.dtype in (np.float32, np.float64) else table.astype(np.float64)
     wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if len(wrong):
         raise ScmedleyError(
             f"The latent has values that are not finite in {len(wrong)} cell(s), the first in row {wrong[0]}. Remove "
             "these cells, or fit the model again."
+        )
+    if np.abs(table).max() > LARGEST:
+        raise ScmedleyError(
+            f"The latent has values up to {np.abs(table).max():.3g}, too large for distances. Divide it by its "
+            "standard deviation."
         )
     return table
 
@@ -342,6 +361,8 @@ def _batches(batch_N: npt.ArrayLike | None, n_cells: int) -> tuple[Codes, tuple[
     """Return codes (-1: missing) and names of batches."""
     if batch_N is None:
         return np.empty(0, dtype=np.int64), ()
+    if np.ndim(cast(Any, batch_N)) != 1:
+        raise ScmedleyError(f"batch_N has {np.ndim(cast(Any, batch_N))} dimensions. Pass one batch a cell.")
     batches = pd.Categorical(cast(Any, batch_N))
     if len(batches) != n_cells:
         raise ScmedleyError(

@@ -1,6 +1,6 @@
 """Choice of the matrix of an AnnData to use, and the cells' totals over all counted genes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +48,7 @@ def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
     Raises
     ------
     ScmedleyError
-        There is no matrix, or none that can be used; the message is about the first one.
+        There is no matrix, or none that can be used; the message is about the first one. Or it is denoised.
     """
     seen: list[Checked] = []
     unusable: dict[str, ScmedleyError] = {}
@@ -71,6 +71,8 @@ def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
     if best is None:
         none = ScmedleyError(f"There is no matrix of {kind_words(asked)}. Check X and layers['counts'].")
         raise next(iter(unusable.values()), none)
+    if best.where == "X":
+        _check_not_denoised(adata)
     best = replace(best, warnings=[*_skipped(best, seen, unusable), *best.warnings])
     return _with_all_genes(adata, best)
 
@@ -225,6 +227,17 @@ def _places(adata: AnnData, asked: ValueKind) -> Iterator[str]:
     yield from (f"layers[{name!r}]" for name in by_name)
     if keys.LOGNORM in adata.layers:
         yield f"layers[{keys.LOGNORM!r}]"
+
+
+def _check_not_denoised(adata: AnnData) -> None:
+    """Raise if a model's ``denoise`` has made these cells."""
+    ours = adata.uns.get(keys.UNS)
+    if isinstance(ours, Mapping) and keys.DENOISED in ours:
+        raise ScmedleyError(
+            f"X holds denoised values (uns[{keys.UNS!r}][{keys.DENOISED!r}]). These are no counts, and as they share "
+            "information between cells, tests on them find differences that are not there. Use the cells with their "
+            "counts."
+        )
 
 
 def _says_counts(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Interpretation of a fitted model: held-out check, batch shifts and effects, images of cells, clusters."""
 
+from scmedley.interpret import collapse
 from scmedley.interpret.check import counterfactual_check
 from scmedley.interpret.clusters import cluster_names, cluster_table, describe_clusters, tree_table
 from scmedley.interpret.effects import batch_effects
@@ -14,6 +15,7 @@ __all__ = [
     "batch_effects",
     "cluster_names",
     "cluster_table",
+    "collapse",
     "counterfactual_check",
     "describe_clusters",
     "gene_shifts",

@@ -17,7 +17,7 @@ from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.models import VAE
 from scmedley.models.posterior import minibatches
-from scmedley.models.vae import is_collapsed, remedies
+from scmedley.models.vae import LEAST_HELD_OUT, is_collapsed, remedies
 from scmedley.models.vae_network import ACTIVE
 from scmedley.nn.likelihoods import kl_of_units
 
@@ -41,8 +41,8 @@ class Collapse:
         1 - squared error of the reconstruction / squared error of each gene's mean (log1p CP10k). With a
         likelihood of counts it is not what was fitted, and noise limits it: compare models, not with 1.
     elbo_train, elbo_held_out
-        Evidence lower bound of training and held-out cells, nats per cell; nan without a split. The gap between
-        them is overfitting.
+        Evidence lower bound of training and held-out cells, nats per cell; nan without a split, or with fewer than
+        5 held-out cells. The gap between them is overfitting.
     collapsed
         Whether fewer than two units are active, the KL is below log 2 nats per cell (too little to tell two groups
         of cells apart), latents drive less than 1 % of the variance, or a Gaussian predicts held-out cells no
@@ -130,11 +130,11 @@ def diagnose(model: VAE, adata: Cells, *, seed: int = 0) -> Collapse:
 
 
 def _parts(reading: Reading, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows of held-out cells (all, without a split) and of training cells, at most 3,000 of each."""
-    if keys.SPLIT not in reading.obs:
-        return _drawn(np.arange(reading.n_cells), rng), np.empty(0, np.int64)
-    part_N = reading.obs[keys.SPLIT].to_numpy()
+    """Return rows of held-out cells (all, without a split or with very few) and of training cells, 3,000 at most."""
+    part_N = reading.obs[keys.SPLIT].to_numpy() if keys.SPLIT in reading.obs else np.array([""])
     held_out = next((name for name in ("test", "validation") if (part_N == name).any()), "train")
+    if (part_N == held_out).sum() < LEAST_HELD_OUT:  # units cannot be judged by these
+        return _drawn(np.arange(reading.n_cells), rng), np.empty(0, np.int64)
     return tuple(_drawn(np.flatnonzero(part_N == name), rng) for name in (held_out, "train"))  # type: ignore[return-value]
 
 

@@ -61,7 +61,8 @@ def markers(
     Parameters
     ----------
     adata
-        Cells with counts; log-normalised values work too, with a warning that says what is lost.
+        Cells with counts; log-normalised values work too, with a warning that says what is lost. A backed AnnData is
+        read into memory.
     cluster_key
         ``obs`` column of the clusters, or any other groups, such as labels. Cells without a value are left out.
     donor_key
@@ -98,6 +99,8 @@ def markers(
     """
     if (n_genes is not None and n_genes < 1) or not 0 < fdr < 1:
         raise ScmedleyError(f"n_genes={n_genes}, fdr={fdr}: need 1 or more (or None), and between 0 and 1.")
+    if adata.isbacked:
+        adata = adata.to_memory()
     cluster = as_categories(column(adata, cluster_key, "cluster"))
     donor = None if donor_key is None else as_categories(column(adata, donor_key, "donor"))
     found = find_values(adata, values)
@@ -142,6 +145,8 @@ def expression(
     adata: AnnData, genes: Sequence[str], cluster_key: str = keys.CLUSTER, values: ValueKind = "auto"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the mean per 10,000 of these genes, and the share of cells that express them, clusters x genes."""
+    if adata.isbacked:
+        adata = adata.to_memory()
     cluster = as_categories(column(adata, cluster_key, "cluster"))
     found = find_values(adata, values)
     x_NG, total_N, known = counted(adata, found)

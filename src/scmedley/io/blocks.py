@@ -2,17 +2,26 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
 from anndata.io import write_elem
 
-from scmedley.errors import ScmedleyError, warn
+from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.io.storable import storable_obs
 from scmedley.io.writing import replacing
 
 CELLS = 512  # in a chunk
+ZARR = (".zgroup", "zarr.json")  # one of these makes a folder a Zarr group
+# All that the folder of an AnnData in Zarr may hold.
+PARTS = {
+    *ZARR,
+    ".zattrs",
+    ".zmetadata",
+    *("X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp"),
+}
 
 
 def write_in_blocks(
@@ -22,6 +31,7 @@ def write_in_blocks(
     shape: tuple[int, int],
     obs: pd.DataFrame,
     var: pd.DataFrame,
+    uns: dict[str, Any] | None = None,
 ) -> Path:
     """Write blocks of cells as they are computed; on an error nothing is written.
 
@@ -37,14 +47,32 @@ def write_in_blocks(
         Cells x genes.
     obs, var
         Tables of the cells and of the genes.
+    uns
+        What else to say about the values; numbers and text.
 
     Returns
     -------
     pathlib.Path
         The path.
+
+    Raises
+    ------
+    ScmedleyError
+        Another ending, or the path exists and is no Zarr store with cells: it may hold other files. An earlier
+        store is replaced, with a warning.
     """
     if path.suffix != ".zarr":
         raise ScmedleyError(f"out={str(path)!r} must end in .zarr. Choose such a path.")
+    if path.exists():
+        if not path.is_dir() or not any((path / name).is_file() for name in ZARR):
+            raise ScmedleyError(
+                f"{path} exists and is no Zarr store: writing there would delete it. Choose another path, or remove it."
+            )
+        if others := sorted(part.name for part in path.iterdir() if part.name not in PARTS):
+            raise ScmedleyError(
+                f"{path} holds more than an AnnData ({listed(others, 3)}), which would be deleted. Choose another path."
+            )
+        warn(f"{path} is replaced: it held an earlier Zarr store.")
     obs, messages = storable_obs(obs)
     for message in messages:
         warn(f"{path.name}: {message}")
@@ -52,7 +80,7 @@ def write_in_blocks(
         # write_zarr would need the whole arrays in memory; here they are filled in chunks.
         store = zarr.open_group(temporary, mode="w", zarr_format=2)
         store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        for name, value in (("obs", obs), ("var", var), ("layers", {})):
+        for name, value in (("obs", obs), ("var", var), ("layers", {}), ("uns", uns or {})):
             write_elem(store, name, value)
         arrays = {}
         for name in layers:

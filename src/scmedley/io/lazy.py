@@ -10,6 +10,7 @@ import zarr
 from anndata import AnnData
 from anndata.io import read_elem, sparse_dataset
 
+from scmedley import keys
 from scmedley.data.features import genes_alone
 from scmedley.errors import ScmedleyError
 from scmedley.io.formats import reader_for
@@ -34,7 +35,7 @@ def opened(path: str | Path) -> Iterator[AnnData]:
     ------
     AnnData
         As from :func:`scmedley.read`, but ``X``, ``layers`` and ``raw.X`` may be matrices on disk. ``obsm``,
-        ``varm``, ``obsp`` and ``uns`` are left out.
+        ``varm``, ``obsp`` and ``uns`` are left out, but for the mark of denoised values.
 
     Raises
     ------
@@ -77,6 +78,9 @@ def _on_disk(group: Any, path: Path) -> AnnData | None:
     adata = AnnData(_matrix(group["X"]), obs=obs, var=var, layers=layers)
     if raw is not None and _is_new(raw["var"]):
         adata.raw = AnnData(_matrix(raw["X"]), obs=obs.iloc[:, :0], var=read_elem(raw["var"]))
+    mark = f"uns/{keys.UNS}/{keys.DENOISED}"
+    if mark in group:
+        adata.uns[keys.UNS] = {keys.DENOISED: read_elem(group[mark])}
     if 0 in adata.shape:
         raise ScmedleyError(
             f"{path} has {adata.n_obs} cells and {adata.n_vars} genes. Check the step that wrote it."

@@ -26,7 +26,7 @@ from scmedley.models.deepbid_published import PublishedDeepBIDNetwork, Published
 from scmedley.models.settings import Settings, named
 from scmedley.models.vae import VAE
 from scmedley.models.vae_settings import Likelihood
-from scmedley.pp.prepared import read_prepared
+from scmedley.pp.prepared import check_prepared, read_prepared
 
 NO_COUNTS = (
     "These cells have no counts, so log-normalised values are modelled with a Gaussian. Embedding and clusters work as "
@@ -131,6 +131,7 @@ class DeepBID(VAE):
 
     def fit_to_values(self, adata: Cells) -> None:
         """Change the likelihood to a Gaussian, with a warning, if prepared cells hold no counts; back if they do."""
+        check_prepared(adata, self.batch_key)  # otherwise counts in X would be taken for none
         if not isinstance(self.settings, DeepBIDSettings):
             return
         if self._without_counts is not None:  # of an earlier fit
@@ -198,7 +199,7 @@ class DeepBID(VAE):
         self.check_fitted()
         z_NP = self.get_latent_representation(adata, unknown=unknown)
         if self.clusters is None:
-            if level or k not in (None, self.settings.n_clusters):
+            if level is not None or k not in (None, self.settings.n_clusters):
                 raise ScmedleyError(
                     f"The published DeepBID has the {self.settings.n_clusters} clusters of its fit and no tree of "
                     "merges. Fit it with another n_clusters, or use preset='default'."

@@ -16,12 +16,13 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from scmedley import keys
 from scmedley.data.design import OWN, POPULATION_MEAN
 from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.reader import Cells
 from scmedley.data.resident import Minibatch
 from scmedley.device import modes, seeded
-from scmedley.errors import ScmedleyError, check_seed
+from scmedley.errors import ScmedleyError, check_seed, listed, warn
 from scmedley.io.blocks import write_in_blocks
 from scmedley.nn.likelihoods import kl_of_units
 
@@ -110,6 +111,7 @@ def denoise(
 
     ``size`` counts per cell over all genes multiply each cell by size / (its own total); for the Gaussian the
     default is 10,000. With ``out``, a path ending in ``.zarr``, cells are written there in chunks.
+    ``uns["scmedley"]["denoised"]`` holds the unit and the settings, so that no step takes the values for counts.
     """
     model.check_fitted()
     if size is not None and not (size > 0 and math.isfinite(size)):
@@ -117,18 +119,31 @@ def denoise(
     if to not in (OWN, POPULATION_MEAN):
         model.check_effects("denoise")
     code = None if to == OWN else model.design.code(to)
+    if model.has_effects:
+        _warn_of_new_batches(model, adata, of_target=to != OWN)
     shape = (len(adata.obs), len(model.genes))
     if out is None and 4 * shape[0] * shape[1] > LARGEST:
         raise ScmedleyError(
             f"{shape[0]:,} cells x {shape[1]:,} genes are too many for one matrix in memory. Write them to disk with "
             "out='denoised.zarr'."
         )
+    uns = {keys.UNS: {keys.DENOISED: _described(model, to, size, use_counts)}}
     blocks = _denoised_blocks(model, adata, code, size, use_counts)
     if out is None:
         values_NG = np.concatenate([values for _, values in blocks])
-        return AnnData(values_NG, obs=adata.obs.copy(), var=model.var())
+        return AnnData(values_NG, obs=adata.obs.copy(), var=model.var(), uns=uns)
     named = ((rows, {"X": values}) for rows, values in blocks)
-    return write_in_blocks(Path(out), named, ["X"], shape, adata.obs.copy(), model.var())
+    return write_in_blocks(Path(out), named, ["X"], shape, adata.obs.copy(), model.var(), uns)
+
+
+def _described(model: VAE, to: str, size: float | None, use_counts: bool) -> dict[str, Any]:
+    """Return the unit of denoised values, and how they were computed, for ``uns``."""
+    own = "the cell's own total over all genes"
+    if model.settings.counts:
+        unit = f"counts, at {own}" if size is None else f"counts per {size:,g}, over all genes"
+    else:
+        unit = f"per {size or TARGET_SUM:,g}, from a mean of logarithms"
+    return {"unit": unit, "model": type(model).__name__, "to": to, "use_counts": use_counts}
 
 
 def _denoised_blocks(
@@ -149,6 +164,20 @@ def _denoised_blocks(
             values_NG = np.expm1(log1p_NG) * np.float32((size or TARGET_SUM) / TARGET_SUM)
         yield slice(start, start + len(values_NG)), values_NG
         start += len(values_NG)
+
+
+def _warn_of_new_batches(model: VAE, adata: Cells, of_target: bool) -> None:
+    """Warn that cells of batches that were not in the fit have the population mean, and name the batches."""
+    codes_N = model.design.known_codes(adata.obs, POPULATION_MEAN)
+    if (codes_N < 0).any():
+        known = model.batch_key in adata.obs
+        new = adata.obs[model.batch_key][codes_N < 0].astype(str).unique().tolist() if known else []
+        where = listed(new) if known else f"obs has no {model.batch_key!r}"
+        what = "their noise is that of" if of_target else "they are denoised in"
+        warn(
+            f"Cells of batches that were not in the fit ({where}): {what} the average batch. To learn the effects "
+            "of these batches first: model.adapt(adata)."
+        )
 
 
 def _denoised(network: Any, cells: Minibatch, target_N: Tensor, use_counts: bool) -> Tensor:

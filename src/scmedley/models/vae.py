@@ -26,6 +26,7 @@ from scmedley.models.vae_settings import Likelihood, VAESettings
 
 # Nats per cell: with less, the latent cannot tell two groups of cells apart.
 LEAST_KL = math.log(2)
+LEAST_HELD_OUT = 5  # cells: the variance over fewer says nothing about units
 # The default learning rate is for 128 hidden units: with 1,024 and few cells it can collapse the latent (docs/vae.md).
 WIDE, RATE_OF_WIDE = 256, 2e-3
 
@@ -84,7 +85,8 @@ class VAE(Model[VAESettings]):
             As ``Model.fit``; or the likelihood is of counts, and there are none.
         """
         super().fit(adata, **options)
-        said = collapsed(self.history, self.settings)
+        is_validation = adata.obs[keys.SPLIT] == "validation"  # the fit has stored it
+        said = collapsed(self.history, self.settings) if is_validation.sum() >= LEAST_HELD_OUT else ""
         if said:
             warn(said)
         return self

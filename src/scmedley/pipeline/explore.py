@@ -40,7 +40,7 @@ def write(
         with replacing(out) as folder:
             folder.mkdir()
             found.write(folder)
-            write_exploration(found, folder / REPORT, name=out.name)
+            write_exploration(found, folder / REPORT)
             write_json(versions(), folder / VERSIONS)
             write_json(_record(found, inputs, options), folder / EXPLORATION)
     return found

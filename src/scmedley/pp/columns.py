@@ -226,7 +226,12 @@ def keys_of(obs: pd.DataFrame, found: list[Column], given: Mapping[Role, str | N
 
 
 def _check_levels(one: Column, role: str) -> None:
-    if one.codes is None or one.n_levels > MOST_LEVELS or one.kind == "identifier":
+    if one.kind == "identifier":
+        raise ScmedleyError(
+            f"obs[{one.name!r}] has {one.n_levels:,} levels, one for nearly every cell: these are identifiers, not a "
+            f"{role}. Choose a column of groups for --{role}."
+        )
+    if one.codes is None or one.n_levels > MOST_LEVELS:
         raise ScmedleyError(
             f"obs[{one.name!r}] has {one.n_levels:,} levels in {one.kind} values: as a {role} it cannot be tabulated "
             f"(at most {MOST_LEVELS:,} levels). Choose a column of groups for --{role}."

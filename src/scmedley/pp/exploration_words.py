@@ -1,5 +1,7 @@
 """What an exploration found, in sentences for the console and the page."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from scmedley.errors import listed
 from scmedley.pp.overlap import overlap
 
 if TYPE_CHECKING:
+    from scmedley.pp.dispersion import Dispersion
     from scmedley.pp.exploration import Exploration
 
 DEEPER = 2.0  # ratio of the batches' median counts per cell from which a sentence says so
@@ -16,7 +19,7 @@ MUCH_MITOCHONDRIAL = 0.2  # share of a cell's counts
 PLURAL = {"batch": "batches", "donor": "donors", "site": "sites", "label": "labels"}
 
 
-def findings(found: "Exploration") -> list[str]:
+def findings(found: Exploration) -> list[str]:
     """Return the findings, the most important for the choice of a model first."""
     return [
         *_values(found),
@@ -28,18 +31,18 @@ def findings(found: "Exploration") -> list[str]:
     ]
 
 
-def missing(found: "Exploration") -> list[str]:
+def missing(found: Exploration) -> list[str]:
     """Return a sentence for each table that is missing."""
     return [f"{name.capitalize()}: {reason}" for name, reason in found.missing.items()]
 
 
-def _values(found: "Exploration") -> list[str]:
+def _values(found: Exploration) -> list[str]:
     if len(set(found.reasons)) == 1:
         return [found.reasons[0]]
     return [f"{name}: {reason}" for name, reason in zip(found.names, found.reasons, strict=True)]
 
 
-def _keys(found: "Exploration") -> list[str]:
+def _keys(found: Exploration) -> list[str]:
     """Return a sentence on the columns of the roles, and one on those that were guessed."""
     if not found.keys:
         return ["No column of obs has the name of a batch, a donor, a site or a label."]
@@ -52,7 +55,7 @@ def _keys(found: "Exploration") -> list[str]:
     return [f"{said[0].upper()}{said[1:]}.{how}"]
 
 
-def _confounding(found: "Exploration") -> list[str]:
+def _confounding(found: Exploration) -> list[str]:
     sentences = []
     if {"batch", "label"} <= set(found.keys):
         batch, label = (found.keys[role].column.categorical for role in ("batch", "label"))
@@ -73,7 +76,7 @@ def _confounding(found: "Exploration") -> list[str]:
     return [*sentences, *_nested(found)]
 
 
-def _nested(found: "Exploration") -> list[str]:
+def _nested(found: Exploration) -> list[str]:
     """Return sentences on roles of which one determines the other, such as batches of one donor each."""
     sentences = []
     rows: Any = found.confounding[found.confounding["other"] != "label"].itertuples()
@@ -94,7 +97,7 @@ def _nested(found: "Exploration") -> list[str]:
     return sentences
 
 
-def _depth(found: "Exploration") -> list[str]:
+def _depth(found: Exploration) -> list[str]:
     rows = found.quality
     rows = rows[~rows["is_all"] & (rows["metric"] == "counts")] if len(rows) else rows
     if len(rows) < 2 or rows["median"].min() <= 0:
@@ -110,7 +113,7 @@ def _depth(found: "Exploration") -> list[str]:
     ]
 
 
-def _quality(found: "Exploration") -> list[str]:
+def _quality(found: Exploration) -> list[str]:
     sentences = []
     empty = int((found.cells["genes"] == 0).sum())
     if empty:
@@ -125,7 +128,7 @@ def _quality(found: "Exploration") -> list[str]:
     return sentences
 
 
-def _noise(found: "Exploration") -> list[str]:
+def _noise(found: Exploration) -> list[str]:
     last = found.summary.iloc[-1]
     sentences = [f"{last['zeros']:.1%} of the values are 0."]
     fit = found.dispersion
@@ -136,5 +139,13 @@ def _noise(found: "Exploration") -> list[str]:
     return [
         *sentences,
         f"Counts vary more than Poisson's: the common dispersion is {fit.value:.3g}. Different totals of the cells "
-        f"give {fit.depth:.3g} of it; at equal totals {fit.beyond_depth:.3g} is left.",
+        f"alone would give {fit.depth:.3g}, and cells of equal totals would have {fit.beyond_depth:.3g}"
+        f"{_product(fit)}.",
     ]
+
+
+def _product(fit: Dispersion) -> str:
+    """Return how the parts of a dispersion are combined: they do not add up."""
+    if not fit.depth or not fit.beyond_depth:
+        return ""
+    return f" (1 + {fit.value:.3g} is the product of 1 + {fit.depth:.3g} and 1 + {fit.beyond_depth:.3g})"

@@ -63,7 +63,7 @@ def compare_normalisations(
     Raises
     ------
     ScmedleyError
-        Fewer than 50 cells with counts, or fewer than 10 detected genes.
+        Fewer than 50 cells with counts, fewer than 10 detected genes, or cells that are all alike.
     """
     kept = total_N > 0
     x = vstack(blocks, format="csr")[kept]
@@ -82,6 +82,10 @@ def compare_normalisations(
     logs, depth = logs[:, chosen], np.log(total_N[kept])
     residuals = Scale.fit(logs, "pearson", total_N[kept]).transform(logs, total_N[kept])
     values = {"log1p": dense(logs).astype(np.float64), "pearson": residuals.astype(np.float64)}
+    if not np.ptp(values["log1p"], axis=0).any():
+        raise ScmedleyError(
+            "The sampled cells are all alike: no normalisation leaves a difference to compare."
+        )
     table, maps = [], {}
     mean = np.asarray(x[:, chosen].mean(axis=0)).ravel()
     out = pd.DataFrame({"gene": np.asarray(genes, dtype=object)[chosen], "mean": mean})

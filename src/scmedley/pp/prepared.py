@@ -29,11 +29,8 @@ def read_prepared(
             raise ScmedleyError(
                 f"obs of this reading has no {keys.SPLIT!r}. Pass prepared cells with a split."
             )
-    elif keys.HVG not in adata.var or not {keys.LOGNORM, keys.COUNTS} & set(adata.layers):
-        raise ScmedleyError(
-            f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
-            f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
-        )
+    else:
+        check_prepared(adata, batch_key)
     if batch_key is not None and Design.of(adata.obs, batch_key).n_batches < 2:
         raise ScmedleyError(
             f"obs[{batch_key!r}] has only one batch. Two or more are needed; choose another column."
@@ -43,3 +40,14 @@ def read_prepared(
         store_split(adata, batch_key, label_key, seed)
     check_split(adata.obs)
     return adata if isinstance(adata, Reading) else Reader.learn(adata, kind)
+
+
+def check_prepared(adata: Cells, batch_key: str | None) -> None:
+    """Raise unless cells are prepared; a ``Reading`` always is."""
+    if isinstance(adata, Reading):
+        return
+    if keys.HVG not in adata.var or not {keys.LOGNORM, keys.COUNTS} & set(adata.layers):
+        raise ScmedleyError(
+            f"adata is not prepared (no layers[{keys.LOGNORM!r}]). Run "
+            f"sm.pp.prepare(adata, batch_key={batch_key!r}) first."
+        )

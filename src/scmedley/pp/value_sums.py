@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
+from scmedley import keys
 from scmedley.data.arrays import Matrix, aligned
 from scmedley.data.evidence import Checked
 from scmedley.data.gene_names import GeneNames
@@ -110,6 +111,8 @@ def _sample(adata: AnnData) -> AnnData:
     sample = AnnData(None if adata.X is None else some(adata.X), obs=obs, var=adata.var, layers=layers)
     if adata.raw is not None:
         sample.raw = AnnData(some(adata.raw.X), obs=obs, var=adata.raw.var)
+    if keys.UNS in adata.uns:  # tells denoised values
+        sample.uns[keys.UNS] = adata.uns[keys.UNS]
     return sample
 
 

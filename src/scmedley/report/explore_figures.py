@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from scmedley.pl._palette import BASE, DISTINCT, MISSING
 from scmedley.pp.dispersion import Dispersion
@@ -57,6 +58,13 @@ def values(found: Exploration) -> list[Picture]:
 def _plain(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
+    for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        if axis.get_scale() == "log":  # by default the labels of many ticks overlap
+            is_short = high < 100 * max(low, 1e-300)
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,), numticks=6))
+            axis.set_minor_formatter(NullFormatter())
+            if is_short:
+                axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def _whole(ax: Axes, rows: pd.DataFrame, colour: str, is_counts: bool, end: float) -> None:
@@ -123,8 +131,11 @@ def _density(ax: Axes, x: np.ndarray, y: np.ndarray, **scales: str) -> None:
 
 def _mean_variance(ax: Axes, genes: pd.DataFrame, fit: Dispersion | None) -> None:
     varied = genes[genes["variance"] > 0]
-    mean = varied["mean"].to_numpy()
-    _density(ax, mean, varied["variance"].to_numpy(), xscale="log", yscale="log")
+    mean = genes["mean"].to_numpy()
+    if len(varied):  # in cells that are all alike no gene varies
+        _density(ax, varied["mean"].to_numpy(), varied["variance"].to_numpy(), xscale="log", yscale="log")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
     line = np.geomspace(mean.min(), mean.max(), 200)
     ax.plot(line, line, color=MISSING, lw=1.8, linestyle="--", label="Poisson: variance = mean")
     if fit is not None:
