@@ -62,6 +62,13 @@ def test_the_paper_preset_has_clusters_without_evidence(shell: Shell, data: Path
     assert "not tested: the number of clusters was given" in said.out
     assert not (out / CLUSTER_TREE).exists()
     assert (out / DENOISED).exists()
+    # No batch effects, so no shifts of 1e-7 that pass for findings.
+    assert not {"gene_shifts.csv", "counterfactual_check.csv"} & {path.name for path in out.iterdir()}
+    assert "Genes that shift most" not in said.out
+    assert "There are none: the decoder of this model has no batch effects" in said.out
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "No gene shifts: the decoder of this model has no batch effects" in page
+    assert "The random-effects network" not in page
 
 
 @pytest.mark.parametrize(

@@ -62,11 +62,15 @@ class Verdict:
 
 
 def verdicts(
-    scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any], labels: pd.DataFrame | None = None
+    scores: pd.DataFrame,
+    check: pd.DataFrame | None,
+    record: dict[str, Any],
+    labels: pd.DataFrame | None = None,
 ) -> list[Verdict]:
     """Return the answers to the three questions, from the tables and the record of a run.
 
-    ``labels`` is the table of :func:`scmedley.evaluate.label_accuracy`.
+    ``check`` is ``None`` if the model has no batch effects, ``labels`` the table of
+    :func:`scmedley.evaluate.label_accuracy`.
     """
     config, networks = record.get("config", {}), record.get("networks", {})
     given, model = config.get("fixed"), config.get("model", "mixed")
@@ -81,7 +85,10 @@ def verdicts(
         for question, (mark, words, numbers) in (
             (f"Is the batch out of {given or f'the {name} embedding'}?", _batch(scores, judged)),
             ("Are the labels kept?", _labels(scores, judged, labels)),
-            ("Can the counterfactuals (what-if) be trusted?", _trust(summarise(check))),
+            (
+                "Can the counterfactuals (what-if) be trusted?",
+                _trust(None if check is None else summarise(check)),
+            ),
         )
     ]
 
@@ -232,7 +239,9 @@ def mark_by_label(counted: pd.DataFrame) -> Mark:
     return label_mark(counted.fixed.mean(), 1 / len(counted), counted.pca.mean(), error)
 
 
-def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
+def _trust(found: Summary | None) -> tuple[Mark, str, dict[str, float]]:
+    if found is None:
+        return "unknown", "There are none: the decoder of this model has no batch effects", {}
     mark, median = BY_CHECK[found.verdict], found.median
     numbers: dict[str, float] = {f"pairs, {word}": n for word, n in found.tally.items()}
     numbers |= {f"pairs against the plain difference, {word}": n for word, n in found.against.items()}
