@@ -33,7 +33,7 @@ from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import VAE, DeepBID, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
-from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, unfitted
+from scmedley.pipeline.checks import check_config, check_inputs, check_n_clusters, few_of_label, unfitted
 from scmedley.pipeline.clusters import check_roles, write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
@@ -279,6 +279,7 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
         method="deepbid" if (config.model, config.preset) == ("deepbid", "paper") else "log1p",
     )
     check_split(adata.obs)
+    check_n_clusters(config, adata.obs)
     if held_out and "test" not in set(adata.obs[keys.SPLIT]):
         raise ScmedleyError(
             f"{adata.n_obs} cells are too few for held-out cells, which the scores need. Give more cells."
