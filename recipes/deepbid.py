@@ -127,10 +127,11 @@ def tasks_of(source: Source, adata: AnnData, given: argparse.Namespace) -> list[
     has_counts = find_values(adata).values == "counts"
     found = []
     for method in given.methods:
-        if reason := left_out(method, has_counts):
+        tasks = [Task(source.name, method, seed, given.out / "fits") for seed in given.seeds]
+        if (reason := left_out(method, has_counts)) and not all(task.done for task in tasks):
             print(f"{source.name}, {method}: left out, {reason}.")
-        else:
-            found += [Task(source.name, method, seed, given.out / "fits") for seed in given.seeds]
+        else:  # a fit that another environment has done needs no package
+            found += tasks
     for method, path in given.latent:
         if adata.obs_names.isin(read_latent(path)[0]).all():
             found.append(Task(source.name, method, given.seeds[0], given.out / "fits", latent=path))
