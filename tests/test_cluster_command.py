@@ -100,6 +100,7 @@ def test_all_tables_are_written_and_can_be_read_again(done, data):
 
     record = json.loads((out / "cluster.json").read_text())
     assert (record["clusters"], record["supported"], record["config"]["use"]) == (3, 3, "X_pca_harmony")
+    assert "; seen in 3 of 3 batches." in said
     assert "3 clusters, of " in said
     assert all(f"  - {sentence}" in said for sentence in record["findings"])
     assert f"Cells and tables: {out.resolve()}" in said
@@ -113,6 +114,10 @@ def test_the_number_of_clusters_can_be_chosen(shell, data, tmp_path):
         assert pd.read_csv(out / "cluster_evidence.csv")["cluster"].nunique() == k
         assert "This number was chosen; the evidence supports 3." in said.out
         assert not (out / "cluster_by_batch.csv").exists()
+        first = read_table(out / "markers.csv").query("cluster == '0' and log2_fold_change > 0")["gene"][:3]
+        named = f"cluster 0 ({', '.join(first)})" if len(first) else "cluster 0"
+        assert read_table(out / "cluster_evidence.csv")["name"][0] == named
+        assert f"C{named[1:]}: " in said.out
     assert "There is one cluster only" in said.err
     assert read_table(tmp_path / "1" / "markers.csv").empty
 

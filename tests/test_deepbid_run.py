@@ -48,9 +48,25 @@ def test_a_run_and_the_commands_after_it(shell: Shell, data: Path, tmp_path: Pat
     assert (denoised.shape, list(denoised.obs_names)) == ((180, 60), list(cells.obs_names))
     tables = {name: (out / name).read_bytes() for name in OF_CLUSTERS}
     assert (read_table(out / "markers.csv")["donors"] <= 3).all()  # type: ignore[index]
-    assert 'id="clusters"' in (out / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert 'id="clusters"' in page
+    assert "The command scmedley project writes them." in page
     shell.well("evaluate", out)
     assert {name: (out / name).read_bytes() for name in OF_CLUSTERS} == tables
+    # New cells get the clusters of the run.
+    new = ad.read_h5ad(data)
+    new.obs["batch"] = new.obs["batch"].cat.rename_categories({"sc_10x": "new"})
+    new.write_h5ad(tmp_path / "new.h5ad")
+    embedding = ("embed", out, "--input", tmp_path / "new.h5ad", "--out")
+    said = shell(*embedding, tmp_path / "embedded.h5ad", "--unknown", "mean")
+    assert "Cells in the clusters of the run (obs['scmedley_cluster'])\n  0, " in said.out
+    assert "does not use the batch. Only novelty needs the effect of the batch" in said.out
+    embedded = ad.read_h5ad(tmp_path / "embedded.h5ad")
+    np.testing.assert_array_equal(embedded.obs[keys.CLUSTER], cells.obs[keys.CLUSTER])
+    assert embedded.obsm[keys.MEMBERSHIP].shape == (180, 3)
+    assert "Clusters of the run" in (tmp_path / "embedded.html").read_text(encoding="utf-8")
+    shell(*embedding, tmp_path / "adapted.h5ad", "--unknown", "adapt")
+    assert keys.CLUSTER in ad.read_h5ad(tmp_path / "adapted.h5ad").obs
 
 
 def test_the_paper_preset_has_clusters_without_evidence(shell: Shell, data: Path, tmp_path: Path) -> None:
@@ -62,6 +78,13 @@ def test_the_paper_preset_has_clusters_without_evidence(shell: Shell, data: Path
     assert "not tested: the number of clusters was given" in said.out
     assert not (out / CLUSTER_TREE).exists()
     assert (out / DENOISED).exists()
+    # No batch effects, so no shifts of 1e-7 that pass for findings.
+    assert not {"gene_shifts.csv", "counterfactual_check.csv"} & {path.name for path in out.iterdir()}
+    assert "Genes that shift most" not in said.out
+    assert "There are none: the decoder of this model has no batch effects" in said.out
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "No gene shifts: the decoder of this model has no batch effects" in page
+    assert "The random-effects network" not in page
 
 
 @pytest.mark.parametrize(
@@ -78,6 +101,13 @@ def test_the_paper_preset_has_clusters_without_evidence(shell: Shell, data: Path
         ),
         (("--model", "deepbid", "--clusters", 0), "--clusters 0 must be at least 1"),
         (("--clusters", 3), "--clusters 3 is for --model deepbid"),
+        (("--model", "deepbid", "--clusters", 181), "--clusters 181 is more than the 180 cells"),
+        (("--model", "deepbid", "--preset", "paper"), "needs the number of clusters. Give --clusters"),
+        (
+            ("--model", "deepbid", "--preset", "paper", "--clusters", 140),
+            "--clusters 140 is more than the 1",
+        ),
+        (("--no-denoise",), "--no-denoise is for --model deepbid"),
         (("--donor", "batch"), "--donor is for the marker genes of --model deepbid, not for --model mixed"),
     ],
 )
@@ -85,4 +115,4 @@ def test_wrong_options_are_refused_before_the_fit(
     shell: Shell, data: Path, tmp_path: Path, options: tuple[object, ...], words: str
 ) -> None:
     assert words in shell("run", data, "--out", tmp_path / "run", *options, *SMALL).error
-    assert not (tmp_path / "run" / "model").exists()
+    assert not list((tmp_path / "run").glob("*"))

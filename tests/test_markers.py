@@ -206,6 +206,15 @@ def test_clusters_are_named_after_their_most_frequent_label():
     assert list(table["name"]) == ["T 1 (75 %)", "T 2 (100 %)", "N (100 %)", "cluster d"]
     assert list(table["label_share"])[:3] == [0.75, 1.0, 1.0]
     assert list(cluster_names(cluster)["name"]) == ["cluster a", "cluster b", "cluster c", "cluster d"]
+    mixed = cluster_names(
+        series("a" * 10 + "b" * 10 + "c" * 20), series("T" * 5 + "B" * 5 + "3" * 11 + "." * 19)
+    )
+    assert list(mixed["name"]) == [
+        "B / T (50, 50 %)",
+        "label '3' 1 (100 %)",
+        "label '3' 2 (100 % of 1 labelled)",
+    ]
+    assert list(mixed["labelled_share"]) == [1, 1, 0.05]
     nearly = cluster_names(series("a" * 1000), series("T" * 999 + "B"))
     assert nearly["name"][0] == "T (99 %)"  # not all of them
 
@@ -220,6 +229,8 @@ def test_table_of_clusters_and_batches_counts_every_pair():
         "share_of_batch": [0.25, 1.0, 0.75, 0.0],
     }
     assert list(cluster_table(series("ab"), series("TB"), "label"))[1] == "label"
+    missing = cluster_table(series("aab"), series("x.x")).set_index(["cluster", "batch"])
+    assert dict(missing["cells"]) == {("a", "x"): 1, ("a", "missing"): 1, ("b", "x"): 1, ("b", "missing"): 0}
 
 
 def test_clusters_of_one_batch_are_flagged_and_their_share_has_a_range():
@@ -228,7 +239,7 @@ def test_clusters_of_one_batch_are_flagged_and_their_share_has_a_range():
     evidence = pd.DataFrame({"cluster": ["a", "b"], "cells": [11, 3], "nearest": ["b", "a"]})
     table = describe_clusters(evidence, cluster, {"batch": batch})
     assert list(table["one batch"]) == ["", "z"]
-    assert list(table["batches"]) == [3.0, 1.0]
+    assert list(table["batches"].map(str)) == ["3", "1"]
     assert table["donors"].isna().all()
     assert list(table["lowest share"]) == [4 / 6, 0]
     assert list(table["highest share"]) == [1, 2 / 6]

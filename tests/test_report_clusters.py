@@ -101,7 +101,8 @@ def test_clusters_that_were_not_tested_say_so(quick, tmp_path):
     text = page(folder).text
     assert "This number was chosen, and whether the clusters stand was not tested." in text
     assert "No gap separates" not in text
-    assert "No tree of merges" in text
+    assert "this preset has no tree" in text
+    assert pd.read_csv(folder / "cluster_evidence.csv")["stands"].isna().all()
 
 
 def test_names_from_the_data_are_text(quick, tmp_path):

@@ -51,6 +51,11 @@ def test_other_settings_and_finished_runs_are_refused(tmp_path: Path, name: str)
         record(tmp_path, name).check_place()
 
 
+def test_a_run_resumes_with_other_settings_that_no_fit_depends_on(tmp_path: Path) -> None:
+    record(tmp_path, RECORD, donor="donr", denoise=True).write("fitted")
+    record(tmp_path, RECORD, donor="donor", denoise=False).check_place()
+
+
 @KIND
 def test_other_peoples_folders_are_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / "thesis.txt").write_text("")

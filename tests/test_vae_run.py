@@ -42,6 +42,8 @@ def test_a_run_and_the_commands_after_it(shell: Shell, data: Path, tmp_path: Pat
     assert "Does the decoder use the latent?" in page
     assert "Variational autoencoder" in page
     assert "Fixed effects, " not in page
+    assert "andom effects" not in page
+    assert "random-effects" not in page
     shell.well("evaluate", out)
     shell("embed", out, "--input", data, "--out", tmp_path / "new.h5ad")
     new = ad.read_h5ad(tmp_path / "new.h5ad")

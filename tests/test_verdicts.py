@@ -129,6 +129,17 @@ def test_worse_than_the_plain_difference_is_not_good():
     assert marks(check=table_of_check(null=0.75))[2] == "failed"  # nor is what fits another batch as well
 
 
+def test_without_labels_the_pairs_are_batches():
+    check = table_of_check().assign(label="all cells")
+    assert "2 of 2 batches agree well" in verdicts(table_of_scores(), check, {})[2].sentence
+    assert "2 of 2 label-batch pairs" in verdicts(table_of_scores(), table_of_check(), {})[2].sentence
+
+
+def test_a_model_without_batch_effects_has_no_counterfactuals():
+    trust = verdicts(table_of_scores(), None, {})[2]
+    assert (trust.mark, trust.sentence[:14]) == ("unknown", "There are none")
+
+
 def test_what_was_not_measured_is_unknown():
     empty = table_of_check(n=0)
     assert marks(table_of_scores(fixed=NAN, accuracy=None), empty) == ["unknown"] * 3

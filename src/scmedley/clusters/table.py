@@ -13,6 +13,7 @@ import pandas as pd
 
 from scmedley.clusters.evidence import LOW_RATIO, SMALLEST, STRONG, Split
 from scmedley.clusters.tree import Forest
+from scmedley.errors import listed
 
 if TYPE_CHECKING:
     from scmedley.clusters.clusters import Clusters
@@ -59,6 +60,11 @@ def evidence_table(clusters: Clusters) -> pd.DataFrame:
             seen = int((clusters.by_batch.iloc[cluster] > 0).sum())
             record["batches"] = seen
             words += f"; seen in {seen} of {len(clusters.batches)} batches"
+            if seen < len(clusters.batches):
+                names = [
+                    b for b, n in zip(clusters.batches, clusters.by_batch.iloc[cluster], strict=True) if n
+                ]
+                words += f" ({listed(names)})"
         records.append(record | {"reason": words})
     return pd.DataFrame.from_records(records)
 

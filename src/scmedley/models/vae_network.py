@@ -242,8 +242,8 @@ class VAENetwork(nn.Module, Trainable):
         """Return the layers of the decoder, for the report; only those of a Gaussian give the expression."""
         if self.settings.counts:
             raise ScmedleyError(
-                "The mean of a likelihood of counts is not linear in the last layer, so the report computes no "
-                "counterfactuals for this VAE. Use the command scmedley project, or likelihood='gaussian'."
+                "This page cannot compute counterfactuals of a model of counts. The command scmedley project writes "
+                "them. Only the mixed-effects model (--model mixed) has them in its page."
             )
         layers = [
             Layer(layer.get_parameter("weight").t(), layer.get_parameter("bias"))

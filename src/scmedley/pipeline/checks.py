@@ -10,7 +10,7 @@ from scmedley import keys
 from scmedley.device import resolve_device
 from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.io.formats import reader_for
-from scmedley.models import VAE, FixedEffects, MixedEffects, RandomEffects
+from scmedley.models import VAE, DeepBID, FixedEffects, MixedEffects, RandomEffects
 from scmedley.models.catalogue import DEEPBID, FE, RE, VAE_ROW
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
@@ -46,9 +46,31 @@ def check_config(config: RunConfig) -> None:
         raise ScmedleyError(
             f"--donor is for the marker genes of --model deepbid, not for --model {config.model}. Leave it out."
         )
+    if not config.denoise and config.model != "deepbid":
+        raise ScmedleyError(
+            f"--no-denoise is for --model deepbid; --model {config.model} writes no denoised values. Leave it out."
+        )
     check_seed(config.seed)
     resolve_device(config.device)
-    unfitted(config)
+    new = unfitted(config)
+    if isinstance(new, DeepBID) and new.is_published and new.settings.n_clusters is None:
+        raise ScmedleyError(
+            "--preset paper of --model deepbid needs the number of clusters. Give --clusters, or use --preset default, "
+            "which finds it."
+        )
+
+
+def check_n_clusters(config: RunConfig, obs: pd.DataFrame) -> None:
+    """Raise for more clusters than cells; those of the ``paper`` preset start from training cells."""
+    new = unfitted(config)
+    if not isinstance(new, DeepBID) or new.settings.n_clusters is None:
+        return
+    n_cells = int((obs[keys.SPLIT] == "train").sum()) if new.is_published else len(obs)
+    if new.settings.n_clusters > n_cells:
+        which = "training cells" if new.is_published else "cells"
+        raise ScmedleyError(
+            f"--clusters {new.settings.n_clusters} is more than the {n_cells:,} {which}. Give fewer."
+        )
 
 
 def unfitted(config: RunConfig) -> MixedEffects | VAE:

@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 from scmedley import io, keys
 from scmedley.clusters import Clusters, find
 from scmedley.data.arrays import dense, numeric
-from scmedley.data.design import column
+from scmedley.data.design import as_categories, column
+from scmedley.data.gene_names import shown_in
 from scmedley.data.inplace import store_clusters
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed, listed
 from scmedley.interpret.clusters import cluster_table, describe_clusters, tree_table
@@ -38,6 +39,7 @@ from scmedley.runs.folder import (
 
 MOST_LABELS = 200  # different rows of an embedding that may be labels,
 CELLS_PER_LABEL = 10  # if each is that of so many cells or more
+NAMING = 3  # marker genes in the name of a cluster without a label
 
 
 def write_clusters(
@@ -72,6 +74,13 @@ def write_clusters(
     groups = {role: column(adata, key, role) for role, key in roles.items() if key is not None}
     found = _untested(of_cell) if clusters is None else clusters.evidence
     evidence = describe_clusters(found, of_cell, groups)
+    try:
+        genes = markers(adata, donor_key=donor, values=values)
+    except ScmedleyError as error:
+        warnings.warn(f"No marker genes: {error}", ScmedleyWarning, stacklevel=2)
+    else:  # an error in writing, such as a full disk, is raised
+        io.write_csv(genes, folder / MARKERS)
+        evidence = _named_by_genes(evidence, genes)
     name_of = dict(evidence[["cluster", "name"]].to_numpy())
     membership_N = np.asarray(adata.obsm[keys.MEMBERSHIP])[np.arange(adata.n_obs), of_cell.cat.codes]
     cells = {"cell": adata.obs_names, "cluster": of_cell.astype(str).to_numpy()}
@@ -84,19 +93,25 @@ def write_clusters(
     for role, name in (("batch", CLUSTER_BATCHES), ("label", CLUSTER_LABELS)):
         if role in groups:
             io.write_csv(cluster_table(of_cell, groups[role], role), folder / name)
-    try:
-        genes = markers(adata, donor_key=donor, values=values)
-    except ScmedleyError as error:
-        warnings.warn(f"No marker genes: {error}", ScmedleyWarning, stacklevel=2)
-    else:  # an error in writing, such as a full disk, is raised
-        io.write_csv(genes, folder / MARKERS)
     return findings(evidence, None if clusters is None else clusters.found)
+
+
+def _named_by_genes(evidence: pd.DataFrame, genes: pd.DataFrame) -> pd.DataFrame:
+    """Return the evidence; to the names of clusters without a label their first marker genes are added."""
+    higher = shown_in(genes[genes["significant"] & (genes["log2_fold_change"] > 0)])
+    first = higher.groupby("cluster", sort=False)["gene"].agg(lambda own: ", ".join(own[:NAMING]))
+    added = (
+        "" if label else first.get(cluster, "")
+        for cluster, label in evidence[["cluster", "label"]].to_numpy()
+    )
+    names = [f"{name} ({some})" if some else name for name, some in zip(evidence["name"], added, strict=True)]
+    return evidence.assign(name=names)
 
 
 def _untested(of_cell: pd.Series[Any]) -> pd.DataFrame:
     """Return a table of evidence without evidence."""
     table = pd.DataFrame({"cluster": list(of_cell.cat.categories), "cells": 0, "nearest": "", "dip": np.nan})
-    table = table.assign(**{"least dip": np.nan, "neighbour ratio": np.nan, "stands": False})
+    table = table.assign(**{"least dip": np.nan, "neighbour ratio": np.nan, "stands": np.nan})
     return table.assign(reason="not tested: the number of clusters was given")
 
 
@@ -133,7 +148,8 @@ def findings(evidence: pd.DataFrame, found: int | None) -> list[str]:
 
 
 def _called(row: dict[Any, Any]) -> str:
-    return f", {row['name']}" if row["label"] else ""
+    """Return the name of a cluster as it follows "Cluster 0"."""
+    return f", {row['name']}" if row["label"] else row["name"].removeprefix(f"cluster {row['cluster']}")
 
 
 def cluster(
@@ -192,7 +208,8 @@ def cluster(
         check_roles(adata, roles)
         z_NP = embedding(adata, use)
         say(f"Clustering {adata.n_obs:,} cells by {use}, {z_NP.shape[1]} dimensions")
-        clusters = find(z_NP, k, seed=seed)
+        batch_N = None if batch is None else as_categories(column(adata, batch, "batch"))
+        clusters = find(z_NP, k, seed=seed, batch_N=batch_N)
         if level is not None:
             clusters = clusters.cut(level=level)
         store_clusters(adata, clusters.code_N, clusters.membership_NK, clusters.tables)

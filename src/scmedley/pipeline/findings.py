@@ -17,13 +17,19 @@ NAMES: dict[ProbeName, str] = {"kNN": "kNN", "logistic": "logistic regression", 
 
 
 def findings(
-    scores: pd.DataFrame, shifts: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any]
+    scores: pd.DataFrame,
+    shifts: pd.DataFrame | None,
+    check: pd.DataFrame | None,
+    record: dict[str, Any],
 ) -> list[str]:
-    """Return the findings, each of one or two sentences, the most important first."""
+    """Return the findings, each of one or two sentences, the most important first.
+
+    ``shifts`` and ``check`` are ``None`` if the model has no batch effects.
+    """
     said = [
         (record.get("collapse") or {}).get("sentence", ""),
         _random(scores, record),
-        _most_different(shifts, check),
+        "" if shifts is None or check is None else _most_different(shifts, check),
     ]
     if not (scores.of == "label").any():
         said.append("Without labels, batch leakage includes differences in cell types between batches.")

@@ -6,9 +6,11 @@ import warnings
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from scmedley import io, keys
 from scmedley.data.design import Design, as_categories
@@ -16,10 +18,11 @@ from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyWarning, listed
 from scmedley.interpret.check import decoder
 from scmedley.keys import ValueKind
-from scmedley.models import VAE, MixedEffects
+from scmedley.models import VAE, DeepBID, MixedEffects
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
-from scmedley.runs.read import read_model
+from scmedley.runs.folder import CLUSTER_EVIDENCE
+from scmedley.runs.read import read_model, read_table
 
 MOST_LINES = 20  # batches that the console lists
 LEAST_OF_LABEL = 20  # cells of a label from which the effects of a new batch are learnt
@@ -60,6 +63,10 @@ def embed(
             if (decoder(model).design.codes(reading.obs) < 0).any():
                 model = adapted(model, reading)
         model.embed(adata, unknown=unknown, reading=reading)
+        in_clusters = []
+        if isinstance(model, DeepBID):
+            model.cluster(adata, unknown=unknown, reading=reading)
+            in_clusters = cells_of_clusters(folder, adata)
         table = transferred(model, reading)
         for name in table:
             adata.obs[keys.TRANSFERRED[str(name)]] = table[name]
@@ -68,15 +75,29 @@ def embed(
         if page_file is not None:
             from scmedley.report.query import write_query
 
-            about = (batch_table(table, batch), summary, note)
+            about = (batch_table(table, batch), in_clusters, summary, note)
             write_query(folder, model, adata, table, *about, page.stem, page_file)
     for line in said:
         warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
     lines = [f"{adata.n_obs} cells embedded: {out}"]
+    if in_clusters:
+        lines.append(f"Cells in the clusters of the run (obs[{keys.CLUSTER!r}])")
+        lines += [f"  {row['cluster']}, {row['name']}: {row['cells']:,} cells" for row in in_clusters]
     if not summary:
         return lines
     no_page = "No page: it needs pip install 'scmedley[report]'."
     return [*lines, "", *summary, no_page if page_file is None else f"Page: {page.resolve()}"]
+
+
+def cells_of_clusters(folder: Path, adata: AnnData) -> list[dict[str, Any]]:
+    """Return cluster, name in the run and number of new cells, one record a cluster that has new cells."""
+    known = read_table(folder / CLUSTER_EVIDENCE)
+    names = {} if known is None else dict(known[["cluster", "name"]].to_numpy())
+    sizes = adata.obs[keys.CLUSTER].value_counts(sort=False)
+    return [
+        {"cluster": str(cluster), "name": names.get(str(cluster), f"cluster {cluster}"), "cells": int(n)}
+        for cluster, n in sizes[sizes > 0].items()
+    ]
 
 
 def adapted(model: MixedEffects | VAE, reading: Reading) -> MixedEffects | VAE:
@@ -128,9 +149,16 @@ def note_of(model: MixedEffects | VAE, obs: pd.DataFrame, unknown: str) -> str:
     which = f"{'Batch' if len(new) == 1 else 'Batches'} unknown to the model: {listed(new, 3)}."
     if unknown == "adapt":
         return f"{which} Their effects were learnt from these cells first (--unknown adapt)."
+    weak = f"weak there and rarely above {MOST_NOVELTY}"
+    if not isinstance(model, VAE):
+        return (
+            f"{which} The cells were read with the population mean (--unknown mean): novelty is {weak}. Try --unknown "
+            "adapt."
+        )
+    adapting = " (--unknown adapt learns it)" if model.has_effects else ""
     return (
-        f"{which} The cells were read with the population mean (--unknown mean): novelty is weak there and rarely "
-        f"above {MOST_NOVELTY}. Try --unknown adapt."
+        f"{which} The embedding, and what follows from it, does not use the batch. Only novelty needs the effect of "
+        f"the batch{adapting}: without it, novelty is {weak}."
     )
 
 

@@ -33,7 +33,7 @@ from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import VAE, DeepBID, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.cells import Say, read_and_prepare
-from scmedley.pipeline.checks import check_config, check_inputs, few_of_label, unfitted
+from scmedley.pipeline.checks import check_config, check_inputs, check_n_clusters, few_of_label, unfitted
 from scmedley.pipeline.clusters import check_roles, write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import NULL_NAME, findings
@@ -279,6 +279,7 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
         method="deepbid" if (config.model, config.preset) == ("deepbid", "paper") else "log1p",
     )
     check_split(adata.obs)
+    check_n_clusters(config, adata.obs)
     if held_out and "test" not in set(adata.obs[keys.SPLIT]):
         raise ScmedleyError(
             f"{adata.n_obs} cells are too few for held-out cells, which the scores need. Give more cells."
@@ -392,12 +393,7 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Re
         if config.label is not None:
             labels = label_accuracy(adata, [keys.MAPS_OF[config.model][0], keys.PCA], config.label)
             io.write_csv(labels, out / LABELS)
-        this.say("Computing the gene shifts of each batch")
-        shifts = gene_shifts(model, reading, config.label, draws=config.draws, seed=config.seed)
-        io.write_csv(shifts, out / SHIFTS)
-        this.say("Checking the counterfactuals on held-out cells")
-        check = counterfactual_check(model, reading, config.label, seed=config.seed)
-        io.write_csv(check, out / CHECK)
+        shifts, check = _counterfactuals(this, model, reading)
         this.record["intervals"] = _intervals(model, reading, config)
         if len(decoder(model).genes) <= MOST_GENES:
             genomap_of(model, reading, seed=config.seed).save(out / GENOMAP)
@@ -410,6 +406,26 @@ def _evaluate(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Re
         about["hides_batch"] = model.random.settings.masked_share > 0
     this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about, labels)]
     this.record["findings"] = clusters + findings(table, shifts, check, about)
+
+
+def _counterfactuals(
+    this: Work, model: MixedEffects | VAE, reading: Reading
+) -> tuple[pd.DataFrame, pd.DataFrame] | tuple[None, None]:
+    """Write and return the gene shifts and their check; ``None`` if the decoder has no batch effects."""
+    config, out = this.config, this.folder
+    this.record["batch_effects"] = decoder(model).has_effects
+    if not decoder(model).has_effects:
+        for name in (SHIFTS, CHECK):  # of an earlier version, which wrote them all the same
+            (out / name).unlink(missing_ok=True)
+        this.say("No gene shifts and no counterfactuals: the decoder of this model has no batch effects")
+        return None, None
+    this.say("Computing the gene shifts of each batch")
+    shifts = gene_shifts(model, reading, config.label, draws=config.draws, seed=config.seed)
+    io.write_csv(shifts, out / SHIFTS)
+    this.say("Checking the counterfactuals on held-out cells")
+    check = counterfactual_check(model, reading, config.label, seed=config.seed)
+    io.write_csv(check, out / CHECK)
+    return shifts, check
 
 
 def _intervals(model: MixedEffects | VAE, reading: Reading, config: RunConfig) -> dict[str, float]:

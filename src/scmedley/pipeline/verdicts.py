@@ -37,7 +37,7 @@ import pandas as pd
 
 from scmedley import keys
 from scmedley.evaluate.probes import PROBES, ProbeName
-from scmedley.interpret.check import TOO_FEW, Summary, summarise
+from scmedley.interpret.check import ALL, TOO_FEW, summarise
 
 Mark = Literal["good", "weak", "failed", "unknown"]
 
@@ -62,11 +62,15 @@ class Verdict:
 
 
 def verdicts(
-    scores: pd.DataFrame, check: pd.DataFrame, record: dict[str, Any], labels: pd.DataFrame | None = None
+    scores: pd.DataFrame,
+    check: pd.DataFrame | None,
+    record: dict[str, Any],
+    labels: pd.DataFrame | None = None,
 ) -> list[Verdict]:
     """Return the answers to the three questions, from the tables and the record of a run.
 
-    ``labels`` is the table of :func:`scmedley.evaluate.label_accuracy`.
+    ``check`` is ``None`` if the model has no batch effects, ``labels`` the table of
+    :func:`scmedley.evaluate.label_accuracy`.
     """
     config, networks = record.get("config", {}), record.get("networks", {})
     given, model = config.get("fixed"), config.get("model", "mixed")
@@ -81,7 +85,10 @@ def verdicts(
         for question, (mark, words, numbers) in (
             (f"Is the batch out of {given or f'the {name} embedding'}?", _batch(scores, judged)),
             ("Are the labels kept?", _labels(scores, judged, labels)),
-            ("Can the counterfactuals (what-if) be trusted?", _trust(summarise(check))),
+            (
+                "Can the counterfactuals (what-if) be trusted?",
+                _trust(check),
+            ),
         )
     ]
 
@@ -232,7 +239,10 @@ def mark_by_label(counted: pd.DataFrame) -> Mark:
     return label_mark(counted.fixed.mean(), 1 / len(counted), counted.pca.mean(), error)
 
 
-def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
+def _trust(check: pd.DataFrame | None) -> tuple[Mark, str, dict[str, float]]:
+    if check is None:
+        return "unknown", "There are none: the decoder of this model has no batch effects", {}
+    found, of_labels = summarise(check), set(check.label) != {ALL}
     mark, median = BY_CHECK[found.verdict], found.median
     numbers: dict[str, float] = {f"pairs, {word}": n for word, n in found.tally.items()}
     numbers |= {f"pairs against the plain difference, {word}": n for word, n in found.against.items()}
@@ -240,7 +250,9 @@ def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
     numbers |= {f"median {name}": math.nan if value is None else value for name, value in median.items()}
     if mark == "unknown":
         judged = (
-            f"only {found.n_judged} of {sum(found.tally.values())} pairs" if found.n_judged else "no pair"
+            f"only {found.n_judged} of {sum(found.tally.values())} {'pairs' if of_labels else 'batches'}"
+            if found.n_judged
+            else f"no {'pair' if of_labels else 'batch'}"
         )
         return (
             mark,
@@ -256,9 +268,10 @@ def _trust(found: Summary) -> tuple[Mark, str, dict[str, float]]:
     )
     if sum(found.against.values()):
         baselines += f": {', '.join(f'{word} in {n}' for word, n in found.against.items())}"
+    agree = f"{found.tally['good']} of {found.n_judged} {'label-batch pairs' if of_labels else 'batches'} agree well"
     words = (
-        f"{'Do not use: ' * (mark == 'failed')}{found.tally['good']} of {found.n_judged} label-batch pairs agree well "
-        f"with held-out cells; correlation {median['pearson']:z.2f}{f' ({baselines})' * bool(baselines)}"
+        f"{'Do not use: ' * (mark == 'failed')}{agree} with held-out cells; correlation {median['pearson']:z.2f}"
+        f"{f' ({baselines})' * bool(baselines)}"
     )
     return mark, words, numbers
 

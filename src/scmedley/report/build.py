@@ -65,6 +65,8 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "scores": sections.scores(run),
             "labels": sections.labels(run),
             "score_figures": figures.scores(run),
+            "effects": run.settings.get("batch_effects", True),
+            "mixed": run.config.get("model", "mixed") == "mixed",
             "shifts": sections.shifts(run),
             "check": sections.check(run),
             "training": figures.training(run),

@@ -37,6 +37,7 @@ def write_query(
     adata: AnnData,
     table: pd.DataFrame,
     by_batch: pd.DataFrame,
+    in_clusters: list[dict[str, Any]],
     summary: list[str],
     note: str,
     name: str,
@@ -54,6 +55,8 @@ def write_query(
         Their labels, mapping confidence and novelty (:meth:`MixedEffects.transfer`).
     by_batch
         Number of cells, of novel and of unassigned cells by batch.
+    in_clusters
+        Cluster, name and number of new cells of the clusters of the run; empty if the model has none.
     summary
         The lines of the console; the last one says what to do next.
     note
@@ -83,7 +86,11 @@ def write_query(
         "next": summary[-1].removeprefix("Next: "),
         "note": note,
         "maps": maps,
+        "embedding": keys.title(judged(folder)),
         "labels": _by_label(table),
+        "clusters": in_clusters,
+        "cluster_column": keys.CLUSTER,
+        "membership": keys.MEMBERSHIP,
         "batch_key": model.batch_key,
         "batches": [{"name": str(name)} | row.to_dict() for name, row in by_batch.iterrows()],
         "least_probability": LEAST_PROBABILITY,

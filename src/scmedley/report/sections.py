@@ -9,7 +9,7 @@ import pandas as pd
 
 from scmedley import keys
 from scmedley.evaluate.probes import PROBES
-from scmedley.interpret.check import LIMITS, TOO_FEW, Summary, against_baseline, agreement, summarise
+from scmedley.interpret.check import ALL, LIMITS, TOO_FEW, Summary, against_baseline, agreement, summarise
 from scmedley.interpret.shifts import batch_distances
 from scmedley.interpret.trust import ADVICE
 from scmedley.report.numbers import number
@@ -237,20 +237,31 @@ def check(run: Run) -> dict[str, Any] | None:
     )
     table["trust"], table["against"] = agreement(table), against_baseline(table)
     found = summarise(table)
-    return {"rows": _records(table), "n": found.n_judged, "median": found.median, "words": _words(found)}
+    return {
+        "rows": _records(table),
+        "n": found.n_judged,
+        "median": found.median,
+        "words": _words(found, set(table["label"]) != {ALL}),
+    }
 
 
-def _words(found: Summary) -> str:
-    """Return sentences on how far to trust counterfactuals, from the numbers of pairs and the medians."""
+def _words(found: Summary, of_labels: bool = True) -> str:
+    """Return sentences on how far to trust counterfactuals, from the numbers of pairs and the medians.
+
+    ``of_labels``: whether pairs are of a batch and a label; without labels each is a batch.
+    """
     tally, judged = found.tally, found.n_judged
+    one, several = (
+        ("pair of batch and label", "pairs of batch and label") if of_labels else ("batch", "batches")
+    )
     if not judged:
         return (
-            "The counterfactuals cannot be judged: every pair of batch and label has too few held-out cells, or too "
+            f"The counterfactuals cannot be judged: every {one} has too few held-out cells, or too "
             "small a shift."
         )
-    pairs = "the one seen pair" if judged == 1 else f"{judged} seen pairs"
+    pairs = f"the one seen {one}" if judged == 1 else f"{judged} seen {several}"
     text = (
-        f"Of {pairs} of batch and label with enough held-out cells to judge, the agreement of predicted with "
+        f"Of {pairs} with enough held-out cells to judge, the agreement of predicted with "
         f"observed shifts is good in {tally['good']}, some in {tally['some']} and none in {tally['none']}."
     )
     if found.n_shared:

@@ -21,11 +21,12 @@ class Kind(NamedTuple):
     name: str
     settings: str
     same: tuple[str, ...] = ()  # other fields that a call must share to resume the work
+    free: tuple[str, ...] = ()  # settings that may change, because no fit depends on them
     once: bool = False  # a finished folder raises, unless --overwrite is given
 
 
 KINDS = {
-    RECORD: Kind("a run", "config", ("command", "versions", "input"), once=True),
+    RECORD: Kind("a run", "config", ("command", "versions", "input"), ("donor", "denoise"), once=True),
     EXPERIMENT: Kind("an experiment", "experiment"),  # its tasks have fingerprints
     SEARCH: Kind("a search", "settings", ("versions", "input")),
 }
@@ -147,7 +148,11 @@ def _changed(before: Record, now: Record, kind: Kind) -> list[str]:
     changed = []
     if kind.same:
         old = before[kind.settings]
-        changed = [f"--{k.replace('_', '-')}" for k, v in new[kind.settings].items() if old.get(k) != v]
+        changed = [
+            f"--{k.replace('_', '-')}"
+            for k, v in new[kind.settings].items()
+            if k not in kind.free and old.get(k) != v
+        ]
     for name in kind.same:
         old, value = (one.get(name) for one in (before, new))
         if name == "input":  # the record has more fields
