@@ -5,10 +5,8 @@ each network continues from its checkpoint, to the same bits.
 """
 
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,61 +28,28 @@ from scmedley.interpret.check import counterfactual_check, decoder
 from scmedley.interpret.collapse import diagnose
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
-from scmedley.models import VAE, DeepBID, MixedEffects, RandomEffects
-from scmedley.models.base import Model
+from scmedley.models import VAE, DeepBID, MixedEffects
 from scmedley.pipeline.cells import Say, read_and_prepare
 from scmedley.pipeline.checks import check_config, check_inputs, check_n_clusters, few_of_label, unfitted
 from scmedley.pipeline.clusters import check_roles, write_clusters
 from scmedley.pipeline.config import RunConfig
-from scmedley.pipeline.findings import NULL_NAME, findings
+from scmedley.pipeline.findings import findings
+from scmedley.pipeline.fit import fit_networks
 from scmedley.pipeline.verdicts import verdicts
+from scmedley.pipeline.work import Work, write_report_of
 from scmedley.pp import pca, prepare
 from scmedley.pp.join import read_batches
 from scmedley.pp.maps import umap
-from scmedley.pp.nulls import permute_batches
 from scmedley.pp.overlap import overlap
 from scmedley.pp.prepared import read_prepared
 from scmedley.pp.split import check_split
 from scmedley.report.build import check_extra
 from scmedley.runs import folder as run_folder
-from scmedley.runs.folder import CELLS, CHECK, GENOMAP, HISTORY, LABELS, MODEL, SCORES, SHIFTS, VERSIONS
+from scmedley.runs.folder import CELLS, CHECK, GENOMAP, LABELS, SCORES, SHIFTS
 from scmedley.runs.read import read_cells, read_model
 from scmedley.runs.record import Record, now
 
 EMBEDDING = "Embedding all cells and drawing their maps"
-
-
-@dataclass
-class Work:
-    """A run in progress: its folder, settings and record."""
-
-    folder: Path
-    config: RunConfig
-    record: Record
-    say: Say = print
-    progress: bool = True
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure the seconds of a stage."""
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - began, 2)
-
-    def warn(self, sentence: str) -> None:
-        """Print a warning and keep it in the record."""
-        self.record["warnings"].append(sentence)
-        self.say(f"Warning: {sentence}")
-
-    def finish(self, with_report: bool) -> None:
-        """Write the record and the report. The status "done" is written last."""
-        io.write_json(run_folder.versions(), self.folder / VERSIONS)
-        self.record |= {"finished": now(), "seconds": self.seconds}
-        if with_report:
-            self.record.write("scored")
-            _report(self.record, self.say)
-        self.record.write("done")
 
 
 def run(
@@ -139,7 +104,7 @@ def _after_preparing(this: Work, adata: AnnData, only_fit: bool) -> None:
         with heard(this.warn):
             new.fit_to_values(adata)
     reading = read_prepared(adata, this.config.batch, this.config.label, this.config.seed, new.reads)
-    model = _fit(this, new, adata, reading)
+    model = fit_networks(this, new, adata, reading)
     if not only_fit:
         this.say(EMBEDDING)
         with this.stage("embed"):
@@ -228,7 +193,7 @@ def report(out: Path, *, say: Say = print, explorer: bool = True) -> Path:
     _check_finished(record, record.is_scored)
     with run_folder.locked(out):
         record["report"] = {"cells": explorer}
-        path = _report(record, say)
+        path = write_report_of(record, say)
         record.write("done")
     return path
 
@@ -308,74 +273,6 @@ def _scored(config: RunConfig) -> list[str]:
     return [keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA] if config.model == "mixed" else [*shown]
 
 
-def _fit(this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading) -> MixedEffects | VAE:
-    """Fit all networks and the null of the random effects; write the model and the history."""
-    config, out = this.config, this.folder
-    how: dict[str, Any] = {
-        "seed": config.seed,
-        "threads": config.threads,
-        "precision": config.precision,
-        "device": config.device,
-        "progress": this.progress,
-    }
-    parts: dict[str, Model[Any]] = {config.model: model} if isinstance(model, VAE) else model.networks()
-    what = type(model).__name__ if isinstance(model, VAE) else f"{' and '.join(parts)} effects"
-    this.say(f"Fitting {what} to {adata.n_obs} cells")
-    with this.stage("fit"), heard(this.warn):
-        if isinstance(model, VAE):
-            (out / run_folder.CHECKPOINTS).mkdir(exist_ok=True)
-            model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS / f"{config.model}.safetensors", **how)
-        else:
-            model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS, **how)
-        model.save(out / MODEL)
-    history, networks = model.history, {n: m.fitted for n, m in parts.items()}
-    if isinstance(model, VAE):
-        history = history.assign(network=config.model)
-    elif config.null:
-        this.say("Fitting random effects to permuted batches (the null)")
-        with this.stage("fit null"):
-            unfitted_null = RandomEffects(keys.PERMUTED, settings=model.random.settings)
-            null = _fit_null(adata, reading, unfitted_null, this, how)
-        history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
-        networks[NULL_NAME] = null.fitted
-    io.write_csv(history, out / HISTORY)
-    if decoder(model).has_effects and decoder(model).calibration is None:
-        this.warn(
-            "Intervals of shifts are not calibrated: too few validation cells have a label that several batches share."
-        )
-    this.record["networks"] = networks
-    for name, fitted in networks.items():
-        keeps_best = fitted["keep"] == "best"
-        if fitted["stopped"] == "interrupted":
-            kept = "best epoch up to then" if keeps_best else "last finished epoch"
-            this.warn(
-                f"Training of the {name} network was interrupted after epoch {fitted['epochs']}. Its {kept}, "
-                f"{fitted['best_epoch']}, is used."
-            )
-        elif (
-            config.epochs
-            and keeps_best
-            and fitted["stopped"] == "last epoch"
-            and fitted["best_epoch"] == fitted["epochs"]
-        ):
-            this.warn(
-                f"Training of the {name} network was still improving when --epochs {config.epochs} ended it."
-            )
-    return model
-
-
-def _fit_null(
-    adata: AnnData, reading: Reading, null: RandomEffects, this: Work, how: dict[str, Any]
-) -> Model[Any]:
-    """Fit the random-effects network to batches permuted within labels; store them and both embeddings."""
-    permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
-    reading = replace(reading, obs=adata.obs)
-    null.fit(reading, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
-    adata.obsm[keys.NULL] = null.get_latent_representation(reading)
-    adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(reading, mask_batch=True)
-    return null
-
-
 def _evaluate(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Reading) -> None:
     """Write the tables; add verdicts and findings to the record."""
     config, out = this.config, this.folder
@@ -439,13 +336,6 @@ def _intervals(model: MixedEffects | VAE, reading: Reading, config: RunConfig) -
         if np.isfinite(share):
             found[name] = share
     return found
-
-
-def _report(record: Record, say: Say) -> Path:
-    from scmedley.report import write_report
-
-    say("Writing the report")
-    return write_report(record.path.parent, cells=record.get("report", {}).get("cells", True))
 
 
 def _hash(inputs: Sequence[Path]) -> str:

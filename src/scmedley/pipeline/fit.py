@@ -1,0 +1,94 @@
+"""The stage of a run that fits its networks."""
+
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
+
+from scmedley import io, keys
+from scmedley.data.reader import Reading
+from scmedley.errors import heard
+from scmedley.interpret.check import decoder
+from scmedley.models import VAE, MixedEffects, RandomEffects
+from scmedley.models.base import Model
+from scmedley.pipeline.findings import NULL_NAME
+from scmedley.pipeline.work import Work
+from scmedley.pp.nulls import permute_batches
+from scmedley.runs import folder as run_folder
+from scmedley.runs.folder import HISTORY, MODEL
+
+
+def fit_networks(
+    this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading
+) -> MixedEffects | VAE:
+    """Fit all networks and the null of the random effects; write the model and the history."""
+    config, out = this.config, this.folder
+    how: dict[str, Any] = {
+        "seed": config.seed,
+        "threads": config.threads,
+        "precision": config.precision,
+        "device": config.device,
+        "progress": this.progress,
+    }
+    parts: dict[str, Model[Any]] = {config.model: model} if isinstance(model, VAE) else model.networks()
+    what = type(model).__name__ if isinstance(model, VAE) else f"{' and '.join(parts)} effects"
+    this.say(f"Fitting {what} to {adata.n_obs} cells")
+    with this.stage("fit"), heard(this.warn):
+        if isinstance(model, VAE):
+            (out / run_folder.CHECKPOINTS).mkdir(exist_ok=True)
+            model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS / f"{config.model}.safetensors", **how)
+        else:
+            model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS, **how)
+        model.save(out / MODEL)
+    history, networks = model.history, {n: m.fitted for n, m in parts.items()}
+    if isinstance(model, VAE):
+        history = history.assign(network=config.model)
+    elif config.null:
+        this.say("Fitting random effects to permuted batches (the null)")
+        with this.stage("fit null"):
+            unfitted_null = RandomEffects(keys.PERMUTED, settings=model.random.settings)
+            null = _fit_null(adata, reading, unfitted_null, this, how)
+        history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
+        networks[NULL_NAME] = null.fitted
+    io.write_csv(history, out / HISTORY)
+    if decoder(model).has_effects and decoder(model).calibration is None:
+        this.warn(
+            "Intervals of shifts are not calibrated: too few validation cells have a label that several batches share."
+        )
+    this.record["networks"] = networks
+    _warn_of_training(this, networks)
+    return model
+
+
+def _warn_of_training(this: Work, networks: dict[str, dict[str, Any]]) -> None:
+    """Warn of training that was interrupted, or that --epochs ended too early."""
+    for name, fitted in networks.items():
+        keeps_best = fitted["keep"] == "best"
+        if fitted["stopped"] == "interrupted":
+            kept = "best epoch up to then" if keeps_best else "last finished epoch"
+            this.warn(
+                f"Training of the {name} network was interrupted after epoch {fitted['epochs']}. Its {kept}, "
+                f"{fitted['best_epoch']}, is used."
+            )
+        elif (
+            this.config.epochs
+            and keeps_best
+            and fitted["stopped"] == "last epoch"
+            and fitted["best_epoch"] == fitted["epochs"]
+        ):
+            this.warn(
+                f"Training of the {name} network was still improving when --epochs {this.config.epochs} ended it."
+            )
+
+
+def _fit_null(
+    adata: AnnData, reading: Reading, null: RandomEffects, this: Work, how: dict[str, Any]
+) -> Model[Any]:
+    """Fit the random-effects network to batches permuted within labels; store them and both embeddings."""
+    permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
+    reading = replace(reading, obs=adata.obs)
+    null.fit(reading, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
+    adata.obsm[keys.NULL] = null.get_latent_representation(reading)
+    adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(reading, mask_batch=True)
+    return null
