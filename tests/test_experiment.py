@@ -320,7 +320,7 @@ def test_random_effects_separate_batches_only_where_all_probes_agree(blind: tupl
         ({"splits": ("pairs",), "methods": ("PCA", "AE")}, "none of the methods has batch effects"),
         (
             {"splits": ("pairs",), "methods": ("FE",), "preset": "paper"},
-            "Add 'FE' or 'RE' or 'VAE' to the methods, with the default preset",
+            "Add 'FE' or 'RE' or 'VAE' or 'DeepBID' to the methods, with the default preset",
         ),
         ({"pair_batches": ("a", "a")}, "none twice"),
         ({"splits": ("genes",)}, "none of"),

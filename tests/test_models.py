@@ -217,7 +217,7 @@ def test_the_offset_term_moves_the_mean_alone(cells) -> None:
     network = FixedEffectsNetwork(G, B, small("fixed", n_latent=3))
     network.latent_effects.update(torch.randn(60, 3), torch.arange(60) % B)
     mean, log_variance = (torch.randn(N, 3, requires_grad=True) for _ in range(2))
-    network._offset(mean, log_variance, minibatch.b_N).backward()
+    network.latent_effects.kl(mean, log_variance, minibatch.b_N).backward()
     delta = network.latent_effects.offset(mean.detach(), minibatch.b_N)
     assert delta.abs().max() > 0
     assert_allclose(mean.grad, delta / log_variance.detach().exp() / N, rtol=1e-5, atol=1e-7)
