@@ -428,7 +428,7 @@ def test_really_full_disk(shell, data, whole, tiny_disk):
 
 def test_nothing_is_trained_before_a_refusal_to_write(shell, monkeypatch, tmp_path):
     """A batch key that the file cannot hold by its name, and a writer that fails."""
-    monkeypatch.setattr(stages, "_fit", lambda *_: pytest.fail("trained before it was known"))
+    monkeypatch.setattr(stages, "fit_networks", lambda *_: pytest.fail("trained before it was known"))
     cells = some_cells(60)
     cells.obs["batch"] = cells.obs["batch"].astype(str)
     cells.write_h5ad(tmp_path / "cells.h5ad")
