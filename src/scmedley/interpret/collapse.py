@@ -16,7 +16,7 @@ from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.models import VAE
-from scmedley.models.posterior import minibatches
+from scmedley.models.posterior import check_posterior, minibatches
 from scmedley.models.vae import LEAST_HELD_OUT, is_collapsed, remedies
 from scmedley.models.vae_network import ACTIVE
 from scmedley.nn.likelihoods import kl_of_units
@@ -45,8 +45,8 @@ class Collapse:
         5 held-out cells. The gap between them is overfitting.
     collapsed
         Whether fewer than two units are active, the KL is below log 2 nats per cell (too little to tell two groups
-        of cells apart), latents drive less than 1 % of the variance, or a Gaussian predicts held-out cells no
-        better than each gene's mean does.
+        of cells apart), latents drive less than 1 % of the variance, or a Gaussian of log1p CP10k predicts
+        held-out cells no better than each gene's mean does.
     sentence
         The finding, with the remedy.
     """
@@ -99,6 +99,7 @@ def diagnose(model: VAE, adata: Cells, *, seed: int = 0) -> Collapse:
         raise ScmedleyError(
             f"A {type(model).__name__} has no posterior that could collapse. Give a fitted VAE."
         )
+    check_posterior(model)
     reading, rng = model.read(adata), np.random.default_rng(seed)
     held_out, train = _parts(reading, rng)
     cells = reading.take(held_out)
@@ -114,8 +115,10 @@ def diagnose(model: VAE, adata: Cells, *, seed: int = 0) -> Collapse:
     ]
     n_active = int(units["active"].sum())
     kl = float(units["kl"].sum())
-    # The squared error is what a Gaussian is fitted to, so there the mean of each gene must be beaten.
-    useless = sensitivity < LEAST_SENSITIVITY or (not model.settings.counts and r2 <= 0)
+    # The squared error of log1p CP10k is what a Gaussian of it is fitted to, so there the mean of each gene must be
+    # beaten. Pearson residuals have another squared error.
+    of_log1p = not model.settings.counts and model.settings.scale != "pearson"
+    useless = sensitivity < LEAST_SENSITIVITY or (of_log1p and r2 <= 0)
     collapsed = is_collapsed(n_active, kl, len(units)) or useless
     sentence = (
         f"{n_active} of {len(units)} latent units are active, the KL is {kl:.3g} nats per cell, "
