@@ -320,3 +320,14 @@ def test_a_fit_does_not_change_the_settings_for_good(types: AnnData, monkeypatch
     with pytest.warns(ScmedleyWarning, match="no counts"):
         model.fit(without, **FIT)
     assert model.fit(prepared_design(), **FIT).settings.counts
+
+
+def test_cells_without_counts_are_warned_of_once() -> None:
+    adata = prepared_design()
+    del adata.layers[keys.COUNTS]
+    adata.X = adata.layers[keys.LOGNORM].copy()
+    model = unfitted(max_epochs=1)
+    with pytest.warns(ScmedleyWarning, match="no counts"):
+        model.fit_to_values(adata)  # as a run does before it reads the cells
+    model.fit(adata, **FIT)  # a second warning would be an error here
+    assert model.settings.likelihood == "gaussian"

@@ -64,9 +64,7 @@ class DeepBID(VAE):
     }
 
     settings: Any  # DeepBIDSettings or PublishedDeepBIDSettings
-    _without_counts: Likelihood | None = (
-        None  # the likelihood that cells without counts replaced by a Gaussian
-    )
+    _without_counts: Likelihood | None = None  # what a Gaussian took the place of, for cells without counts
 
     def __init__(
         self,
@@ -134,10 +132,11 @@ class DeepBID(VAE):
         check_prepared(adata, self.batch_key)  # otherwise counts in X would be taken for none
         if not isinstance(self.settings, DeepBIDSettings):
             return
-        if self._without_counts is not None:  # of an earlier fit
+        counted = has_counts(adata)
+        if counted and self._without_counts is not None:  # of an earlier fit
             self.settings, self.reads = self.settings.replace(likelihood=self._without_counts), "counts"
             self._without_counts = None
-        if self.settings.counts and not has_counts(adata):
+        if self.settings.counts and not counted:
             warn(NO_COUNTS)
             self._without_counts = self.settings.likelihood
             self.settings, self.reads = self.settings.replace(likelihood="gaussian"), "log1p"
