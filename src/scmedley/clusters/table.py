@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scmedley.clusters.clusters import Clusters
 
 Floats = npt.NDArray[np.float64]
-NORMAL_95 = 1.959964
 
 
 def evidence_table(clusters: Clusters) -> pd.DataFrame:
@@ -89,7 +88,7 @@ LEAST_STRONG = STRONG[0] - STRONG[1] / np.sqrt(2 * SMALLEST)  # the lowest thres
 
 def wilson(counts_K: npt.NDArray[np.int64], total: int) -> tuple[Floats, Floats]:
     """Return the 95 % interval of shares (Wilson 1927)."""
-    share_K, z = counts_K / total, NORMAL_95
-    middle_K = (share_K + z**2 / (2 * total)) / (1 + z**2 / total)
-    half_K = z / (1 + z**2 / total) * np.sqrt(share_K * (1 - share_K) / total + z**2 / (4 * total**2))
-    return middle_K - half_K, middle_K + half_K
+    from scipy.stats import binomtest
+
+    found = [binomtest(int(count), total).proportion_ci(method="wilson") for count in counts_K]
+    return np.array([one.low for one in found]), np.array([one.high for one in found])
