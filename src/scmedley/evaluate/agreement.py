@@ -6,6 +6,8 @@ Shapes: N cells, P latent dimensions.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -54,8 +56,7 @@ def ari(clusters_N: Codes, codes_N: Codes) -> float:
     """
     from sklearn.metrics import adjusted_rand_score
 
-    clusters_N, codes_N = _both(clusters_N, codes_N)
-    return float(adjusted_rand_score(codes_N, clusters_N)) if len(np.unique(codes_N)) > 1 else float("nan")
+    return _scored(adjusted_rand_score, clusters_N, codes_N)
 
 
 def nmi(clusters_N: Codes, codes_N: Codes, mean: Literal["arithmetic", "max"] = "arithmetic") -> float:
@@ -73,10 +74,7 @@ def nmi(clusters_N: Codes, codes_N: Codes, mean: Literal["arithmetic", "max"] = 
     """
     from sklearn.metrics import normalized_mutual_info_score
 
-    clusters_N, codes_N = _both(clusters_N, codes_N)
-    if len(np.unique(codes_N)) < 2:
-        return float("nan")
-    return float(normalized_mutual_info_score(codes_N, clusters_N, average_method=mean))
+    return _scored(partial(normalized_mutual_info_score, average_method=mean), clusters_N, codes_N)
 
 
 def homogeneity(clusters_N: Codes, codes_N: Codes) -> float:
@@ -91,8 +89,7 @@ def homogeneity(clusters_N: Codes, codes_N: Codes) -> float:
     """
     from sklearn.metrics import homogeneity_score
 
-    clusters_N, codes_N = _both(clusters_N, codes_N)
-    return float(homogeneity_score(codes_N, clusters_N)) if len(np.unique(codes_N)) > 1 else float("nan")
+    return _scored(homogeneity_score, clusters_N, codes_N)
 
 
 def completeness(clusters_N: Codes, codes_N: Codes) -> float:
@@ -107,11 +104,11 @@ def completeness(clusters_N: Codes, codes_N: Codes) -> float:
     """
     from sklearn.metrics import completeness_score
 
-    clusters_N, codes_N = _both(clusters_N, codes_N)
-    return float(completeness_score(codes_N, clusters_N)) if len(np.unique(codes_N)) > 1 else float("nan")
+    return _scored(completeness_score, clusters_N, codes_N)
 
 
-def _both(clusters_N: Codes, codes_N: Codes) -> tuple[Codes, Codes]:
-    """Keep the cells that have a cluster and a label."""
+def _scored(score: Callable[[Codes, Codes], float], clusters_N: Codes, codes_N: Codes) -> float:
+    """Return the score of the cells that have a cluster and a label; nan with fewer than two labels."""
     kept = (clusters_N >= 0) & (codes_N >= 0)
-    return clusters_N[kept], codes_N[kept]
+    clusters_N, codes_N = clusters_N[kept], codes_N[kept]
+    return float(score(codes_N, clusters_N)) if len(np.unique(codes_N)) > 1 else float("nan")
