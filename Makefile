@@ -16,8 +16,8 @@ demo: $(READY)
 	$(BIN)/scmedley demo --out demo-run --overwrite
 
 test: $(READY)
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check --no-cache src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks recipes
 	$(BIN)/mypy
 	$(call SUITE,$(VENV))
 

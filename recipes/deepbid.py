@@ -34,12 +34,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from anndata import AnnData
+
 import deepbid_donors
 import deepbid_figures as figures
 import deepbid_grids as grids
 import deepbid_tables as tables
-import numpy as np
-from anndata import AnnData
+import scmedley as sm
 from deepbid_methods import (
     BATCH,
     EVIDENCE,
@@ -58,8 +60,6 @@ from deepbid_methods import (
     read_json,
     read_latent,
 )
-
-import scmedley as sm
 from scmedley.data.design import as_categories
 from scmedley.data.matrix import find_values
 from scmedley.datasets.papers import read_alzheimer

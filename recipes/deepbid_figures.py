@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from deepbid_donors import CELLS, CLUSTERS, LABELS
 from deepbid_methods import EVIDENCE, KMEANS, LEIDEN, MEMBERSHIPS, OWN
 from deepbid_tables import K_GIVEN, PUBLISHED_SECONDS, slopes
-
 from scmedley.pl._figure import NotebookFigure, plain, save, write
 from scmedley.pl._palette import BASE, MISSING
 from scmedley.pl.embedding import legend, levels, scatter

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from deepbid_methods import BATCH, LABEL, MEMBERSHIPS, PAPER, PCA, Task, agreement, fit, prepared, read_json
 from scipy.sparse import csr_matrix
 
+from deepbid_methods import BATCH, LABEL, MEMBERSHIPS, PAPER, PCA, Task, agreement, fit, prepared, read_json
 from scmedley.errors import ScmedleyError
 from scmedley.io import write_json
 

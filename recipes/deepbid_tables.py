@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
 from deepbid_methods import EVIDENCE_K, KMEANS, LEIDEN, MEMBERSHIPS, OWN, PCA, read_json
 
 SCORES = ["K", "ARI", "NMI", "NMI max", "homogeneity", "completeness"]

@@ -1,6 +1,6 @@
 """Seconds and memory of DeepBID against the number of cells.
 
-    python benchmarks/deepbid.py --file pbmc_8batches_14k.h5ad [--cells 1000 5000 20000] [--genes 2000] [--threads 2]
+    python benchmarks/deepbid_time.py --file pbmc_8batches_14k.h5ad [--cells 1000 5000 20000] [--genes 2000]
 
 Cells are drawn with replacement from the file, and each copy keeps a random 80 % of its molecules, so that no two
 copies are alike. Preparing, fitting with the clusters, embedding and denoising to disk are timed, each size in a
