@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, hstack
 
 from scmedley.data.terms import Term, Terms
 from scmedley.errors import ScmedleyError, listed
@@ -114,11 +115,13 @@ class _Observed:
 
     def rank(self, of: list[int]) -> int:
         """Return the rank of the columns of some terms and the intercept."""
-        level_CT, value_CT = self.level_CT[:, of], self.value_CT[:, of]
         part = Terms(self.terms.formula, tuple(self[t] for t in of))
-        x_CL = part.matrix(level_CT, value_CT).toarray() if of else np.empty((len(level_CT), 0))
-        rows = np.unique(np.c_[np.ones(len(x_CL)), x_CL], axis=0)
-        return int(np.linalg.matrix_rank(rows))
+        x_CL = csr_matrix(np.ones((len(self.obs), 1)))
+        if of:
+            x_CL = hstack([x_CL, part.matrix(self.level_CT[:, of], self.value_CT[:, of])], format="csr")
+        gram_LL = (x_CL.T @ x_CL).toarray()
+        size_L = np.sqrt(np.diag(gram_LL)).clip(1e-12)
+        return int(np.linalg.matrix_rank(gram_LL / size_L / size_L[:, None], hermitian=True))
 
     def refined(self, t: int, by: int) -> bool:
         """Return whether every level of ``by`` has one level, or one value, of ``t``."""
