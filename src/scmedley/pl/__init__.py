@@ -3,6 +3,7 @@
 from scmedley.pl.batch_shifts import batch_shifts
 from scmedley.pl.clusters import cluster_shares, cluster_tree, markers
 from scmedley.pl.donor_map import donor_map
+from scmedley.pl.effects import composition, effect_dots, effect_heatmap, volcano
 from scmedley.pl.embedding import embedding
 from scmedley.pl.embeddings import embeddings
 from scmedley.pl.genomap import counterfactuals, genomap, genomap_difference
@@ -13,8 +14,11 @@ __all__ = [
     "batch_shifts",
     "cluster_shares",
     "cluster_tree",
+    "composition",
     "counterfactuals",
     "donor_map",
+    "effect_dots",
+    "effect_heatmap",
     "embedding",
     "embeddings",
     "genomap",
@@ -22,4 +26,5 @@ __all__ = [
     "markers",
     "scores",
     "training",
+    "volcano",
 ]
