@@ -10,6 +10,7 @@ from typing import Literal
 COUNTS = "counts"  # layers: raw counts
 LOGNORM = "log1p_cp10k"  # layers: log1p of counts per 10,000 (nats)
 HVG = "highly_variable"  # var: scanpy's flag
+BATCH = "scmedley_batch"  # obs: the combination of levels of each cell, with a design of several factors
 SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
 
 FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches
@@ -26,6 +27,9 @@ NULL_MASKED = (
     "X_scmedley_random_null_masked"  # obsm: the same cells, encoded with their permuted batch masked
 )
 TARGET = "counterfactual_batch"  # obs of a counterfactual: its target batch
+SEEN = (
+    "counterfactual_seen"  # obs of a counterfactual: whether a cell of the fit had its combination of levels
+)
 PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, for the null
 
 # obs of new cells, from Model.transfer: column of its table to name in obs

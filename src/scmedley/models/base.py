@@ -14,7 +14,8 @@ from anndata import AnnData
 from torch import Tensor
 
 from scmedley.clusters import Clusters
-from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
+from scmedley.data.design import POPULATION_MEAN, Design, Labels, Target, check_unknown
+from scmedley.data.factors import Factors
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reader, Reading
@@ -23,13 +24,13 @@ from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.keys import Reads, ValueKind
 from scmedley.models import fitting
-from scmedley.models.adapt import adapted
+from scmedley.models.adapt import adapted, levels_of, seeing
 from scmedley.models.interval import Calibration
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
 from scmedley.models.settings import Settings
 
 S = TypeVar("S", bound=Settings)
-Step = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class Model(Generic[S]):
@@ -41,7 +42,8 @@ class Model(Generic[S]):
     Parameters
     ----------
     batch_key
-        ``obs`` column of the batches; ``None`` (:class:`VAE` alone): the batch is not used.
+        ``obs`` column of the batches; ``None`` (:class:`VAE` alone): the batch is not used. Or a formula of several
+        factors, as in lme4: ``"~ condition + (1 | study/donor)"`` (docs/designs.md).
     label_key
         ``obs`` column of labels to learn (:class:`Autoencoder`, :class:`FixedEffects`). A label head on the
         latent is trained on the labelled training cells; cells without a label train all other parts.
@@ -49,6 +51,11 @@ class Model(Generic[S]):
     settings
         Name of a preset, ``"default"`` or ``"paper"``, or a settings object
         (``FixedEffects.preset("default").replace(n_latent=10)``).
+    nested_in, covariates, slopes
+        Instead of a formula: the column that batches belong to (the study of a donor), columns with effects of their
+        own (such as condition or age), and those of them whose effect differs between batches.
+    keep
+        Columns of the design whose effects stay in the latent.
 
     Attributes
     ----------
@@ -84,8 +91,21 @@ class Model(Generic[S]):
     reference: Reference | None = None
     clusters: Clusters | None = None
 
-    def __init__(self, batch_key: str | None, label_key: str | None = None, settings: str | S = "default"):
-        self.batch_key = batch_key
+    def __init__(
+        self,
+        batch_key: str | Factors | None,
+        label_key: str | None = None,
+        settings: str | S = "default",
+        *,
+        nested_in: str | None = None,
+        covariates: Sequence[str] = (),
+        slopes: Sequence[str] = (),
+        keep: Sequence[str] = (),
+    ):
+        self.factors = Factors.of(batch_key, nested_in, covariates, slopes, keep)
+        if settings == "paper":
+            self.factors.refuse_paper()
+        self.batch_key = self.factors.batch_key
         self.label_key = label_key
         if label_key is not None and not self.has_label_head:
             raise ScmedleyError(
@@ -187,7 +207,7 @@ class Model(Generic[S]):
             training cells. Batch information in this latent comes from the expression alone. An encoder that
             never uses the batch returns the same latent either way, except for batches that :meth:`adapt` added.
         """
-        return self._apply(adata, unknown, lambda x, b: self.network.encode(x, b), mask_batch)
+        return self._apply(adata, unknown, lambda network, x, b: network.encode(x, b), mask_batch)
 
     def predict(self, adata: Cells) -> pd.DataFrame:
         """Return the probability of every label (column) for every cell (row), N x K.
@@ -205,8 +225,8 @@ class Model(Generic[S]):
                 "Autoencoder with label_key=..."
             )
 
-        def predict(x: Tensor, b: Tensor) -> Tensor:
-            logits: Tensor = self.network.label_head(self.network.encode(x, b))
+        def predict(network: Any, x: Tensor, b: Tensor) -> Tensor:
+            logits: Tensor = network.label_head(network.encode(x, b))
             return logits.softmax(dim=1)
 
         p_NK = self._apply(adata, POPULATION_MEAN, predict)
@@ -218,7 +238,7 @@ class Model(Generic[S]):
         ``X`` is N x G in log1p CP10k. If the encoder does not need the batch, cells of unknown batches are
         decoded with the population mean.
         """
-        xhat_NG = self._apply(adata, unknown, lambda x, b: self.network.decode(self.network.encode(x, b), b))
+        xhat_NG = self._apply(adata, unknown, lambda network, x, b: network.decode(network.encode(x, b), b))
         return AnnData(self.scale.inverse(xhat_NG), obs=adata.obs.copy(), var=self.var())
 
     def save(self, folder: str | Path) -> None:
@@ -230,7 +250,7 @@ class Model(Generic[S]):
     def counterfactual(
         self,
         adata: Cells,
-        to: str | Sequence[str],
+        to: Target | Sequence[Target],
         *,
         draws: int = 0,
         seed: int = 0,
@@ -244,7 +264,10 @@ class Model(Generic[S]):
         adata
             N cells with their batch.
         to
-            One batch, several batches, or ``"mean"`` for the population mean (all batch effects are zero).
+            One batch, several batches, or ``"mean"`` for the population mean (all batch effects are zero). Or
+            levels: ``{"condition": "stim"}``, ``{"donor": "d7", "condition": "ctrl"}``, ``{"donor": "mean"}``, or a
+            list of such dicts. Cells keep their other levels. A combination that was never seen is the sum of what
+            its levels do.
         draws
             Number of posterior draws of the effects, for intervals from 5 % to 95 %. 0: the effects are at
             their posterior mean, without intervals.
@@ -261,7 +284,8 @@ class Model(Generic[S]):
             All N cells for the first target, then for the next, by G genes. ``X``: expression in the target
             batch, log1p CP10k. ``layers["difference"]``: ``X`` minus the reconstruction in the own batch.
             With draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
-            ``counterfactual_batch``. With ``out`` the path is returned instead.
+            ``counterfactual_batch`` and, with several factors, ``counterfactual_seen``: whether a cell of the fit had
+            this combination of levels. With ``out`` the path is returned instead.
 
         Raises
         ------
@@ -424,9 +448,11 @@ class Model(Generic[S]):
             )
 
     def _build(self, device: torch.device | str = "cpu") -> None:
-        n_trained = self.design.n_batches - self.design.n_adapted
-        sizes = {"n_labels": len(self.labels.names)} if self.labels else {}
-        network = self._network_type()(len(self.genes), n_trained, self.settings, **sizes)
+        trained = self.design.trained()
+        sizes: dict[str, Any] = {"n_labels": len(self.labels.names)} if self.labels else {}
+        if trained.terms is not None and self.has_effects:
+            sizes["levels"] = levels_of(trained)
+        network = self._network_type()(len(self.genes), trained.n_batches, self.settings, **sizes)
         self.network = network.to(device)
 
     def _network_type(self) -> type:
@@ -438,17 +464,23 @@ class Model(Generic[S]):
 
     @modes(grad=False)
     def _apply(self, adata: Cells, unknown: str, step: Step, mask_batch: bool = False) -> np.ndarray:
-        """Return ``step(x_NG, b_N)`` of all cells, in chunks of float32; read a backed file in blocks."""
+        """Return ``step(network, x_NG, b_N)`` of all cells, in chunks of float32; read a backed file in blocks.
+
+        Cells with a combination of levels that was never seen have the sum of the effects of these levels.
+        """
         check_unknown(unknown)
         self.check_fitted()
         known = unknown if self.needs_batch else POPULATION_MEAN
         parts = []
         for reading in self.reader.blocks(adata):
-            none = np.full(reading.n_cells, -1, dtype=np.int64)
-            codes = none if mask_batch else self.design.known_codes(reading.obs, known)
+            codes, network = np.full(reading.n_cells, -1, dtype=np.int64), self.network
+            if not mask_batch:
+                self.design.known_codes(reading.obs, known)  # raises for those that are not
+                model = seeing(self, reading.obs)
+                codes, network = model.design.codes(reading.obs), model.network
             cells = reading.resident(codes, self.scale, self.device)
             for minibatch in cells.in_order():
-                parts.append(step(minibatch.x_NG, minibatch.b_N).cpu().numpy())
+                parts.append(step(network, minibatch.x_NG, minibatch.b_N).cpu().numpy())
         return np.concatenate(parts)
 
 
@@ -458,4 +490,5 @@ def described(model: Any, network: Model[Any]) -> str:
     to = "not fitted"
     if network.network is not None:
         to = f"fitted to {network.design.n_batches} batches, {len(network.genes)} genes"
-    return f"{type(model).__name__}(batch_key={model.batch_key!r}{label}): {to}"
+    factors = model.factors.formula or model.batch_key
+    return f"{type(model).__name__}(batch_key={factors!r}{label}): {to}"
