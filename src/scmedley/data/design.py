@@ -170,7 +170,7 @@ class Design:
         code = code.reshape(-1)
         batch_of = np.full(len(rows), -1, np.int64)
         batch_of[code[: self.n_batches]] = np.arange(self.n_batches)
-        return np.asarray(batch_of[code[self.n_batches :]])
+        return np.asarray(batch_of[code[self.n_batches :]], np.int64)
 
     def matrix(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the design matrix (float32, B x L), and the term of each level, -1 for those of fixed terms (L)."""
@@ -209,6 +209,11 @@ class Design:
         return np.asarray(found, bool) & inside_NT.all(axis=1)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The ``obs`` columns that name the batches: one, or those of several factors."""
+        return ((self.batch_key,) if self.batch_key else ()) if self.terms is None else self.terms.columns
+
+    @property
     def n_batches(self) -> int:
         """Return B."""
         return len(self.batches)
@@ -244,8 +249,7 @@ class Design:
         unknown_N = codes < 0 if self.terms is None else self.terms.unknown(self.terms.rows(obs)[0])
         if unknown == POPULATION_MEAN or not unknown_N.any():
             return codes
-        columns = (self.batch_key,) if self.terms is None else self.terms.columns
-        missing = [column for column in columns if column not in obs]
+        missing = [column for column in self.columns if column not in obs]
         if missing:
             where = f"obs has no column {missing[0]!r}"
         else:

@@ -25,11 +25,14 @@ class Factors:
         Formula of several factors; empty for one column.
     keep
         Columns of the formula whose terms are left out, because their effects are to stay in the latent.
+    asked
+        The whole formula, also where one column is left of it; empty for one column.
     """
 
     batch_key: str | None
     formula: str = ""
     keep: tuple[str, ...] = ()
+    asked: str = ""
 
     @classmethod
     def of(
@@ -79,8 +82,8 @@ class Factors:
                 "latent. Keep fewer columns."
             )
         if len(left) == 1 and left[0].random and len(left[0].parts) == 1:
-            return cls(left[0].parts[0])
-        return cls(keys.BATCH, formula, tuple(keep))
+            return cls(left[0].parts[0], asked=formula)
+        return cls(keys.BATCH, formula, tuple(keep), asked=formula)
 
     def learn(self, obs: pd.DataFrame) -> Design:
         """Return the design of cells: their batches, and with a formula the levels of its terms."""

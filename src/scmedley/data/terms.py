@@ -65,8 +65,7 @@ class Terms:
             The formula cannot be read, a column does not exist, or cells have no value in a column.
         """
         terms = [term for term in parse(formula, obs) if not set(term.columns) & set(without)]
-        for column in dict.fromkeys(column for term in terms for column in term.columns):
-            _check_complete(obs, column)
+        cls(formula, tuple(terms)).check_complete(obs)
         return cls(formula, tuple(_learnt(term, obs) for term in terms))
 
     @property
@@ -98,8 +97,14 @@ class Terms:
         columns = start_T[t] + level_NT[n, t]
         return csr_matrix((value_NT[n, t], (n, columns)), shape=(len(level_NT), sum(self.sizes)))
 
+    def check_complete(self, obs: pd.DataFrame) -> None:
+        """Raise if a column of the design does not exist, or cells have no value in it."""
+        for column in self.columns:
+            _check_complete(obs, column)
+
     def extended(self, obs: pd.DataFrame) -> "Terms":
         """Return the terms with the levels that are new in ``obs`` after the known ones; the rest stays the same."""
+        self.check_complete(obs)
         return replace(self, terms=tuple(_with_levels(term, term.levels_in(obs)) for term in self.terms))
 
     def first(self, sizes: Sequence[int]) -> "Terms":
@@ -116,6 +121,15 @@ class Terms:
         """
         plain = [t for t, term in enumerate(self.terms) if len(term.factors) <= 1]
         return np.asarray((level_NT < 0).all(axis=1) | (level_NT[:, plain] < 0).any(axis=1))
+
+    def table(self, obs: pd.DataFrame) -> pd.DataFrame:
+        """Return one row for each term: its name, whether it is fixed or random, its levels and their cells."""
+        rows = []
+        for term, code_N in zip(self.terms, self.rows(obs)[0].T, strict=True):
+            n_L = np.bincount(code_N[code_N >= 0], minlength=len(term.levels))
+            kind = "random" if term.random else "fixed"
+            rows.append((term.name, kind, len(n_L), int(n_L.min()), int(n_L.max())))
+        return pd.DataFrame(rows, columns=["term", "effects", "levels", "fewest_cells", "most_cells"])
 
     def names(self, obs: pd.DataFrame) -> "pd.Series[Any]":
         """Return the name of each cell's combination of values, such as ``lung/d1 · stim``; missing without values.

@@ -14,7 +14,6 @@ from scmedley.data.arrays import dense
 from scmedley.data.design import POPULATION_MEAN, Target, named_targets, target_name
 from scmedley.data.reader import Cells
 from scmedley.errors import ScmedleyError
-from scmedley.interpret.check import decoder
 from scmedley.interpret.genomap import Layout
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
@@ -84,7 +83,7 @@ def panel(
     ScmedleyError
         The layout has other genes, a target or batch is unknown, or a target occurs twice.
     """
-    network = decoder(model)
+    network = model.decoder_of(to) if isinstance(model, MixedEffects) else model
     if layout.genes != tuple(network.genes):
         raise ScmedleyError("The genes of the layout are not the model's. Use genomap_of(model, adata).")
     targets = [POPULATION_MEAN, *(target for target in named_targets(to) if target != POPULATION_MEAN)]

@@ -57,6 +57,8 @@ class MixedEffects:
         The :class:`FixedEffects`, or ``None`` with an embedding of your own.
     random
         The :class:`RandomEffects`.
+    factors, removed
+        The whole design, and what is removed from the fixed latent: without the columns of ``keep``.
     """
 
     reads: Reads = "log1p"
@@ -76,8 +78,8 @@ class MixedEffects:
         keep: Sequence[str] = (),
     ):
         asked = (nested_in, covariates, slopes)
-        self.factors, kept = Factors.of(batch_key, *asked), Factors.of(batch_key, *asked, keep)
-        self.batch_key, self.keep = self.factors.batch_key, tuple(keep)
+        self.factors, self.removed = Factors.of(batch_key, *asked), Factors.of(batch_key, *asked, keep)
+        self.batch_key, self.keep = self.removed.batch_key, tuple(keep)
         self.label_key, self.preset, self.fixed_key = label_key, preset, fixed
         if preset == "paper":
             self.factors.refuse_paper()
@@ -86,7 +88,7 @@ class MixedEffects:
                 f"The embedding {fixed!r} replaces the network that would learn label_key={label_key!r}. Give either "
                 "fixed or label_key."
             )
-        self.fixed = None if fixed else FixedEffects(kept, label_key, fixed_settings or preset)
+        self.fixed = None if fixed else FixedEffects(self.removed, label_key, fixed_settings or preset)
         self.random = RandomEffects(self.factors, settings=random_settings or preset)
 
     def __repr__(self) -> str:
@@ -108,7 +110,7 @@ class MixedEffects:
         if self.fixed_key is not None and isinstance(adata, AnnData):
             self.given(adata)
         with modes(grad=False):
-            reading = read_prepared(adata, self.factors, self.label_key, seed)
+            reading = read_prepared(adata, self.removed, self.label_key, seed)
         for name, network in self.networks().items():
             network.fit(
                 reading,
@@ -266,9 +268,14 @@ class MixedEffects:
         or an embedding of your own) stays the same.
         """
         extended = copy.copy(self)
-        for name, model in self.networks().items():
-            if model.has_effects:
-                setattr(extended, name, model.adapt(adata, steps=steps, seed=seed, threads=threads))
+        how: Any = {"steps": steps, "seed": seed, "threads": threads}
+        extended.random = self.random.adapt(adata, **how)
+        if (
+            self.fixed is not None
+            and self.fixed.has_effects
+            and (not self.keep or _is_new(self.fixed, adata))
+        ):
+            extended.fixed = self.fixed.adapt(adata, **how)
         return extended
 
     def save(self, folder: str | Path) -> None:
@@ -304,3 +311,8 @@ class MixedEffects:
             f"The fixed part, obsm[{self.fixed_key!r}], is not a dense matrix of finite numbers. Correct it, or remove "
             "the cells with other values."
         )
+
+
+def _is_new(model: Model[Any], adata: Cells) -> bool:
+    """Return whether cells are of batches that a network does not know, which may lack a column that is kept."""
+    return model.design.extended(adata.obs).n_batches > model.design.n_batches

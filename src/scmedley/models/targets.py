@@ -44,7 +44,7 @@ def aims(
         raise ScmedleyError(
             'No target is given. Give at least one target batch, or "mean" for the population mean.'
         )
-    as_if = [_as_if(design, obs, target) for target in targets]
+    frames = [as_if(design, obs, target) for target in targets]
     names = [target_name(target) for target in targets]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
@@ -52,11 +52,11 @@ def aims(
             f"The target batch {repeated[0]!r} is given more than once. Give each target once."
         )
     design.known_codes(obs, unknown)  # raises for those that are not
-    for one in (obs, *as_if):
+    for one in (obs, *frames):
         if isinstance(one, pd.DataFrame):
             model = seeing(model, one)
     found = []
-    for name, one in zip(names, as_if, strict=True):
+    for name, one in zip(names, frames, strict=True):
         code_N = np.full(len(obs), one) if isinstance(one, int) else model.design.codes(one)
         found.append(Aim(name, code_N, _seen(design, model.design, code_N)))
     unseen = {model.design.batches[code] for aim in found for code in np.unique(aim.code_N[~aim.seen_N])}
@@ -68,7 +68,7 @@ def aims(
     return model, model.design.codes(obs), found
 
 
-def _as_if(design: Design, obs: pd.DataFrame, target: str | Mapping[str, Any]) -> int | pd.DataFrame:
+def as_if(design: Design, obs: pd.DataFrame, target: str | Mapping[str, Any]) -> int | pd.DataFrame:
     """Return the code of a target that is the same for all cells, or the columns of the design as if in it."""
     if isinstance(target, str):
         return design.code(target)

@@ -4,7 +4,6 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.data.design import Design
 from scmedley.data.factors import Factors
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reader, Reading
@@ -47,19 +46,19 @@ def read_prepared(
         )
     if not isinstance(adata, Reading):
         ensure_not_view(adata)
-        if factors.formula:
-            store_batches(adata, factors)
+        store_batches(adata, factors)
         store_split(adata, batch_key, label_key, seed)
     check_split(adata.obs)
     return adata if isinstance(adata, Reading) else Reader.learn(adata, kind)
 
 
-def store_batches(adata: AnnData, factors: Factors) -> Design:
-    """Store the names of the combinations of a design in ``obs["scmedley_batch"]``; return the design."""
-    design = factors.learn(adata.obs)
-    codes = design.codes(adata.obs)
-    adata.obs[keys.BATCH] = pd.Categorical.from_codes(codes, categories=pd.Index(design.batches))
-    return design
+def store_batches(adata: AnnData, factors: Factors) -> None:
+    """Check a design, and store the names of its combinations in ``obs["scmedley_batch"]``; nothing for a column."""
+    # Here every fit of a design checks it, once: Terms.of(factors.asked, adata.obs) are all of its terms.
+    if factors.formula:
+        design = factors.learn(adata.obs)
+        codes = design.codes(adata.obs)
+        adata.obs[keys.BATCH] = pd.Categorical.from_codes(codes, categories=pd.Index(design.batches))
 
 
 def check_prepared(adata: Cells, batch_key: str | None) -> None:
