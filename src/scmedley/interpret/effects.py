@@ -21,8 +21,8 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
 
     Every effect is divided by the prior standard deviation of its table (with several factors: of its term).
     Effects thus have comparable units, and an effect without evidence in the data stays near 0. The axes are the
-    two leading principal components of the posterior means over batches. The posterior of a batch, Gaussian and independent between effects,
-    is Gaussian on these axes too.
+    two leading principal components of the posterior means over batches. The posterior of a batch, Gaussian and
+    independent between effects, is Gaussian on these axes too.
 
     Parameters
     ----------
