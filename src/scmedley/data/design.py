@@ -206,7 +206,7 @@ class Design:
         least_T, most_T = values_BT.min(axis=0), values_BT.max(axis=0)
         found = [((known_BT == level_T) | (level_T < 0)).all(axis=1).any() for level_T in level_NT]
         inside_NT = (level_NT < 0) | ((value_NT >= least_T) & (value_NT <= most_T))
-        return np.asarray(found, bool) & inside_NT.all(axis=1)
+        return np.asarray(np.asarray(found, bool) & inside_NT.all(axis=1))
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -51,13 +51,14 @@ def fit(
             torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
         )
         model._build(on)
+        factors = model.factors.asked or model.batch_key
         plan = loop.Plan(
             **model.settings.sizes(len(train))._asdict(),
             settling_steps=model.settings.settling_steps,
             precision=precision,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             fingerprint=_fingerprint(model, reading, y_N, part, seed, precision),
-            label=type(model).__name__ + (f" by {model.batch_key}" if model.batch_key else ""),
+            label=type(model).__name__ + (f" by {factors}" if factors else ""),
             progress=progress,
         )
         try:

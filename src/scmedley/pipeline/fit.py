@@ -92,7 +92,7 @@ def _fit_null(
     source_N = permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
     obs = adata.obs
     if null.factors.formula:  # all columns of the design are permuted together
-        columns = list(null.factors.learn(obs).terms.columns)
+        columns = null.factors.learn(obs).columns
         obs = obs.assign(**{column: obs[column].iloc[source_N].set_axis(obs.index) for column in columns})
     reading = replace(reading, obs=obs)
     null.fit(reading, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)

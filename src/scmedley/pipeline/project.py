@@ -224,7 +224,8 @@ def target_of(text: Any, model: MixedEffects | VAE) -> Target:
     """
     networks = model.networks().values() if isinstance(model, MixedEffects) else [model]
     if isinstance(text, Mapping) or any(text in network.design.batches for network in networks):
-        return text
+        found: Target = text
+        return found
     parts = [part.partition("=") for part in text.split(",")]
     columns = {column for network in networks for column in network.design.columns}
     if all(equals and column.strip() in columns for column, equals, _ in parts):
@@ -282,11 +283,13 @@ def _pairs(
     """Return every label with the batches that its cells become."""
     found: dict[tuple[str, str], None] = {}
     for name, target in product(names_of(label), to):
-        named: Sequence[str] = [target] if isinstance(target, str) else []
-        if network is not None and isinstance(target, Mapping):
+        named: list[str] = [target] if isinstance(target, str) else []
+        if network is not None and isinstance(target, Mapping) and POPULATION_MEAN not in target.values():
             there = as_if(network.design, obs[label == name], target)
-            one = isinstance(there, int)
-            named = [network.design.batches[there]] if one else network.design.names(there).dropna().unique()
+            if isinstance(there, int):
+                named = [network.design.batches[there]]
+            else:
+                named = network.design.names(there).dropna().unique().tolist()
         found |= dict.fromkeys((name, batch) for batch in named)
     return list(found)
 
