@@ -6,7 +6,6 @@ Shapes: N cells, B batches, T terms, L levels of all terms.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,28 +23,6 @@ POPULATION_MEAN = "mean"  # the target of a counterfactual with all batch effect
 OWN = "own"  # the target of denoising that is each cell's own batch
 MOST_COMBINATIONS = 2000  # of levels: each has a row in the design matrix
 RESERVED = {POPULATION_MEAN: "the population mean", OWN: "each cell's own batch"}
-
-
-Target = str | Mapping[str, Any]  # of a counterfactual: a batch, "mean", or levels by column
-
-
-def named_targets(to: object) -> list[str | dict[str, str]]:
-    """Return one or several targets: names of batches as text (1, 1.0 and "1" are the same), or levels by column."""
-    one = isinstance(to, str | Mapping) or not isinstance(to, Iterable)
-    targets: Iterable[Any] = [to] if one else to  # type: ignore[assignment]
-    return [
-        {str(column): called(value) for column, value in target.items()}
-        if isinstance(target, Mapping)
-        else called(target)
-        for target in targets
-    ]
-
-
-def target_name(target: Target) -> str:
-    """Return the name of a target: a batch, or ``condition=stim, donor=d1``."""
-    if isinstance(target, str):
-        return target
-    return ", ".join(f"{column}={called(value)}" for column, value in target.items())
 
 
 @dataclass(frozen=True)
@@ -407,8 +384,9 @@ def check_key(key: object, what: str = "batch") -> None:
     if isinstance(key, str):
         return
     names = list(key) if isinstance(key, list | tuple) else ["donor", "protocol"]
+    designed = "~ " + " + ".join(f"(1 | {name})" for name in names)
     joined = " + '_' + ".join(f"adata.obs[{name!r}].astype(str)" for name in names)
     raise ScmedleyError(
         f"The {what} key is one column of obs, not {key!r}. Join several columns into one: "
-        f"adata.obs['joined'] = {joined}."
+        f"adata.obs['joined'] = {joined}. Or fit a design: {designed!r}."
     )

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from scmedley.data.arrays import dense
-from scmedley.data.design import POPULATION_MEAN, Target, named_targets, target_name
+from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.reader import Cells
+from scmedley.data.targets import Target, named_targets, target_name
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.genomap import Layout
 from scmedley.models import MixedEffects

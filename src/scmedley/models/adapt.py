@@ -36,8 +36,39 @@ LEARNING_RATE = 0.01  # of Adam, for the new rows alone, with cosine decay to 0
 CPU = torch.device("cpu")
 
 
-def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | None) -> M:
-    """Return a model that also knows the new batches of ``adata``. See :meth:`Model.adapt`."""
+def adapted(model: M, adata: Cells, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> M:
+    """Learn the effects of batches that the model does not know, with all else frozen.
+
+    Every effect table gets a row for each new batch. The row starts at the prior, whose mean is no effect
+    (the population mean). Adam updates these rows alone, to minimise lambda_MSE * MSE + lambda_KL *
+    KL(q(U) || p(U)), weighted as if the new cells had been training cells. Weights, BatchNorm, priors and
+    the rows of known batches do not change, bit for bit. The default fixed effects also compute the offset
+    of each new batch in the latent, in closed form, and :meth:`embed` subtracts it from cells of that batch,
+    which the encoder has not learnt to correct. Only the expression and the batch of the new
+    cells are used, never a label. Without ``adapt``, ``unknown="mean"`` embeds them with the population mean.
+
+    Parameters
+    ----------
+    adata
+        Cells of new batches. Cells of known batches are ignored. With several factors, known levels keep their
+        effects: of a new donor under a known condition only the rows of the donor are learnt.
+    steps
+        Number of minibatches.
+    seed
+        Random seed. The same seed, threads and CPU give identical results, bit for bit.
+    threads
+        CPU threads; ``None`` leaves torch's setting.
+
+    Returns
+    -------
+    Model
+        A new model that knows the old and the new batches. This one is not changed.
+
+    Raises
+    ------
+    ScmedleyError
+        The decoder has no batch effects, the model is not fitted, or ``obs`` has no new batch.
+    """
     model.check_effects("adapt")
     model.check_fitted()
     check_seed(seed)

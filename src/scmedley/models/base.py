@@ -14,7 +14,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from scmedley.clusters import Clusters
-from scmedley.data.design import POPULATION_MEAN, Design, Labels, Target, check_unknown
+from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.factors import Factors
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.inplace import ensure_not_view
@@ -25,9 +25,11 @@ from scmedley.errors import ScmedleyError
 from scmedley.keys import Reads, ValueKind
 from scmedley.models import fitting
 from scmedley.models.adapt import adapted, levels_of, seeing
+from scmedley.models.counterfactual import counterfactual
 from scmedley.models.interval import Calibration
-from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
+from scmedley.models.reference import Reference
 from scmedley.models.settings import Settings
+from scmedley.models.transfer import transfer
 
 S = TypeVar("S", bound=Settings)
 Step = Callable[[Any, Tensor, Tensor], Tensor]
@@ -247,120 +249,10 @@ class Model(Generic[S]):
 
         save(self, folder)
 
-    def counterfactual(
-        self,
-        adata: Cells,
-        to: Target | Sequence[Target],
-        *,
-        draws: int = 0,
-        seed: int = 0,
-        unknown: str = "error",
-        out: str | Path | None = None,
-    ) -> AnnData | Path:
-        """Predict the expression of cells as if they had come from other batches.
-
-        Parameters
-        ----------
-        adata
-            N cells with their batch.
-        to
-            One batch, several batches, or ``"mean"`` for the population mean (all batch effects are zero). Or
-            levels: ``{"condition": "stim"}``, ``{"donor": "d7", "condition": "ctrl"}``, ``{"donor": "mean"}``, or a
-            list of such dicts. Cells keep their other levels. A combination that was never seen is the sum of what
-            its levels do.
-        draws
-            Number of posterior draws of the effects, for intervals from 5 % to 95 %. 0: the effects are at
-            their posterior mean, without intervals.
-        seed
-            Random seed of the draws.
-        unknown
-            How to treat cells of batches that the model does not know: ``"error"`` or ``"mean"``.
-        out
-            Path ending in ``.zarr``. A large result is written there in chunks.
-
-        Returns
-        -------
-        AnnData or Path
-            All N cells for the first target, then for the next, by G genes. ``X``: expression in the target
-            batch, log1p CP10k. ``layers["difference"]``: ``X`` minus the reconstruction in the own batch.
-            With draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
-            ``counterfactual_batch`` and, with several factors, ``counterfactual_seen``: whether a cell of the fit had
-            this combination of levels. With ``out`` the path is returned instead.
-
-        Raises
-        ------
-        ScmedleyError
-            The decoder has no batch effects, a batch is unknown, or the result exceeds 2 GB without ``out``.
-        """
-        from scmedley.models.counterfactual import counterfactual
-
-        return counterfactual(self, adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
-
-    def adapt(self, adata: Cells, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
-        """Learn the effects of batches that the model does not know, with all else frozen.
-
-        Every effect table gets a row for each new batch. The row starts at the prior, whose mean is no effect
-        (the population mean). Adam updates these rows alone, to minimise lambda_MSE * MSE + lambda_KL *
-        KL(q(U) || p(U)), weighted as if the new cells had been training cells. Weights, BatchNorm, priors and
-        the rows of known batches do not change, bit for bit. The default fixed effects also compute the offset
-        of each new batch in the latent, in closed form, and :meth:`embed` subtracts it from cells of that batch,
-        which the encoder has not learnt to correct. Only the expression and the batch of the new
-        cells are used, never a label. Without ``adapt``, ``unknown="mean"`` embeds them with the population mean.
-
-        Parameters
-        ----------
-        adata
-            Cells of new batches. Cells of known batches are ignored.
-        steps
-            Number of minibatches.
-        seed
-            Random seed. The same seed, threads and CPU give identical results, bit for bit.
-        threads
-            CPU threads; ``None`` leaves torch's setting.
-
-        Returns
-        -------
-        Model
-            A new model that knows the old and the new batches. This one is not changed.
-
-        Raises
-        ------
-        ScmedleyError
-            The decoder has no batch effects, the model is not fitted, or ``obs`` has no new batch.
-        """
-        return adapted(self, adata, steps=steps, seed=seed, threads=threads)
-
-    def transfer(
-        self,
-        adata: Cells,
-        *,
-        reference: AnnData | None = None,
-        label_key: str | None = None,
-        least_probability: float = LEAST_PROBABILITY,
-        most_novelty: float = MOST_NOVELTY,
-    ) -> pd.DataFrame:
-        """Return the most probable label of new cells, and how far each cell resembles the training cells.
-
-        See :func:`scmedley.models.transfer.transfer` for the columns and what they mean.
-
-        Parameters
-        ----------
-        adata
-            New cells, of batches that the model knows or not.
-        reference, label_key
-            Cells of your own and their ``obs`` column of labels, instead of the labels of the fit.
-        least_probability, most_novelty
-            Cells with a less probable label, or with a higher novelty, are "unassigned".
-
-        Raises
-        ------
-        ScmedleyError
-            The latent of this model holds the batch; or an earlier version saved the model.
-        """
-        from scmedley.models.transfer import transfer
-
-        how: Any = {"least_probability": least_probability, "most_novelty": most_novelty}
-        return transfer(self, adata, reference=reference, label_key=label_key, **how)
+    # Methods: their first argument is the model.
+    counterfactual = counterfactual
+    adapt = adapted
+    transfer = transfer
 
     def denoise(self, *args: Any, **options: Any) -> Any:
         """Raise: only :class:`VAE` has a likelihood of counts."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from scmedley import keys
 from scmedley.data.reader import Cells, Reading
 from scmedley.data.resident import Minibatch, Resident
+from scmedley.data.targets import Target
 from scmedley.device import modes, seeded
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
 from scmedley.io.blocks import write_in_blocks
@@ -140,14 +141,48 @@ class Encoded:
 def counterfactual(
     model: Model[Any],
     adata: Cells,
-    to: object,
+    to: Target | Sequence[Target],
     *,
     draws: int = 0,
     seed: int = 0,
     unknown: str = "error",
     out: str | Path | None = None,
 ) -> AnnData | Path:
-    """Predict cells as if they had come from other batches. See :meth:`Model.counterfactual`."""
+    """Predict the expression of cells as if they had come from other batches.
+
+    Parameters
+    ----------
+    adata
+        N cells with their batch.
+    to
+        One batch, several batches, or ``"mean"`` for the population mean (all batch effects are zero). Or
+        levels: ``{"condition": "stim"}``, ``{"donor": "d7", "condition": "ctrl"}``, ``{"donor": "mean"}``, or a
+        list of such dicts. Cells keep their other levels. A combination that was never seen is the sum of what
+        its levels do.
+    draws
+        Number of posterior draws of the effects, for intervals from 5 % to 95 %. 0: the effects are at
+        their posterior mean, without intervals.
+    seed
+        Random seed of the draws.
+    unknown
+        How to treat cells of batches that the model does not know: ``"error"`` or ``"mean"``.
+    out
+        Path ending in ``.zarr``. A large result is written there in chunks.
+
+    Returns
+    -------
+    AnnData or Path
+        All N cells for the first target, then for the next, by G genes. ``X``: expression in the target
+        batch, log1p CP10k. ``layers["difference"]``: ``X`` minus the reconstruction in the own batch.
+        With draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
+        ``counterfactual_batch`` and, with several factors, ``counterfactual_seen``: whether a cell of the fit had
+        this combination of levels. With ``out`` the path is returned instead.
+
+    Raises
+    ------
+    ScmedleyError
+        The decoder has no batch effects, a batch is unknown, or the result exceeds 2 GB without ``out``.
+    """
     model.check_effects("counterfactual")
     model.check_fitted()
     check_seed(seed)

@@ -11,10 +11,10 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.data.design import Target, named_targets
 from scmedley.data.factors import Factors
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
+from scmedley.data.targets import Target, named_targets
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.keys import Reads, ValueKind

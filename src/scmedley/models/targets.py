@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scmedley.data.design import Design, named_targets, target_name
+from scmedley.data.design import Design, called
+from scmedley.data.targets import named_targets, target_name
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.models.adapt import seeing
 
@@ -82,7 +83,7 @@ def as_if(design: Design, obs: pd.DataFrame, target: str | Mapping[str, Any]) ->
             f"The model has the effects of {design.batch_key!r} alone, not of {other[0]!r}. Fit it with a design that "
             "has both."
         )
-    return design.code(target[design.batch_key])
+    return design.code(called(target[design.batch_key]))
 
 
 def _seen(before: Design, now: Design, code_N: np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import io
-from scmedley.data.design import POPULATION_MEAN, Target, named_targets, target_name
+from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.reader import Reading
+from scmedley.data.targets import Target, named_targets, target_name
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed, listed
 from scmedley.interpret.check import (
     CHECK_COLUMNS,
