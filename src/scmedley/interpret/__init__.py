@@ -8,6 +8,7 @@ from scmedley.interpret.genomap import genomap_of
 from scmedley.interpret.markers import markers
 from scmedley.interpret.panel import Panel, panel
 from scmedley.interpret.shifts import batch_distances, gene_shifts, interval_coverage
+from scmedley.interpret.variance import variance_split
 
 __all__ = [
     "Panel",
@@ -24,4 +25,5 @@ __all__ = [
     "markers",
     "panel",
     "tree_table",
+    "variance_split",
 ]
