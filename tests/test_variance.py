@@ -11,10 +11,12 @@ from numpy.testing import assert_allclose
 from scipy.sparse import csr_matrix
 
 import scmedley as sm
+from scmedley import pl
 from scmedley.data.terms import Terms
 from scmedley.errors import ScmedleyError, heard
 from scmedley.interpret.reml import Components, reml
 from scmedley.interpret.variance import cross_products
+from test_pl import drawn
 
 
 def gaussian(
@@ -127,3 +129,25 @@ def test_what_cannot_be_split(cells) -> None:
         split(cells, "~ (1 | donor)", genes=["none"])
     with pytest.raises(ScmedleyError, match="it is determined by donor"):
         split(cells, "~ donor + study")
+
+
+def test_figures_of_shares(cells) -> None:
+    shares = split(cells, "~ (1 | cell_type) + (1 | condition) + (1 | study/donor)")
+    figure = pl.variance_split(shares)
+    drawn(figure)
+    (ax,) = figure.axes
+    terms = [text.get_text() for text in ax.get_xticklabels()]
+    assert terms == [*shares.drop(columns="residual").mean().sort_values(ascending=False).index, "residual"]
+    assert {text.get_text() for text in ax.texts} == set(shares.drop(columns="residual").idxmax())
+    figure = pl.variance_genes(shares, ["condition", "study"], n_top=3)
+    drawn(figure)
+    (ax,) = figure.axes
+    genes = [text.get_text() for text in ax.get_yticklabels()]
+    assert genes[:3] == list(shares["condition"].nlargest(3).index)
+    assert len(set(genes)) == 6
+    ends = [sum(bar.get_width() for bar in bars) for bars in zip(*ax.containers, strict=True)]
+    assert_allclose(ends, 1)
+    with pytest.raises(ScmedleyError, match="no term 'sex'"):
+        pl.variance_genes(shares, ["sex"])
+    with pytest.raises(ScmedleyError, match="no gene with shares"):
+        pl.variance_split(shares.iloc[[7]])

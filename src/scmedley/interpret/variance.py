@@ -80,7 +80,7 @@ def variance_split(
     terms = Terms.of(formula, adata.obs)
     for words in check_design(terms, adata.obs):
         warn(words)
-    y_NG, names = _expression(adata, genes, values)
+    y_NG, names = log_expression(adata, genes, values)
     obs = adata.obs
     if by:
         for name in by:
@@ -124,7 +124,7 @@ def cross_products(y_NG: Matrix, obs: pd.DataFrame, terms: Terms) -> tuple[Cross
     return CrossProducts(a_LL[np.ix_(kept, kept)], b_LG[kept], yy_G, n, term_Q), owner_L[kept_P]
 
 
-def _expression(adata: AnnData, genes: Sequence[str] | None, values: ValueKind) -> tuple[Matrix, pd.Index]:
+def log_expression(adata: AnnData, genes: Sequence[str] | None, values: ValueKind) -> tuple[Matrix, pd.Index]:
     """Return log1p of counts per 10,000 (float64) of the chosen genes, and their names."""
     if adata.isbacked:
         adata = adata.to_memory()

@@ -6,8 +6,10 @@ from scmedley.pl.donor_map import donor_map
 from scmedley.pl.embedding import embedding
 from scmedley.pl.embeddings import embeddings
 from scmedley.pl.genomap import counterfactuals, genomap, genomap_difference
+from scmedley.pl.samples import sample_distances, sample_map
 from scmedley.pl.scores import scores
 from scmedley.pl.training import training
+from scmedley.pl.variance import variance_genes, variance_split
 
 __all__ = [
     "batch_shifts",
@@ -20,6 +22,10 @@ __all__ = [
     "genomap",
     "genomap_difference",
     "markers",
+    "sample_distances",
+    "sample_map",
     "scores",
     "training",
+    "variance_genes",
+    "variance_split",
 ]
