@@ -55,8 +55,7 @@ def sample_matrix(distances: pd.DataFrame, label: str | None = None) -> pd.DataF
     names = sorted(set(rows["sample_1"]) | set(rows["sample_2"]))
     squared = (rows["distance"] ** 2).groupby([rows["sample_1"], rows["sample_2"]]).mean()
     half = squared.unstack().reindex(index=names, columns=names)
-    both = half.fillna(half.T)
-    np.fill_diagonal(both.values, 0.0)
+    both = half.fillna(half.T).mask(np.eye(len(names), dtype=bool), 0.0)
     left_out = []
     while both.isna().to_numpy().any():  # the sample with the most unknown distances first
         left_out.append(str(both.isna().sum().idxmax()))
