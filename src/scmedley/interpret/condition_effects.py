@@ -17,6 +17,7 @@ from tqdm import tqdm
 from scmedley.data.arrays import Matrix, dense
 from scmedley.data.design import as_categories, column
 from scmedley.data.evidence import TARGET_SUM
+from scmedley.data.gene_names import GeneNames
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.interpret.donors import Design, Donors, Samples, design_of, read_donors, samples_of
@@ -112,6 +113,7 @@ def condition_effects(
         - ``mean_expression``: counts per 10,000 over all samples of the label;
         - ``reason``: why there is no effect or no test; else empty.
 
+        Where the names of genes are identifiers and symbols are known, they are in ``symbol``.
         ``attrs["contrasts"]`` has a record for each label and contrast, ``attrs["values"]`` what was read.
 
     Raises
@@ -134,6 +136,7 @@ def condition_effects(
         cells = ", ".join(f"{name}: {n:,}" for name, n in donors.missing.items())
         warn(f"Cells without a value are left out ({cells}).")
     x_NG, total_N, genes, reason = _counts(adata, values)
+    named = {"gene": list(genes), **_symbols(adata, genes)}
     x_NG, total_N = x_NG[donors.rows], total_N[donors.rows]
     tables, records = [], []
     for k in tqdm(range(len(names)), desc="labels", disable=not progress):
@@ -142,8 +145,9 @@ def condition_effects(
         design = design_of(samples.table, donors, min_donors)
         sums = _Sums.of(samples, x_NG, total_N, own_N)
         for table, record in _of_label(sums, samples, design, donors, min_counts):
-            head = {"label": names[k], "contrast": record["contrast"], "gene": list(genes)}
-            tables.append(pd.DataFrame({**head, **table})[list(COLUMNS)].sort_values("p", kind="stable"))
+            head = {"label": names[k], "contrast": record["contrast"], **named}
+            order = [*list(head), *COLUMNS[3:]]
+            tables.append(pd.DataFrame({**head, **table})[order].sort_values("p", kind="stable"))
             records.append({"label": names[k], **record})
     found = pd.concat(tables, ignore_index=True)
     found.attrs.update({"values": reason, "contrasts": records, "levels": list(donors.levels)})
@@ -176,6 +180,13 @@ def _counts(adata: AnnData, values: ValueKind) -> tuple[Matrix, Floats, pd.Index
     log_NG = normalised(x_NG, total_N, found)
     x_NG = np.expm1(log_NG) if isinstance(log_NG, np.ndarray) else log_NG.expm1()
     return x_NG, np.full(adata.n_obs, TARGET_SUM), genes, found.reason
+
+
+def _symbols(adata: AnnData, genes: pd.Index) -> dict[str, list[str]]:
+    """Return the symbols of the genes, if their names are identifiers and symbols are known."""
+    var = adata.var if genes.equals(adata.var_names) else adata.raw.var
+    symbols = GeneNames.of(var).symbols_beside
+    return {} if symbols is None else {"symbol": list(symbols)}
 
 
 class _Sums:

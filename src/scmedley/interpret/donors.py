@@ -308,3 +308,11 @@ def _confounded(x_ST: Floats, before: dict[str, Floats], asked: int) -> str:
     others = f"obs {listed(alone)}" if alone else "the covariates, study and donors together"
     verb = "determines" if alone else "determine"
     return f"confounded: {others} {verb} the condition, so its effect cannot be told from theirs"
+
+
+def depends_on_one(table: pd.DataFrame) -> pd.Series[bool]:
+    """Return which effects would be less than half as large, or of the other sign, without one donor.
+
+    ``table`` has the columns ``effect`` and ``influence``; a missing influence counts as no.
+    """
+    return (table["effect"] + table["influence"]) * np.sign(table["effect"]) < table["effect"].abs() / 2
