@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 ALL_CELLS = "all cells"
-PRIOR = 0.5  # counts that are added to a sample of average depth before the logarithm
+PRIOR = 2.0  # counts that are added to a sample of average depth before the logarithm; draws effects of rare genes to 0
 SHARED_GENES = 50  # genes with counts in all samples, from which relative depths are estimated
 COLUMNS = (
     *("label", "contrast", "gene", "effect", "q05", "q95", "se", "t", "df", "p", "q"),
@@ -48,7 +48,7 @@ def condition_effects(
     nested_in: str | None = None,
     min_cells: int = 10,
     min_donors: int = 2,
-    min_counts: float = 10,
+    min_counts: float = 5,
     values: ValueKind = "auto",
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -93,8 +93,7 @@ def condition_effects(
         Donors of each level (of a paired design: with both levels) that a test needs. With fewer, the effect is
         returned without interval and p-value.
     min_counts
-        A gene is tested in a label if so many samples have this number of counts or more as donors are in the smaller
-        group (of a continuous condition: half of the samples).
+        A gene is tested in a label if its mean count over the samples is this number or more.
     values
         What the matrix holds, as in :func:`scmedley.pp.prepare`.
     progress
@@ -230,7 +229,7 @@ def _of_label(
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return columns and record of each contrast of one label."""
     n_genes = sums.count_SG.shape[1]
-    expressed_G = _expressed(sums.count_SG, samples.table, donors, min_counts)
+    expressed_G = sums.count_SG.sum(0) >= max(min_counts * len(samples.table), 1)
     found: dict[str, Any] = {}
     if design.model is not None:
         found = fitted(sums.y_SG, design, expressed_G, sums.share_G * sums.size_S[:, None])
@@ -249,7 +248,7 @@ def _of_label(
         unsaid_G = ~expressed_G | (np.isnan(columns["t"]) if not reason else False)
         for name in ("q05", "q95", "se", "t", "p"):
             columns[name] = np.where(unsaid_G, np.nan, columns[name])
-        few = f"fewer than {min_counts:g} counts in most samples"
+        few = f"fewer than {min_counts:g} counts in the mean sample"
         columns["reason"] = reason or np.where(expressed_G, np.where(unsaid_G, "no variance", ""), few)
         columns["q"] = adjusted(np.asarray(columns["p"]))
         columns |= {"donors": design.donors[i], "donors_by_level": design.by_level[i]}
@@ -260,16 +259,6 @@ def _of_label(
         record |= {name: found.get(name) for name in ("df", "prior_df", "rho")}
         results.append((columns, record))
     return results
-
-
-def _expressed(count_SG: Floats, samples: pd.DataFrame, donors: Donors, min_counts: float) -> NDArray[Any]:
-    """Return which genes have enough counts in enough samples."""
-    if not len(samples):
-        return np.zeros(count_SG.shape[1], dtype=bool)
-    needed = len(samples) / 2
-    if donors.levels:
-        needed = samples["condition"].value_counts()[lambda n: n > 0].min()
-    return np.asarray((count_SG >= max(min_counts, 1e-9)).sum(0) >= max(needed, 1))
 
 
 def fitted(

@@ -315,4 +315,5 @@ def depends_on_one(table: pd.DataFrame) -> pd.Series[bool]:
 
     ``table`` has the columns ``effect`` and ``influence``; a missing influence counts as no.
     """
-    return (table["effect"] + table["influence"]) * np.sign(table["effect"]) < table["effect"].abs() / 2
+    effect, rest = table["effect"].to_numpy(float), (table["effect"] + table["influence"]).to_numpy(float)
+    return pd.Series(rest * np.sign(effect) < np.abs(effect) / 2, table.index)

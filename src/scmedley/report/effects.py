@@ -61,7 +61,7 @@ def write_effects(
             "fdr": fdr,
             "top": TOP,
         }
-    return write(render(context, "effects.html.j2", ("style.css", "explore.css")), path)
+    return write(render(context, "effects.html.j2", ("style.css", "explore.css", "effects.css")), path)
 
 
 def _tiles(table: pd.DataFrame, record: dict[str, Any], fdr: float) -> list[tuple[str, int]]:
