@@ -138,7 +138,7 @@ def condition_effects(
     named = {"gene": list(genes), **_symbols(adata, genes)}
     x_NG, total_N = x_NG[donors.rows], total_N[donors.rows]
     tables, records = [], []
-    for k in tqdm(range(len(names)), desc="labels", disable=not progress):
+    for k in tqdm(range(len(names)), desc="labels", disable=None if progress else True):
         own_N = np.flatnonzero(label_N == k)
         samples = samples_of(donors, own_N, min_cells)
         design = design_of(samples.table, donors, min_donors)
