@@ -290,8 +290,7 @@ def fitted(
         model = with_correlation(model, y_SG[:, chosen_G])
     weights = None
     if count_SG is not None and with_test:
-        first = model.fit(y_SG[:, chosen_G])
-        weights = precision(first, count_SG[:, chosen_G])
+        weights = precision(model, y_SG[:, chosen_G], count_SG[:, chosen_G])
         if weights is not None:
             w_SG = np.ones_like(y_SG)
             w_SG[:, chosen_G] = weights
