@@ -49,8 +49,7 @@ def check_design(terms: Terms, obs: pd.DataFrame) -> list[str]:
     design = _Observed.of(terms, obs)
     for term in terms.terms:
         _check_levels(term)
-    for t in design.fixed:
-        _check_fixed(design, t)
+    _check_fixed(design)
     for t in design.random:
         _check_random(design, t)
     donors = design.donors
@@ -164,22 +163,28 @@ def _check_levels(term: Term) -> None:
         )
 
 
-def _check_fixed(design: _Observed, t: int) -> None:
+def _check_fixed(design: _Observed) -> None:
     """Raise if effects of a fixed term are sums of effects of other fixed terms."""
-    term = design[t]
-    # An interaction holds the effects of its parts, which is no mistake.
-    others = [u for u in design.fixed if u != t and not set(term.columns) < set(design[u].columns)]
-    found = design.rank([*others, t]) - design.rank(others)
-    needed = len(term.levels) - 1 if t in design.factors else 1
-    if found >= needed:
+    found, needed = {}, {}
+    others = {
+        # An interaction holds the effects of its parts, which is no mistake.
+        t: [u for u in design.fixed if u != t and not set(design[t].columns) < set(design[u].columns)]
+        for t in design.fixed
+    }
+    for t in design.fixed:
+        found[t] = design.rank([*others[t], t]) - design.rank(others[t])
+        needed[t] = len(design[t].levels) - 1 if t in design.factors else 1
+    aliased = [t for t in design.fixed if found[t] < needed[t]]
+    if not aliased:
         return
-    pairs = [u for u in others if design.rank([u, t]) - design.rank([u]) < needed]
-    with_u = (pairs or others)[0]
-    together = "" if pairs else f" (all of {listed([design[u].name for u in others])} together)"
-    known = "is determined by" if found == 0 else "is partly determined by"
+    t = min(aliased, key=lambda t: (found[t] > 0, t))  # one that is wholly determined says most
+    pairs = [u for u in others[t] if design.rank([u, t]) - design.rank([u]) < needed[t]]
+    u = (pairs or others[t])[0]
+    together = "" if pairs else f" (all of {listed([design[v].name for v in others[t]])} together)"
+    known = "is partly determined by" if found[t] else "is determined by"
     raise ScmedleyError(
-        f"The effects of {term.name} cannot be separated: it {known} {design[with_u].name}{together}. Leave one of "
-        f"them out of the design, or add cells of other combinations. {design.table(t, with_u)}"
+        f"The effects of {design[t].name} cannot be separated: it {known} {design[u].name}{together}. Leave one of "
+        f"them out of the design, or add cells of other combinations. {design.table(t, u)}"
     )
 
 

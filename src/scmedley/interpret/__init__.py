@@ -9,7 +9,10 @@ from scmedley.interpret.effects import batch_effects
 from scmedley.interpret.genomap import genomap_of
 from scmedley.interpret.markers import markers
 from scmedley.interpret.panel import Panel, panel
+from scmedley.interpret.sample_map import sample_association, sample_columns, sample_map, sample_matrix
+from scmedley.interpret.samples import sample_distances
 from scmedley.interpret.shifts import batch_distances, gene_shifts, interval_coverage
+from scmedley.interpret.variance import variance_split
 
 __all__ = [
     "Panel",
@@ -27,5 +30,11 @@ __all__ = [
     "interval_coverage",
     "markers",
     "panel",
+    "sample_association",
+    "sample_columns",
+    "sample_distances",
+    "sample_map",
+    "sample_matrix",
     "tree_table",
+    "variance_split",
 ]

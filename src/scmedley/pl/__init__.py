@@ -7,8 +7,10 @@ from scmedley.pl.effects import composition, effect_dots, effect_heatmap, volcan
 from scmedley.pl.embedding import embedding
 from scmedley.pl.embeddings import embeddings
 from scmedley.pl.genomap import counterfactuals, genomap, genomap_difference
+from scmedley.pl.samples import sample_distances, sample_map
 from scmedley.pl.scores import scores
 from scmedley.pl.training import training
+from scmedley.pl.variance import variance_genes, variance_split
 
 __all__ = [
     "batch_shifts",
@@ -24,7 +26,11 @@ __all__ = [
     "genomap",
     "genomap_difference",
     "markers",
+    "sample_distances",
+    "sample_map",
     "scores",
     "training",
+    "variance_genes",
+    "variance_split",
     "volcano",
 ]
