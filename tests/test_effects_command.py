@@ -15,7 +15,10 @@ from scmedley.report import figures
 from scmedley.report.effects import limits
 from test_report import EVIL, Page
 
-FILES = {"effects.csv", "composition.csv", "shares.csv", "effects.html", "effects.json", "versions.json"}
+FILES = {
+    *("effects.csv", "composition.csv", "shares.csv", "effects.html", "effects.json", "versions.json"),
+    *("variance.csv", "sample_distances.csv", "sample_association.csv"),
+}
 ASKED = ("--condition", "condition", "--donor", "donor")
 
 
@@ -47,7 +50,10 @@ def data(tmp_path_factory):
     return path
 
 
-def test_the_folder_holds_tables_page_and_record(shell, data, tmp_path):
+def test_the_folder_holds_tables_page_and_record(shell, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        figures, "png", lambda figure, dpi: b""
+    )  # drawn, but not rendered, which takes seconds
     out = tmp_path / "effects"
     said = shell.well("effects", data, *ASKED, "--label", "type", "--out", out, "--threads", 1)
     assert {path.name for path in out.iterdir()} == FILES
@@ -74,7 +80,7 @@ def test_the_folder_holds_tables_page_and_record(shell, data, tmp_path):
     ):
         assert words in shown.text
     images = [attrs for tag, attrs in shown.tags if tag == "img"]
-    assert len(images) == 2 + 2 + 1  # dots and heat map, two volcanoes, composition
+    assert len(images) == 2 + 2 + 1 + 3  # dots and heat map, volcanoes, composition, variance and samples
     assert all(attrs["alt"] for attrs in images)
     first = table[table["label"] == "B"].iloc[0]
     assert first["gene"] in shown.text

@@ -17,14 +17,18 @@ from scmedley.interpret.condition_effects import condition_effects
 from scmedley.interpret.donors import depends_on_one
 from scmedley.keys import ValueKind
 from scmedley.pipeline.cells import Say
+from scmedley.pipeline.samples import between_samples
 from scmedley.report.build import check_extra
 from scmedley.report.effects import write_effects
 from scmedley.runs.folder import (
+    ASSOCIATION,
     COMPOSITION,
+    DISTANCES,
     EFFECTS,
     EFFECTS_PAGE,
     EFFECTS_RECORD,
     SHARES,
+    VARIANCE,
     VERSIONS,
     check_replaceable,
     versions,
@@ -32,7 +36,8 @@ from scmedley.runs.folder import (
 
 FDR = 0.05
 NAMED, SENTENCES = 5, 12  # genes or labels in a sentence, and labels with a sentence of their own
-OURS = (EFFECTS, COMPOSITION, SHARES, EFFECTS_PAGE, VERSIONS, EFFECTS_RECORD)
+OF_SAMPLES = {"shares": VARIANCE, "distances": DISTANCES, "association": ASSOCIATION}
+OURS = (EFFECTS, COMPOSITION, SHARES, *OF_SAMPLES.values(), EFFECTS_PAGE, VERSIONS, EFFECTS_RECORD)
 
 
 def effects(
@@ -90,6 +95,14 @@ def effects(
                 shares = composition(adata, condition, donor, label, **design)
             except ScmedleyError as error:  # such as one label only; the effects on genes are there
                 why = str(error)
+        say("Shares of variance and distances of samples")
+        roles: dict[str, Any] = {
+            "condition": condition,
+            "donor": donor,
+            "label": label,
+            "nested_in": nested_in,
+        }
+        between = between_samples(adata, found, **roles, covariates=covariates, min_cells=min_cells)
         record: dict[str, Any] = {
             "version": __version__,
             "input": {"name": input.name, "sha256": io.sha256(input), "cells": adata.n_obs},
@@ -98,8 +111,10 @@ def effects(
             "read": found.attrs["values"],
             "contrasts": found.attrs["contrasts"],
             "no_composition": why if shares is None else "",
+            "not_shown": between.why,
             "findings": [*findings(found), *composition_findings(shares)],
             # Labels without a test are among the findings.
+            "notes_on_samples": between.notes,
             "warnings": [line for line in warnings if not line.startswith("No test for ")],
         }
         with io.replacing(out) as folder:
@@ -108,7 +123,10 @@ def effects(
             if shares is not None:
                 io.write_csv(shares, folder / COMPOSITION)
                 io.write_csv(pd.DataFrame(shares.attrs["shares"]), folder / SHARES)
-            write_effects(found, shares, record, folder / EFFECTS_PAGE, input.name)
+            for table, name in OF_SAMPLES.items():
+                if (rows := getattr(between, table)) is not None:
+                    io.write_csv(rows.reset_index() if table == "shares" else rows, folder / name)
+            write_effects(found, shares, vars(between), record, folder / EFFECTS_PAGE, input.name)
             io.write_json(versions(), folder / VERSIONS)
             io.write_json(record, folder / EFFECTS_RECORD)
     return record

@@ -22,7 +22,12 @@ SPAN = 100.0  # width of the drawn intervals in their own units
 
 
 def write_effects(
-    table: pd.DataFrame, shares: pd.DataFrame | None, record: dict[str, Any], path: Path, name: str
+    table: pd.DataFrame,
+    shares: pd.DataFrame | None,
+    between: dict[str, Any],
+    record: dict[str, Any],
+    path: Path,
+    name: str,
 ) -> Path:
     """Write the page: one HTML file that opens offline.
 
@@ -32,6 +37,10 @@ def write_effects(
         Of :func:`scmedley.interpret.condition_effects`.
     shares
         Of :func:`scmedley.interpret.composition`; ``None`` without labels.
+    between
+        Tables about differences between samples: ``shares`` (of :func:`scmedley.interpret.variance_split`),
+        ``places`` (of :func:`scmedley.interpret.sample_map`) and ``association`` (of
+        :func:`scmedley.interpret.sample_association`), each may be ``None``; ``why`` there is none; ``notes``.
     record
         What was asked and found, as in effects.json.
     path
@@ -58,6 +67,10 @@ def write_effects(
             "contrasts": contrasts,
             "composition": None if shares is None else _composition(shares, fdr),
             "no_composition": record["no_composition"],
+            "variance": _variance(between["shares"]),
+            "samples": _samples(between, record["config"]["condition"]),
+            "why": between["why"],
+            "notes": between["notes"],
             "fdr": fdr,
             "top": TOP,
         }
@@ -191,4 +204,54 @@ def _composition(shares: pd.DataFrame, fdr: float) -> dict[str, Any]:
         "rows": rows,
         "continuous": bool(shares["contrast"].str.endswith(", per unit").all()),
         "several": shares["contrast"].nunique() > 1,
+    }
+
+
+def _variance(shares: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Return the figures and the table of the shares of variance."""
+    from scmedley.pl import variance as pl
+
+    if shares is None or shares.dropna().empty:
+        return None
+    n_terms = shares.shape[1]
+    n_genes = min(5 * (n_terms - 1), len(shares))
+    quantiles = shares.dropna().quantile([0.25, 0.5, 0.75, 0.95])
+    alt = "Distribution over genes of the share of variance of each term."
+    genes = "The genes that each term explains most, as stacked bars."
+    return {
+        "formula": shares.attrs["formula"],
+        "observations": shares.attrs["observations"],
+        "genes": len(shares),
+        "figures": [
+            _picture(
+                partial(pl.variance_split, shares), (1.6 + 1.05 * n_terms, 3.6), alt, "Shares of variance"
+            ),
+            _picture(
+                partial(pl.variance_genes, shares),
+                (6.0, 1.4 + 0.2 * n_genes),
+                genes,
+                "First genes of each term",
+            ),
+        ],
+        "rows": [
+            {"term": str(term), "mean": float(shares[term].mean()), "quantiles": quantiles[term].tolist()}
+            for term in shares.columns
+        ],
+    }
+
+
+def _samples(between: dict[str, Any], condition: str) -> dict[str, Any] | None:
+    """Return the map of the samples, and whether their distances go with condition, covariates and study."""
+    from scmedley.pl import samples as pl
+
+    places, association = between["places"], between["association"]
+    if places is None:
+        return None
+    colour = condition if condition in places else None
+    alt = f"Map of {len(places)} samples by their distances, coloured by condition."
+    draw = partial(pl.sample_map, places, colour)
+    return {
+        "picture": _picture(draw, (5.4, 4.4), alt, "Map of the samples"),
+        "rows": [] if association is None else association.to_dict("records"),
+        "n": len(places),
     }
