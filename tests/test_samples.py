@@ -78,7 +78,7 @@ def test_distances_of_a_model_are_posterior_means(fitted, prepared) -> None:
     assert (table["distance"] > 0).all()
     again = interpret.sample_distances(prepared, "donor", "cell_type", **options)
     pd.testing.assert_frame_equal(table, again)
-    plain = interpret.sample_distances(prepared, "donor", "cell_type", use="genes", permutations=19)
+    plain = interpret.sample_distances(prepared, "donor", "cell_type", permutations=19)
     assert_allclose(table["observed"], plain["observed"], rtol=1e-4)  # of the same genes
     with pytest.raises(ScmedleyError, match="The samples are not those whose effects the model has"):
         interpret.sample_distances(prepared, "condition", model=model)
@@ -122,6 +122,17 @@ def test_association_is_the_analysis_of_variance_in_one_dimension() -> None:
     assert found.loc["age", "p"] == pytest.approx(line.pvalue, abs=0.05)
     assert np.isnan(found.loc["age", "groups"])
     assert found.loc["sex", "groups"] == 2
+    assert found.loc["sex", "least_p"] == pytest.approx(1 / 126)  # 5 of 9
+
+
+def test_few_samples_cannot_give_a_small_p() -> None:
+    cells = cells_of(0.01, n_samples=4)
+    cells.obsm["X_pca"][(cells.obs["sex"] == "f").to_numpy()] += 5.0
+    table = interpret.sample_distances(cells, "donor", use="X_pca", permutations=9)
+    found = interpret.sample_association(table, cells.obs, "donor", ["sex"])
+    assert found["least_p"].item() == pytest.approx(1 / 3)  # two pairs of four
+    assert found["p"].item() == pytest.approx(1 / 3, abs=0.05)
+    assert found["r2"].item() > 0.99
 
 
 def test_association_finds_what_moves_samples() -> None:

@@ -6,7 +6,7 @@ depend on the number of cells. With g_t = s_t / s_e, scale = 1 for columns of X 
 
     C = scale [X Z]'[X Z] scale + diag(0, I),    P = I - [X Z] scale C^-1 scale [X Z]',
 
-the likelihood is -2 l = (N - p) log s_e + log |C| + y'Py / s_e, for any g_t >= 0. Fisher scoring needs the blocks
+the likelihood is -2 l = (N - p) log s_e + log |C| + y'Py / s_e, for any g_t >= 0. Its derivatives need the blocks
 F_ts = Z_t' P Z_s and a_t = Z_t' P y only, because P (I + sum_t g_t Z_t Z_t') P = P.
 
 Shapes: G genes, L columns of X and Z, Q columns of Z, T random terms.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 ITERATIONS = 100
 HALVINGS = 12
+CURVED = 0.01  # least eigenvalue of the observed information, in units of Fisher's
 TOLERANCE = 1e-9  # expected gain in log likelihood of one more step
 LARGEST = 4_000_000  # numbers of a matrix of each gene that are in memory together
 
@@ -94,8 +95,11 @@ class _Fit:
         self.value_G = data.df * self.residual_G.log() + log_det_G  # -2 log likelihood, up to a constant
         self.ratio_GT, self.z_GLQ, self.data, self.genes = ratio_GT, z_GLQ, data, genes
 
-    def derivatives(self) -> tuple[Tensor, Tensor]:
-        """Return the score and the Fisher information of (g, 1) * s_e, in units of s_e: G x (T + 1) (x (T + 1))."""
+    def derivatives(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return score, Fisher information and observed information of (g, 1) * s_e, in units of s_e.
+
+        Shapes: G x (T + 1), and twice G x (T + 1) x (T + 1).
+        """
         data, ratio_GT = self.data, self.ratio_GT
         n_fixed, n_terms = data.n - data.df, ratio_GT.shape[1]
         f_GQQ = data.a[n_fixed:, n_fixed:] - self.z_GLQ.mT @ self.z_GLQ
@@ -108,9 +112,21 @@ class _Fit:
         trace_G = data.df - (ratio_GT * trace_GT).sum(1)  # tr(P)
         fit_G = data.df - (ratio_GT * fit_GT).sum(1)  # y'PPy / s_e
         score = torch.cat([fit_GT - trace_GT, (fit_G - trace_G)[:, None]], 1) / 2
-        last = torch.cat([cross_GT, (trace_G - (ratio_GT * cross_GT).sum(1))[:, None]], 1)
-        information = torch.cat([torch.cat([square_GTT, cross_GT[..., None]], 2), last[:, None]], 1) / 2
-        return score, information
+        fisher = _symmetric(square_GTT, cross_GT, trace_G - (ratio_GT * cross_GT).sum(1)) / 2
+        # The average of both informations is y'P V_t P V_s P y / 2, with V = Z Z' of a term, or I.
+        apart_GQT = a_GQ[..., None] * member_QT
+        moved_GQT = f_GQQ @ apart_GQT
+        c_GQ = a_GQ - (moved_GQT * ratio_GT[:, None]).sum(2)  # Z' P P y
+        side_GT = (a_GQ * c_GQ) @ member_QT
+        corner_G = self.residual_G * fit_G - (ratio_GT * side_GT).sum(1)
+        average = _symmetric(apart_GQT.mT @ moved_GQT, side_GT, corner_G) / self.residual_G[:, None, None] / 2
+        return score, fisher, 2 * average - fisher
+
+
+def _symmetric(inner_GTT: Tensor, side_GT: Tensor, corner_G: Tensor) -> Tensor:
+    """Return the matrices with one more row and column, G x (T + 1) x (T + 1)."""
+    last = torch.cat([side_GT, corner_G[:, None]], 1)
+    return torch.cat([torch.cat([inner_GTT, side_GT[..., None]], 2), last[:, None]], 1)
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,7 @@ class _Tensors:
 
 
 def _fitted(data: CrossProducts, block: slice) -> Components:
-    """Fit a block of genes by Fisher scoring with step halving; variances stay at or above 0."""
+    """Fit a block of genes by Newton's or Fisher's steps, halved if need be; variances stay at or above 0."""
     size = block.stop - block.start
     n_terms = int(data.term_Q.max()) + 1 if len(data.term_Q) else 0
     varies = data.yy_G[block] > 1e-9 * data.n
@@ -163,10 +179,12 @@ def _fitted(data: CrossProducts, block: slice) -> Components:
 def _step(data: _Tensors, genes: Tensor, ratio_GT: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ratios after a step that does not lower the likelihood, and the genes that are at its top."""
     fit = _Fit(data, genes, ratio_GT)
-    score, information = fit.derivatives()
+    score, fisher, observed = fit.derivatives()
     held = torch.zeros_like(score, dtype=torch.bool)
     held[:, :-1] = (ratio_GT <= 0) & (score[:, :-1] <= 0)  # at 0, and better there
-    step = _solved(score, information, held)
+    # Newton's step where the likelihood is curved downwards, as it is near its top; Fisher's elsewhere.
+    curved = torch.linalg.eigvalsh(_scaled(observed, fisher, held))[:, 0] > CURVED
+    step = _solved(score, torch.where(curved[:, None, None], observed, fisher), fisher, held)
     # A variance that the step would make negative stops at 0; the next step holds it there if it is better there.
     over = torch.zeros_like(held)
     over[:, :-1] = (ratio_GT + step[:, :-1] < 0) & ~held[:, :-1]
@@ -189,12 +207,17 @@ def _step(data: _Tensors, genes: Tensor, ratio_GT: Tensor) -> tuple[Tensor, Tens
     return found, done | left
 
 
-def _solved(score: Tensor, information: Tensor, held: Tensor) -> Tensor:
-    """Return the Fisher scoring step with some variances held at 0."""
+def _scaled(information: Tensor, fisher: Tensor, held: Tensor) -> Tensor:
+    """Return the information in units of Fisher's, with 1 for the variances that are held at 0."""
     free = (~held).double()
-    both = free[:, :, None] * free[:, None, :]
-    scale = information.diagonal(dim1=1, dim2=2).clamp(min=1e-300).sqrt()
+    scale = fisher.diagonal(dim1=1, dim2=2).clamp(min=1e-300).sqrt()
     scaled = information / scale[:, :, None] / scale[:, None, :]
-    scaled = both * scaled + torch.diag_embed(1 - free + 1e-10)
-    solved: Tensor = torch.linalg.solve(scaled, free * score / scale) / scale
+    return free[:, :, None] * free[:, None, :] * scaled + torch.diag_embed(1 - free + 1e-10)
+
+
+def _solved(score: Tensor, information: Tensor, fisher: Tensor, held: Tensor) -> Tensor:
+    """Return the step with some variances held at 0."""
+    scale = fisher.diagonal(dim1=1, dim2=2).clamp(min=1e-300).sqrt()
+    right = torch.where(held, 0.0, score / scale)
+    solved: Tensor = torch.linalg.solve(_scaled(information, fisher, held), right) / scale
     return solved

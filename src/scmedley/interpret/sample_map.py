@@ -5,6 +5,8 @@ Shapes: D samples, X columns of a design.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +55,7 @@ def sample_matrix(distances: pd.DataFrame, label: str | None = None) -> pd.DataF
     names = sorted(set(rows["sample_1"]) | set(rows["sample_2"]))
     squared = (rows["distance"] ** 2).groupby([rows["sample_1"], rows["sample_2"]]).mean()
     half = squared.unstack().reindex(index=names, columns=names)
-    both = half.fillna(half.T)
-    np.fill_diagonal(both.values, 0.0)
+    both = half.fillna(half.T).mask(np.eye(len(names), dtype=bool), 0.0)
     left_out = []
     while both.isna().to_numpy().any():  # the sample with the most unknown distances first
         left_out.append(str(both.isna().sum().idxmax()))
@@ -135,8 +136,9 @@ def sample_association(
     -------
     pandas.DataFrame
         One row for every label and column: ``label``, ``column``, ``samples``, ``groups`` (nan for numbers), ``r2``
-        (share of the sum of squared distances), ``pseudo_f``, ``p`` and ``q`` (Benjamini-Hochberg over all rows). Rows
-        without a group of two samples, or with one group, are left out.
+        (share of the sum of squared distances), ``pseudo_f``, ``p``, ``least_p`` (the smallest that so many samples
+        can give) and ``q`` (Benjamini-Hochberg over all rows). Rows without a group of two samples, or with one
+        group, are left out.
 
     Raises
     ------
@@ -160,7 +162,9 @@ def sample_association(
             row = _permanova(matrix.to_numpy()[np.ix_(there, there)], values[there], permutations, rng)
             if row is not None:
                 rows.append({"label": label, "column": name, **row})
-    found = pd.DataFrame(rows, columns=["label", "column", "samples", "groups", "r2", "pseudo_f", "p"])
+    found = pd.DataFrame(
+        rows, columns=["label", "column", "samples", "groups", "r2", "pseudo_f", "p", "least_p"]
+    )
     return found.assign(q=stats.false_discovery_control(found["p"]) if len(found) else [])
 
 
@@ -171,9 +175,11 @@ def _permanova(
     n = len(values)
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         x_DX, groups = (values - values.mean()).to_numpy(np.float64)[:, None], float("nan")
+        arrangements = math.factorial(n) / 2
     else:
         one_hot = pd.get_dummies(values.astype(str)).to_numpy(np.float64)
         x_DX, groups = one_hot - one_hot.mean(0), float(one_hot.shape[1])
+        arrangements = _arrangements(one_hot.sum(0).astype(int).tolist())
     axes, size, _ = np.linalg.svd(x_DX, full_matrices=False)
     axes = axes[:, size > 1e-9 * max(size.max(initial=0), 1e-300)]
     df = axes.shape[1]
@@ -190,8 +196,25 @@ def _permanova(
     null = np.array([explained(rng.permutation(n)) for _ in range(permutations)])
     # With the total fixed, pseudo-F grows with the explained part, so comparing the parts is the same test.
     p = (1 + np.sum(null >= seen - 1e-12 * total)) / (permutations + 1)
-    f = (seen / df) / max((total - seen) / (n - 1 - df), np.finfo(float).tiny)
-    return {"samples": n, "groups": groups, "r2": seen / total, "pseudo_f": f, "p": float(p)}
+    left = total - seen
+    f = float("inf") if left < 1e-12 * total else (seen / df) / (left / (n - 1 - df))
+    least = max(1 / arrangements, 1 / (permutations + 1))
+    return {
+        "samples": n,
+        "groups": groups,
+        "r2": seen / total,
+        "pseudo_f": f,
+        "p": float(p),
+        "least_p": least,
+    }
+
+
+def _arrangements(sizes: list[int]) -> float:
+    """Return the number of ways to divide samples into groups of these sizes, whatever the groups' names."""
+    ways = math.factorial(sum(sizes))
+    for count in [*sizes, *Counter(sizes).values()]:
+        ways //= math.factorial(count)
+    return float(ways)
 
 
 def _centred(distance_DD: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from scmedley import keys
 from scmedley.data.arrays import Matrix, dense
 from scmedley.data.design import as_categories, column
 from scmedley.errors import ScmedleyError, check_seed, listed, warn
@@ -36,7 +35,7 @@ def sample_distances(
     sample_key: str,
     label_key: str | None = None,
     *,
-    use: str = keys.FIXED,
+    use: str = GENES,
     model: MixedEffects | Model[Any] | None = None,
     permutations: int = 200,
     min_cells: int = 10,
@@ -62,8 +61,8 @@ def sample_distances(
     label_key
         Column of ``obs`` with the labels; by default all cells are one label.
     use
-        Key in ``obsm``, or ``"genes"`` for log1p of counts per 10,000 (of highly variable genes, if ``var`` says
-        which). With a model, its genes are used.
+        ``"genes"`` for log1p of counts per 10,000 (of highly variable genes, if ``var`` says which), or a key in
+        ``obsm``; not of an embedding that had the samples removed. With a model, its genes are used.
     model
         A fitted model with effects of the samples.
     permutations
