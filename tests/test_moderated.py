@@ -154,7 +154,7 @@ def test_few_counts_weigh_less(rng):
     noise_SG = 0.01 + 2.0 / count_SG
     y_SG = rng.normal(size=(16, 300)) * np.sqrt(noise_SG)
     model = LinearModel(np.column_stack([np.ones(16), np.repeat([0.0, 1], 8)]), np.arange(16))
-    w_SG = precision(model.fit(y_SG), count_SG)
+    w_SG = precision(model, y_SG, count_SG)
     ratio_G = w_SG[1] / w_SG[0]
     np.testing.assert_allclose(np.log(ratio_G), np.log(noise_SG[0] / noise_SG[1]), atol=0.6)
     weighted, plain = (model.fit(y_SG, w).effect_TG[1].std() for w in (w_SG, None))

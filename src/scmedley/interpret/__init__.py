@@ -1,11 +1,11 @@
 """What a model or the cells say: held-out check, batch shifts, effects of a condition, images of cells, clusters."""
 
 from scmedley.interpret import collapse
+from scmedley.interpret.batch_effects import batch_effects
 from scmedley.interpret.check import counterfactual_check
 from scmedley.interpret.clusters import cluster_names, cluster_table, describe_clusters, tree_table
 from scmedley.interpret.composition import composition
 from scmedley.interpret.condition_effects import condition_effects
-from scmedley.interpret.effects import batch_effects
 from scmedley.interpret.genomap import genomap_of
 from scmedley.interpret.markers import markers
 from scmedley.interpret.panel import Panel, panel

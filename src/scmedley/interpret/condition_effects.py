@@ -17,6 +17,7 @@ from tqdm import tqdm
 from scmedley.data.arrays import Matrix, dense
 from scmedley.data.design import as_categories, column
 from scmedley.data.evidence import TARGET_SUM
+from scmedley.data.gene_names import GeneNames
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.interpret.donors import Design, Donors, Samples, design_of, read_donors, samples_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 ALL_CELLS = "all cells"
-PRIOR = 0.5  # counts that are added to a sample of average depth before the logarithm
+PRIOR = 2.0  # counts that are added to a sample of average depth before the logarithm; draws effects of rare genes to 0
 SHARED_GENES = 50  # genes with counts in all samples, from which relative depths are estimated
 COLUMNS = (
     *("label", "contrast", "gene", "effect", "q05", "q95", "se", "t", "df", "p", "q"),
@@ -47,7 +48,7 @@ def condition_effects(
     nested_in: str | None = None,
     min_cells: int = 10,
     min_donors: int = 2,
-    min_counts: float = 10,
+    min_counts: float = 5,
     values: ValueKind = "auto",
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -92,8 +93,7 @@ def condition_effects(
         Donors of each level (of a paired design: with both levels) that a test needs. With fewer, the effect is
         returned without interval and p-value.
     min_counts
-        A gene is tested in a label if so many samples have this number of counts or more as donors are in the smaller
-        group (of a continuous condition: half of the samples).
+        A gene is tested in a label if its mean count over the samples is this number or more.
     values
         What the matrix holds, as in :func:`scmedley.pp.prepare`.
     progress
@@ -112,6 +112,7 @@ def condition_effects(
         - ``mean_expression``: counts per 10,000 over all samples of the label;
         - ``reason``: why there is no effect or no test; else empty.
 
+        Where the names of genes are identifiers and symbols are known, they are in ``symbol``.
         ``attrs["contrasts"]`` has a record for each label and contrast, ``attrs["values"]`` what was read.
 
     Raises
@@ -134,16 +135,18 @@ def condition_effects(
         cells = ", ".join(f"{name}: {n:,}" for name, n in donors.missing.items())
         warn(f"Cells without a value are left out ({cells}).")
     x_NG, total_N, genes, reason = _counts(adata, values)
+    named = {"gene": list(genes), **_symbols(adata, genes)}
     x_NG, total_N = x_NG[donors.rows], total_N[donors.rows]
     tables, records = [], []
-    for k in tqdm(range(len(names)), desc="labels", disable=not progress):
+    for k in tqdm(range(len(names)), desc="labels", disable=None if progress else True):
         own_N = np.flatnonzero(label_N == k)
         samples = samples_of(donors, own_N, min_cells)
         design = design_of(samples.table, donors, min_donors)
         sums = _Sums.of(samples, x_NG, total_N, own_N)
         for table, record in _of_label(sums, samples, design, donors, min_counts):
-            head = {"label": names[k], "contrast": record["contrast"], "gene": list(genes)}
-            tables.append(pd.DataFrame({**head, **table})[list(COLUMNS)].sort_values("p", kind="stable"))
+            head = {"label": names[k], "contrast": record["contrast"], **named}
+            order = [*list(head), *COLUMNS[3:]]
+            tables.append(pd.DataFrame({**head, **table})[order].sort_values("p", kind="stable"))
             records.append({"label": names[k], **record})
     found = pd.concat(tables, ignore_index=True)
     found.attrs.update({"values": reason, "contrasts": records, "levels": list(donors.levels)})
@@ -176,6 +179,13 @@ def _counts(adata: AnnData, values: ValueKind) -> tuple[Matrix, Floats, pd.Index
     log_NG = normalised(x_NG, total_N, found)
     x_NG = np.expm1(log_NG) if isinstance(log_NG, np.ndarray) else log_NG.expm1()
     return x_NG, np.full(adata.n_obs, TARGET_SUM), genes, found.reason
+
+
+def _symbols(adata: AnnData, genes: pd.Index) -> dict[str, list[str]]:
+    """Return the symbols of the genes, if their names are identifiers and symbols are known."""
+    var = adata.var if genes.equals(adata.var_names) else adata.raw.var
+    symbols = GeneNames.of(var).symbols_beside
+    return {} if symbols is None else {"symbol": list(symbols)}
 
 
 class _Sums:
@@ -219,7 +229,7 @@ def _of_label(
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return columns and record of each contrast of one label."""
     n_genes = sums.count_SG.shape[1]
-    expressed_G = _expressed(sums.count_SG, samples.table, donors, min_counts)
+    expressed_G = sums.count_SG.sum(0) >= max(min_counts * len(samples.table), 1)
     found: dict[str, Any] = {}
     if design.model is not None:
         found = fitted(sums.y_SG, design, expressed_G, sums.share_G * sums.size_S[:, None])
@@ -238,7 +248,7 @@ def _of_label(
         unsaid_G = ~expressed_G | (np.isnan(columns["t"]) if not reason else False)
         for name in ("q05", "q95", "se", "t", "p"):
             columns[name] = np.where(unsaid_G, np.nan, columns[name])
-        few = f"fewer than {min_counts:g} counts in most samples"
+        few = f"fewer than {min_counts:g} counts in the mean sample"
         columns["reason"] = reason or np.where(expressed_G, np.where(unsaid_G, "no variance", ""), few)
         columns["q"] = adjusted(np.asarray(columns["p"]))
         columns |= {"donors": design.donors[i], "donors_by_level": design.by_level[i]}
@@ -249,16 +259,6 @@ def _of_label(
         record |= {name: found.get(name) for name in ("df", "prior_df", "rho")}
         results.append((columns, record))
     return results
-
-
-def _expressed(count_SG: Floats, samples: pd.DataFrame, donors: Donors, min_counts: float) -> NDArray[Any]:
-    """Return which genes have enough counts in enough samples."""
-    if not len(samples):
-        return np.zeros(count_SG.shape[1], dtype=bool)
-    needed = len(samples) / 2
-    if donors.levels:
-        needed = samples["condition"].value_counts()[lambda n: n > 0].min()
-    return np.asarray((count_SG >= max(min_counts, 1e-9)).sum(0) >= max(needed, 1))
 
 
 def fitted(
@@ -290,8 +290,7 @@ def fitted(
         model = with_correlation(model, y_SG[:, chosen_G])
     weights = None
     if count_SG is not None and with_test:
-        first = model.fit(y_SG[:, chosen_G])
-        weights = precision(first, count_SG[:, chosen_G])
+        weights = precision(model, y_SG[:, chosen_G], count_SG[:, chosen_G])
         if weights is not None:
             w_SG = np.ones_like(y_SG)
             w_SG[:, chosen_G] = weights

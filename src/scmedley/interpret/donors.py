@@ -95,7 +95,7 @@ def read_donors(
         )
     condition = column(adata, condition_key, "condition")
     donor = as_categories(column(adata, donor_key, "donor"))
-    numeric = _is_number(condition) and reference is None
+    numeric = is_number(condition) and reference is None
     table = {"donor": pd.Series(donor), "condition": _values(condition, numeric)}
     kinds: dict[str, bool] = {}
     if nested_in is not None:
@@ -104,7 +104,7 @@ def read_donors(
         table[nested_in], kinds[nested_in] = study, False
     for key in covariates:
         own = column(adata, key, "covariate")
-        kinds[key] = _is_number(own)
+        kinds[key] = is_number(own)
         table[key] = _values(own, kinds[key])
     obs = pd.DataFrame(table)
     missing = {str(name): int(n) for name, n in obs.isna().sum().items() if n}
@@ -121,7 +121,8 @@ def read_donors(
     return Donors(obs, np.flatnonzero(kept), condition_key, levels, kinds, nested_in, missing)
 
 
-def _is_number(values: pd.Series[Any]) -> bool:
+def is_number(values: pd.Series[Any]) -> bool:
+    """Return whether a column is continuous: it holds numbers, and no truth values."""
     return bool(pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values))
 
 
@@ -308,3 +309,12 @@ def _confounded(x_ST: Floats, before: dict[str, Floats], asked: int) -> str:
     others = f"obs {listed(alone)}" if alone else "the covariates, study and donors together"
     verb = "determines" if alone else "determine"
     return f"confounded: {others} {verb} the condition, so its effect cannot be told from theirs"
+
+
+def depends_on_one(table: pd.DataFrame) -> pd.Series[bool]:
+    """Return which effects would be less than half as large, or of the other sign, without one donor.
+
+    ``table`` has the columns ``effect`` and ``influence``; a missing influence counts as no.
+    """
+    effect, rest = table["effect"].to_numpy(float), (table["effect"] + table["influence"]).to_numpy(float)
+    return pd.Series(rest * np.sign(effect) < np.abs(effect) / 2, table.index)

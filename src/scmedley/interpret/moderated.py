@@ -183,35 +183,44 @@ def with_correlation(model: LinearModel, y_SG: Floats) -> LinearModel:
     return LinearModel(model.x_ST, model.donor_S, "random", float(best))
 
 
-def precision(estimate: Estimate, count_SG: Floats) -> Floats | None:
+def precision(model: LinearModel, y_SG: Floats, count_SG: Floats) -> Floats | None:
     """Return weights of samples: the inverse of a variance with a part that falls with the number of counts.
 
     The variance of a logarithm of counts is about ``a + b / count``: ``a`` for differences between samples, ``b``
     for the noise of counting (1 in units of squared natural logarithms for Poisson counts, more if few cells
-    contribute most counts). ``a`` and ``b`` are fitted to the residual variances of all genes, by least squares of
-    relative errors; neither is negative.
+    contribute most counts). With equal weights, the square of a residual is expected to be the sum over samples of
+    these variances times the square of the entry of the residual maker. ``a`` and ``b`` are fitted to the squares of
+    all genes and samples, by least squares of relative errors; neither is negative.
 
     Parameters
     ----------
-    estimate
-        Fit with equal weights.
+    model, y_SG
+        As fitted; random donors are left out here.
     count_SG
         Expected counts, such as the gene's share of all counts times the counts of the sample. They must not depend
         on the gene's own count in the sample: a count that is low by chance would get a low weight.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        ``None`` for fewer than 10 genes, or if nothing varies.
     """
-    noise_SG = 1 / (count_SG + 0.5)
-    variance_G = estimate.variance_G
-    known = np.isfinite(variance_G) & (variance_G > NO_VARIANCE)
-    if known.sum() < POOLED:
+    x_ST = model.x_ST
+    if model.block == "fixed":
+        x_ST = np.column_stack([x_ST, model.donor_S[:, None] == np.unique(model.donor_S)])
+    rest_SS = np.eye(len(x_ST)) - x_ST @ np.linalg.pinv(x_ST)
+    squared_SG = (rest_SS @ y_SG) ** 2
+    mean = float(squared_SG.mean())
+    if y_SG.shape[1] < POOLED or mean < NO_VARIANCE:
         return None
-    parts_G2 = np.column_stack([np.ones(known.sum()), noise_SG[:, known].mean(0)])
-    fitted_G = np.full(known.sum(), variance_G[known].mean())
+    parts = np.ones_like(count_SG), 1 / (count_SG + 0.5)
+    expected = np.stack([(rest_SS**2 @ part).ravel() for part in parts], axis=1)
+    fitted = np.full(squared_SG.size, mean)
     ab = np.array([1.0, 0.0])
     for _ in range(10):
-        ab, _ = optimize.nnls(parts_G2 / fitted_G[:, None], variance_G[known] / fitted_G)
-        fitted_G = np.maximum(parts_G2 @ ab, 1e-3 * np.median(variance_G[known]))
-    spread_SG = ab[0] + ab[1] * noise_SG
-    return np.asarray(1 / np.maximum(spread_SG, 1e-3 * np.median(variance_G[known])))
+        ab, _ = optimize.nnls(expected / fitted[:, None], squared_SG.ravel() / fitted)
+        fitted = np.maximum(expected @ ab, 1e-3 * mean)
+    return np.asarray(1 / np.maximum(ab[0] * parts[0] + ab[1] * parts[1], 1e-3 * mean))
 
 
 def moderate(variance_G: Floats, df: int) -> tuple[Floats, float, float]:

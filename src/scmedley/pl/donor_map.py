@@ -61,7 +61,7 @@ def donor_map(
     """
     from matplotlib.colors import to_rgba
 
-    from scmedley.interpret.effects import batch_effects
+    from scmedley.interpret.batch_effects import batch_effects
     from scmedley.pl._figure import NotebookFigure, figure_of, plain
     from scmedley.pl._labels import place_labels
 

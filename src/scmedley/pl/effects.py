@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scmedley.data.gene_names import shown_in
 from scmedley.errors import ScmedleyError, listed
 from scmedley.pl._inputs import table_of
 from scmedley.pl._palette import MISSING, colours
@@ -306,7 +307,7 @@ def _chosen(
     table: pd.DataFrame, contrast: str | None, label: str | None = None, *, of_one_label: bool = False
 ) -> pd.DataFrame:
     """Return the rows of a contrast, and of a label if it matters."""
-    rows = table_of(table, "the table of effects", COLUMNS, NUMBERS)
+    rows = shown_in(table_of(table, "the table of effects", COLUMNS, NUMBERS))
     for column, value in (("contrast", contrast), ("label", label)):
         there = list(dict.fromkeys(rows[column].astype(str)))
         if value is None and len(there) > 1 and (column == "contrast" or of_one_label):
