@@ -7,9 +7,10 @@ Each group's treated cells are held out in turn and predicted from its untreated
 patients of glioblastoma under panobinostat (Zhao et al. 2021), and cell types under interferon beta (Kang et al. 2018,
 3 and 2 donors). Values are log1p CP10k, of all counted genes where the file says how many counts a cell had.
 
-The settings of LinearMixed are chosen inside the training cells of each fold alone (:func:`choose`): each other group's
-treated cells are held out in turn, and the simplest setting wins whose R2 of the change is within one standard error
-of the best. Settings are the prior of the condition's effect, and the coordinates on which it has slopes.
+The settings of LinearMixed are chosen inside the training cells of each fold alone: each other group's treated
+cells are held out in turn, and the setting with the best R2 of the change wins (:func:`best`). Settings are the prior
+of the condition's effect, and the coordinates on which it has slopes. Two other rows show what the choice does: the
+simplest setting within one standard error of the best (:func:`simplest`), and always the first setting.
 LEMUR (pylemur) and scVI (scvi-tools) are skipped where they are not installed. Methods are compared by what they add
 to a source cell, so all predicted cells have the noise of cells.
 
@@ -49,7 +50,7 @@ COUNTS = "raw"  # layer, for scVI
 LEAST = 10  # cells of a group in each condition
 EPOCHS, SCVI_EPOCHS = 30, 200  # the network: as in recipes/glioblastoma.py
 SHARE = "share"  # of a cell's counts that are of the genes of the file
-LINEAR = "LinearMixed"
+LINEAR, INNER = "LinearMixed", "inner folds"  # the second: R2 of all settings inside the training cells
 MEASURES = {"R2": "r2", "E-distance": "e_distance"}
 Prediction = tuple[
     np.ndarray, dict[str, Any]
@@ -214,26 +215,26 @@ def inner_scores(train: AnnData, settings: tuple[Setting, ...]) -> np.ndarray:
     return np.array(rows)
 
 
-def choose(r2_FK: np.ndarray, settings: tuple[Setting, ...]) -> Setting:
+def best(r2_FK: np.ndarray, settings: tuple[Setting, ...]) -> Setting:
+    """Return the setting with the highest mean over folds."""
+    return settings[int(r2_FK.mean(axis=0).argmax())]
+
+
+def simplest(r2_FK: np.ndarray, settings: tuple[Setting, ...]) -> Setting:
     """Return the simplest setting whose mean over folds is within one standard error of the best.
 
     The standard error is that of the difference from the best over the folds (Breiman's rule, paired).
     """
     behind_FK = r2_FK[:, [r2_FK.mean(axis=0).argmax()]] - r2_FK
     error_K = behind_FK.std(axis=0, ddof=1) / np.sqrt(len(r2_FK))
-    return min(
-        s
-        for s, behind, error in zip(settings, behind_FK.mean(axis=0), error_K, strict=True)
-        if behind <= error
-    )
+    return min(s for s, d, e in zip(settings, behind_FK.mean(axis=0), error_K, strict=True) if d <= e)
 
 
-def nested(train: AnnData, source: AnnData, seed: int) -> Prediction:
-    """Predict by a LinearMixed with the settings that the training cells choose."""
-    r2_FK = inner_scores(train, SETTINGS)
-    setting = choose(r2_FK, SETTINGS)
-    inner = {str(s): float(r2) for s, r2 in zip(SETTINGS, r2_FK.mean(axis=0), strict=True)}
-    return linear_mixed(train, source, setting), {"setting": str(setting), "inner": inner}
+RULES = {
+    LINEAR: best,
+    f"{LINEAR}, one-SE rule": simplest,
+    f"{LINEAR}, no choice": lambda _, settings: settings[0],
+}
 
 
 def network(train: AnnData, source: AnnData, seed: int) -> Prediction:
@@ -307,15 +308,13 @@ def baselines(train: AnnData, source: AnnData, target: AnnData, group: str) -> d
 
 @dataclass(frozen=True)
 class Method:
-    """A way to predict a change; ``random``: it depends on the seed; ``package``: what it needs."""
+    """A way to predict a change with a seed; ``package``: what it needs."""
 
     predict: Callable[[AnnData, AnnData, int], Prediction]
-    random: bool = True
     package: str = "scmedley"
 
 
 METHODS = {
-    LINEAR: Method(nested, random=False),
     "default network": Method(network),
     "LEMUR": Method(lemur, package="pylemur"),
     "scVI": Method(scvi, package="scvi"),
@@ -341,24 +340,40 @@ def rows_of(
     yield {"group": group, "method": held_out.CEILING} | {
         name: float(np.mean([t[key] for t in top])) for name, key in MEASURES.items()
     }
-    for name in names:
-        method = METHODS[name]
-        for seed in range(n_seeds if method.random else 1):
-            seeds = range(seed, seed + 1) if method.random else range(n_seeds)
+    start = f"{group.replace(' ', '_')}-"
+    if LINEAR in names:
+        r2_FK = np.array(
+            cached(folder / f"{start}inner.json", lambda: {"r2": inner_scores(train, SETTINGS).tolist()})[
+                "r2"
+            ]
+        )
+        for name, rule in RULES.items():
+            setting = rule(r2_FK, SETTINGS)
 
-            def compute(
-                method: Method = method, seed: int = seed, seeds: range = seeds, name: str = name
-            ) -> dict[str, Any]:
-                began = time.process_time()
-                change_SG, more = method.predict(train, source, seed)
-                seconds = round(time.process_time() - began, 1)
-                return measured(name, change_SG, seeds, seed=seed, seconds=seconds, **more)
+            def linear(name: str = name, setting: Setting = setting) -> dict[str, Any]:
+                change_SG = linear_mixed(train, source, setting)
+                return measured(name, change_SG, range(n_seeds), setting=str(setting))
 
-            yield cached(folder / f"{group.replace(' ', '_')}-{name.replace(' ', '_')}-{seed}.json", compute)
+            yield cached(folder / f"{start}{name.replace(' ', '_')}.json", linear)
+        yield {
+            "group": group,
+            "method": INNER,
+            "inner": dict(zip(map(str, SETTINGS), r2_FK.mean(0), strict=True)),
+        }
+    for name, seed in ((n, s) for n in names if n in METHODS for s in range(n_seeds)):
+
+        def compute(name: str = name, seed: int = seed) -> dict[str, Any]:
+            began = time.process_time()
+            change_SG, more = METHODS[name].predict(train, source, seed)
+            seconds = round(time.process_time() - began, 1)
+            return measured(name, change_SG, range(seed, seed + 1), seed=seed, seconds=seconds, **more)
+
+        yield cached(folder / f"{start}{name.replace(' ', '_')}-{seed}.json", compute)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the means over groups, and the standard deviation over seeds of these means."""
+    rows = rows[rows["method"] != INNER]
     per_seed = rows.fillna({"seed": 0}).groupby(["set", "method", "seed"], sort=False)[list(MEASURES)].mean()
     by_method = per_seed.groupby(["set", "method"], sort=False)
     found = by_method.mean()
@@ -377,10 +392,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("held-out-combinations"))
     parser.add_argument("--results", type=Path, default=here / "held_out_combinations.json")
     parser.add_argument("--sets", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=[LINEAR, *METHODS], default=[LINEAR, *METHODS])
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    names = [n for n in options.methods if importlib.util.find_spec(METHODS[n].package)]
+    names = [n for n in options.methods if n == LINEAR or importlib.util.find_spec(METHODS[n].package)]
     for name in sorted(set(options.methods) - set(names)):
         print(f"{name}: skipped, {METHODS[name].package} is not installed.")
     found: list[dict[str, Any]] = []
@@ -392,8 +407,7 @@ def main() -> None:
         for group in groups(adata.obs):
             for row in rows_of(adata, group, names, options.seeds, options.out / name):
                 found.append({"set": name} | row)
-                if row["method"] in METHODS:
-                    print(name, {k: v for k, v in row.items() if k != "inner"}, flush=True)
+                print(name, row, flush=True)
     if not found:
         return
     means = table(pd.DataFrame(found))
