@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from scmedley import keys, load
 from scmedley.errors import ScmedleyError, ScmedleyWarning
-from scmedley.interpret.effects import batch_effects
+from scmedley.interpret.batch_effects import batch_effects
 from scmedley.models import VAE, DeepBID, FixedEffects, MixedEffects, RandomEffects
 from scmedley.models.export import export
 from scmedley.models.random_effects import RandomEffectsNetwork
