@@ -171,6 +171,25 @@ def test_samples_are_a_term_of_their_own(adata):
     assert sds[0] > sds[1]
 
 
+def test_interactions_leave_the_main_effect_known(adata):
+    crossed = adata.copy()
+    crossed.obs["kind"] = np.array(["B", "T", "NK"])[np.arange(adata.n_obs) // 2 % 3]
+    model = LinearMixed("~ kind * condition + (condition | donor)").fit(crossed)
+    found = model.contrast({"condition": "stim"}, {"condition": "ctrl"})
+    alone = (
+        LinearMixed("~ condition + (condition | donor)")
+        .fit(crossed)
+        .contrast({"condition": "stim"}, {"condition": "ctrl"})
+    )
+    assert_allclose(found["effect"], alone["effect"], atol=0.1)
+    assert found["sd"].max() < 2 * alone["sd"].max()
+    effects = (
+        model.effects().query("term == 'kind:condition' and gene == 'g0'")["effect"].to_numpy().reshape(3, 2)
+    )
+    assert_allclose(effects.sum(0), 0, atol=1e-8)
+    assert_allclose(effects.sum(1), 0, atol=1e-8)
+
+
 def test_slopes_on_an_embedding_are_found(adata):
     sloped = adata.copy()
     z = adata.obsm["X_pca"][:, :1]

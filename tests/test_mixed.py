@@ -9,7 +9,8 @@ from scipy.sparse import csr_matrix
 from scmedley.nn.mixed import EPSILON, H_K, Columns, Posterior, Statistics, Variances, learn
 
 CONDITION, DONORS, GENES = 2, 6, 4
-COLUMNS = Columns(np.array([-1] * (1 + CONDITION) + [0] * DONORS), ((1, 1 + CONDITION),))
+CENTRING = np.eye(CONDITION) - 1 / CONDITION
+COLUMNS = Columns(np.array([-1] * (1 + CONDITION) + [0] * DONORS), ((1, CENTRING),))
 
 
 def design(n_cells: int = 120, seed: int = 0) -> tuple[csr_matrix, np.ndarray]:
@@ -35,12 +36,11 @@ def given(share_K: np.ndarray, y: np.ndarray) -> Variances:
 
 def dense_posterior(x: np.ndarray, y: np.ndarray, v: Variances, h: float) -> tuple[np.ndarray, ...]:
     """Mean, covariance and log evidence of all genes by dense algebra, from the prior covariance of the effects."""
-    centre = np.eye(CONDITION) - 1 / CONDITION
     means, covariances, evidence = [], [], []
     for g in range(GENES):
         prior = np.zeros((x.shape[1],) * 2)
         prior[0, 0] = v.noise_G[g] / EPSILON
-        prior[1 : 1 + CONDITION, 1 : 1 + CONDITION] = centre * v.noise_G[g] / EPSILON
+        prior[1 : 1 + CONDITION, 1 : 1 + CONDITION] = CENTRING * v.noise_G[g] / EPSILON
         prior[3:, 3:] = np.eye(DONORS) * v.ratio_T[0] * h * v.noise_G[g]
         total = x @ prior @ x.T + v.noise_G[g] * np.eye(len(x))
         gain, r = prior @ x.T @ np.linalg.inv(total), y[:, g] - v.mean_G[g]

@@ -106,10 +106,12 @@ def predicted(
         rows = [part for frame in (own, there) for part in design.terms.rows(frame)]
         group_N = np.unique(np.hstack(rows), axis=0, return_inverse=True)[1].ravel()
     c_NL = design.matrix(there, z_NP) - design.matrix(own, z_NP)
-    layers = {"difference": (c_NL @ posterior.effects[0]).astype(np.float32)}
+    first_D, place_N = np.unique(group_N, return_index=True, return_inverse=True)[1:]
+    effect_DG = (c_NL[first_D] @ posterior.effects[0]).astype(np.float32)
+    layers = {"difference": effect_DG[place_N]}
     x_NG = y_NG + layers["difference"]
     if interval:
-        half_NG = (Z90 * _sd_of_cells(posterior, c_NL, group_N)).astype(np.float32)
+        half_NG = (Z90 * _sd(posterior, c_NL[first_D])).astype(np.float32)[place_N]
         for name, values in (("X", x_NG), ("difference", layers["difference"])):
             layers |= {f"{name}_q05": values - half_NG, f"{name}_q95": values + half_NG}
     target = ", ".join(f"{column}={value}" for column, value in to.items())
@@ -130,13 +132,7 @@ def _seen(model: LinearMixed, there: pd.DataFrame) -> np.ndarray:
     return np.asarray(found)[place_N.ravel()]
 
 
-def _sd_of_cells(posterior: Posterior, c_NL: csr_matrix, group_N: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of each row's contrast, N x G; rows of a group are equal."""
-    first_D, place_N = np.unique(group_N, return_index=True, return_inverse=True)[1:]
-    sd_DG = np.concatenate(
-        [
-            posterior.contrasts(c_NL[first_D[start : start + CHUNK]].toarray())[1]
-            for start in range(0, len(first_D), CHUNK)
-        ]
-    )
-    return np.asarray(sd_DG[place_N])
+def _sd(posterior: Posterior, c_DL: csr_matrix) -> np.ndarray:
+    """Return the standard deviations of contrasts, D x G."""
+    starts = range(0, c_DL.shape[0], CHUNK)
+    return np.concatenate([posterior.contrasts(c_DL[start : start + CHUNK].toarray())[1] for start in starts])

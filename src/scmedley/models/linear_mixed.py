@@ -26,11 +26,9 @@ from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.data.terms import Terms, formula_of, is_formula
 from scmedley.errors import ScmedleyError, warn
 from scmedley.models.linear_counterfactual import check_own, extended, predicted, targeted, with_interval
-from scmedley.models.linear_design import LinearDesign, sample_term
+from scmedley.models.linear_design import LinearDesign, checked, sample_term
 from scmedley.models.linear_store import save
 from scmedley.nn.mixed import Posterior, Statistics, learn
-
-FEW_LEVELS = 4  # with fewer, the variance of a random term is poorly known
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class LinearMixed:
             too few cells.
         """
         self.posterior = None
-        terms = _checked(Terms.of(self.formula, adata.obs), adata.obs)
+        terms = checked(Terms.of(self.formula, adata.obs))
         if self.settings.samples and (sample := sample_term(terms, adata.obs)):
             terms = replace(terms, terms=(*terms.terms, sample))
         z_NP = self._embedding(adata)
@@ -394,25 +392,3 @@ def _reader(adata: Cells) -> Reader:
     if keys.HVG in adata.var:
         genes = genes.take(np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool)))
     return Reader(genes)
-
-
-def _checked(terms: Terms, obs: pd.DataFrame) -> Terms:
-    """Return the terms; raise for a term with one level, and warn of terms whose variance is poorly known."""
-    for term in terms.terms:
-        if term.factors and len(term.levels) < 2:
-            raise ScmedleyError(
-                f"The term {term.name!r} has one level, {term.levels[0]!r}, so it has no effect. Leave it out of the "
-                "design."
-            )
-    few = [term for term in terms.terms if term.random and len(term.levels) < FEW_LEVELS]
-    for term in few:
-        warn(
-            f"The random term {term.name!r} has {len(term.levels)} levels, so how much its levels differ is poorly "
-            "known, and intervals that depend on it are uncertain. Make it a fixed term, or add levels."
-        )
-    if not any(term.random for term in terms.terms):
-        warn(
-            "The design has no random term, so cells of one donor count as independent and intervals are too narrow. "
-            "Add the column of donors, such as '+ (1 | donor)'."
-        )
-    return terms

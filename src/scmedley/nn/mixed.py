@@ -45,11 +45,12 @@ class Columns:
     group_L
         Code of the variance ratio of each column; -1 for a fixed effect.
     centred
-        First and end of each run of fixed columns whose effects sum to zero: the levels of a fixed term.
+        First column of each run of fixed columns, the levels of a term, and the projection (levels x levels) that
+        their effects are restricted to: such as ``I - 1 1' / levels``, if they sum to zero.
     """
 
     group_L: np.ndarray
-    centred: tuple[tuple[int, int], ...] = ()
+    centred: tuple[tuple[int, np.ndarray], ...] = ()
 
     @property
     def n_groups(self) -> int:
@@ -157,8 +158,9 @@ class _Reduced(NamedTuple):
     def of(cls, statistics: Statistics, columns: Columns) -> "_Reduced":
         fixed, random = np.flatnonzero(columns.group_L < 0), np.flatnonzero(columns.group_L >= 0)
         to_zero_LL = np.eye(len(columns.group_L))
-        for first, end in columns.centred:
-            to_zero_LL[first:end, first:end] -= 1 / (end - first)
+        for first, projection in columns.centred:
+            rows = slice(first, first + len(projection))
+            to_zero_LL[rows, rows] = projection
         c_FF = to_zero_LL[np.ix_(fixed, fixed)]
         xx_FF = c_FF @ statistics.xx_LL[np.ix_(fixed, fixed)] @ c_FF
         h_FF = c_FF @ np.linalg.inv(xx_FF + EPSILON * np.eye(len(fixed))) @ c_FF
