@@ -31,7 +31,7 @@ def design(n_cells: int = 120, seed: int = 0) -> tuple[csr_matrix, np.ndarray]:
 
 def given(share_K: np.ndarray, y: np.ndarray) -> Variances:
     ratio = np.array([0.3])
-    return Variances(ratio, ratio, share_K, np.array([0.5, 1.0, 1.5, 2.0]), y.mean(0))
+    return Variances(ratio, ratio, share_K[None], np.array([0.5, 1.0, 1.5, 2.0]), y.mean(0))
 
 
 def dense_posterior(x: np.ndarray, y: np.ndarray, v: Variances, h: float) -> tuple[np.ndarray, ...]:

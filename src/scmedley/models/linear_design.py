@@ -75,7 +75,8 @@ class LinearDesign:
             if self.n_slopes:
                 j = i + len(self.terms.terms)
                 group_L[starts[j] : starts[j + 1]] = codes[term.name, "slope"]
-        return Columns(group_L, tuple(centred))
+        tailed = [codes[t.name, "level"] for t in self.terms.terms if not t.random and self.learn_fixed]
+        return Columns(group_L, tuple(centred), tuple(tailed))
 
     def matrix(self, obs: pd.DataFrame, z_NP: np.ndarray | None) -> csr_matrix:
         """Return the design matrix of cells, N x L."""

@@ -16,7 +16,7 @@ t_j ~ N(0, s2_g lambda_j (1 + h lambda_j)), so the likelihood of h is a sum over
 column explains, as in REML.
 
 Shapes: N cells, G genes, L columns of the design (F fixed, R random), T groups of random columns, K values of h,
-D contrasts.
+J factors of tailed groups, D contrasts.
 """
 
 from dataclasses import dataclass, replace
@@ -28,6 +28,7 @@ from scipy.sparse import csr_matrix, issparse
 
 EPSILON = 0.01  # the prior of a fixed effect is worth as much as this number of cells: sd 10 residual sd
 H_K = 2.0 ** np.arange(-6, 5)  # the grid of h
+TAIL_J = 2.0 ** np.array([-8, -4, 0, 4])  # factors of the ratio of tailed groups
 SMALLEST, LARGEST = 1e-8, 1e2  # of a variance ratio
 NULL = 1e-9  # eigenvalues below this share of the largest are directions without cells
 SWEEPS = 100  # most updates of the ratios
@@ -47,10 +48,23 @@ class Columns:
     centred
         First column of each run of fixed columns, the levels of a term, and the projection (levels x levels) that
         their effects are restricted to: such as ``I - 1 1' / levels``, if they sum to zero.
+    tailed
+        Groups whose effects are large in few genes and small in most, as those of a condition: their ratio is
+        multiplied by a factor from the grid ``TAIL_J``, which has a learnt prior as h has.
     """
 
     group_L: np.ndarray
     centred: tuple[tuple[int, np.ndarray], ...] = ()
+    tailed: tuple[int, ...] = ()
+
+    def roots(self, ratio_T: np.ndarray) -> list[np.ndarray]:
+        """Return the prior standard deviation (h = 1) of each random column, for each factor of tailed groups."""
+        found = []
+        for factor in TAIL_J if self.tailed else (1.0,):
+            factor_T = np.ones(len(ratio_T))
+            factor_T[list(self.tailed)] = factor
+            found.append(np.sqrt((ratio_T * factor_T)[self.group_L[self.group_L >= 0]]))
+        return found
 
     @property
     def n_groups(self) -> int:
@@ -128,15 +142,16 @@ class Variances:
     ----------
     pooled_T
         Variance ratio of each group of random columns if it is the same in all genes: what to report.
-    ratio_T, share_K
-        w of each group, and the prior probability of each value of h in ``H_K``: what effects are shrunk by.
+    ratio_T, share_JK
+        w of each group, and the prior probability of each factor of tailed groups (``TAIL_J``) and value of h
+        (``H_K``): what effects are shrunk by.
     noise_G, mean_G
         s2_g, and the mean over cells, which is subtracted first.
     """
 
     pooled_T: np.ndarray
     ratio_T: np.ndarray
-    share_K: np.ndarray
+    share_JK: np.ndarray
     noise_G: np.ndarray
     mean_G: np.ndarray
 
@@ -194,7 +209,7 @@ class _Rotated(NamedTuple):
         """Return the log of prior times likelihood of each value of h, G x K, but for a constant of each gene."""
         lambda_R, t2_RG = self.lambda_R[self.known_R, None], self.t_RG[self.known_R] ** 2
         t2_RG = t2_RG / lambda_R
-        found = np.full((len(noise_G), len(H_K)), -np.inf)
+        found = np.full((len(noise_G), len(share_K)), -np.inf)
         for k in np.flatnonzero(share_K > 0):
             variance_R1 = 1 + H_K[k] * lambda_R
             likelihood_G = np.log(variance_R1).sum() + (t2_RG / variance_R1).sum(0) / noise_G
@@ -231,67 +246,76 @@ def learn(statistics: Statistics, columns: Columns, *, heterogeneous: bool = Tru
     left_G = reduced.yy_G - (rotated.t_RG[known] ** 2 / rotated.lambda_R[known, None]).sum(0)
     noise_G = np.maximum(left_G / df, 1e-4 * scale_G)
     noise_G = np.where(varies_G, noise_G, 1.0)
-    one_K = (H_K == 1).astype(float)
-    ratio_T, share_K = np.full(columns.n_groups, 0.1), one_K
+    share_JK = (H_K == 1).astype(float)[None]
+    if columns.tailed:
+        share_JK = np.outer(TAIL_J == 1, share_JK)
+    ratio_T = np.full(columns.n_groups, 0.1)
     if not columns.n_groups or not varies_G.any():
-        return Variances(ratio_T, ratio_T, share_K, noise_G, mean_G)
+        return Variances(ratio_T, ratio_T, share_JK, noise_G, mean_G)
     b_RG = reduced.b_RG[:, varies_G]
     cross_RR, n_genes = (b_RG / noise_G[varies_G]) @ b_RG.T, b_RG.shape[1]
     for _ in range(SWEEPS):
         before_T = ratio_T
         rotated = _Rotated.of(reduced, np.sqrt(ratio_T[group_R]))
         basis_RR = rotated.root_R[:, None] * rotated.q_RR / (rotated.lambda_R + 1)
-        ratio_T = _updated(rotated, group_R, ratio_T, basis_RR.T @ cross_RR @ basis_RR, n_genes)
+        learnt_R = n_genes * rotated.lambda_R / (rotated.lambda_R + 1)
+        square_RR = basis_RR.T @ cross_RR @ basis_RR
+        ratio_T = _updated(ratio_T, _moments(rotated, group_R, square_RR, learnt_R, len(ratio_T)))
         if _is_close(ratio_T, before_T):
             break
     pooled_T = ratio_T
     if heterogeneous:
         some = np.flatnonzero(varies_G)
         some = some[:: max(1, len(some) // max(FEWEST, WORK // len(group_R)))]
-        ratio_T, share_K = _with_h(
-            reduced._replace(b_RG=reduced.b_RG[:, some]), group_R, ratio_T, noise_G[some]
+        ratio_T, share_JK = _with_h(
+            reduced._replace(b_RG=reduced.b_RG[:, some]), columns, ratio_T, noise_G[some]
         )
-    return Variances(pooled_T, ratio_T, share_K, noise_G, mean_G)
+    return Variances(pooled_T, ratio_T, share_JK, noise_G, mean_G)
 
 
 def _with_h(
-    reduced: _Reduced, group_R: np.ndarray, ratio_T: np.ndarray, noise_G: np.ndarray
+    reduced: _Reduced, columns: Columns, ratio_T: np.ndarray, noise_G: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ratios and the prior of h, from the ratios with h = 1."""
-    share_K = np.exp(-0.25 * np.log2(H_K) ** 2)
-    share_K /= share_K.sum()
+    """Return the ratios and the prior of h and of the factors of tailed groups, from the ratios with h = 1."""
+    group_R = columns.group_L[reduced.random]
+    share_JK = np.tile(np.exp(-0.25 * np.log2(H_K) ** 2), (len(columns.roots(ratio_T)), 1))
+    share_JK /= share_JK.sum()
     for _ in range(SWEEPS // 2):
-        before_T, before_K = ratio_T, share_K
-        rotated = _Rotated.of(reduced, np.sqrt(ratio_T[group_R]))
-        p_GK = _posterior(rotated.log_likelihood(noise_G, share_K))
-        square_RR, learnt_R = np.zeros_like(reduced.s_RR), np.zeros(len(group_R))
-        for k in np.flatnonzero(p_GK.max(axis=0) > 1e-3):
-            shrunk_R = rotated.lambda_R + 1 / H_K[k]
-            z_RG = rotated.t_RG / shrunk_R[:, None] * np.sqrt(p_GK[:, k] / (H_K[k] * noise_G))
-            square_RR += z_RG @ z_RG.T
-            learnt_R += p_GK[:, k].sum() * (rotated.lambda_R + 1) / shrunk_R
-        ratio_T = _updated(rotated, group_R, ratio_T, square_RR, learnt_R)
-        share_K = (p_GK.sum(0) + 1 / len(H_K)) / (len(p_GK) + 1)  # one gene as prior
-        if _is_close(ratio_T, before_T) and np.abs(share_K - before_K).max() < 2e-3:
+        before_T, before_JK = ratio_T, share_JK
+        rotated_J = [_Rotated.of(reduced, root_R) for root_R in columns.roots(ratio_T)]
+        p_GJK = _posterior(rotated_J, noise_G, share_JK)
+        moments_2T = np.zeros((2, len(ratio_T)))
+        for rotated, p_GK in zip(rotated_J, p_GJK.transpose(1, 0, 2), strict=True):
+            square_RR, learnt_R = np.zeros_like(reduced.s_RR), np.zeros(len(group_R))
+            for k in np.flatnonzero(p_GK.max(axis=0) > 1e-3):
+                shrunk_R = rotated.lambda_R + 1 / H_K[k]
+                z_RG = rotated.t_RG / shrunk_R[:, None] * np.sqrt(p_GK[:, k] / (H_K[k] * noise_G))
+                square_RR += z_RG @ z_RG.T
+                learnt_R += p_GK[:, k].sum() * rotated.lambda_R / shrunk_R
+            moments_2T += _moments(rotated, group_R, square_RR, learnt_R, len(ratio_T))
+        ratio_T = _updated(ratio_T, moments_2T)
+        share_JK = (p_GJK.sum(0) + 1 / share_JK.size) / (len(p_GJK) + 1)  # one gene as prior
+        if _is_close(ratio_T, before_T) and np.abs(share_JK - before_JK).max() < 2e-3:
             break
-    return ratio_T, share_K
+    return ratio_T, share_JK
 
 
-def _updated(
-    rotated: _Rotated,
-    group_R: np.ndarray,
-    ratio_T: np.ndarray,
-    square_RR: np.ndarray,
-    weight_R: np.ndarray | int,
+def _moments(
+    rotated: _Rotated, group_R: np.ndarray, square_RR: np.ndarray, learnt_R: np.ndarray, n_groups: int
 ) -> np.ndarray:
-    """Return the ratios after one of MacKay's updates: w times sum(u^2 / w) / sum(1 - posterior / prior variance).
+    """Return, for each group, the sums over columns and genes of u^2 / prior variance, and of 1 - posterior / prior.
 
-    ``square_RR``: sum over genes of products of rotated effects in units of their prior; ``weight_R``: number of genes.
+    ``square_RR``: sum over genes of products of rotated effects in units of their prior; ``learnt_R``: the second sum
+    of rotated effects.
     """
     square_R = ((rotated.q_RR @ square_RR) * rotated.q_RR).sum(1)
-    learnt_R = rotated.q_RR**2 @ (weight_R * rotated.lambda_R / (rotated.lambda_R + 1))
-    top_T, bottom_T = (np.bincount(group_R, part_R, len(ratio_T)) for part_R in (square_R, learnt_R))
-    return np.asarray(np.clip(ratio_T * top_T / np.maximum(bottom_T, 1e-9), SMALLEST, LARGEST))
+    learnt_R = rotated.q_RR**2 @ learnt_R
+    return np.stack([np.bincount(group_R, part_R, n_groups) for part_R in (square_R, learnt_R)])
+
+
+def _updated(ratio_T: np.ndarray, moments_2T: np.ndarray) -> np.ndarray:
+    """Return the ratios after one of MacKay's updates."""
+    return np.asarray(np.clip(ratio_T * moments_2T[0] / np.maximum(moments_2T[1], 1e-9), SMALLEST, LARGEST))
 
 
 def _is_close(new_T: np.ndarray, old_T: np.ndarray) -> bool:
@@ -299,9 +323,12 @@ def _is_close(new_T: np.ndarray, old_T: np.ndarray) -> bool:
     return bool((np.abs(np.log(new_T / old_T))[matter_T] < 5e-3).all())
 
 
-def _posterior(log_GK: np.ndarray) -> np.ndarray:
-    p_GK = np.exp(log_GK - log_GK.max(axis=1, keepdims=True))
-    return np.asarray(p_GK / p_GK.sum(axis=1, keepdims=True))
+def _posterior(rotated_J: list[_Rotated], noise_G: np.ndarray, share_JK: np.ndarray) -> np.ndarray:
+    """Return the posterior probability of each factor of tailed groups and value of h, G x J x K."""
+    pairs = zip(rotated_J, share_JK, strict=True)
+    log_GJK = np.stack([rotated.log_likelihood(noise_G, share_K) for rotated, share_K in pairs], axis=1)
+    p_GJK = np.exp(log_GJK - log_GJK.max(axis=(1, 2), keepdims=True))
+    return np.asarray(p_GJK / p_GJK.sum(axis=(1, 2), keepdims=True))
 
 
 class Posterior:
@@ -318,25 +345,26 @@ class Posterior:
     def __init__(self, statistics: Statistics, columns: Columns, variances: Variances):
         self.columns, self.variances = columns, variances
         self._reduced = _Reduced.of(statistics.centred(variances.mean_G), columns)
-        root_R = np.sqrt(variances.ratio_T[columns.group_L[self._reduced.random]])
-        self._rotated = _Rotated.of(self._reduced, root_R)
-        self.h_GK = _posterior(self._rotated.log_likelihood(variances.noise_G, variances.share_K))
+        self._rotated = [_Rotated.of(self._reduced, root_R) for root_R in columns.roots(variances.ratio_T)]
+        self.p_GJK = _posterior(self._rotated, variances.noise_G, variances.share_JK)
 
     def contrasts(self, c_DL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the posterior mean and standard deviation of linear combinations of effects, D x G both."""
-        reduced, rotated, v = self._reduced, self._rotated, self.variances
+        reduced, v = self._reduced, self.variances
         c_DF, c_DR = c_DL[:, reduced.fixed], c_DL[:, reduced.random]
         fixed_DF = c_DF @ reduced.h_FF
-        q_DR = ((c_DR - fixed_DF @ reduced.a_FR) * rotated.root_R) @ rotated.q_RR
+        free_DR = c_DR - fixed_DF @ reduced.a_FR
         known_DG = fixed_DF @ reduced.xy_FG
         mean_DG, square_DG = np.zeros_like(known_DG), np.zeros_like(known_DG)
         variance_DG = np.tile((fixed_DF * c_DF).sum(1)[:, None], known_DG.shape[1])
-        for k in np.flatnonzero(v.share_K > 0):
-            inverse_R = 1 / (rotated.lambda_R + 1 / H_K[k])
-            part_DG = (q_DR * inverse_R) @ rotated.t_RG
-            mean_DG += self.h_GK[:, k] * part_DG
-            square_DG += self.h_GK[:, k] * part_DG**2
-            variance_DG += self.h_GK[:, k] * ((q_DR**2) @ inverse_R)[:, None]
+        for j, rotated in enumerate(self._rotated):
+            q_DR = (free_DR * rotated.root_R) @ rotated.q_RR
+            for k in np.flatnonzero(self.p_GJK[:, j].max(axis=0) > 1e-6):
+                inverse_R = 1 / (rotated.lambda_R + 1 / H_K[k])
+                part_DG = (q_DR * inverse_R) @ rotated.t_RG
+                mean_DG += self.p_GJK[:, j, k] * part_DG
+                square_DG += self.p_GJK[:, j, k] * part_DG**2
+                variance_DG += self.p_GJK[:, j, k] * ((q_DR**2) @ inverse_R)[:, None]
         variance_DG = v.noise_G * variance_DG + np.maximum(square_DG - mean_DG**2, 0)
         return known_DG + mean_DG, np.sqrt(np.maximum(variance_DG, 0))
 
