@@ -16,7 +16,10 @@ from scipy.sparse import csr_matrix, hstack
 
 from scmedley.data.formulas import JOINED, NESTED
 from scmedley.data.terms import Term, Terms, with_levels
+from scmedley.errors import ScmedleyError, warn
 from scmedley.nn.mixed import Columns
+
+FEW_LEVELS = 4  # with fewer, the variance of a random term is poorly known
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,12 @@ class LinearDesign:
             code = codes.get((term.name, "level"), -1)
             group_L[starts[i] : starts[i + 1]] = code
             if code < 0 and term.factors:
-                centred.append((starts[i], starts[i + 1]))
+                centred.append((starts[i], _centring(term, self.terms)))
             if self.n_slopes:
                 j = i + len(self.terms.terms)
                 group_L[starts[j] : starts[j + 1]] = codes[term.name, "slope"]
-        return Columns(group_L, tuple(centred))
+        tailed = [codes[t.name, "level"] for t in self.terms.terms if not t.random and self.learn_fixed]
+        return Columns(group_L, tuple(centred), tuple(tailed))
 
     def matrix(self, obs: pd.DataFrame, z_NP: np.ndarray | None) -> csr_matrix:
         """Return the design matrix of cells, N x L."""
@@ -103,6 +107,47 @@ class LinearDesign:
         for old, end, new in zip(self.starts[:-1], self.starts[1:], larger.starts, strict=False):
             place_L.append(np.arange(end - old) + new)
         return larger, np.concatenate(place_L)
+
+
+def _centring(term: Term, terms: Terms) -> np.ndarray:
+    """Return the projection of a fixed term's effects: they sum to zero, also within the levels of its parts.
+
+    What an interaction has in common over the levels of one factor belongs to the effect of the other, if that is
+    a fixed term too. Otherwise both would share it, and neither would be known.
+    """
+    removed = [np.ones((len(term.levels), 1))]
+    parts = np.array(
+        [level.split(JOINED) for level in term.levels if level.count(JOINED) + 1 == len(term.factors)]
+    )
+    for other in terms.terms:
+        inside = [term.factors.index(factor) for factor in other.factors if factor in term.factors]
+        is_part = not other.random and 0 < len(inside) == len(other.factors) < len(term.factors)
+        if is_part and len(parts) == len(term.levels):
+            names = [JOINED.join(row) for row in parts[:, inside]]
+            removed.append(pd.get_dummies(pd.Series(names)).to_numpy(np.float64))
+    removed_LX = np.hstack(removed)
+    return np.asarray(np.eye(len(term.levels)) - removed_LX @ np.linalg.pinv(removed_LX))
+
+
+def checked(terms: Terms) -> Terms:
+    """Return the terms; raise for a term with one level, and warn of terms whose variance is poorly known."""
+    for term in terms.terms:
+        if term.factors and len(term.levels) < 2:
+            raise ScmedleyError(
+                f"The term {term.name!r} has one level, {term.levels[0]!r}, so it has no effect. Leave it out of the "
+                "design."
+            )
+        if term.random and len(term.levels) < FEW_LEVELS:
+            warn(
+                f"The random term {term.name!r} has {len(term.levels)} levels, so how much its levels differ is poorly "
+                "known, and intervals that depend on it are uncertain. Make it a fixed term, or add levels."
+            )
+    if not any(term.random for term in terms.terms):
+        warn(
+            "The design has no random term, so cells of one donor count as independent and intervals are too narrow. "
+            "Add the column of donors, such as '+ (1 | donor)'."
+        )
+    return terms
 
 
 def _times(levels_NL: csr_matrix, z_NP: np.ndarray) -> csr_matrix:

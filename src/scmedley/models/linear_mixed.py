@@ -17,24 +17,18 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.data.arrays import dense
-from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.differences import trained_on
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.data.terms import Terms, formula_of, is_formula
-from scmedley.errors import ScmedleyError, listed, warn
-from scmedley.models.linear_design import LinearDesign, sample_term
+from scmedley.errors import ScmedleyError, warn
+from scmedley.models.linear_counterfactual import check_own, extended, predicted, targeted, with_interval
+from scmedley.models.linear_design import LinearDesign, checked, sample_term
 from scmedley.models.linear_store import save
 from scmedley.nn.mixed import Posterior, Statistics, learn
-
-Z90 = 1.6448536269514722  # half width of a 90 % interval in standard deviations
-FEW_LEVELS = 4  # with fewer, the variance of a random term is poorly known
-CHUNK = 512  # contrasts at once
-UNKNOWN = ("error", "mean", "prior")
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ class LinearMixed:
             too few cells.
         """
         self.posterior = None
-        terms = _checked(Terms.of(self.formula, adata.obs), adata.obs)
+        terms = checked(Terms.of(self.formula, adata.obs))
         if self.settings.samples and (sample := sample_term(terms, adata.obs)):
             terms = replace(terms, terms=(*terms.terms, sample))
         z_NP = self._embedding(adata)
@@ -189,7 +183,7 @@ class LinearMixed:
                     "term": term.name,
                     "level": np.repeat(np.array(term.levels, dtype=object), len(self.genes)),
                     "gene": np.tile(np.array(self.genes, dtype=object), len(term.levels)),
-                    **_with_interval(effect_LG[rows].ravel(), sd_LG[rows].ravel()),
+                    **with_interval(effect_LG[rows].ravel(), sd_LG[rows].ravel()),
                     "cells": np.repeat(self.statistics.cells_L[rows].astype(int), len(self.genes)),
                 }
             )
@@ -197,20 +191,24 @@ class LinearMixed:
         return pd.concat(parts, ignore_index=True)
 
     def variances(self) -> pd.DataFrame:
-        """Return the variance ratio of every random term: how large its effects are, in variances of the gene.
+        """Return how much the levels of every random term differ, as REML would find for the mean gene.
 
         Returns
         -------
         DataFrame
-            term, kind ("level", or "slope" on a standardised dimension of the embedding), levels, ratio.
+            term, kind ("level", or "slope" on a standardised dimension of the embedding), levels, ratio (variance of
+            the effects by the residual variance of the gene, pooled over genes), variance (log1p CP10k squared, in the
+            mean gene). The residual has its own row.
         """
-        ratio_T = self.fitted.variances.expected_T
+        variances = self.fitted.variances
         levels = {term.name: len(term.levels) for term in self.design.terms.terms}
         found = [
             (name, kind, levels[name], ratio)
-            for (name, kind), ratio in zip(self.design.groups, ratio_T, strict=True)
+            for (name, kind), ratio in zip(self.design.groups, variances.pooled_T, strict=True)
         ]
-        return pd.DataFrame(found, columns=["term", "kind", "levels", "ratio"])
+        found.append(("residual", "cell", round(self.statistics.n_cells), 1.0))
+        table = pd.DataFrame(found, columns=["term", "kind", "levels", "ratio"])
+        return table.assign(variance=table["ratio"] * variances.noise_G.mean())
 
     def contrast(
         self, to: Mapping[str, Any], of: Mapping[str, Any], *, unknown: str = "error"
@@ -231,12 +229,12 @@ class LinearMixed:
             gene, effect, sd, q05, q95: ``to`` minus ``of``, at the mean of the embedding.
         """
         one = pd.DataFrame(index=["one"])
-        there, here = (self._targeted(one, levels, unknown) for levels in (to, of))
-        design, posterior = self._extended([there, here], unknown)
+        there, here = (targeted(self, one, levels, unknown) for levels in (to, of))
+        design, posterior = extended(self, [there, here], unknown)
         z_1P = self.design.centre_P[None] if self.use else None
         c_1L = (design.matrix(there, z_1P) - design.matrix(here, z_1P)).toarray()
         effect_1G, sd_1G = posterior.contrasts(c_1L)
-        return pd.DataFrame({"gene": self.genes, **_with_interval(effect_1G[0], sd_1G[0])})
+        return pd.DataFrame({"gene": self.genes, **with_interval(effect_1G[0], sd_1G[0])})
 
     def counterfactual(
         self,
@@ -274,10 +272,10 @@ class LinearMixed:
         targets = [to] if isinstance(to, Mapping) else list(to)
         if not targets:
             raise ScmedleyError('No target is given. Give at least one, such as {"condition": "stim"}.')
-        self._check_own(adata.obs, unknown)
+        check_own(self, adata.obs, unknown)
         y_NG = dense(self.reader.read(adata).log1p_NG)
         z_NP = self._embedding(adata)
-        parts = [self._one(adata.obs, y_NG, z_NP, target, interval, unknown) for target in targets]
+        parts = [predicted(self, adata.obs, y_NG, z_NP, target, interval, unknown) for target in targets]
         unseen = sum(int((~part.obs[keys.SEEN]).sum()) for part in parts)
         if unseen:
             warn(
@@ -295,10 +293,10 @@ class LinearMixed:
     def reconstruct(self, adata: Cells, *, unknown: str = "error") -> AnnData:
         """Return the base and the effects of its own levels of every cell (log1p CP10k), as a new AnnData."""
         posterior = self.fitted
-        self._check_own(adata.obs, unknown)
+        check_own(self, adata.obs, unknown)
         x_NL = self.design.matrix(adata.obs, self._embedding(adata))
         fitted_NG = x_NL @ posterior.effects[0] + posterior.variances.mean_G
-        return AnnData(fitted_NG.astype(np.float32), obs=adata.obs.copy(), var=self._var())
+        return AnnData(fitted_NG.astype(np.float32), obs=adata.obs.copy(), var=self.var())
 
     def adapt(self, adata: Cells) -> Self:
         """Learn the effects of new levels, such as a new donor, with the variances of the fit.
@@ -356,6 +354,8 @@ class LinearMixed:
             rows = slice(start, start + reading.n_cells)
             x_NL = self.design.matrix(reading.obs, None if z_NP is None else z_NP[rows])
             sums = Statistics.of(x_NL, reading.log1p_NG)
+            if self.reader.trained_on is None and isinstance(adata, AnnData):
+                self.reader = replace(self.reader, trained_on=trained_on(adata, reading.log1p_NG))
             start, total = rows.stop, sums if total is None else total + sums
         assert total is not None  # the reader raises without cells
         return total
@@ -378,88 +378,8 @@ class LinearMixed:
             )
         return z_NP.astype(np.float64)
 
-    def _targeted(self, obs: pd.DataFrame, to: Mapping[str, Any], unknown: str) -> pd.DataFrame:
-        if unknown != "prior":
-            return self.design.terms.targeted(obs, to)
-        terms = self.design.terms
-        found = obs[[column for column in terms.columns if column in obs]].copy()
-        for column, value in to.items():
-            if column not in terms.columns:
-                terms.targeted(obs, {column: value})  # raises
-            found[column] = np.nan if value == POPULATION_MEAN else value
-        return found
-
-    def _check_own(self, obs: pd.DataFrame, unknown: str) -> None:
-        """Raise if cells have levels that the model does not know, unless the user says what they mean."""
-        if unknown not in UNKNOWN:
-            raise ScmedleyError(f"unknown={unknown!r} must be one of {list(UNKNOWN)}.")
-        if unknown != "error":
-            return
-        for term in self.design.terms.terms:
-            if len(term.factors) > 1:
-                continue
-            level_N, value_N = term.codes(obs), term.values(obs)
-            wrong_N = (level_N < 0) | np.isnan(value_N)
-            if wrong_N.any():
-                named = [str(name) for name in term.names(obs)[wrong_N].unique()]
-                raise ScmedleyError(
-                    f"{int(wrong_N.sum())} cells have no known level of {term.name!r}: {listed(named)}. Learn their "
-                    "effects first, model.adapt(cells); or pass unknown='mean' (no effect) or unknown='prior' (no "
-                    "effect, with the interval of a new level)."
-                )
-
-    def _extended(self, frames: Sequence[pd.DataFrame], unknown: str) -> tuple[LinearDesign, Posterior]:
-        """Return design and posterior with combinations that no cell has; with "prior" with new levels too."""
-        among = [term for term in self.design.terms.terms if unknown == "prior" or len(term.factors) > 1]
-        design, place_L = self.design.extended(frames, among)
-        if design.starts == self.design.starts:
-            return self.design, self.fitted
-        statistics = self.statistics.placed(place_L, design.starts[-1])
-        return design, Posterior(statistics, design.columns, self.fitted.variances)
-
-    def _one(
-        self,
-        obs: pd.DataFrame,
-        y_NG: np.ndarray,
-        z_NP: np.ndarray | None,
-        to: Mapping[str, Any],
-        interval: bool,
-        unknown: str,
-    ) -> AnnData:
-        """Return the counterfactual of one target."""
-        there = self._targeted(obs, to, unknown)
-        own = obs[[column for column in self.design.terms.columns if column in obs]]
-        design, posterior = self.design, self.fitted
-        if interval:
-            design, posterior = self._extended([own, there], unknown)
-        group_N = np.arange(len(obs))
-        if not design.n_slopes:
-            rows = [part for frame in (own, there) for part in design.terms.rows(frame)]
-            group_N = np.unique(np.hstack(rows), axis=0, return_inverse=True)[1].ravel()
-        c_NL = design.matrix(there, z_NP) - design.matrix(own, z_NP)
-        layers = {"difference": (c_NL @ posterior.effects[0]).astype(np.float32)}
-        x_NG = y_NG + layers["difference"]
-        if interval:
-            half_NG = (Z90 * _sd_of_cells(posterior, c_NL, group_N)).astype(np.float32)
-            for name, values in (("X", x_NG), ("difference", layers["difference"])):
-                layers |= {f"{name}_q05": values - half_NG, f"{name}_q95": values + half_NG}
-        target = ", ".join(f"{column}={value}" for column, value in to.items())
-        found = obs.set_index(obs.index.astype(str) + f" as {target}")
-        found[keys.TARGET] = pd.Categorical([target] * len(obs), categories=[target])
-        found[keys.SEEN] = self._seen(there)
-        return AnnData(x_NG, obs=found, var=self._var(), layers=layers)
-
-    def _seen(self, there: pd.DataFrame) -> np.ndarray:
-        """Return whether cells of the fit had the levels of each row; a term at its mean is not compared."""
-        terms = self.design.terms.terms
-        level_NT = self.design.terms.rows(there)[0]
-        named_NT = np.stack([term.names(there).notna().to_numpy() for term in terms], axis=1)
-        wanted_NT = np.where(named_NT, level_NT, -2)
-        unique_CT, place_N = np.unique(wanted_NT, axis=0, return_inverse=True)
-        found = [bool(((self.seen_CT == row) | (row == -2)).all(axis=1).any()) for row in unique_CT]
-        return np.asarray(found)[place_N.ravel()]
-
-    def _var(self) -> pd.DataFrame:
+    def var(self) -> pd.DataFrame:
+        """Return the ``var`` of a new AnnData: the genes, with symbols where the names are identifiers."""
         symbols = self.reader.genes.symbols_beside
         return pd.DataFrame({} if symbols is None else {"gene_symbols": list(symbols)}, index=self.genes)
 
@@ -471,43 +391,4 @@ def _reader(adata: Cells) -> Reader:
     genes = GeneNames.of(adata.var)
     if keys.HVG in adata.var:
         genes = genes.take(np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool)))
-    first = next(Reader(genes).blocks(adata))
-    return Reader(genes, "log1p", trained_on(adata, first.log1p_NG))
-
-
-def _checked(terms: Terms, obs: pd.DataFrame) -> Terms:
-    """Return the terms; raise for a term with one level, and warn of terms whose variance is poorly known."""
-    for term in terms.terms:
-        if term.factors and len(term.levels) < 2:
-            raise ScmedleyError(
-                f"The term {term.name!r} has one level, {term.levels[0]!r}, so it has no effect. Leave it out of the "
-                "design."
-            )
-    few = [term for term in terms.terms if term.random and len(term.levels) < FEW_LEVELS]
-    for term in few:
-        warn(
-            f"The random term {term.name!r} has {len(term.levels)} levels, so how much its levels differ is poorly "
-            "known, and intervals that depend on it are uncertain. Make it a fixed term, or add levels."
-        )
-    if not any(term.random for term in terms.terms):
-        warn(
-            "The design has no random term, so cells of one donor count as independent and intervals are too narrow. "
-            "Add the column of donors, such as '+ (1 | donor)'."
-        )
-    return terms
-
-
-def _with_interval(effect: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
-    return {"effect": effect, "sd": sd, "q05": effect - Z90 * sd, "q95": effect + Z90 * sd}
-
-
-def _sd_of_cells(posterior: Posterior, c_NL: csr_matrix, group_N: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of each row's contrast, N x G; rows of a group are equal."""
-    first_D, place_N = np.unique(group_N, return_index=True, return_inverse=True)[1:]
-    sd_DG = np.concatenate(
-        [
-            posterior.contrasts(c_NL[first_D[start : start + CHUNK]].toarray())[1]
-            for start in range(0, len(first_D), CHUNK)
-        ]
-    )
-    return np.asarray(sd_DG[place_N])
+    return Reader(genes)

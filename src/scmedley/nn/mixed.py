@@ -1,21 +1,22 @@
 """A linear mixed model of many genes in closed form, with variance ratios that all genes share.
 
     y_g = X_F beta_g + X_R u_g + e,   e ~ N(0, s2_g I),   beta_g ~ N(0, s2_g / EPSILON I),
-    u_g ~ N(0, h_g v_g W),   W = diag(w of each column's group)
+    u_g ~ N(0, h_g s2_g W),   W = diag(w of each column's group)
 
-v_g is the variance of gene g. One ratio w for every group of random columns (a term, or its slopes) is learnt from
-all genes together; one factor h_g says how far the effects of a gene are larger or smaller than those of others. h_g
-has a discrete prior on a grid, whose weights are learnt too (empirical Bayes), and all results are means over the
-posterior of h_g: intervals include that a gene's variance is known only as well as its levels tell.
+One ratio w for every group of random columns (a term, or its slopes) is learnt from all genes together; one factor h_g
+says how much more, or less, the levels of this gene differ than those of others. h_g has a discrete prior on a grid,
+whose weights are learnt too (empirical Bayes), and all results are means over the posterior of h_g: intervals include
+that the variance of a gene is known only as well as its levels tell.
 
-Why it is quick: cells enter through X'X, X'y and y'y alone. With the fixed columns projected out (S = X_R' M X_R),
-one eigendecomposition W^1/2 S W^1/2 = Q diag(lambda) Q' serves all genes, because genes differ only in the scalar
-r = s2_g / (h_g v_g): the posterior mean of u is W^1/2 Q diag(1 / (lambda + r)) t with t = Q' W^1/2 X_R' M y, its
-covariance s2_g W^1/2 Q diag(1 / (lambda + r)) Q' W^1/2, and the entries of t are independent,
-t_j ~ N(0, lambda_j (s2_g + lambda_j h_g v_g)): the likelihood of h_g is a sum over j.
+Why it is quick: cells enter through X'X, X'y and y'y alone. With the fixed columns projected out (S = X_R' M X_R), one
+eigendecomposition W^1/2 S W^1/2 = Q diag(lambda) Q' serves all genes. Given h, the posterior mean of u is
+W^1/2 Q diag(1 / (lambda + 1/h)) t with t = Q' W^1/2 X_R' M y, and its covariance
+s2_g W^1/2 Q diag(1 / (lambda + 1/h)) Q' W^1/2. The entries of t are independent,
+t_j ~ N(0, s2_g lambda_j (1 + h lambda_j)), so the likelihood of h is a sum over j. s2_g is the mean square of what no
+column explains, as in REML.
 
 Shapes: N cells, G genes, L columns of the design (F fixed, R random), T groups of random columns, K values of h,
-D contrasts.
+J factors of tailed groups, D contrasts.
 """
 
 from dataclasses import dataclass, replace
@@ -27,8 +28,12 @@ from scipy.sparse import csr_matrix, issparse
 
 EPSILON = 0.01  # the prior of a fixed effect is worth as much as this number of cells: sd 10 residual sd
 H_K = 2.0 ** np.arange(-6, 5)  # the grid of h
+TAIL_J = 2.0 ** np.array([-8, -4, 0, 4])  # factors of the ratio of tailed groups
 SMALLEST, LARGEST = 1e-8, 1e2  # of a variance ratio
 NULL = 1e-9  # eigenvalues below this share of the largest are directions without cells
+SWEEPS = 100  # most updates of the ratios
+# h is learnt from WORK values of genes x columns, of evenly spaced genes, and from FEWEST genes at least.
+WORK, FEWEST = 200_000, 300
 BLOCK = 20_000  # cells whose values are float64 at once
 
 
@@ -41,11 +46,25 @@ class Columns:
     group_L
         Code of the variance ratio of each column; -1 for a fixed effect.
     centred
-        First and end of each run of fixed columns whose effects sum to zero: the levels of a fixed term.
+        First column of each run of fixed columns, the levels of a term, and the projection (levels x levels) that
+        their effects are restricted to: such as ``I - 1 1' / levels``, if they sum to zero.
+    tailed
+        Groups whose effects are large in few genes and small in most, as those of a condition: their ratio is
+        multiplied by a factor from the grid ``TAIL_J``, which has a learnt prior as h has.
     """
 
     group_L: np.ndarray
-    centred: tuple[tuple[int, int], ...] = ()
+    centred: tuple[tuple[int, np.ndarray], ...] = ()
+    tailed: tuple[int, ...] = ()
+
+    def roots(self, ratio_T: np.ndarray) -> list[np.ndarray]:
+        """Return the prior standard deviation (h = 1) of each random column, for each factor of tailed groups."""
+        found = []
+        for factor in TAIL_J if self.tailed else (1.0,):
+            factor_T = np.ones(len(ratio_T))
+            factor_T[list(self.tailed)] = factor
+            found.append(np.sqrt((ratio_T * factor_T)[self.group_L[self.group_L >= 0]]))
+        return found
 
     @property
     def n_groups(self) -> int:
@@ -121,24 +140,20 @@ class Variances:
 
     Attributes
     ----------
-    ratio_T
-        w of each group of random columns.
-    share_K
-        Prior probability of each value of h in ``H_K``.
-    noise_G, scale_G, mean_G
-        s2_g, v_g, and the mean over cells, which is subtracted first.
+    pooled_T
+        Variance ratio of each group of random columns if it is the same in all genes: what to report.
+    ratio_T, share_JK
+        w of each group, and the prior probability of each factor of tailed groups (``TAIL_J``) and value of h
+        (``H_K``): what effects are shrunk by.
+    noise_G, mean_G
+        s2_g, and the mean over cells, which is subtracted first.
     """
 
+    pooled_T: np.ndarray
     ratio_T: np.ndarray
-    share_K: np.ndarray
+    share_JK: np.ndarray
     noise_G: np.ndarray
-    scale_G: np.ndarray
     mean_G: np.ndarray
-
-    @property
-    def expected_T(self) -> np.ndarray:
-        """Return the expected variance of each group's effects, in variances of the gene: w times the mean of h."""
-        return np.asarray(self.ratio_T * (self.share_K @ H_K))
 
 
 class _Reduced(NamedTuple):
@@ -158,8 +173,9 @@ class _Reduced(NamedTuple):
     def of(cls, statistics: Statistics, columns: Columns) -> "_Reduced":
         fixed, random = np.flatnonzero(columns.group_L < 0), np.flatnonzero(columns.group_L >= 0)
         to_zero_LL = np.eye(len(columns.group_L))
-        for first, end in columns.centred:
-            to_zero_LL[first:end, first:end] -= 1 / (end - first)
+        for first, projection in columns.centred:
+            rows = slice(first, first + len(projection))
+            to_zero_LL[rows, rows] = projection
         c_FF = to_zero_LL[np.ix_(fixed, fixed)]
         xx_FF = c_FF @ statistics.xx_LL[np.ix_(fixed, fixed)] @ c_FF
         h_FF = c_FF @ np.linalg.inv(xx_FF + EPSILON * np.eye(len(fixed))) @ c_FF
@@ -189,20 +205,19 @@ class _Rotated(NamedTuple):
         t_RG = q_RR.T @ (root_R[:, None] * reduced.b_RG)
         return cls(lambda_R, q_RR, root_R, np.where(known_R[:, None], t_RG, 0.0), known_R)
 
-    def log_likelihood(self, noise_G: np.ndarray, scale_G: np.ndarray, share_K: np.ndarray) -> np.ndarray:
+    def log_likelihood(self, noise_G: np.ndarray, share_K: np.ndarray) -> np.ndarray:
         """Return the log of prior times likelihood of each value of h, G x K, but for a constant of each gene."""
         lambda_R, t2_RG = self.lambda_R[self.known_R, None], self.t_RG[self.known_R] ** 2
         t2_RG = t2_RG / lambda_R
-        found = np.full((len(noise_G), len(H_K)), -np.inf)
+        found = np.full((len(noise_G), len(share_K)), -np.inf)
         for k in np.flatnonzero(share_K > 0):
-            variance_RG = noise_G + lambda_R * (H_K[k] * scale_G)
-            found[:, k] = np.log(share_K[k]) - 0.5 * (np.log(variance_RG) + t2_RG / variance_RG).sum(0)
+            variance_R1 = 1 + H_K[k] * lambda_R
+            likelihood_G = np.log(variance_R1).sum() + (t2_RG / variance_R1).sum(0) / noise_G
+            found[:, k] = np.log(share_K[k]) - 0.5 * likelihood_G
         return found
 
 
-def learn(
-    statistics: Statistics, columns: Columns, *, heterogeneous: bool = True, sweeps: int = 100
-) -> Variances:
+def learn(statistics: Statistics, columns: Columns, *, heterogeneous: bool = True) -> Variances:
     """Learn the variances of a model by maximum likelihood, pooled over genes (MacKay's updates).
 
     Parameters
@@ -211,8 +226,6 @@ def learn(
         Sums over cells, and what the columns of the design are.
     heterogeneous
         Whether genes differ in h; otherwise it is 1.
-    sweeps
-        Most updates of the ratios with h = 1. At most 30 updates of ratios and h follow.
 
     Raises
     ------
@@ -225,76 +238,97 @@ def learn(
     reduced = _Reduced.of(statistics, columns)
     group_R = columns.group_L[reduced.random]
     rotated = _Rotated.of(reduced, np.ones(len(group_R)))
-    known = rotated.known_R
+    known = rotated.lambda_R > EPSILON  # the rest repeats fixed columns, whose prior alone separates them
     df = reduced.df - known.sum()
     if df < 1:
-        raise ValueError(
-            f"{reduced.df + len(reduced.fixed):.0f} cells are too few for {len(columns.group_L)} columns"
-        )
+        raise ValueError(f"{statistics.n_cells:.0f} cells are too few for {len(columns.group_L)} columns")
     varies_G = scale_G > 1e-8  # a constant gene tells nothing of the variances
-    scale_G = np.where(varies_G, scale_G, 1.0)
     left_G = reduced.yy_G - (rotated.t_RG[known] ** 2 / rotated.lambda_R[known, None]).sum(0)
     noise_G = np.maximum(left_G / df, 1e-4 * scale_G)
-    one_K = (H_K == 1).astype(float)
-    ratio_T, share_K = np.full(columns.n_groups, 0.1), one_K
+    noise_G = np.where(varies_G, noise_G, 1.0)
+    share_JK = (H_K == 1).astype(float)[None]
+    if columns.tailed:
+        share_JK = np.outer(TAIL_J == 1, share_JK)
+    ratio_T = np.full(columns.n_groups, 0.1)
     if not columns.n_groups or not varies_G.any():
-        return Variances(ratio_T, share_K, noise_G, scale_G, mean_G)
-    kept = reduced._replace(b_RG=reduced.b_RG[:, varies_G])
-    noise, scale = noise_G[varies_G], scale_G[varies_G]
-    for _ in range(sweeps):
+        return Variances(ratio_T, ratio_T, share_JK, noise_G, mean_G)
+    b_RG = reduced.b_RG[:, varies_G]
+    cross_RR, n_genes = (b_RG / noise_G[varies_G]) @ b_RG.T, b_RG.shape[1]
+    for _ in range(SWEEPS):
         before_T = ratio_T
-        ratio_T, _ = _updated(kept, group_R, ratio_T, one_K, noise, scale)
+        rotated = _Rotated.of(reduced, np.sqrt(ratio_T[group_R]))
+        basis_RR = rotated.root_R[:, None] * rotated.q_RR / (rotated.lambda_R + 1)
+        learnt_R = n_genes * rotated.lambda_R / (rotated.lambda_R + 1)
+        square_RR = basis_RR.T @ cross_RR @ basis_RR
+        ratio_T = _updated(ratio_T, _moments(rotated, group_R, square_RR, learnt_R, len(ratio_T)))
         if _is_close(ratio_T, before_T):
             break
+    pooled_T = ratio_T
     if heterogeneous:
-        share_K = np.exp(-0.5 * np.log2(H_K) ** 2 / 2)
-        share_K /= share_K.sum()
-        for _ in range(min(sweeps, 30)):
-            before_T = ratio_T
-            ratio_T, share_K = _updated(kept, group_R, ratio_T, share_K, noise, scale)
-            if _is_close(ratio_T, before_T):
-                break
-    return Variances(ratio_T, share_K, noise_G, scale_G, mean_G)
+        some = np.flatnonzero(varies_G)
+        some = some[:: max(1, len(some) // max(FEWEST, WORK // len(group_R)))]
+        ratio_T, share_JK = _with_h(
+            reduced._replace(b_RG=reduced.b_RG[:, some]), columns, ratio_T, noise_G[some]
+        )
+    return Variances(pooled_T, ratio_T, share_JK, noise_G, mean_G)
+
+
+def _with_h(
+    reduced: _Reduced, columns: Columns, ratio_T: np.ndarray, noise_G: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ratios and the prior of h and of the factors of tailed groups, from the ratios with h = 1."""
+    group_R = columns.group_L[reduced.random]
+    share_JK = np.tile(np.exp(-0.25 * np.log2(H_K) ** 2), (len(columns.roots(ratio_T)), 1))
+    share_JK /= share_JK.sum()
+    for _ in range(SWEEPS // 2):
+        before_T, before_JK = ratio_T, share_JK
+        rotated_J = [_Rotated.of(reduced, root_R) for root_R in columns.roots(ratio_T)]
+        p_GJK = _posterior(rotated_J, noise_G, share_JK)
+        moments_2T = np.zeros((2, len(ratio_T)))
+        for rotated, p_GK in zip(rotated_J, p_GJK.transpose(1, 0, 2), strict=True):
+            square_RR, learnt_R = np.zeros_like(reduced.s_RR), np.zeros(len(group_R))
+            for k in np.flatnonzero(p_GK.max(axis=0) > 1e-3):
+                shrunk_R = rotated.lambda_R + 1 / H_K[k]
+                z_RG = rotated.t_RG / shrunk_R[:, None] * np.sqrt(p_GK[:, k] / (H_K[k] * noise_G))
+                square_RR += z_RG @ z_RG.T
+                learnt_R += p_GK[:, k].sum() * rotated.lambda_R / shrunk_R
+            moments_2T += _moments(rotated, group_R, square_RR, learnt_R, len(ratio_T))
+        ratio_T = _updated(ratio_T, moments_2T)
+        share_JK = (p_GJK.sum(0) + 1 / share_JK.size) / (len(p_GJK) + 1)  # one gene as prior
+        if _is_close(ratio_T, before_T) and np.abs(share_JK - before_JK).max() < 2e-3:
+            break
+    return ratio_T, share_JK
+
+
+def _moments(
+    rotated: _Rotated, group_R: np.ndarray, square_RR: np.ndarray, learnt_R: np.ndarray, n_groups: int
+) -> np.ndarray:
+    """Return, for each group, the sums over columns and genes of u^2 / prior variance, and of 1 - posterior / prior.
+
+    ``square_RR``: sum over genes of products of rotated effects in units of their prior; ``learnt_R``: the second sum
+    of rotated effects.
+    """
+    square_R = ((rotated.q_RR @ square_RR) * rotated.q_RR).sum(1)
+    learnt_R = rotated.q_RR**2 @ learnt_R
+    return np.stack([np.bincount(group_R, part_R, n_groups) for part_R in (square_R, learnt_R)])
+
+
+def _updated(ratio_T: np.ndarray, moments_2T: np.ndarray) -> np.ndarray:
+    """Return the ratios after one of MacKay's updates."""
+    return np.asarray(np.clip(ratio_T * moments_2T[0] / np.maximum(moments_2T[1], 1e-9), SMALLEST, LARGEST))
 
 
 def _is_close(new_T: np.ndarray, old_T: np.ndarray) -> bool:
-    matter_T = np.maximum(new_T, old_T) > 1e-6
-    return bool((np.abs(np.log(new_T / old_T))[matter_T] < 2e-3).all())
+    matter_T = np.maximum(new_T, old_T) > 1e-5
+    return bool((np.abs(np.log(new_T / old_T))[matter_T] < 5e-3).all())
 
 
-def _updated(
-    reduced: _Reduced,
-    group_R: np.ndarray,
-    ratio_T: np.ndarray,
-    share_K: np.ndarray,
-    noise_G: np.ndarray,
-    scale_G: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ratios and the prior of h after one update: w times sum(u^2 / var) / sum(1 - posterior / prior)."""
-    rotated = _Rotated.of(reduced, np.sqrt(ratio_T[group_R]))
-    p_GK = _posterior(rotated.log_likelihood(noise_G, scale_G, share_K))
-    n_levels = len(group_R)
-    square_RR, learnt_R = np.zeros((n_levels, n_levels)), np.zeros(n_levels)
-    for k in np.flatnonzero(share_K > 0):
-        gene_scale_G = H_K[k] * scale_G
-        shrunk_RG = rotated.lambda_R[:, None] + noise_G / gene_scale_G
-        z_RG = rotated.t_RG / shrunk_RG * np.sqrt(p_GK[:, k] / gene_scale_G)
-        square_RR += z_RG @ z_RG.T
-        learnt_R += (rotated.lambda_R[:, None] / shrunk_RG) @ p_GK[:, k]
-    square_R = ((rotated.q_RR @ square_RR) * rotated.q_RR).sum(1)
-    learnt_R = rotated.q_RR**2 @ learnt_R
-    n_groups = len(ratio_T)
-    top_T = np.bincount(group_R, square_R, n_groups)
-    bottom_T = np.bincount(group_R, learnt_R, n_groups)
-    ratio_T = np.clip(ratio_T * top_T / np.maximum(bottom_T, 1e-9), SMALLEST, LARGEST)
-    if (share_K > 0).sum() > 1:
-        share_K = (p_GK.sum(0) + 1 / len(H_K)) / (len(p_GK) + 1)
-    return ratio_T, share_K
-
-
-def _posterior(log_GK: np.ndarray) -> np.ndarray:
-    p_GK = np.exp(log_GK - log_GK.max(axis=1, keepdims=True))
-    return np.asarray(p_GK / p_GK.sum(axis=1, keepdims=True))
+def _posterior(rotated_J: list[_Rotated], noise_G: np.ndarray, share_JK: np.ndarray) -> np.ndarray:
+    """Return the posterior probability of each factor of tailed groups and value of h, G x J x K."""
+    pairs = zip(rotated_J, share_JK, strict=True)
+    log_GJK = np.stack([rotated.log_likelihood(noise_G, share_K) for rotated, share_K in pairs], axis=1)
+    p_GJK = np.exp(log_GJK - log_GJK.max(axis=(1, 2), keepdims=True))
+    return np.asarray(p_GJK / p_GJK.sum(axis=(1, 2), keepdims=True))
 
 
 class Posterior:
@@ -311,28 +345,26 @@ class Posterior:
     def __init__(self, statistics: Statistics, columns: Columns, variances: Variances):
         self.columns, self.variances = columns, variances
         self._reduced = _Reduced.of(statistics.centred(variances.mean_G), columns)
-        root_R = np.sqrt(variances.ratio_T[columns.group_L[self._reduced.random]])
-        self._rotated = _Rotated.of(self._reduced, root_R)
-        self.h_GK = _posterior(
-            self._rotated.log_likelihood(variances.noise_G, variances.scale_G, variances.share_K)
-        )
+        self._rotated = [_Rotated.of(self._reduced, root_R) for root_R in columns.roots(variances.ratio_T)]
+        self.p_GJK = _posterior(self._rotated, variances.noise_G, variances.share_JK)
 
     def contrasts(self, c_DL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the posterior mean and standard deviation of linear combinations of effects, D x G both."""
-        reduced, rotated, v = self._reduced, self._rotated, self.variances
+        reduced, v = self._reduced, self.variances
         c_DF, c_DR = c_DL[:, reduced.fixed], c_DL[:, reduced.random]
         fixed_DF = c_DF @ reduced.h_FF
-        q_DR = ((c_DR - fixed_DF @ reduced.a_FR) * rotated.root_R) @ rotated.q_RR
+        free_DR = c_DR - fixed_DF @ reduced.a_FR
         known_DG = fixed_DF @ reduced.xy_FG
         mean_DG, square_DG = np.zeros_like(known_DG), np.zeros_like(known_DG)
-        total_RG = np.zeros_like(rotated.t_RG)
-        for k in np.flatnonzero(v.share_K > 0):
-            inverse_RG = 1 / (rotated.lambda_R[:, None] + v.noise_G / (H_K[k] * v.scale_G))
-            part_DG = q_DR @ (rotated.t_RG * inverse_RG)
-            mean_DG += self.h_GK[:, k] * part_DG
-            square_DG += self.h_GK[:, k] * part_DG**2
-            total_RG += self.h_GK[:, k] * inverse_RG
-        variance_DG = (q_DR**2) @ total_RG + ((c_DF @ reduced.h_FF) * c_DF).sum(1)[:, None]
+        variance_DG = np.tile((fixed_DF * c_DF).sum(1)[:, None], known_DG.shape[1])
+        for j, rotated in enumerate(self._rotated):
+            q_DR = (free_DR * rotated.root_R) @ rotated.q_RR
+            for k in np.flatnonzero(self.p_GJK[:, j].max(axis=0) > 1e-6):
+                inverse_R = 1 / (rotated.lambda_R + 1 / H_K[k])
+                part_DG = (q_DR * inverse_R) @ rotated.t_RG
+                mean_DG += self.p_GJK[:, j, k] * part_DG
+                square_DG += self.p_GJK[:, j, k] * part_DG**2
+                variance_DG += self.p_GJK[:, j, k] * ((q_DR**2) @ inverse_R)[:, None]
         variance_DG = v.noise_G * variance_DG + np.maximum(square_DG - mean_DG**2, 0)
         return known_DG + mean_DG, np.sqrt(np.maximum(variance_DG, 0))
 

@@ -1,0 +1,138 @@
+"""Counterfactuals of a linear mixed model: y + Delta(new levels) - Delta(own levels), with intervals.
+
+Combinations of known levels that no cell has, and with ``unknown="prior"`` new levels too, are added to the design
+without cells: their posterior is the prior, with its width.
+
+Shapes: N cells, G genes, T terms, L columns of the design, P dimensions of the embedding, D contrasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+
+from scmedley import keys
+from scmedley.data.design import POPULATION_MEAN
+from scmedley.data.formulas import NESTED
+from scmedley.errors import ScmedleyError, listed
+from scmedley.models.linear_design import LinearDesign
+from scmedley.nn.mixed import Posterior
+
+if TYPE_CHECKING:
+    from scmedley.models.linear_mixed import LinearMixed
+
+Z90 = 1.6448536269514722  # half width of a 90 % interval in standard deviations
+CHUNK = 512  # contrasts at once
+UNKNOWN = ("error", "mean", "prior")
+
+
+def with_interval(effect: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
+    """Return columns of a table: effect, standard deviation and 90 % interval."""
+    return {"effect": effect, "sd": sd, "q05": effect - Z90 * sd, "q95": effect + Z90 * sd}
+
+
+def targeted(model: LinearMixed, obs: pd.DataFrame, to: Mapping[str, Any], unknown: str) -> pd.DataFrame:
+    """Return the columns of the design as if cells had these levels; with "prior" also unknown ones."""
+    if unknown != "prior":
+        return model.design.terms.targeted(obs, to)
+    terms = model.design.terms
+    paths = {factor[-1]: factor for term in terms.terms for factor in term.factors}
+    found = obs[[column for column in terms.columns if column in obs]].copy()
+    for column, value in to.items():
+        if column not in terms.columns:
+            terms.targeted(obs, {column: value})  # raises
+        path, parts = paths.get(column, (column,)), str(value).split(NESTED)
+        if len(path) > 1 and len(parts) == len(path):
+            found[list(path)] = parts
+        else:
+            found[column] = np.nan if value == POPULATION_MEAN else value
+    return found
+
+
+def check_own(model: LinearMixed, obs: pd.DataFrame, unknown: str) -> None:
+    """Raise if cells have levels that the model does not know, unless the user says what they mean."""
+    if unknown not in UNKNOWN:
+        raise ScmedleyError(f"unknown={unknown!r} must be one of {list(UNKNOWN)}.")
+    if unknown != "error":
+        return
+    for term in model.design.terms.terms:
+        if len(term.factors) > 1:
+            continue
+        level_N, value_N = term.codes(obs), term.values(obs)
+        wrong_N = (level_N < 0) | np.isnan(value_N)
+        if wrong_N.any():
+            named = [str(name) for name in term.names(obs)[wrong_N].unique()]
+            raise ScmedleyError(
+                f"{int(wrong_N.sum())} cells have no known level of {term.name!r}: {listed(named)}. Learn their "
+                "effects first, model.adapt(cells); or pass unknown='mean' (no effect) or unknown='prior' (no "
+                "effect, with the interval of a new level)."
+            )
+
+
+def extended(
+    model: LinearMixed, frames: Sequence[pd.DataFrame], unknown: str
+) -> tuple[LinearDesign, Posterior]:
+    """Return design and posterior with combinations that no cell has; with "prior" with new levels too."""
+    among = [term for term in model.design.terms.terms if unknown == "prior" or len(term.factors) > 1]
+    design, place_L = model.design.extended(frames, among)
+    if design.starts == model.design.starts:
+        return model.design, model.fitted
+    statistics = model.statistics.placed(place_L, design.starts[-1])
+    return design, Posterior(statistics, design.columns, model.fitted.variances)
+
+
+def predicted(
+    model: LinearMixed,
+    obs: pd.DataFrame,
+    y_NG: np.ndarray,
+    z_NP: np.ndarray | None,
+    to: Mapping[str, Any],
+    interval: bool,
+    unknown: str,
+) -> AnnData:
+    """Return the counterfactual of one target."""
+    there = targeted(model, obs, to, unknown)
+    own = obs[[column for column in model.design.terms.columns if column in obs]]
+    design, posterior = model.design, model.fitted
+    if interval:
+        design, posterior = extended(model, [own, there], unknown)
+    group_N = np.arange(len(obs))
+    if not design.n_slopes:
+        rows = [part for frame in (own, there) for part in design.terms.rows(frame)]
+        group_N = np.unique(np.hstack(rows), axis=0, return_inverse=True)[1].ravel()
+    c_NL = design.matrix(there, z_NP) - design.matrix(own, z_NP)
+    first_D, place_N = np.unique(group_N, return_index=True, return_inverse=True)[1:]
+    effect_DG = (c_NL[first_D] @ posterior.effects[0]).astype(np.float32)
+    layers = {"difference": effect_DG[place_N]}
+    x_NG = y_NG + layers["difference"]
+    if interval:
+        half_NG = (Z90 * _sd(posterior, c_NL[first_D])).astype(np.float32)[place_N]
+        for name, values in (("X", x_NG), ("difference", layers["difference"])):
+            layers |= {f"{name}_q05": values - half_NG, f"{name}_q95": values + half_NG}
+    target = ", ".join(f"{column}={value}" for column, value in to.items())
+    found = obs.set_index(obs.index.astype(str) + f" as {target}")
+    found[keys.TARGET] = pd.Categorical([target] * len(obs), categories=[target])
+    found[keys.SEEN] = _seen(model, there)
+    return AnnData(x_NG, obs=found, var=model.var(), layers=layers)
+
+
+def _seen(model: LinearMixed, there: pd.DataFrame) -> np.ndarray:
+    """Return whether cells of the fit had the levels of each row; a term at its mean is not compared."""
+    terms = model.design.terms.terms
+    level_NT = model.design.terms.rows(there)[0]
+    named_NT = np.stack([term.names(there).notna().to_numpy() for term in terms], axis=1)
+    wanted_NT = np.where(named_NT, level_NT, -2)
+    unique_CT, place_N = np.unique(wanted_NT, axis=0, return_inverse=True)
+    found = [bool(((model.seen_CT == row) | (row == -2)).all(axis=1).any()) for row in unique_CT]
+    return np.asarray(found)[place_N.ravel()]
+
+
+def _sd(posterior: Posterior, c_DL: csr_matrix) -> np.ndarray:
+    """Return the standard deviations of contrasts, D x G."""
+    starts = range(0, c_DL.shape[0], CHUNK)
+    return np.concatenate([posterior.contrasts(c_DL[start : start + CHUNK].toarray())[1] for start in starts])
