@@ -10,6 +10,7 @@ from typing import Literal
 COUNTS = "counts"  # layers: raw counts
 LOGNORM = "log1p_cp10k"  # layers: log1p of counts per 10,000 (nats)
 HVG = "highly_variable"  # var: scanpy's flag
+BATCH = "scmedley_batch"  # obs: the combination of levels of each cell, with a design of several factors
 SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
 
 FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches

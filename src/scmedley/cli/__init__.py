@@ -137,7 +137,8 @@ def project(
     Parameters
     ----------
     to
-        Target batches; "mean" is the population mean.
+        Target batches; "mean" is the population mean. With several factors also levels, of which cells keep the
+        others: condition=stim, or donor=d7,condition=ctrl, or donor=mean.
     out
         New .zarr (written in chunks, for any number of cells) or .h5ad.
     figure

@@ -12,17 +12,17 @@ import torch
 from scmedley.interpret.check import decoder
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
-from scmedley.nn.bayesian import EffectTable, tables
+from scmedley.nn.bayesian import EffectTable, Levels, tables
 
 
 @torch.no_grad()
 def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
     """Compute coordinates of the batches in two dimensions from the random effects of the decoder.
 
-    Every effect is divided by the prior standard deviation of its table. Effects thus have comparable units,
-    and an effect without evidence in the data stays near 0. The axes are the two leading principal components
-    of the posterior means over batches. The posterior of a batch, Gaussian and independent between effects,
-    is Gaussian on these axes too.
+    Every effect is divided by the prior standard deviation of its table (with several factors: of its term).
+    Effects thus have comparable units, and an effect without evidence in the data stays near 0. The axes are the
+    two leading principal components of the posterior means over batches. The posterior of a batch, Gaussian and
+    independent between effects, is Gaussian on these axes too.
 
     Parameters
     ----------
@@ -44,9 +44,10 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
     network = decoder(model)
     network.check_fitted()
     network.check_effects("batch_effects")
+    levels, effects = network.network.levels, tables(network.network.decoder_effects)
     mean_BH, scale_BH = (
         np.hstack([np.asarray(part, np.float64) for part in parts])
-        for parts in zip(*map(_standardised, tables(network.network.decoder_effects)), strict=True)
+        for parts in zip(*(_standardised(table, levels) for table in effects), strict=True)
     )
     mean_BH = mean_BH - mean_BH.mean(0)
     _, length, axes = np.linalg.svd(mean_BH, full_matrices=False)
@@ -70,6 +71,7 @@ def batch_effects(model: MixedEffects | Model[Any]) -> pd.DataFrame:
     )
 
 
-def _standardised(table: EffectTable) -> tuple[np.ndarray, np.ndarray]:
+def _standardised(table: EffectTable, levels: Levels) -> tuple[np.ndarray, np.ndarray]:
     """Return posterior means and standard deviations in units of the prior standard deviation, B × H each."""
-    return (table.loc_BH / table.prior_scale).numpy(), (table.scale_BH() / table.prior_scale).numpy()
+    mean, sd = levels.of_batches(table.loc_BH / table.prior_scale, table.scale_BH() / table.prior_scale)
+    return mean.numpy(), sd.numpy()

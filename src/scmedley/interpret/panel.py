@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from scmedley.data.arrays import dense
-from scmedley.data.design import POPULATION_MEAN, as_categories, named_targets
+from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.reader import Cells
+from scmedley.data.targets import Target, named_targets, target_name
 from scmedley.errors import ScmedleyError
-from scmedley.interpret.check import decoder
 from scmedley.interpret.genomap import Layout
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
@@ -59,7 +59,7 @@ class Panel:
 def panel(
     model: MixedEffects | Model[Any],
     adata: Cells,
-    to: str | Sequence[str],
+    to: Target | Sequence[Target],
     layout: Layout,
     *,
     unknown: str = "error",
@@ -73,7 +73,7 @@ def panel(
     adata
         A few cells with their batch.
     to
-        Target batches. The population mean is always added.
+        Target batches, or levels as in :meth:`MixedEffects.counterfactual`. The population mean is always added.
     layout
         Layout of the model's genes (:func:`scmedley.interpret.genomap_of`).
     unknown
@@ -84,10 +84,10 @@ def panel(
     ScmedleyError
         The layout has other genes, a target or batch is unknown, or a target occurs twice.
     """
-    network = decoder(model)
+    network = model.decoder_of(to) if isinstance(model, MixedEffects) else model
     if layout.genes != tuple(network.genes):
         raise ScmedleyError("The genes of the layout are not the model's. Use genomap_of(model, adata).")
-    targets = [POPULATION_MEAN, *(name for name in named_targets(to) if name != POPULATION_MEAN)]
+    targets = [POPULATION_MEAN, *(target for target in named_targets(to) if target != POPULATION_MEAN)]
     reading = model.read(adata)
     made: Any = model.counterfactual(reading, targets, unknown=unknown)
     shape = (len(targets), reading.n_cells, len(network.genes))
@@ -99,7 +99,7 @@ def panel(
         _batches(network, reading.obs),
         (
             "population mean" if network.needs_batch or not isinstance(model, MixedEffects) else FIXED,
-            *targets[1:],
+            *map(target_name, targets[1:]),
         ),
         dense(reading.log1p_NG),
         np.asarray(network.reconstruct(reading, unknown=unknown).X),
@@ -111,7 +111,5 @@ def panel(
 
 def _batches(model: Model[Any], obs: pd.DataFrame) -> tuple[str, ...]:
     """Return each cell's batch as text; empty if the model does not know it."""
-    if model.batch_key not in obs:
-        return ("",) * len(obs)
     known: tuple[str, ...] = model.design.batches
-    return tuple(name if name in known else "" for name in map(str, as_categories(obs[model.batch_key])))
+    return tuple(name if name in known else "" for name in map(str, model.design.names(obs)))

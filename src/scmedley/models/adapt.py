@@ -4,26 +4,26 @@ The network must be ``Trainable`` (:mod:`scmedley.train.trainable`) and have the
 ``drawn_reconstruction(cells)`` (the reconstruction error of a training step, with its weight) and
 ``kl(error, n_genes, n_cells)``.
 
-Shapes: N cells, B batches known so far, H units of a layer.
+Shapes: N cells.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scmedley.data.design import Design
 from scmedley.data.reader import Cells, Reading
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, check_seed, listed, warn
-from scmedley.nn.bayesian import tables
+from scmedley.nn.bayesian import Levels, add_rows, tables
 from scmedley.nn.latent_effects import LatentEffects
 
 if TYPE_CHECKING:
@@ -36,21 +36,56 @@ LEARNING_RATE = 0.01  # of Adam, for the new rows alone, with cosine decay to 0
 CPU = torch.device("cpu")
 
 
-def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | None) -> M:
-    """Return a model that also knows the new batches of ``adata``. See :meth:`Model.adapt`."""
+def adapted(model: M, adata: Cells, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> M:
+    """Learn the effects of batches that the model does not know, with all else frozen.
+
+    Every effect table gets a row for each new batch. The row starts at the prior, whose mean is no effect
+    (the population mean). Adam updates these rows alone, to minimise lambda_MSE * MSE + lambda_KL *
+    KL(q(U) || p(U)), weighted as if the new cells had been training cells. Weights, BatchNorm, priors and
+    the rows of known batches do not change, bit for bit. The default fixed effects also compute the offset
+    of each new batch in the latent, in closed form, and :meth:`embed` subtracts it from cells of that batch,
+    which the encoder has not learnt to correct. Only the expression and the batch of the new
+    cells are used, never a label. Without ``adapt``, ``unknown="mean"`` embeds them with the population mean.
+
+    Parameters
+    ----------
+    adata
+        Cells of new batches. Cells of known batches are ignored. With several factors, known levels keep their
+        effects: of a new donor under a known condition only the rows of the donor are learnt.
+    steps
+        Number of minibatches.
+    seed
+        Random seed. The same seed, threads and CPU give identical results, bit for bit.
+    threads
+        CPU threads; ``None`` leaves torch's setting.
+
+    Returns
+    -------
+    Model
+        A new model that knows the old and the new batches. This one is not changed.
+
+    Raises
+    ------
+    ScmedleyError
+        The decoder has no batch effects, the model is not fitted, or ``obs`` has no new batch.
+    """
     model.check_effects("adapt")
     model.check_fitted()
     check_seed(seed)
     if steps < 1:
         raise ScmedleyError(f"steps is {steps}. Give at least 1.")
     known = model.design.batches
-    new = tuple(b for b in Design.of(adata.obs, model.batch_key).batches if b not in known)
+    design = model.design.extended(adata.obs)
+    new = design.batches[len(known) :]
     if not new:
-        raise ScmedleyError(
-            f"The model knows all batches in obs[{model.batch_key!r}], so there is nothing to adapt. Embed these cells "
-            "without adapt()."
+        where = (
+            f"obs[{model.batch_key!r}]"
+            if design.terms is None
+            else f"the columns {list(design.terms.columns)}"
         )
-    design = replace(model.design, batches=known + new, n_adapted=model.design.n_adapted + len(new))
+        raise ScmedleyError(
+            f"The model knows all batches in {where}, so there is nothing to adapt. Embed these cells without adapt()."
+        )
     codes = design.codes(adata.obs)
     chosen = np.flatnonzero(codes >= len(known))
     _warn_if_few(new, np.bincount(codes[chosen] - len(known), minlength=len(new)))
@@ -59,10 +94,10 @@ def adapted(model: M, adata: Cells, *, steps: int, seed: int, threads: int | Non
     with engine(threads, CPU):
         torch.manual_seed(seed)
         extended.design, extended.network = design, copy.deepcopy(model.network).to(CPU)
-        add_batches(extended.network, len(new))
+        kept = add_batches(extended.network, model.design, design)
         resident = model.read(cells).resident(codes[chosen], model.scale, CPU)
         _learn_offsets(extended.network, resident)
-        _learn_rows(extended.network, resident, len(known), steps, model.settings.sizes(len(chosen))[0])
+        _learn_rows(extended.network, resident, kept, steps, model.settings.sizes(len(chosen))[0])
         extended.network.to(model.device)
     extended.fitted = {**model.fitted, "adapted": {"batches": len(new), "steps": steps, "seed": seed}}
     return extended
@@ -78,17 +113,54 @@ def _warn_if_few(new: tuple[str, ...], n_cells: np.ndarray) -> None:
         )
 
 
+def seeing(model: M, obs: pd.DataFrame) -> M:
+    """Return the model with batches for the new combinations of known levels in ``obs``; itself if there are none.
+
+    The effect of such a batch is the sum of what its levels do. Nothing is learnt; a level that the model does not
+    know has no effect.
+    """
+    design = model.design.seeing(obs)
+    if design is model.design or not model.has_effects:
+        return model
+    extended = copy.copy(model)
+    extended.design, extended.network = design, copy.deepcopy(model.network)
+    add_batches(extended.network, model.design, design)
+    return extended
+
+
+def levels_of(design: Design) -> Levels:
+    """Return which rows of the effect tables each batch of a design has."""
+    if design.terms is None:
+        return Levels(design.n_batches)
+    return Levels(design.n_batches, *(torch.as_tensor(part) for part in design.matrix()))
+
+
 @torch.no_grad()
-def add_batches(network: Any, n_new: int) -> None:
-    """Add ``n_new`` rows to every effect table (mean 0, standard deviation of the prior) and latent offset."""
-    for table in tables(network):
-        shape = (n_new, table.loc_BH.shape[1])
-        rho = table.prior_scale.expm1().log()  # softplus(rho) is the prior's standard deviation
-        table.loc_BH = nn.Parameter(torch.cat([table.loc_BH, table.loc_BH.new_zeros(shape)]))
-        table.rho_BH = nn.Parameter(torch.cat([table.rho_BH, rho.expand(shape)]))
+def add_batches(network: Any, before: Design, after: Design) -> Tensor:
+    """Add the batches of ``after`` that are not in ``before`` to a network; return the places of the old rows.
+
+    Every effect table gets a row for each new level (mean 0, standard deviation of the prior).
+    """
+    device = next(network.parameters()).device
+    network.levels = levels_of(after).to(device)
+    kept = torch.as_tensor(_places(before, after), device=device)
+    if network.levels.n_levels > len(kept):
+        for table in tables(network):
+            add_rows(table, kept, network.levels)
+    n_new = after.n_batches - before.n_batches
     for effects in _latent_effects(network):
         effects.extend(n_new)
     network.n_batches += n_new
+    return kept
+
+
+def _places(before: Design, after: Design) -> np.ndarray:
+    """Return where the rows of ``before`` are among those of ``after``: new levels come last in their term."""
+    if before.terms is None or after.terms is None:
+        return np.arange(before.n_batches)
+    starts = np.cumsum([0, *after.terms.sizes])[:-1]
+    pairs = zip(starts, before.terms.sizes, strict=True)
+    return np.concatenate([start + np.arange(size) for start, size in pairs])
 
 
 def _latent_effects(network: Any) -> list[LatentEffects]:
@@ -106,8 +178,10 @@ def _learn_offsets(network: Any, cells: Resident) -> None:
             one.learn(z_NP, cells.b_N)
 
 
-def _learn_rows(network: Any, cells: Resident, n_known: int, steps: int, batch_size: int) -> None:
-    """Train the rows from ``n_known`` on, by Adam on reconstruction error and KL."""
+def _learn_rows(network: Any, cells: Resident, known: Tensor, steps: int, batch_size: int) -> None:
+    """Train the rows that are not ``known``, by Adam on reconstruction error and KL."""
+    if len(known) == network.levels.n_levels:
+        return  # a new combination of known levels
     network.eval()  # BatchNorm keeps its statistics; drawn_reconstruction still draws
     rows = [p for table in tables(network) for p in (table.loc_BH, table.rho_BH)]
     optimiser = torch.optim.Adam(rows, lr=LEARNING_RATE)
@@ -117,7 +191,7 @@ def _learn_rows(network: Any, cells: Resident, n_known: int, steps: int, batch_s
         torch.autograd.backward(_loss(network, minibatch, cells.n_cells), inputs=rows)
         for row in rows:  # with gradients of 0, Adam does not change the known batches
             assert row.grad is not None
-            row.grad[:n_known] = 0
+            row.grad[known] = 0
         optimiser.step()
         schedule.step()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scmedley.clusters import Clusters
 from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
+from scmedley.data.factors import Factors
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reader, Reading
@@ -23,13 +24,15 @@ from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.keys import Reads, ValueKind
 from scmedley.models import fitting
-from scmedley.models.adapt import adapted
+from scmedley.models.adapt import adapted, levels_of, seeing
+from scmedley.models.counterfactual import counterfactual
 from scmedley.models.interval import Calibration
-from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
+from scmedley.models.reference import Reference
 from scmedley.models.settings import Settings
+from scmedley.models.transfer import transfer
 
 S = TypeVar("S", bound=Settings)
-Step = Callable[[Tensor, Tensor], Tensor]
+Step = Callable[[Any, Tensor, Tensor], Tensor]
 
 
 class Model(Generic[S]):
@@ -41,7 +44,8 @@ class Model(Generic[S]):
     Parameters
     ----------
     batch_key
-        ``obs`` column of the batches; ``None`` (:class:`VAE` alone): the batch is not used.
+        ``obs`` column of the batches; ``None`` (:class:`VAE` alone): the batch is not used. Or a formula of several
+        factors, as in lme4: ``"~ condition + (1 | study/donor)"`` (docs/designs.md).
     label_key
         ``obs`` column of labels to learn (:class:`Autoencoder`, :class:`FixedEffects`). A label head on the
         latent is trained on the labelled training cells; cells without a label train all other parts.
@@ -49,6 +53,11 @@ class Model(Generic[S]):
     settings
         Name of a preset, ``"default"`` or ``"paper"``, or a settings object
         (``FixedEffects.preset("default").replace(n_latent=10)``).
+    nested_in, covariates, slopes
+        Instead of a formula: the column that batches belong to (the study of a donor), columns with effects of their
+        own (such as condition or age), and those of them whose effect differs between batches.
+    keep
+        Columns of the design whose effects stay in the latent.
 
     Attributes
     ----------
@@ -84,8 +93,21 @@ class Model(Generic[S]):
     reference: Reference | None = None
     clusters: Clusters | None = None
 
-    def __init__(self, batch_key: str | None, label_key: str | None = None, settings: str | S = "default"):
-        self.batch_key = batch_key
+    def __init__(
+        self,
+        batch_key: str | Factors | None,
+        label_key: str | None = None,
+        settings: str | S = "default",
+        *,
+        nested_in: str | None = None,
+        covariates: Sequence[str] = (),
+        slopes: Sequence[str] = (),
+        keep: Sequence[str] = (),
+    ):
+        self.factors = Factors.of(batch_key, nested_in, covariates, slopes, keep)
+        if settings == "paper":
+            self.factors.refuse_paper()
+        self.batch_key = self.factors.batch_key
         self.label_key = label_key
         if label_key is not None and not self.has_label_head:
             raise ScmedleyError(
@@ -187,7 +209,7 @@ class Model(Generic[S]):
             training cells. Batch information in this latent comes from the expression alone. An encoder that
             never uses the batch returns the same latent either way, except for batches that :meth:`adapt` added.
         """
-        return self._apply(adata, unknown, lambda x, b: self.network.encode(x, b), mask_batch)
+        return self._apply(adata, unknown, lambda network, x, b: network.encode(x, b), mask_batch)
 
     def predict(self, adata: Cells) -> pd.DataFrame:
         """Return the probability of every label (column) for every cell (row), N x K.
@@ -205,8 +227,8 @@ class Model(Generic[S]):
                 "Autoencoder with label_key=..."
             )
 
-        def predict(x: Tensor, b: Tensor) -> Tensor:
-            logits: Tensor = self.network.label_head(self.network.encode(x, b))
+        def predict(network: Any, x: Tensor, b: Tensor) -> Tensor:
+            logits: Tensor = network.label_head(network.encode(x, b))
             return logits.softmax(dim=1)
 
         p_NK = self._apply(adata, POPULATION_MEAN, predict)
@@ -218,7 +240,7 @@ class Model(Generic[S]):
         ``X`` is N x G in log1p CP10k. If the encoder does not need the batch, cells of unknown batches are
         decoded with the population mean.
         """
-        xhat_NG = self._apply(adata, unknown, lambda x, b: self.network.decode(self.network.encode(x, b), b))
+        xhat_NG = self._apply(adata, unknown, lambda network, x, b: network.decode(network.encode(x, b), b))
         return AnnData(self.scale.inverse(xhat_NG), obs=adata.obs.copy(), var=self.var())
 
     def save(self, folder: str | Path) -> None:
@@ -227,116 +249,10 @@ class Model(Generic[S]):
 
         save(self, folder)
 
-    def counterfactual(
-        self,
-        adata: Cells,
-        to: str | Sequence[str],
-        *,
-        draws: int = 0,
-        seed: int = 0,
-        unknown: str = "error",
-        out: str | Path | None = None,
-    ) -> AnnData | Path:
-        """Predict the expression of cells as if they had come from other batches.
-
-        Parameters
-        ----------
-        adata
-            N cells with their batch.
-        to
-            One batch, several batches, or ``"mean"`` for the population mean (all batch effects are zero).
-        draws
-            Number of posterior draws of the effects, for intervals from 5 % to 95 %. 0: the effects are at
-            their posterior mean, without intervals.
-        seed
-            Random seed of the draws.
-        unknown
-            How to treat cells of batches that the model does not know: ``"error"`` or ``"mean"``.
-        out
-            Path ending in ``.zarr``. A large result is written there in chunks.
-
-        Returns
-        -------
-        AnnData or Path
-            All N cells for the first target, then for the next, by G genes. ``X``: expression in the target
-            batch, log1p CP10k. ``layers["difference"]``: ``X`` minus the reconstruction in the own batch.
-            With draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
-            ``counterfactual_batch``. With ``out`` the path is returned instead.
-
-        Raises
-        ------
-        ScmedleyError
-            The decoder has no batch effects, a batch is unknown, or the result exceeds 2 GB without ``out``.
-        """
-        from scmedley.models.counterfactual import counterfactual
-
-        return counterfactual(self, adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
-
-    def adapt(self, adata: Cells, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
-        """Learn the effects of batches that the model does not know, with all else frozen.
-
-        Every effect table gets a row for each new batch. The row starts at the prior, whose mean is no effect
-        (the population mean). Adam updates these rows alone, to minimise lambda_MSE * MSE + lambda_KL *
-        KL(q(U) || p(U)), weighted as if the new cells had been training cells. Weights, BatchNorm, priors and
-        the rows of known batches do not change, bit for bit. The default fixed effects also compute the offset
-        of each new batch in the latent, in closed form, and :meth:`embed` subtracts it from cells of that batch,
-        which the encoder has not learnt to correct. Only the expression and the batch of the new
-        cells are used, never a label. Without ``adapt``, ``unknown="mean"`` embeds them with the population mean.
-
-        Parameters
-        ----------
-        adata
-            Cells of new batches. Cells of known batches are ignored.
-        steps
-            Number of minibatches.
-        seed
-            Random seed. The same seed, threads and CPU give identical results, bit for bit.
-        threads
-            CPU threads; ``None`` leaves torch's setting.
-
-        Returns
-        -------
-        Model
-            A new model that knows the old and the new batches. This one is not changed.
-
-        Raises
-        ------
-        ScmedleyError
-            The decoder has no batch effects, the model is not fitted, or ``obs`` has no new batch.
-        """
-        return adapted(self, adata, steps=steps, seed=seed, threads=threads)
-
-    def transfer(
-        self,
-        adata: Cells,
-        *,
-        reference: AnnData | None = None,
-        label_key: str | None = None,
-        least_probability: float = LEAST_PROBABILITY,
-        most_novelty: float = MOST_NOVELTY,
-    ) -> pd.DataFrame:
-        """Return the most probable label of new cells, and how far each cell resembles the training cells.
-
-        See :func:`scmedley.models.transfer.transfer` for the columns and what they mean.
-
-        Parameters
-        ----------
-        adata
-            New cells, of batches that the model knows or not.
-        reference, label_key
-            Cells of your own and their ``obs`` column of labels, instead of the labels of the fit.
-        least_probability, most_novelty
-            Cells with a less probable label, or with a higher novelty, are "unassigned".
-
-        Raises
-        ------
-        ScmedleyError
-            The latent of this model holds the batch; or an earlier version saved the model.
-        """
-        from scmedley.models.transfer import transfer
-
-        how: Any = {"least_probability": least_probability, "most_novelty": most_novelty}
-        return transfer(self, adata, reference=reference, label_key=label_key, **how)
+    # Methods: their first argument is the model.
+    counterfactual = counterfactual
+    adapt = adapted
+    transfer = transfer
 
     def denoise(self, *args: Any, **options: Any) -> Any:
         """Raise: only :class:`VAE` has a likelihood of counts."""
@@ -424,9 +340,11 @@ class Model(Generic[S]):
             )
 
     def _build(self, device: torch.device | str = "cpu") -> None:
-        n_trained = self.design.n_batches - self.design.n_adapted
-        sizes = {"n_labels": len(self.labels.names)} if self.labels else {}
-        network = self._network_type()(len(self.genes), n_trained, self.settings, **sizes)
+        trained = self.design.trained()
+        sizes: dict[str, Any] = {"n_labels": len(self.labels.names)} if self.labels else {}
+        if trained.terms is not None and self.has_effects:
+            sizes["levels"] = levels_of(trained)
+        network = self._network_type()(len(self.genes), trained.n_batches, self.settings, **sizes)
         self.network = network.to(device)
 
     def _network_type(self) -> type:
@@ -438,17 +356,23 @@ class Model(Generic[S]):
 
     @modes(grad=False)
     def _apply(self, adata: Cells, unknown: str, step: Step, mask_batch: bool = False) -> np.ndarray:
-        """Return ``step(x_NG, b_N)`` of all cells, in chunks of float32; read a backed file in blocks."""
+        """Return ``step(network, x_NG, b_N)`` of all cells, in chunks of float32; read a backed file in blocks.
+
+        Cells with a combination of levels that was never seen have the sum of the effects of these levels.
+        """
         check_unknown(unknown)
         self.check_fitted()
         known = unknown if self.needs_batch else POPULATION_MEAN
         parts = []
         for reading in self.reader.blocks(adata):
-            none = np.full(reading.n_cells, -1, dtype=np.int64)
-            codes = none if mask_batch else self.design.known_codes(reading.obs, known)
+            codes, network = np.full(reading.n_cells, -1, dtype=np.int64), self.network
+            if not mask_batch:
+                self.design.known_codes(reading.obs, known)  # raises for those that are not
+                model = seeing(self, reading.obs)
+                codes, network = model.design.codes(reading.obs), model.network
             cells = reading.resident(codes, self.scale, self.device)
             for minibatch in cells.in_order():
-                parts.append(step(minibatch.x_NG, minibatch.b_N).cpu().numpy())
+                parts.append(step(network, minibatch.x_NG, minibatch.b_N).cpu().numpy())
         return np.concatenate(parts)
 
 
@@ -458,4 +382,5 @@ def described(model: Any, network: Model[Any]) -> str:
     to = "not fitted"
     if network.network is not None:
         to = f"fitted to {network.design.n_batches} batches, {len(network.genes)} genes"
-    return f"{type(model).__name__}(batch_key={model.batch_key!r}{label}): {to}"
+    factors = model.factors.formula or model.batch_key
+    return f"{type(model).__name__}(batch_key={factors!r}{label}): {to}"

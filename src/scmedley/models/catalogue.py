@@ -206,7 +206,14 @@ def load(folder: str | Path) -> Any:
         return _load_network(folder)
     try:
         batch_key, label_key = about["batch_key"], about["label_key"]
-        model = MixedEffects(batch_key, label_key, preset=about["preset"], fixed=about["fixed_key"])
+        kept: Any = {"keep": about.get("keep", ())}
+        model = MixedEffects(
+            about.get("formula") or batch_key,
+            label_key,
+            preset=about["preset"],
+            fixed=about["fixed_key"],
+            **kept,
+        )
     except KeyError as error:
         raise ScmedleyError(
             f"{folder / DESCRIPTION} has no {error}. Fit and save the model again."

@@ -23,13 +23,14 @@ from anndata import AnnData
 from torch import Tensor
 
 from scmedley import keys
-from scmedley.data.design import named_targets
 from scmedley.data.reader import Cells, Reading
 from scmedley.data.resident import Minibatch, Resident
+from scmedley.data.targets import Target
 from scmedley.device import modes, seeded
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
 from scmedley.io.blocks import write_in_blocks
 from scmedley.models.interval import half_width
+from scmedley.models.targets import Aim, aims
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -140,39 +141,63 @@ class Encoded:
 def counterfactual(
     model: Model[Any],
     adata: Cells,
-    to: object,
+    to: Target | Sequence[Target],
     *,
     draws: int = 0,
     seed: int = 0,
     unknown: str = "error",
     out: str | Path | None = None,
 ) -> AnnData | Path:
-    """Predict cells as if they had come from other batches. See :meth:`Model.counterfactual`."""
-    targets = named_targets(to)
+    """Predict the expression of cells as if they had come from other batches.
+
+    Parameters
+    ----------
+    adata
+        N cells with their batch.
+    to
+        One batch, several batches, or ``"mean"`` for the population mean (all batch effects are zero). Or
+        levels: ``{"condition": "stim"}``, ``{"donor": "d7", "condition": "ctrl"}``, ``{"donor": "mean"}``, or a
+        list of such dicts. Cells keep their other levels. A combination that was never seen is the sum of what
+        its levels do.
+    draws
+        Number of posterior draws of the effects, for intervals from 5 % to 95 %. 0: the effects are at
+        their posterior mean, without intervals.
+    seed
+        Random seed of the draws.
+    unknown
+        How to treat cells of batches that the model does not know: ``"error"`` or ``"mean"``.
+    out
+        Path ending in ``.zarr``. A large result is written there in chunks.
+
+    Returns
+    -------
+    AnnData or Path
+        All N cells for the first target, then for the next, by G genes. ``X``: expression in the target
+        batch, log1p CP10k. ``layers["difference"]``: ``X`` minus the reconstruction in the own batch.
+        With draws also ``X_q05``, ``X_q95``, ``difference_q05``, ``difference_q95``. ``obs`` gains
+        ``counterfactual_batch`` and, with several factors, ``counterfactual_seen``: whether a cell of the fit had
+        this combination of levels. With ``out`` the path is returned instead.
+
+    Raises
+    ------
+    ScmedleyError
+        The decoder has no batch effects, a batch is unknown, or the result exceeds 2 GB without ``out``.
+    """
     model.check_effects("counterfactual")
     model.check_fitted()
     check_seed(seed)
-    if not targets:
-        raise ScmedleyError(
-            'No target is given. Give at least one target batch, or "mean" for the population mean.'
-        )
     if draws < 0 or draws == 1:
         raise ScmedleyError(f"draws is {draws}. Give 0 for no draws, or 2 or more.")
     if draws and model.calibration is None:
         warnings.warn(UNCALIBRATED, ScmedleyWarning, stacklevel=3)
-    codes = [model.design.code(target) for target in targets]
-    repeated = [target for target in targets if targets.count(target) > 1]
-    if repeated:
-        raise ScmedleyError(
-            f"The target batch {repeated[0]!r} is given more than once. Give each target once."
-        )
-    own_N = model.design.known_codes(adata.obs, unknown)
+    known = model.design
+    model, own_N, targets = aims(model, adata.obs, to, unknown)
     layers = ["X", "difference"]
     if draws:
-        n_trained = model.design.n_batches - model.design.n_adapted
-        added = sorted({code for code in {*codes, *own_N.tolist()} if code >= n_trained})
+        codes = np.unique(np.concatenate([own_N, *(target.code_N for target in targets)])).tolist()
+        added = [code for code in codes if known.n_batches - known.n_adapted <= code < known.n_batches]
         if added and model.calibration is not None:
-            named = ", ".join(repr(model.design.batches[code]) for code in added[:5])
+            named = ", ".join(repr(known.batches[code]) for code in added[:5])
             more = f" and {len(added) - 5} more" if len(added) > 5 else ""
             warnings.warn(ADAPTED.format(batches=named + more), ScmedleyWarning, stacklevel=3)
         layers += [f"{name}_{side}" for name in ("X", "difference") for side in ("q05", "q95")]
@@ -183,8 +208,8 @@ def counterfactual(
             f"{len(own_N)} cells x {len(targets)} targets x {len(model.genes)} genes need {size / 1e9:.1f} GB of "
             "memory. Select fewer cells or targets, or write them to disk with out='counterfactuals.zarr'."
         )
-    obs = _obs(adata.obs, targets)
-    chunks = _chunks(model, model.reader.blocks(adata), own_N, codes, draws, seed)
+    obs = _obs(adata.obs, targets, several=known.terms is not None)
+    chunks = _chunks(model, model.reader.blocks(adata), own_N, targets, draws, seed)
     if out is not None:
         return write_in_blocks(Path(out), chunks, layers, shape, obs, model.var())
     values = {name: np.empty(shape, np.float32) for name in layers}
@@ -227,7 +252,7 @@ def _chunks(
     model: Model[Any],
     blocks: Iterable[Reading],
     own_N: np.ndarray,
-    codes: list[int],
+    targets: list[Aim],
     draws: int,
     seed: int,
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
@@ -236,8 +261,9 @@ def _chunks(
     for minibatch in _minibatches(model, blocks, own_N, max(8, CHUNK // (1 + draws // 8))):
         encoded = [Encoded(model, minibatch, draw, seed) for draw in (range(draws) if draws else (None,))]
         own_DNG = [one.decoded(minibatch.b_N) for one in encoded]
-        for t, code in enumerate(codes):
-            target_N = torch.full_like(minibatch.b_N, code)
+        for t, target in enumerate(targets):
+            own = slice(start, start + len(minibatch.b_N))
+            target_N = torch.as_tensor(target.code_N[own], device=minibatch.b_N.device)
             there_DNG = [one.decoded(target_N) for one in encoded]
             x_DNG = np.stack([model.scale.inverse(there.cpu().numpy()) for there in there_DNG])
             pairs = zip(there_DNG, own_DNG, strict=True)
@@ -263,6 +289,10 @@ def _minibatches(
         start += block.n_cells
 
 
-def _obs(obs: pd.DataFrame, targets: list[str]) -> pd.DataFrame:
-    repeated = pd.concat([obs.set_index(obs.index.astype(str) + f" as {target}") for target in targets])
-    return repeated.assign(**{keys.TARGET: pd.Categorical(np.repeat(targets, len(obs)), categories=targets)})
+def _obs(obs: pd.DataFrame, targets: list[Aim], several: bool) -> pd.DataFrame:
+    names = [target.name for target in targets]
+    repeated = pd.concat([obs.set_index(obs.index.astype(str) + f" as {name}") for name in names])
+    new: dict[str, Any] = {keys.TARGET: pd.Categorical(np.repeat(names, len(obs)), categories=names)}
+    if several:
+        new[keys.SEEN] = np.concatenate([target.seen_N for target in targets])
+    return repeated.assign(**new)

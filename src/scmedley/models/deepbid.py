@@ -6,7 +6,7 @@ out better in all of them (docs/deepbid.md).
 Shapes: N cells, P latent dimensions, K clusters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scmedley import keys
 from scmedley.clusters import find
+from scmedley.data.factors import Factors
 from scmedley.data.inplace import store_clusters
 from scmedley.data.reader import Cells, Reading
 from scmedley.errors import ScmedleyError, warn
@@ -42,13 +43,15 @@ class DeepBID(VAE):
     Parameters
     ----------
     batch_key
-        ``obs`` column of the batches. ``None``: there are no batches.
+        ``obs`` column of the batches, or a formula of several factors. ``None``: there are no batches.
     label_key
         Must be ``None``: this model learns no labels.
     settings
         ``"default"``, ``"paper"`` (the publication, which needs ``n_clusters``) or a settings object.
     n_clusters
         K. ``None``: the number of clusters that the evidence supports (:func:`scmedley.clusters.find`).
+    nested_in, covariates, slopes, keep
+        Several factors, as in :class:`MixedEffects`.
 
     Attributes
     ----------
@@ -68,13 +71,18 @@ class DeepBID(VAE):
 
     def __init__(
         self,
-        batch_key: str | None = None,
+        batch_key: str | Factors | None = None,
         label_key: str | None = None,
         settings: str | AnySettings = "default",
         *,
         n_clusters: int | None = None,
+        nested_in: str | None = None,
+        covariates: Sequence[str] = (),
+        slopes: Sequence[str] = (),
+        keep: Sequence[str] = (),
     ):
-        Model.__init__(self, batch_key, label_key, settings)  # type: ignore[misc]  # S is that of VAE
+        factors = Factors.of(batch_key, nested_in, covariates, slopes, keep)
+        Model.__init__(self, factors, label_key, settings)  # type: ignore[misc]  # S is that of VAE
         if n_clusters is not None:
             self.settings = self.settings.replace(n_clusters=n_clusters)
         self.reads = "log1p" if self.is_published or not self.settings.counts else "counts"
@@ -108,7 +116,7 @@ class DeepBID(VAE):
         """
         self.clusters = None  # of an earlier fit
         self.fit_to_values(adata)
-        reading = read_prepared(adata, self.batch_key, None, seed, self.reads)
+        reading = read_prepared(adata, self.factors, None, seed, self.reads)
         n_clusters = self.settings.n_clusters
         if n_clusters is not None and n_clusters > reading.n_cells:
             raise ScmedleyError(f"n_clusters={n_clusters} is more than the {reading.n_cells} cells.")
@@ -123,7 +131,12 @@ class DeepBID(VAE):
         if self.is_published:
             self._order_by_size(z_NP)
         else:
-            batch_N = None if self.batch_key is None else reading.obs[self.batch_key].astype(str).to_numpy()
+            batch_N = None
+            if self.batch_key is not None:
+                names = (
+                    self.design.names(reading.obs) if self.factors.formula else reading.obs[self.batch_key]
+                )
+                batch_N = names.astype(str).to_numpy()
             self.clusters = find(z_NP, n_clusters, seed=seed, batch_N=batch_N)
         return self
 

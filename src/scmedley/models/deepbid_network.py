@@ -17,6 +17,7 @@ from scmedley.models.fixed_effects import OFFSET_FULL, OFFSET_START, ramp
 from scmedley.models.settings import check_n_clusters
 from scmedley.models.vae_network import VAENetwork
 from scmedley.models.vae_settings import VAESettings
+from scmedley.nn.bayesian import Levels
 from scmedley.nn.latent_effects import Correction, LatentEffects, subsample
 from scmedley.train.trainable import Progress, Stage, Term, TrainingCells
 
@@ -51,8 +52,8 @@ class DeepBIDNetwork(VAENetwork):
 
     settings: DeepBIDSettings
 
-    def __init__(self, n_genes: int, n_batches: int, settings: DeepBIDSettings):
-        super().__init__(n_genes, n_batches, settings)
+    def __init__(self, n_genes: int, n_batches: int, settings: DeepBIDSettings, levels: Levels | None = None):
+        super().__init__(n_genes, n_batches, settings, levels)
         self.unscales = True
         self.n_trained = n_batches
         self.latent_effects = LatentEffects(n_batches, settings.n_offset_clusters, settings.n_latent)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scmedley.errors import ScmedleyError
-from scmedley.nn.bayesian import ScaleAndBias
+from scmedley.nn.bayesian import Levels, ScaleAndBias
 from scmedley.nn.layers import Encoder, TiedDecoder, VariationalEncoder
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ Array = NDArray[np.float32]
 
 
 class Effects(NamedTuple):
-    """Batch effects of a layer, all B x O: scales and biases, posterior means and standard deviations."""
+    """Effects of a layer, all B x O: scales and biases, posterior means and standard deviations.
+
+    With several factors they are those of the levels, until :func:`export` adds them up for each batch.
+    """
 
     gamma: Tensor
     gamma_sd: Tensor
@@ -113,7 +116,8 @@ def export(model: Model[Any]) -> Decoder:
         )
     if not model.has_effects:
         raise ScmedleyError("The decoder of this model has no batch effects, so it has no counterfactuals.")
-    layers: list[Layer] = model.network.decoder_layers()
+    levels: Levels = model.network.levels
+    layers = [layer._replace(effects=_of_batches(layer, levels)) for layer in model.network.decoder_layers()]
     return Decoder(
         tuple(model.genes),
         model.gene_names.shown,
@@ -128,6 +132,13 @@ def tied_layers(decoder: TiedDecoder, encoder: Encoder | VariationalEncoder) -> 
     """Return the layers of a tied decoder: transposed encoder weights and own biases."""
     weights = [layer.get_parameter("weight") for layer in reversed(encoder.linears)]
     return [Layer(*parts) for parts in zip(weights, decoder.biases, strict=True)]
+
+
+def _of_batches(layer: Layer, levels: Levels) -> Effects:
+    """Return the effects of each batch, from those of its levels."""
+    assert layer.effects is not None  # checked in export
+    gamma, gamma_sd, beta, beta_sd = layer.effects
+    return Effects(*levels.of_batches(gamma, gamma_sd), *levels.of_batches(beta, beta_sd))
 
 
 def _block(layer: Layer) -> Block:

@@ -42,7 +42,7 @@ def fit(
     precision = resolve_precision(precision, on)
     with engine(threads, on):
         torch.manual_seed(seed)
-        reading = read_prepared(adata, model.batch_key, model.label_key, seed, model.reads)
+        reading = read_prepared(adata, model.factors, model.label_key, seed, model.reads)
         _learn_design(model, reading)
         part = reading.obs[keys.SPLIT].to_numpy()
         y_N = label_codes(model, reading.obs)
@@ -51,13 +51,14 @@ def fit(
             torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
         )
         model._build(on)
+        factors = model.factors.asked or model.batch_key
         plan = loop.Plan(
             **model.settings.sizes(len(train))._asdict(),
             settling_steps=model.settings.settling_steps,
             precision=precision,
             checkpoint=None if checkpoint is None else Path(checkpoint),
             fingerprint=_fingerprint(model, reading, y_N, part, seed, precision),
-            label=type(model).__name__ + (f" by {model.batch_key}" if model.batch_key else ""),
+            label=type(model).__name__ + (f" by {factors}" if factors else ""),
             progress=progress,
         )
         try:
@@ -80,19 +81,28 @@ def _learn_design(model: Model[Any], reading: Reading) -> None:
     """Set reader, scale, batches and labels of the model from the cells of the fit."""
     obs = reading.obs
     model.reader = replace(reading.reader, kind=model.reads)
-    model.design = Design.of(obs, model.batch_key)
+    model.design = model.factors.learn(obs)
     in_training = (obs[keys.SPLIT] == "train").to_numpy()
     rows = np.flatnonzero(in_training)
     total_N = None if reading.total_N is None else reading.total_N[rows]
     model.scale = Scale.fit(reading.log1p_NG[rows], model.settings.scale, total_N)
-    trained = set(model.design.codes(obs)[in_training])
-    for code, name in enumerate(model.design.batches):
-        if code not in trained:
-            raise ScmedleyError(
-                f"Batch {name!r} has no training cell in obs[{keys.SPLIT!r}]. Assign it at least one, or remove the "
-                "batch."
-            )
+    if absent := untrained(model.design, obs[in_training]):
+        raise ScmedleyError(
+            f"{absent} has no training cell in obs[{keys.SPLIT!r}]. Assign it at least one, or remove its cells."
+        )
     model.labels = None if model.label_key is None else Labels.of(obs[in_training], model.label_key)
+
+
+def untrained(design: Design, training: pd.DataFrame) -> str:
+    """Return a batch, or with several factors a level, that no training cell has; "" if there is none."""
+    if design.terms is None:
+        found = set(design.codes(training))
+        return next((f"Batch {name!r}" for i, name in enumerate(design.batches) if i not in found), "")
+    for term, code_N in zip(design.terms.terms, design.terms.rows(training)[0].T, strict=True):
+        for code in range(len(term.levels)):
+            if code not in code_N:
+                return f"Level {term.levels[code]!r} of {term.name!r}"
+    return ""
 
 
 def label_codes(model: Model[Any], obs: pd.DataFrame) -> np.ndarray | None:

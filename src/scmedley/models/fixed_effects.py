@@ -24,7 +24,7 @@ from scmedley.models.base import Model
 from scmedley.models.export import Effects, Layer, tied_layers
 from scmedley.models.settings import Settings, named
 from scmedley.nn.balance import Balance
-from scmedley.nn.bayesian import Bias, EffectStart, ScaleAndBias, one_hot, tables, update_priors
+from scmedley.nn.bayesian import Bias, EffectStart, Levels, ScaleAndBias, tables, update_priors
 from scmedley.nn.latent_effects import Correction, LatentEffects, subsample
 from scmedley.nn.layers import Classifier, Components, TiedDecoder, VariationalEncoder
 from scmedley.nn.likelihoods import cross_entropy, kl_to_standard_normal, mse
@@ -85,15 +85,23 @@ class FixedEffectsNetwork(nn.Module, Trainable):
 
     n_cells: Tensor
 
-    def __init__(self, n_genes: int, n_batches: int, settings: FixedEffectsSettings, n_labels: int = 0):
+    def __init__(
+        self,
+        n_genes: int,
+        n_batches: int,
+        settings: FixedEffectsSettings,
+        n_labels: int = 0,
+        levels: Levels | None = None,
+    ):
         super().__init__()
         s = self.settings = settings
         self.n_batches = self.n_trained = n_batches
+        self.levels = levels or Levels(n_batches)
         self.components = Components(n_genes, s.n_components)
         n_components = self.components.rotation_GQ.shape[1]
         self.encoder = VariationalEncoder(n_components, s.hidden, s.n_latent, s.batch_norm_momentum, s.noise)
-        effects = [ScaleAndBias(n_batches, size, s.effects) for size in reversed(s.hidden)]
-        self.decoder = TiedDecoder(self.encoder, [*effects, Bias(n_batches, n_components, s.effects)])
+        effects = [ScaleAndBias(self.levels, size, s.effects) for size in reversed(s.hidden)]
+        self.decoder = TiedDecoder(self.encoder, [*effects, Bias(self.levels, n_components, s.effects)])
         self.latent_effects = LatentEffects(n_batches, s.n_clusters, s.n_latent)
         self.correction = Correction(n_components + s.hidden[-1], s.n_latent)
         self.label_head = Classifier(s.n_latent, s.label_head_hidden, n_labels) if n_labels else None
@@ -189,13 +197,11 @@ class FixedEffectsNetwork(nn.Module, Trainable):
 
     def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return the activations before the output layer of the decoder."""
-        return self.decoder.hidden(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
+        return self.decoder.hidden(z_NP, self.encoder, self.levels(b_N), draw)
 
     def decode_output(self, h_NH: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG, which is linear in the activations before the output layer."""
-        return self.components.inverse(
-            self.decoder.output(h_NH, self.encoder, one_hot(b_N, self.n_batches), draw)
-        )
+        return self.components.inverse(self.decoder.output(h_NH, self.encoder, self.levels(b_N), draw))
 
     @property
     def decoder_effects(self) -> nn.ModuleList:
@@ -222,7 +228,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
 
     def _decode(self, z_NP: Tensor, b_N: Tensor, draw: bool) -> Tensor:
         """Return the reconstructed components, N x Q."""
-        xhat_NQ: Tensor = self.decoder(z_NP, self.encoder, one_hot(b_N, self.n_batches), draw)
+        xhat_NQ: Tensor = self.decoder(z_NP, self.encoder, self.levels(b_N), draw)
         return xhat_NQ
 
     def kl(self, error: Tensor, n_genes: int, n_cells: float | None = None) -> Term:

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, hstack
 
-from scmedley.data.terms import JOINED, NESTED, Term, Terms
+from scmedley.data.formulas import JOINED, NESTED
+from scmedley.data.terms import Term, Terms, with_levels
 from scmedley.nn.mixed import Columns
 
 
@@ -95,10 +96,8 @@ class LinearDesign:
         """Return the design with the new levels that cells have in some terms, and the new place of each column."""
         frames, chosen, found = list(frames), {term.name for term in among}, []
         for term in self.terms.terms:
-            names: set[str] = set()
-            if term.factors and term.name in chosen:
-                names = {name for frame in frames for name in term.names(frame).dropna().unique()}
-            found.append(replace(term, levels=term.levels + tuple(sorted(names - set(term.levels)))))
+            cells = frames if term.name in chosen else []
+            found.append(with_levels(term, [values for frame in cells for values in term.levels_in(frame)]))
         larger = replace(self, terms=replace(self.terms, terms=tuple(found)))
         place_L = [np.arange(self.n_base)]
         for old, end, new in zip(self.starts[:-1], self.starts[1:], larger.starts, strict=False):
@@ -127,7 +126,7 @@ def sample_term(terms: Terms, obs: pd.DataFrame) -> Term | None:
     inside = {column for factor in longest if len(factor) > 1 for column in factor}
     chosen = tuple(f for f in longest if len(f) > 1 or f[0] not in inside)
     term = Term(JOINED.join(NESTED.join(factor) for factor in chosen), chosen)
-    levels = tuple(sorted(term.names(obs).dropna().unique()))
-    if any(len(other.levels) == len(levels) and not other.covariate for other in terms.terms):
+    term = with_levels(term, term.levels_in(obs))
+    if any(len(other.levels) == len(term.levels) and not other.covariate for other in terms.terms):
         return None  # that term, random or fixed, has a level for each sample
-    return replace(term, levels=levels)
+    return term

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from scmedley.data.reader import Reader
 from scmedley.data.terms import Term, Terms
 from scmedley.errors import ScmedleyError
 from scmedley.models.linear_design import LinearDesign
-from scmedley.models.store import DESCRIPTION, WEIGHTS, read_description, replacing_model
+from scmedley.models.store import DESCRIPTION, WEIGHTS, read_description, replacing_model, tuples
 from scmedley.nn.mixed import Posterior, Statistics, Variances
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def read(folder: Path, cls: type[LinearMixed]) -> LinearMixed:
     try:
         arrays = load_file(folder / WEIGHTS)
         model = cls(about["formula"], use=about["use"], settings=cls.settings_type(**about["settings"]))
-        terms = Terms(about["formula"], tuple(_term(term) for term in about["terms"]))
+        terms = Terms(about["formula"], tuple(Term(**tuples(term)) for term in about["terms"]))
         ids, symbols = about["gene_ids"], about["gene_symbols"]
         genes = GeneNames(tuple(about["genes"]), ids and tuple(ids), symbols and tuple(symbols))
         model.reader = Reader(genes, "log1p", about["trained_on"])
@@ -69,8 +69,3 @@ def read(folder: Path, cls: type[LinearMixed]) -> LinearMixed:
             f"The model in {folder} cannot be read ({reason}). Fit and save it again."
         ) from error
     return model
-
-
-def _term(saved: dict[str, Any]) -> Term:
-    factors = tuple(tuple(factor) for factor in saved["factors"])
-    return Term(**{**saved, "factors": factors, "levels": tuple(saved["levels"])})

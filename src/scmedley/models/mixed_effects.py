@@ -11,8 +11,10 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.data.factors import Factors
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
+from scmedley.data.targets import Target, named_targets
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.keys import Reads, ValueKind
@@ -32,7 +34,8 @@ class MixedEffects:
     Parameters
     ----------
     batch_key
-        ``obs`` column of the batches.
+        ``obs`` column of the batches, or a formula of several factors, as in lme4:
+        ``"~ condition + age + (1 | study/donor) + (condition | donor)"``.
     label_key
         ``obs`` column of labels, for a label head on the fixed-effects network. ``None``: no label is used.
     preset
@@ -42,6 +45,11 @@ class MixedEffects:
         only the random-effects network is fitted.
     fixed_settings, random_settings
         Settings to use instead of the preset.
+    nested_in, covariates, slopes
+        Instead of a formula: the column that batches belong to (the study of a donor), columns with effects of their
+        own (such as condition or age), and those of them whose effect differs between batches.
+    keep
+        Columns of the design whose effects stay in the fixed latent. The random effects have them all the same.
 
     Attributes
     ----------
@@ -49,6 +57,8 @@ class MixedEffects:
         The :class:`FixedEffects`, or ``None`` with an embedding of your own.
     random
         The :class:`RandomEffects`.
+    factors, removed
+        The whole design, and what is removed from the fixed latent: without the columns of ``keep``.
     """
 
     reads: Reads = "log1p"
@@ -62,15 +72,24 @@ class MixedEffects:
         fixed: str | None = None,
         fixed_settings: FixedEffectsSettings | AdversarialSettings | None = None,
         random_settings: RandomEffectsSettings | None = None,
+        nested_in: str | None = None,
+        covariates: Sequence[str] = (),
+        slopes: Sequence[str] = (),
+        keep: Sequence[str] = (),
     ):
-        self.batch_key, self.label_key, self.preset, self.fixed_key = batch_key, label_key, preset, fixed
+        asked = (nested_in, covariates, slopes)
+        self.factors, self.removed = Factors.of(batch_key, *asked), Factors.of(batch_key, *asked, keep)
+        self.batch_key, self.keep = self.removed.batch_key, tuple(keep)
+        self.label_key, self.preset, self.fixed_key = label_key, preset, fixed
+        if preset == "paper":
+            self.factors.refuse_paper()
         if fixed and label_key is not None:
             raise ScmedleyError(
                 f"The embedding {fixed!r} replaces the network that would learn label_key={label_key!r}. Give either "
                 "fixed or label_key."
             )
-        self.fixed = None if fixed else FixedEffects(batch_key, label_key, fixed_settings or preset)
-        self.random = RandomEffects(batch_key, settings=random_settings or preset)
+        self.fixed = None if fixed else FixedEffects(self.removed, label_key, fixed_settings or preset)
+        self.random = RandomEffects(self.factors, settings=random_settings or preset)
 
     def __repr__(self) -> str:
         """Return one line: class, keys and the data of the fit."""
@@ -91,7 +110,7 @@ class MixedEffects:
         if self.fixed_key is not None and isinstance(adata, AnnData):
             self.given(adata)
         with modes(grad=False):
-            reading = read_prepared(adata, self.batch_key, self.label_key, seed)
+            reading = read_prepared(adata, self.removed, self.label_key, seed)
         for name, network in self.networks().items():
             network.fit(
                 reading,
@@ -210,6 +229,12 @@ class MixedEffects:
         """
         return self.fixed if self.fixed is not None and self.fixed.has_effects else self.random
 
+    def decoder_of(self, to: object) -> Model[Any]:
+        """Return the network that predicts these targets: :attr:`decoder`, or the random effects for kept columns."""
+        targets = named_targets(to)
+        kept = any(isinstance(target, dict) and set(target) & set(self.keep) for target in targets)
+        return self.random if kept else self.decoder
+
     @property
     def calibration(self) -> Calibration | None:
         """The calibration of the intervals of the decoder; ``None`` if it was not learnt."""
@@ -223,15 +248,18 @@ class MixedEffects:
     def counterfactual(
         self,
         adata: Cells,
-        to: str | Sequence[str],
+        to: Target | Sequence[Target],
         *,
         draws: int = 0,
         seed: int = 0,
         unknown: str = "error",
         out: str | Path | None = None,
     ) -> AnnData | Path:
-        """Predict cells as if from other batches: ``Model.counterfactual`` of :attr:`decoder`."""
-        return self.decoder.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
+        """Predict cells as if from other batches: ``Model.counterfactual`` of :attr:`decoder`.
+
+        A target that names a column of ``keep`` is of the random effects: the fixed effects do not model it.
+        """
+        return self.decoder_of(to).counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
 
     def adapt(self, adata: Cells, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
         """Learn the effects of batches that the model does not know, in both networks. See ``Model.adapt``.
@@ -240,9 +268,14 @@ class MixedEffects:
         or an embedding of your own) stays the same.
         """
         extended = copy.copy(self)
-        for name, model in self.networks().items():
-            if model.has_effects:
-                setattr(extended, name, model.adapt(adata, steps=steps, seed=seed, threads=threads))
+        how: Any = {"steps": steps, "seed": seed, "threads": threads}
+        extended.random = self.random.adapt(adata, **how)
+        if (
+            self.fixed is not None
+            and self.fixed.has_effects
+            and (not self.keep or _is_new(self.fixed, adata))
+        ):
+            extended.fixed = self.fixed.adapt(adata, **how)
         return extended
 
     def save(self, folder: str | Path) -> None:
@@ -253,6 +286,8 @@ class MixedEffects:
                 write(model, temporary / name)
             names = ("batch_key", "label_key", "preset", "fixed_key")
             about = {"class": type(self).__name__} | {name: getattr(self, name) for name in names}
+            if self.factors.formula:
+                about |= {"formula": self.factors.formula, "keep": self.keep}
             (temporary / DESCRIPTION).write_text(json.dumps(about, indent=1))
 
     def given(self, adata: Cells) -> np.ndarray:
@@ -276,3 +311,8 @@ class MixedEffects:
             f"The fixed part, obsm[{self.fixed_key!r}], is not a dense matrix of finite numbers. Correct it, or remove "
             "the cells with other values."
         )
+
+
+def _is_new(model: Model[Any], adata: Cells) -> bool:
+    """Return whether cells are of batches that a network does not know, which may lack a column that is kept."""
+    return model.design.extended(adata.obs).n_batches > model.design.n_batches

@@ -170,9 +170,8 @@ def _warn_of_new_batches(model: VAE, adata: Cells, of_target: bool) -> None:
     """Warn that cells of batches that were not in the fit have the population mean, and name the batches."""
     codes_N = model.design.known_codes(adata.obs, POPULATION_MEAN)
     if (codes_N < 0).any():
-        known = model.batch_key in adata.obs
-        new = adata.obs[model.batch_key][codes_N < 0].astype(str).unique().tolist() if known else []
-        where = listed(new) if known else f"obs has no {model.batch_key!r}"
+        new = model.design.names(adata.obs)[codes_N < 0].dropna().unique().tolist()
+        where = listed(new) if new else f"obs has no {model.batch_key!r}"
         what = "their noise is that of" if of_target else "they are denoised in"
         warn(
             f"Cells of batches that were not in the fit ({where}): {what} the average batch. To learn the effects "

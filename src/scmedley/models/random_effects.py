@@ -21,7 +21,7 @@ from scmedley.models.base import Model
 from scmedley.models.export import Effects, Layer
 from scmedley.models.settings import S, Settings, check_setting, named
 from scmedley.nn.balance import Balance
-from scmedley.nn.bayesian import EffectStart, ScaleAndBias, one_hot, tables, update_priors
+from scmedley.nn.bayesian import EffectStart, Levels, ScaleAndBias, tables, update_priors
 from scmedley.nn.layers import Classifier, batch_norm, linear
 from scmedley.nn.likelihoods import kl_to_mse_units, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
@@ -128,19 +128,26 @@ class RandomEffectsNetwork(nn.Module, Trainable):
 
     n_cells: Tensor
 
-    def __init__(self, n_genes: int, n_batches: int, settings: RandomEffectsSettings):
+    def __init__(
+        self,
+        n_genes: int,
+        n_batches: int,
+        settings: RandomEffectsSettings,
+        levels: Levels | None = None,
+    ):
         super().__init__()
         s = self.settings = settings
         self.n_batches = n_batches
+        self.levels = levels or Levels(n_batches)
         sizes = [n_genes, *s.hidden, s.n_latent]
         self.encoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.encoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in s.hidden)
-        self.encoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in s.hidden)
+        self.encoder_effects = nn.ModuleList(ScaleAndBias(self.levels, h, s.effects) for h in s.hidden)
         sizes = sizes[::-1]
         self.decoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.decoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in sizes[1:])
         nn.init.constant_(self.decoder_norms[-1].get_parameter("weight"), s.output_scale)
-        self.decoder_effects = nn.ModuleList(ScaleAndBias(n_batches, h, s.effects) for h in sizes[1:])
+        self.decoder_effects = nn.ModuleList(ScaleAndBias(self.levels, h, s.effects) for h in sizes[1:])
         self.batch_head = Classifier(s.n_latent, s.batch_head_hidden, n_batches)
         self.balance = Balance({"batch": s.batch_weight}, s.weights)
         self.register_buffer("n_cells", torch.tensor(1.0))
@@ -161,11 +168,11 @@ class RandomEffectsNetwork(nn.Module, Trainable):
 
     def encode(self, x_NG: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return z_NP with the effects of batches ``b_N`` (-1: none)."""
-        b_NB = one_hot(b_N, self.n_batches)
+        x_NL = self.levels(b_N)
         h = x_NG
         blocks = zip(self.encoder[:-1], self.encoder_norms, self.encoder_effects, strict=True)
         for layer, norm, effects in blocks:
-            h = F.selu(effects(norm(layer(h)), b_NB, draw))
+            h = F.selu(effects(norm(layer(h)), x_NL, draw))
         return F.selu(self.encoder[-1](h))
 
     def decode(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
@@ -174,17 +181,17 @@ class RandomEffectsNetwork(nn.Module, Trainable):
 
     def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return the activations before the output layer of the decoder."""
-        b_NB = one_hot(b_N, self.n_batches)
+        x_NL = self.levels(b_N)
         h = z_NP
         blocks = zip(self.decoder[:-1], self.decoder_norms[:-1], self.decoder_effects[:-1], strict=True)
         for layer, norm, effects in blocks:
-            h = F.selu(effects(norm(F.selu(layer(h))), b_NB, draw))
+            h = F.selu(effects(norm(F.selu(layer(h))), x_NL, draw))
         return h
 
     def decode_output(self, h_NH: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG, which in a fitted network is linear in the activations before the output layer."""
         h = self.decoder_norms[-1](self.decoder[-1](h_NH))
-        xhat_NG: Tensor = self.decoder_effects[-1](h, one_hot(b_N, self.n_batches), draw)
+        xhat_NG: Tensor = self.decoder_effects[-1](h, self.levels(b_N), draw)
         return xhat_NG
 
     def decoder_layers(self) -> list[Layer]:

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array, csr_matrix
 from sklearn.neighbors import NearestNeighbors
 
 from scmedley.data.arrays import Matrix, dense
-from scmedley.data.design import POPULATION_MEAN, as_categories
+from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.reader import Reading
 from scmedley.device import one_thread_if_forked
 
@@ -169,8 +169,7 @@ def relative_to_batch(
 
 def _by_batch(model: Model[Any], obs: pd.DataFrame, chosen_N: np.ndarray) -> list[np.ndarray]:
     """Return the chosen rows of each batch; cells without a batch, or without such a column, are of one batch."""
-    missing = model.batch_key not in obs
-    code_N = np.zeros(len(obs), np.int64) if missing else as_categories(obs[model.batch_key]).codes
+    code_N = pd.factorize(model.design.names(obs))[0]
     return [np.flatnonzero(chosen_N & (code_N == code)) for code in np.unique(code_N[chosen_N])]
 
 

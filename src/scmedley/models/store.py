@@ -21,6 +21,7 @@ from scmedley.data.design import Design, Labels
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
 from scmedley.data.scale import Scale
+from scmedley.data.terms import Term, Terms
 from scmedley.device import is_forked, modes
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
@@ -76,6 +77,7 @@ def write(model: Model[Any], folder: Path) -> None:
         "class": type(model).__name__,
         "batch_key": model.batch_key,
         "label_key": model.label_key,
+        **described_design(model),
         "batches": model.design.batches,
         "n_adapted": model.design.n_adapted,
         "labels": None if model.labels is None else model.labels.names,
@@ -107,6 +109,41 @@ def write(model: Model[Any], folder: Path) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
 
+def described_design(model: Any) -> dict[str, Any]:
+    """Return the design of several factors, to save; empty for one factor."""
+    design: Design = model.design
+    if design.terms is None:
+        return {}
+    return {
+        "formula": model.factors.formula,
+        "keep": model.factors.keep,
+        "terms": [dataclasses.asdict(term) for term in design.terms.terms],
+        "levels": design.levels,
+        "values": design.values,
+    }
+
+
+def design_of(about: dict[str, Any]) -> Design:
+    """Return the design that was saved."""
+    batches, n_adapted = tuple(about["batches"]), int(about.get("n_adapted", 0))
+    if "formula" not in about:
+        return Design(about["batch_key"] or "", batches, n_adapted)
+    terms = Terms(about["formula"], tuple(Term(**tuples(term)) for term in about["terms"]))
+    levels, values = tuples(about["levels"]), tuples(about["values"])
+    return Design(about["batch_key"], batches, n_adapted, terms, levels, values)
+
+
+def tuples(value: Any) -> Any:
+    """Return a value of JSON with tuples for its lists."""
+    if isinstance(value, dict):
+        return {name: tuples(part) for name, part in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def _kept(about: dict[str, Any]) -> dict[str, Any]:
+    return {"keep": tuple(about["keep"])} if about.get("keep") else {}
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """Read ``model.json``."""
     path = folder / DESCRIPTION
@@ -128,9 +165,13 @@ def read(folder: Path, cls: type[M]) -> M:
         tensors = load_file(folder / WEIGHTS)
         kinds = {kind.__name__: kind for kind in cls.networks}
         kind = kinds[about.get("settings_type", next(iter(kinds)))]
-        model = cls(about["batch_key"], about["label_key"], kind.from_saved(about["settings"]))
-        n_adapted = int(about.get("n_adapted", 0))
-        model.design = Design(about["batch_key"] or "", tuple(about["batches"]), n_adapted)
+        model = cls(
+            about.get("formula") or about["batch_key"],
+            about["label_key"],
+            kind.from_saved(about["settings"]),
+            **_kept(about),
+        )
+        model.design = design_of(about)
         labels = about["labels"]
         model.labels = None if labels is None else Labels(about["label_key"], tuple(labels))
         # Models of earlier versions have no settings_type, gene_ids, gene_symbols, reads, trained_on, calibration,
@@ -152,7 +193,8 @@ def read(folder: Path, cls: type[M]) -> M:
             model.clusters = Clusters.from_arrays({n: t.numpy().copy() for n, t in found.items()})
         with torch.device("meta"):  # shapes only: no random draws, and dtypes come from the file
             model._build("meta")
-            add_batches(model.network, n_adapted)
+            if model.design.n_adapted:
+                add_batches(model.network, model.design.trained(), model.design)
         weights = {n.removeprefix("network/"): tensor.clone() for n, tensor in tensors.items()}
         model.network.load_state_dict(weights, assign=True)
         model.fitted, model.history = about["fitted"], pd.DataFrame(about["history"])

@@ -18,7 +18,14 @@ from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes, one_thread_if_forked
 from scmedley.errors import ScmedleyError, warn
 from scmedley.models import residuals
-from scmedley.models.reference import LabelClassifier, Reference, detected, log_probabilities
+from scmedley.models.reference import (
+    LEAST_PROBABILITY,
+    MOST_NOVELTY,
+    LabelClassifier,
+    Reference,
+    detected,
+    log_probabilities,
+)
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -38,10 +45,12 @@ def transfer(
     *,
     reference: AnnData | None = None,
     label_key: str | None = None,
-    least_probability: float,
-    most_novelty: float,
+    least_probability: float = LEAST_PROBABILITY,
+    most_novelty: float = MOST_NOVELTY,
 ) -> pd.DataFrame:
-    """Return one row for each new cell.
+    """Return the most probable label of new cells, and how far each cell resembles the training cells.
+
+    One row for each new cell:
 
     ``label``, ``probability``: the most probable label and its calibrated probability, among the labels of the
     reference. They assume that the cell is of one of these; the next two columns say whether that is so.
@@ -57,6 +66,15 @@ def transfer(
     ``most_novelty`` or ``mapping_confidence`` < 0.01.
 
     Without labels in the fit, and none given, there are only ``mapping_confidence`` and ``novelty``.
+
+    Parameters
+    ----------
+    adata
+        New cells, of batches that the model knows or not.
+    reference, label_key
+        Cells of your own and their ``obs`` column of labels, instead of the labels of the fit.
+    least_probability, most_novelty
+        Cells with a less probable label, or with a higher novelty, are "unassigned".
 
     Raises
     ------

@@ -4,7 +4,7 @@ Shapes: N cells, G genes, P latent dimensions, D draws.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,6 +14,7 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.data.design import OWN
+from scmedley.data.factors import Factors
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.errors import warn
@@ -37,13 +38,16 @@ class VAE(Model[VAESettings]):
     Parameters
     ----------
     batch_key
-        ``obs`` column of the batches, whose effects are in the decoder. ``None``: there are no batches.
+        ``obs`` column of the batches, or a formula of several factors, whose effects are in the decoder. ``None``:
+        there are no batches.
     label_key
         Must be ``None``, the argument is there for the order that all models share: a VAE learns no labels.
     settings
         ``"default"``, ``"paper"`` (the report's mean reduction, which collapses) or a :class:`VAESettings`.
     likelihood, beta, free_bits, warmup
         Changes to the settings (:class:`VAESettings`).
+    nested_in, covariates, slopes, keep
+        Several factors, as in :class:`MixedEffects`.
     """
 
     key: ClassVar[str] = keys.VAE
@@ -52,7 +56,7 @@ class VAE(Model[VAESettings]):
 
     def __init__(
         self,
-        batch_key: str | None = None,
+        batch_key: str | Factors | None = None,
         label_key: str | None = None,
         settings: str | VAESettings = "default",
         *,
@@ -60,8 +64,13 @@ class VAE(Model[VAESettings]):
         beta: float | None = None,
         free_bits: float | None = None,
         warmup: float | None = None,
+        nested_in: str | None = None,
+        covariates: Sequence[str] = (),
+        slopes: Sequence[str] = (),
+        keep: Sequence[str] = (),
     ):
-        super().__init__(batch_key, label_key, settings)
+        factors = Factors.of(batch_key, nested_in, covariates, slopes, keep)
+        super().__init__(factors, label_key, settings)
         given = {"likelihood": likelihood, "beta": beta, "free_bits": free_bits, "warmup": warmup}
         self.settings = self.settings.replace(**{k: v for k, v in given.items() if v is not None})
         self.reads = "counts" if self.settings.counts or self.settings.scale == "pearson" else "log1p"

@@ -18,7 +18,7 @@ from scmedley.errors import ScmedleyError
 from scmedley.models.export import Effects, Layer
 from scmedley.models.fixed_effects import ramp
 from scmedley.models.vae_settings import VAESettings
-from scmedley.nn.bayesian import Bias, EffectTable, ScaleAndBias, one_hot, tables, update_priors
+from scmedley.nn.bayesian import Bias, EffectTable, Levels, ScaleAndBias, tables, update_priors
 from scmedley.nn.latent_effects import subsample
 from scmedley.nn.layers import Decoder, VariationalEncoder, linear
 from scmedley.nn.likelihoods import (
@@ -53,16 +53,17 @@ class VAENetwork(nn.Module, Trainable):
     span_G: Tensor
     size_B: Tensor
 
-    def __init__(self, n_genes: int, n_batches: int, settings: VAESettings):
+    def __init__(self, n_genes: int, n_batches: int, settings: VAESettings, levels: Levels | None = None):
         super().__init__()
         s = self.settings = settings
         self.n_batches = n_batches
+        self.levels = levels or Levels(n_batches)
         self.unscales = s.counts
         self.encoder = VariationalEncoder(n_genes, s.hidden, s.n_latent, s.batch_norm_momentum, noise=0.0)
         effects: list[ScaleAndBias | Bias] = []
         if n_batches and s.batch_effects:
-            effects = [ScaleAndBias(n_batches, size, s.effects) for size in reversed(s.hidden)]
-            effects.append(Bias(n_batches, n_genes, s.effects))
+            effects = [ScaleAndBias(self.levels, size, s.effects) for size in reversed(s.hidden)]
+            effects.append(Bias(self.levels, n_genes, s.effects))
         self.decoder = Decoder([s.n_latent, *reversed(s.hidden), n_genes], effects)
         for name, size in (("n_cells", ()), ("centre_G", (n_genes,)), ("span_G", (n_genes,))):
             self.register_buffer(name, torch.ones(size))
@@ -81,7 +82,7 @@ class VAENetwork(nn.Module, Trainable):
         if s.likelihood != "poisson":
             self.slow_theta_G = nn.Parameter(torch.zeros(n_genes))  # of log theta / FASTER
             if s.dispersion == "gene x batch" and n_batches and s.batch_effects:
-                self.theta_effect = EffectTable(n_batches, n_genes, s.effects)
+                self.theta_effect = EffectTable(self.levels, n_genes, s.effects)
         if s.likelihood == "zero-inflated negative binomial":
             self.zero = linear(s.hidden[0], n_genes)
             nn.init.zeros_(self.zero.weight)
@@ -236,7 +237,7 @@ class VAENetwork(nn.Module, Trainable):
 
     def decode_output(self, h_NH: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return xhat_NG from :meth:`decode_hidden`."""
-        return h_NH if self.settings.counts else self.decoder.output(h_NH, self._rows(b_N), draw).float()
+        return h_NH if self.settings.counts else self.decoder.output(h_NH, self.levels(b_N), draw).float()
 
     def decoder_layers(self) -> list[Layer]:
         """Return the layers of the decoder, for the report; only those of a Gaussian give the expression."""
@@ -290,16 +291,13 @@ class VAENetwork(nn.Module, Trainable):
         slow: Tensor = self.slow_theta_G
         if hasattr(self, "theta_effect"):
             table = self.theta_effect
-            slow = slow + self._rows(b_N) @ (table.draw_BH() if draw else table.loc_BH)
+            slow = slow + self.levels(b_N) @ (table.draw_BH() if draw else table.loc_BH)
         return (FASTER * slow).exp()
 
     def _decode(self, z_NP: Tensor, b_N: Tensor, draw: bool) -> Decoded:
-        rows_NB = self._rows(b_N)
-        h_NH = self.decoder.hidden(z_NP, rows_NB, draw)
-        return Decoded(self.decoder.output(h_NH, rows_NB, draw).float(), h_NH)
-
-    def _rows(self, b_N: Tensor) -> Tensor:
-        return one_hot(b_N, max(self.n_batches, 1))
+        x_NL = self.levels(b_N)
+        h_NH = self.decoder.hidden(z_NP, x_NL, draw)
+        return Decoded(self.decoder.output(h_NH, x_NL, draw).float(), h_NH)
 
     def _log_p(self, cells: Minibatch, decoded: Decoded, draw: bool) -> Tensor:
         """Return log p(x | z, b) of each cell, in float32 also where layers compute in bfloat16."""

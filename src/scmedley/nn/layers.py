@@ -133,32 +133,32 @@ class TiedDecoder(nn.Module):
         self.effects = nn.ModuleList(effects)
 
     def forward(
-        self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False
+        self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, x_NL: Tensor, draw: bool = False
     ) -> Tensor:
         """Return xhat_NG; ``draw`` uses one posterior draw of the effects instead of their means."""
-        return self.output(self.hidden(z_NP, encoder, b_NB, draw), encoder, b_NB, draw)
+        return self.output(self.hidden(z_NP, encoder, x_NL, draw), encoder, x_NL, draw)
 
     def hidden(
-        self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False
+        self, z_NP: Tensor, encoder: Encoder | VariationalEncoder, x_NL: Tensor, draw: bool = False
     ) -> Tensor:
         """Return the activations h_NH before the output layer."""
         h = z_NP
         for i in range(len(self.biases) - 1):
-            h = F.selu(self._layer(i, h, encoder, b_NB, draw))
+            h = F.selu(self._layer(i, h, encoder, x_NL, draw))
         return h
 
     def output(
-        self, h_NH: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool = False
+        self, h_NH: Tensor, encoder: Encoder | VariationalEncoder, x_NL: Tensor, draw: bool = False
     ) -> Tensor:
         """Return xhat_NG, which is linear in the activations before the output layer."""
-        return self._layer(len(self.biases) - 1, h_NH, encoder, b_NB, draw)
+        return self._layer(len(self.biases) - 1, h_NH, encoder, x_NL, draw)
 
     def _layer(
-        self, i: int, h: Tensor, encoder: Encoder | VariationalEncoder, b_NB: Tensor, draw: bool
+        self, i: int, h: Tensor, encoder: Encoder | VariationalEncoder, x_NL: Tensor, draw: bool
     ) -> Tensor:
         weight = encoder.linears[len(self.biases) - 1 - i].get_parameter("weight")
         h = affine(h, weight.t(), self.biases[i])
-        return self.effects[i](h, b_NB, draw) if self.effects else h
+        return self.effects[i](h, x_NL, draw) if self.effects else h
 
 
 class Decoder(nn.Module):
@@ -172,20 +172,20 @@ class Decoder(nn.Module):
         self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
         self.effects = nn.ModuleList(effects)
 
-    def hidden(self, z_NP: Tensor, b_NB: Tensor, draw: bool = False) -> Tensor:
+    def hidden(self, z_NP: Tensor, x_NL: Tensor, draw: bool = False) -> Tensor:
         """Return the activations h_NH before the output layer; ``draw`` uses one draw of the effects."""
         h = z_NP
         for i in range(len(self.linears) - 1):
-            h = F.selu(self._layer(i, h, b_NB, draw))
+            h = F.selu(self._layer(i, h, x_NL, draw))
         return h
 
-    def output(self, h_NH: Tensor, b_NB: Tensor, draw: bool = False) -> Tensor:
+    def output(self, h_NH: Tensor, x_NL: Tensor, draw: bool = False) -> Tensor:
         """Return the output layer, which is linear in ``h_NH``."""
-        return self._layer(len(self.linears) - 1, h_NH, b_NB, draw)
+        return self._layer(len(self.linears) - 1, h_NH, x_NL, draw)
 
-    def _layer(self, i: int, h: Tensor, b_NB: Tensor, draw: bool) -> Tensor:
+    def _layer(self, i: int, h: Tensor, x_NL: Tensor, draw: bool) -> Tensor:
         h = self.linears[i](h)
-        return self.effects[i](h, b_NB, draw) if self.effects else h
+        return self.effects[i](h, x_NL, draw) if self.effects else h
 
 
 class Classifier(nn.Module):

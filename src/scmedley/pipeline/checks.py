@@ -1,12 +1,15 @@
 """Checks before a run starts: settings, packages, inputs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from scmedley import keys
+from scmedley.data.factors import Factors
+from scmedley.data.terms import formula_of
 from scmedley.device import resolve_device
 from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.io.formats import reader_for
@@ -60,6 +63,31 @@ def check_config(config: RunConfig) -> None:
         )
 
 
+def resolved(config: RunConfig) -> RunConfig:
+    """Return the settings with one formula for all that describes a design, and the column of its batches.
+
+    Raises
+    ------
+    ScmedleyError
+        The formula cannot be read, or options exclude each other.
+    """
+    plain = bool(config.nested_in or config.covariate or config.slope)
+    if config.design is None and not plain:
+        if config.keep:
+            raise ScmedleyError("--keep needs a design. Add --design, or --covariate.")
+        return config
+    if config.design is not None and plain:
+        raise ScmedleyError(
+            "--design holds the whole design. Leave out --nested-in, --covariate and --slope, or write them into it."
+        )
+    formula = config.design or formula_of(config.batch, config.nested_in, config.covariate, config.slope)
+    factors = Factors.of(formula, keep=config.keep)
+    if config.preset == "paper":
+        factors.refuse_paper()
+    assert factors.batch_key is not None
+    return replace(config, batch=factors.batch_key, design=formula, nested_in=None, covariate=(), slope=())
+
+
 def check_n_clusters(config: RunConfig, obs: pd.DataFrame) -> None:
     """Raise for more clusters than cells; those of the ``paper`` preset start from training cells."""
     new = unfitted(config)
@@ -89,14 +117,15 @@ def unfitted(config: RunConfig) -> MixedEffects | VAE:
     if one:
         given |= {} if config.clusters is None else {"n_clusters": config.clusters}
         settings = one.model.preset(config.preset).replace(**from_file.get(one.name, {}) | given)
-        model: Any = one.model(config.batch, settings=settings)
+        model: Any = one.model(config.design or config.batch, settings=settings, keep=config.keep)
         assert isinstance(model, VAE)
         return model
     return MixedEffects(
-        config.batch,
+        config.design or config.batch,
         config.label if config.learn_labels else None,
         preset=config.preset,
         fixed=config.fixed,
+        keep=config.keep,
         fixed_settings=FixedEffects.preset(config.preset, config.learn_labels).replace(
             **from_file.get(fixed, {}) | given
         ),

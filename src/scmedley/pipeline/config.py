@@ -15,6 +15,16 @@ class RunConfig:
     batch
         obs column of the batches (donors, samples, protocols). With several input files: name of the new
         column that holds the file of each cell.
+    design
+        Formula of several factors instead of --batch, as in lme4: "~ condition + age + (1 | study/donor)".
+    nested_in
+        obs column that the batches belong to, such as the study of a donor.
+    covariate
+        obs column with effects of its own, such as condition or age; repeat the option for more.
+    slope
+        Covariate whose effect differs between batches; repeat the option for more.
+    keep
+        Column of the design whose effects stay in the fixed latent, such as condition; repeat the option for more.
     label
         obs column of the labels (cell types), used for the split, the scores and the report. The networks
         see it only with --learn-labels.
@@ -65,6 +75,11 @@ class RunConfig:
     """
 
     batch: str = "batch"
+    design: str | None = None
+    nested_in: str | None = None
+    covariate: tuple[str, ...] = ()
+    slope: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
     label: str | None = None
     learn_labels: bool = False
     model: RunModel = "mixed"

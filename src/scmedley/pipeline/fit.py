@@ -47,7 +47,10 @@ def fit_networks(
     elif config.null:
         this.say("Fitting random effects to permuted batches (the null)")
         with this.stage("fit null"):
-            unfitted_null = RandomEffects(keys.PERMUTED, settings=model.random.settings)
+            several = bool(model.factors.formula)
+            unfitted_null = RandomEffects(
+                model.factors if several else keys.PERMUTED, settings=model.random.settings
+            )
             null = _fit_null(adata, reading, unfitted_null, this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
@@ -86,8 +89,12 @@ def _fit_null(
     adata: AnnData, reading: Reading, null: RandomEffects, this: Work, how: dict[str, Any]
 ) -> Model[Any]:
     """Fit the random-effects network to batches permuted within labels; store them and both embeddings."""
-    permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
-    reading = replace(reading, obs=adata.obs)
+    source_N = permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
+    obs = adata.obs
+    if null.factors.formula:  # all columns of the design are permuted together
+        columns = null.factors.learn(obs).columns
+        obs = obs.assign(**{column: obs[column].iloc[source_N].set_axis(obs.index) for column in columns})
+    reading = replace(reading, obs=obs)
     null.fit(reading, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
     adata.obsm[keys.NULL] = null.get_latent_representation(reading)
     adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(reading, mask_batch=True)

@@ -2,17 +2,19 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from scmedley import io
-from scmedley.data.design import POPULATION_MEAN, named_targets
+from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.reader import Reading
+from scmedley.data.targets import Target, named_targets, target_name
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed, listed
 from scmedley.interpret.check import (
     CHECK_COLUMNS,
@@ -29,6 +31,8 @@ from scmedley.interpret.panel import panel
 from scmedley.interpret.trust import CAUTIONS, UNSEEN, UNUSABLE, WORSE
 from scmedley.keys import ValueKind
 from scmedley.models import VAE, MixedEffects
+from scmedley.models.base import Model
+from scmedley.models.targets import as_if
 from scmedley.runs.folder import CELLS, CHECK, GENOMAP, RECORD
 from scmedley.runs.read import read_cells, read_model, read_obs, read_table
 from scmedley.runs.record import Record
@@ -59,7 +63,7 @@ def project(
     folder
         Run folder.
     to
-        Target batches.
+        Target batches, or levels: ``condition=stim``, ``donor=d7,condition=ctrl``.
     input
         File of cells; default: the cells of the run.
     select
@@ -80,27 +84,30 @@ def project(
     for path in filter(None, (out, figure)):
         io.check_place(path)
     model = read_model(folder)
-    for target in named_targets(to):
-        decoder(model).design.code(target)  # raises for an unknown batch before any warning about it
+    targets = [target_of(text, model) for text in named_targets(to)]
+    network = decoder_of(model, targets)
+    nobody = pd.DataFrame(columns=network.design.columns)
+    for target in targets:
+        as_if(network.design, nobody, target)  # raises for an unknown batch before any warning about it
     chosen = choose(select, folder) if input is None else io.read(input)
     reading = model.read(chosen, values=values)
-    decoder(model).design.known_codes(reading.obs, unknown)  # the same for the batches of the cells
-    for line in cautions(folder, reading.obs, to):
+    network.design.known_codes(reading.obs, unknown)  # the same for the batches of the cells
+    for line in cautions(folder, reading.obs, targets, network):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
     if figure is None:
-        return [_write(model, reading, to, out, draws=draws, seed=seed, unknown=unknown)] if out else []
+        return [_write(model, reading, targets, out, draws=draws, seed=seed, unknown=unknown)] if out else []
     with io.replacing(figure) as temporary:  # drawn first, moved to its place after the data are written
-        n_drawn = _draw(folder, model, reading, to, temporary, rows=rows, seed=seed, unknown=unknown)
+        n_drawn = _draw(folder, model, reading, targets, temporary, rows=rows, seed=seed, unknown=unknown)
         said = [f"{n_drawn} of {chosen.n_obs} cells drawn: {figure}"]
         if out is not None:
-            said.append(_write(model, reading, to, out, draws=draws, seed=seed, unknown=unknown))
+            said.append(_write(model, reading, targets, out, draws=draws, seed=seed, unknown=unknown))
     return said
 
 
 def _write(
     model: MixedEffects | VAE,
     cells: Reading,
-    to: Sequence[str],
+    to: Sequence[Target],
     out: Path,
     *,
     draws: int,
@@ -113,7 +120,7 @@ def _write(
     if isinstance(result, AnnData):
         for line in io.write_h5ad(result, out):
             warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
-    return f"{cells.n_cells} cells predicted in {', '.join(to)}: {out}"
+    return f"{cells.n_cells} cells predicted in {', '.join(map(target_name, to))}: {out}"
 
 
 def choose(select: Sequence[str], folder: Path) -> AnnData:
@@ -211,7 +218,30 @@ def _check_figure(to: Sequence[str], rows: int) -> None:
         )
 
 
-def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
+def target_of(text: Any, model: MixedEffects | VAE) -> Target:
+    """Return a target of the command line: a batch, or levels by column, such as ``donor=d7,condition=ctrl``.
+
+    A batch of the model whose name holds "=" is a batch.
+    """
+    networks = model.networks().values() if isinstance(model, MixedEffects) else [model]
+    if isinstance(text, Mapping) or any(text in network.design.batches for network in networks):
+        found: Target = text
+        return found
+    parts = [part.partition("=") for part in text.split(",")]
+    columns = {column for network in networks for column in network.design.columns}
+    if all(equals and column.strip() in columns for column, equals, _ in parts):
+        return {column.strip(): value.strip() for column, _, value in parts}
+    return str(text)
+
+
+def decoder_of(model: MixedEffects | VAE, to: Sequence[Target]) -> Model[Any]:
+    """Return the network that predicts these targets."""
+    return model.decoder_of(to) if isinstance(model, MixedEffects) else model
+
+
+def cautions(
+    folder: Path, obs: pd.DataFrame, to: Sequence[Target], network: Model[Any] | None = None
+) -> list[str]:
     """Return warnings: labels never seen in a target batch, and predictions that failed the check.
 
     Parameters
@@ -222,26 +252,47 @@ def cautions(folder: Path, obs: pd.DataFrame, to: Sequence[str]) -> list[str]:
         ``obs`` of the cells, with the label column of the run if there is one.
     to
         Target batches.
+    network
+        The network that predicts them; needed for a design of several factors.
     """
     config = Record.read(folder / RECORD)["config"]
     batch, label = config.get("batch"), config.get("label")
     cells = read_obs(folder) if (folder / CELLS).exists() else pd.DataFrame()
     if label not in obs or not {batch, label} <= set(cells):
         return []
-    seen = set(zip(labels_of(cells, label), labels_of(cells, batch), strict=True))
+    several = network is not None and network.design.terms is not None
+    batches = network.design.names(cells) if several and network else labels_of(cells, batch)
+    seen = set(zip(labels_of(cells, label), batches, strict=True))
     check = read_table(folder / CHECK)
     check = pd.DataFrame(columns=CHECK_COLUMNS) if check is None else check  # the run was not scored
     judged = agreement(check)
     judged = judged.mask((judged == "some") & (against_baseline(check) == WORSE), WORSE)
     words = dict(zip(zip(check["label"], check["batch"], strict=True), judged, strict=True))
     found: dict[str, list[str]] = {text: [] for text in CAUTIONS.values()}
-    for name, target in product(names_of(labels_of(obs, label)), named_targets(to)):
+    for name, target in _pairs(labels_of(obs, label), obs, named_targets(to), network):
         word = UNSEEN if (name, target) not in seen else words.get((name, target), TOO_FEW) if words else ""
         if target != POPULATION_MEAN and word in CAUTIONS:
             found[CAUTIONS[word]].append(f"{name} in {target}")
     failed = not check.empty and summarise(check).verdict == "none"
     said = [UNUSABLE] * failed
     return said + [f"{listed(pairs)}: {text}." for text, pairs in found.items() if pairs]
+
+
+def _pairs(
+    label: np.ndarray, obs: pd.DataFrame, to: Sequence[Target], network: Model[Any] | None
+) -> list[tuple[str, str]]:
+    """Return every label with the batches that its cells become."""
+    found: dict[tuple[str, str], None] = {}
+    for name, target in product(names_of(label), to):
+        named: list[str] = [target] if isinstance(target, str) else []
+        if network is not None and isinstance(target, Mapping) and POPULATION_MEAN not in target.values():
+            there = as_if(network.design, obs[label == name], target)
+            if isinstance(there, int):
+                named = [network.design.batches[there]]
+            else:
+                named = network.design.names(there).dropna().unique().tolist()
+        found |= dict.fromkeys((name, batch) for batch in named)
+    return list(found)
 
 
 def _genomap(folder: Path, model: MixedEffects | VAE) -> Layout:
@@ -256,7 +307,7 @@ def _draw(
     folder: Path,
     model: MixedEffects | VAE,
     cells: Reading,
-    to: Sequence[str],
+    to: Sequence[Target],
     path: Path,
     *,
     rows: int,
@@ -273,7 +324,10 @@ def _draw(
         note = f"{rows} of {n_cells:,} cells, drawn with seed {seed}"
         chosen = np.random.default_rng(seed).choice(n_cells, rows, replace=False)
         cells = cells.take(np.sort(chosen))
-    lines = [f"{note}. Genes are named because they change most.", *cautions(folder, cells.obs, to)]
+    lines = [
+        f"{note}. Genes are named because they change most.",
+        *cautions(folder, cells.obs, to, decoder_of(model, to)),
+    ]
     laid_out = _genomap(folder, model)
     save(counterfactuals(panel(model, cells, to, laid_out, unknown=unknown), note="\n".join(lines)), path)
     return min(n_cells, rows)

@@ -13,7 +13,6 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import io, keys
-from scmedley.data.design import Design, as_categories
 from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyWarning, listed
 from scmedley.interpret.check import decoder
@@ -54,7 +53,7 @@ def embed(
     adata = io.read(input)
     reading = model.read(adata, values=values)
     if unknown == "adapt":
-        Design.of(reading.obs, model.batch_key)  # raises for cells without a batch
+        decoder(model).design.extended(reading.obs)  # raises for cells without a batch
     drawn = io.replacing(page) if model.reference is not None and _can_draw() else nullcontext()
     note = note_of(model, reading.obs, unknown)
     with drawn as page_file, io.with_results(adata, out) as said:
@@ -134,11 +133,11 @@ def transferred(model: MixedEffects | VAE, reading: Reading) -> pd.DataFrame:
 
 def batches(obs: pd.DataFrame, model: MixedEffects | VAE) -> pd.Series[str]:
     """Return the batch of each cell as the model names it; all are of one batch if the column is missing."""
-    if model.batch_key not in obs:
+    design = decoder(model).design
+    if not set(design.columns) & set(obs):
         return pd.Series("no batch column", index=obs.index)
-    found = as_categories(obs[model.batch_key])
-    names = np.array([*found.categories, "no batch"], dtype=object)  # the last is for code -1
-    return pd.Series(names[found.codes], index=obs.index)
+    names: pd.Series[str] = design.names(obs).fillna("no batch")
+    return names
 
 
 def note_of(model: MixedEffects | VAE, obs: pd.DataFrame, unknown: str) -> str:

@@ -18,8 +18,10 @@ from anndata import AnnData
 from scmedley import io, keys
 from scmedley.data.design import Design
 from scmedley.data.evidence import Checked
+from scmedley.data.factors import Factors
 from scmedley.data.inplace import store_clusters
 from scmedley.data.reader import Reading
+from scmedley.data.terms import Terms
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, heard
 from scmedley.evaluate.label_accuracy import label_accuracy
@@ -30,7 +32,14 @@ from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import VAE, DeepBID, MixedEffects
 from scmedley.pipeline.cells import Say, read_and_prepare
-from scmedley.pipeline.checks import check_config, check_inputs, check_n_clusters, few_of_label, unfitted
+from scmedley.pipeline.checks import (
+    check_config,
+    check_inputs,
+    check_n_clusters,
+    few_of_label,
+    resolved,
+    unfitted,
+)
 from scmedley.pipeline.clusters import check_roles, write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import findings
@@ -41,7 +50,7 @@ from scmedley.pp import pca, prepare
 from scmedley.pp.join import read_batches
 from scmedley.pp.maps import umap
 from scmedley.pp.overlap import overlap
-from scmedley.pp.prepared import read_prepared
+from scmedley.pp.prepared import read_prepared, store_batches
 from scmedley.pp.split import check_split
 from scmedley.report.build import check_extra
 from scmedley.runs import folder as run_folder
@@ -67,6 +76,7 @@ def run(
 
     Without ``explorer`` the report holds no cells, and its maps are static pictures.
     """
+    files_key, config = config.batch, resolved(config)
     check_config(config)
     if not only_fit:
         check_extra(maps=True)
@@ -88,7 +98,7 @@ def run(
         record["report"] = {"cells": explorer}
         this = Work(out, config, record, say, progress)
         # Errors in the input are raised before the folder is changed.
-        adata = _read_and_prepare(this, inputs, held_out=not only_fit)
+        adata = _read_and_prepare(this, inputs, files_key, held_out=not only_fit)
         run_folder.clear(out, run_folder.OF_RUN, finished=overwrite)
         record.write("running")
         with engine(config.threads, torch.device("cpu")):
@@ -153,7 +163,7 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
         umap(adata, basis, seed=config.seed)
     adata.uns[keys.UNS] = {
         **adata.uns[keys.UNS],
-        "config": {k: v for k, v in asdict(config).items() if v is not None},
+        "config": {k: v for k, v in asdict(config).items() if v is not None and v != ()},
         "versions": run_folder.versions(),
         "batch_key": config.batch,
         "label_key": config.label or "",
@@ -203,13 +213,13 @@ def _check_finished(record: Record, finished: bool) -> None:
         raise ScmedleyError(f"The run in {record.path.parent} is not finished: repeat its command.")
 
 
-def _read_and_prepare(this: Work, inputs: Sequence[Path], held_out: bool) -> AnnData:
+def _read_and_prepare(this: Work, inputs: Sequence[Path], files_key: str, held_out: bool) -> AnnData:
     config, record = this.config, this.record
 
     def read() -> AnnData:
         with this.stage("read"):
             one = len(inputs) == 1
-            adata = io.read(inputs[0]) if one else read_batches(inputs, config.batch, config.values)
+            adata = io.read(inputs[0]) if one else read_batches(inputs, files_key, config.values)
         record["input"] |= {"cells": adata.n_obs, "genes": adata.n_vars}
         return adata
 
@@ -220,6 +230,10 @@ def _read_and_prepare(this: Work, inputs: Sequence[Path], held_out: bool) -> Ann
     name = record["input"]["name"]
     adata, warnings = read_and_prepare(name, read, prepared, this.say)
     record |= {"prepare": adata.uns[keys.UNS]["prepare"], "warnings": warnings}
+    if config.design is not None:
+        terms = Terms.of(config.design, adata.obs)
+        record["design"] = {"formula": config.design, "keep": config.keep}
+        record["design"] |= {"terms": terms.table(adata.obs).to_dict("records")}
     if config.label is not None:
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
@@ -232,6 +246,8 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
         del adata.obs[keys.SPLIT]  # from an earlier run, with another seed or other cells
     if config.model == "deepbid":
         check_roles(adata, {"batch": config.batch, "label": config.label, "donor": config.donor})
+    if config.design is not None:
+        store_batches(adata, Factors.of(config.design, keep=config.keep))
     checked = prepare(
         adata,
         config.batch,

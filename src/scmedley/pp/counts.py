@@ -12,6 +12,7 @@ from scmedley import keys
 from scmedley.data.arrays import Matrix
 from scmedley.data.design import as_categories
 from scmedley.data.evidence import TARGET_SUM, Checked
+from scmedley.data.factors import Factors
 from scmedley.data.features import genes_alone
 from scmedley.data.inplace import become, ensure_not_view, subset
 from scmedley.data.matrix import COUNTS_LAYER, counted, normalised
@@ -20,6 +21,7 @@ from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.keys import Method, ValueKind
 from scmedley.pp.checks import check
 from scmedley.pp.genes import select_genes
+from scmedley.pp.prepared import store_batches
 from scmedley.pp.split import store_split
 
 TOP_GENES, PER_BATCH = 3000, 1000  # highly variable genes, of all cells and of each batch
@@ -56,7 +58,8 @@ def prepare(
         another layer; :func:`scmedley.data.matrix.find_values` finds which to use.
     batch_key, label_key
         ``obs`` columns; they become categorical, without unused categories. Without batches (``None``), only
-        a model without them can be fitted: :class:`scmedley.VAE`.
+        a model without them can be fitted: :class:`scmedley.VAE`. A formula of several factors stores the
+        names of the combinations of its levels in ``obs["scmedley_batch"]``, which are then the batches.
     n_top_genes
         Highly variable genes to flag in ``var["highly_variable"]``; all genes if there are not more. ``None``:
         3,000, or 1,000 of each batch if ``method="deepbid"``.
@@ -91,8 +94,11 @@ def prepare(
     """
     if n_top_genes is None:
         n_top_genes = PER_BATCH if method == "deepbid" else TOP_GENES
+    factors = Factors.of(batch_key)
+    batch_key = factors.batch_key
     _check_settings(adata, n_top_genes, min_genes, min_cells, method)
     check_seed(seed)
+    store_batches(adata, factors)
     alone, left_out = genes_alone(adata)
     checked = check(alone, batch_key, label_key, values)
     if checked.values == "other":

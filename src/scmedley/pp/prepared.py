@@ -1,7 +1,10 @@
 """Reading of prepared cells for a fit."""
 
+import pandas as pd
+from anndata import AnnData
+
 from scmedley import keys
-from scmedley.data.design import Design
+from scmedley.data.factors import Factors
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.errors import ScmedleyError
@@ -10,11 +13,13 @@ from scmedley.pp.split import check_split, store_split
 
 
 def read_prepared(
-    adata: Cells, batch_key: str | None, label_key: str | None, seed: int, kind: Reads = "log1p"
+    adata: Cells, batch: str | Factors | None, label_key: str | None, seed: int, kind: Reads = "log1p"
 ) -> Reading:
     """Read prepared cells for a fit; store a split in ``obs`` if there is none, and learn genes and scale.
 
-    A ``Reading`` of an earlier fit is returned unchanged. ``kind``: what the model reads (:class:`Reader`).
+    A ``Reading`` of an earlier fit is returned unchanged. ``batch``: the column of the batches, or the factors of a
+    design, the names of whose combinations are stored in ``obs["scmedley_batch"]``. ``kind``: what the model reads
+    (:class:`Reader`).
 
     Raises
     ------
@@ -22,6 +27,8 @@ def read_prepared(
         Cells that are not prepared or lack counts that the model needs, fewer than two batches, or a part of
         the split without cells.
     """
+    factors = batch if isinstance(batch, Factors) else Factors(batch)
+    batch_key = factors.batch_key
     if isinstance(adata, Reading):
         if kind == "counts" and adata.reader.kind != "counts":
             raise ScmedleyError("This model needs counts, and this reading has none. Pass the AnnData.")
@@ -31,15 +38,27 @@ def read_prepared(
             )
     else:
         check_prepared(adata, batch_key)
-    if batch_key is not None and Design.of(adata.obs, batch_key).n_batches < 2:
+    if batch_key is not None and (design := factors.learn(adata.obs)).n_batches < 2:
+        if design.terms is not None:
+            raise ScmedleyError(f"All cells have the same levels of the design {factors.formula!r}.")
         raise ScmedleyError(
             f"obs[{batch_key!r}] has only one batch. Two or more are needed; choose another column."
         )
     if not isinstance(adata, Reading):
         ensure_not_view(adata)
+        store_batches(adata, factors)
         store_split(adata, batch_key, label_key, seed)
     check_split(adata.obs)
     return adata if isinstance(adata, Reading) else Reader.learn(adata, kind)
+
+
+def store_batches(adata: AnnData, factors: Factors) -> None:
+    """Check a design, and store the names of its combinations in ``obs["scmedley_batch"]``; nothing for a column."""
+    # Here every fit of a design checks it, once: Terms.of(factors.asked, adata.obs) are all of its terms.
+    if factors.formula:
+        design = factors.learn(adata.obs)
+        codes = design.codes(adata.obs)
+        adata.obs[keys.BATCH] = pd.Categorical.from_codes(codes, categories=pd.Index(design.batches))
 
 
 def check_prepared(adata: Cells, batch_key: str | None) -> None:

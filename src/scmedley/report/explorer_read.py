@@ -52,6 +52,8 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         return None
     model, decoder, layout, missing = _model(run)
     batch, label = run.column("batch"), run.column("label")
+    if model is not None and model.design.terms is not None and batch is not None:
+        batch = model.design.names(run.obs)
     of_cells = set() if batch is None else set(batch.dropna().astype(str))
     if model is not None and of_cells.isdisjoint(model.design.batches):
         missing.append("The batches of the cells are not those of the model, so there is no what-if.")

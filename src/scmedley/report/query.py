@@ -91,7 +91,7 @@ def write_query(
         "clusters": in_clusters,
         "cluster_column": keys.CLUSTER,
         "membership": keys.MEMBERSHIP,
-        "batch_key": model.batch_key,
+        "batch_key": model.factors.asked or model.batch_key,
         "batches": [{"name": str(name)} | row.to_dict() for name, row in by_batch.iterrows()],
         "least_probability": LEAST_PROBABILITY,
         "most_novelty": MOST_NOVELTY,

@@ -35,7 +35,7 @@ def summary(run: Run) -> dict[str, Any]:
     ]
     return {
         "name": given.get("name", run.folder.name),
-        "batch": config.get("batch"),
+        "batch": config.get("design") or config.get("batch"),
         "label": config.get("label"),
         # Of a scored run only this page is missing.
         "status": "done" if settings.get("status") == "scored" else settings.get("status", "unknown"),
@@ -59,6 +59,7 @@ def data(run: Run) -> dict[str, Any]:
     out: dict[str, Any] = {
         "prepare": run.settings.get("prepare") or {},
         "has_cells": run.obs is not None,
+        "design": run.settings.get("design"),
         "batch": run.config.get("batch"),
         "label": run.config.get("label"),
         "sizes": [],
