@@ -225,3 +225,15 @@ def test_limits_are_about_the_smaller_group():
     assert limits(record) == []
     record["contrasts"] = [one | {"donors_by_level": "a: 9, b: 3"}]
     assert limits(record)[0].startswith("All tests rest on fewer than 5 donors a group")
+
+
+def test_small_slopes_keep_their_digits(shell, tmp_path, quick):
+    adata = donors_in_groups(8, 40)
+    adata.obs["dose"] = 1000.0 * adata.obs["donor"].astype(str).str[1:].astype(float)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    out = tmp_path / "effects"
+    shell.well("effects", tmp_path / "cells.h5ad", "--condition", "dose", "--donor", "donor", "--out", out)
+    row = pd.read_csv(out / "effects.csv").iloc[0]
+    shown = Page((out / "effects.html").read_text()).text
+    assert "dose, per unit" in shown
+    assert f"{row['effect']:+.5f}".replace("-", "−") in shown

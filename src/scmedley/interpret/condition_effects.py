@@ -136,7 +136,8 @@ def condition_effects(
         warn(f"Cells without a value are left out ({cells}).")
     x_NG, total_N, genes, reason = _counts(adata, values)
     named = {"gene": list(genes), **_symbols(adata, genes)}
-    x_NG, total_N = x_NG[donors.rows], total_N[donors.rows]
+    if len(donors.rows) < adata.n_obs:  # otherwise the matrix need not be copied
+        x_NG, total_N = x_NG[donors.rows], total_N[donors.rows]
     tables, records = [], []
     for k in tqdm(range(len(names)), desc="labels", disable=None if progress else True):
         own_N = np.flatnonzero(label_N == k)

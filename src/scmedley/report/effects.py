@@ -144,6 +144,7 @@ def _contrast(own: pd.DataFrame, contrast: str, record: dict[str, Any], fdr: flo
                 "down": int((called["effect"] < 0).sum()),
                 "fragile": int(depends_on_one(called).sum()),
                 "genes": _genes(shown, fdr),
+                "decimals": _decimals(shown["effect"]),
                 "volcano": None,
             }
         )
@@ -179,6 +180,13 @@ def _genes(rows: pd.DataFrame, fdr: float) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} | _places(row, rows) for row in rows.to_dict("records")]
 
 
+def _decimals(effect: pd.Series[float]) -> int:
+    """Return how many decimals show the effects: slopes per year or per milligram are small."""
+    known = effect.dropna().abs()
+    size = float(known.median()) if len(known) else 0.0
+    return int(np.clip(1 - np.floor(np.log10(size)), 2, 6)) if size > 0 else 2
+
+
 def _places(row: dict[Any, Any], rows: pd.DataFrame) -> dict[str, float]:
     """Return where effect and interval are on a scale that all rows share, and where 0 is."""
     low, high = min(rows["q05"].min(), 0.0), max(rows["q95"].max(), 0.0)
@@ -202,6 +210,7 @@ def _composition(shares: pd.DataFrame, fdr: float) -> dict[str, Any]:
     return {
         "picture": _picture(draw, (5.8, 1.4 + 0.36 * n_labels), alt, "Shares of labels in each sample"),
         "rows": rows,
+        "decimals": _decimals(shares["effect"]),
         "continuous": bool(shares["contrast"].str.endswith(", per unit").all()),
         "several": shares["contrast"].nunique() > 1,
     }
