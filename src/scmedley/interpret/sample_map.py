@@ -175,7 +175,7 @@ def _permanova(
     n = len(values)
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
         x_DX, groups = (values - values.mean()).to_numpy(np.float64)[:, None], float("nan")
-        arrangements = math.factorial(n) / 2
+        arrangements = math.lgamma(n + 1) - math.log(2)
     else:
         one_hot = pd.get_dummies(values.astype(str)).to_numpy(np.float64)
         x_DX, groups = one_hot - one_hot.mean(0), float(one_hot.shape[1])
@@ -198,7 +198,7 @@ def _permanova(
     p = (1 + np.sum(null >= seen - 1e-12 * total)) / (permutations + 1)
     left = total - seen
     f = float("inf") if left < 1e-12 * total else (seen / df) / (left / (n - 1 - df))
-    least = max(1 / arrangements, 1 / (permutations + 1))
+    least = max(math.exp(-arrangements), 1 / (permutations + 1))
     return {
         "samples": n,
         "groups": groups,
@@ -210,11 +210,9 @@ def _permanova(
 
 
 def _arrangements(sizes: list[int]) -> float:
-    """Return the number of ways to divide samples into groups of these sizes, whatever the groups' names."""
-    ways = math.factorial(sum(sizes))
-    for count in [*sizes, *Counter(sizes).values()]:
-        ways //= math.factorial(count)
-    return float(ways)
+    """Return the log number of ways to divide samples into groups of these sizes, whatever the groups' names."""
+    alike = [*sizes, *Counter(sizes).values()]
+    return math.lgamma(sum(sizes) + 1) - sum(math.lgamma(count + 1) for count in alike)
 
 
 def _centred(distance_DD: NDArray[np.float64]) -> NDArray[np.float64]:

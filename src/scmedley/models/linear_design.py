@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, hstack
 
+from scmedley.data.design_checks import check_design
 from scmedley.data.formulas import JOINED, NESTED
 from scmedley.data.terms import Term, Terms, with_levels
-from scmedley.errors import ScmedleyError, warn
+from scmedley.errors import warn
 from scmedley.nn.mixed import Columns
-
-FEW_LEVELS = 4  # with fewer, the variance of a random term is poorly known
 
 
 @dataclass(frozen=True)
@@ -129,19 +128,10 @@ def _centring(term: Term, terms: Terms) -> np.ndarray:
     return np.asarray(np.eye(len(term.levels)) - removed_LX @ np.linalg.pinv(removed_LX))
 
 
-def checked(terms: Terms) -> Terms:
-    """Return the terms; raise for a term with one level, and warn of terms whose variance is poorly known."""
-    for term in terms.terms:
-        if term.factors and len(term.levels) < 2:
-            raise ScmedleyError(
-                f"The term {term.name!r} has one level, {term.levels[0]!r}, so it has no effect. Leave it out of the "
-                "design."
-            )
-        if term.random and len(term.levels) < FEW_LEVELS:
-            warn(
-                f"The random term {term.name!r} has {len(term.levels)} levels, so how much its levels differ is poorly "
-                "known, and intervals that depend on it are uncertain. Make it a fixed term, or add levels."
-            )
+def checked(terms: Terms, obs: pd.DataFrame) -> Terms:
+    """Return the terms; raise if their effects cannot be separated, and warn of what is poorly known."""
+    for note in check_design(terms, obs):
+        warn(note)
     if not any(term.random for term in terms.terms):
         warn(
             "The design has no random term, so cells of one donor count as independent and intervals are too narrow. "
@@ -161,7 +151,9 @@ def _times(levels_NL: csr_matrix, z_NP: np.ndarray) -> csr_matrix:
 
 
 def sample_term(terms: Terms, obs: pd.DataFrame) -> Term | None:
-    """Return a random term with one level for each combination of all categorical columns; ``None`` if there is one.
+    """Return a random term with one level for each combination of all categorical columns.
+
+    ``None`` if there is one, or if no column is categorical.
 
     Cells of one sample share more than the effects of a design without it: without this term the model would
     take each of them as independent evidence.
@@ -170,6 +162,8 @@ def sample_term(terms: Terms, obs: pd.DataFrame) -> Term | None:
     longest = [f for f in factors if not any(f != other and f == other[: len(f)] for other in factors)]
     inside = {column for factor in longest if len(factor) > 1 for column in factor}
     chosen = tuple(f for f in longest if len(f) > 1 or f[0] not in inside)
+    if not chosen:
+        return None
     term = Term(JOINED.join(NESTED.join(factor) for factor in chosen), chosen)
     term = with_levels(term, term.levels_in(obs))
     if any(len(other.levels) == len(term.levels) and not other.covariate for other in terms.terms):

@@ -128,11 +128,11 @@ class LinearMixed:
         Raises
         ------
         ScmedleyError
-            The formula or its columns cannot be used, a term has one level, the embedding is missing, or there are
-            too few cells.
+            The formula or its columns cannot be used, effects cannot be separated, a term has one level, the
+            embedding is missing, or there are too few cells.
         """
         self.posterior = None
-        terms = checked(Terms.of(self.formula, adata.obs))
+        terms = checked(Terms.of(self.formula, adata.obs), adata.obs)
         if self.settings.samples and (sample := sample_term(terms, adata.obs)):
             terms = replace(terms, terms=(*terms.terms, sample))
         z_NP = self._embedding(adata)
