@@ -35,6 +35,7 @@ PACKAGES = (
     "scanorama",
     "pyliger",
     "bbknn",
+    "pydeseq2",
 )
 
 

@@ -13,7 +13,7 @@ from sklearn.model_selection import cross_val_score
 
 from scmedley import keys, load
 from scmedley.errors import ScmedleyError, ScmedleyWarning
-from scmedley.interpret.effects import batch_effects
+from scmedley.interpret.batch_effects import batch_effects
 from scmedley.models import VAE, DeepBID, FixedEffects, MixedEffects, RandomEffects
 from scmedley.models.export import export
 from scmedley.models.random_effects import RandomEffectsNetwork

@@ -27,9 +27,7 @@ NULL_MASKED = (
     "X_scmedley_random_null_masked"  # obsm: the same cells, encoded with their permuted batch masked
 )
 TARGET = "counterfactual_batch"  # obs of a counterfactual: its target batch
-SEEN = (
-    "counterfactual_seen"  # obs of a counterfactual: whether a cell of the fit had its combination of levels
-)
+SEEN = "counterfactual_seen"  # obs of a counterfactual: whether the fit had cells with these levels
 PERMUTED = "scmedley_permuted_batch"  # obs: batches permuted within labels, for the null
 
 # obs of new cells, from Model.transfer: column of its table to name in obs

@@ -402,6 +402,71 @@ def cluster(
 
 
 @app.command
+def effects(
+    input: Path,
+    /,
+    *,
+    condition: str,
+    donor: str,
+    out: Results = Path("effects"),
+    label: str | None = None,
+    reference: str | None = None,
+    covariate: Annotated[list[str] | None, Parameter(consume_multiple=True, negative="")] = None,
+    nested_in: str | None = None,
+    min_cells: Whole = 10,
+    min_donors: Whole = 2,
+    values: Values = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    threads: Threads | None = None,
+) -> None:
+    """Estimate the effects of a condition on genes and on composition, with donors as replicates.
+
+    The folder gets effects.html, effects.csv, composition.csv and shares.csv (with --label), effects.json and
+    versions.json.
+
+    Parameters
+    ----------
+    input
+        File of cells, in any format that run reads.
+    condition
+        obs column of the condition: levels such as ctrl and stim, or numbers such as a dose or an age.
+    donor
+        obs column of the donors (patients, animals, cultures). Cells of one donor are no replicates.
+    label
+        obs column of the labels, such as cell types; each is tested alone (default: all cells together).
+    reference
+        Level of the condition that the others are compared with (default: one that is named like a control, or
+        the first).
+    covariate
+        obs columns that effects are adjusted for, such as age or sex.
+    nested_in
+        obs column of the studies in which donors are nested; effects are adjusted for it.
+    min_cells
+        Samples (a donor under a condition) with fewer cells of a label are left out.
+    min_donors
+        Donors of each level that a test needs; with fewer, effects have no interval and no p-value.
+    threads
+        CPU threads (default: all).
+    """
+    from scmedley.pipeline import effects as work
+
+    warn_of_leftovers(out)
+    asked: Any = {"condition": condition, "donor": donor, "label": label, "reference": reference}
+    asked |= {"covariates": covariate or (), "nested_in": nested_in, "values": values}
+    how: Any = {"min_cells": min_cells, "min_donors": min_donors, "threads": threads, "overwrite": overwrite}
+    say = sayer(quiet)
+    with warnings_as_lines():
+        found = work.effects(input, out, say=say, progress=not quiet, **asked, **how)
+    for sentence in found["warnings"]:
+        warn(sentence)
+    say("\nWhat was found")
+    for sentence in found["findings"]:
+        say(f"  - {sentence}")
+    say(f"\nReport: {(out / 'effects.html').resolve()}")
+
+
+@app.command
 def demo(*, out: Results = Path("demo-run"), overwrite: Overwrite = False, explorer: Explorer = True) -> None:
     """Run on data that come with the package: three cell lines, measured with three protocols."""
     from scmedley import datasets

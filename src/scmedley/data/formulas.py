@@ -68,6 +68,19 @@ class Term:
         left = iter(values)
         return JOINED.join(NESTED.join(next(left) for _ in factor) for factor in self.factors)
 
+    def names(self, obs: pd.DataFrame) -> "pd.Series[Any]":
+        """Return the name of each cell's level, of any cells; missing if a column is missing or has no value."""
+        if any(column not in obs for column in self.parts):
+            return pd.Series(None, index=obs.index, dtype=object)
+        columns = [as_categories(obs[column]) for column in self.parts]
+        codes_NF = np.array([column.codes for column in columns], np.int64).reshape(len(columns), len(obs)).T
+        rows, of_row = np.unique(codes_NF, axis=0, return_inverse=True)
+        found = np.full(len(rows), None, dtype=object)
+        for i in np.flatnonzero((rows >= 0).all(axis=1)):
+            values = [str(column.categories[code]) for column, code in zip(columns, rows[i], strict=True)]
+            found[i] = self.named(values)
+        return pd.Series(found[of_row.reshape(-1)], index=obs.index, dtype=object)
+
     def codes(self, obs: pd.DataFrame) -> np.ndarray:
         """Return the code of each cell's level (int64), -1 for one that is unknown or missing."""
         code_N, known_L = np.zeros(len(obs), np.int64), np.zeros(len(self.levels), np.int64)

@@ -105,7 +105,7 @@ class Terms:
     def extended(self, obs: pd.DataFrame) -> "Terms":
         """Return the terms with the levels that are new in ``obs`` after the known ones; the rest stays the same."""
         self.check_complete(obs)
-        return replace(self, terms=tuple(_with_levels(term, term.levels_in(obs)) for term in self.terms))
+        return replace(self, terms=tuple(with_levels(term, term.levels_in(obs)) for term in self.terms))
 
     def first(self, sizes: Sequence[int]) -> "Terms":
         """Return the terms with only the first ``sizes`` of their levels."""
@@ -285,7 +285,7 @@ def _is_number(value: Any) -> bool:
 
 def _learnt(term: Term, obs: pd.DataFrame) -> Term:
     """Return the term with its levels, and the mean and standard deviation of its covariate."""
-    term = _with_levels(term, term.levels_in(obs))
+    term = with_levels(term, term.levels_in(obs))
     if not term.covariate:
         return term
     x_N = pd.to_numeric(obs[term.covariate]).to_numpy(np.float64)
@@ -297,7 +297,7 @@ def _learnt(term: Term, obs: pd.DataFrame) -> Term:
     return replace(term, centre=float(x_N.mean()), spread=spread)
 
 
-def _with_levels(term: Term, values: Iterable[tuple[str, ...]]) -> Term:
+def with_levels(term: Term, values: Iterable[tuple[str, ...]]) -> Term:
     """Return the term with these levels after those that it has, each once.
 
     Raises

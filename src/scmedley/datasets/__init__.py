@@ -1,14 +1,17 @@
 """Small real data sets that come with the package: raw counts, ``obs["batch"]`` and ``obs["cell_type"]``.
 
 README.md in this folder has their sources, licences and SHA-256. :mod:`scmedley.datasets.papers` reads larger
-published sets, which do not come with the package.
+published sets, which do not come with the package; :func:`simulate` draws counts with known effects.
 """
 
 from pathlib import Path
 
 from anndata import AnnData
 
+from scmedley.datasets.simulate import simulate, true_log_rates
 from scmedley.errors import ScmedleyError
+
+__all__ = ["NAMES", "hashing", "onek1k", "pancreas", "path", "sc_mixology", "simulate", "true_log_rates"]
 
 NAMES = {
     "sc_mixology": "cellmix_3protocols_3lines.h5ad",

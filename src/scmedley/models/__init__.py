@@ -6,6 +6,7 @@ from scmedley.models.catalogue import load
 from scmedley.models.deepbid import DeepBID
 from scmedley.models.deepbid_network import DeepBIDSettings
 from scmedley.models.fixed_effects import FixedEffects, FixedEffectsSettings
+from scmedley.models.linear_mixed import LinearMixed, LinearMixedSettings
 from scmedley.models.mixed_effects import MixedEffects
 from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.settings import Settings
@@ -21,6 +22,8 @@ __all__ = [
     "DeepBIDSettings",
     "FixedEffects",
     "FixedEffectsSettings",
+    "LinearMixed",
+    "LinearMixedSettings",
     "MixedEffects",
     "RandomEffects",
     "RandomEffectsSettings",

@@ -15,6 +15,8 @@ from scmedley.models.autoencoder import Autoencoder
 from scmedley.models.base import Model
 from scmedley.models.deepbid import DeepBID
 from scmedley.models.fixed_effects import FixedEffects
+from scmedley.models.linear_mixed import LinearMixed
+from scmedley.models.linear_store import read as read_linear
 from scmedley.models.mixed_effects import MixedEffects
 from scmedley.models.random_effects import RandomEffects
 from scmedley.models.settings import Settings
@@ -188,8 +190,8 @@ def remove(row: Row) -> None:
         del keys.EMBEDDINGS[embedding.key]
 
 
-def load(folder: str | Path) -> MixedEffects | Model[Any]:
-    """Load a model that ``save`` wrote: a :class:`MixedEffects` or a single network.
+def load(folder: str | Path) -> Any:
+    """Load a model that ``save`` wrote: a :class:`MixedEffects`, a single network, or a :class:`LinearMixed`.
 
     Raises
     ------
@@ -198,6 +200,8 @@ def load(folder: str | Path) -> MixedEffects | Model[Any]:
     """
     folder = Path(folder)
     about = read_description(folder)
+    if about["class"] == LinearMixed.__name__:
+        return read_linear(folder, LinearMixed)
     if about["class"] != MixedEffects.__name__:
         return _load_network(folder)
     try:

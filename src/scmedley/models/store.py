@@ -128,16 +128,16 @@ def design_of(about: dict[str, Any]) -> Design:
     batches, n_adapted = tuple(about["batches"]), int(about.get("n_adapted", 0))
     if "formula" not in about:
         return Design(about["batch_key"] or "", batches, n_adapted)
-    terms = Terms(about["formula"], tuple(Term(**_tuples(term)) for term in about["terms"]))
-    levels, values = _tuples(about["levels"]), _tuples(about["values"])
+    terms = Terms(about["formula"], tuple(Term(**tuples(term)) for term in about["terms"]))
+    levels, values = tuples(about["levels"]), tuples(about["values"])
     return Design(about["batch_key"], batches, n_adapted, terms, levels, values)
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """Return a value of JSON with tuples for its lists."""
     if isinstance(value, dict):
-        return {name: _tuples(part) for name, part in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+        return {name: tuples(part) for name, part in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def _kept(about: dict[str, Any]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def donor_map(
     """
     from matplotlib.colors import to_rgba
 
-    from scmedley.interpret.effects import batch_effects
+    from scmedley.interpret.batch_effects import batch_effects
     from scmedley.pl._figure import NotebookFigure, figure_of, plain
     from scmedley.pl._labels import place_labels
 
@@ -74,7 +74,7 @@ def donor_map(
     else:
         figure = figure_of(ax)
     colour_B4 = (
-        np.tile(to_rgba(PLAIN), (len(places), 1)) if values is None else _paint(figure, ax, values, color)
+        np.tile(to_rgba(PLAIN), (len(places), 1)) if values is None else paint(figure, ax, values, color)
     )
     _ellipses(ax, places, colour_B4)
     ax.scatter(places["x"], places["y"], c=colour_B4, s=22, linewidths=0, zorder=3)
@@ -119,7 +119,7 @@ def _values(batch_key: str, batches: list[str], adata: AnnData | None, color: st
     return known.set_index("batch")["value"].reindex(batches)
 
 
-def _paint(figure: Figure, ax: Axes, values: pd.Series, color: str | None) -> Any:
+def paint(figure: Figure, ax: Axes, values: pd.Series, color: str | None) -> Any:
     """Return the colour of each batch, B × 4, and draw a legend or a colour bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize, to_rgba, to_rgba_array

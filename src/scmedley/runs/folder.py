@@ -25,6 +25,10 @@ CLUSTER_BATCHES, CLUSTER_LABELS, MARKERS = "cluster_by_batch.csv", "cluster_by_l
 OF_CLUSTERS = (CLUSTERS, CLUSTER_EVIDENCE, CLUSTER_TREE, CLUSTER_BATCHES, CLUSTER_LABELS, MARKERS)
 CLUSTERED, CLUSTERING = "clustered.h5ad", "cluster.json"  # of scmedley cluster: its cells and its record
 EXPLORATION = "explore.json"  # the record of an exploration
+# Of scmedley effects; the record is last:
+EFFECTS, COMPOSITION, SHARES = "effects.csv", "composition.csv", "shares.csv"
+EFFECTS_PAGE, EFFECTS_RECORD = "effects.html", "effects.json"
+VARIANCE, DISTANCES, ASSOCIATION = "variance.csv", "sample_distances.csv", "sample_association.csv"
 # Of an experiment (with SCORES and HISTORY) and of a search; both store the prepared cells:
 DATA, TASKS, SUMMARY, FITS = "data.h5ad", "tasks", "summary.csv", "fits.csv"
 CLASSIFIED, CLASSIFIED_SUMMARY = "classified.csv", "classified_summary.csv"

@@ -1,0 +1,132 @@
+"""The columns of a linear mixed model: its terms, and the slopes of their effects on an embedding.
+
+Columns are, in this order: the constant 1; the embedding (P); one for each level of each term; then, for each level of
+each term, one for each of the first dimensions of the embedding (the slope of its effect).
+
+Shapes: N cells, T terms, P dimensions of the embedding, L columns.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix, hstack
+
+from scmedley.data.formulas import JOINED, NESTED
+from scmedley.data.terms import Term, Terms, with_levels
+from scmedley.nn.mixed import Columns
+
+
+@dataclass(frozen=True)
+class LinearDesign:
+    """Terms and embedding as columns.
+
+    Attributes
+    ----------
+    terms
+        With their levels.
+    centre_P, spread_P
+        Mean and standard deviation of each dimension of the embedding; empty without one.
+    n_slopes
+        Number of dimensions, the first ones, on which the effects of levels have slopes.
+    learn_fixed
+        Whether fixed terms have a variance ratio that is learnt, as random ones, instead of a wide prior.
+    """
+
+    terms: Terms
+    centre_P: np.ndarray
+    spread_P: np.ndarray
+    n_slopes: int = 0
+    learn_fixed: bool = False
+
+    @property
+    def n_base(self) -> int:
+        """Return the number of columns before those of terms."""
+        return 1 + len(self.centre_P)
+
+    @property
+    def starts(self) -> list[int]:
+        """First column of each term's levels, then of each term's slopes, and the number of all columns."""
+        sizes = [*self.terms.sizes]
+        sizes += [size * self.n_slopes for size in sizes] if self.n_slopes else []
+        return [int(start) for start in np.cumsum([self.n_base, *sizes])]
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """Term and kind of effect, "level" or "slope", of each variance ratio."""
+        levels = [(term.name, "level") for term in self.terms.terms if term.random or self.learn_fixed]
+        return levels + [(term.name, "slope") for term in self.terms.terms if self.n_slopes]
+
+    @property
+    def columns(self) -> Columns:
+        """Return what each column is."""
+        codes = {group: code for code, group in enumerate(self.groups)}
+        group_L = np.full(self.starts[-1], -1)
+        centred, starts = [], self.starts
+        for i, term in enumerate(self.terms.terms):
+            code = codes.get((term.name, "level"), -1)
+            group_L[starts[i] : starts[i + 1]] = code
+            if code < 0 and term.factors:
+                centred.append((starts[i], starts[i + 1]))
+            if self.n_slopes:
+                j = i + len(self.terms.terms)
+                group_L[starts[j] : starts[j + 1]] = codes[term.name, "slope"]
+        return Columns(group_L, tuple(centred))
+
+    def matrix(self, obs: pd.DataFrame, z_NP: np.ndarray | None) -> csr_matrix:
+        """Return the design matrix of cells, N x L."""
+        level_NT, value_NT = self.terms.rows(obs)
+        parts = [np.ones((len(obs), 1))]
+        levels = self.terms.matrix(level_NT, value_NT)
+        slopes = []
+        if z_NP is not None:
+            z_NP = (z_NP - self.centre_P) / self.spread_P
+            parts.append(z_NP)
+            if self.n_slopes:
+                start_T = np.cumsum([0, *self.terms.sizes])
+                for first, end in pairwise(start_T):
+                    slopes.append(_times(levels[:, first:end], z_NP[:, : self.n_slopes]))
+        return csr_matrix(hstack([*(csr_matrix(part) for part in parts), levels, *slopes]))
+
+    def extended(
+        self, frames: Iterable[pd.DataFrame], among: Iterable[Term]
+    ) -> "tuple[LinearDesign, np.ndarray]":
+        """Return the design with the new levels that cells have in some terms, and the new place of each column."""
+        frames, chosen, found = list(frames), {term.name for term in among}, []
+        for term in self.terms.terms:
+            cells = frames if term.name in chosen else []
+            found.append(with_levels(term, [values for frame in cells for values in term.levels_in(frame)]))
+        larger = replace(self, terms=replace(self.terms, terms=tuple(found)))
+        place_L = [np.arange(self.n_base)]
+        for old, end, new in zip(self.starts[:-1], self.starts[1:], larger.starts, strict=False):
+            place_L.append(np.arange(end - old) + new)
+        return larger, np.concatenate(place_L)
+
+
+def _times(levels_NL: csr_matrix, z_NP: np.ndarray) -> csr_matrix:
+    """Return each level times each dimension, N x (L P), by level and then by dimension."""
+    coo, n_dims = levels_NL.tocoo(), z_NP.shape[1]
+    values = coo.data[:, None] * z_NP[coo.row]
+    columns = coo.col[:, None] * n_dims + np.arange(n_dims)
+    rows = np.repeat(coo.row, n_dims)
+    shape = (levels_NL.shape[0], levels_NL.shape[1] * n_dims)
+    return csr_matrix((values.ravel(), (rows, columns.ravel())), shape=shape)
+
+
+def sample_term(terms: Terms, obs: pd.DataFrame) -> Term | None:
+    """Return a random term with one level for each combination of all categorical columns; ``None`` if there is one.
+
+    Cells of one sample share more than the effects of a design without it: without this term the model would
+    take each of them as independent evidence.
+    """
+    factors = list(dict.fromkeys(factor for term in terms.terms for factor in term.factors))
+    longest = [f for f in factors if not any(f != other and f == other[: len(f)] for other in factors)]
+    inside = {column for factor in longest if len(factor) > 1 for column in factor}
+    chosen = tuple(f for f in longest if len(f) > 1 or f[0] not in inside)
+    term = Term(JOINED.join(NESTED.join(factor) for factor in chosen), chosen)
+    term = with_levels(term, term.levels_in(obs))
+    if any(len(other.levels) == len(term.levels) and not other.covariate for other in terms.terms):
+        return None  # that term, random or fixed, has a level for each sample
+    return term
