@@ -22,6 +22,11 @@ from scmedley.pp import prepare
 from scmedley.train import loop
 from tiny import FIT, SIZES, differing, nested_design, prepared_design, weights
 
+# Two studies and three donors are few, as a fit says (test_a_fit_checks_its_design).
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:(?s).*{said}:scmedley.errors.ScmedleyWarning")
+    for said in ("hardly known", "cannot be separated from", "have no cells")
+]
 DESIGN = "~ stim + age + (1 | study/donor) + (stim | donor)"
 KINDS = {"fixed": FixedEffects, "random": RandomEffects, "vae": VAE, "deepbid": DeepBID}
 
@@ -56,6 +61,15 @@ def model(request, adata: AnnData) -> Any:
 @pytest.fixture(scope="module")
 def random(adata: AnnData) -> RandomEffects:
     return unfitted("random").fit(adata.copy(), **FIT)
+
+
+def test_a_fit_checks_its_design(adata: AnnData) -> None:
+    with pytest.warns(ScmedleyWarning, match="study has 2 levels"):
+        unfitted("fixed").fit(adata.copy(), **FIT)
+    aliased = adata.copy()
+    aliased.obs["site"] = aliased.obs["study"].map({"a": "x", "b": "y"})
+    with pytest.raises(ScmedleyError, match="site"):
+        unfitted("fixed", "~ site + stim + (1 | study/donor)").fit(aliased, **FIT)
 
 
 # --- effect tables ----------------------------------------------------------------------------------
