@@ -8,6 +8,8 @@ import pytest
 import torch
 from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 
 from scmedley import keys, load
 from scmedley.errors import ScmedleyError, ScmedleyWarning
@@ -18,8 +20,13 @@ from scmedley.models.random_effects import RandomEffectsNetwork
 from scmedley.nn.bayesian import EffectStart, EffectTable, Levels, tables
 from scmedley.pp import prepare
 from scmedley.train import loop
-from tiny import FIT, SIZES, differing, prepared_design, weights
+from tiny import FIT, SIZES, differing, nested_design, prepared_design, weights
 
+# Two studies and three donors are few, as a fit says (test_a_fit_checks_its_design).
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:(?s).*{said}:scmedley.errors.ScmedleyWarning")
+    for said in ("hardly known", "cannot be separated from", "have no cells")
+]
 DESIGN = "~ stim + age + (1 | study/donor) + (stim | donor)"
 KINDS = {"fixed": FixedEffects, "random": RandomEffects, "vae": VAE, "deepbid": DeepBID}
 
@@ -54,6 +61,15 @@ def model(request, adata: AnnData) -> Any:
 @pytest.fixture(scope="module")
 def random(adata: AnnData) -> RandomEffects:
     return unfitted("random").fit(adata.copy(), **FIT)
+
+
+def test_a_fit_checks_its_design(adata: AnnData) -> None:
+    with pytest.warns(ScmedleyWarning, match="study has 2 levels"):
+        unfitted("fixed").fit(adata.copy(), **FIT)
+    aliased = adata.copy()
+    aliased.obs["site"] = aliased.obs["study"].map({"a": "x", "b": "y"})
+    with pytest.raises(ScmedleyError, match="site"):
+        unfitted("fixed", "~ site + stim + (1 | study/donor)").fit(aliased, **FIT)
 
 
 # --- effect tables ----------------------------------------------------------------------------------
@@ -348,6 +364,26 @@ def test_keep_leaves_terms_to_the_random_effects(adata: AnnData, tmp_path) -> No
     adapted = model.adapt(new, steps=2, threads=1)
     assert adapted.fixed is model.fixed
     assert adapted.random.design.n_adapted == 1
+
+
+def test_what_is_kept_is_found_in_the_latent() -> None:
+    """A planted condition: a probe finds it in the latent with ``keep``, and not without."""
+    cells = nested_design()
+    stimulated = np.arange(cells.n_obs) % 2 == 1
+    counts = cells.X.toarray()
+    counts[np.ix_(stimulated, np.arange(12, 26))] *= 8
+    cells.X, cells.obs["stim"] = counts, np.where(stimulated, "s", "c")
+    prepare(cells, "~ stim + (1 | donor)", min_genes=5, min_cells=1)
+    settings = FixedEffects.preset("default").replace(
+        max_epochs=40, hidden=(32, 16), n_latent=8, learning_rate=0.01, batch_size=32
+    )
+    found = {}
+    for keep in ((), ("stim",)):
+        model = FixedEffects("~ stim + (1 | donor)", settings=settings, keep=keep).fit(cells, **FIT)
+        z_NP = model.get_latent_representation(cells)
+        found[keep] = cross_val_score(LogisticRegression(max_iter=1000), z_NP, stimulated, cv=5).mean()
+    assert found["stim",] > 0.65  # of the genes themselves: 0.79
+    assert found[()] < 0.55
 
 
 def _quiet() -> Any:

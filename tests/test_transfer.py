@@ -14,6 +14,7 @@ import scmedley as sm
 import tiny
 from running import SMALL, Shell, some_cells
 from scmedley import keys
+from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.evaluate import expected_calibration_error, novelty_auroc
 from scmedley.evaluate.calibration import calibration_bins, error_of_bins
@@ -151,7 +152,7 @@ def test_blocks_of_many_genes_are_smaller(monkeypatch):
 
 def test_batches_are_those_of_the_model():
     obs = pd.DataFrame({"donor": ["1", " 1", "1.0", "2", None]})
-    model = SimpleNamespace(batch_key="donor")
+    model = SimpleNamespace(design=Design("donor", ("1", "2")))
     rows = residuals._by_batch(model, obs, np.array([True, True, False, True, True]))
     assert [part.tolist() for part in rows] == [[4], [0, 1], [3]]
     assert batches(obs, model).tolist() == ["1", "1", "1.0", "2", "no batch"]
@@ -455,7 +456,7 @@ def test_new_batches_are_learnt_from_similar_numbers_of_each_label():
     label = ["T"] * 90 + ["B"] * 25 + ["NK"] * 15 + ["T"] * 10
 
     class Stub:
-        batch_key = "batch"
+        design = Design("batch", ("old",))
         reference = "some"
 
         def transfer(self, cells):

@@ -50,7 +50,7 @@ from scmedley.pp import pca, prepare
 from scmedley.pp.join import read_batches
 from scmedley.pp.maps import umap
 from scmedley.pp.overlap import overlap
-from scmedley.pp.prepared import read_prepared, store_batches
+from scmedley.pp.prepared import check_factors, read_prepared, store_batches
 from scmedley.pp.split import check_split
 from scmedley.report.build import check_extra
 from scmedley.runs import folder as run_folder
@@ -246,8 +246,11 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
         del adata.obs[keys.SPLIT]  # from an earlier run, with another seed or other cells
     if config.model == "deepbid":
         check_roles(adata, {"batch": config.batch, "label": config.label, "donor": config.donor})
+    design_notes: list[str] = []
     if config.design is not None:
-        store_batches(adata, Factors.of(config.design, keep=config.keep))
+        factors = Factors.of(config.design, keep=config.keep)
+        design_notes = check_factors(adata.obs, factors)
+        store_batches(adata, factors)
     checked = prepare(
         adata,
         config.batch,
@@ -259,6 +262,7 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
         seed=config.seed,
         method="deepbid" if (config.model, config.preset) == ("deepbid", "paper") else "log1p",
     )
+    checked.warnings.extend(design_notes)
     check_split(adata.obs)
     check_n_clusters(config, adata.obs)
     if held_out and "test" not in set(adata.obs[keys.SPLIT]):

@@ -4,10 +4,12 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.data.design_checks import check_design
 from scmedley.data.factors import Factors
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reader, Reading
-from scmedley.errors import ScmedleyError
+from scmedley.data.terms import Terms
+from scmedley.errors import ScmedleyError, warn
 from scmedley.keys import Reads
 from scmedley.pp.split import check_split, store_split
 
@@ -46,6 +48,8 @@ def read_prepared(
         )
     if not isinstance(adata, Reading):
         ensure_not_view(adata)
+        for note in check_factors(adata.obs, factors):
+            warn(note)
         store_batches(adata, factors)
         store_split(adata, batch_key, label_key, seed)
     check_split(adata.obs)
@@ -53,12 +57,17 @@ def read_prepared(
 
 
 def store_batches(adata: AnnData, factors: Factors) -> None:
-    """Check a design, and store the names of its combinations in ``obs["scmedley_batch"]``; nothing for a column."""
-    # Here every fit of a design checks it, once: Terms.of(factors.asked, adata.obs) are all of its terms.
+    """Store the names of the combinations of a design in ``obs["scmedley_batch"]``; nothing for a column."""
     if factors.formula:
         design = factors.learn(adata.obs)
         codes = design.codes(adata.obs)
         adata.obs[keys.BATCH] = pd.Categorical.from_codes(codes, categories=pd.Index(design.batches))
+
+
+def check_factors(obs: pd.DataFrame, factors: Factors) -> list[str]:
+    """Return warnings of the weak spots of a design; raise if cells cannot tell its terms apart."""
+    terms = Terms.of(factors.asked, obs) if factors.asked else None
+    return check_design(terms, obs) if terms is not None and len(terms.terms) > 1 else []
 
 
 def check_prepared(adata: Cells, batch_key: str | None) -> None:
