@@ -142,7 +142,8 @@ def _tested(
             "donors": design.donors[i],
             "design": design.kind,
         }
-        columns |= {"donors_by_level": design.by_level[i], "reason": design.reasons[i]}
+        none_said = design.reasons[i] or np.where(np.isnan(columns["t"]), "no variance", "")
+        columns |= {"donors_by_level": design.by_level[i], "reason": none_said}
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
