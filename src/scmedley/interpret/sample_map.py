@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from scmedley.data.design import as_categories
 from scmedley.errors import ScmedleyError, check_seed, listed, warn
+from scmedley.interpret.markers import adjusted
 
 
 def sample_columns(obs: pd.DataFrame, sample_key: str) -> pd.DataFrame:
@@ -165,7 +165,7 @@ def sample_association(
     found = pd.DataFrame(
         rows, columns=["label", "column", "samples", "groups", "r2", "pseudo_f", "p", "least_p"]
     )
-    return found.assign(q=stats.false_discovery_control(found["p"]) if len(found) else [])
+    return found.assign(q=adjusted(found["p"].to_numpy(np.float64)))
 
 
 def _permanova(

@@ -10,6 +10,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley.data.design import as_categories, column
+from scmedley.data.formulas import NESTED
+from scmedley.data.terms import BETWEEN
 from scmedley.errors import ScmedleyError, heard
 from scmedley.interpret.donors import is_number
 from scmedley.interpret.sample_map import sample_association, sample_map
@@ -109,9 +111,10 @@ def _with_samples(adata: AnnData, condition: str, donor: str, nested_in: str | N
     """Return the cells with a column of samples (study, donor and condition); ``X`` is not copied."""
     parts = [as_categories(adata.obs[key]) for key in (nested_in, donor, condition) if key is not None]
     names = [pd.Series(part, adata.obs_names).astype("string") for part in parts]
-    joined = names[0]
-    for more in names[1:]:
-        joined = joined + " · " + more  # missing if one of them is
+    *path, level = names
+    joined = (
+        (path[0] if nested_in is None else path[0] + NESTED + path[1]) + BETWEEN + level
+    )  # missing if one is
     cells = AnnData(adata.X, adata.obs.copy(), adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
     cells.raw = adata.raw.to_adata() if adata.raw is not None else None
     cells.obs[SAMPLE] = joined.astype(object).where(joined.notna(), None).astype("category")
