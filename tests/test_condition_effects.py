@@ -222,6 +222,19 @@ def test_effects_are_adjusted_for_covariates():
     np.testing.assert_allclose(one["effect"], two["effect"])
 
 
+def test_covariates_may_have_the_names_of_our_own_columns():
+    adata = donors_in_groups(8, 40)
+    place = adata.obs["donor"].astype(str).str[1:].astype(int).to_numpy()
+    adata.obs["age"] = np.array([1.0, 5, 3, 4, 6, 8, 5, 9])[place]
+    expected = condition_effects(adata, *KEYS, covariates=["age"])
+    for name in ("donor", "condition", "cells"):
+        adata.obs = adata.obs.rename(columns={KEYS[0]: "arm", KEYS[1]: "patient"})
+        renamed = adata.copy()
+        renamed.obs = renamed.obs.rename(columns={"age": name})
+        found = condition_effects(renamed, "arm", "patient", KEYS[2], covariates=[name])
+        pd.testing.assert_frame_equal(found, expected)
+
+
 def test_genes_with_few_counts_are_not_tested():
     adata = donors_in_groups(6, 30)
     x = adata.X.toarray()

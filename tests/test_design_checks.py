@@ -119,3 +119,8 @@ def test_combinations_without_cells(obs) -> None:
     (words,) = checked("~ condition + (condition | donor)", some)
     assert "1 of 40 combinations of condition and donor have no cells ('stim with d03')" in words
     assert checked("~ condition + (1 | donor)", some) == []
+
+
+def test_an_index_with_the_name_of_a_column_and_paths_in_both_orders(obs) -> None:
+    assert checked("~ condition + (1 | donor)", obs.rename_axis("donor")) == []
+    assert "have the same 20 levels" in refused("~ (1 | study/donor) + (1 | donor/study)", obs)

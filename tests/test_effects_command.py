@@ -198,6 +198,19 @@ def test_names_from_the_data_are_escaped(shell, tmp_path, quick):
     assert Page(html).text.count(EVIL) > 30
 
 
+@pytest.mark.parametrize("name", ["gene", "sample", "cells"])
+def test_columns_may_have_the_names_of_ours_and_blank_values(shell, tmp_path, quick, name):
+    adata = cells()
+    adata.obs["donor"] = adata.obs["donor"].cat.add_categories([" "])
+    adata.obs.iloc[:5, adata.obs.columns.get_loc("donor")] = " "
+    adata.var_names = ["g0", *adata.var_names[:-1]]
+    adata.obs = adata.obs.rename(columns={"donor": name})
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    asked = ("--condition", "condition", "--donor", name, "--label", "type", "--out", tmp_path / "out")
+    assert shell("effects", tmp_path / "cells.h5ad", *asked).code == 0
+    assert json.loads((tmp_path / "out" / "effects.json").read_text())["not_shown"] == {}
+
+
 def test_findings_name_genes_that_rest_on_one_donor():
     table = pd.DataFrame(
         {

@@ -223,12 +223,19 @@ def test_tables_have_every_level(model, adata):
         ("~ nothing + (1 | donor)", {}, "'nothing', which is not a column"),
         ("~ condition + (1 | donor)", {"condition": "ctrl"}, "All cells have condition = 'ctrl'"),
         ("~ condition + (1 | donor)", {"donor": None}, "have no value in obs"),
+        (
+            "~ condition + other + (1 | donor)",
+            {"other": "condition"},
+            "cannot be separated: it is determined by",
+        ),
     ],
 )
 def test_bad_designs_are_refused(adata, formula, change, message):
     wrong = adata.copy()
     for column, value in change.items():
-        wrong.obs.loc[wrong.obs_names[:1] if value is None else wrong.obs_names, column] = value
+        wrong.obs.loc[wrong.obs_names[:1] if value is None else wrong.obs_names, column] = wrong.obs.get(
+            value, value
+        )
     with pytest.raises(ScmedleyError, match=message):
         LinearMixed(formula).fit(wrong)
 
@@ -256,7 +263,16 @@ def test_other_misuse_has_clear_errors(model, adata):
         model.counterfactual(adata, {"condition": "stim"}, unknown="guess")
 
 
+def aged(adata: AnnData) -> AnnData:
+    adata = adata.copy()
+    adata.obs["age"] = np.arange(adata.n_obs) % 7.0
+    return adata
+
+
 def test_weak_designs_are_warned_of(adata):
+    with pytest.warns(ScmedleyWarning, match="no random term"):
+        numbers = LinearMixed("~ age").fit(aged(adata))
+    assert numbers.variances()["term"].tolist() == ["residual"]
     with pytest.warns(ScmedleyWarning, match="condition has 2 levels"):
         LinearMixed("condition").fit(adata)
     with warnings.catch_warnings():

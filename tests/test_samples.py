@@ -181,6 +181,20 @@ def test_association_of_a_condition_compares_samples_within_donors() -> None:
         interpret.sample_association(table, obs, "sample", donor_key="person")
 
 
+def test_many_samples_have_a_p_value() -> None:
+    samples = [f"s{i}" for i in range(1100)]
+    one, other = np.triu_indices(len(samples), 1)
+    place = np.random.default_rng(0).normal(size=len(samples))
+    table = pd.DataFrame(
+        {"label": "all", "sample_1": np.array(samples)[one], "sample_2": np.array(samples)[other]}
+    )
+    table["distance"] = np.abs(place[one] - place[other])
+    obs = pd.DataFrame({"sample": samples * 2, "age": [*place, *place], "sex": ["f", "m"] * 1100})
+    found = interpret.sample_association(table, obs, "sample", permutations=9)
+    assert found["least_p"].tolist() == [0.1, 0.1]
+    assert found.set_index("column").loc["age", "r2"] > 0.99
+
+
 def test_association_finds_what_moves_samples() -> None:
     cells = cells_of(0.1, n_samples=10)
     moved = ((cells.obs["sex"] == "f") & (cells.obs["kind"] == "a")).to_numpy()

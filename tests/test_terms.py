@@ -177,11 +177,15 @@ def test_unknown_targets(obs, to, says) -> None:
         ("~ sex + (1 | donor)", "not a column of obs"),
         ("~ log(age) + (1 | donor)", "Compute it as a column"),
         ("~ constant + (1 | donor)", "All cells have constant = 1"),
+        ("~ age ~ condition", "more than one '~'"),
+        ("~ age % 2", "unexpected '%'"),
+        ("~ huge", "too large to compute with"),
         ("~ gap + (1 | donor)", r"1 of 8 cells have no value in obs\['gap'\]"),
     ],
 )
 def test_formulas_that_cannot_be_used(obs, formula, says) -> None:
     obs["constant"], obs["gap"] = 1.0, ["x"] * 7 + [None]
+    obs["huge"] = obs["age"] * 1e300
     with pytest.raises(ScmedleyError, match=says):
         learnt(obs, formula)
 

@@ -131,6 +131,15 @@ def test_what_cannot_be_split(cells) -> None:
         split(cells, "~ donor + study")
 
 
+def test_genes_of_one_name_and_no_variable_genes(cells) -> None:
+    twice = cells.copy()
+    twice.var_names = ["g0", *twice.var_names[:-1]]
+    assert split(twice, "~ (1 | donor)").index[:2].tolist() == ["g0", "g0"]
+    assert len(split(twice, "~ (1 | donor)", genes=["g0"])) == 1
+    twice.var["highly_variable"] = False
+    assert len(split(twice, "~ (1 | donor)")) == cells.n_vars
+
+
 def test_figures_of_shares(cells) -> None:
     shares = split(cells, "~ (1 | cell_type) + (1 | condition) + (1 | study/donor)")
     figure = pl.variance_split(shares)

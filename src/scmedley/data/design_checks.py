@@ -81,10 +81,12 @@ class _Observed:
     @classmethod
     def of(cls, terms: Terms, obs: pd.DataFrame) -> "_Observed":
         columns = list(terms.columns)
-        groups = obs[columns].groupby(columns, observed=True, sort=False, dropna=False)
-        combined = groups.size().rename("cells").reset_index()
+        values = obs[columns].reset_index(drop=True)  # an index may be named as a column
+        groups = values.groupby(columns, observed=True, sort=False, dropna=False)
+        n_C = groups.size()
+        combined = n_C.index.to_frame(index=False)
         level_CT, value_CT = terms.rows(combined)
-        return cls(terms, combined, combined["cells"].to_numpy(np.int64), level_CT, value_CT)
+        return cls(terms, combined, np.asarray(n_C, np.int64), level_CT, value_CT)
 
     @property
     def fixed(self) -> list[int]:
@@ -228,8 +230,8 @@ def _check_slope(design: _Observed, t: int) -> None:
 def _same_levels(design: _Observed, t: int, u: int) -> str:
     one, other = sorted((t, u), key=lambda i: (len(design[i].factors), len(design[i].columns)))
     simple, compound = design[one], design[other]
-    if len(compound.factors) > len(simple.factors):
-        added = [c for c in compound.columns if c not in simple.columns]
+    added = [c for c in compound.columns if c not in simple.columns]
+    if added and len(compound.factors) > len(simple.factors):
         return (
             f"Each {simple.name} has cells of one {' and '.join(added)} only, so responses that differ between levels "
             f"of {simple.name} cannot be learnt. Write (1 | {simple.name}) instead of "

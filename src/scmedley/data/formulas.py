@@ -167,6 +167,7 @@ def parse(formula: str, obs: pd.DataFrame | None = None) -> list[Term]:
             "example '~ condition + (1 | donor)'."
         )
     try:
+        _check_whole(text)
         found = model_description(text).terms
     except Exception as error:  # its scanner and parser raise their own types
         raise ScmedleyError(
@@ -188,6 +189,20 @@ def parse(formula: str, obs: pd.DataFrame | None = None) -> list[Term]:
     if not terms:
         raise ScmedleyError(f"The design {formula!r} has no term. For example '~ condition + (1 | donor)'.")
     return [unique[name] for name in dict.fromkeys(term.name for term in terms)]
+
+
+def _check_whole(text: str) -> None:
+    """Raise if the parser would stop before the end, and drop the rest, or if there are two sides."""
+    from formulae.parser import Parser
+    from formulae.scanner import Scanner
+
+    tokens = Scanner(text).scan()
+    if any(token.kind == "TILDE" for token in tokens):
+        raise ValueError("it has more than one '~'")
+    parser = Parser(tokens)
+    parser.parse()
+    if not parser.at_end():
+        raise ValueError(f"unexpected {parser.peek().lexeme!r}")
 
 
 def _parts(term: Any, formula: str) -> list[tuple[str, bool]]:

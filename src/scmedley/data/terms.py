@@ -289,7 +289,13 @@ def _learnt(term: Term, obs: pd.DataFrame) -> Term:
     if not term.covariate:
         return term
     x_N = pd.to_numeric(obs[term.covariate]).to_numpy(np.float64)
-    spread = float(x_N.std())
+    with np.errstate(over="ignore"):
+        spread = float(x_N.std())
+    if not np.isfinite(spread):
+        raise ScmedleyError(
+            f"Values of obs[{term.covariate!r}] are too large to compute with (up to {np.abs(x_N).max():g}). Give them "
+            "in another unit."
+        )
     if not spread > 0:
         raise ScmedleyError(
             f"All cells have {term.covariate} = {x_N[0]:g}, so it has no effect. Leave it out."
@@ -322,16 +328,17 @@ def with_levels(term: Term, values: Iterable[tuple[str, ...]]) -> Term:
     return replace(term, levels=tuple(first), values_of_levels=all_values)
 
 
+def is_missing(values: "pd.Series[Any]") -> np.ndarray:
+    """Return which cells have no value that a design can use: blank, "nan" as text, or infinite."""
+    if pd.api.types.is_float_dtype(values):
+        return np.asarray(~np.isfinite(values.to_numpy(np.float64, na_value=np.nan)))
+    return np.asarray(as_categories(values).codes < 0)
+
+
 def _check_complete(obs: pd.DataFrame, column: str) -> None:
     """Raise if cells of a fit have no value in a column, or an infinite one."""
     check_column(obs, column)
-    values = obs[column]
-    numeric = pd.api.types.is_float_dtype(values)
-    missing = (
-        ~np.isfinite(values.to_numpy(np.float64, na_value=np.nan))
-        if numeric
-        else as_categories(values).codes < 0
-    )
+    missing = is_missing(obs[column])
     if missing.any():
         raise ScmedleyError(
             f"{int(missing.sum())} of {len(obs)} cells have no value in obs[{column!r}], which the design names. Add "

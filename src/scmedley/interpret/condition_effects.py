@@ -171,6 +171,8 @@ def _counts(adata: AnnData, values: ValueKind) -> tuple[Matrix, Floats, pd.Index
     if found.values == "other":
         raise ScmedleyError(f"Effects need counts or log-normalised values. {found.reason}")
     x_NG, total_N, genes = counted(adata, found)
+    if not len(genes):
+        raise ScmedleyError("The cells have no genes, so there is nothing to test.")
     if found.values == "counts":
         return x_NG, np.asarray(total_N, np.float64), genes, found.reason
     warn(

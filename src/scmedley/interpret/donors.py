@@ -103,13 +103,13 @@ def read_donors(
         study = pd.Series(as_categories(column(adata, nested_in, "study")))
         path = study.astype("string") + NESTED + table["donor"].astype("string")
         table["donor"] = path.astype("category")
-        table[nested_in], kinds[nested_in] = study, False
+        table[_named(nested_in)], kinds[nested_in] = study, False
     for key in covariates:
         own = column(adata, key, "covariate")
         kinds[key] = is_number(own)
-        table[key] = _values(own, kinds[key])
+        table[_named(key)] = _values(own, kinds[key])
     obs = pd.DataFrame(table)
-    missing = {str(name): int(n) for name, n in obs.isna().sum().items() if n}
+    missing = {str(name).removeprefix(_named("")): int(n) for name, n in obs.isna().sum().items() if n}
     kept = obs.notna().all(axis=1).to_numpy()
     obs = obs[kept].reset_index(drop=True)
     for name in obs.columns[(obs.dtypes == "category").to_numpy()]:
@@ -118,9 +118,19 @@ def read_donors(
     if obs["condition"].nunique() < 2:
         raise ScmedleyError(
             f"obs[{condition_key!r}] has {obs['condition'].nunique()} different value(s) in the cells that have a "
-            "donor, a condition and all covariates; an effect needs two or more."
+            f"donor, a condition and all covariates; an effect needs two or more.{_said(missing)}"
         )
     return Donors(obs, np.flatnonzero(kept), condition_key, levels, kinds, nested_in, missing)
+
+
+def _said(missing: dict[str, int]) -> str:
+    cells = ", ".join(f"{name}: {n:,}" for name, n in missing.items())
+    return f" Cells without a value: {cells}." if missing else ""
+
+
+def _named(key: str) -> str:
+    """Return the name of a covariate in tables of donors, so that it may be called "condition", "donor" or "cells"."""
+    return f"covariate {key}"
 
 
 def is_number(values: pd.Series[Any]) -> bool:
@@ -175,16 +185,17 @@ def samples_of(donors: Donors, chosen_N: NDArray[Any], min_cells: int) -> Sample
     code_N = groups.ngroup().to_numpy(dtype=np.int64)
     table = groups.size().rename("cells").reset_index()
     for key, continuous in donors.covariates.items():
+        name = _named(key)
         if continuous:  # cells may differ, as in their depth; of a donor's age the mean is the age
-            table[key] = groups[key].mean().to_numpy()
+            table[name] = groups[name].mean().to_numpy()
             continue
-        if (several := groups[key].nunique().to_numpy() > 1).any():
+        if (several := groups[name].nunique().to_numpy() > 1).any():
             first = table.iloc[int(several.argmax())]
             raise ScmedleyError(
                 f"obs[{key!r}] has several values in the cells of donor {first['donor']!r} with condition "
                 f"{first['condition']!r}. A covariate has one value in each sample (a donor under a condition)."
             )
-        table[key] = groups[key].first().to_numpy()
+        table[name] = groups[name].first().to_numpy()
     kept = (table["cells"] >= min_cells).to_numpy()
     new = np.where(kept, np.cumsum(kept) - 1, -1)
     return Samples(table[kept].reset_index(drop=True), new[code_N])
@@ -235,7 +246,9 @@ def design_of(samples: pd.DataFrame, donors: Donors, min_donors: int) -> SampleD
     code_S = np.asarray(donor.codes, dtype=np.int64)
     blocks: dict[str, Any] = {"groups": "none", "paired": "fixed", "mixed": "random"}
     before: dict[str, Floats] = {} if kind == "paired" else {"": np.ones((len(samples), 1))}
-    before |= {key: _columns(samples[key], continuous) for key, continuous in donors.covariates.items()}
+    before |= {
+        key: _columns(samples[_named(key)], continuous) for key, continuous in donors.covariates.items()
+    }
     asked_ST = _columns(samples["condition"], not donors.levels, donors.levels)
 
     x_ST = np.hstack([np.empty((len(samples), 0)), *before.values(), asked_ST])

@@ -132,10 +132,13 @@ def log_expression(adata: AnnData, genes: Sequence[str] | None, values: ValueKin
     if found.values == "other":
         raise ScmedleyError(f"Shares of variance need counts or log-normalised values. {found.reason}")
     x_NG, total_N, known = counted(adata, found)
-    if genes is None and keys.HVG in adata.var:
+    if genes is None and keys.HVG in adata.var and adata.var[keys.HVG].any():
         genes = list(adata.var_names[adata.var[keys.HVG].to_numpy(bool)])
-    wanted = known if genes is None else pd.Index(genes)
-    place = known.get_indexer(wanted)
+    if genes is None:
+        return normalised(x_NG, total_N, found).astype(np.float64), known
+    wanted = pd.Index(genes)
+    first = np.flatnonzero(~known.duplicated())  # of genes with one name
+    place = np.append(first, -1)[known[first].get_indexer(wanted)]
     if missing := [str(gene) for gene, i in zip(wanted, place, strict=True) if i < 0]:
         raise ScmedleyError(f"The cells have no gene {listed(missing)}. Choose names of var_names.")
     return normalised(x_NG[:, place], total_N, found).astype(np.float64), wanted

@@ -148,7 +148,9 @@ def _times(levels_NL: csr_matrix, z_NP: np.ndarray) -> csr_matrix:
 
 
 def sample_term(terms: Terms, obs: pd.DataFrame) -> Term | None:
-    """Return a random term with one level for each combination of all categorical columns; ``None`` if there is one.
+    """Return a random term with one level for each combination of all categorical columns.
+
+    ``None`` if there is one, or if no column is categorical.
 
     Cells of one sample share more than the effects of a design without it: without this term the model would
     take each of them as independent evidence.
@@ -157,6 +159,8 @@ def sample_term(terms: Terms, obs: pd.DataFrame) -> Term | None:
     longest = [f for f in factors if not any(f != other and f == other[: len(f)] for other in factors)]
     inside = {column for factor in longest if len(factor) > 1 for column in factor}
     chosen = tuple(f for f in longest if len(f) > 1 or f[0] not in inside)
+    if not chosen:
+        return None
     term = Term(JOINED.join(NESTED.join(factor) for factor in chosen), chosen)
     term = with_levels(term, term.levels_in(obs))
     if any(len(other.levels) == len(term.levels) and not other.covariate for other in terms.terms):

@@ -125,7 +125,9 @@ def effects(
                 io.write_csv(pd.DataFrame(shares.attrs["shares"]), folder / SHARES)
             for table, name in OF_SAMPLES.items():
                 if (rows := getattr(between, table)) is not None:
-                    io.write_csv(rows.reset_index() if table == "shares" else rows, folder / name)
+                    io.write_csv(
+                        rows.reset_index(allow_duplicates=True) if table == "shares" else rows, folder / name
+                    )
             write_effects(found, shares, vars(between), record, folder / EFFECTS_PAGE, input.name)
             io.write_json(versions(), folder / VERSIONS)
             io.write_json(record, folder / EFFECTS_RECORD)

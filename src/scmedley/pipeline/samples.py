@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from scmedley.data.design import as_categories, column
 from scmedley.data.formulas import NESTED
-from scmedley.data.terms import BETWEEN
+from scmedley.data.terms import BETWEEN, is_missing
 from scmedley.errors import ScmedleyError, heard
 from scmedley.interpret.donors import is_number
-from scmedley.interpret.sample_map import sample_association, sample_map
+from scmedley.interpret.sample_map import sample_association, sample_columns, sample_map
 from scmedley.interpret.samples import GENES, sample_distances
 from scmedley.interpret.variance import variance_split
 
@@ -72,10 +74,13 @@ def between_samples(
             how: dict[str, Any] = {"use": GENES, "permutations": PERMUTATIONS, "min_cells": max(min_cells, 2)}
             found.distances = sample_distances(cells, SAMPLE, label, **how)
             found.places = sample_map(found.distances, cells.obs, SAMPLE)
-            columns = [condition, *covariates, *([] if nested_in is None else [nested_in])]
-            found.association = sample_association(
-                found.distances, cells.obs, SAMPLE, columns, donor_key=DONOR
-            )
+            # A condition that names each sample, such as one donor's treatment, cannot be tested.
+            known = sample_columns(cells.obs, SAMPLE)
+            asked = (condition, *covariates, *([] if nested_in is None else [nested_in]))
+            if columns := [key for key in asked if key in known]:
+                found.association = sample_association(
+                    found.distances, cells.obs, SAMPLE, columns, donor_key=DONOR
+                )
         except ScmedleyError as error:
             found.why["distances"] = str(error)
     return found
@@ -99,7 +104,7 @@ def _shares(
     terms = [_term(adata, key) for key in (*([] if label is None else [label]), condition, *covariates)]
     path = f"`{donor}`" if nested_in is None else f"`{nested_in}`/`{donor}`"
     by = [key for key in (nested_in, donor, condition, label) if key is not None]
-    known = adata.obs[[*by, *covariates]].notna().all(axis=1).to_numpy()
+    known = ~np.any([is_missing(adata.obs[key]) for key in (*by, *covariates)], axis=0)
     formula = "~ " + " + ".join([*terms, f"(1 | {path})"])
     return variance_split(adata[known], formula, genes=genes, by=by, progress=False)
 
@@ -117,7 +122,9 @@ def _with_samples(adata: AnnData, condition: str, donor: str, nested_in: str | N
 
     # A joined name is missing if one of its parts is.
     own = names(donor) if nested_in is None else names(nested_in) + NESTED + names(donor)
-    cells = AnnData(adata.X, adata.obs.copy(), adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+        cells = AnnData(adata.X, adata.obs.copy(), adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
     cells.raw = adata.raw.to_adata() if adata.raw is not None else None
     for key, joined in ((DONOR, own), (SAMPLE, own + BETWEEN + names(condition))):
         cells.obs[key] = joined.astype(object).where(joined.notna(), None).astype("category")
