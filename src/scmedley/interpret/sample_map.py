@@ -182,7 +182,7 @@ def _donors(obs: pd.DataFrame, sample_key: str, donor_key: str) -> pd.Series[Any
             f"obs has no column {donor_key!r}. It has {listed(list(map(str, obs.columns)), 20)}."
         )
     donor = pd.Series(as_categories(obs[donor_key]).codes, obs.index)
-    groups = donor.groupby(pd.Series(as_categories(obs[sample_key]).astype(object), obs.index))
+    groups = donor.groupby(np.asarray(as_categories(obs[sample_key]).astype(object)))
     wrong = (groups.nunique() > 1) | (groups.min() < 0)
     if wrong.any():
         raise ScmedleyError(
