@@ -107,9 +107,10 @@ def score(adata: AnnData, case: Case, n: int, n_networks: int) -> list[dict[str,
         sizes["default network"] = [network_size(c, case, 0) for c in copies[: n_networks + 1]]
     rows = []
     for method, (true, *nulls) in sizes.items():
-        row = {"set": case.data, "permuted": case.column, "method": method, "true": true}
-        row |= {"permuted_mean": float(np.mean(nulls)), "permuted_max": float(np.max(nulls)), "n": len(nulls)}
-        rows.append(row | {"share": row["permuted_mean"] / true, "share_max": row["permuted_max"] / true})
+        mean, largest = float(np.mean(nulls)), float(np.max(nulls))
+        row = {"set": case.data, "column": case.column, "method": method, "n": len(nulls), "true": true}
+        row |= {"permuted": mean, "permuted_max": largest, "share": mean / true, "share_max": largest / true}
+        rows.append(row)
         print(rows[-1], flush=True)
     return rows
 
