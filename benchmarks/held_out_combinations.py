@@ -11,8 +11,8 @@ The settings of LinearMixed are chosen inside the training cells of each fold al
 cells are held out in turn, and the setting with the best R2 of the change wins (``best``). Settings are the prior
 of the condition's effect, and the coordinates on which it has slopes. Two other rows show what the choice does: the
 simplest setting within one standard error of the best (``simplest``), and always the first setting.
-LEMUR (pylemur) and scVI (scvi-tools) are skipped where they are not installed. Methods are compared by what they add
-to a source cell, so all predicted cells have the noise of cells.
+The network, LEMUR (pylemur) and scVI (scvi-tools) are scored on glioblastoma; those that are not installed are skipped.
+Methods are compared by what they add to a source cell, so all predicted cells have the noise of cells.
 
 Every (set, group, method, seed) is a JSON file under ``--out``: the same command resumes a stopped run.
 
@@ -124,8 +124,9 @@ def main() -> None:
             print(f"{name}: skipped, {options.data}/ has no {TASKS[name].file}. Name its folder with --data.")
             continue
         adata = read(TASKS[name], options.data)
+        scored = names if TASKS[name].rivals else [n for n in names if n == LINEAR]
         for group in groups(adata.obs):
-            for row in rows_of(adata, group, names, options.seeds, options.out / name):
+            for row in rows_of(adata, group, scored, options.seeds, options.out / name):
                 found.append({"set": name} | row)
                 print(name, row, flush=True)
     if not found:
