@@ -11,7 +11,7 @@ The settings of LinearMixed are chosen inside the training cells of each fold al
 cells are held out in turn, and the setting with the best R2 of the change wins (``best``). Settings are the prior
 of the condition's effect, and the coordinates on which it has slopes. Two other rows show what the choice does: the
 simplest setting within one standard error of the best (``simplest``), and always the first setting.
-The network, LEMUR (pylemur) and scVI (scvi-tools) are scored on glioblastoma; those that are not installed are skipped.
+LEMUR (pylemur) and scVI (scvi-tools) are scored on glioblastoma, if they are installed.
 Methods are compared by what they add to a source cell, so all predicted cells have the noise of cells.
 
 Every (set, group, method, seed) is a JSON file under ``--out``: the same command resumes a stopped run.
@@ -124,7 +124,7 @@ def main() -> None:
             print(f"{name}: skipped, {options.data}/ has no {TASKS[name].file}. Name its folder with --data.")
             continue
         adata = read(TASKS[name], options.data)
-        scored = names if TASKS[name].rivals else [n for n in names if n == LINEAR]
+        scored = [n for n in names if TASKS[name].rivals or n not in METHODS or not METHODS[n].rival]
         for group in groups(adata.obs):
             for row in rows_of(adata, group, scored, options.seeds, options.out / name):
                 found.append({"set": name} | row)

@@ -36,7 +36,7 @@ class Task:
     total
         Column of a cell's total count, for files with a choice of genes; empty: the total of the file's genes.
     rivals
-        Whether the network and other methods are scored too, not only LinearMixed and the baselines.
+        Whether other packages are scored too.
     """
 
     file: str
@@ -47,7 +47,9 @@ class Task:
 
 
 TASKS = {
-    "glioblastoma": Task("glioblastoma_panobinostat_5patients_300g.h5ad", "donor", "panobinostat", rivals=True),
+    "glioblastoma": Task(
+        "glioblastoma_panobinostat_5patients_300g.h5ad", "donor", "panobinostat", rivals=True
+    ),
     "kang_3donors": Task("kang_ifnb_3donors_9517_100g.h5ad", "cell_type", "stim", "total_umi"),
     "kang_2donors": Task("kang_ifnb_2donors_1556.h5ad", "cell_type", "stim"),
 }

@@ -23,17 +23,18 @@ from scmedley.evaluate import counterfactual as held_out
 if TYPE_CHECKING:
     from anndata import AnnData
 
-EPOCHS, SCVI_EPOCHS = 30, 200  # the network: as in recipes/glioblastoma.py
+EPOCHS, SCVI_EPOCHS = 30, 200
+FEW = 3000  # cells: twice the epochs for fewer, as in recipes/kang.py; 30 as in recipes/glioblastoma.py
 
 
 def network(train: AnnData, source: AnnData, seed: int, design: str = CONDITION) -> np.ndarray:
-    """Predict by the random-effects network of the default preset, by default with the condition as batch."""
+    """Predict by the default network, whose batch is the condition unless a design is given."""
     cells = train.copy()
     sm.pp.prepare(cells, batch_key=CONDITION, values="log1p", min_genes=0, min_cells=0, seed=seed)
-    settings = sm.RandomEffectsSettings(max_epochs=EPOCHS)
+    settings = sm.FixedEffectsSettings(max_epochs=EPOCHS if train.n_obs > FEW else 2 * EPOCHS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no training cell has this combination is the point
-        model = sm.RandomEffects(design, settings=settings).fit(cells, seed=seed, threads=1, progress=False)
+        model = sm.FixedEffects(design, settings=settings).fit(cells, seed=seed, threads=1, progress=False)
         to: Any = TARGET if design == CONDITION else {CONDITION: TARGET}
         shown: Any = model.counterfactual(cells[source.obs_names], to=to)
     return np.asarray(shown.layers["difference"], np.float64)
@@ -109,6 +110,11 @@ class Method:
 
     predict: Callable[[AnnData, AnnData, int], np.ndarray]
     package: str = "scmedley"
+
+    @property
+    def rival(self) -> bool:
+        """Whether it is of another package."""
+        return self.package != "scmedley"
 
 
 METHODS = {
