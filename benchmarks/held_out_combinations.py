@@ -94,7 +94,8 @@ def rows_of(
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the means over groups, and the standard deviation over seeds of these means."""
     rows = rows[rows["method"] != INNER]
-    per_seed = rows.fillna({"seed": 0}).groupby(["set", "method", "seed"], sort=False)[list(MEASURES)].mean()
+    seed = rows["seed"].fillna(0) if "seed" in rows else 0  # what does not depend on it has none
+    per_seed = rows.assign(seed=seed).groupby(["set", "method", "seed"], sort=False)[list(MEASURES)].mean()
     by_method = per_seed.groupby(["set", "method"], sort=False)
     found = by_method.mean()
     for name in MEASURES:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.sparse.linalg import eigsh
 
 import scmedley as sm
 from held_out_data import CONDITION, GROUP, SOURCE, TARGET, groups, mean, parts
@@ -76,11 +77,11 @@ def coordinates(train: AnnData, cells: AnnData, n: int, of: str) -> np.ndarray:
     means = [train.X[(train.obs[CONDITION] == c).to_numpy()].mean(axis=0) for c in (SOURCE, TARGET)]
     mean_CG = np.stack([np.asarray(mean).ravel() for mean in means])
     y_NG = deviations(train)
-    axes_PG = np.linalg.eigh(y_NG.T @ y_NG)[1][:, ::-1][:, :n].T
-    z_NP = deviations(cells) @ axes_PG.T
+    axes_GP = eigsh(y_NG.T @ y_NG, k=n, v0=np.ones(y_NG.shape[1]))[1]  # v0: the same bits each time
+    z_NP = deviations(cells) @ axes_GP
     if of == "cell":
         return np.asarray(z_NP)
-    z, group_N = pd.DataFrame(y_NG @ axes_PG.T), train.obs[GROUP].astype(str).to_numpy()
+    z, group_N = pd.DataFrame(y_NG @ axes_GP), train.obs[GROUP].astype(str).to_numpy()
     source, target = (
         z[rows].groupby(group_N[rows]).mean()
         for rows in ((train.obs[CONDITION] == c).to_numpy() for c in (SOURCE, TARGET))
