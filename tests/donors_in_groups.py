@@ -18,7 +18,7 @@ def donors_in_groups(
     change: float = 1.0,
     seed: int = 0,
 ) -> AnnData:
-    """Give cells of two types; the first ``n_changed`` genes change in type B alone (log2), half of them down.
+    """Return cells of two types; the first ``n_changed`` genes change in type B alone (log2), half of them down.
 
     Donors are paired, or the first half is "ctrl" and the other half "stim". Every donor has a level of its own in
     each gene, and so has every sample.

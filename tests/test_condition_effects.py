@@ -15,13 +15,13 @@ KEYS = ("condition", "donor", "type")
 
 
 def of(table: pd.DataFrame, label: str, contrast: str = "stim - ctrl") -> pd.DataFrame:
-    """Give the rows of a label and contrast in the order of the genes."""
+    """Return the rows of a label and contrast in the order of the genes."""
     rows = table[(table["label"] == label) & (table["contrast"] == contrast)].set_index("gene")
     return rows.loc[sorted(rows.index, key=lambda gene: int(gene[1:]))]
 
 
 def pseudobulk(adata, label: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """Give samples and log2 counts per million, by hand."""
+    """Return samples and log2 counts per million, by hand."""
     mine = adata[adata.obs["type"] == label]
     counts = pd.DataFrame(mine.X.toarray().astype(float), columns=mine.var_names)
     groups = [mine.obs["donor"].astype(str).to_numpy(), mine.obs["condition"].astype(str).to_numpy()]

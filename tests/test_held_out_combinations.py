@@ -15,9 +15,11 @@ if not BENCHMARKS.exists():  # in a source distribution
 sys.path.insert(0, str(BENCHMARKS))
 
 import held_out_combinations as benchmark  # noqa: E402
+import held_out_data as data  # noqa: E402
+import held_out_linear as linear  # noqa: E402
 import permuted_effects  # noqa: E402
 
-SETTINGS = (benchmark.Setting(), benchmark.Setting(1, "cell"), benchmark.Setting(1, "group"))
+SETTINGS = (linear.Setting(), linear.Setting(1, "cell"), linear.Setting(1, "group"))
 CELLS = 15  # of a group in a condition
 
 
@@ -29,11 +31,11 @@ def crossed(seed: int = 0) -> AnnData:
     mean = rng.normal(1.5, 0.3, (3, 30))[np.searchsorted(list("abc"), group)]
     mean[target, :10] += 1.0
     x = np.maximum(mean + rng.normal(0, 0.3, mean.shape), 0).astype(np.float32)
-    condition = np.where(target, benchmark.TARGET, benchmark.SOURCE)
+    condition = np.where(target, data.TARGET, data.SOURCE)
     obs = pd.DataFrame(
         {
-            benchmark.GROUP: pd.Categorical(group),
-            benchmark.CONDITION: pd.Categorical(condition, categories=[benchmark.SOURCE, benchmark.TARGET]),
+            data.GROUP: pd.Categorical(group),
+            data.CONDITION: pd.Categorical(condition, categories=[data.SOURCE, data.TARGET]),
         },
         index=[f"cell {i}" for i in range(len(group))],
     )
@@ -42,24 +44,24 @@ def crossed(seed: int = 0) -> AnnData:
 
 def test_the_rules_of_choice() -> None:
     r2 = np.array([[0.4, 0.5, 0.1], [0.5, 0.4, 0.2], [0.3, 0.5, 0.1]])
-    assert benchmark.best(r2, SETTINGS) == SETTINGS[1]
-    assert benchmark.simplest(r2, SETTINGS) == SETTINGS[0]  # 0.07 behind, with a standard error of 0.09
-    assert benchmark.simplest(r2 + np.array([0.0, 0.5, 0.0]), SETTINGS) == SETTINGS[1]
+    assert linear.best(r2, SETTINGS) == SETTINGS[1]
+    assert linear.simplest(r2, SETTINGS) == SETTINGS[0]  # 0.07 behind, with a standard error of 0.09
+    assert linear.simplest(r2 + np.array([0.0, 0.5, 0.0]), SETTINGS) == SETTINGS[1]
 
 
 def test_the_choice_never_sees_the_held_out_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     adata = crossed()
     held_out = set(adata.obs_names[(adata.obs["group"] == "b") & (adata.obs["condition"] == "target")])
     seen: list[set[str]] = []
-    original = benchmark.linear_mixed
+    original = linear.linear_mixed
 
-    def watched(train: AnnData, source: AnnData, setting: benchmark.Setting) -> np.ndarray:
+    def watched(train: AnnData, source: AnnData, setting: linear.Setting) -> np.ndarray:
         seen.append(set(train.obs_names) | set(source.obs_names))
         return original(train, source, setting)
 
-    monkeypatch.setattr(benchmark, "linear_mixed", watched)
-    train, _, target = benchmark.parts(adata, "b")
-    r2 = benchmark.inner_scores(train, SETTINGS[:2])
+    monkeypatch.setattr(linear, "linear_mixed", watched)
+    train, _, target = data.parts(adata, "b")
+    r2 = linear.inner_scores(train, SETTINGS[:2])
     assert set(target.obs_names) == held_out
     assert r2.shape == (2, 2)  # group b itself cannot be an inner fold
     assert len(seen) == r2.size
@@ -71,30 +73,26 @@ def test_the_choice_never_sees_the_held_out_cells(monkeypatch: pytest.MonkeyPatc
     values = other.X.toarray()
     values[other.obs_names.isin(held_out)] = 99.0
     other.X = csr_matrix(values)
-    changed = benchmark.parts(other, "b")
-    np.testing.assert_array_equal(benchmark.inner_scores(changed[0], SETTINGS[1:2])[:, 0], r2[:, 1])
+    changed = data.parts(other, "b")
+    np.testing.assert_array_equal(linear.inner_scores(changed[0], SETTINGS[1:2])[:, 0], r2[:, 1])
 
 
 def test_a_common_effect_is_predicted_and_rows_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "SETTINGS", SETTINGS[:1])
-    rows = pd.DataFrame(benchmark.rows_of(crossed(), "a", [benchmark.LINEAR], 2, tmp_path)).set_index(
-        "method"
-    )
+    rows = pd.DataFrame(benchmark.rows_of(crossed(), "a", [linear.LINEAR], 2, tmp_path)).set_index("method")
     assert rows.loc["no change", "R2"] == pytest.approx(0, abs=1e-6)
-    assert rows.loc["no change", "E-distance"] > 10 * abs(rows.loc[benchmark.LINEAR, "E-distance"])
-    assert rows.loc[benchmark.LINEAR, "R2"] > 0.9
-    again = pd.DataFrame(benchmark.rows_of(crossed(1), "a", [benchmark.LINEAR], 2, tmp_path))
-    assert (
-        again.set_index("method").loc[benchmark.LINEAR, "R2"] == rows.loc[benchmark.LINEAR, "R2"]
-    )  # resumed
+    assert rows.loc["no change", "E-distance"] > 10 * abs(rows.loc[linear.LINEAR, "E-distance"])
+    assert rows.loc[linear.LINEAR, "R2"] > 0.9
+    again = pd.DataFrame(benchmark.rows_of(crossed(1), "a", [linear.LINEAR], 2, tmp_path))
+    assert again.set_index("method").loc[linear.LINEAR, "R2"] == rows.loc[linear.LINEAR, "R2"]  # resumed
 
 
 def test_coordinates_of_a_group_are_those_of_its_source_cells() -> None:
-    train, source, _ = benchmark.parts(crossed(), "a")
-    own = benchmark.coordinates(train, source, 2, "cell")
-    of_group = benchmark.coordinates(train, source, 2, "group")
+    train, source, _ = data.parts(crossed(), "a")
+    own = linear.coordinates(train, source, 2, "cell")
+    of_group = linear.coordinates(train, source, 2, "group")
     np.testing.assert_allclose(of_group, np.broadcast_to(own.mean(axis=0), own.shape), atol=1e-9)
 
 

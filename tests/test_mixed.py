@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.sparse import csr_matrix
 
-from scmedley.nn.mixed import EPSILON, H_K, Columns, Posterior, Statistics, Variances, learn
+from scmedley.nn.mixed import EPSILON, H_K, TAIL_J, Columns, Posterior, Statistics, Variances, learn
 
 CONDITION, DONORS, GENES = 2, 6, 4
 CENTRING = np.eye(CONDITION) - 1 / CONDITION
@@ -110,3 +110,32 @@ def test_too_few_cells_are_refused():
     first = np.unique(x.toarray()[:, 3:].argmax(axis=1), return_index=True)[1]  # one cell of each donor
     with pytest.raises(ValueError, match="6 cells are too few for 9 columns"):
         learn(Statistics.of(x[first], y[first]), COLUMNS)
+
+
+def test_a_constant_gene_has_neither_effects_nor_noise():
+    x, y = design()
+    y[:, 0] = 3.0
+    found = learn(Statistics.of(x, y), COLUMNS)
+    whole, rest = Statistics.of(x, y), Statistics.of(x, y[:, 1:])
+    effect, sd = Posterior(whole, COLUMNS, found).effects
+    assert np.abs(effect[:, 0]).max() < 1e-6
+    assert sd[1:, 0].max() < 1e-2
+    assert_allclose(found.pooled_T, learn(rest, COLUMNS).pooled_T)
+
+
+def test_factors_of_tailed_groups_have_the_likelihood_of_dense_algebra():
+    """Also where the effects of a small factor are far below those of the donors."""
+    x, y = design()
+    columns = Columns(np.array([-1] + [0] * CONDITION + [1] * DONORS), tailed=(0,))
+    ratio, noise = np.array([1e-8, 0.3]), np.array([0.5, 1.0, 1.5, 2.0])
+    share_JK = np.outer(np.full(len(TAIL_J), 1 / len(TAIL_J)), H_K == 1)
+    found = Posterior(Statistics.of(x, y), columns, Variances(ratio, ratio, share_JK, noise, y.mean(0)))
+    log_p = np.empty((GENES, len(TAIL_J)))
+    for j, factor in enumerate(TAIL_J):
+        w = np.r_[1 / EPSILON, [ratio[0] * factor] * CONDITION, [ratio[1]] * DONORS]
+        total = (x.toarray() * w) @ x.toarray().T + np.eye(len(y))
+        r = y - y.mean(0)
+        log_p[:, j] = -0.5 * (r * np.linalg.solve(total, r)).sum(0) / noise
+        log_p[:, j] -= 0.5 * np.linalg.slogdet(total)[1]
+    p = np.exp(log_p - log_p.max(1, keepdims=True))
+    assert_allclose(found.p_GJK.sum(2), p / p.sum(1, keepdims=True), atol=1e-6)

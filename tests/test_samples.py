@@ -145,6 +145,52 @@ def test_values_that_are_missing_have_no_distances() -> None:
         interpret.sample_distances(cells, "donor", use="X_pca")
 
 
+def samples_of_donors(
+    n_donors: int, seed: int, each: int = 2, moved: float = 0.0
+) -> tuple[pd.DataFrame, ...]:
+    """Distances and annotation of ``each`` samples of each donor; donors differ, and so may their conditions."""
+    rng = np.random.default_rng(seed)
+    donor_D = np.repeat(np.arange(n_donors), each)
+    condition_D = np.tile(["ctrl", "stim"], n_donors * each // 2)
+    z_D = rng.normal(size=n_donors)[donor_D] + 0.2 * rng.normal(size=len(donor_D))
+    z_D += moved * (condition_D == "stim")
+    names = np.array([f"s{i}" for i in range(len(donor_D))], dtype=object)
+    obs = pd.DataFrame({"sample": names, "condition": condition_D})
+    obs["donor"], obs["sex"] = donor_D.astype(str), np.where(donor_D % 2, "f", "m")
+    one, other = np.triu_indices(len(donor_D), 1)
+    pairs = {"sample_1": names[one], "sample_2": names[other], "distance": np.abs(z_D[one] - z_D[other])}
+    return pd.DataFrame({"label": "a"} | pairs), obs
+
+
+def test_association_permutes_donors_and_not_their_samples() -> None:
+    p: dict[str | None, list[float]] = {None: [], "donor": []}
+    for seed in range(40):
+        table, obs = samples_of_donors(8, seed, each=4)
+        for key, found in p.items():
+            how = {"donor_key": key, "permutations": 59, "seed": seed}
+            found.append(interpret.sample_association(table, obs, "sample", ["sex"], **how)["p"].item())
+    assert stats.kstest(p["donor"], "uniform").pvalue > 0.05
+    assert np.mean(np.array(p[None]) < 0.1) > 0.25  # which should be 0.1: samples are not independent
+
+
+def test_association_of_a_condition_compares_samples_within_donors() -> None:
+    table, obs = samples_of_donors(8, 0, moved=0.8)
+    within, among = (
+        interpret.sample_association(table, obs, "sample", donor_key=key).set_index("column")
+        for key in ("donor", None)
+    )
+    assert list(within.index) == ["condition", "sex"]
+    assert within.loc["condition", "least_p"] == pytest.approx(1 / 2**7)
+    assert within.loc["condition", "p"] < 0.02 < among.loc["condition", "p"]
+    assert within.loc["sex", "least_p"] == pytest.approx(1 / 35)  # four of eight donors
+    obs.loc[0, "donor"] = "7"
+    obs = pd.concat([obs, obs.assign(donor="9")])
+    with pytest.raises(ScmedleyError, match=r"'s0' has several values of obs\['donor'\], or none"):
+        interpret.sample_association(table, obs, "sample", ["sex"], donor_key="donor")
+    with pytest.raises(ScmedleyError, match="no column 'person'"):
+        interpret.sample_association(table, obs, "sample", donor_key="person")
+
+
 def test_many_samples_have_a_p_value() -> None:
     samples = [f"s{i}" for i in range(1100)]
     one, other = np.triu_indices(len(samples), 1)

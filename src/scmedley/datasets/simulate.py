@@ -33,6 +33,7 @@ CONCENTRATION = 8.0  # of the Dirichlet distribution of a donor's shares of labe
 # Median and 90 % quantile over genes of the standard deviation of effects, and of the dispersion.
 LABELS, STUDIES, DONORS, DISPERSION = (0.6, 1.5), (0.3, 0.6), (0.18, 0.4), (0.2, 1.5)
 AGE = (50.0, 15.0)  # mean and standard deviation over donors, years
+Z_OF_90 = 1.2816  # 90 % quantile of the standard normal distribution
 BLOCK = 2_000_000  # values drawn at once
 
 
@@ -217,7 +218,7 @@ def _base(n_genes: int, like: AnnData | None, rng: np.random.Generator) -> NDArr
 def _spread(of: tuple[float, float], n_genes: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw a value of each gene from the log-normal distribution of this median and 90 % quantile."""
     median, high = of
-    return rng.lognormal(np.log(median), np.log(high / median) / 1.2816, n_genes)
+    return rng.lognormal(np.log(median), np.log(high / median) / Z_OF_90, n_genes)
 
 
 def _effects(names: list[str], spread_G: NDArray[np.float64], rng: np.random.Generator) -> pd.DataFrame:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from scmedley.errors import ScmedleyError
-from scmedley.interpret.condition_effects import fitted, labels_of
+from scmedley.interpret.condition_effects import fitted, labels_of, of_contrast
 from scmedley.interpret.donors import Donors, design_of, read_donors, samples_of
 from scmedley.interpret.markers import adjusted
-from scmedley.interpret.moderated import Floats, t_test
+from scmedley.interpret.moderated import Floats
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,7 +66,7 @@ def composition(
     pandas.DataFrame
         One row per label and contrast: ``effect`` (log2 change of the label's ratio to the geometric mean of all
         labels, or its slope per unit) with ``q05`` to ``q95`` (90 % interval), ``se``, ``t``, ``df``, ``p``, ``q``
-        (Benjamini-Hochberg, over labels); ``share_reference`` and ``share``: mean share over donors in the two levels
+        (Benjamini-Hochberg, over labels); ``share_reference`` and ``share``: mean share over samples in the two levels
         (of a continuous condition: over all samples, twice the same); ``donors``, ``donors_by_level``, ``design``,
         ``influence``, ``influential_donor``, ``cells``, ``reason``. ``attrs["shares"]`` has the share of each label
         in each sample.
@@ -120,30 +120,12 @@ def _tested(
     y_SK: Floats, samples: pd.DataFrame, donors: Donors, min_donors: int, names: list[str]
 ) -> pd.DataFrame:
     design = design_of(samples, donors, min_donors)
-    called = np.array([str(name) for name in samples["donor"].astype("category").cat.categories] + [""])
-    found = None if design.model is None else fitted(y_SK, design, np.ones(len(names), dtype=bool))
-    none = np.full(len(names), np.nan)
+    found = {} if design.model is None else fitted(y_SK, design, np.ones(len(names), dtype=bool))
     parts = []
     for i, contrast in enumerate(donors.contrasts):
-        columns: dict[str, Any] = {
-            "label": names,
-            "contrast": contrast,
-            "df": np.nan,
-            "influential_donor": "",
-        }
-        columns |= dict.fromkeys(("effect", "q05", "q95", "se", "t", "p", "influence"), none)
-        if found is not None and design.terms[i] >= 0:
-            columns |= {"effect": found["effect"][i], "influence": found["influence"][i]}
-            columns["influential_donor"] = called[found["donor"][i]]
-            if not design.reasons[i]:
-                columns |= t_test(found["effect"][i], found["se"][i], found["df"]) | {"df": found["df"]}
-        columns |= {
-            "q": adjusted(np.asarray(columns["p"])),
-            "donors": design.donors[i],
-            "design": design.kind,
-        }
-        none_said = design.reasons[i] or np.where(np.isnan(columns["t"]), "no variance", "")
-        columns |= {"donors_by_level": design.by_level[i], "reason": none_said}
+        columns = {"label": names, "contrast": contrast} | of_contrast(found, design, i, len(names))
+        columns |= {"q": adjusted(np.asarray(columns["p"]))}
+        columns["reason"] = design.reasons[i] or np.where(np.isnan(columns["t"]), "no variance", "")
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 

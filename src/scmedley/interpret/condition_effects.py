@@ -20,7 +20,7 @@ from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.errors import ScmedleyError, listed, warn
-from scmedley.interpret.donors import Design, Donors, Samples, design_of, read_donors, samples_of
+from scmedley.interpret.donors import Donors, SampleDesign, Samples, design_of, read_donors, samples_of
 from scmedley.interpret.markers import adjusted
 from scmedley.interpret.moderated import NO_VARIANCE, Floats, moderate, precision, t_test, with_correlation
 from scmedley.keys import ValueKind
@@ -228,7 +228,7 @@ def depths(count_SG: Floats, total_S: Floats) -> Floats:
 
 
 def _of_label(
-    sums: _Sums, samples: Samples, design: Design, donors: Donors, min_counts: float
+    sums: _Sums, samples: Samples, design: SampleDesign, donors: Donors, min_counts: float
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Return columns and record of each contrast of one label."""
     n_genes = sums.count_SG.shape[1]
@@ -236,25 +236,16 @@ def _of_label(
     found: dict[str, Any] = {}
     if design.model is not None:
         found = fitted(sums.y_SG, design, expressed_G, sums.share_G * sums.size_S[:, None])
-    names = np.array([str(name) for name in samples.table["donor"].astype("category").cat.categories] + [""])
-    none = np.full(n_genes, np.nan)
     results = []
     for i, contrast in enumerate(donors.contrasts):
         reason = design.reasons[i]
-        columns: dict[str, Any] = dict.fromkeys(("effect", "q05", "q95", "se", "t", "p", "influence"), none)
-        columns |= {"df": np.nan, "influential_donor": "", "design": design.kind}
-        if found and design.terms[i] >= 0:
-            columns |= {"effect": found["effect"][i], "influence": found["influence"][i]}
-            columns["influential_donor"] = names[found["donor"][i]]
-            if not reason:
-                columns |= t_test(found["effect"][i], found["se"][i], found["df"]) | {"df": found["df"]}
+        columns = of_contrast(found, design, i, n_genes)
         unsaid_G = ~expressed_G | (np.isnan(columns["t"]) if not reason else False)
         for name in ("q05", "q95", "se", "t", "p"):
             columns[name] = np.where(unsaid_G, np.nan, columns[name])
         few = f"fewer than {min_counts:g} counts in the mean sample"
         columns["reason"] = reason or np.where(expressed_G, np.where(unsaid_G, "no variance", ""), few)
         columns["q"] = adjusted(np.asarray(columns["p"]))
-        columns |= {"donors": design.donors[i], "donors_by_level": design.by_level[i]}
         columns["mean_expression"] = TARGET_SUM * sums.share_G
         record = {"contrast": contrast, "design": design.kind, "donors": design.donors[i], "reason": reason}
         record |= {"donors_by_level": design.by_level[i], "samples": len(samples.table)}
@@ -264,8 +255,21 @@ def _of_label(
     return results
 
 
+def of_contrast(found: dict[str, Any], design: SampleDesign, i: int, n_genes: int) -> dict[str, Any]:
+    """Return the columns of a contrast of :func:`fitted`; missing where it has no effect, or no test."""
+    none = np.full(n_genes, np.nan)
+    columns: dict[str, Any] = dict.fromkeys(("effect", "q05", "q95", "se", "t", "p", "influence"), none)
+    columns |= {"df": np.nan, "influential_donor": "", "design": design.kind}
+    columns |= {"donors": design.donors[i], "donors_by_level": design.by_level[i]}
+    if found and design.terms[i] >= 0:
+        columns |= {name: found[name][i] for name in ("effect", "influence", "influential_donor")}
+        if not design.reasons[i]:
+            columns |= t_test(found["effect"][i], found["se"][i], found["df"]) | {"df": found["df"]}
+    return columns
+
+
 def fitted(
-    y_SG: Floats, design: Design, chosen_G: NDArray[Any], count_SG: Floats | None = None
+    y_SG: Floats, design: SampleDesign, chosen_G: NDArray[Any], count_SG: Floats | None = None
 ) -> dict[str, Any]:
     """Fit a design to samples: effects of each contrast, standard errors with moderated variances, and influence.
 
@@ -283,7 +287,7 @@ def fitted(
     Returns
     -------
     dict
-        ``effect``, ``se``, ``influence``, ``donor`` (-1: none): contrasts x genes; ``df``, ``prior_df``, ``rho``.
+        ``effect``, ``se``, ``influence``, ``influential_donor``: contrasts x genes; ``df``, ``prior_df``, ``rho``.
     """
     model = design.model
     assert model is not None
@@ -310,7 +314,7 @@ def fitted(
         "effect": estimate.effect_TG[terms],
         "se": np.sqrt(estimate.unscaled_TG[terms] * variance_G),
         "influence": change_TG[order],
-        "donor": donor_TG[order],
+        "influential_donor": design.names[donor_TG[order]],
         "df": df,
         "prior_df": prior_df,
         "rho": model.rho if model.block == "random" else None,

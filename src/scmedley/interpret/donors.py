@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scmedley.data.design import as_categories, called, column
+from scmedley.data.formulas import NESTED
 from scmedley.errors import ScmedleyError, listed
 from scmedley.interpret.moderated import Floats, LinearModel, independent, without_levels
 
@@ -100,7 +101,8 @@ def read_donors(
     kinds: dict[str, bool] = {}
     if nested_in is not None:
         study = pd.Series(as_categories(column(adata, nested_in, "study")))
-        table["donor"] = (study.astype("string") + "/" + table["donor"].astype("string")).astype("category")
+        path = study.astype("string") + NESTED + table["donor"].astype("string")
+        table["donor"] = path.astype("category")
         table[_named(nested_in)], kinds[nested_in] = study, False
     for key in covariates:
         own = column(adata, key, "covariate")
@@ -200,7 +202,7 @@ def samples_of(donors: Donors, chosen_N: NDArray[Any], min_cells: int) -> Sample
 
 
 @dataclass(frozen=True)
-class Design:
+class SampleDesign:
     """The linear model of the samples, and what can be said about each contrast.
 
     Attributes
@@ -210,8 +212,8 @@ class Design:
     kind
         ``"paired"``: all donors have several conditions and are compared with themselves. ``"groups"``: each donor has
         one condition. ``"mixed"``: some donors have several, donors are random effects.
-    kept
-        The samples of the model; in a paired design only those of donors with several conditions.
+    names
+        Donor of each code of the model, and at the end "", for none (-1).
     terms
         Column of the model of each contrast, -1 if it cannot be estimated.
     donors
@@ -224,14 +226,14 @@ class Design:
 
     model: LinearModel | None
     kind: str
-    kept: NDArray[np.int64]
+    names: NDArray[np.object_]
     terms: list[int]
     donors: list[int]
     by_level: list[str]
     reasons: list[str]
 
 
-def design_of(samples: pd.DataFrame, donors: Donors, min_donors: int) -> Design:
+def design_of(samples: pd.DataFrame, donors: Donors, min_donors: int) -> SampleDesign:
     """Return the linear model: constant or donors, study and covariates, then the condition.
 
     A covariate that the columns before it determine is left out, such as the age of donors that are compared with
@@ -240,7 +242,8 @@ def design_of(samples: pd.DataFrame, donors: Donors, min_donors: int) -> Design:
     several = samples.groupby("donor", observed=True)["condition"].nunique()
     crossed = several[several > 1].index
     kind = "groups" if not len(crossed) else "paired" if len(crossed) == len(several) else "mixed"
-    code_S = np.asarray(samples["donor"].astype("category").cat.codes, dtype=np.int64)
+    donor = samples["donor"].astype("category").cat
+    code_S = np.asarray(donor.codes, dtype=np.int64)
     blocks: dict[str, Any] = {"groups": "none", "paired": "fixed", "mixed": "random"}
     before: dict[str, Floats] = {} if kind == "paired" else {"": np.ones((len(samples), 1))}
     before |= {
@@ -254,7 +257,8 @@ def design_of(samples: pd.DataFrame, donors: Donors, min_donors: int) -> Design:
     columns = independent(seen_ST) if len(samples) else []
     terms = [columns.index(n_before + t) if n_before + t in columns else -1 for t in range(asked_ST.shape[1])]
     model = LinearModel(x_ST[:, columns], code_S, blocks[kind])
-    found = Design(model if max(terms) >= 0 else None, kind, np.arange(len(samples)), terms, [], [], [])
+    names = np.array([*map(str, donor.categories), ""], dtype=object)
+    found = SampleDesign(model if max(terms) >= 0 else None, kind, names, terms, [], [], [])
     for i, term in enumerate(terms):
         n, text, reason = _behind(samples, donors, i, kind, min_donors)
         if term < 0 and not reason.startswith("no "):

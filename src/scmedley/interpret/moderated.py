@@ -163,8 +163,9 @@ def without_levels(x_ST: Floats, donor_S: NDArray[np.int64]) -> Floats:
 def with_correlation(model: LinearModel, y_SG: Floats) -> LinearModel:
     """Return the model with the correlation of a donor's samples that fits all genes best.
 
-    It maximises the sum over genes of the restricted likelihood, each gene with a variance of its own (as the
-    consensus correlation of Smyth, Michaud and Scott, 2005). A negative one is not considered.
+    It maximises the sum over genes of the restricted log likelihood, each gene with a variance of its own. It stands
+    where limma has a mean of the correlations of single genes (Smyth, Michaud and Scott, 2005). A negative one is not
+    considered.
     """
 
     def likelihood(rho: float) -> float:

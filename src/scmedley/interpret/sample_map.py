@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from scmedley.data.design import as_categories
 from scmedley.errors import ScmedleyError, check_seed, listed, warn
+from scmedley.interpret.donors import is_number
+from scmedley.interpret.markers import adjusted
 
 
 def sample_columns(obs: pd.DataFrame, sample_key: str) -> pd.DataFrame:
@@ -114,6 +115,7 @@ def sample_association(
     sample_key: str,
     columns: Sequence[str] | None = None,
     *,
+    donor_key: str | None = None,
     permutations: int = 999,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -121,7 +123,7 @@ def sample_association(
 
     The pseudo-F of Anderson (2001) compares squared distances between and within groups of samples; for a column of
     numbers it is that of a regression on it. Its null is that of values permuted among samples: the observations
-    are samples, not cells.
+    are samples, not cells. Samples of one donor, as under two conditions, are not independent: give ``donor_key``.
 
     Parameters
     ----------
@@ -131,6 +133,9 @@ def sample_association(
         Annotation of the cells and its column of samples.
     columns
         Columns with one value for each sample; default: all of them (:func:`sample_columns`).
+    donor_key
+        Column of ``obs`` with the donor of each sample. Values of a column that has one value for each donor, such as
+        sex, are then permuted among donors; those of any other column, such as the condition, within donors.
     permutations
         Number of permutations.
     seed
@@ -147,7 +152,7 @@ def sample_association(
     Raises
     ------
     ScmedleyError
-        A column does not exist, or has several values in a sample.
+        A column does not exist, or has several values in a sample, which may be the donor too.
     """
     check_seed(seed)
     columns = [columns] if isinstance(columns, str) else columns
@@ -157,67 +162,102 @@ def sample_association(
             f"{listed(wrong)}: not a column with one value for each sample of obs[{sample_key!r}], and several "
             f"values in all. Columns that are: {listed([str(name) for name in known], 20)}."
         )
+    donor = None if donor_key is None else _donors(obs, sample_key, donor_key)
     rng = np.random.default_rng(seed)
     rows = []
     for label in dict.fromkeys(distances["label"]):
         matrix = sample_matrix(distances, label)
-        for name in columns or [str(name) for name in known]:
+        for name in columns or [str(name) for name in known if name != donor_key]:
             values = known[name].reindex(matrix.index)
             there = values.notna().to_numpy()
-            row = _permanova(matrix.to_numpy()[np.ix_(there, there)], values[there], permutations, rng)
+            own = np.arange(there.sum()) if donor is None else donor.reindex(matrix.index)[there].to_numpy()
+            row = _permanova(matrix.to_numpy()[np.ix_(there, there)], values[there], own, permutations, rng)
             if row is not None:
                 rows.append({"label": label, "column": name, **row})
     found = pd.DataFrame(
         rows, columns=["label", "column", "samples", "groups", "r2", "pseudo_f", "p", "least_p"]
     )
-    return found.assign(q=stats.false_discovery_control(found["p"]) if len(found) else [])
+    return found.assign(q=adjusted(found["p"].to_numpy(np.float64)))
+
+
+def _donors(obs: pd.DataFrame, sample_key: str, donor_key: str) -> pd.Series[Any]:
+    """Return the code of each sample's donor."""
+    if donor_key not in obs:
+        raise ScmedleyError(
+            f"obs has no column {donor_key!r}. It has {listed(list(map(str, obs.columns)), 20)}."
+        )
+    donor = pd.Series(as_categories(obs[donor_key]).codes, obs.index)
+    groups = donor.groupby(np.asarray(as_categories(obs[sample_key]).astype(object)))
+    wrong = (groups.nunique() > 1) | (groups.min() < 0)
+    if wrong.any():
+        raise ScmedleyError(
+            f"The sample {wrong.idxmax()!r} has several values of obs[{donor_key!r}], or none. Choose a column with "
+            "one donor for each sample."
+        )
+    return groups.first()
 
 
 def _permanova(
-    distance_DD: NDArray[np.float64], values: pd.Series[Any], permutations: int, rng: np.random.Generator
+    distance_DD: NDArray[np.float64],
+    values: pd.Series[Any],
+    donor_D: NDArray[np.int64],
+    permutations: int,
+    rng: np.random.Generator,
 ) -> dict[str, float] | None:
     """Return the pseudo-F of one column and its p-value; None if there is nothing to compare."""
-    n = len(values)
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        x_DX, groups = (values - values.mean()).to_numpy(np.float64)[:, None], float("nan")
-        arrangements = math.lgamma(n + 1) - math.log(2)
-    else:
-        one_hot = pd.get_dummies(values.astype(str)).to_numpy(np.float64)
-        x_DX, groups = one_hot - one_hot.mean(0), float(one_hot.shape[1])
-        arrangements = _arrangements(one_hot.sum(0).astype(int).tolist())
-    axes, size, _ = np.linalg.svd(x_DX, full_matrices=False)
-    axes = axes[:, size > 1e-9 * max(size.max(initial=0), 1e-300)]
-    df = axes.shape[1]
-    if not 0 < df < n - 1:
+    n, names = len(values), values.astype(str).to_numpy()
+    if values.nunique() < 2:
         return None
+    one_hot = pd.get_dummies(names).to_numpy(np.float64)
+    x_DX, groups = one_hot[:, 1:], float(one_hot.shape[1])
+    if is_number(values):
+        x_DX, groups = values.to_numpy(np.float64)[:, None], float("nan")
+    df = x_DX.shape[1]
+    if df >= n - 1:
+        return None
+    _, first, code_D = np.unique(donor_D, return_index=True, return_inverse=True)
+    among_donors = bool((names == names[first][code_D]).all())
     centred_DD = _centred(distance_DD)
     total = max(float(np.trace(centred_DD)), np.finfo(float).tiny)
 
+    def order() -> NDArray[np.int64]:
+        if among_donors:
+            return np.asarray(first[rng.permutation(len(first))][code_D])
+        within = np.empty(n, np.int64)
+        within[np.argsort(code_D, kind="stable")] = np.lexsort((rng.random(n), code_D))
+        return within
+
     def explained(order: NDArray[np.int64]) -> float:
-        u = axes[order]
+        x = x_DX[order]
+        u = np.linalg.qr(x - x.mean(0))[0]
         return float((u * (centred_DD @ u)).sum())
 
     seen = explained(np.arange(n))
-    null = np.array([explained(rng.permutation(n)) for _ in range(permutations)])
+    null = np.array([explained(order()) for _ in range(permutations)])
     # With the total fixed, pseudo-F grows with the explained part, so comparing the parts is the same test.
     p = (1 + np.sum(null >= seen - 1e-12 * total)) / (permutations + 1)
     left = total - seen
     f = float("inf") if left < 1e-12 * total else (seen / df) / (left / (n - 1 - df))
-    least = max(math.exp(-arrangements), 1 / (permutations + 1))
+    table = one_hot[first].sum(0)[None] if among_donors else pd.DataFrame(one_hot).groupby(code_D).sum()
+    ways = _arrangements(np.asarray(table, int).tolist(), bool(np.isnan(groups)))
     return {
         "samples": n,
         "groups": groups,
         "r2": seen / total,
         "pseudo_f": f,
         "p": float(p),
-        "least_p": least,
+        "least_p": 1 / min(ways, permutations + 1),
     }
 
 
-def _arrangements(sizes: list[int]) -> float:
-    """Return the log number of ways to divide samples into groups of these sizes, whatever the groups' names."""
-    alike = [*sizes, *Counter(sizes).values()]
-    return math.lgamma(sum(sizes) + 1) - sum(math.lgamma(count + 1) for count in alike)
+def _arrangements(sizes_DK: list[list[int]], numbers: bool) -> int:
+    """Return the number of different ways to permute values within blocks: of each, how often each value occurs.
+
+    Groups that change places, and numbers in the reverse order, give the same statistic and count once.
+    """
+    ways = math.prod(math.factorial(sum(row)) // math.prod(map(math.factorial, row)) for row in sizes_DK)
+    alike = Counter(zip(*sizes_DK, strict=True)).values()
+    return max(1, ways // (2 if numbers else math.prod(map(math.factorial, alike))))
 
 
 def _centred(distance_DD: NDArray[np.float64]) -> NDArray[np.float64]:

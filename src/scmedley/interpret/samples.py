@@ -50,7 +50,9 @@ def sample_distances(
     variance of the two means is subtracted from their squared distance, which may leave 0. With a model, the same cells
     of the label are predicted in each sample, as in MrVI, and the distance is the posterior mean of that between
     the predictions' means. ``observed`` is not corrected. Its null is that of cells whose samples were permuted within
-    the label.
+    the label, all samples together. These p-values take cells as replicates: a small one says that two samples differ,
+    as two donors nearly always do, and nothing about groups of donors (for these:
+    :func:`scmedley.interpret.sample_association`).
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ from scmedley.data.design_checks import check_design
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.data.terms import Terms
 from scmedley.errors import ScmedleyError, listed, warn
+from scmedley.interpret.moderated import independent
 from scmedley.interpret.reml import Components, CrossProducts, reml
 from scmedley.keys import ValueKind
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 RESIDUAL = "residual"
-INDEPENDENT = 1e-8  # share of a column's squared length that other columns do not explain
 
 
 def variance_split(
@@ -113,7 +113,7 @@ def cross_products(y_NG: Matrix, obs: pd.DataFrame, terms: Terms) -> tuple[Cross
     owner_L = np.repeat(np.arange(-1, len(terms.terms)), [1, *terms.sizes])
     fixed = 1 + sum(len(term.levels) for term in terms.terms if not term.random)
     a_LL = (t_NL.T @ t_NL).toarray()
-    kept_P = _independent(a_LL[:fixed, :fixed])
+    kept_P = np.array(independent(a_LL[:fixed, :fixed]), np.int64)  # the same as of the columns themselves
     kept = np.r_[kept_P, np.arange(fixed, len(a_LL))]
     n = len(obs)
     mean_G = np.asarray(y_NG.sum(axis=0), np.float64).ravel() / n
@@ -166,19 +166,6 @@ def _averaged(
     member_UN = csr_matrix((1 / n_U[code_N[rows]], (code_N[rows], rows)), (len(n_U), len(obs)))
     undone = np.expm1(y_NG) if isinstance(y_NG, np.ndarray) else y_NG.expm1()
     return np.log1p(dense(member_UN @ undone)), obs.iloc[rows[first]]
-
-
-def _independent(a_LL: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the columns that are not sums of earlier ones, from the cross products of all."""
-    kept: list[int] = []
-    for j in range(len(a_LL)):
-        explained = 0.0
-        if kept:
-            a_K = a_LL[kept, j]
-            explained = float(a_K @ np.linalg.solve(a_LL[np.ix_(kept, kept)], a_K))
-        if a_LL[j, j] - explained > INDEPENDENT * max(a_LL[j, j], 1e-300):
-            kept.append(j)
-    return np.array(kept, np.int64)
 
 
 def _shares(

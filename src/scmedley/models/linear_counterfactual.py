@@ -19,21 +19,22 @@ from scipy.sparse import csr_matrix
 from scmedley import keys
 from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.formulas import NESTED
+from scmedley.data.targets import target_name
 from scmedley.errors import ScmedleyError, listed
+from scmedley.models.interval import WITHIN_90
 from scmedley.models.linear_design import LinearDesign
 from scmedley.nn.mixed import Posterior
 
 if TYPE_CHECKING:
     from scmedley.models.linear_mixed import LinearMixed
 
-Z90 = 1.6448536269514722  # half width of a 90 % interval in standard deviations
 CHUNK = 512  # contrasts at once
 UNKNOWN = ("error", "mean", "prior")
 
 
 def with_interval(effect: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
     """Return columns of a table: effect, standard deviation and 90 % interval."""
-    return {"effect": effect, "sd": sd, "q05": effect - Z90 * sd, "q95": effect + Z90 * sd}
+    return {"effect": effect, "sd": sd, "q05": effect - WITHIN_90 * sd, "q95": effect + WITHIN_90 * sd}
 
 
 def targeted(model: LinearMixed, obs: pd.DataFrame, to: Mapping[str, Any], unknown: str) -> pd.DataFrame:
@@ -111,10 +112,10 @@ def predicted(
     layers = {"difference": effect_DG[place_N]}
     x_NG = y_NG + layers["difference"]
     if interval:
-        half_NG = (Z90 * _sd(posterior, c_NL[first_D])).astype(np.float32)[place_N]
+        half_NG = (WITHIN_90 * _sd(posterior, c_NL[first_D])).astype(np.float32)[place_N]
         for name, values in (("X", x_NG), ("difference", layers["difference"])):
             layers |= {f"{name}_q05": values - half_NG, f"{name}_q95": values + half_NG}
-    target = ", ".join(f"{column}={value}" for column, value in to.items())
+    target = target_name(to)
     found = obs.set_index(obs.index.astype(str) + f" as {target}")
     found[keys.TARGET] = pd.Categorical([target] * len(obs), categories=[target])
     found[keys.SEEN] = _seen(model, there)
@@ -125,8 +126,8 @@ def _seen(model: LinearMixed, there: pd.DataFrame) -> np.ndarray:
     """Return whether cells of the fit had the levels of each row; a term at its mean is not compared."""
     terms = model.design.terms.terms
     level_NT = model.design.terms.rows(there)[0]
-    named_NT = np.stack([term.names(there).notna().to_numpy() for term in terms], axis=1)
-    wanted_NT = np.where(named_NT, level_NT, -2)
+    at_mean_NT = np.stack([term.names(there).isna() | np.isnan(term.values(there)) for term in terms], axis=1)
+    wanted_NT = np.where(at_mean_NT, -2, level_NT)
     unique_CT, place_N = np.unique(wanted_NT, axis=0, return_inverse=True)
     found = [bool(((model.seen_CT == row) | (row == -2)).all(axis=1).any()) for row in unique_CT]
     return np.asarray(found)[place_N.ravel()]

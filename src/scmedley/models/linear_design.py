@@ -115,23 +115,20 @@ def _centring(term: Term, terms: Terms) -> np.ndarray:
     a fixed term too. Otherwise both would share it, and neither would be known.
     """
     removed = [np.ones((len(term.levels), 1))]
-    parts = np.array(
-        [level.split(JOINED) for level in term.levels if level.count(JOINED) + 1 == len(term.factors)]
-    )
+    value_LF = np.array(term.values_of_levels, dtype=object)
     for other in terms.terms:
-        inside = [term.factors.index(factor) for factor in other.factors if factor in term.factors]
-        is_part = not other.random and 0 < len(inside) == len(other.factors) < len(term.factors)
-        if is_part and len(parts) == len(term.levels):
-            names = [JOINED.join(row) for row in parts[:, inside]]
-            removed.append(pd.get_dummies(pd.Series(names)).to_numpy(np.float64))
+        inside = [i for i, column in enumerate(term.parts) if column in other.parts]
+        if not other.random and not other.covariate and 0 < len(inside) == len(other.parts) < len(term.parts):
+            code_L = np.unique(value_LF[:, inside].astype(str), axis=0, return_inverse=True)[1].reshape(-1)
+            removed.append(np.eye(code_L.max() + 1)[code_L])
     removed_LX = np.hstack(removed)
     return np.asarray(np.eye(len(term.levels)) - removed_LX @ np.linalg.pinv(removed_LX))
 
 
 def checked(terms: Terms, obs: pd.DataFrame) -> Terms:
-    """Return the terms; raise if their effects cannot be separated, and warn of what is poorly known."""
-    for note in check_design(terms, obs):
-        warn(note)
+    """Return the terms; raise if some cannot be separated, and warn of weak spots (:func:`check_design`)."""
+    for words in check_design(terms, obs):
+        warn(words)
     if not any(term.random for term in terms.terms):
         warn(
             "The design has no random term, so cells of one donor count as independent and intervals are too narrow. "

@@ -128,8 +128,9 @@ class LinearMixed:
         Raises
         ------
         ScmedleyError
-            The formula or its columns cannot be used, effects cannot be separated, a term has one level, the
-            embedding is missing, or there are too few cells.
+            The formula or its columns cannot be used, its terms cannot be separated
+            (:func:`scmedley.data.design_checks.check_design`, whose warnings are given too), the embedding is missing,
+            or there are too few cells.
         """
         self.posterior = None
         terms = checked(Terms.of(self.formula, adata.obs), adata.obs)
@@ -165,14 +166,15 @@ class LinearMixed:
         return list(self.reader.genes.names)
 
     def effects(self) -> pd.DataFrame:
-        """Return the effect of every level of every term on every gene.
+        """Return the effect of every level of every term on every gene, at the mean of the embedding.
 
         Returns
         -------
         DataFrame
             term, level, gene, effect (log1p CP10k, posterior mean), sd, q05 and q95 (90 % interval), cells. Effects of
             a fixed categorical term are differences from the mean of its levels, those of a random term
-            from the mean of the population of levels; those of a continuous term are per standard deviation.
+            from the mean of the population of levels; those of a continuous term are per standard deviation of its
+            column.
         """
         effect_LG, sd_LG = self.fitted.effects
         terms, starts, parts = self.design.terms.terms, self.design.starts, []
@@ -191,14 +193,15 @@ class LinearMixed:
         return pd.concat(parts, ignore_index=True)
 
     def variances(self) -> pd.DataFrame:
-        """Return how much the levels of every random term differ, as REML would find for the mean gene.
+        """Return how much the levels of every term with a learnt variance differ.
 
         Returns
         -------
         DataFrame
-            term, kind ("level", or "slope" on a standardised dimension of the embedding), levels, ratio (variance of
-            the effects by the residual variance of the gene, pooled over genes), variance (log1p CP10k squared, in the
-            mean gene). The residual has its own row.
+            term, kind ("level", or "slope" on a standardised dimension of the embedding), levels (of the residual:
+            cells), ratio (variance of the effects divided by the residual variance of the gene, one for all genes),
+            variance (ratio times the mean of the genes' residual variances; log1p CP10k squared). The residual has its
+            own row.
         """
         variances = self.fitted.variances
         levels = {term.name: len(term.levels) for term in self.design.terms.terms}
@@ -319,11 +322,7 @@ class LinearMixed:
             No cell has a new level, or a column has missing values.
         """
         variances = self.fitted.variances
-        for term in self.design.terms.terms:
-            if term.names(adata.obs).isna().any() or np.isnan(term.values(adata.obs)).any():
-                raise ScmedleyError(
-                    f"Cells have no value of {term.name!r}, which the design names. Add it, or remove them."
-                )
+        self.design.terms.check_complete(adata.obs)
         known_NT = self.design.terms.rows(adata.obs)[0]
         new_N = (known_NT < 0).any(axis=1)
         if not new_N.any():

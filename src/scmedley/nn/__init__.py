@@ -1,1 +1,4 @@
-"""Torch modules of the networks, without AnnData and training."""
+"""Numerical parts of the models, without AnnData and training loop.
+
+Torch modules of the networks; and the closed-form mixed model (:mod:`scmedley.nn.mixed`, numpy).
+"""

@@ -13,7 +13,7 @@ eigendecomposition W^1/2 S W^1/2 = Q diag(lambda) Q' serves all genes. Given h, 
 W^1/2 Q diag(1 / (lambda + 1/h)) t with t = Q' W^1/2 X_R' M y, and its covariance
 s2_g W^1/2 Q diag(1 / (lambda + 1/h)) Q' W^1/2. The entries of t are independent,
 t_j ~ N(0, s2_g lambda_j (1 + h lambda_j)), so the likelihood of h is a sum over j. s2_g is the mean square of what no
-column explains, as in REML.
+column explains, as in an analysis of variance. Updates of the ratios: MacKay (1992), Bayesian interpolation.
 
 Shapes: N cells, G genes, L columns of the design (F fixed, R random), T groups of random columns, K values of h,
 J factors of tailed groups, D contrasts.
@@ -30,6 +30,7 @@ EPSILON = 0.01  # the prior of a fixed effect is worth as much as this number of
 H_K = 2.0 ** np.arange(-6, 5)  # the grid of h
 TAIL_J = 2.0 ** np.array([-8, -4, 0, 4])  # factors of the ratio of tailed groups
 SMALLEST, LARGEST = 1e-8, 1e2  # of a variance ratio
+CONSTANT = 1e-8  # variance of a gene, below which it is constant but for rounding
 NULL = 1e-9  # eigenvalues below this share of the largest are directions without cells
 SWEEPS = 100  # most updates of the ratios
 # h is learnt from WORK values of genes x columns, of evenly spaced genes, and from FEWEST genes at least.
@@ -194,8 +195,7 @@ class _Rotated(NamedTuple):
     lambda_R: np.ndarray
     q_RR: np.ndarray
     root_R: np.ndarray  # square roots of w of each column
-    t_RG: np.ndarray
-    known_R: np.ndarray  # whether any cell tells of this direction
+    t_RG: np.ndarray  # 0 in directions of which no cell tells
 
     @classmethod
     def of(cls, reduced: _Reduced, root_R: np.ndarray) -> "_Rotated":
@@ -203,17 +203,16 @@ class _Rotated(NamedTuple):
         known_R = lambda_R > NULL * max(float(lambda_R.max(initial=0)), 1e-300)
         lambda_R = np.where(known_R, lambda_R, 0.0)
         t_RG = q_RR.T @ (root_R[:, None] * reduced.b_RG)
-        return cls(lambda_R, q_RR, root_R, np.where(known_R[:, None], t_RG, 0.0), known_R)
+        return cls(lambda_R, q_RR, root_R, np.where(known_R[:, None], t_RG, 0.0))
 
     def log_likelihood(self, noise_G: np.ndarray, share_K: np.ndarray) -> np.ndarray:
         """Return the log of prior times likelihood of each value of h, G x K, but for a constant of each gene."""
-        lambda_R, t2_RG = self.lambda_R[self.known_R, None], self.t_RG[self.known_R] ** 2
-        t2_RG = t2_RG / lambda_R
+        t2_RG = self.t_RG**2
         found = np.full((len(noise_G), len(share_K)), -np.inf)
         for k in np.flatnonzero(share_K > 0):
-            variance_R1 = 1 + H_K[k] * lambda_R
-            likelihood_G = np.log(variance_R1).sum() + (t2_RG / variance_R1).sum(0) / noise_G
-            found[:, k] = np.log(share_K[k]) - 0.5 * likelihood_G
+            # Relative to a gene without random effects, which is the same for all values of h and all factors.
+            gain_G = (t2_RG / (self.lambda_R + 1 / H_K[k])[:, None]).sum(0) / noise_G
+            found[:, k] = np.log(share_K[k]) + 0.5 * (gain_G - np.log1p(H_K[k] * self.lambda_R).sum())
         return found
 
 
@@ -242,10 +241,9 @@ def learn(statistics: Statistics, columns: Columns, *, heterogeneous: bool = Tru
     df = reduced.df - known.sum()
     if df < 1:
         raise ValueError(f"{statistics.n_cells:.0f} cells are too few for {len(columns.group_L)} columns")
-    varies_G = scale_G > 1e-8  # a constant gene tells nothing of the variances
+    varies_G = scale_G > CONSTANT  # a constant gene tells nothing of the variances
     left_G = reduced.yy_G - (rotated.t_RG[known] ** 2 / rotated.lambda_R[known, None]).sum(0)
-    noise_G = np.maximum(left_G / df, 1e-4 * scale_G)
-    noise_G = np.where(varies_G, noise_G, 1.0)
+    noise_G = np.maximum(left_G / df, np.maximum(1e-4 * scale_G, CONSTANT))
     share_JK = (H_K == 1).astype(float)[None]
     if columns.tailed:
         share_JK = np.outer(TAIL_J == 1, share_JK)

@@ -17,7 +17,7 @@ from scmedley.interpret.condition_effects import condition_effects
 from scmedley.interpret.donors import depends_on_one
 from scmedley.keys import ValueKind
 from scmedley.pipeline.cells import Say
-from scmedley.pipeline.samples import between_samples
+from scmedley.pipeline.samples import Between, between_samples
 from scmedley.report.build import check_extra
 from scmedley.report.effects import write_effects
 from scmedley.runs.folder import (
@@ -117,21 +117,28 @@ def effects(
             "notes_on_samples": between.notes,
             "warnings": [line for line in warnings if not line.startswith("No test for ")],
         }
-        with io.replacing(out) as folder:
-            folder.mkdir()
-            io.write_csv(found, folder / EFFECTS)
-            if shares is not None:
-                io.write_csv(shares, folder / COMPOSITION)
-                io.write_csv(pd.DataFrame(shares.attrs["shares"]), folder / SHARES)
-            for table, name in OF_SAMPLES.items():
-                if (rows := getattr(between, table)) is not None:
-                    io.write_csv(
-                        rows.reset_index(allow_duplicates=True) if table == "shares" else rows, folder / name
-                    )
-            write_effects(found, shares, vars(between), record, folder / EFFECTS_PAGE, input.name)
-            io.write_json(versions(), folder / VERSIONS)
-            io.write_json(record, folder / EFFECTS_RECORD)
+        _write(found, shares, between, record, out)
     return record
+
+
+def _write(
+    found: pd.DataFrame, shares: pd.DataFrame | None, between: Between, record: dict[str, Any], out: Path
+) -> None:
+    """Write the tables, the page and the record: all or nothing."""
+    with io.replacing(out) as folder:
+        folder.mkdir()
+        io.write_csv(found, folder / EFFECTS)
+        if shares is not None:
+            io.write_csv(shares, folder / COMPOSITION)
+            io.write_csv(pd.DataFrame(shares.attrs["shares"]), folder / SHARES)
+        for table, name in OF_SAMPLES.items():
+            if (rows := getattr(between, table)) is not None:
+                io.write_csv(
+                    rows.reset_index(allow_duplicates=True) if table == "shares" else rows, folder / name
+                )
+        write_effects(found, shares, vars(between), record, folder / EFFECTS_PAGE, record["input"]["name"])
+        io.write_json(versions(), folder / VERSIONS)
+        io.write_json(record, folder / EFFECTS_RECORD)
 
 
 def findings(table: pd.DataFrame, fdr: float = FDR) -> list[str]:

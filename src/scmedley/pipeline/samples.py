@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,8 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley.data.design import as_categories, column
-from scmedley.data.terms import is_missing
+from scmedley.data.formulas import NESTED
+from scmedley.data.terms import BETWEEN, is_missing
 from scmedley.errors import ScmedleyError, heard
 from scmedley.interpret.donors import is_number
 from scmedley.interpret.sample_map import sample_association, sample_columns, sample_map
@@ -20,7 +22,7 @@ from scmedley.interpret.variance import variance_split
 
 MOST_GENES = 1000  # of which shares of variance are computed: those with the highest mean
 PERMUTATIONS = 100  # of the distances
-SAMPLE = "sample (donor and condition)"  # a column that the cells will not have
+SAMPLE, DONOR = "scmedley_sample", "scmedley_donor"
 
 
 @dataclass
@@ -76,7 +78,9 @@ def between_samples(
             known = sample_columns(cells.obs, SAMPLE)
             asked = (condition, *covariates, *([] if nested_in is None else [nested_in]))
             if columns := [key for key in asked if key in known]:
-                found.association = sample_association(found.distances, cells.obs, SAMPLE, columns)
+                found.association = sample_association(
+                    found.distances, cells.obs, SAMPLE, columns, donor_key=DONOR
+                )
         except ScmedleyError as error:
             found.why["distances"] = str(error)
     return found
@@ -111,13 +115,17 @@ def _term(adata: AnnData, key: str) -> str:
 
 
 def _with_samples(adata: AnnData, condition: str, donor: str, nested_in: str | None) -> AnnData:
-    """Return the cells with a column of samples (study, donor and condition); ``X`` is not copied."""
-    parts = [as_categories(adata.obs[key]) for key in (nested_in, donor, condition) if key is not None]
-    names = [pd.Series(part, adata.obs_names).astype("string") for part in parts]
-    joined = names[0]
-    for more in names[1:]:
-        joined = joined + " · " + more  # missing if one of them is
-    cells = AnnData(adata.X, adata.obs.copy(), adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
+    """Return the cells with columns of donors (in their study) and samples; ``X`` is not copied."""
+
+    def names(key: str) -> pd.Series[Any]:
+        return pd.Series(as_categories(adata.obs[key]), adata.obs_names).astype("string")
+
+    # A joined name is missing if one of its parts is.
+    own = names(donor) if nested_in is None else names(nested_in) + NESTED + names(donor)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+        cells = AnnData(adata.X, adata.obs.copy(), adata.var, layers=dict(adata.layers), uns=dict(adata.uns))
     cells.raw = adata.raw.to_adata() if adata.raw is not None else None
-    cells.obs[SAMPLE] = joined.astype(object).where(joined.notna(), None).astype("category")
+    for key, joined in ((DONOR, own), (SAMPLE, own + BETWEEN + names(condition))):
+        cells.obs[key] = joined.astype(object).where(joined.notna(), None).astype("category")
     return cells

@@ -45,6 +45,14 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, format=path.suffix[1:], dpi=200, metadata=no_date.get(path.suffix))
 
 
+def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """Return the axes with their figure; without axes, those of a new figure of this size (inches)."""
+    if ax is not None:
+        return figure_of(ax), ax
+    figure: Figure = NotebookFigure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
 def figure_of(ax: Axes) -> Figure:
     """Return the figure of an axis, also from a subfigure."""
     figure = ax.figure

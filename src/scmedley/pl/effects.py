@@ -58,14 +58,14 @@ def volcano(
     ScmedleyError
         An empty table, a label or contrast that is not there, or no gene with a test.
     """
-    from scmedley.pl._figure import write
+    from scmedley.pl._figure import axes_of, write
     from scmedley.pl._labels import place_labels
 
     rows = _chosen(table, contrast, label, of_one_label=True)
     rows = rows[rows["p"].notna()]
     if rows.empty:
         raise ScmedleyError("No gene of these rows has a p-value; the column 'reason' says why.")
-    figure, ax = _axes(ax, (5.2, 4.4))
+    figure, ax = axes_of(ax, (5.2, 4.4))
     effect, height = rows["effect"].to_numpy(), -np.log10(np.maximum(rows["p"].to_numpy(), 1e-300))
     called = (rows["q"] <= fdr).to_numpy()
     for chosen, colour, size in (
@@ -124,11 +124,13 @@ def effect_dots(
     ScmedleyError
         An empty table, or a gene or contrast that is not there.
     """
+    from scmedley.pl._figure import axes_of
+
     rows = _chosen(table, contrast)
     genes = first_genes(rows, n_genes) if genes is None else list(genes)
     effect_KG, q_KG = _wide(rows, "effect", genes), _wide(rows, "q", genes)
     n_labels = len(effect_KG)
-    figure, ax = _axes(ax, (2.6 + 0.24 * len(genes), 1.5 + 0.27 * n_labels))
+    figure, ax = axes_of(ax, (2.6 + 0.24 * len(genes), 1.5 + 0.27 * n_labels))
     y, x = np.indices(effect_KG.shape)
     known = effect_KG.notna().to_numpy()
     q = q_KG.to_numpy()
@@ -192,7 +194,7 @@ def effect_heatmap(
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
 
-    from scmedley.pl._figure import plain
+    from scmedley.pl._figure import axes_of, plain
 
     rows = _chosen(table, contrast)
     best = rows.groupby("gene", sort=False)["p"].min().sort_values(kind="stable").dropna()
@@ -203,7 +205,7 @@ def effect_heatmap(
         effect_KG = effect_KG.iloc[:, order]
     q_GK = _wide(rows, "q", list(effect_KG.columns)).T.to_numpy()
     effect_GK = effect_KG.T
-    figure, ax = _axes(ax, (2.6 + 0.42 * len(effect_KG), 1.2 + 0.17 * len(genes)))
+    figure, ax = axes_of(ax, (2.6 + 0.42 * len(effect_KG), 1.2 + 0.17 * len(genes)))
     limit = _limit(effect_KG)
     drawn = ax.imshow(
         np.ma.masked_invalid(effect_GK.to_numpy()), cmap=SCALE, vmin=-limit, vmax=limit, aspect="auto"
@@ -242,7 +244,7 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     ScmedleyError
         The table has lost its ``attrs``.
     """
-    from scmedley.pl._figure import plain
+    from scmedley.pl._figure import axes_of, plain
 
     records = table.attrs.get("shares")
     if not records:
@@ -253,7 +255,7 @@ def composition(table: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     names = list(dict.fromkeys(table["label"]))
     levels = list(dict.fromkeys(shares["condition"].sort_values()))
     continuous = shares["condition"].map(lambda value: isinstance(value, float)).all()
-    figure, ax = _axes(ax, (5.6, 1.2 + 0.34 * len(names)))
+    figure, ax = axes_of(ax, (5.6, 1.2 + 0.34 * len(names)))
     rng = np.random.default_rng(0)
     groups = [(None, MISSING)] if continuous else list(zip(levels, colours(len(levels)), strict=True))
     for i, (level, colour) in enumerate(groups):
@@ -342,15 +344,6 @@ def _unit(rows: pd.DataFrame) -> str:
     return (
         "log2 change per unit" if str(rows["contrast"].iloc[0]).endswith(", per unit") else "log2 fold change"
     )
-
-
-def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    from scmedley.pl._figure import NotebookFigure, figure_of
-
-    if ax is not None:
-        return figure_of(ax), ax
-    figure = NotebookFigure(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _plain_axes(ax: Axes) -> None:

@@ -113,18 +113,14 @@ def sample_map(places: pd.DataFrame, color: str | None = None, *, ax: Axes | Non
     ScmedleyError
         A column is missing or does not hold numbers.
     """
-    from scmedley.pl._figure import NotebookFigure, figure_of, plain
+    from scmedley.pl._figure import axes_of, plain
     from scmedley.pl._labels import place_labels
 
     needed = ["sample", "x", "y", "share_x", "share_y"]
     table = table_of(places, "the map of samples", needed, ["x", "y"], finite=["x", "y"])
     values = None if color is None else _values(list(table["sample"]), table, color)
-    if ax is None:
-        side = 4.4 if len(table) <= 30 else 6.0
-        figure: Figure = NotebookFigure(figsize=(side + (1.4 if color else 0), side), layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    side = 4.4 if len(table) <= 30 else 6.0
+    figure, ax = axes_of(ax, (side + (1.4 if color else 0), side))
     colour_D4 = [PLAIN] * len(table) if values is None else paint(figure, ax, values, color)
     ax.scatter(table["x"], table["y"], c=colour_D4, s=30, linewidths=0, zorder=3)
     for axis, share, number in ((ax.xaxis, "share_x", 1), (ax.yaxis, "share_y", 2)):

@@ -41,15 +41,11 @@ def variance_split(shares: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     ScmedleyError
         The table has no terms or no genes, or a value is not a number.
     """
-    from scmedley.pl._figure import NotebookFigure, figure_of, plain
+    from scmedley.pl._figure import axes_of, plain
 
     known, names = _known(shares)
     terms = _ordered(known)
-    if ax is None:
-        figure: Figure = NotebookFigure(figsize=(1.4 + 1.05 * len(terms), 3.6), layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    figure, ax = axes_of(ax, (1.4 + 1.05 * len(terms), 3.6))
     for x, (term, colour) in enumerate(zip(terms, _colours(terms), strict=True)):
         share_G = known[term].to_numpy()
         if np.ptp(share_G) > 1e-9:  # a violin of equal values has no width
@@ -105,7 +101,7 @@ def variance_genes(
     ScmedleyError
         A term is not in the table, ``n_top`` is below 1, or a value is not a number.
     """
-    from scmedley.pl._figure import NotebookFigure, figure_of, plain
+    from scmedley.pl._figure import axes_of, plain
 
     known, names = _known(shares)
     if not (is_whole(n_top) and n_top >= 1):
@@ -121,12 +117,7 @@ def variance_genes(
         ]
         rows += [(term, int(g)) for g in free[:n_top]]
     place = [i + 0.7 * chosen.index(term) for i, (term, _) in enumerate(rows)]
-    if ax is None:
-        size = (6.2, 0.9 + 0.19 * (place[-1] + 1))
-        figure: Figure = NotebookFigure(figsize=size, layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    figure, ax = axes_of(ax, (6.2, 0.9 + 0.19 * (place[-1] + 1)))
     left = np.zeros(len(rows))
     for term, colour in zip(order, _colours(order), strict=True):
         width = known[term].to_numpy()[[g for _, g in rows]]
