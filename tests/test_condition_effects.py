@@ -8,7 +8,7 @@ from scipy import stats
 
 from donors_in_groups import donors_in_groups
 from scmedley.errors import ScmedleyError, ScmedleyWarning
-from scmedley.interpret import condition_effects
+from scmedley.interpret import composition, condition_effects
 from scmedley.interpret.condition_effects import ALL_CELLS, COLUMNS, PRIOR, depths
 
 KEYS = ("condition", "donor", "type")
@@ -233,6 +233,18 @@ def test_covariates_may_have_the_names_of_our_own_columns():
         renamed.obs = renamed.obs.rename(columns={"age": name})
         found = condition_effects(renamed, "arm", "patient", KEYS[2], covariates=[name])
         pd.testing.assert_frame_equal(found, expected)
+
+
+def test_rounding_errors_are_no_variance():
+    adata = donors_in_groups(6, 5, paired=True, cells=(30, 30))
+    x = np.full(adata.shape, 3.0)
+    x[(adata.obs["condition"] == "stim").to_numpy(), 0] = 6
+    adata.X = x
+    found = condition_effects(adata, *KEYS)
+    assert (found.loc[found["gene"] == "g0", "effect"] > 0.5).all()
+    assert found[["q05", "q95", "p", "q"]].isna().all(axis=None)
+    assert set(found["reason"]) == {"no variance"}
+    assert set(composition(adata, *KEYS)["reason"]) == {"no variance"}
 
 
 def test_genes_with_few_counts_are_not_tested():

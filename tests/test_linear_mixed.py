@@ -258,6 +258,11 @@ def test_other_misuse_has_clear_errors(model, adata):
         LinearMixed(FORMULA, covariates=["age"])
     with pytest.raises(ScmedleyError, match="X_none"):
         LinearMixed("donor", use="X_none").fit(adata)
+    with pytest.raises(ScmedleyError, match="no cells"):
+        LinearMixed("donor").fit(adata[:0])
+    with pytest.raises(ScmedleyError, match="A target is a dict"):
+        model.counterfactual(adata, "stim")
+    assert LinearMixed("donor", covariates="age").formula == "~ age + (1 | donor)"
     with pytest.raises(ScmedleyError, match="must be one of"):
         model.counterfactual(adata, {"condition": "stim"}, unknown="guess")
 

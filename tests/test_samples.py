@@ -135,6 +135,16 @@ def test_few_samples_cannot_give_a_small_p() -> None:
     assert found["r2"].item() > 0.99
 
 
+def test_values_that_are_missing_have_no_distances() -> None:
+    cells = cells_of(1.0)
+    table = interpret.sample_distances(cells, "donor", use="X_pca", permutations=1)
+    with pytest.raises(ScmedleyError, match="'none' is not a column of obs"):
+        interpret.sample_association(table, cells.obs, "none")
+    cells.obsm["X_pca"][0] = np.nan
+    with pytest.raises(ScmedleyError, match="not a dense matrix of finite numbers"):
+        interpret.sample_distances(cells, "donor", use="X_pca")
+
+
 def samples_of_donors(
     n_donors: int, seed: int, each: int = 2, moved: float = 0.0
 ) -> tuple[pd.DataFrame, ...]:

@@ -140,6 +140,7 @@ def formula_of(
     slopes
         Those columns whose effect differs between batches.
     """
+    covariates, slopes = ([x] if isinstance(x, str) else x for x in (covariates, slopes))
     group = _quoted(batch_key) if nested_in is None else f"{_quoted(nested_in)}/{_quoted(batch_key)}"
     fixed = [_quoted(column) for column in dict.fromkeys([*covariates, *slopes])]
     inside = " + ".join(_quoted(column) for column in slopes) or "1"

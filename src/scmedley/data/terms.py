@@ -99,6 +99,8 @@ class Terms:
 
     def check_complete(self, obs: pd.DataFrame) -> None:
         """Raise if a column of the design does not exist, or cells have no value in it."""
+        if not len(obs):
+            raise ScmedleyError("There are no cells. Check the step that selected them.")
         for column in self.columns:
             _check_complete(obs, column)
 

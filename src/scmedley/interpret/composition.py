@@ -124,7 +124,8 @@ def _tested(
     parts = []
     for i, contrast in enumerate(donors.contrasts):
         columns = {"label": names, "contrast": contrast} | of_contrast(found, design, i, len(names))
-        columns |= {"q": adjusted(np.asarray(columns["p"])), "reason": design.reasons[i]}
+        columns |= {"q": adjusted(np.asarray(columns["p"]))}
+        columns["reason"] = design.reasons[i] or np.where(np.isnan(columns["t"]), "no variance", "")
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 

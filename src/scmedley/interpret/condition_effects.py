@@ -22,7 +22,7 @@ from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.interpret.donors import Donors, SampleDesign, Samples, design_of, read_donors, samples_of
 from scmedley.interpret.markers import adjusted
-from scmedley.interpret.moderated import Floats, moderate, precision, t_test, with_correlation
+from scmedley.interpret.moderated import NO_VARIANCE, Floats, moderate, precision, t_test, with_correlation
 from scmedley.keys import ValueKind
 
 if TYPE_CHECKING:
@@ -306,6 +306,7 @@ def fitted(
     variance_G, df, prior_df = estimate.variance_G.copy(), np.nan, np.nan
     if with_test:
         variance_G[chosen_G], df, prior_df = moderate(estimate.variance_G[chosen_G], model.df)
+    variance_G[variance_G <= NO_VARIANCE] = np.nan  # rounding: no gene is without differences between samples
     terms = design.terms  # of a contrast that cannot be estimated, the last column, which is then not shown
     change_TG, donor_TG = estimate.influences([t for t in terms if t >= 0])
     order = np.cumsum(np.array(terms) >= 0) - 1

@@ -25,6 +25,10 @@ def sample_columns(obs: pd.DataFrame, sample_key: str) -> pd.DataFrame:
 
     Columns with one value for all samples are left out, as are those that name each sample.
     """
+    if sample_key not in obs:
+        raise ScmedleyError(
+            f"The sample key {sample_key!r} is not a column of obs. It has {listed(list(map(str, obs.columns)), 20)}."
+        )
     sample = pd.Series(as_categories(obs[sample_key]).astype(object), obs.index, name="sample")
     known = obs[sample.notna().to_numpy()]
     groups = known.groupby(sample[sample.notna()].to_numpy())
@@ -151,6 +155,7 @@ def sample_association(
         A column does not exist, or has several values in a sample, which may be the donor too.
     """
     check_seed(seed)
+    columns = [columns] if isinstance(columns, str) else columns
     known = sample_columns(obs, sample_key)
     if wrong := [name for name in columns or [] if name not in known]:
         raise ScmedleyError(

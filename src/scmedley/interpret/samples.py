@@ -138,7 +138,10 @@ def _values(adata: AnnData, use: str) -> Matrix:
             f"obsm has no {use!r}; it has {listed([str(key) for key in adata.obsm], 20) or 'nothing'}. Embed the cells "
             "first, or pass use='genes', or a model."
         )
-    return np.asarray(adata.obsm[use], np.float64)
+    z_NP = np.asarray(adata.obsm[use], np.float64)
+    if z_NP.ndim != 2 or not z_NP.shape[1] or not np.isfinite(z_NP).all():
+        raise ScmedleyError(f"obsm[{use!r}] is not a dense matrix of finite numbers. Correct it.")
+    return z_NP
 
 
 def _observed(

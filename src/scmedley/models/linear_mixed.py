@@ -273,6 +273,10 @@ class LinearMixed:
         """
         _ = self.fitted
         targets = [to] if isinstance(to, Mapping) else list(to)
+        if not all(isinstance(target, Mapping) for target in targets):
+            raise ScmedleyError(
+                f'A target is a dict of column and level, such as {{"condition": "stim"}}, not {to!r}.'
+            )
         if not targets:
             raise ScmedleyError('No target is given. Give at least one, such as {"condition": "stim"}.')
         check_own(self, adata.obs, unknown)
@@ -287,7 +291,7 @@ class LinearMixed:
             )
         if len(parts) == 1:
             return parts[0]
-        names = [part.obs[keys.TARGET].iloc[0] for part in parts]
+        names = list(dict.fromkeys(part.obs[keys.TARGET].iloc[0] for part in parts))
         obs = pd.concat([part.obs.astype({keys.TARGET: str}) for part in parts])
         obs[keys.TARGET] = pd.Categorical(obs[keys.TARGET], categories=names)
         layers = {name: np.concatenate([p.layers[name] for p in parts]) for name in parts[0].layers}
