@@ -6,6 +6,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from scmedley.data.design import Design
+from scmedley.data.terms import Terms
 from scmedley.errors import ScmedleyError
 
 
@@ -68,3 +69,10 @@ def test_code_of_one_batch(design: Design) -> None:
 def test_names_that_stand_for_no_batch_are_refused(name: str, meaning: str) -> None:
     with pytest.raises(ScmedleyError, match=f"batch named '{name}', which is reserved for {meaning}"):
         Design.of(obs(name, "d1"), "donor")
+
+
+def test_a_level_given_as_a_batch_of_several_factors_names_its_column() -> None:
+    obs = pd.DataFrame({"condition": ["ctrl", "stim"] * 2, "donor": ["a", "a", "b", "b"]})
+    terms = Terms.of("~ condition + (1 | donor)", obs)
+    with pytest.raises(ScmedleyError, match=r"no batch 'stim'.* condition=LEVEL"):
+        Design.of_terms(obs, terms, terms.formula).code("stim")

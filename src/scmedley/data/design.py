@@ -244,9 +244,15 @@ class Design:
         if batch == POPULATION_MEAN:
             return -1
         if batch not in self.batches:
+            column = self.columns[0]
+            hint = (
+                f" To change one column, name it: {column}=LEVEL, in Python {{{column!r}: 'LEVEL'}}."
+                if self.terms
+                else ""
+            )
             raise ScmedleyError(
                 f"The model has no batch {batch!r}. Choose {POPULATION_MEAN!r} (no batch effect) or "
-                f"one of {list(self.batches[:20])}{' ...' if self.n_batches > 20 else ''}."
+                f"one of {list(self.batches[:20])}{' ...' if self.n_batches > 20 else ''}.{hint}"
             )
         return self.batches.index(batch)
 

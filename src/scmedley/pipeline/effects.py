@@ -156,7 +156,7 @@ def findings(table: pd.DataFrame, fdr: float = FDR) -> list[str]:
             none.append(where)
             continue
         first = ", ".join(f"{r.gene} ({r.effect:+.1f})" for r in called.head(NAMED).itertuples())
-        more = "; the first" if len(called) > NAMED else ""
+        more = "; with the smallest p" if len(called) > NAMED else ""
         said.append(f"{where}: {len(called):,} of {record['tested']:,} genes at q ≤ {fdr:g}{more}: {first}.")
         if n := int(depends_on_one(called).sum()):
             said[-1] += f" {n:,} of them would be less than half as large without one donor."
