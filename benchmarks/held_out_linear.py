@@ -37,16 +37,19 @@ class Setting:
         ``"cell"``: a cell's own coordinates. ``"group"``: the mean of its group's source cells.
     wide
         Whether the prior of the condition's effect is wide; otherwise its variance is learnt.
+    equal
+        Whether all genes have the same variance ratios; otherwise effects of some genes may vary more.
     """
 
     n_slopes: int = 0
     of: str = ""
     wide: bool = False
+    equal: bool = False
 
     def __str__(self) -> str:
         """Return it in words."""
         slopes = f"{self.n_slopes} slopes, {self.of}" if self.n_slopes else "no slopes"
-        return slopes + (", wide prior" if self.wide else "")
+        return slopes + (", wide prior" if self.wide else "") + (", equal variances" if self.equal else "")
 
     @property
     def formula(self) -> str:
@@ -58,7 +61,10 @@ class Setting:
 
 
 SETTINGS = tuple(
-    Setting(n, of, wide) for wide in (False, True) for n, of in ((0, ""), (2, "cell"), (2, "group"))
+    Setting(n, of, wide, equal)
+    for equal in (False, True)
+    for wide in (False, True)
+    for n, of in ((0, ""), (2, "cell"), (2, "group"))
 )
 
 
@@ -100,7 +106,8 @@ def linear_mixed(train: AnnData, source: AnnData, setting: Setting) -> np.ndarra
             z_NP = coordinates(train, cells, setting.n_slopes, setting.of)
             obs[[f"{setting.of}{p}" for p in range(setting.n_slopes)]] = z_NP
         found.append(AnnData(cells.X, obs=obs, var=cells.var))
-    model = sm.LinearMixed(setting.formula, settings=sm.LinearMixedSettings(learn_fixed=not setting.wide))
+    settings = sm.LinearMixedSettings(learn_fixed=not setting.wide, heterogeneous=not setting.equal)
+    model = sm.LinearMixed(setting.formula, settings=settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no training cell has this combination is the point
         shown = model.fit(found[0]).counterfactual(found[1], to={CONDITION: TARGET})

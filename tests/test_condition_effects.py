@@ -191,7 +191,8 @@ def with_studies(confounded: bool):
 
 
 def test_donors_of_the_same_name_in_two_studies_are_two():
-    found = condition_effects(with_studies(False), "condition", "number", "type", nested_in="study")
+    with pytest.warns(ScmedleyWarning, match="the 4 names of .* count as 8 donors"):
+        found = condition_effects(with_studies(False), "condition", "number", "type", nested_in="study")
     assert set(found["donors"]) == {8}
     assert set(found["design"]) == {"groups"}
     assert found["influential_donor"].str.match("(one|two)/[0-3]").all()

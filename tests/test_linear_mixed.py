@@ -291,3 +291,16 @@ def test_the_mean_of_a_continuous_column_is_no_new_combination(adata):
     aged.obs["age"] = 30.0 + aged.obs["donor"].str[1:].astype(int)
     model = LinearMixed("~ age + (1 | donor)").fit(aged)
     assert model.counterfactual(aged[:5], {"age": "mean"}).obs[keys.SEEN].all()
+
+
+def test_a_contrast_of_nothing_is_an_error(adata):
+    model = LinearMixed("~ condition:label + (1 | donor)")
+    adata = adata.copy()
+    adata.obs["label"] = np.where(np.arange(adata.n_obs) % 3, "T", "B")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.fit(adata)
+        known = {key: {"condition": key, "label": "B"} for key in ("stim", "ctrl")}
+        assert model.contrast(known["stim"], known["ctrl"])["sd"].min() > 0
+    with pytest.raises(ScmedleyError, match="name all of them in both"):
+        model.contrast({"condition": "stim"}, {"condition": "ctrl"})

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scmedley.data.design import as_categories, called, column
 from scmedley.data.formulas import NESTED
-from scmedley.errors import ScmedleyError, listed
+from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.interpret.moderated import Floats, LinearModel, independent, without_levels
 
 if TYPE_CHECKING:
@@ -101,8 +101,13 @@ def read_donors(
     kinds: dict[str, bool] = {}
     if nested_in is not None:
         study = pd.Series(as_categories(column(adata, nested_in, "study")))
-        path = study.astype("string") + NESTED + table["donor"].astype("string")
-        table["donor"] = path.astype("category")
+        path = (study.astype("string") + NESTED + table["donor"].astype("string")).astype("category")
+        if (now := path.nunique()) > (before := table["donor"].nunique()):
+            warn(
+                f"Donors of one name are in several levels of obs[{nested_in!r}], so the {before} names of "
+                f"obs[{donor_key!r}] count as {now} donors. If they are the same people, leave this column out."
+            )
+        table["donor"] = path
         table[_named(nested_in)], kinds[nested_in] = study, False
     for key in covariates:
         own = column(adata, key, "covariate")

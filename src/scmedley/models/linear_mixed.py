@@ -230,12 +230,22 @@ class LinearMixed:
         -------
         DataFrame
             gene, effect, sd, q05, q95: ``to`` minus ``of``, at the mean of the embedding.
+
+        Raises
+        ------
+        ScmedleyError
+            A level is unknown, or nothing differs between ``to`` and ``of``.
         """
         one = pd.DataFrame(index=["one"])
         there, here = (targeted(self, one, levels, unknown) for levels in (to, of))
         design, posterior = extended(self, [there, here], unknown)
         z_1P = self.design.centre_P[None] if self.use else None
         c_1L = (design.matrix(there, z_1P) - design.matrix(here, z_1P)).toarray()
+        if not c_1L.any():
+            raise ScmedleyError(
+                f"No effect of the design {self.formula!r} differs between {dict(to)} and {dict(of)}. If an effect is "
+                "of a combination of columns, such as condition and cell type, name all of them in both."
+            )
         effect_1G, sd_1G = posterior.contrasts(c_1L)
         return pd.DataFrame({"gene": self.genes, **with_interval(effect_1G[0], sd_1G[0])})
 
