@@ -176,6 +176,10 @@ def test_unknown_targets(obs, to, says) -> None:
         ("~ (1 |", "cannot be read"),
         ("~ sex + (1 | donor)", "not a column of obs"),
         ("~ log(age) + (1 | donor)", "Compute it as a column"),
+        ("~ condition donor", "missing before 'donor', such as a '\\+'"),
+        ("~ condition %in% donor", "cannot be read"),
+        ("~ condition ~ donor", "'~' twice"),
+        ("~ condition[s] + (1 | donor)", "Compute it as a column"),
         ("~ constant + (1 | donor)", "All cells have constant = 1"),
         ("~ gap + (1 | donor)", r"1 of 8 cells have no value in obs\['gap'\]"),
     ],
@@ -224,6 +228,21 @@ def test_combinations_and_their_codes(obs) -> None:
         matrix_BL[design.codes(obs)], design.terms.matrix(*design.terms.rows(obs)).toarray(), rtol=1e-6
     )
     assert term_L.tolist() == [-1] * 3 + [2] * 2 + [3] * 4 + [4] * 8
+
+
+def test_a_bar_in_the_name_of_a_column_is_no_formula() -> None:
+    assert Factors.of("sample|lane") == Factors("sample|lane")
+    assert Factors.of("(1 | donor)").batch_key == "donor"
+
+
+def test_new_combinations_have_levels_of_their_own_terms(obs) -> None:
+    design = Design.of_terms(obs.iloc[:-1], learnt(obs.iloc[:-1]), keys.BATCH)
+    there = obs.iloc[-2:].assign(donor=["2", "9"])
+    wider = design.seeing(pd.concat([there.assign(condition="s"), there.assign(condition="new")]))
+    names = {term.name: term.levels for term in wider.terms.terms}
+    assert names["study/donor"] == ("a/1", "a/2", "b/1", "b/2")
+    assert names["study/donor:condition"][-2:] == ("b/2:c", "b/2:s")
+    assert wider.trained() == design
 
 
 def test_an_unseen_combination_of_known_levels(obs) -> None:

@@ -147,8 +147,8 @@ def formula_of(
 
 
 def is_formula(text: str) -> bool:
-    """Return whether a text is a formula rather than the name of one column."""
-    return "~" in text or "|" in text
+    """Return whether a text is a formula rather than the name of one column, such as ``sample|lane``."""
+    return "~" in text or re.search(r"\(.+\|.+\)", text) is not None
 
 
 def parse(formula: str, obs: pd.DataFrame | None = None) -> list[Term]:
@@ -157,7 +157,6 @@ def parse(formula: str, obs: pd.DataFrame | None = None) -> list[Term]:
     Numeric columns are continuous, unless they are written ``C(column)`` or group others; all others are
     categorical. Without ``obs`` all columns are taken as categorical, and none is looked up.
     """
-    from formulae import model_description
     from formulae.terms.terms import GroupSpecificTerm
 
     text = formula.split("~", 1)[-1].strip()
@@ -166,13 +165,7 @@ def parse(formula: str, obs: pd.DataFrame | None = None) -> list[Term]:
             f"The design {formula!r} must begin with '~' and name columns of obs: genes are on its left side. For "
             "example '~ condition + (1 | donor)'."
         )
-    try:
-        found = model_description(text).terms
-    except Exception as error:  # its scanner and parser raise their own types
-        raise ScmedleyError(
-            f"The design {formula!r} cannot be read: {error}. Write it as in lme4, for example '~ condition + age + "
-            "(1 | study/donor)'; put names with other characters in backticks."
-        ) from error
+    found = _described(text, formula)
     fixed = [
         term for term in found if not isinstance(term, GroupSpecificTerm) and hasattr(term, "components")
     ]
@@ -190,18 +183,45 @@ def parse(formula: str, obs: pd.DataFrame | None = None) -> list[Term]:
     return [unique[name] for name in dict.fromkeys(term.name for term in terms)]
 
 
+def _described(text: str, formula: str) -> list[Any]:
+    """Return the terms of ``formulae``; raise for a text that it cannot read, or of which it reads a part only."""
+    from formulae.parser import ParseError, Parser
+    from formulae.resolver import Resolver
+    from formulae.scanner import Scanner
+    from formulae.terms.terms import Model
+
+    try:
+        parser = Parser(Scanner(text).scan())
+        tree = parser.parse()
+        if not parser.at_end():  # the parser drops the rest: "condition donor" would be "condition"
+            raise ParseError(f"something is missing before {parser.peek().lexeme!r}, such as a '+'")
+        described = Resolver(tree).resolve()
+        found = described if isinstance(described, Model) else Model(described)
+        if found.response is not None:
+            raise ParseError("it has '~' twice")
+    except Exception as error:  # its scanner and parser raise their own types
+        raise ScmedleyError(
+            f"The design {formula!r} cannot be read: {str(error).rstrip('.')}. Write it as in lme4, for example "
+            "'~ condition + age + (1 | study/donor)'; put names with other characters in backticks."
+        ) from error
+    return list(found.terms)
+
+
 def _parts(term: Any, formula: str) -> list[tuple[str, bool]]:
     return [_variable(part, formula) for part in term.components]
 
 
 def _variable(part: Any, formula: str) -> tuple[str, bool]:
     """Return the column of a part of a term, and whether it is declared categorical by C(...)."""
+    written = str(part.name)
     if type(part).__name__ == "Variable":
-        return str(part.name).strip("`"), False
-    inside = re.fullmatch(r"C\(\s*`?([^`,()]+?)`?\s*\)", str(part.name))
+        if part.reference is None:
+            return written.strip("`"), False
+        written += f"[{part.reference}]"
+    inside = re.fullmatch(r"C\(\s*`?([^`,()]+?)`?\s*\)", written)
     if inside is None:
         raise ScmedleyError(
-            f"The design {formula!r} has {str(part.name)!r}, which cannot be computed here. Compute it as a column of "
+            f"The design {formula!r} has {written!r}, which cannot be computed here. Compute it as a column of "
             "obs, and name this column. Only C(column) is possible, for a column of numbers that are categories."
         )
     return inside[1], True
