@@ -359,7 +359,7 @@ def test_keep_leaves_terms_to_the_random_effects(adata: AnnData, tmp_path) -> No
         "fixed_settings": FixedEffects.preset("default").replace(**SIZES),
         "random_settings": RandomEffects.preset("default").replace(**SIZES),
     }
-    model = MixedEffects("donor", nested_in="study", covariates=["stim"], keep=["stim"], **settings)
+    model = MixedEffects("donor", nested_in="study", covariates=["stim"], keep="stim", **settings)
     cells = adata.copy()
     model.fit(cells, **FIT)
     assert [term.name for term in model.fixed.design.terms.terms] == ["study", "study/donor"]

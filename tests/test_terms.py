@@ -190,6 +190,12 @@ def test_formulas_that_cannot_be_used(obs, formula, says) -> None:
         learnt(obs, formula)
 
 
+def test_two_columns_of_one_name(obs) -> None:
+    twice = pd.concat([obs, obs[["condition"]]], axis=1)
+    with pytest.raises(ScmedleyError, match="several columns 'condition'"):
+        learnt(twice)
+
+
 def test_factors_of_one_column() -> None:
     assert Factors.of("donor") == Factors("donor")
     assert Factors.of("~ (1 | donor)").batch_key == "donor"
@@ -206,6 +212,9 @@ def test_factors_of_one_column() -> None:
         ({"batch_key": "~ (1 | donor)", "keep": ["donor"]}, "leaves no term"),
         ({"batch_key": "~ (1 | donor)", "covariates": ["age"]}, "either a formula or a column"),
         ({"batch_key": None, "covariates": ["age"]}, "need batch_key"),
+        ({"batch_key": "donor", "covariates": ["donor"]}, "in two roles"),
+        ({"batch_key": "donor", "nested_in": "study", "covariates": ["study"]}, "in two roles"),
+        ({"batch_key": "~ scmedley_batch + (1 | donor)"}, "Rename this column"),
     ],
 )
 def test_arguments_that_exclude_each_other(asked, says) -> None:

@@ -275,12 +275,14 @@ def _is_continuous(obs: pd.DataFrame | None, column: str) -> bool:
 
 
 def check_column(obs: pd.DataFrame, column: str) -> None:
-    """Raise if the design names a column that does not exist."""
+    """Raise if the design names a column that does not exist, or one of several of that name."""
     if column not in obs:
         raise ScmedleyError(
             f"The design names {column!r}, which is not a column of obs. It has "
             f"{listed(list(map(str, obs.columns)), 20)}."
         )
+    if obs[column].ndim > 1:
+        raise ScmedleyError(f"obs has several columns {column!r}. Rename all but the one of the design.")
 
 
 def _quoted(column: str) -> str:
