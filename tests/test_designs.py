@@ -1,5 +1,6 @@
 """Models with designs of several factors: effects by level, counterfactuals by level, adapt, store."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -262,6 +263,19 @@ def drawn(model: RandomEffects, cells: AnnData) -> AnnData:
     return found
 
 
+@pytest.mark.filterwarnings("ignore::scmedley.errors.ScmedleyWarning")  # not calibrated, and unseen
+def test_the_own_effect_of_an_unseen_combination_is_drawn_from_its_prior(random, adata: AnnData) -> None:
+    some = adata[adata.obs["donor"] == "d3"][:6]
+    wide = copy.copy(random)
+    wide.network = copy.deepcopy(random.network)
+    for table in tables(wide.network):
+        table.prior_scale *= 10  # of all terms: the posteriors stay
+    one, two = (m.counterfactual(some, [{"stim": "s"}, {"stim": "c"}], draws=8) for m in (random, wide))
+    widths = [np.split(found.layers["X_q95"] - found.layers["X_q05"], 2) for found in (one, two)]
+    assert widths[1][0].mean() > 1.5 * widths[0][0].mean()
+    assert_array_equal(widths[1][1], widths[0][1])
+
+
 @pytest.mark.parametrize(
     ("to", "says"),
     [
@@ -345,7 +359,7 @@ def test_keep_leaves_terms_to_the_random_effects(adata: AnnData, tmp_path) -> No
         "fixed_settings": FixedEffects.preset("default").replace(**SIZES),
         "random_settings": RandomEffects.preset("default").replace(**SIZES),
     }
-    model = MixedEffects("donor", nested_in="study", covariates=["stim"], keep=["stim"], **settings)
+    model = MixedEffects("donor", nested_in="study", covariates=["stim"], keep="stim", **settings)
     cells = adata.copy()
     model.fit(cells, **FIT)
     assert [term.name for term in model.fixed.design.terms.terms] == ["study", "study/donor"]

@@ -9,9 +9,12 @@ import pytest
 
 from running import Shell, without_drawing
 from scmedley import keys, load
+from scmedley.data.design import Design
 from scmedley.errors import ScmedleyError
+from scmedley.models import VAE
 from scmedley.pipeline.checks import resolved
 from scmedley.pipeline.config import RunConfig
+from scmedley.pipeline.project import target_of
 from tiny import nested_design
 
 SMALL = ("--latent", "4", "--epochs", "2", "--draws", "3", "--threads", "1")
@@ -62,6 +65,8 @@ def test_from_file_to_report(shell, data, tmp_path) -> None:
     assert set(pd.read_csv(out / "gene_shifts.csv")["batch"]) == set(cells.obs[keys.BATCH])
     page = (out / "report.html").read_text()
     assert "Design: <code>~ stim" in page
+    assert "combinations of levels" in page
+    assert "common to all batches (" not in page
     assert '<th scope="row">study/donor:stim</th>' in page
     # The null has the same terms, with all columns permuted together.
     assert set(cells.obs[keys.PERMUTED]) == set(cells.obs[keys.BATCH])
@@ -125,6 +130,24 @@ def test_plain_options_keep_and_resume(shell, data, tmp_path) -> None:
 def test_options_that_exclude_each_other(given, says) -> None:
     with pytest.raises(ScmedleyError, match=says):
         resolved(RunConfig(**given))
+
+
+def test_a_label_in_the_design_and_the_columns_of_deepbid(shell, data, tmp_path) -> None:
+    options = ("--design", "~ stim + (1 | donor)", "--label", "stim", *SMALL)
+    said = shell("fit", data / "cells.h5ad", "--out", tmp_path / "run", "--model", "deepbid", *options)
+    assert said.code == 0, said.err
+    assert "The label 'stim' is in the design too" in said.out
+
+
+def test_targets_of_the_command_line() -> None:
+    obs = pd.DataFrame({"stim": ["s, IFN=b", "c"] * 2, "donor": ["d1", "d1", "d=2", "d=2"]})
+    model = VAE("~ stim + (1 | donor)")
+    model.design = model.factors.learn(obs)
+    assert target_of("stim=s, IFN=b, donor=d=2", model) == {"stim": "s, IFN=b", "donor": "d=2"}
+    assert target_of("dose=3", model) == {"dose": "3"}  # an error later, which names the columns
+    assert target_of("d=2 · c", model) == "d=2 · c"
+    model.design = Design.of(obs, "donor")
+    assert [target_of(text, model) for text in ("d=2", "x=1")] == ["d=2", "x=1"]
 
 
 def test_one_factor_is_as_before() -> None:

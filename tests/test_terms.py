@@ -176,9 +176,13 @@ def test_unknown_targets(obs, to, says) -> None:
         ("~ (1 |", "cannot be read"),
         ("~ sex + (1 | donor)", "not a column of obs"),
         ("~ log(age) + (1 | donor)", "Compute it as a column"),
+        ("~ condition donor", "missing before 'donor', such as a '\\+'"),
+        ("~ condition %in% donor", "cannot be read"),
+        ("~ condition ~ donor", "more than one '~'"),
+        ("~ condition[s] + (1 | donor)", "Compute it as a column"),
         ("~ constant + (1 | donor)", "All cells have constant = 1"),
         ("~ age ~ condition", "more than one '~'"),
-        ("~ age % 2", "unexpected '%'"),
+        ("~ age % 2", "missing before '%'"),
         ("~ huge", "too large to compute with"),
         ("~ gap + (1 | donor)", r"1 of 8 cells have no value in obs\['gap'\]"),
     ],
@@ -188,6 +192,12 @@ def test_formulas_that_cannot_be_used(obs, formula, says) -> None:
     obs["huge"] = obs["age"] * 1e300
     with pytest.raises(ScmedleyError, match=says):
         learnt(obs, formula)
+
+
+def test_two_columns_of_one_name(obs) -> None:
+    twice = pd.concat([obs, obs[["condition"]]], axis=1)
+    with pytest.raises(ScmedleyError, match="several columns 'condition'"):
+        learnt(twice)
 
 
 def test_factors_of_one_column() -> None:
@@ -206,6 +216,9 @@ def test_factors_of_one_column() -> None:
         ({"batch_key": "~ (1 | donor)", "keep": ["donor"]}, "leaves no term"),
         ({"batch_key": "~ (1 | donor)", "covariates": ["age"]}, "either a formula or a column"),
         ({"batch_key": None, "covariates": ["age"]}, "need batch_key"),
+        ({"batch_key": "donor", "covariates": ["donor"]}, "in two roles"),
+        ({"batch_key": "donor", "nested_in": "study", "covariates": ["study"]}, "in two roles"),
+        ({"batch_key": "~ scmedley_batch + (1 | donor)"}, "Rename this column"),
     ],
 )
 def test_arguments_that_exclude_each_other(asked, says) -> None:
@@ -228,6 +241,21 @@ def test_combinations_and_their_codes(obs) -> None:
         matrix_BL[design.codes(obs)], design.terms.matrix(*design.terms.rows(obs)).toarray(), rtol=1e-6
     )
     assert term_L.tolist() == [-1] * 3 + [2] * 2 + [3] * 4 + [4] * 8
+
+
+def test_a_bar_in_the_name_of_a_column_is_no_formula() -> None:
+    assert Factors.of("sample|lane") == Factors("sample|lane")
+    assert Factors.of("(1 | donor)").batch_key == "donor"
+
+
+def test_new_combinations_have_levels_of_their_own_terms(obs) -> None:
+    design = Design.of_terms(obs.iloc[:-1], learnt(obs.iloc[:-1]), keys.BATCH)
+    there = obs.iloc[-2:].assign(donor=["2", "9"])
+    wider = design.seeing(pd.concat([there.assign(condition="s"), there.assign(condition="new")]))
+    names = {term.name: term.levels for term in wider.terms.terms}
+    assert names["study/donor"] == ("a/1", "a/2", "b/1", "b/2")
+    assert names["study/donor:condition"][-2:] == ("b/2:c", "b/2:s")
+    assert wider.trained() == design
 
 
 def test_an_unseen_combination_of_known_levels(obs) -> None:

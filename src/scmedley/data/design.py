@@ -94,9 +94,12 @@ class Design:
     def seeing(self, obs: pd.DataFrame) -> Design:
         """Return the design with the new combinations in ``obs`` of levels that it knows; itself if there are none.
 
-        A level that is not known has no effect.
+        A level that is not known has no effect. Terms of several factors get a level for a new combination.
         """
-        return self if self.terms is None else self._with_batches(obs, check=False)._adapted_from(self)
+        if self.terms is None:
+            return self
+        wider = replace(self, terms=self.terms.with_combinations(obs))._with_batches(obs, check=False)
+        return wider._adapted_from(self) if wider.n_batches > self.n_batches else self
 
     def _adapted_from(self, before: Design) -> Design:
         n_new = self.n_batches - before.n_batches

@@ -53,7 +53,7 @@ class Factors:
         """
         if isinstance(batch_key, Factors):
             return batch_key
-        covariates, slopes, keep = (_names(given) for given in (covariates, slopes, keep))
+        covariates, slopes, keep = (names_of(given) for given in (covariates, slopes, keep))
         plain = bool(nested_in or covariates or slopes)
         if batch_key is None or not isinstance(batch_key, str):
             if plain or keep:
@@ -68,9 +68,21 @@ class Factors:
             )
         if not is_formula(batch_key) and not plain and not keep:
             return cls(batch_key)
+        if batch_key in (nested_in, *covariates, *slopes) or (
+            nested_in and nested_in in (*covariates, *slopes)
+        ):
+            raise ScmedleyError(
+                f"batch_key={batch_key!r}, nested_in={nested_in!r}, covariates and slopes {[*covariates, *slopes]} "
+                "name a column in two roles. Name each column once; slopes may be covariates."
+            )
         formula = batch_key if is_formula(batch_key) else formula_of(batch_key, nested_in, covariates, slopes)
         terms = parse(formula)
         columns = list(dict.fromkeys(column for term in terms for column in term.columns))
+        if keys.BATCH in columns:
+            raise ScmedleyError(
+                f"The design {formula!r} names {keys.BATCH!r}, in which the combinations of a design are stored. "
+                "Rename this column of obs."
+            )
         if absent := [column for column in keep if column not in columns]:
             raise ScmedleyError(
                 f"keep names {absent[0]!r}, which is not in the design {formula!r}. Its columns are {listed(columns)}."
@@ -100,5 +112,6 @@ class Factors:
             )
 
 
-def _names(given: Sequence[str] | str) -> tuple[str, ...]:
+def names_of(given: Sequence[str] | str) -> tuple[str, ...]:
+    """Return one or several names of columns as a tuple."""
     return (given,) if isinstance(given, str) else tuple(given)

@@ -148,8 +148,8 @@ def formula_of(
 
 
 def is_formula(text: str) -> bool:
-    """Return whether a text is a formula rather than the name of one column."""
-    return "~" in text or "|" in text
+    """Return whether a text is a formula rather than the name of one column, such as ``sample|lane``."""
+    return "~" in text or re.search(r"\(.+\|.+\)", text) is not None
 
 
 def parse(formula: str, obs: pd.DataFrame | None = None) -> list[Term]:
@@ -203,7 +203,7 @@ def _check_whole(text: str) -> None:
     parser = Parser(tokens)
     parser.parse()
     if not parser.at_end():
-        raise ValueError(f"unexpected {parser.peek().lexeme!r}")
+        raise ValueError(f"something is missing before {parser.peek().lexeme!r}, such as a '+'")
 
 
 def _parts(term: Any, formula: str) -> list[tuple[str, bool]]:
@@ -212,12 +212,15 @@ def _parts(term: Any, formula: str) -> list[tuple[str, bool]]:
 
 def _variable(part: Any, formula: str) -> tuple[str, bool]:
     """Return the column of a part of a term, and whether it is declared categorical by C(...)."""
+    written = str(part.name)
     if type(part).__name__ == "Variable":
-        return str(part.name).strip("`"), False
-    inside = re.fullmatch(r"C\(\s*`?([^`,()]+?)`?\s*\)", str(part.name))
+        if part.reference is None:
+            return written.strip("`"), False
+        written += f"[{part.reference}]"
+    inside = re.fullmatch(r"C\(\s*`?([^`,()]+?)`?\s*\)", written)
     if inside is None:
         raise ScmedleyError(
-            f"The design {formula!r} has {str(part.name)!r}, which cannot be computed here. Compute it as a column of "
+            f"The design {formula!r} has {written!r}, which cannot be computed here. Compute it as a column of "
             "obs, and name this column. Only C(column) is possible, for a column of numbers that are categories."
         )
     return inside[1], True
@@ -271,12 +274,14 @@ def _is_continuous(obs: pd.DataFrame | None, column: str) -> bool:
 
 
 def check_column(obs: pd.DataFrame, column: str) -> None:
-    """Raise if the design names a column that does not exist."""
+    """Raise if the design names a column that does not exist, or one of several of that name."""
     if column not in obs:
         raise ScmedleyError(
             f"The design names {column!r}, which is not a column of obs. It has "
             f"{listed(list(map(str, obs.columns)), 20)}."
         )
+    if obs[column].ndim > 1:
+        raise ScmedleyError(f"obs has several columns {column!r}. Rename all but the one of the design.")
 
 
 def _quoted(column: str) -> str:

@@ -17,6 +17,7 @@ Shapes: N cells, T terms, L levels of all terms.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,10 @@ class Terms:
         """Return the terms with the levels that are new in ``obs`` after the known ones; the rest stays the same."""
         self.check_complete(obs)
         return replace(self, terms=tuple(with_levels(term, term.levels_in(obs)) for term in self.terms))
+
+    def with_combinations(self, obs: pd.DataFrame) -> "Terms":
+        """Return the terms with the combinations in ``obs`` of levels that are known, but not together."""
+        return replace(self, terms=tuple(map(partial(_with_combinations, obs=obs), self.terms)))
 
     def first(self, sizes: Sequence[int]) -> "Terms":
         """Return the terms with only the first ``sizes`` of their levels."""
@@ -303,6 +308,21 @@ def _learnt(term: Term, obs: pd.DataFrame) -> Term:
             f"All cells have {term.covariate} = {x_N[0]:g}, so it has no effect. Leave it out."
         )
     return replace(term, centre=float(x_N.mean()), spread=spread)
+
+
+def _with_combinations(term: Term, obs: pd.DataFrame) -> Term:
+    """Return a term of several factors with the new combinations of their known levels; others stay the same."""
+    if len(term.factors) < 2:
+        return term
+    ends = np.cumsum([len(factor) for factor in term.factors]).tolist()
+    spans = [slice(end - len(factor), end) for factor, end in zip(term.factors, ends, strict=True)]
+    known = [{values[span] for values in term.values_of_levels} for span in spans]
+    found = [
+        values
+        for values in term.levels_in(obs)
+        if all(values[span] in of_factor for span, of_factor in zip(spans, known, strict=True))
+    ]
+    return with_levels(term, found)
 
 
 def with_levels(term: Term, values: Iterable[tuple[str, ...]]) -> Term:

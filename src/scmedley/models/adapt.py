@@ -116,8 +116,8 @@ def _warn_if_few(new: tuple[str, ...], n_cells: np.ndarray) -> None:
 def seeing(model: M, obs: pd.DataFrame) -> M:
     """Return the model with batches for the new combinations of known levels in ``obs``; itself if there are none.
 
-    The effect of such a batch is the sum of what its levels do. Nothing is learnt; a level that the model does not
-    know has no effect.
+    The effect of such a batch is the sum of what its levels do. What is the combination's own is at its prior: its
+    mean is 0, and draws of it are of the prior. Nothing is learnt; a level that the model does not know has no effect.
     """
     design = model.design.seeing(obs)
     if design is model.design or not model.has_effects:

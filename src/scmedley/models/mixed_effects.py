@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.data.factors import Factors
+from scmedley.data.factors import Factors, names_of
 from scmedley.data.inplace import ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.data.targets import Target, named_targets
@@ -79,7 +79,7 @@ class MixedEffects:
     ):
         asked = (nested_in, covariates, slopes)
         self.factors, self.removed = Factors.of(batch_key, *asked), Factors.of(batch_key, *asked, keep)
-        self.batch_key, self.keep = self.removed.batch_key, tuple(keep)
+        self.batch_key, self.keep = self.removed.batch_key, names_of(keep)
         self.label_key, self.preset, self.fixed_key = label_key, preset, fixed
         if preset == "paper":
             self.factors.refuse_paper()

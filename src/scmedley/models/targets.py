@@ -64,7 +64,8 @@ def aims(
     if unseen:
         warn(
             f"No cell of the fit is of {listed(sorted(unseen))}: these predictions are the sum of what their levels do "
-            "in other cells. obs['counterfactual_seen'] marks them."
+            "in other cells, and intervals with draws add the prior of what is their own. obs['counterfactual_seen'] "
+            "marks them."
         )
     return model, model.design.codes(obs), found
 

@@ -227,10 +227,13 @@ def target_of(text: Any, model: MixedEffects | VAE) -> Target:
     if isinstance(text, Mapping) or any(text in network.design.batches for network in networks):
         found: Target = text
         return found
-    parts = [part.partition("=") for part in text.split(",")]
-    columns = {column for network in networks for column in network.design.columns}
-    if all(equals and column.strip() in columns for column, equals, _ in parts):
-        return {column.strip(): value.strip() for column, _, value in parts}
+    columns = sorted({column for network in networks for column in network.design.columns}, key=len)
+    several = any(network.design.terms is not None for network in networks)
+    if text.partition("=")[0].strip() in columns or (several and "=" in text):
+        # A comma is part of a value, unless a column of the design and "=" follow.
+        parts = re.split(rf",\s*(?=(?:{'|'.join(map(re.escape, columns))})\s*=)", text)
+        pairs = [part.partition("=") for part in parts]
+        return {column.strip(): value.strip() for column, _, value in pairs}
     return str(text)
 
 

@@ -244,13 +244,18 @@ def _prepare(adata: AnnData, config: RunConfig, held_out: bool) -> Checked:
     """Filter, normalise and split the cells; raise if they cannot be fitted, scored or written."""
     if keys.SPLIT in adata.obs:
         del adata.obs[keys.SPLIT]  # from an earlier run, with another seed or other cells
-    if config.model == "deepbid":
-        check_roles(adata, {"batch": config.batch, "label": config.label, "donor": config.donor})
     design_notes: list[str] = []
     if config.design is not None:
         factors = Factors.of(config.design, keep=config.keep)
         design_notes = check_factors(adata.obs, factors)
+        if config.label in factors.learn(adata.obs).columns:
+            design_notes.append(
+                f"The label {config.label!r} is in the design too, so its effects are removed from the fixed latent, "
+                "which is then scored by how well it keeps them. Leave it out of the design, or --keep it."
+            )
         store_batches(adata, factors)
+    if config.model == "deepbid":
+        check_roles(adata, {"batch": config.batch, "label": config.label, "donor": config.donor})
     checked = prepare(
         adata,
         config.batch,

@@ -30,12 +30,16 @@ def summary(run: Run) -> dict[str, Any]:
     tiles = [
         ("cells", cells),
         ("genes used", genes),
-        ("batches", None if batch is None else batch.nunique()),
+        (
+            "combinations of levels" if config.get("design") else "batches",
+            None if batch is None else batch.nunique(),
+        ),
         ("labels", None if label is None else label.nunique()),
     ]
     return {
         "name": given.get("name", run.folder.name),
-        "batch": config.get("design") or config.get("batch"),
+        "batch": config.get("batch"),
+        "design": config.get("design"),
         "label": config.get("label"),
         # Of a scored run only this page is missing.
         "status": "done" if settings.get("status") == "scored" else settings.get("status", "unknown"),
