@@ -332,6 +332,7 @@ def test_random_effects_separate_batches_only_where_all_probes_agree(blind: tupl
         ({"folds": "five"}, "of type int"),
         ({"methods": (1,)}, "str only"),
         ({"settings": {"PCA": {}}}, "no use"),
+        ({"batch_key": "~ a + (1 | b)"}, "is a formula"),
         ({"targets": ("cell_type",)}, "other columns"),
         ({"targets": ("sex", "sex")}, "none twice"),
         ({"precision": "float7"}, "none of"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scmedley import keys
+from scmedley.data.formulas import is_formula
 from scmedley.datasets.papers import LOSS_WEIGHTS
 from scmedley.errors import ScmedleyError, check_seed
 from scmedley.keys import ValueKind
@@ -120,6 +121,11 @@ class Experiment:
             values = getattr(self, name)
             if (not values and name not in ("targets", "pair_batches")) or len(set(values)) < len(values):
                 raise ScmedleyError(f"{name} = {list(values)} must have at least one value, and none twice.")
+        if is_formula(self.batch_key):
+            raise ScmedleyError(
+                f"batch_key = {self.batch_key!r} is a formula; experiment and tune compare methods on one column of "
+                "batches. Join the columns into one, or fit the design with scmedley run --design."
+            )
         if {self.label_key, self.batch_key, self.donors} & set(self.targets):
             raise ScmedleyError(
                 f"targets = {list(self.targets)} must be other columns than label, batch and donor."
