@@ -123,6 +123,7 @@ def test_plain_options_keep_and_resume(shell, data, tmp_path) -> None:
     [
         ({"design": DESIGN, "covariate": ("stim",)}, "--design holds the whole design"),
         ({"keep": ("stim",)}, "--keep needs a design"),
+        ({"design": DESIGN, "batch": "donor"}, "so --batch donor has no use"),
         ({"design": DESIGN, "preset": "paper"}, "published models"),
         ({"design": "~ (stim"}, "cannot be read"),
     ],
@@ -153,3 +154,7 @@ def test_targets_of_the_command_line() -> None:
 def test_one_factor_is_as_before() -> None:
     assert resolved(RunConfig(batch="donor")) == RunConfig(batch="donor")
     assert resolved(RunConfig(design="~ (1 | donor)")).batch == "donor"
+
+
+def test_the_tilde_may_be_left_out() -> None:
+    assert resolved(RunConfig(design=DESIGN[2:])) == resolved(RunConfig(design=DESIGN))

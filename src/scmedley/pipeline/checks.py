@@ -80,6 +80,13 @@ def resolved(config: RunConfig) -> RunConfig:
         raise ScmedleyError(
             "--design holds the whole design. Leave out --nested-in, --covariate and --slope, or write them into it."
         )
+    if config.design is not None and config.batch not in (RunConfig.batch, keys.BATCH):
+        raise ScmedleyError(
+            f"--design holds the whole design, so --batch {config.batch} has no use. Leave it out, or write the column "
+            "into the design."
+        )
+    if config.design is not None and "~" not in config.design:
+        config = replace(config, design=f"~ {config.design}")
     formula = config.design or formula_of(config.batch, config.nested_in, config.covariate, config.slope)
     factors = Factors.of(formula, keep=config.keep)
     if config.preset == "paper":
