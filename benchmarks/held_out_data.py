@@ -51,6 +51,7 @@ TASKS = {
         "glioblastoma_panobinostat_5patients_300g.h5ad", "donor", "panobinostat", rivals=True
     ),
     "kang_3donors": Task("kang_ifnb_3donors_9517_100g.h5ad", "cell_type", "stim", "total_umi"),
+    "kang_donors": Task("kang_ifnb_3donors_9517_100g.h5ad", "donor", "stim", "total_umi"),
     "kang_2donors": Task("kang_ifnb_2donors_1556.h5ad", "cell_type", "stim"),
 }
 
