@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -134,7 +135,12 @@ def main() -> None:
         return
     means = table(pd.DataFrame(found))
     print(means.round(3).to_string(index=False))
-    write_json(record(1) | {"means": means.to_dict("records"), "groups": found}, options.results)
+    stored = {"means": means.to_dict("records"), "groups": found}
+    if options.results.exists():  # sets that were not asked for now keep their rows
+        before = json.loads(options.results.read_text())
+        for part, rows in stored.items():
+            stored[part] = [row for row in before[part] if row["set"] not in options.sets] + rows
+    write_json(record(1) | stored, options.results)
 
 
 if __name__ == "__main__":
