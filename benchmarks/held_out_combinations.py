@@ -135,7 +135,7 @@ def main() -> None:
         return
     means = table(pd.DataFrame(found))
     print(means.round(3).to_string(index=False))
-    stored = {"means": means.to_dict("records"), "groups": found}
+    stored: dict[str, list[Any]] = {"means": means.to_dict("records"), "groups": found}
     if options.results.exists():  # sets that were not asked for now keep their rows
         before = json.loads(options.results.read_text())
         for part, rows in stored.items():
