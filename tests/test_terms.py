@@ -183,6 +183,7 @@ def test_unknown_targets(obs, to, says) -> None:
         ("~ constant + (1 | donor)", "All cells have constant = 1"),
         ("~ age ~ condition", "more than one '~'"),
         ("~ age % 2", "missing before '%'"),
+        ("~ donor + (1 | donor)", "as a fixed and as a random term"),
         ("~ huge", "too large to compute with"),
         ("~ gap + (1 | donor)", r"1 of 8 cells have no value in obs\['gap'\]"),
     ],
