@@ -268,3 +268,15 @@ def test_an_unseen_combination_of_known_levels(obs) -> None:
     assert design.seeing(obs.iloc[:-1]) is design
     with pytest.raises(ScmedleyError, match="does not know the batches of these cells: 1 cells"):
         design.known_codes(obs.assign(donor=[*"1122112", "9"]))
+
+
+def test_new_levels_may_be_targets(obs) -> None:
+    obs["donor"] = list("11223344")
+    terms = learnt(obs)
+    assert set(
+        terms.targeted(obs, {"donor": "c/9"}, new=True)[["study", "donor"]].itertuples(index=False)
+    ) == {("c", "9")}
+    known = terms.targeted(obs, {"donor": "3"}, new=True)  # a known donor takes its study along
+    assert known.equals(terms.targeted(obs, {"donor": "3"}))
+    with pytest.raises(ScmedleyError, match="No cell of the fit has donor = '9'"):
+        terms.targeted(obs, {"donor": "9"})

@@ -164,7 +164,7 @@ class Terms:
             found.append(None if set(text.values()) == {POPULATION_MEAN} else BETWEEN.join(parts))
         return pd.Series(np.array(found, dtype=object)[group_N], index=obs.index, dtype=object)
 
-    def targeted(self, obs: pd.DataFrame, to: Mapping[str, Any]) -> pd.DataFrame:
+    def targeted(self, obs: pd.DataFrame, to: Mapping[str, Any], *, new: bool = False) -> pd.DataFrame:
         """Return the columns of the design as if cells had the values in ``to``; "mean" removes a value.
 
         Parameters
@@ -175,6 +175,8 @@ class Terms:
             has a donor ``d1``. Cells that change to another study have no donor effect, unless ``to`` names a donor.
             A term of a column with the value "mean" has no effect; the mean of a continuous column is its mean in
             training.
+        new
+            Whether values may be of no known level.
 
         Raises
         ------
@@ -183,7 +185,7 @@ class Terms:
         """
         columns = [column for column in self.columns if column in obs]
         found = obs[columns].copy()
-        given = self._with_parents(to)
+        given = self._with_parents(to, new)
         for column, value in given.items():
             removed = called(value) == POPULATION_MEAN
             if column in found and not removed and not self._is_continuous(column):
@@ -194,16 +196,21 @@ class Terms:
             )
         return found
 
-    def _with_parents(self, to: Mapping[str, Any]) -> dict[str, Any]:
-        """Return ``to`` with the parents of nested values, after a check of all names and values."""
+    def _with_parents(self, to: Mapping[str, Any], new: bool) -> dict[str, Any]:
+        """Return ``to`` with the parents of nested values, after a check of all names and, unless new, values."""
         given: dict[str, Any] = {}
         for column, value in to.items():
             if column not in self.columns:
                 raise ScmedleyError(
                     f"The design {self.formula!r} has no column {column!r}. It has {listed(list(self.columns))}."
                 )
-            self._check_value(column, value)
             path = self._path(column)
+            if new and not self._is_continuous(column) and not self._knows(column, value):
+                parts = called(value).split(NESTED)
+                whole = len(path) > 1 and len(parts) == len(path)
+                given |= dict(zip(path, parts, strict=True)) if whole else {column: value}
+                continue
+            self._check_value(column, value)
             if len(path) > 1 and called(value) != POPULATION_MEAN:
                 for parent, of_parent in zip(path, self._nested_value(path, value, to), strict=True):
                     if called(given.setdefault(parent, of_parent)) != called(of_parent):
@@ -267,12 +274,21 @@ class Terms:
             raise ScmedleyError(
                 f"{column!r} is continuous, so it needs a number or {POPULATION_MEAN!r}, not {value!r}."
             )
-        known = self.values_of(column)
-        if called(value) not in {*known, *map(NESTED.join, self._known_paths(self._path(column)))}:
+        if not self._knows(column, value):
+            known = self.values_of(column)
             raise ScmedleyError(
                 f"No cell of the fit has {column} = {called(value)!r}. Choose {POPULATION_MEAN!r} (no effect) or one "
                 f"of {listed(list(known), 20)}; or learn the effects of new levels first: model.adapt(cells)."
             )
+
+    def _knows(self, column: str, value: Any) -> bool:
+        """Return whether a value is "mean", or of a known level, by itself or by its path."""
+        known = {
+            POPULATION_MEAN,
+            *self.values_of(column),
+            *map(NESTED.join, self._known_paths(self._path(column))),
+        }
+        return called(value) in known
 
     def values_of(self, column: str) -> tuple[str, ...]:
         """Return the known values of a categorical column."""

@@ -17,8 +17,6 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 from scmedley import keys
-from scmedley.data.design import POPULATION_MEAN
-from scmedley.data.formulas import NESTED
 from scmedley.data.targets import target_name
 from scmedley.errors import ScmedleyError, listed
 from scmedley.models.interval import WITHIN_90
@@ -35,24 +33,6 @@ UNKNOWN = ("error", "mean", "prior")
 def with_interval(effect: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
     """Return columns of a table: effect, standard deviation and 90 % interval."""
     return {"effect": effect, "sd": sd, "q05": effect - WITHIN_90 * sd, "q95": effect + WITHIN_90 * sd}
-
-
-def targeted(model: LinearMixed, obs: pd.DataFrame, to: Mapping[str, Any], unknown: str) -> pd.DataFrame:
-    """Return the columns of the design as if cells had these levels; with "prior" also unknown ones."""
-    if unknown != "prior":
-        return model.design.terms.targeted(obs, to)
-    terms = model.design.terms
-    paths = {factor[-1]: factor for term in terms.terms for factor in term.factors}
-    found = obs[[column for column in terms.columns if column in obs]].copy()
-    for column, value in to.items():
-        if column not in terms.columns:
-            terms.targeted(obs, {column: value})  # raises
-        path, parts = paths.get(column, (column,)), str(value).split(NESTED)
-        if len(path) > 1 and len(parts) == len(path):
-            found[list(path)] = parts
-        else:
-            found[column] = np.nan if value == POPULATION_MEAN else value
-    return found
 
 
 def check_own(model: LinearMixed, obs: pd.DataFrame, unknown: str) -> None:
@@ -97,7 +77,7 @@ def predicted(
     unknown: str,
 ) -> AnnData:
     """Return the counterfactual of one target."""
-    there = targeted(model, obs, to, unknown)
+    there = model.design.terms.targeted(obs, to, new=unknown == "prior")
     own = obs[[column for column in model.design.terms.columns if column in obs]]
     design, posterior = model.design, model.fitted
     if interval:

@@ -25,7 +25,7 @@ from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.data.terms import Terms, formula_of, is_formula
 from scmedley.errors import ScmedleyError, warn
-from scmedley.models.linear_counterfactual import check_own, extended, predicted, targeted, with_interval
+from scmedley.models.linear_counterfactual import check_own, extended, predicted, with_interval
 from scmedley.models.linear_design import LinearDesign, checked, sample_term
 from scmedley.models.linear_store import save
 from scmedley.nn.mixed import Posterior, Statistics, learn
@@ -237,7 +237,8 @@ class LinearMixed:
             A level is unknown, or nothing differs between ``to`` and ``of``.
         """
         one = pd.DataFrame(index=["one"])
-        there, here = (targeted(self, one, levels, unknown) for levels in (to, of))
+        new = unknown == "prior"
+        there, here = (self.design.terms.targeted(one, levels, new=new) for levels in (to, of))
         design, posterior = extended(self, [there, here], unknown)
         z_1P = self.design.centre_P[None] if self.use else None
         c_1L = (design.matrix(there, z_1P) - design.matrix(here, z_1P)).toarray()
