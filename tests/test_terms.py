@@ -183,7 +183,6 @@ def test_unknown_targets(obs, to, says) -> None:
         ("~ constant + (1 | donor)", "All cells have constant = 1"),
         ("~ age ~ condition", "more than one '~'"),
         ("~ age % 2", "missing before '%'"),
-        ("~ donor + (1 | donor)", "as a fixed and as a random term"),
         ("~ huge", "too large to compute with"),
         ("~ gap + (1 | donor)", r"1 of 8 cells have no value in obs\['gap'\]"),
     ],
@@ -280,3 +279,8 @@ def test_new_levels_may_be_targets(obs) -> None:
     assert known.equals(terms.targeted(obs, {"donor": "3"}))
     with pytest.raises(ScmedleyError, match="No cell of the fit has donor = '9'"):
         terms.targeted(obs, {"donor": "9"})
+
+
+def test_a_fixed_factor_may_have_slopes(obs) -> None:
+    terms = learnt(obs, "~ condition + (age | condition)").terms
+    assert [(term.name, term.random) for term in terms] == [("condition", False), ("age | condition", True)]

@@ -186,12 +186,8 @@ def parse(formula: str, obs: pd.DataFrame | None = None) -> list[Term]:
             inner = _parts(term.expr, formula) if hasattr(term.expr, "components") else []
             grouping = tuple(name for name, _ in _parts(term.factor, formula))
             terms.append(_term(inner, grouping, paths, obs, formula))
-    unique = {term.name: term for term in terms}
-    if both := [term.name for term in terms if term.random != unique[term.name].random]:
-        raise ScmedleyError(
-            f"The design {formula!r} has {both[0]!r} as a fixed and as a random term. Leave one of them out: fixed for "
-            "a few conditions of interest, random for donors and batches."
-        )
+    # A fixed term wins over a random one: "condition + (age | condition)" adds the slopes of age alone.
+    unique = {term.name: term for term in reversed(terms)}
     if not terms:
         raise ScmedleyError(f"The design {formula!r} has no term. For example '~ condition + (1 | donor)'.")
     return [unique[name] for name in dict.fromkeys(term.name for term in terms)]
