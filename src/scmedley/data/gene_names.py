@@ -63,6 +63,13 @@ class GeneNames:
         symbols = self.symbols_beside
         return self.names if symbols is None else tuple(shown(self.names, symbols))
 
+    def var(self) -> pd.DataFrame:
+        """Return the ``var`` of a new AnnData: the genes, with symbols where the names are identifiers."""
+        symbols = self.symbols_beside
+        return pd.DataFrame(
+            {} if symbols is None else {"gene_symbols": list(symbols)}, index=list(self.names)
+        )
+
     def kinds(self) -> dict[str, pd.Index]:
         """Return each kind of name that these genes have."""
         found = {"names": self.names, "ids": self.ids, "symbols": self.symbols}

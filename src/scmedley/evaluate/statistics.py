@@ -18,6 +18,15 @@ from scmedley.data.arrays import Numbers, check_finite, dense, numeric
 from scmedley.errors import ScmedleyError, listed
 
 
+def adjusted(p_G: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p-values adjusted by Benjamini and Hochberg; missing ones stay missing and do not count."""
+    q_G = np.full(len(p_G), np.nan)
+    known = np.isfinite(p_G)
+    if known.any():
+        q_G[known] = stats.false_discovery_control(p_G[known])
+    return q_G
+
+
 def donor_test(
     x_NG: Numbers,
     genes: Sequence[str],
@@ -86,9 +95,6 @@ def donor_test(
             np.where(varies_G, values_G, np.nan)
             for values_G in stats.ttest_ind(sides[1], sides[0], equal_var=False)
         )
-    q = np.full(len(genes), np.nan)
-    tested = np.isfinite(p)
-    q[tested] = stats.false_discovery_control(p[tested]) if tested.any() else []
     means = [side.mean(0) for side in sides]
     return pd.DataFrame(
         {
@@ -98,7 +104,7 @@ def donor_test(
             "difference": means[1] - means[0],
             "t": t,
             "p": p,
-            "q": q,
+            "q": adjusted(p),
             "n_1": len(sides[0]),
             "n_2": len(sides[1]),
         }

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from scmedley.errors import ScmedleyError
+from scmedley.evaluate.statistics import adjusted
 from scmedley.interpret.condition_effects import fitted, labels_of, of_contrast
 from scmedley.interpret.donors import Donors, design_of, read_donors, samples_of
-from scmedley.interpret.markers import adjusted
 from scmedley.interpret.moderated import Floats
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.errors import ScmedleyError, listed, warn
+from scmedley.evaluate.statistics import adjusted
 from scmedley.interpret.donors import Donors, SampleDesign, Samples, design_of, read_donors, samples_of
-from scmedley.interpret.markers import adjusted
 from scmedley.interpret.moderated import NO_VARIANCE, Floats, moderate, precision, t_test, with_correlation
 from scmedley.keys import ValueKind
 

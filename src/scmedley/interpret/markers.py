@@ -21,6 +21,7 @@ from scmedley.data.design import as_categories, column
 from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.errors import ScmedleyError, listed, warn
+from scmedley.evaluate.statistics import adjusted
 from scmedley.keys import ValueKind
 
 if TYPE_CHECKING:
@@ -164,15 +165,6 @@ def expression(
     )
     mean_KG, share_KG = tables
     return mean_KG, share_KG
-
-
-def adjusted(p_G: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p-values adjusted by Benjamini and Hochberg; missing ones stay missing and do not count."""
-    q_G = np.full(len(p_G), np.nan)
-    known = np.isfinite(p_G)
-    if known.any():
-        q_G[known] = stats.false_discovery_control(p_G[known])
-    return q_G
 
 
 def _large_enough(code_N: NDArray[np.int64], names: list[str]) -> list[int]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from scmedley.data.design import as_categories
 from scmedley.errors import ScmedleyError, check_seed, listed, warn
+from scmedley.evaluate.statistics import adjusted
 from scmedley.interpret.donors import is_number
-from scmedley.interpret.markers import adjusted
 
 
 def sample_columns(obs: pd.DataFrame, sample_key: str) -> pd.DataFrame:

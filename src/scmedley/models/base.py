@@ -328,9 +328,7 @@ class Model(Generic[S]):
 
     def var(self) -> pd.DataFrame:
         """Return the ``var`` of a new AnnData: the genes, with symbols where the names are identifiers."""
-        symbols = self.gene_names.symbols_beside
-        columns = {} if symbols is None else {"gene_symbols": list(symbols)}
-        return pd.DataFrame(columns, index=self.genes)
+        return self.gene_names.var()
 
     def check_fitted(self) -> None:
         """Raise if the model is not fitted."""

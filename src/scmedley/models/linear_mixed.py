@@ -394,8 +394,7 @@ class LinearMixed:
 
     def var(self) -> pd.DataFrame:
         """Return the ``var`` of a new AnnData: the genes, with symbols where the names are identifiers."""
-        symbols = self.reader.genes.symbols_beside
-        return pd.DataFrame({} if symbols is None else {"gene_symbols": list(symbols)}, index=self.genes)
+        return self.reader.genes.var()
 
 
 def _reader(adata: Cells) -> Reader:

@@ -53,7 +53,7 @@ def batch_shifts(
         A column is missing or does not hold numbers; the table is empty or does not have the label; or
         ``label`` is missing and the table has several.
     """
-    from scmedley.pl._figure import NotebookFigure, figure_of, plain, write
+    from scmedley.pl._figure import axes_of, plain, write
 
     rows = _of_label(shifts, label)
     batches = list(dict.fromkeys(rows["batch"]))
@@ -63,13 +63,9 @@ def batch_shifts(
         plain(name, 22) + ("" if seen else ", never observed")
         for name, seen in zip(batches, seen_B, strict=True)
     ]
-    if ax is None:
-        below = 0.075 * max(map(len, names)) + 1.2
-        size = (max(4.2, 2.6 + 0.24 * len(batches)), ROW * len(value_GB) + below)
-        figure: Figure = NotebookFigure(figsize=size, layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    below = 0.075 * max(map(len, names)) + 1.2
+    size = (max(4.2, 2.6 + 0.24 * len(batches)), ROW * len(value_GB) + below)
+    figure, ax = axes_of(ax, size)
     limit = float(np.nanmax(np.abs(value_GB.to_numpy()))) or 1.0
     drawn = ax.imshow(
         value_GB, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"

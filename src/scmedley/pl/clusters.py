@@ -55,19 +55,15 @@ def cluster_tree(
         A tree without merges, or a table that lacks a column.
     """
     from scmedley.interpret.clusters import tree_table
-    from scmedley.pl._figure import NotebookFigure, figure_of
+    from scmedley.pl._figure import axes_of
 
     tree = clusters if isinstance(clusters, pd.DataFrame) else tree_table(clusters)
     tree = table_of(
         tree, "the tree of merges", (*NODES, "stands", "cluster first", "cluster second"), NODES[:3]
     )
     n_leaves = len(tree) + 1
-    if ax is None:
-        height = min(0.9 + max(0.09 * n_leaves, 0.25 * _leaves(tree)["cluster"].nunique()), 14.0)
-        figure: Figure = NotebookFigure(figsize=(6.4, height), layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    height = min(0.9 + max(0.09 * n_leaves, 0.25 * _leaves(tree)["cluster"].nunique()), 14.0)
+    figure, ax = axes_of(ax, (6.4, height))
     draw_tree(ax, tree, names or {})
     return figure
 
@@ -166,7 +162,7 @@ def cluster_shares(
         A missing column.
     """
     from scmedley.interpret.clusters import cluster_table
-    from scmedley.pl._figure import NotebookFigure, figure_of, plain
+    from scmedley.pl._figure import axes_of, plain
 
     table = cluster_table(
         column(adata, cluster_key, "cluster"), column(adata, key, "batch or label"), "group"
@@ -177,12 +173,8 @@ def cluster_shares(
         )
     clusters, groups = list(dict.fromkeys(table["cluster"])), list(dict.fromkeys(table["group"]))
     share_KB = table["share_of_group"].to_numpy(dtype=float).reshape(len(clusters), len(groups))
-    if ax is None:
-        size = (1.6 + 0.55 * len(groups), 1.3 + 0.26 * len(clusters))
-        figure: Figure = NotebookFigure(figsize=size, layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    size = (1.6 + 0.55 * len(groups), 1.3 + 0.26 * len(clusters))
+    figure, ax = axes_of(ax, size)
     ax.imshow(share_KB, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
     for (i, j), share in np.ndenumerate(share_KB):
         text = "0" if share == 0 else "<1" if share < 0.01 else f"{100 * share:.0f}"
@@ -235,18 +227,14 @@ def markers(
         An empty table, or a gene that the cells do not have.
     """
     from scmedley.interpret.markers import expression
-    from scmedley.pl._figure import NotebookFigure, figure_of, plain
+    from scmedley.pl._figure import axes_of, plain
 
     table = table_of(table, "the table of markers", ["cluster", "gene"], [])
     genes = list(dict.fromkeys(table.groupby("cluster", sort=False).head(n_genes)["gene"]))
     mean_KG, share_KG = expression(adata, genes, cluster_key)
     clusters = list(mean_KG.index)
-    if ax is None:
-        size = (1.9 + 0.22 * len(genes), 1.3 + 0.25 * len(clusters))
-        figure: Figure = NotebookFigure(figsize=size, layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    size = (1.9 + 0.22 * len(genes), 1.3 + 0.25 * len(clusters))
+    figure, ax = axes_of(ax, size)
     relative_KG = (mean_KG / mean_KG.max().replace(0, 1)).to_numpy()
     y, x = np.indices(relative_KG.shape)
     style: Any = {"cmap": "Blues", "vmin": -0.1, "vmax": 1, "edgecolors": "#666", "linewidths": 0.3}

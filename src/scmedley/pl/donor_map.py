@@ -62,17 +62,13 @@ def donor_map(
     from matplotlib.colors import to_rgba
 
     from scmedley.interpret.batch_effects import batch_effects
-    from scmedley.pl._figure import NotebookFigure, figure_of, plain
+    from scmedley.pl._figure import axes_of, plain
     from scmedley.pl._labels import place_labels
 
     places = batch_effects(model)
     values = _values(model.batch_key or "", list(places["batch"]), adata, color)
-    if ax is None:
-        side = 4.6 if len(places) <= 30 else 6.5 if len(places) <= 60 else 10.0
-        figure: Figure = NotebookFigure(figsize=(side + (1.4 if color else 0), side), layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    side = 4.6 if len(places) <= 30 else 6.5 if len(places) <= 60 else 10.0
+    figure, ax = axes_of(ax, (side + (1.4 if color else 0), side))
     colour_B4 = (
         np.tile(to_rgba(PLAIN), (len(places), 1)) if values is None else paint(figure, ax, values, color)
     )

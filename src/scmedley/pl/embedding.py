@@ -53,16 +53,12 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
         If the basis is not in ``obsm``, has fewer than two columns or no cell with coordinates,
         or the colour is neither a column nor a gene.
     """
-    from scmedley.pl._figure import NotebookFigure, figure_of, write
+    from scmedley.pl._figure import axes_of, write
 
     key, xy_N2 = coordinates(adata, basis)
     values_N, names = colouring(adata, color)
     columns = 0 if names is None else math.ceil(len(names) / ROWS_OF_LEGEND)
-    if ax is None:
-        figure: Figure = NotebookFigure(figsize=(5.5 + 1.45 * columns, 4.6), layout="constrained")
-        ax = figure.add_subplot()
-    else:
-        figure = figure_of(ax)
+    figure, ax = axes_of(ax, (5.5 + 1.45 * columns, 4.6))
 
     drawn = drawable(key, xy_N2)
     if not drawn.all():
