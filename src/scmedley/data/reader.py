@@ -29,6 +29,7 @@ from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.data.resident import Resident, Rows
 from scmedley.data.scale import Scale
 from scmedley.data.scan import examine, n_stored
+from scmedley.data.store import Store, StoredMatrix, Values
 from scmedley.errors import ScmedleyError, ScmedleyWarning, warn
 from scmedley.keys import Reads, ValueKind
 
@@ -49,7 +50,8 @@ class Reading:
     reader
         The reader that read them.
     log1p_NG
-        log1p CP10k, float32, CSR or dense: the unit of all results. It may share memory: do not write to it.
+        log1p CP10k, float32, CSR, dense or in a store on disk: the unit of all results. It may share memory: do not
+        write to it.
     obs
         Table of the cells; ``obs.index`` has their names.
     label_key
@@ -61,10 +63,10 @@ class Reading:
     """
 
     reader: "Reader"
-    log1p_NG: Matrix
+    log1p_NG: Values
     obs: pd.DataFrame
     label_key: str | None = None
-    counts_NG: Matrix | None = None
+    counts_NG: Values | None = None
     total_N: np.ndarray | None = None
     missing_G: np.ndarray | None = None
     _rows: dict[str, Rows] = field(default_factory=dict, repr=False, compare=False)
@@ -74,9 +76,16 @@ class Reading:
         """Return N."""
         return len(self.obs)
 
+    @property
+    def store(self) -> Store | None:
+        """Return the store that holds the values; ``None`` if they are in memory."""
+        return self.log1p_NG.store if isinstance(self.log1p_NG, StoredMatrix) else None
+
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 of the values (and of the counts if read), which a checkpoint compares."""
+        if isinstance(self.log1p_NG, StoredMatrix):
+            return self.log1p_NG.store.digest
         found = hashlib.sha256()
         parts: list[Any] = [
             part for part in (self.log1p_NG, self.counts_NG, self.total_N) if part is not None

@@ -13,6 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from scmedley.data.scale import Scale
+from scmedley.data.store import StoredMatrix, Values
 
 ENCODED = 4096  # cells that a fitted network encodes at once
 
@@ -48,9 +49,9 @@ class Rows:
 
     def __init__(
         self,
-        x_NG: sparse.csr_matrix | np.ndarray,
+        x_NG: Values,
         device: torch.device,
-        counts_NG: sparse.csr_matrix | np.ndarray | None = None,
+        counts_NG: Values | None = None,
         total_N: np.ndarray | None = None,
     ):
         self.n_cells, self.n_genes = x_NG.shape
@@ -84,7 +85,7 @@ class Resident:
 
     def __init__(
         self,
-        x_NG: sparse.csr_matrix | np.ndarray | Rows,
+        x_NG: Values | Rows,
         b_N: np.ndarray,
         device: torch.device,
         y_N: np.ndarray | None = None,
@@ -138,10 +139,13 @@ class Resident:
 class _Table:
     """A table of numbers on a device, CSR or dense; :meth:`take` returns some rows."""
 
-    def __init__(self, x_NG: sparse.csr_matrix | np.ndarray | Tensor, device: torch.device):
+    def __init__(self, x_NG: Values | Tensor, device: torch.device):
         self.device, self.n_columns = device, x_NG.shape[1]
-        self.csr: sparse.csr_matrix | None = None
+        self.csr: sparse.csr_matrix | StoredMatrix | None = None
         self.dense: Tensor | None = None
+        if isinstance(x_NG, StoredMatrix):
+            self.csr = x_NG
+            return
         if sparse.issparse(x_NG) and device.type == "cpu":
             self.csr = sparse.csr_matrix(x_NG, dtype=np.float32)
         elif sparse.issparse(x_NG):
@@ -158,7 +162,7 @@ class _Table:
         if self.dense is not None:
             return self.dense[rows_N]
         if self.csr is not None:  # on a CPU eight times as fast as PyTorch
-            return torch.from_numpy(self.csr[rows_N.numpy()].toarray())
+            return torch.from_numpy(self.csr[rows_N.cpu().numpy()].toarray()).to(self.device)
         start, stop = self.indptr[rows_N], self.indptr[rows_N + 1]
         counts = stop - start
         ends = counts.cumsum(0)

@@ -200,7 +200,8 @@ def learn(
 
 def detected(cells: Reading) -> np.ndarray:
     """Return the number of the model's genes with a value above 0 in each cell, N."""
-    return np.asarray((cells.log1p_NG > 0).sum(axis=1)).ravel().astype(np.int64)
+    x_MG: Any = cells.log1p_NG
+    return np.asarray((x_MG > 0).sum(axis=1)).ravel().astype(np.int64)
 
 
 def _classifier(

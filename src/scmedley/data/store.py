@@ -1,0 +1,209 @@
+"""A store of cells on disk: a compact sparse matrix of the chosen genes, from which models train.
+
+A folder with
+
+- ``store.json``: version, sizes, types, checksums, and what the store was made from; written last;
+- ``cells.h5ad``: obs, var (the chosen genes) and uns, without a matrix;
+- ``rows.bin`` (int64, N + 1), ``genes.bin`` (uint16, or uint32 with more than 65,536 genes) and ``values.bin``: the
+  matrix by row (CSR). Whole counts are stored as uint8, uint16 or uint32, as the largest one needs; corrected counts
+  and log-normalised values as float32;
+- ``totals.bin`` (float64, N): each cell's total over all counted genes, if the values are counts.
+
+Arrays are memory-mapped: a store takes no memory of its own.
+
+Shapes: N cells, G genes.
+"""
+
+import hashlib
+import json
+import mmap
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from scmedley.data.arrays import Matrix, log1p_cp10k
+from scmedley.errors import ScmedleyError
+
+VERSION = 1
+HEADER, CELLS = "store.json", "cells.h5ad"
+ROWS, GENES, VALUES, TOTALS = "rows.bin", "genes.bin", "values.bin", "totals.bin"
+BLOCK = 65_536  # cells of a checksum
+
+Part = Literal["counts", "log1p"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The arrays of a store.
+
+    Attributes
+    ----------
+    folder
+        The folder of the store.
+    about
+        The content of ``store.json``.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Store":
+        """Open a store that was written completely.
+
+        Raises
+        ------
+        ScmedleyError
+            There is no store, another version wrote it, or one of its files has another size than it should.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ScmedleyError(
+                f"{folder} is not a complete store of cells: {HEADER} cannot be read ({error}). Prepare the cells "
+                "again."
+            ) from error
+        if about.get("version") != VERSION:
+            raise ScmedleyError(
+                f"{folder} has version {about.get('version')} of the store, and this scmedley reads version {VERSION}. "
+                "Prepare the cells again."
+            )
+        store = cls(folder, about)
+        for name, size in store.sizes().items():
+            found = (folder / name).stat().st_size if (folder / name).exists() else 0
+            if found != size:
+                raise ScmedleyError(
+                    f"{folder / name} has {found:,} bytes and should have {size:,}: the store is damaged. Delete the "
+                    "folder and prepare the cells again."
+                )
+        return store
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return N and G."""
+        return self.about["n_cells"], self.about["n_genes"]
+
+    @property
+    def nnz(self) -> int:
+        """Return the number of stored values."""
+        return int(self.about["n_values"])
+
+    @property
+    def has_counts(self) -> bool:
+        """Return whether the values are counts, not log-normalised values."""
+        return bool(self.about["values"] == "counts")
+
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 of the checksums of all blocks."""
+        return hashlib.sha256(json.dumps(self.about["checksums"], sort_keys=True).encode()).hexdigest()
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of bytes of each array."""
+        sizes = {
+            ROWS: 8 * (self.shape[0] + 1),
+            GENES: self.nnz * np.dtype(self.about["gene_type"]).itemsize,
+            VALUES: self.nnz * np.dtype(self.about["value_type"]).itemsize,
+        }
+        return sizes | ({TOTALS: 8 * self.shape[0]} if self.has_counts else {})
+
+    @cached_property
+    def row_N1(self) -> np.ndarray:
+        """The row pointers, in memory, N + 1."""
+        return np.fromfile(self.folder / ROWS, dtype=np.int64)
+
+    @cached_property
+    def total_N(self) -> np.ndarray:
+        """The totals of the cells, in memory; only if the values are counts."""
+        return np.fromfile(self.folder / TOTALS, dtype=np.float64)
+
+    @cached_property
+    def gene_Z(self) -> np.ndarray:
+        """The gene of each stored value, memory-mapped."""
+        return self._mapped(GENES, self.about["gene_type"])
+
+    @cached_property
+    def value_Z(self) -> np.ndarray:
+        """The stored values, memory-mapped."""
+        return self._mapped(VALUES, self.about["value_type"])
+
+    def release(self) -> None:
+        """Let the system take back the memory of the pages that were read; they stay in its cache."""
+        for array in (self.gene_Z, self.value_Z):
+            mapped = getattr(array, "_mmap", None)
+            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    def matrix(self, part: Part) -> "StoredMatrix":
+        """Return the counts, or log1p CP10k, as a matrix on disk."""
+        if part == "counts" and not self.has_counts:
+            raise ScmedleyError(f"{self.folder} holds log-normalised values, and no counts.")
+        return StoredMatrix(self, part)
+
+    def _mapped(self, name: str, dtype: str) -> np.ndarray:
+        if not self.nnz:
+            return np.zeros(0, dtype=dtype)
+        return np.memmap(self.folder / name, dtype=dtype, mode="r")
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """Counts or log1p CP10k of a store: rows are read from the disk when they are taken.
+
+    ``matrix[rows]``, with a slice or an array of row numbers, returns them in memory (CSR, float32), with the same
+    bits as cells that were prepared in memory.
+    """
+
+    store: Store
+    part: Part
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return N and G."""
+        return self.store.shape
+
+    @property
+    def nnz(self) -> int:
+        """Return the number of stored values."""
+        return self.store.nnz
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> csr_matrix:
+        """Return some of the cells, in this order."""
+        store = self.store
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                stop = max(start, stop)
+                first, last = store.row_N1[start], store.row_N1[stop]
+                row_n1 = store.row_N1[start : stop + 1] - first
+                gene_Z, value_Z = store.gene_Z[first:last], store.value_Z[first:last]
+                total_N = store.total_N[start:stop] if store.has_counts else None
+                return self._csr(value_Z, gene_Z, row_n1, total_N)
+            rows = np.arange(start, stop, step)
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        first_N = store.row_N1[rows]
+        row_n1 = np.concatenate([[0], np.cumsum(store.row_N1[rows + 1] - first_N)])
+        place_Z = np.arange(row_n1[-1]) + np.repeat(first_N - row_n1[:-1], np.diff(row_n1))
+        total_N = store.total_N[rows] if store.has_counts else None
+        return self._csr(store.value_Z[place_Z], store.gene_Z[place_Z], row_n1, total_N)
+
+    def _csr(
+        self, value_Z: np.ndarray, gene_Z: np.ndarray, row_n1: np.ndarray, total_N: np.ndarray | None
+    ) -> csr_matrix:
+        parts = (value_Z.astype(np.float32), gene_Z.astype(np.int32), row_n1.astype(np.int32))
+        x_NG: Matrix = csr_matrix(parts, shape=(len(row_n1) - 1, self.shape[1]))
+        if self.part == "log1p" and total_N is not None:
+            x_NG = log1p_cp10k(x_NG, total_N)
+        return x_NG
+
+
+Values: TypeAlias = Matrix | StoredMatrix  # of cells, in memory or on disk: index it by rows
