@@ -1,5 +1,6 @@
 """Prepared cells in a store on disk, for data that do not fit in memory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,10 @@ def read_store(folder: str | Path) -> Reading:
         store.matrix("counts") if store.has_counts else None,
         store.total_N if store.has_counts else None,
     )
+
+
+def with_reads(reading: Reading, kind: Reads) -> Reading:
+    """Return the reading of a store as a model of this kind reads it: counts only for a model of counts."""
+    if kind == "counts":
+        return reading
+    return replace(reading, reader=replace(reading.reader, kind=kind), counts_NG=None, total_N=None, _rows={})
