@@ -12,6 +12,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from scmedley.data.order import WHOLE, Shares, consecutive
 from scmedley.data.scale import Scale
 from scmedley.data.store import StoredMatrix, Values
 
@@ -123,17 +124,19 @@ class Resident:
         """Yield all cells in order, at most ``size`` at once."""
         return self.minibatches(torch.arange(self.n_cells, device=self.device), size)
 
-    def minibatches(self, rows: Tensor, batch_size: int, shuffle: bool = False) -> Iterator[Minibatch]:
+    def minibatches(
+        self, rows: Tensor, batch_size: int, shuffle: bool = False, shares: Shares = WHOLE
+    ) -> Iterator[Minibatch]:
         """Yield all ``rows`` once, in minibatches of nearly equal size, at most ``batch_size``.
 
-        ``shuffle`` draws the order from PyTorch's global CPU generator. Equal sizes avoid a last minibatch of
-        one cell, for which BatchNorm fails.
+        ``shuffle`` draws the order from PyTorch's global CPU generator. With ``shares``, a minibatch has only the
+        part that this process reads.
         """
+        rows_N = rows.cpu().numpy()
         if shuffle:
-            rows = rows[torch.randperm(len(rows)).to(rows.device)]
-        n_steps = -(-len(rows) // batch_size)
-        for part in torch.tensor_split(rows, max(n_steps, 1)):
-            yield self.take(part)
+            rows_N = rows_N[torch.randperm(len(rows_N)).numpy()]
+        for rows_n in consecutive(rows_N, batch_size, shares):
+            yield self.take(torch.from_numpy(rows_n).to(self.device))
 
 
 class _Table:
