@@ -157,7 +157,7 @@ def choose(select: Sequence[str], obs: pd.DataFrame) -> np.ndarray | None:
         return None
     absent = [name for name in select if name not in obs.index]
     if not absent:
-        return np.asarray(obs.index.get_indexer_for(list(select)))
+        return np.asarray(obs.index.get_indexer_for(pd.Index(select)))
     if len(select) > 1:
         raise ScmedleyError(
             f"The run has no cell {listed(absent)}; names of its cells are like {listed(list(obs.index[:2]))}. "
