@@ -200,6 +200,7 @@ class StoredMatrix:
         self, value_Z: np.ndarray, gene_Z: np.ndarray, row_n1: np.ndarray, total_N: np.ndarray | None
     ) -> csr_matrix:
         parts = (value_Z.astype(np.float32), gene_Z.astype(np.int32), row_n1.astype(np.int32))
+        self.store.release()  # the values are copied
         x_NG: Matrix = csr_matrix(parts, shape=(len(row_n1) - 1, self.shape[1]))
         if self.part == "log1p" and total_N is not None:
             x_NG = log1p_cp10k(x_NG, total_N)

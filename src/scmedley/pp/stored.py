@@ -39,8 +39,17 @@ def write_store(adata: AnnData, folder: str | Path) -> Store:
         return writer.finish(cells, has_counts, trained_on=about)
 
 
-def read_store(folder: str | Path) -> Reading:
-    """Open a store as a reading, which models take in place of an AnnData: ``model.fit(read_store(folder))``."""
+def read_store(folder: str | Path, *, memory_gb: float | None = None) -> Reading:
+    """Open a store as a reading, which models take in place of an AnnData: ``model.fit(read_store(folder))``.
+
+    Parameters
+    ----------
+    folder
+        Folder of the store.
+    memory_gb
+        Memory (of the device) that the cells may take, in GB; if they take more, each epoch reads them from the disk.
+        ``None``: a quarter of what is free.
+    """
     store = Store.open(folder)
     cells = read_h5ad(store.folder / stores.CELLS)
     kind: Reads = "counts" if store.has_counts else "log1p"
@@ -53,6 +62,7 @@ def read_store(folder: str | Path) -> Reading:
         ours.get("label_key") or None,
         store.matrix("counts") if store.has_counts else None,
         store.total_N if store.has_counts else None,
+        memory_gb=memory_gb,
     )
 
 
