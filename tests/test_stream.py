@@ -1,8 +1,5 @@
 """Cells of a store: in memory or on the disk, the same bits; a fit goes on where it was."""
 
-import gc
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,8 @@ from numpy.testing import assert_array_equal
 
 import scmedley as sm
 from scmedley.data import order, stream
-from scmedley.data.compact import Compact, OnDevice
-from scmedley.data.read_ahead import read_ahead
+from scmedley.data.compact import Compact
 from scmedley.data.reader import Reading
-from scmedley.data.store import Store
 from scmedley.errors import ScmedleyError
 from scmedley.pp.stored import read_store, write_store
 from tiny import FIT, MODELS, SIZES, differing, unfitted, weights

@@ -6,7 +6,7 @@ Shapes: N cells of the call at hand (a minibatch, or all), G genes, B batches, K
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch

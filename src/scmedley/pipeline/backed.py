@@ -1,6 +1,7 @@
 """Where a run prepares its cells: in memory, or on disk in a store (:mod:`scmedley.data.store`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +73,9 @@ def _before(out: Path) -> Record | None:
     return Record.read(path) if path.is_file() else None
 
 
-def lock_of(store: Path, say: Say) -> FileLock:
-    """Return the lock of a store, acquired: runs that share it wait for the one that writes it."""
+@contextmanager
+def locked(store: Path, say: Say) -> Iterator[None]:
+    """Lock a store that several runs may share: they wait for the one that writes it."""
     store.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.with_name(f".{store.name}.lock"))
     try:
@@ -85,4 +87,7 @@ def lock_of(store: Path, say: Say) -> FileLock:
         raise ScmedleyError(
             f"{store} cannot be written ({error.strerror}). Choose another --store."
         ) from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()

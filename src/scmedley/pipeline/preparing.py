@@ -21,7 +21,7 @@ from scmedley.errors import ScmedleyError, heard
 from scmedley.io.lazy import read_obsm
 from scmedley.keys import Reads
 from scmedley.models import MixedEffects
-from scmedley.pipeline.backed import Place, lock_of
+from scmedley.pipeline.backed import Place, locked
 from scmedley.pipeline.cells import read_and_prepare
 from scmedley.pipeline.checks import check_n_clusters, few_of_label
 from scmedley.pipeline.clusters import check_roles
@@ -98,8 +98,8 @@ def _on_disk(
     config, record = this.config, this.record
     this.say(place.sentence)
     with ExitStack() as stack:
-        lock = lock_of(place.folder, this.say)
-        stack.callback(lock.release)
+        if place.folder.parent != this.folder.resolve():  # which is locked itself
+            stack.enter_context(locked(place.folder, this.say))
         warnings = stack.enter_context(heard(lambda line: this.say(f"Warning: {line}")))
         with this.stage("prepare"):
             source = stack.enter_context(opened_cells(inputs, files_key, config.values))
