@@ -3,8 +3,10 @@
 Shapes: N cells, G genes, Z stored values; n cells that are taken.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from scmedley.data.arrays import log1p_cp10k
 from scmedley.data.evidence import TARGET_SUM
-from scmedley.data.store import GENES, VALUES, Store
-from scmedley.errors import ScmedleyError
+
+if TYPE_CHECKING:
+    from scmedley.data.store import Store
 
 GAP = 8  # rows between two wanted ones that are read rather than skipped
 
@@ -43,7 +46,7 @@ class Compact:
     n_genes: int
 
     @classmethod
-    def read(cls, store: Store, rows_N: np.ndarray) -> Self:
+    def read(cls, store: Store, rows_N: np.ndarray) -> Compact:
         """Read cells from the disk; ``rows_N`` are sorted, each once.
 
         Raises
@@ -53,8 +56,7 @@ class Compact:
         """
         runs = _runs(rows_N)
         first_R, last_R = store.row_N1[runs[:, 0]], store.row_N1[runs[:, 1]]
-        gene_Z = _read(store, GENES, np.dtype(store.about["gene_type"]), first_R, last_R)
-        value_Z = _read(store, VALUES, np.dtype(store.about["value_type"]), first_R, last_R)
+        gene_Z, value_Z = store.runs(first_R, last_R)
         # A run begins in memory after the runs before it.
         moved_R = np.concatenate([[0], np.cumsum(last_R - first_R)[:-1]]) - first_R
         run_N = np.searchsorted(runs[:, 0], rows_N, side="right") - 1
@@ -72,6 +74,12 @@ class Compact:
         place_z += np.repeat(self.start_N[rows_n] - row_n1[:-1], n_n)
         parts = (self.value_Z[place_z].astype(np.float32), self.gene_Z[place_z].astype(np.int32))
         return csr_matrix((*parts, row_n1.astype(np.int32)), shape=(len(rows_n), self.n_genes))
+
+    def all_values(self) -> csr_matrix:
+        """Return the stored values of all cells, which were consecutive rows of the store."""
+        row_N1 = np.concatenate([[0], np.cumsum(self.n_N)]).astype(np.int32)
+        parts = (self.value_Z.astype(np.float32), self.gene_Z.astype(np.int32), row_N1)
+        return csr_matrix(parts, shape=(len(self.n_N), self.n_genes))
 
     def log1p(self, rows_n: np.ndarray, values_nG: csr_matrix) -> csr_matrix:
         """Return log1p CP10k of :meth:`values`, with the bits of cells that were prepared in memory."""
@@ -141,30 +149,3 @@ def _runs(rows_N: np.ndarray) -> np.ndarray:
     new = np.flatnonzero(np.diff(rows_N) > GAP)
     first, last = np.concatenate([[0], new + 1]), np.concatenate([new, [len(rows_N) - 1]])
     return np.stack([rows_N[first], rows_N[last] + 1], axis=1)
-
-
-def _read(
-    store: Store, name: str, dtype: np.dtype[Any], first_R: np.ndarray, last_R: np.ndarray
-) -> np.ndarray:
-    """Return the values of all runs, one after another; reading leaves no mapped pages in memory."""
-    found_Z = np.empty(int((last_R - first_R).sum()), dtype=dtype)
-    path, at, wanted = store.folder / name, 0, found_Z.view(np.uint8).data
-    try:
-        with path.open("rb", buffering=0) as file:
-            for first, last in zip(first_R.tolist(), last_R.tolist(), strict=True):
-                file.seek(first * dtype.itemsize)
-                end = at + (last - first) * dtype.itemsize
-                while at < end:
-                    n = file.readinto(wanted[at:end])
-                    if not n:
-                        raise ScmedleyError(
-                            f"{path} ends after {path.stat().st_size:,} bytes and should have "
-                            f"{store.sizes()[name]:,}: it was changed while it was read. Prepare the cells again."
-                        )
-                    at += n
-    except OSError as error:
-        raise ScmedleyError(
-            f"{path} cannot be read: {error.strerror or error}. If its disk is back, run the same command again; it "
-            "resumes from the checkpoint."
-        ) from error
-    return found_Z

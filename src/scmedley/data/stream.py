@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scmedley.data import order
 from scmedley.data.compact import Compact
 from scmedley.data.memory import free_memory
-from scmedley.data.order import BUFFER, WHOLE, Shares, consecutive, in_blocks
+from scmedley.data.order import WHOLE, Shares, consecutive
 from scmedley.data.read_ahead import read_ahead
 from scmedley.data.resident import CompactRows, Minibatch, Resident, Rows, Source, Taken
 from scmedley.data.store import Store
@@ -197,11 +198,13 @@ class Stream(Resident):
         rows_N = rows.cpu().numpy()
         if not shuffle:
             buffers = _in_groups(rows_N, batch_size, shares)
-        elif len(rows_N) <= BUFFER:
+        elif len(rows_N) <= order.BUFFER:
             rows_N = rows_N[torch.randperm(len(rows_N)).numpy()]
             buffers = _in_groups(rows_N, batch_size, shares)
         else:
-            buffers = in_blocks(rows_N, batch_size, int(torch.randint(2**62, ())), shares)
+            buffers = order.in_blocks(
+                rows_N, batch_size, int(torch.randint(2**62, ())), shares, order.BLOCK, order.BUFFER
+            )
         if isinstance(self.rows, OnDisk):
             for sorted_N, loaded, places in read_ahead(_loaded(self.rows, buffers), self.rows.name):
                 source = self.rows.held(loaded, sorted_N)
@@ -235,6 +238,6 @@ def _loaded(
 def _in_groups(rows_N: np.ndarray, batch_size: int, shares: Shares) -> Iterator[list[np.ndarray]]:
     """Yield minibatches in the order of the rows, as many at once as a buffer holds."""
     parts = list(consecutive(len(rows_N), batch_size, shares))
-    steps = max(1, BUFFER // batch_size)
+    steps = max(1, order.BUFFER // batch_size)
     for first in range(0, len(parts), steps):
         yield [rows_N[part] for part in parts[first : first + steps]]
