@@ -258,3 +258,10 @@ def read_store(folder: str | Path, *, memory_gb: float | None = None) -> Reading
         store.size_N if store.has_counts else None,
         memory_gb=memory_gb,
     )
+
+
+def with_reads(reading: Reading, kind: Reads) -> Reading:
+    """Return the reading of a store as a model of this kind reads it: counts only for a model of counts."""
+    if kind == "counts":
+        return reading
+    return replace(reading, reader=replace(reading.reader, kind=kind), counts_NG=None, total_N=None, _rows={})
