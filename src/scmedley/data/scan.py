@@ -84,9 +84,7 @@ def examine(
     return seen
 
 
-def _examined(
-    x: Any, where: str, cells: Any, genes: Any, logarithms: bool, whole: bool
-) -> Evidence | None:
+def _examined(x: Any, where: str, cells: Any, genes: Any, logarithms: bool, whole: bool) -> Evidence | None:
     """Return the evidence of one pass; ``whole``: None as soon as a value is no whole number."""
     n = x.shape[0]
     seen = Evidence(np.zeros(n), np.zeros(n), {base: np.zeros(n) for base in LN if logarithms})
@@ -199,7 +197,10 @@ def n_stored(x: Any) -> int:
     if issparse(x):
         return int(x.nnz)
     group = getattr(x, "group", None)  # a sparse matrix on disk
-    return int(group["data"].shape[0]) if group is not None else int(x.shape[0]) * int(x.shape[1])
+    if group is not None:
+        return int(group["data"].shape[0])
+    known = getattr(x, "nnz", None)  # of several matrices
+    return int(x.shape[0]) * int(x.shape[1]) if known is None else int(known)
 
 
 def _note_negative(
