@@ -40,6 +40,8 @@ NEGATIVE = (
     "raw) or log1p-normalised values."
 )
 MAX_MISSING = 0.2  # largest fraction of a model's genes that new cells may lack
+BYTES = 8  # of a value in memory: CSR
+LARGEST = 2 * 1024**3  # bytes that a function takes from a store unasked
 BLOCK = 20_000_000  # stored values per block of a matrix on disk
 
 
@@ -116,6 +118,18 @@ class Reading:
             if (values := getattr(self, name)) is not None
         }
         return replace(self, obs=self.obs.iloc[rows], _rows={}, **taken)
+
+    def in_memory(self, verb: str) -> "Reading":
+        """Return the cells in memory; raise if the store holds more than ``verb`` should read at once."""
+        if self.store is None:
+            return self
+        size = BYTES * self.store.nnz
+        if size > LARGEST:
+            raise ScmedleyError(
+                f"{verb}() reads all cells at once: {self.n_cells:,} cells need {size / 1e9:.3g} GB. Pass some "
+                "of them: reading.take(rows)."
+            )
+        return self.take(np.arange(self.n_cells))
 
     def resident(
         self,
