@@ -27,6 +27,7 @@ from scmedley.data.evidence import Checked, kind_words
 from scmedley.data.features import genes_alone
 from scmedley.data.gene_names import GeneNames, check_unique, match, why_missing
 from scmedley.data.matrix import counted, find_values, normalised
+from scmedley.data.order import buffer_of
 from scmedley.data.resident import Resident, Rows
 from scmedley.data.scale import Scale
 from scmedley.data.scan import examine, n_stored
@@ -156,7 +157,8 @@ class Reading:
         rows = copy.copy(self._rows[key])
         rows.counts = counts and self.counts_NG is not None
         left = room(on, self.memory_gb) - (0 if self.memory_gb is None else stored.n_bytes)
-        return Stream(rows, left, store.folder, b_N, on, y_N, scale, self.missing_G)
+        buffer = buffer_of(store.nnz / max(self.n_cells, 1))
+        return Stream(rows, left, store.folder, buffer, b_N, on, y_N, scale, self.missing_G)
 
 
 Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time
