@@ -39,8 +39,8 @@ BLOCK = 10_000
 GOAL = 0.9  # of the speed in memory
 SAMPLE = 20_000  # cells from which the scale is learnt
 FIT = (
-    "import sys, resource, scmedley as sm; "
-    "cells = sm.pp.read_store(sys.argv[1], memory_gb=0); "
+    "import sys, resource, scmedley as sm; from scmedley.pp.stored import read_store; "
+    "cells = read_store(sys.argv[1], memory_gb=0); "
     "model = {kind}('batch', settings={kind}.preset('default').replace(max_epochs=2)); "
     "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
     "model.fit(cells, threads=1, progress=False); "
@@ -58,6 +58,7 @@ def main() -> None:
     found: dict[str, Any] = {"cells": options.cells}
     for name, kind in (("fixed effects", FixedEffects), ("random effects", RandomEffects)):
         speeds = epochs(kind, folders[1], options.repeats)
+        print(name, speeds, flush=True)
         peaks = [peak(kind.__name__, folder) for folder in folders]
         found[name] = {
             "cells a second": speeds,
