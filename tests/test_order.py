@@ -25,13 +25,18 @@ def test_each_cell_once_in_nearly_equal_minibatches(n: int, size: int, count: in
     sizes = [len(part) for part in found]
     assert max(sizes) <= size
     assert max(sizes) - min(sizes) <= 1
-    assert sizes == [len(part) for part in consecutive(rows_N, size)]
+    assert sizes == [part.stop - part.start for part in consecutive(len(rows_N), size)]
 
 
 @pytest.mark.parametrize("shuffled", [True, False])
 def test_several_processes_read_the_parts_of_the_same_minibatches(shuffled: bool) -> None:
     rows_N = np.arange(301)
-    make = epoch if shuffled else lambda rows, size, seed, shares: list(consecutive(rows, size, shares))
+
+    def make(rows_N: np.ndarray, size: int, seed: int, shares: Shares) -> list[np.ndarray]:
+        if shuffled:
+            return epoch(rows_N, size, seed, shares)
+        return [rows_N[part] for part in consecutive(len(rows_N), size, shares)]
+
     whole = make(rows_N, 32, 5, Shares(3))
     parts = [make(rows_N, 32, 5, Shares(3, k)) for k in range(3)]
     assert len(whole) == 10

@@ -51,16 +51,20 @@ def n_minibatches(n: int, batch_size: int) -> int:
     return max(1, -(-n // batch_size))
 
 
-def consecutive(rows_N: np.ndarray, batch_size: int, shares: Shares = WHOLE) -> Iterator[np.ndarray]:
-    """Yield the rows of each minibatch, in the order of ``rows_N``.
+def consecutive(n: int, batch_size: int, shares: Shares = WHOLE) -> Iterator[slice]:
+    """Yield the place of each minibatch among ``n`` cells that are in order already.
 
     Minibatches have nearly equal size, at most ``batch_size``: a last one of one cell would make BatchNorm fail.
     """
-    for rows_n in np.array_split(rows_N, n_minibatches(len(rows_N), batch_size)):
+    start = 0
+    for size in split(n, n_minibatches(n, batch_size)).tolist():
         if shares.mine is None:
-            yield rows_n
+            yield slice(start, start + size)
         else:
-            yield np.array_split(rows_n, shares.parts)[shares.mine]
+            sizes = split(size, shares.parts)
+            first = start + int(sizes[: shares.mine].sum())
+            yield slice(first, first + int(sizes[shares.mine]))
+        start += size
 
 
 def in_blocks(
