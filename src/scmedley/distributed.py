@@ -17,6 +17,7 @@ Shapes: N cells of the whole minibatch, n cells of this process, K processes, M 
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -33,7 +34,8 @@ from scmedley.errors import ScmedleyError
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 TIMEOUT = timedelta(minutes=30)  # of a collective operation: the longest that a process waits for another
-LONGEST_WAIT = timedelta(days=7)  # for process 0 to prepare the cells
+POLL_SECONDS = 0.2
+FAILED = "failed"  # key of the number of the process that failed first
 REPEAT = "Repeat the command to resume from the last checkpoint."
 
 
@@ -52,6 +54,11 @@ _sizes: tuple[int, ...] = ()  # cells of each process in the minibatch at hand; 
 def world() -> World:
     """Return the number of processes, and the number of this one."""
     return _world
+
+
+def on_this_machine() -> int:
+    """Return the number of processes that share the memory of this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _world.size > 1 else 1
 
 
 def is_first() -> bool:
@@ -117,21 +124,24 @@ def is_first_to_fail() -> bool:
         return True
     with suppress(RuntimeError):  # the store has ended with process 0
         mine = os.environ["RANK"]
-        return bool(_store.compare_set("failed", "", mine).decode() == mine)
+        return bool(_store.compare_set(FAILED, "", mine).decode() == mine)
     return True
 
 
-def announce(what: str) -> None:
-    """Let the processes continue that :func:`wait_for` this."""
-    if _store is not None:
-        _store.set(what, "done")
+def announce(what: str, value: str = "done") -> None:
+    """Give a value to the processes that :func:`wait_for` it."""
+    if _world.size > 1:
+        _store.set(what, value)
 
 
-def wait_for(what: str) -> None:
-    """Wait until process 0 has announced this: minutes or hours, without the limit of :data:`TIMEOUT`."""
-    if _store is not None:
-        with _others():
-            _store.wait([what], LONGEST_WAIT)
+def wait_for(what: str) -> str:
+    """Return what process 0 announces, after minutes or hours: the limit of :data:`TIMEOUT` is not for this."""
+    with _others():
+        while not _store.check([what]):
+            if _store.check([FAILED]):
+                raise RuntimeError("another process has failed")
+            time.sleep(POLL_SECONDS)
+        return bytes(_store.get(what)).decode()
 
 
 @contextmanager
