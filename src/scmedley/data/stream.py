@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scmedley import distributed
 from scmedley.data import order
 from scmedley.data.compact import Compact
 from scmedley.data.memory import free_memory
@@ -35,7 +36,8 @@ def room(device: torch.device, memory_gb: float | None = None) -> int:
     if memory_gb is not None:
         return int(memory_gb * 1e9)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    return int(MEMORY_SHARE * (UNKNOWN if free is None else free))
+    share = MEMORY_SHARE / (1 if device.type == "cuda" else distributed.on_this_machine())
+    return int(share * (UNKNOWN if free is None else free))
 
 
 class OnDisk(ABC):
