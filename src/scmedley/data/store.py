@@ -2,12 +2,14 @@
 
 A folder with
 
-- ``store.json``: version, sizes, types, checksums, and what the store was made from; written last;
+- ``store.json``: version, sizes, types, checksums by block of cells, and what the store was made from; written last;
 - ``cells.h5ad``: obs, var (the chosen genes) and uns, without a matrix;
 - ``rows.bin`` (int64, N + 1), ``genes.bin`` (uint16, or uint32 with more than 65,536 genes) and ``values.bin``: the
   matrix by row (CSR). Whole counts are stored as uint8, uint16 or uint32, as the largest one needs; corrected counts
   and log-normalised values as float32;
-- ``totals.bin`` (float64, N): each cell's total over all counted genes, if the values are counts.
+- if the values are counts, ``totals.bin`` (float64, N): each cell's total over all counted genes, from which log1p
+  CP10k is computed; and ``sizes.bin`` (float64, N): the same totals as models of counts read them, which are computed
+  back from log1p CP10k and therefore rounded, as for cells in memory.
 
 Arrays are memory-mapped: a store takes no memory of its own.
 
@@ -31,8 +33,8 @@ from scmedley.errors import ScmedleyError
 
 VERSION = 1
 HEADER, CELLS = "store.json", "cells.h5ad"
-ROWS, GENES, VALUES, TOTALS = "rows.bin", "genes.bin", "values.bin", "totals.bin"
-BLOCK = 65_536  # cells of a checksum
+ROWS, GENES, VALUES = "rows.bin", "genes.bin", "values.bin"
+TOTALS, SIZES = "totals.bin", "sizes.bin"
 
 Part = Literal["counts", "log1p"]
 
@@ -102,7 +104,7 @@ class Store:
     @property
     def digest(self) -> str:
         """Return the SHA-256 of the checksums of all blocks."""
-        return hashlib.sha256(json.dumps(self.about["checksums"], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.about["checksums"]["blocks"]).encode()).hexdigest()
 
     def sizes(self) -> dict[str, int]:
         """Return the number of bytes of each array."""
@@ -111,7 +113,36 @@ class Store:
             GENES: self.nnz * np.dtype(self.about["gene_type"]).itemsize,
             VALUES: self.nnz * np.dtype(self.about["value_type"]).itemsize,
         }
-        return sizes | ({TOTALS: 8 * self.shape[0]} if self.has_counts else {})
+        return sizes | (dict.fromkeys((TOTALS, SIZES), 8 * self.shape[0]) if self.has_counts else {})
+
+    def check(self) -> None:
+        """Read all files, and raise unless their checksums are those of ``store.json``.
+
+        Raises
+        ------
+        ScmedleyError
+            Some cells, or the table of the cells, have changed since the store was written.
+        """
+        sums, first = self.about["checksums"], 0
+        for stop, wanted in zip(sums["stops"], sums["blocks"], strict=True):
+            found, start, end = hashlib.sha256(), self.row_N1[first], self.row_N1[stop]
+            parts = [self.row_N1[first + 1 : stop + 1], self.gene_Z[start:end], self.value_Z[start:end]]
+            parts += [self.total_N[first:stop], self.size_N[first:stop]] if self.has_counts else []
+            for part in parts:
+                found.update(np.ascontiguousarray(part).data)
+            if found.hexdigest() != wanted:
+                self._raise_damaged(f"cells {first + 1:,} to {stop:,}")
+            first = stop
+            self.release()
+        with (self.folder / CELLS).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sums["cells"]:
+                self._raise_damaged(CELLS)
+
+    def _raise_damaged(self, what: str) -> None:
+        raise ScmedleyError(
+            f"{self.folder} is damaged: the checksum of {what} is not the one of {HEADER}. Delete the folder and "
+            "prepare the cells again."
+        )
 
     @cached_property
     def row_N1(self) -> np.ndarray:
@@ -122,6 +153,11 @@ class Store:
     def total_N(self) -> np.ndarray:
         """The totals of the cells, in memory; only if the values are counts."""
         return np.fromfile(self.folder / TOTALS, dtype=np.float64)
+
+    @cached_property
+    def size_N(self) -> np.ndarray:
+        """The totals as models of counts read them, in memory; only if the values are counts."""
+        return np.fromfile(self.folder / SIZES, dtype=np.float64)
 
     @cached_property
     def gene_Z(self) -> np.ndarray:
