@@ -19,7 +19,7 @@ from scmedley.data.reader import Reading
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, heard
 from scmedley.models import VAE, DeepBID, MixedEffects
-from scmedley.pipeline.backed import Place, place_of
+from scmedley.pipeline.backed import Place, nothing_of, place_of
 from scmedley.pipeline.cells import Say
 from scmedley.pipeline.checks import check_config, check_inputs, resolved, unfitted
 from scmedley.pipeline.config import RunConfig
@@ -156,7 +156,7 @@ def _begun(this: Work, place: Place | None, overwrite: bool) -> Iterator[None]:
     try:
         yield
     except ScmedleyError:
-        if is_new and not any(STORE in path.name for path in this.folder.iterdir()):
+        if is_new and nothing_of(place.folder):
             this.record.path.unlink()
         raise
 
