@@ -19,7 +19,7 @@ from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.io import writing
 from scmedley.models import calibrate
-from scmedley.pipeline import stages
+from scmedley.pipeline import preparing, scoring, stages
 from scmedley.report import build
 from scmedley.runs import folder as run_folder
 from scmedley.runs.record import Record
@@ -261,7 +261,7 @@ def test_ctrl_c_in_the_first_epoch_ends_and_the_same_command_resumes(
 
 
 def test_ctrl_c_before_training_leaves_nothing(shell, data, monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "prepare", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(preparing, "prepare", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     said = shell("run", data, "--out", tmp_path / "run")
     assert said.code == 130
     assert "interrupted" in said.error
@@ -305,7 +305,7 @@ def test_a_folder_whose_new_scores_are_half_written_is_not_finished(shell, whole
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "gene_shifts", fails)
+        patch.setattr(scoring, "gene_shifts", fails)
         assert "killed" in shell("evaluate", out).error
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "fitted"

@@ -27,7 +27,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from scmedley.data.arrays import Matrix, log1p_cp10k
+from scmedley.data.arrays import Matrix
+from scmedley.data.compact import Compact
 from scmedley.errors import ScmedleyError
 
 VERSION = 1
@@ -175,11 +176,48 @@ class Store:
             if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)
 
+    def runs(self, first_R: np.ndarray, last_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read genes and values from place ``first`` to ``last`` of each run; no mapped page stays in memory.
+
+        Raises
+        ------
+        ScmedleyError
+            A file cannot be read, or is shorter than it should be.
+        """
+        genes, values = (
+            self._read(name, np.dtype(self.about[kind]), first_R, last_R)
+            for name, kind in ((GENES, "gene_type"), (VALUES, "value_type"))
+        )
+        return genes, values
+
     def matrix(self, part: Part) -> "StoredMatrix":
         """Return the counts, or log1p CP10k, as a matrix on disk."""
         if part == "counts" and not self.has_counts:
             raise ScmedleyError(f"{self.folder} holds log-normalised values, and no counts.")
         return StoredMatrix(self, part)
+
+    def _read(self, name: str, dtype: np.dtype[Any], first_R: np.ndarray, last_R: np.ndarray) -> np.ndarray:
+        found_Z = np.empty(int((last_R - first_R).sum()), dtype=dtype)
+        path, at, wanted = self.folder / name, 0, found_Z.view(np.uint8).data
+        try:
+            with path.open("rb", buffering=0) as file:
+                for first, last in zip(first_R.tolist(), last_R.tolist(), strict=True):
+                    file.seek(first * dtype.itemsize)
+                    end = at + (last - first) * dtype.itemsize
+                    while at < end:
+                        n = file.readinto(wanted[at:end])
+                        if not n:
+                            raise ScmedleyError(
+                                f"{path} ends after {path.stat().st_size:,} bytes and should have "
+                                f"{self.sizes()[name]:,}: it was changed while it was read. Prepare the cells again."
+                            )
+                        at += n
+        except OSError as error:
+            raise ScmedleyError(
+                f"{path} cannot be read: {error.strerror or error}. If its disk is back, run the same command again; "
+                "it resumes from the checkpoint."
+            ) from error
+        return found_Z
 
     def _mapped(self, name: str, dtype: str) -> np.ndarray:
         if not self.nnz:
@@ -213,33 +251,17 @@ class StoredMatrix:
 
     def __getitem__(self, rows: slice | np.ndarray) -> csr_matrix:
         """Return some of the cells, in this order."""
-        store = self.store
         if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step == 1:
-                stop = max(start, stop)
-                first, last = store.row_N1[start], store.row_N1[stop]
-                row_n1 = store.row_N1[start : stop + 1] - first
-                gene_Z, value_Z = store.gene_Z[first:last], store.value_Z[first:last]
-                total_N = store.total_N[start:stop] if store.has_counts else None
-                return self._csr(value_Z, gene_Z, row_n1, total_N)
-            rows = np.arange(start, stop, step)
-        rows = np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
-        first_N = store.row_N1[rows]
-        row_n1 = np.concatenate([[0], np.cumsum(store.row_N1[rows + 1] - first_N)])
-        place_Z = np.arange(row_n1[-1]) + np.repeat(first_N - row_n1[:-1], np.diff(row_n1))
-        total_N = store.total_N[rows] if store.has_counts else None
-        return self._csr(store.value_Z[place_Z], store.gene_Z[place_Z], row_n1, total_N)
-
-    def _csr(
-        self, value_Z: np.ndarray, gene_Z: np.ndarray, row_n1: np.ndarray, total_N: np.ndarray | None
-    ) -> csr_matrix:
-        parts = (value_Z.astype(np.float32), gene_Z.astype(np.int32), row_n1.astype(np.int32))
-        x_NG: Matrix = csr_matrix(parts, shape=(len(row_n1) - 1, self.shape[1]))
-        if self.part == "log1p" and total_N is not None:
-            x_NG = log1p_cp10k(x_NG, total_N)
-        return x_NG
+            rows = np.arange(*rows.indices(len(self)))
+        rows = np.flatnonzero(rows) if rows.dtype == bool else np.asarray(rows, dtype=np.int64)
+        if (np.diff(rows) == 1).all():
+            place_N, cells = np.arange(len(rows)), Compact.read(self.store, rows)
+            x_NG = cells.all_values()
+        else:
+            sorted_N, place_N = np.unique(rows, return_inverse=True)
+            cells = Compact.read(self.store, sorted_N)
+            x_NG = cells.values(place_N)
+        return x_NG if self.part == "counts" else cells.log1p(place_N, x_NG)
 
 
 Values: TypeAlias = Matrix | StoredMatrix  # of cells, in memory or on disk: index it by rows

@@ -46,7 +46,8 @@ def fit(
         _learn_design(model, reading)
         part = reading.obs[keys.SPLIT].to_numpy()
         y_N = label_codes(model, reading.obs)
-        cells = reading.resident(model.design.codes(reading.obs), model.scale, on, y_N)
+        counts = model.reads == "counts"
+        cells = reading.resident(model.design.codes(reading.obs), model.scale, on, y_N, counts=counts)
         train, validation = (
             torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
         )

@@ -255,8 +255,17 @@ def write_store(adata: AnnData, folder: str | Path) -> Store:
             return writer.finish(AnnData(obs=adata.obs, var=adata.var.iloc[genes], uns=dict(adata.uns)))
 
 
-def read_store(folder: str | Path) -> Reading:
-    """Open a store as a reading, which models take in place of an AnnData: ``model.fit(read_store(folder))``."""
+def read_store(folder: str | Path, *, memory_gb: float | None = None) -> Reading:
+    """Open a store as a reading, which models take in place of an AnnData: ``model.fit(read_store(folder))``.
+
+    Parameters
+    ----------
+    folder
+        Folder of the store.
+    memory_gb
+        Memory (of the device) that the cells may take, in GB; if they take more, each epoch reads them from the disk.
+        ``None``: a quarter of what is free.
+    """
     store = Store.open(folder)
     cells = read_h5ad(store.folder / stores.CELLS)
     kind: Reads = "counts" if store.has_counts else "log1p"
@@ -269,4 +278,12 @@ def read_store(folder: str | Path) -> Reading:
         ours.get("label_key") or None,
         store.matrix("counts") if store.has_counts else None,
         store.size_N if store.has_counts else None,
+        memory_gb=memory_gb,
     )
+
+
+def with_reads(reading: Reading, kind: Reads) -> Reading:
+    """Return the reading of a store as a model of this kind reads it: counts only for a model of counts."""
+    if kind == "counts":
+        return reading
+    return replace(reading, reader=replace(reading.reader, kind=kind), counts_NG=None, total_N=None, _rows={})
