@@ -30,7 +30,7 @@ from scmedley.data.resident import Minibatch, Resident
 from scmedley.data.scale import Scale
 from scmedley.device import keep_freed_memory
 from scmedley.io import write_json
-from scmedley.io.store import StoreWriter
+from scmedley.io.store import StoreWriter, unfinished
 from scmedley.models import FixedEffects, RandomEffects
 from scmedley.pp.stored import read_store
 from scmedley.train.trainable import Progress, TrainingCells
@@ -39,8 +39,8 @@ BLOCK = 10_000
 GOAL = 0.9  # of the speed in memory
 SAMPLE = 20_000  # cells from which the scale is learnt
 FIT = (
-    "import sys, resource, scmedley as sm; from scmedley.pp.stored import read_store; "
-    "cells = read_store(sys.argv[1], memory_gb=0); "
+    "import sys, resource, scmedley as sm; "
+    "cells = sm.pp.read_store(sys.argv[1], memory_gb=0); "
     "model = {kind}('batch', settings={kind}.preset('default').replace(max_epochs=2)); "
     "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
     "model.fit(cells, threads=1, progress=False); "
@@ -84,18 +84,18 @@ def written(folder: Path, n_cells: int) -> Path:
         rng.integers(0, adata.n_obs, n_cells),
         np.asarray(adata.layers[keys.COUNTS].sum(1)).ravel(),
     )
-    with StoreWriter(folder, len(genes), "uint16") as writer:
+    with unfinished(folder) as part, StoreWriter(folder, part, len(genes), "uint16", True) as writer:
         for start in range(0, n_cells, BLOCK):
             rows = drawn_N[start : start + BLOCK]
             x = adata.layers[keys.COUNTS][rows][:, genes].tocsr()
             x.data = rng.binomial(np.minimum(x.data, 60_000).astype(int), 0.9).astype(np.float32)
             x.eliminate_zeros()
-            writer.append(x, totals[rows] * 0.9)
+            writer.append(x, totals[rows] * 0.9, totals[rows] * 0.9)
         obs = adata.obs.iloc[drawn_N].reset_index(drop=True).rename(index=str)
         obs[keys.SPLIT] = pd.Categorical(
             rng.choice(["train", "validation", "test"], n_cells, p=[0.7, 0.1, 0.2])
         )
-        writer.finish(AnnData(obs=obs, var=adata.var.iloc[genes]), True, trained_on={"kind": "counts"})
+        writer.finish(AnnData(obs=obs, var=adata.var.iloc[genes], uns=dict(adata.uns)))
     return folder
 
 
