@@ -4,8 +4,9 @@
 
 Cells of the shipped pancreas set (1,947 genes, 200 values a cell) are resampled and thinned, so that no two are the
 same, and written to a store in blocks. Epochs of the same network over the same minibatches alternate between the
-sources, because the speed of a shared machine changes. Memory is the kernel's peak of a process that fits for two
-epochs from the disk, with all cells and with a quarter of them.
+sources; seconds are of the processor, all threads together, because other work on a shared machine changes those of
+the clock. Memory is the kernel's peak of a process that fits for two epochs from the disk, with all cells and with a
+quarter of them.
 """
 
 from __future__ import annotations
@@ -58,7 +59,6 @@ def main() -> None:
     found: dict[str, Any] = {"cells": options.cells}
     for name, kind in (("fixed effects", FixedEffects), ("random effects", RandomEffects)):
         speeds = epochs(kind, folders[1], options.repeats)
-        print(name, speeds, flush=True)
         peaks = [peak(kind.__name__, folder) for folder in folders]
         found[name] = {
             "cells a second": speeds,
@@ -100,7 +100,10 @@ def written(folder: Path, n_cells: int) -> Path:
 
 
 def epochs(kind: Any, folder: Path, repeats: int) -> dict[str, float]:
-    """Return the cells a second of an epoch from each source: the best of some repeats that alternate."""
+    """Return the cells a second of an epoch from each source: the best of some repeats that alternate.
+
+    Seconds are of the processor, with those of the reading thread: other work on the machine changes them little.
+    """
     stored = read_store(folder)
     scale = Scale.fit(stored.log1p_NG[np.arange(SAMPLE)], "pareto")
     batch_N = stored.obs["batch"].cat.codes.to_numpy()
@@ -116,9 +119,9 @@ def epochs(kind: Any, folder: Path, repeats: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in cells}
     for _ in range(repeats):
         for name, of in cells.items():
-            started = time.perf_counter()
+            started = time.process_time()
             epoch(network, of, train, settings.sizes(len(train)).batch_size)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.process_time() - started)
     return {name: len(train) / min(taken) for name, taken in seconds.items()}
 
 
