@@ -2,18 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 
 from running import SMALL, Shell, some_cells, tree, without_drawing
 from scmedley import io, keys
 from scmedley.data import sampling
 from scmedley.errors import ScmedleyError
-from scmedley.experiment.grid import gpu_of
-from scmedley.pipeline import backed, fit, preparing
+from scmedley.experiment import fit as fitting
+from scmedley.experiment.config import Experiment
+from scmedley.experiment.grid import gpu_of, run
+from scmedley.experiment.tune import tune
+from scmedley.pipeline import backed, fit, preparing, query
 from scmedley.pp.stored import read_store
 
 LABEL = ("--label", "cell_type")
@@ -201,6 +206,78 @@ def test_scores_of_many_cells_are_of_a_sample(shell, data, tmp_path, monkeypatch
         part.groupby("batch", observed=True).size() / len(part) for part in (cells.obs, cells.obs[drawn])
     ]
     np.testing.assert_allclose(*shares, atol=0.05)
+
+
+def test_new_cells_of_a_large_file_are_read_in_blocks(shell, data, disk, tmp_path, monkeypatch):
+    whole = shell("embed", disk, "--input", data, "--out", tmp_path / "whole.h5ad")
+    assert whole.code == 0, whole.err
+    monkeypatch.setattr(query, "free_memory", lambda: 1000)
+    said = shell("embed", disk, "--input", data, "--out", tmp_path / "blocks.h5ad")
+    assert said.code == 0, said.err
+    assert "it is read in blocks, and blocks.h5ad holds the results without a matrix" in said.err
+    memory, blocks = ad.read_h5ad(tmp_path / "whole.h5ad"), ad.read_h5ad(tmp_path / "blocks.h5ad")
+    assert blocks.X is None
+    for key in (keys.FIXED, keys.RANDOM):
+        np.testing.assert_allclose(blocks.obsm[key], memory.obsm[key], rtol=1e-4, atol=1e-5)
+    assert (blocks.obs[keys.TRANSFERRED["label"]] == memory.obs[keys.TRANSFERRED["label"]]).all()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{n}.{e}" for n in ("whole", "blocks") for e in ("h5ad", "html")
+    }
+
+
+def test_fits_of_an_experiment_share_a_store(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        fitting,
+        "umap",
+        lambda adata, basis, **_: adata.obsm.update({keys.umap(basis): np.zeros((adata.n_obs, 2))}),
+    )
+    experiment = Experiment(
+        name="small",
+        data=str(data),
+        methods=("PCA", "FE"),
+        settings={"FE": {"hidden": (8,), "max_epochs": 1}},
+        folds=3,
+        n_latent=4,
+        n_top_genes=60,
+        classify=False,
+        thorough=False,
+    )
+    how = {"jobs": 1, "say": lambda _: None, "progress": False}
+    run(experiment, tmp_path / "memory", backed=False, **how)
+    run(experiment, tmp_path / "disk", backed=True, **how)
+    assert not (tmp_path / "disk" / "data.h5ad").exists()
+    assert {p.name for p in (tmp_path / "disk" / "store").iterdir()} == {
+        "all",
+        *(f"cells-fold{i}" for i in range(3)),
+    }
+    tables = [pd.read_csv(tmp_path / name / "scores.csv") for name in ("memory", "disk")]
+    assert len(tables[0]) == len(tables[1])
+    assert set(tables[1].method) == {"PCA", "FE"}
+    of_pca = [
+        table[table.method == "PCA"].reset_index(drop=True) for table in tables
+    ]  # needs no fit: the same cells
+    pd.testing.assert_frame_equal(*of_pca)
+    again = run(experiment, tmp_path / "two", store=tmp_path / "disk" / "store", **how)
+    assert (
+        again["input"]["sha256"]
+        == json.loads((tmp_path / "disk" / "experiment.json").read_text())["input"]["sha256"]
+    )
+    with pytest.raises(ScmedleyError, match="'X_mine' needs the cells in memory"):
+        run(
+            replace(experiment, methods=("PCA", "X_mine"), settings={}),
+            tmp_path / "three",
+            backed=True,
+            **how,
+        )
+
+
+def test_trials_of_a_search_share_a_store(data, tmp_path):
+    pytest.importorskip("optuna")
+    how = {"batch_key": "batch", "label_key": "cell_type", "trials": 1, "epochs": 1, "say": lambda _: None}
+    record = tune(data, tmp_path / "out", backed=True, **how)
+    assert set(record["test"]) == {"default", "best"}
+    assert not (tmp_path / "out" / "data.h5ad").exists()
+    assert (tmp_path / "out" / "best.toml").exists()
 
 
 def test_one_gpu_a_worker():

@@ -241,6 +241,8 @@ def tune(
     folds: int = 3,
     epochs: int | None = None,
     values: Values = "auto",
+    backed: bool | None = None,
+    store: Path | None = None,
     seed: int = 0,
     threads: Threads | None = None,
 ) -> None:
@@ -264,6 +266,10 @@ def tune(
         Cross-validation folds per trial. A trial that scores below the median of the others is stopped early.
     epochs
         Maximum number of epochs (default: set by the number of cells).
+    backed
+        Prepare the cells on disk, once for all trials (default: their size and the free memory decide).
+    store
+        Folder of the cells prepared on disk (default: store, in the results).
     seed
         Random seed.
     threads
@@ -272,6 +278,7 @@ def tune(
     from scmedley.experiment.tune import tune as search
 
     how: Any = {"method": method, "trials": trials, "folds": folds, "epochs": epochs, "values": values}
+    how |= {"backed": backed, "store": store}
     record = search(input, out, batch_key=batch, label_key=label, seed=seed, threads=threads, **how)
     print("\nOn test cells, which were not used in the search (mean over folds)")
     for name, found in record["test"].items():

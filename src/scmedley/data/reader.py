@@ -340,7 +340,10 @@ class _Source:
     @property
     def in_memory(self) -> bool:
         """Return whether the values are in memory, neither in a file nor lazy."""
-        return not self.adata.isbacked and not hasattr(self._stored, "compute")
+        stored = self._stored
+        return not self.adata.isbacked and (
+            stored is None or isinstance(stored, np.ndarray) or issparse(stored)
+        )
 
     def rows(self) -> Iterator[slice]:
         """Yield the rows of each block: one block if the values are in memory."""

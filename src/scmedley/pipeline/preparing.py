@@ -28,7 +28,7 @@ from scmedley.pipeline.clusters import check_roles
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.work import Work
 from scmedley.pp import prepare
-from scmedley.pp.join import read_batches
+from scmedley.pp.join import opened_batches, read_batches
 from scmedley.pp.overlap import overlap
 from scmedley.pp.prepared import check_factors, read_prepared, store_batches
 from scmedley.pp.split import check_split
@@ -120,11 +120,9 @@ def _on_disk(
 
 @contextmanager
 def _opened(inputs: Sequence[Path], files_key: str, config: RunConfig) -> Iterator[AnnData]:
-    """Yield the cells with their matrices on disk; several files are joined in memory."""
-    if len(inputs) > 1:
-        yield read_batches(inputs, files_key, config.values)
-        return
-    with opened(inputs[0]) as adata:
+    """Yield the cells with their matrices on disk."""
+    several = opened_batches(inputs, files_key, config.values) if len(inputs) > 1 else opened(inputs[0])
+    with several as adata:
         yield adata
 
 

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from anndata import AnnData
 
 from scmedley import distributed, io, keys
+from scmedley.data import sampling
 from scmedley.data.inplace import store_clusters
 from scmedley.data.reader import Reading
 from scmedley.device import engine
@@ -30,7 +32,7 @@ from scmedley.pipeline.sample import Sample
 from scmedley.pipeline.scoring import score, scored
 from scmedley.pipeline.work import Work, write_report_of
 from scmedley.pp import pca
-from scmedley.pp.maps import umap
+from scmedley.pp.maps import principal_components, umap
 from scmedley.pp.stored import read_store
 from scmedley.report.build import check_extra
 from scmedley.runs import folder as run_folder
@@ -194,7 +196,7 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
         adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     _components(adata, reading, config.seed)
     for basis in keys.MAPS_OF[config.model]:
-        umap(adata, basis, seed=config.seed)
+        umap(adata, basis, seed=config.seed, rest="placed" if adata.n_obs > sampling.MANY else "missing")
     adata.uns[keys.UNS] = {
         **adata.uns[keys.UNS],
         "config": {k: v for k, v in asdict(config).items() if v is not None and v != ()},
@@ -205,14 +207,12 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
 
 
 def _components(adata: AnnData, reading: Reading, seed: int) -> None:
-    if keys.LOGNORM in adata.layers:
+    """Store the principal components."""
+    if reading.store is None:
         pca(adata, seed=seed)
         return
-    cells = AnnData(obs=adata.obs, var=reading.reader.genes.var())  # INTERIM
-    cells.layers[keys.LOGNORM] = reading.log1p_NG[:]
-    cells.var[keys.HVG] = True
-    pca(cells, seed=seed)
-    adata.obsm[keys.PCA] = cells.obsm[keys.PCA]
+    train = np.flatnonzero(adata.obs[keys.SPLIT] == "train")
+    adata.obsm[keys.PCA] = principal_components(reading.log1p_NG, train, seed=seed)
 
 
 def evaluate(out: Path, *, say: Say = print) -> Record:

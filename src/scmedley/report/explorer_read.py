@@ -39,7 +39,7 @@ NO_LABELS = (
     "difference in composition between batches."
 )
 ROWS = 4096  # cells read at a time
-MAX_VALUES = 100_000_000  # measured values held in memory, at most
+MAX_VALUES = 30_000_000  # measured values held in memory: more do not fit into the page
 Measured: TypeAlias = tuple[sparse.csr_matrix | None, np.ndarray | None, np.ndarray | None, list[str]]
 
 
