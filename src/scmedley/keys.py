@@ -38,6 +38,7 @@ UNASSIGNED = "unassigned"  # instead of a label that is too uncertain
 
 PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cells
 UNS = "scmedley"  # uns: config, versions, seed, keys
+STORE = "store"  # in uns["scmedley"] of a run whose cells were prepared on disk: the folder of the store
 DENOISED = "denoised"  # in uns["scmedley"] of a denoised matrix: its unit, and how it was computed
 
 Wanted = Literal[-1, 0, 1]

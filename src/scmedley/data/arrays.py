@@ -32,6 +32,15 @@ def tidy(x: Any) -> csr_matrix | np.ndarray:
     return x
 
 
+def without_zeros(x: Matrix) -> csr_matrix:
+    """Return CSR without stored zeros; the same object if it is that already."""
+    out = csr_matrix(x)
+    if out.nnz and not out.data.all():
+        out = out.copy()
+        out.eliminate_zeros()
+    return out
+
+
 def totals(x: csr_matrix | np.ndarray) -> np.ndarray:
     """Return the sum of each cell, in double precision."""
     return np.asarray(x.sum(axis=1, dtype=np.float64)).ravel()

@@ -56,7 +56,7 @@ def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
         if asked == "auto" and not _is_preferred(where) and any(f.rank < _OTHER_LAYER for f in seen):
             continue
         try:
-            x, genes = _stored(adata, where)
+            x, genes = matrix_at(adata, where)
             meant = where in (COUNTS_LAYER, "X") or (where == "raw.X" and asked != "counts")
             evidence = examine(x, where, adata.obs_names, genes)
             _check_empty(adata, where, np.flatnonzero(evidence.found_N == 0))
@@ -99,12 +99,12 @@ def counted(adata: AnnData, found: Checked, rows: Any = None) -> tuple[Matrix, n
     genes : Index
         Names of its columns: those of ``raw`` if it is ``raw.X``.
     """
-    stored, genes = _stored(adata, found.where)
+    stored, genes = matrix_at(adata, found.where)
     x = _corrected_copy(tidy(stored if rows is None else stored[rows]), found)
     total_N = totals(x)
     if found.sizes is None:
         return x, total_N, genes
-    logs, log_genes = _stored(adata, found.sizes.where)
+    logs, log_genes = matrix_at(adata, found.sizes.where)
     logs = tidy(logs if rows is None else logs[rows])
     undone_N = totals(_undone(_columns(logs, log_genes, genes), found.sizes.base or "log1p"))
     # Sums over the same genes: total_N of k, undone_N of target * k / total.
@@ -248,7 +248,7 @@ def _is_preferred(where: str) -> bool:
     return where in ("X", "raw.X") or _says_counts(where)
 
 
-def _stored(adata: AnnData, where: str) -> tuple[Any, pd.Index]:
+def matrix_at(adata: AnnData, where: str) -> tuple[Any, pd.Index]:
     """Return a matrix as stored, and the names of its columns."""
     if where == "X":
         return adata.X, adata.var_names
@@ -334,7 +334,7 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
     with_raw = adata.raw is not None and adata.raw.n_vars > adata.n_vars
     for where in ["raw.X"] * with_raw + ["X"] * (found.where != "X" and adata.X is not None):
         try:
-            stored, genes = _stored(adata, where)
+            stored, genes = matrix_at(adata, where)
             other = tidy(stored[rows])
         except (ScmedleyError, TypeError, ValueError):
             continue

@@ -6,6 +6,7 @@ latents, counterfactuals, shifts and scores.
 Shapes: N cells of the call at hand, G genes of the model.
 """
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from scmedley.data.resident import Resident, Rows
 from scmedley.data.scale import Scale
 from scmedley.data.scan import examine, n_stored
 from scmedley.data.store import Store, StoredMatrix, Values
+from scmedley.data.stream import StoredRows, Stream, room
 from scmedley.errors import ScmedleyError, ScmedleyWarning, warn
 from scmedley.keys import Reads, ValueKind
 
@@ -60,6 +62,9 @@ class Reading:
         Counts, and each cell's total over all counted genes; ``None`` unless the reader's kind is "counts".
     missing_G
         Whether each gene is missing in these cells, and 0 in ``log1p_NG``; ``None`` if all are there.
+    memory_gb
+        Memory (of the device) that the cells of a store may take, in GB; ``None``: a quarter of what is free. A fit
+        has the same bits either way.
     """
 
     reader: "Reader"
@@ -69,7 +74,8 @@ class Reading:
     counts_NG: Values | None = None
     total_N: np.ndarray | None = None
     missing_G: np.ndarray | None = None
-    _rows: dict[str, Rows] = field(default_factory=dict, repr=False, compare=False)
+    memory_gb: float | None = None
+    _rows: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def n_cells(self) -> int:
@@ -117,15 +123,26 @@ class Reading:
         scale: Scale,
         device: torch.device | str = "cpu",
         y_N: np.ndarray | None = None,
+        *,
+        counts: bool = True,
     ) -> Resident:
         """Return the cells on a device, with codes of batches and labels; minibatches are scaled.
 
-        Values are copied to the device once, for all models.
+        Values are copied to the device once, for all models. Those of a store stay on the disk if they would take
+        more than ``memory_gb``. ``counts``: whether minibatches have counts, if the cells do.
         """
-        on = torch.device(device)
-        if str(on) not in self._rows:
-            self._rows[str(on)] = Rows(self.log1p_NG, on, self.counts_NG, self.total_N)
-        return Resident(self._rows[str(on)], b_N, on, y_N, scale, self.missing_G)
+        on, store, key = torch.device(device), self.store, str(torch.device(device))
+        if store is None:
+            if key not in self._rows:
+                self._rows[key] = Rows(self.log1p_NG, on, self.counts_NG, self.total_N)
+            return Resident(self._rows[key], b_N, on, y_N, scale, self.missing_G)
+        stored = StoredRows(store, on, self.total_N)
+        if key not in self._rows:
+            self._rows[key] = stored.resident() if stored.n_bytes <= room(on, self.memory_gb) else stored
+        rows = copy.copy(self._rows[key])
+        rows.counts = counts and self.counts_NG is not None
+        left = room(on, self.memory_gb) - (0 if self.memory_gb is None else stored.n_bytes)
+        return Stream(rows, left, store.folder, b_N, on, y_N, scale, self.missing_G)
 
 
 Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time

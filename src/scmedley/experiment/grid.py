@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from tqdm.auto import tqdm
 
 from scmedley.device import resolve_device
@@ -68,7 +69,7 @@ def run(
         record = Record(out / EXPERIMENT, {"experiment": asdict(experiment)})
         record.check_place()
         fits, classifications = tasks(experiment)
-        with _workers(jobs, scheduler) as workers:
+        with _workers(jobs, scheduler, gpus() if experiment.device in ("auto", "cuda") else []) as workers:
             _prepare_cells(record, experiment, data, say)
             _run(fits, experiment, record, workers, "fits", progress)
             _run(classifications, experiment, record, workers, "classifiers", progress)
@@ -180,14 +181,18 @@ def _raise_failures(out: Path, todo: Sequence[Task]) -> None:
 
 
 @contextmanager
-def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
-    """Yield the executor of the fits: local processes, Dask workers, or ``None`` for this process."""
+def _workers(jobs: int | None, scheduler: str | None, gpus: Sequence[str]) -> Iterator[Executor | None]:
+    """Yield the executor of the fits: local processes, Dask workers, or ``None`` for this process.
+
+    Of several GPUs, each local process sees one, in turn.
+    """
     if scheduler is None and jobs == 1:
         yield None
         return
     if scheduler is None:
-        watched: Any = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
-        pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), **watched)
+        context = get_context("spawn")
+        watched: Any = {"initializer": _begin, "initargs": (os.getpid(), context.Value("i", 0), list(gpus))}
+        pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, context, **watched)
         try:
             yield pool
         except BaseException:
@@ -209,6 +214,25 @@ def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | Non
         ) from error
     with client, client.get_executor(pure=False) as executor:
         yield executor
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(torch.cuda.device_count())] if named is None else named.split(",")
+
+
+def gpu_of(worker: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Return the environment that shows a worker, counted from 0, one of several GPUs; empty if there is no choice."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if len(gpus) > 1 else {}
+
+
+def _begin(parent: int, started: Any, gpus: Sequence[str]) -> None:
+    """Start a worker: choose its GPU, before anything uses one, and watch its parent."""
+    with started.get_lock():
+        worker, started.value = started.value, started.value + 1
+    os.environ.update(gpu_of(worker, gpus))
+    _end_with_parent(parent)
 
 
 def _end_with_parent(parent: int) -> None:

@@ -46,12 +46,12 @@ def opened(path: str | Path) -> Iterator[AnnData]:
     with ExitStack() as stack:
         with reading_errors(path):
             reader_for(path)  # raises for what is not a file of cells
-            group = _group(path, stack)
+            group = group_of(path, stack)
             adata = None if group is None else _on_disk(group, path)
         yield read(path) if adata is None else adata
 
 
-def _group(path: Path, stack: ExitStack) -> Any:
+def group_of(path: Path, stack: ExitStack) -> Any:
     """Return the opened h5ad or Zarr, None for other formats."""
     if path.is_dir():
         is_zarr = (path / "zarr.json").exists() or (path / ".zgroup").exists()
@@ -98,3 +98,20 @@ def _by_rows(matrix: Any) -> bool:
 
 def _matrix(stored: Any) -> Any:
     return sparse_dataset(stored) if stored.attrs.get("encoding-type") == _BY_ROW else stored
+
+
+def read_obsm(path: str | Path, key: str) -> Any:
+    """Read one embedding of a file of cells, N x P, without its matrices.
+
+    Raises
+    ------
+    ScmedleyError
+        The file has no such embedding.
+    """
+    path = Path(path)
+    with ExitStack() as stack, reading_errors(path):
+        group = group_of(path, stack)
+        held = read(path).obsm if group is None else group.get("obsm", {})
+        if key not in held:
+            raise ScmedleyError(f"{path} has no obsm[{key!r}]. It has: {', '.join(held) or 'none'}.")
+        return held[key] if group is None else read_elem(held[key])

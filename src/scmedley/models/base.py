@@ -368,7 +368,7 @@ class Model(Generic[S]):
                 self.design.known_codes(reading.obs, known)  # raises for those that are not
                 model = seeing(self, reading.obs)
                 codes, network = model.design.codes(reading.obs), model.network
-            cells = reading.resident(codes, self.scale, self.device)
+            cells = reading.resident(codes, self.scale, self.device, counts=False)
             for minibatch in cells.in_order():
                 parts.append(step(network, minibatch.x_NG, minibatch.b_N).cpu().numpy())
         return np.concatenate(parts)

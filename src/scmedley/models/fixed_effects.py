@@ -117,7 +117,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
     @torch.no_grad()
     def inputs(self, cells: Resident) -> Resident:
         """Return the principal components of the cells: they do not change in training."""
-        return cells.replaced(torch.cat([self.components(minibatch.x_NG) for minibatch in cells.in_order()]))
+        return cells.mapped(self.components, self.components.rotation_GQ.shape[1])
 
     def stages(self) -> list[Stage]:
         """Return one stage; it keeps the last epoch, because the loss changes while its weights rise."""

@@ -56,6 +56,12 @@ class RunConfig:
     values
         What the matrix holds: "auto" decides by its values; "counts"; or the logarithm of normalised
         counts plus 1: "log1p" (natural), "log2", "log10".
+    backed
+        Prepare the cells on disk, block by block, and train from there: for files that do not fit in memory. By default
+        the size of the matrices and the free memory decide. integrated.h5ad then holds no matrix.
+    store
+        Folder of the cells prepared on disk (default: store, in the results). Runs on the same file with the same
+        batch, label, genes, filters, values and seed can share it: only the first prepares.
     latent
         Latent dimensions of both networks (default: those of the preset, 50).
     epochs
@@ -93,6 +99,8 @@ class RunConfig:
     min_genes: int = 10
     min_cells: int = 3
     values: ValueKind = "auto"
+    backed: bool | None = None
+    store: str | None = None
     latent: int | None = None
     epochs: int | None = None
     null: bool = True

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -13,6 +14,7 @@ from scmedley.interpret.check import decoder
 from scmedley.models import VAE, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.findings import NULL_NAME
+from scmedley.pipeline.sample import Sample, cells_of
 from scmedley.pipeline.work import Work
 from scmedley.pp.nulls import permute_batches
 from scmedley.runs import folder as run_folder
@@ -20,7 +22,7 @@ from scmedley.runs.folder import HISTORY, MODEL
 
 
 def fit_networks(
-    this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading
+    this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading, sample: Sample
 ) -> MixedEffects | VAE:
     """Fit all networks and the null of the random effects; write the model and the history."""
     config, out = this.config, this.folder
@@ -51,7 +53,7 @@ def fit_networks(
             unfitted_null = RandomEffects(
                 model.factors if several else keys.PERMUTED, settings=model.random.settings
             )
-            null = _fit_null(adata, reading, unfitted_null, this, how)
+            null = _fit_null(adata, reading, sample, unfitted_null, this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
     io.write_csv(history, out / HISTORY)
@@ -86,16 +88,30 @@ def _warn_of_training(this: Work, networks: dict[str, dict[str, Any]]) -> None:
 
 
 def _fit_null(
-    adata: AnnData, reading: Reading, null: RandomEffects, this: Work, how: dict[str, Any]
+    adata: AnnData, reading: Reading, sample: Sample, null: RandomEffects, this: Work, how: dict[str, Any]
 ) -> Model[Any]:
-    """Fit the random-effects network to batches permuted within labels; store them and both embeddings."""
-    source_N = permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
-    obs = adata.obs
+    """Fit the random-effects network to batches permuted within labels; store them and both embeddings.
+
+    Of many cells, those of the sample are used; the others have no permuted batch, and NaN as embedding.
+    """
+    rows = sample.scored
+    cells = cells_of(adata, rows)
+    source_N = permute_batches(cells, this.config.batch, this.config.label, seed=this.config.seed)
+    obs = cells.obs
     if null.factors.formula:  # all columns of the design are permuted together
         columns = null.factors.learn(obs).columns
         obs = obs.assign(**{column: obs[column].iloc[source_N].set_axis(obs.index) for column in columns})
-    reading = replace(reading, obs=obs)
+    reading = replace(reading if rows is None else reading.take(rows), obs=obs)
     null.fit(reading, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
-    adata.obsm[keys.NULL] = null.get_latent_representation(reading)
-    adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(reading, mask_batch=True)
+    if rows is not None:
+        permuted = pd.Series(cells.obs[keys.PERMUTED])
+        code_N = np.full(adata.n_obs, -1)
+        code_N[rows] = permuted.cat.codes
+        adata.obs[keys.PERMUTED] = pd.Categorical.from_codes(code_N, permuted.cat.categories)
+    for key, masked in ((keys.NULL, False), (keys.NULL_MASKED, True)):
+        z_NP = null.get_latent_representation(reading, mask_batch=masked)
+        if rows is not None:
+            z_MP, z_NP = z_NP, np.full((adata.n_obs, z_NP.shape[1]), np.nan, np.float32)
+            z_NP[rows] = z_MP
+        adata.obsm[key] = z_NP
     return null

@@ -1,21 +1,216 @@
 """Prepared cells in a store on disk, for data that do not fit in memory."""
 
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from anndata import AnnData, read_h5ad
 
 from scmedley import keys
 from scmedley.data import store as stores
-from scmedley.data.arrays import tidy, totals_of_cp10k
-from scmedley.data.differences import trained_on
+from scmedley.data.arrays import tidy, totals, totals_of_cp10k, without_zeros
+from scmedley.data.blocks import slices
+from scmedley.data.evidence import Checked
+from scmedley.data.factors import Factors
+from scmedley.data.features import genes_alone
 from scmedley.data.gene_names import GeneNames
+from scmedley.data.matrix import COUNTS_LAYER, normalised
 from scmedley.data.reader import Reader, Reading
 from scmedley.data.store import Store
-from scmedley.io.store import StoreWriter
-from scmedley.keys import Reads
+from scmedley.errors import ScmedleyError
+from scmedley.io.lazy import opened
+from scmedley.io.source import made_from
+from scmedley.io.store import Steps, StoreWriter, check_space, clear, difference, unfinished
+from scmedley.keys import Method, Reads, ValueKind
+from scmedley.pp.checks import check
+from scmedley.pp.counts import (
+    NO_COUNTS,
+    check_filtered,
+    check_settings,
+    depth,
+    kept_cells,
+    kept_genes,
+    note,
+    tidy_cells,
+    usable,
+)
+from scmedley.pp.passes import Source, all_same, chosen_genes, summed
+from scmedley.pp.prepared import store_batches
+from scmedley.pp.split import store_split
 
-BLOCK = 10_000  # cells that are written at once
+
+def prepare_store(
+    source: str | Path | Sequence[str | Path] | AnnData,
+    folder: str | Path,
+    batch_key: str | None,
+    *,
+    label_key: str | None = None,
+    n_top_genes: int | None = None,
+    min_genes: int = 10,
+    min_cells: int = 3,
+    values: ValueKind = "auto",
+    seed: int = 0,
+    method: Method = "log1p",
+    progress: bool = True,
+) -> Checked:
+    """Prepare cells that do not fit in memory: as :func:`scmedley.pp.prepare`, but from disk to a store on disk.
+
+    The cells are read in blocks, three or four times: to find out what the values are; for totals and filters; for
+    the choice of genes; and to write the chosen genes of the cells that are kept. Memory does not depend on the number
+    of cells, but for a few numbers and the table of each cell. Genes, split, values and warnings are those of
+    ``prepare``. If the process ends early, the same call goes on where it was; a complete store of the same source and
+    settings is checked and used again.
+
+    Parameters
+    ----------
+    source
+        File of cells in any format that :func:`scmedley.read` reads; or several files, one batch each. Matrices in
+        h5ad and Zarr that are dense or stored by row (CSR) are read in blocks, other files are read whole. Or an
+        AnnData whose matrices are on disk.
+    folder
+        Folder of the store. :func:`read_store` opens it.
+    batch_key
+        As in ``prepare``; with several files, the name of the new ``obs`` column that holds the file of each cell.
+    label_key, n_top_genes, min_genes, min_cells, values, seed
+        As in ``prepare``.
+    method
+        As in ``prepare``, but not ``"pearson"``.
+    progress
+        Whether to show progress bars.
+
+    Returns
+    -------
+    Checked
+        Which matrix was used, what it held, and the warnings for the report.
+
+    Raises
+    ------
+    ScmedleyError
+        As ``prepare``; the folder holds other files, or a store of another source or with other settings; an input
+        file cannot be read; or the disk is full.
+    """
+    settings: dict[str, Any] = {
+        "batch_key": batch_key if isinstance(batch_key, str | None) else str(batch_key),
+        "label_key": label_key,
+        "n_top_genes": check_settings(n_top_genes, min_genes, min_cells, method, seed),
+        "min_genes": min_genes,
+        "min_cells": min_cells,
+        "values": values,
+        "seed": seed,
+        "method": method,
+    }
+    if method == "pearson":
+        raise ScmedleyError(
+            "method='pearson' chooses genes by residuals of all cells, which must be in memory. Use sm.pp.prepare, or "
+            "another method."
+        )
+    folder = Path(folder)
+    with _opened(source) as (adata, paths):
+        about = made_from(adata, paths, settings)
+        if (folder / stores.HEADER).exists():
+            return _used_again(folder, about)
+        with unfinished(folder) as part:
+            return _prepared(adata, folder, part, Factors.of(batch_key), about, progress)
+
+
+@contextmanager
+def _opened(source: Any) -> Iterator[tuple[AnnData, list[Path]]]:
+    """Yield the cells, and their files if they are known."""
+    if isinstance(source, AnnData):
+        yield source, []
+        return
+    with opened(source) as adata:
+        yield adata, [Path(source)]
+
+
+def _used_again(folder: Path, about: dict[str, Any]) -> Checked:
+    """Return the finding of a complete store; raise if it is of another source or damaged."""
+    store = Store.open(folder)
+    found = store.about.get("made_from")
+    if found is None or (changed := difference(found, about)):
+        why = "it was not prepared from files" if found is None else changed
+        raise ScmedleyError(
+            f"{folder} holds a store of other cells or settings: {why}. Choose another folder, or delete this one."
+        )
+    store.check()
+    return _checked(store.about["checked"])
+
+
+def _prepared(
+    adata: AnnData, folder: Path, part: Path, factors: Factors, about: dict[str, Any], progress: bool
+) -> Checked:
+    """Prepare the cells in an unfinished folder; return the finding."""
+    settings, steps, batch_key = about["settings"], Steps(part, about), factors.batch_key
+    label_key, method = settings["label_key"], settings["method"]
+    store_batches(adata, factors)
+    adata, left_out = genes_alone(adata)
+
+    def look() -> dict[str, Any]:
+        return {"json": json.dumps(asdict(check(adata, batch_key, label_key, settings["values"])))}
+
+    checked = usable(_checked(json.loads(str(steps.once("values", look)["json"]))), method)
+    source = Source(adata, checked, progress)
+    cells = AnnData(obs=adata.obs.copy(), var=adata.var.copy())
+    batches_before = tidy_cells(cells, batch_key, label_key)
+
+    sums = steps.once("sums", lambda: summed(source, settings["min_genes"]))
+    kept_N = kept_cells(sums["genes_N"], settings["min_genes"])
+    genes_G = kept_genes(sums["cells_G"], settings["min_cells"])
+    total_N = sums["total_N"][kept_N]
+    cells = cells[kept_N, genes_G].copy()
+    alike = all_same(source, kept_N, genes_G, sums["cells_G"])
+    more = check_filtered(cells, alike, batch_key, label_key, batches_before, settings["min_genes"])
+    has_counts = checked.values == "counts"
+    if not has_counts and keys.COUNTS in adata.layers and checked.where != COUNTS_LAYER:
+        more.append(NO_COUNTS)
+    if has_counts and batch_key is not None:
+        more += depth(total_N, cells.obs[batch_key])
+    store_split(cells, batch_key, label_key, settings["seed"])
+
+    def choose() -> dict[str, Any]:
+        n_top = settings["n_top_genes"]
+        return {"chosen_G": chosen_genes(source, kept_N, genes_G, cells.obs, batch_key, n_top, method)}
+
+    chosen_G = steps.once("genes", choose)["chosen_G"]
+    cells.var[keys.HVG] = chosen_G
+    checked = note(cells, checked, label_key, method, adata.shape, source.n_counted)
+    checked = replace(checked, warnings=[left_out] * bool(left_out) + checked.warnings + more)
+    n_values = int(sums["cells_G"][genes_G][chosen_G].sum())
+    value_type = _value_type(sums["largest_G"][genes_G][chosen_G].max(), bool(sums["whole"]))
+    with StoreWriter(folder, part, int(chosen_G.sum()), value_type, has_counts, resume=True) as writer:
+        check_space(folder, writer.bytes_left(cells.n_obs, n_values))
+        for _, x_NG, total_n in source.kept(kept_N, genes_G, "Writing", writer.n_cells):
+            log1p_NG = normalised(x_NG, total_n, checked)
+            if not has_counts:
+                writer.append(without_zeros(log1p_NG[:, chosen_G]))
+                continue
+            if method == "counts" and checked.where != "raw.X" and checked.sizes is None:
+                total_n = size_n = totals(
+                    x_NG
+                )  # over the genes that are left, as the docstring of prepare says
+            else:
+                size_n = totals_of_cp10k(x_NG, log1p_NG)
+            writer.append(without_zeros(x_NG[:, chosen_G]), total_n, size_n)
+        chosen = AnnData(obs=cells.obs, var=cells.var[chosen_G], uns=dict(cells.uns))
+        writer.finish(chosen, made_from=about, checked=asdict(checked))
+    return checked
+
+
+def _checked(found: dict[str, Any]) -> Checked:
+    """Return a finding from JSON."""
+    sizes = found["sizes"]
+    return Checked(**{**found, "sizes": None if sizes is None else _checked(sizes)})
+
+
+def _value_type(largest: float, whole: bool) -> str:
+    """Return the smallest type that holds all values."""
+    if not whole:
+        return "float32"
+    return next((name for name in ("uint8", "uint16", "uint32") if largest <= np.iinfo(name).max), "float32")
 
 
 def write_store(adata: AnnData, folder: str | Path) -> Store:
@@ -23,23 +218,32 @@ def write_store(adata: AnnData, folder: str | Path) -> Store:
     genes = np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool))
     has_counts = keys.COUNTS in adata.layers
     values = adata.layers[keys.COUNTS if has_counts else keys.LOGNORM]
-    value_type = "float32"
-    if has_counts and not (values.data % 1).any():
-        largest = values.data.max()
-        value_type = next(name for name in ("uint8", "uint16", "uint32") if largest <= np.iinfo(name).max)
-    with StoreWriter(folder, len(genes), value_type) as writer:
-        for start in range(0, adata.n_obs, BLOCK):
-            rows = slice(start, start + BLOCK)
-            x = tidy(values[rows])
-            total_N = totals_of_cp10k(x, tidy(adata.layers[keys.LOGNORM][rows])) if has_counts else None
-            writer.append(x[:, genes], total_N)
-        cells = AnnData(obs=adata.obs, var=adata.var.iloc[genes], uns=dict(adata.uns))
-        about = trained_on(adata, adata.layers[keys.LOGNORM][:, genes])
-        return writer.finish(cells, has_counts, trained_on=about)
+    largest = values.max() if has_counts else np.inf
+    whole = not ((values if isinstance(values, np.ndarray) else values.data) % 1).any()
+    with unfinished(folder) as part:
+        clear(part)
+        with StoreWriter(folder, part, len(genes), _value_type(largest, whole), has_counts) as writer:
+            for rows in slices(adata.n_obs):
+                x = tidy(values[rows])
+                if has_counts:
+                    size_N = totals_of_cp10k(x, tidy(adata.layers[keys.LOGNORM][rows]))
+                    writer.append(without_zeros(x[:, genes]), size_N, size_N)
+                else:
+                    writer.append(without_zeros(x[:, genes]))
+            return writer.finish(AnnData(obs=adata.obs, var=adata.var.iloc[genes], uns=dict(adata.uns)))
 
 
-def read_store(folder: str | Path) -> Reading:
-    """Open a store as a reading, which models take in place of an AnnData: ``model.fit(read_store(folder))``."""
+def read_store(folder: str | Path, *, memory_gb: float | None = None) -> Reading:
+    """Open a store as a reading, which models take in place of an AnnData: ``model.fit(read_store(folder))``.
+
+    Parameters
+    ----------
+    folder
+        Folder of the store.
+    memory_gb
+        Memory (of the device) that the cells may take, in GB; if they take more, each epoch reads them from the disk.
+        ``None``: a quarter of what is free.
+    """
     store = Store.open(folder)
     cells = read_h5ad(store.folder / stores.CELLS)
     kind: Reads = "counts" if store.has_counts else "log1p"
@@ -51,5 +255,13 @@ def read_store(folder: str | Path) -> Reading:
         cells.obs,
         ours.get("label_key") or None,
         store.matrix("counts") if store.has_counts else None,
-        store.total_N if store.has_counts else None,
+        store.size_N if store.has_counts else None,
+        memory_gb=memory_gb,
     )
+
+
+def with_reads(reading: Reading, kind: Reads) -> Reading:
+    """Return the reading of a store as a model of this kind reads it: counts only for a model of counts."""
+    if kind == "counts":
+        return reading
+    return replace(reading, reader=replace(reading.reader, kind=kind), counts_NG=None, total_N=None, _rows={})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from scmedley import keys
 from scmedley.data.gene_names import shown_in
+from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyError
-from scmedley.interpret.check import CHECK_COLUMNS
+from scmedley.interpret.check import CHECK_COLUMNS, decoder
 from scmedley.models import VAE, MixedEffects, load
+from scmedley.pp.stored import read_store, with_reads
 from scmedley.runs.folder import (
     CELLS,
     CHECK,
@@ -160,6 +162,49 @@ def read_cells(folder: Path) -> AnnData:
     """Read the cells of a run."""
     with cells_file(folder) as file:
         return read_h5ad(file.filename)
+
+
+def store_of(folder: Path) -> Path | None:
+    """Return the store of a run that prepared its cells on disk; ``None`` for a run in memory."""
+    found = Record.read(folder / RECORD).get("store")
+    return None if found is None else folder / found["folder"]
+
+
+def read_reading(folder: Path, model: MixedEffects | VAE, adata: AnnData | None = None) -> Reading:
+    """Return the cells of a run as its model reads them; those of a store stay on disk.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    model
+        The model of the run.
+    adata
+        The cells of the run, if they were already read.
+
+    Raises
+    ------
+    ScmedleyError
+        The store is missing or damaged, or was prepared again with other cells or genes.
+    """
+    store = store_of(folder)
+    if store is None:
+        return model.read(read_cells(folder) if adata is None else adata)
+    try:
+        reading = read_store(store)
+    except ScmedleyError as error:
+        raise ScmedleyError(
+            f"{error} The run in {folder} trained on that store: its embeddings and tables are still there, and this "
+            "step needs the values. Repeat the command of the run with --overwrite, or bring the store back."
+        ) from error
+    obs = read_obs(folder) if adata is None else adata.obs
+    of_model = decoder(model)
+    if not reading.obs.index.equals(obs.index) or reading.reader.genes.names != of_model.reader.genes.names:
+        raise ScmedleyError(
+            f"{store} holds other cells or genes than the run in {folder}: it was prepared again. Run again with "
+            "--overwrite."
+        )
+    return with_reads(replace(reading, obs=obs), of_model.reader.kind)
 
 
 def read_obs(folder: Path) -> pd.DataFrame:
