@@ -116,6 +116,9 @@ def _unexpected(error: Exception, debug: bool) -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
+    several = sys.modules.get("scmedley.distributed")  # imported where it is used
+    if several is not None and not several.is_first_to_fail():
+        raise SystemExit(code)  # another process has said why
     print("scmedley: error: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(code)
 

@@ -143,6 +143,22 @@ def brought_together(
         Counts in one file and log-normalised values in another; or as :func:`find_values`, after the file's
         name.
     """
+    found = to_convert(parts, names, asked)
+    if found is None:
+        return list(parts)
+    return [_with_x(part, this, asked) for part, this in zip(parts, found, strict=True)]
+
+
+def to_convert(
+    parts: Sequence[AnnData], names: Sequence[Any], asked: ValueKind = "auto"
+) -> list[Checked] | None:
+    """Return what each file holds, if :func:`brought_together` must convert them; None if they agree.
+
+    Raises
+    ------
+    ScmedleyError
+        As :func:`brought_together`.
+    """
     found: list[Checked] = []
     for name, part in zip(names, parts, strict=True):
         try:
@@ -159,7 +175,7 @@ def brought_together(
     if not alike or len({(this.reason, *this.warnings) for this in found}) > 1:
         _warn_of_each(found, names)
     if alike:
-        return list(parts)
+        return None
     unknown = [str(name) for this, name in zip(found, names, strict=True) if not this.sizes]
     if 0 < len(unknown) < len(found):  # totals over all genes in some files only would give two scales
         warn(
@@ -167,7 +183,7 @@ def brought_together(
             f"{unknown[0]}). All totals are therefore over the genes of the counts."
         )
         found = [replace(this, sizes=None) for this in found]
-    return [_with_x(part, this, asked) for part, this in zip(parts, found, strict=True)]
+    return found
 
 
 def _warn_of_each(found: Sequence[Checked], names: Sequence[Any]) -> None:
@@ -181,19 +197,28 @@ def _identity(sizes: Checked | None) -> tuple[Any, ...] | None:
     return None if sizes is None else (sizes.where, sizes.base, sizes.total)
 
 
+def converted(
+    part: AnnData, found: Checked, asked: ValueKind, rows: Any = None
+) -> tuple[Matrix, Matrix | None]:
+    """Return ``X`` of a file that was brought together with others, and ``layers["counts"]`` if it needs that."""
+    x, total_N, _ = counted(part, found, rows)
+    if found.values == "counts" and not found.sizes:
+        return (x if asked in ("auto", "counts") else _to_base(_log1p(x), asked)), None
+    logs = normalised(x, total_N, found)
+    if found.values == "counts":
+        return logs, x
+    return (logs if asked == "auto" else _to_base(logs, asked)), None
+
+
 def _with_x(part: AnnData, found: Checked, asked: ValueKind) -> AnnData:
-    x, total_N, _ = counted(part, found)
+    x, counts = converted(part, found, asked)
     if found.where == "raw.X":
         part = AnnData(obs=part.obs, var=part.raw.var, obsm=dict(part.obsm))
     del part.raw
     part.layers.pop(keys.COUNTS, None)
-    logs = normalised(x, total_N, found)
-    if found.values != "counts":
-        part.X = logs if asked == "auto" else _to_base(logs, asked)
-    elif found.sizes:
-        part.X, part.layers[keys.COUNTS] = logs, x
-    else:
-        part.X = x if asked in ("auto", "counts") else _to_base(_log1p(x), asked)
+    part.X = x
+    if counts is not None:
+        part.layers[keys.COUNTS] = counts
     return part
 
 

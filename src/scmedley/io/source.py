@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley.data.inplace import layers_of
+from scmedley.data.stacked import Computed, Stacked
 
 _BYTES = 1 << 16  # at the beginning and at the end of a file
 
@@ -50,8 +51,9 @@ def made_from(adata: AnnData, paths: Sequence[Path], settings: dict[str, Any]) -
 
 def _files(matrix: Any) -> set[Path]:
     """Return the files of a matrix on disk."""
-    if hasattr(matrix, "parts"):  # of several files
+    if isinstance(matrix, Stacked):
         return set().union(*(_files(part) for part in matrix.parts))
+    matrix = matrix.of if isinstance(matrix, Computed) else matrix
     stored = getattr(matrix, "group", matrix)
     name = getattr(getattr(stored, "file", None), "filename", None)
     root = getattr(getattr(stored, "store", None), "root", None)

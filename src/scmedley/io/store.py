@@ -59,6 +59,8 @@ def unfinished(folder: str | Path) -> Iterator[Path]:
     try:
         yield part
     finally:
+        if part.exists() and not {path.name for path in part.iterdir()} - {LOCK, MADE_FROM}:
+            shutil.rmtree(part)  # nothing to go on with
         lock.release()
 
 

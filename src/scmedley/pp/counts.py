@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.data.arrays import Matrix
+from scmedley.data.blocks import slices
 from scmedley.data.design import as_categories
 from scmedley.data.evidence import TARGET_SUM, Checked
 from scmedley.data.factors import Factors
@@ -109,11 +110,8 @@ def prepare(
     read, total_N, names = counted(adata, checked)
     n_counted = len(names)
     source = read if names.equals(adata.var_names) else read[:, names.get_indexer(adata.var_names)]
-    found = source != 0
-    cells = kept_cells(np.asarray(found.sum(axis=1)).ravel(), min_genes)
-    found = found if cells.all() else found[cells]
-    genes = kept_genes(np.asarray(found.sum(axis=0)).ravel(), min_cells)
-    del found
+    del read  # a copy of all genes, which must not stay in memory
+    cells, genes = _passing(source, min_genes, min_cells)
     total_N = total_N[cells]  # over all genes, as for new cells of a fitted model
     source = _subset(adata, source, checked.where, cells, genes)
     more = check_filtered(adata, _all_same(source), batch_key, label_key, batches_before, min_genes)
@@ -287,6 +285,16 @@ def kept_genes(cells_G: np.ndarray, min_cells: int) -> np.ndarray:
             f"No gene is found in {min_cells} cells or more, so no gene is left. Lower min_cells, or check the file."
         )
     return genes
+
+
+def _passing(x: Matrix, min_genes: int, min_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks of the cells that the filters keep, and of the genes kept among these cells."""
+    found_N = [np.asarray((x[rows] != 0).sum(axis=1)).ravel() for rows in slices(x.shape[0])]
+    cells = kept_cells(np.concatenate(found_N), min_genes)
+    found_G = np.zeros(x.shape[1], dtype=np.int64)
+    for rows in slices(x.shape[0]):
+        found_G += np.asarray((x[rows][cells[rows]] != 0).sum(axis=0)).ravel()
+    return cells, kept_genes(found_G, min_cells)
 
 
 def _subset(adata: AnnData, source: Matrix, where: str, cells: np.ndarray, genes: np.ndarray) -> Matrix:

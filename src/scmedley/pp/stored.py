@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from anndata import AnnData, read_h5ad
+from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.data import store as stores
@@ -17,9 +18,11 @@ from scmedley.data.blocks import slices
 from scmedley.data.evidence import Checked
 from scmedley.data.factors import Factors
 from scmedley.data.features import genes_alone
+from scmedley.data.formulas import is_formula
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.matrix import COUNTS_LAYER, normalised
 from scmedley.data.reader import Reader, Reading
+from scmedley.data.stacked import StackedCells
 from scmedley.data.store import Store
 from scmedley.errors import ScmedleyError
 from scmedley.io.lazy import opened
@@ -38,6 +41,7 @@ from scmedley.pp.counts import (
     tidy_cells,
     usable,
 )
+from scmedley.pp.join import opened_batches
 from scmedley.pp.passes import Source, all_same, chosen_genes, summed
 from scmedley.pp.prepared import store_batches
 from scmedley.pp.split import store_split
@@ -109,7 +113,7 @@ def prepare_store(
             "another method."
         )
     folder = Path(folder)
-    with _opened(source) as (adata, paths):
+    with _opened(source, batch_key, values) as (adata, paths):
         about = made_from(adata, paths, settings)
         if (folder / stores.HEADER).exists():
             return _used_again(folder, about)
@@ -118,13 +122,23 @@ def prepare_store(
 
 
 @contextmanager
-def _opened(source: Any) -> Iterator[tuple[AnnData, list[Path]]]:
+def _opened(source: Any, batch_key: str | None, values: ValueKind) -> Iterator[tuple[AnnData, list[Path]]]:
     """Yield the cells, and their files if they are known."""
-    if isinstance(source, AnnData):
-        yield source, []
+    if isinstance(source, AnnData | StackedCells):
+        yield cast(AnnData, source), []
         return
-    with opened(source) as adata:
-        yield adata, [Path(source)]
+    paths = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
+    if len(paths) == 1:
+        with opened(paths[0]) as adata:
+            yield adata, paths
+        return
+    if not isinstance(batch_key, str) or is_formula(batch_key):
+        raise ScmedleyError(
+            f"Several files are one batch each, and batch_key={batch_key!r} is no name for their column. For other "
+            "batches, open them with scmedley.pp.join.opened_batches, and pass what it yields."
+        )
+    with opened_batches(paths, batch_key, values) as adata:
+        yield adata, paths
 
 
 def _used_again(folder: Path, about: dict[str, Any]) -> Checked:
@@ -214,7 +228,11 @@ def _value_type(largest: float, whole: bool) -> str:
 
 
 def write_store(adata: AnnData, folder: str | Path) -> Store:
-    """Write the highly variable genes of prepared cells, in memory, to a store."""
+    """Write the highly variable genes of prepared cells, in memory, to a store.
+
+    Totals are known from the normalised values only, and are rounded if the counts are whole numbers. Other counts
+    have rounding errors in log1p CP10k that a store by :func:`prepare_store` has not.
+    """
     genes = np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool))
     has_counts = keys.COUNTS in adata.layers
     values = adata.layers[keys.COUNTS if has_counts else keys.LOGNORM]
@@ -227,7 +245,8 @@ def write_store(adata: AnnData, folder: str | Path) -> Store:
                 x = tidy(values[rows])
                 if has_counts:
                     size_N = totals_of_cp10k(x, tidy(adata.layers[keys.LOGNORM][rows]))
-                    writer.append(without_zeros(x[:, genes]), size_N, size_N)
+                    near = whole and np.allclose(size_N, np.rint(size_N), rtol=0, atol=0.1)
+                    writer.append(without_zeros(x[:, genes]), np.rint(size_N) if near else size_N, size_N)
                 else:
                     writer.append(without_zeros(x[:, genes]))
             return writer.finish(AnnData(obs=adata.obs, var=adata.var.iloc[genes], uns=dict(adata.uns)))
@@ -265,3 +284,35 @@ def with_reads(reading: Reading, kind: Reads) -> Reading:
     if kind == "counts":
         return reading
     return replace(reading, reader=replace(reading.reader, kind=kind), counts_NG=None, total_N=None, _rows={})
+
+
+def store_new(reader: Reader, adata: AnnData, folder: str | Path, values: ValueKind = "auto") -> Reading:
+    """Return new cells as a fitted model reads them, from a store that is written here in blocks.
+
+    Parameters
+    ----------
+    reader
+        The reader of the model.
+    adata
+        Cells whose matrices may be on disk.
+    folder
+        New folder of the store.
+    values
+        What the values are, as in :func:`scmedley.pp.prepare`.
+
+    Raises
+    ------
+    ScmedleyError
+        As :meth:`Reader.blocks`; or the disk is full.
+    """
+    has_counts, missing_G = reader.kind == "counts", None
+    with unfinished(folder) as part:
+        clear(part)
+        with StoreWriter(folder, part, len(reader.genes.names), "float32", has_counts) as writer:
+            for block in reader.blocks(adata, values):
+                missing_G = block.missing_G
+                x_NG = csr_matrix(block.counts_NG if has_counts else block.log1p_NG)
+                writer.append(without_zeros(x_NG), block.total_N, block.total_N)
+            store = writer.finish(AnnData(obs=adata.obs, var=reader.genes.var()))
+    counts_NG, total_N = (store.matrix("counts"), store.size_N) if has_counts else (None, None)
+    return Reading(reader, store.matrix("log1p"), adata.obs, None, counts_NG, total_N, missing_G)

@@ -229,9 +229,13 @@ def read_map(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | 
         obsm = file.get("obsm", {})
         if not {basis, keys.umap(basis)} <= set(obsm):
             return None
-        part = read_elem(file["obs"])[keys.SPLIT].to_numpy()
+        obs = read_elem(file["obs"])
         z_NP, xy_N2 = (np.asarray(obsm[key], dtype=np.float32) for key in (basis, keys.umap(basis)))
-    drawn = (part == "train") & np.isfinite(xy_N2).all(axis=1)  # the UMAP of many cells holds a draw of them
+    drawn = (obs[keys.SPLIT] == "train").to_numpy() & np.isfinite(xy_N2).all(axis=1)
+    if (
+        keys.ON_MAP in obs
+    ):  # the UMAP of many cells is that of a sample, and the others were placed between them
+        drawn &= obs[keys.ON_MAP].to_numpy(dtype=bool)
     return (z_NP[drawn], xy_N2[drawn]) if drawn.any() else None
 
 
