@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from scmedley.io import write_json
 HERE = Path(__file__).parent
 SECONDS = 0.05  # between two looks at the memory
 EPOCHS = 5
+MOST_IN_MEMORY = 200_000  # cells: a million would take all the memory of most machines
 RUN = "run"
 RIVALS = {
     "scvi": ("scVI", "scVI, backed", "scVI, embed"),
@@ -55,6 +57,8 @@ def main() -> None:
     if options.command == "measure":
         steps = {name: [sys.executable, str(HERE / "atlas_steps.py"), name] for name in atlas_steps.STEPS}
         steps |= {RUN: []}
+        if options.cells > MOST_IN_MEMORY:
+            del steps["prepare in memory"]
     else:
         pythons = {name: getattr(options, name) for name in RIVALS}
         steps = {
@@ -131,6 +135,7 @@ def watched(command: list[str], threads: int) -> Result:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     began = time.perf_counter()
     peak = own = 0.0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
@@ -138,9 +143,11 @@ def watched(command: list[str], threads: int) -> Result:
             peak, own = max(peak, found.get("VmHWM", 0.0)), max(own, found.get("RssAnon", 0.0))
             time.sleep(SECONDS)
         wall = time.perf_counter() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         output.seek(0)
         lines = output.read().strip().splitlines()
     about: Result = {"wall": wall, "peak_MB": peak, "own_MB": own}
+    about["cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if process.returncode:
         last = lines[-1] if lines else "no output"
         return about | {"error": f"exit status {process.returncode}: {last}"}

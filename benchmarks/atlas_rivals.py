@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ def _n_cells(folder: Path) -> int:
         return int(file["X"].attrs["shape"][0])
 
 
+PACKAGES = {"scVI": "scvi-tools", "Harmony": "harmonypy", "annbatch": "annbatch"}
 METHODS: dict[str, Callable[[Path, int], Result]] = {
     "scVI": lambda folder, threads: scvi(folder, threads, backed=False),
     "scVI, backed": lambda folder, threads: scvi(folder, threads, backed=True),
@@ -138,7 +140,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    print(json.dumps(METHODS[options.method](options.folder, options.threads)))
+    package = PACKAGES[options.method.split(",")[0]]
+    print(json.dumps(METHODS[options.method](options.folder, options.threads) | {package: version(package)}))
 
 
 if __name__ == "__main__":

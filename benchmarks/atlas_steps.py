@@ -8,9 +8,12 @@ the models to it, which later steps use.
 import argparse
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -20,8 +23,10 @@ import torch
 
 import scmedley as sm
 from atlas_data import BATCH, LABEL, SparseFile
-from scmedley.data.arrays import dense
+from scmedley import keys
+from scmedley.data.reader import Reading
 from scmedley.data.store import Store
+from scmedley.pp.maps import principal_components
 from scmedley.pp.stored import read_store
 from scmedley.train import loop
 
@@ -29,8 +34,8 @@ GENES = 2000  # highly variable genes that are chosen
 FILE, STORE, CHOSEN, PCS = "cells.h5ad", "store", "chosen.h5ad", "pcs.npz"
 MODELS: dict[str, Any] = {"FE": sm.FixedEffects, "RE": sm.RandomEffects}
 COUNTERFACTUALS = 100_000  # cells that are decoded in two other batches
-FITTED_TO = 50_000  # cells from which principal components are computed; all are then projected
-BLOCK = 4096
+BLOCK, MINIBATCH = 4096, 256
+PAIRS = 3
 Result = dict[str, Any]
 
 
@@ -41,10 +46,10 @@ def imports(folder: Path, threads: int) -> Result:
 
 def prepare(folder: Path, threads: int) -> Result:
     """Write the store of the chosen genes, from a file that is not in the system's cache."""
+    shutil.rmtree(folder / STORE, ignore_errors=True)
     forget(folder / FILE)
     began = time.perf_counter()
-    prepare_store: Any = vars(sm.pp)["prepare_store"]
-    checked = prepare_store(folder / FILE, folder / STORE, BATCH, label_key=LABEL, n_top_genes=GENES)
+    checked = sm.pp.prepare_store(folder / FILE, folder / STORE, BATCH, label_key=LABEL, n_top_genes=GENES)
     seconds = time.perf_counter() - began
     store = Store.open(folder / STORE)
     sizes = {f.name: f.stat().st_size for f in (folder / STORE).iterdir() if f.is_file()}
@@ -56,32 +61,84 @@ def prepare(folder: Path, threads: int) -> Result:
     return rate(store.shape[0], seconds) | about | {"warnings": len(checked.warnings)}
 
 
-def epoch(folder: Path, threads: int, name: str) -> Result:
-    """Fit for one epoch from the store; the model is saved for later steps."""
-    reading = read_store(folder / STORE)
-    model, seconds, whole = fitted(name, reading, threads)
-    model.save(folder / name)
-    n_train = int((reading.obs["scmedley_split"] == "train").sum())
-    return rate(n_train, seconds) | {"seconds_of_fit": whole}
+def prepare_in_memory(folder: Path, threads: int) -> Result:
+    """Read the whole file and prepare it in memory."""
+    forget(folder / FILE)
+    began = time.perf_counter()
+    adata = sm.read(folder / FILE)
+    sm.pp.prepare(adata, BATCH, label_key=LABEL, n_top_genes=GENES)
+    return rate(adata.n_obs, time.perf_counter() - began)
 
 
-def fitted(name: str, reading: Any, threads: int) -> tuple[Any, float, float]:
-    """Fit for an epoch; return the model, seconds of the training loop, and of the whole fit."""
+def epoch(folder: Path, threads: int, name: str, resident: bool) -> Result:
+    """Fit for two epochs, of which the second is timed; the first also computes what training needs once."""
+    reading = placed(read_store(folder / STORE), resident)
+    model, ends, whole = fitted(name, reading, threads)
+    if not resident:
+        model.save(folder / name)
+    return rate(n_train(reading), ends[1] - ends[0]) | {"seconds_of_first": ends[0], "seconds_of_fit": whole}
+
+
+def pairs(folder: Path, threads: int, name: str) -> Result:
+    """Compare training from the disk with training from memory: fits alternate, medians are of second epochs."""
+    stored = read_store(folder / STORE)
+    found: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(PAIRS):
+        for resident in found:
+            _, ends, _ = fitted(name, placed(stored, resident), threads)
+            found[resident].append(ends[1] - ends[0])
+    ratio = median(there / here for here, there in zip(found[False], found[True], strict=True))
+    n = n_train(stored)
+    return {
+        "seconds": median(found[False]),
+        "seconds_resident": median(found[True]),
+        "cells_per_second": n / median(found[False]),
+        "cells_per_second_resident": n / median(found[True]),
+        "speed_from_disk_over_resident": ratio,
+    }
+
+
+def placed(reading: Reading, resident: bool) -> Reading:
+    """Return the same cells, of a store that is to be in memory, or to stay on the disk."""
+    return replace(reading, memory_gb=64.0 if resident else 0.0, _rows={})
+
+
+def fitted(name: str, reading: Reading, threads: int) -> tuple[Any, list[float], float]:
+    """Fit for two epochs; return the model, the seconds of training at the end of each, and of the whole fit."""
     kind = MODELS[name]
-    model = kind(BATCH, settings=kind.preset("default").replace(max_epochs=1))
-    loops: list[float] = []
+    model = kind(BATCH, settings=kind.preset("default").replace(max_epochs=2))
+    times: list[float] = []
 
-    def timed(*args: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return fit(*args)
-        finally:
-            loops.append(time.perf_counter() - began)
+    def train(*args: Any) -> Any:
+        times.append(time.perf_counter())
+        return fit(*args)
 
-    fit, began = loop.fit, time.perf_counter()
-    with mock.patch.object(loop, "fit", timed):
+    def recorded(*args: Any) -> None:
+        times.append(time.perf_counter())
+        record(*args)
+
+    fit, record, began = loop.fit, loop._record, time.perf_counter()
+    with mock.patch.object(loop, "fit", train), mock.patch.object(loop, "_record", recorded):
         model.fit(reading, threads=threads, progress=False)
-    return model, loops[0], time.perf_counter() - began
+    return model, [end - times[0] for end in times[1:]], time.perf_counter() - began
+
+
+def stream(folder: Path, threads: int) -> Result:
+    """Read the training cells once in the order of an epoch, as dense and scaled minibatches, and do nothing else."""
+    reading = placed(read_store(folder / STORE), resident=False)
+    rows = np.flatnonzero((reading.obs[keys.SPLIT] == "train").to_numpy())
+    scale = sm.load(folder / "RE").scale
+    cells = reading.resident(np.zeros(reading.n_cells, np.int64), scale)
+    began = time.perf_counter()
+    n_cells = sum(
+        len(part.x_NG) for part in cells.minibatches(torch.as_tensor(rows), MINIBATCH, shuffle=True)
+    )
+    return rate(n_cells, time.perf_counter() - began)
+
+
+def n_train(reading: Reading) -> int:
+    """Return the number of training cells."""
+    return int((reading.obs[keys.SPLIT] == "train").sum())
 
 
 def embed(folder: Path, threads: int) -> Result:
@@ -117,17 +174,13 @@ def chosen(folder: Path, threads: int) -> Result:
 
 
 def components(folder: Path, threads: int) -> Result:
-    """Compute 50 principal components in blocks: from a sample of the cells, then project all."""
-    from sklearn.decomposition import PCA
-
+    """Compute 50 principal components of all cells, for Harmony."""
     reading = read_store(folder / STORE)
+    train = np.flatnonzero((reading.obs[keys.SPLIT] == "train").to_numpy())
     began = time.perf_counter()
-    rows = np.sort(np.random.default_rng(0).permutation(reading.n_cells)[:FITTED_TO])
-    pca = PCA(50, svd_solver="covariance_eigh").fit(dense(reading.log1p_NG[rows]))
-    starts = range(0, reading.n_cells, BLOCK)
-    pcs_NP = np.concatenate([pca.transform(dense(reading.log1p_NG[s : s + BLOCK])) for s in starts])
+    pcs_NP = principal_components(reading.log1p_NG, train)
     seconds = time.perf_counter() - began
-    np.savez(folder / PCS, pcs_NP=pcs_NP.astype(np.float32), batch_N=reading.obs[BATCH].to_numpy(str))
+    np.savez(folder / PCS, pcs_NP=pcs_NP, batch_N=reading.obs[BATCH].to_numpy(str))
     return rate(reading.n_cells, seconds)
 
 
@@ -147,8 +200,14 @@ def forget(path: Path) -> None:
 STEPS: dict[str, Callable[[Path, int], Result]] = {
     "imports": imports,
     "prepare": prepare,
-    "epoch of FE": lambda folder, threads: epoch(folder, threads, "FE"),
-    "epoch of RE": lambda folder, threads: epoch(folder, threads, "RE"),
+    "prepare in memory": prepare_in_memory,
+    "epoch of FE": lambda folder, threads: epoch(folder, threads, "FE", resident=False),
+    "epoch of RE": lambda folder, threads: epoch(folder, threads, "RE", resident=False),
+    "epoch of FE, resident": lambda folder, threads: epoch(folder, threads, "FE", resident=True),
+    "epoch of RE, resident": lambda folder, threads: epoch(folder, threads, "RE", resident=True),
+    "pairs of FE": lambda folder, threads: pairs(folder, threads, "FE"),
+    "pairs of RE": lambda folder, threads: pairs(folder, threads, "RE"),
+    "stream": stream,
     "embed": embed,
     "counterfactual": counterfactual,
     "chosen": chosen,
