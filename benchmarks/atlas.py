@@ -92,7 +92,7 @@ def measure(name: str, command: list[str], folder: Path, options: argparse.Names
         result = watched([*command, str(folder), "--threads", str(options.threads)], options.threads)
     found[name] = result | {"threads": options.threads}
     write_json(record(options.threads) | stored, options.results)
-    shown = ("seconds", "cells_per_second", "peak_MB", "own_MB", "error")
+    shown = ("seconds", "cpu_seconds", "cells_per_second", "peak_MB", "own_MB", "error")
     print(
         ", ".join(
             f"{key} {result[key]:,.0f}" if key != "error" else result[key] for key in shown if key in result
@@ -122,7 +122,9 @@ def whole_run(folder: Path, threads: int) -> Result:
     run = json.loads((out / "run.json").read_text())
     sizes = {f.name: f.stat().st_size for f in out.iterdir() if f.is_file()}
     return result | {
+        "cells": run["input"]["cells"],
         "seconds": result["wall"],
+        "cpu_seconds": result["process_cpu_seconds"],
         "stages": run["seconds"],
         "bytes": sizes,
         "warnings": run.get("warnings", []),
@@ -147,7 +149,7 @@ def watched(command: list[str], threads: int) -> Result:
         output.seek(0)
         lines = output.read().strip().splitlines()
     about: Result = {"wall": wall, "peak_MB": peak, "own_MB": own}
-    about["cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    about["process_cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if process.returncode:
         last = lines[-1] if lines else "no output"
         return about | {"error": f"exit status {process.returncode}: {last}"}

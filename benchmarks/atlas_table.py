@@ -50,12 +50,12 @@ def write(results: Path) -> Path:
 def measured(found: dict[str, Result]) -> str:
     """Return a table with a row for each step and number of cells."""
     lines = [
-        "| cells | step | seconds | cells/s | peak memory, MB | own, MB |",
-        "|---:|---|---:|---:|---:|---:|",
+        "| cells | step | seconds | CPU seconds | cells/s | cells per CPU second | peak memory, MB | own, MB |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for cells in sorted(found, key=int):
         for name, result in found[cells].items():
-            keys = ("seconds", "cells_per_second", "peak_MB", "own_MB")
+            keys = ("seconds", "cpu_seconds", "cells_per_second", "cells_per_cpu_second", "peak_MB", "own_MB")
             numbers = [_number(result.get(key)) for key in keys]
             if "error" in result:
                 numbers[0] = result["error"]
@@ -95,10 +95,10 @@ def _predictions(found: dict[str, Result]) -> Iterator[tuple[str, str, str, str]
             )
     for name in found[more]:
         there, here = found[fewer].get(name, {}), found[more][name]
-        if "cells" in here and there.get("seconds"):
-            text = f"cells / (cells/s with {int(fewer):,} cells)"
-            seconds = here["cells"] / there["cells_per_second"]
-            yield f"seconds, {name}", text, _number(seconds), _number(here["seconds"])
+        if here.get("cells") and there.get("cells") and name != "counterfactual":
+            text = f"{here['cells'] / there['cells']:.1f} times that of {int(fewer):,} cells"
+            seconds = there["cpu_seconds"] * here["cells"] / there["cells"]
+            yield f"CPU seconds, {name}", text, _number(seconds), _number(here["cpu_seconds"])
 
 
 def staged(found: dict[str, Result], sizes: list[str]) -> str:
