@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scmedley.data.order import WHOLE, Shares, consecutive, in_blocks
+from scmedley.data.order import WHOLE, Shares, buffer_of, consecutive, in_blocks
 
 
 def epoch(rows_N: np.ndarray, size: int, seed: int = 0, shares: Shares = WHOLE) -> list[np.ndarray]:
@@ -70,3 +70,7 @@ def test_the_seed_alone_decides() -> None:
 
 def test_no_cells_are_one_empty_minibatch() -> None:
     assert [len(part) for part in epoch(np.arange(0), 32)] == [0]
+
+
+def test_buffers_of_cells_with_many_genes_have_fewer_cells() -> None:
+    assert [buffer_of(n) for n in (0, 200, 2000)] == [65_536, 65_536, 20_000]

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK = 256  # consecutive cells that are read at once: about 150 kB
-BUFFER = 65_536  # cells in a buffer
+BUFFER = 65_536  # most cells in a buffer
+VALUES = 40_000_000  # most stored values in a buffer, about 200 MB
 
 
 class Shares(NamedTuple):
@@ -51,6 +52,11 @@ def n_minibatches(n: int, batch_size: int) -> int:
     return max(1, -(-n // batch_size))
 
 
+def buffer_of(values_per_cell: float) -> int:
+    """Return the number of cells in a buffer."""
+    return min(BUFFER, int(VALUES / max(values_per_cell, 1.0)))
+
+
 def consecutive(n: int, batch_size: int, shares: Shares = WHOLE) -> Iterator[slice]:
     """Yield the place of each minibatch among ``n`` cells that are in order already.
 
@@ -72,8 +78,9 @@ def in_blocks(
     batch_size: int,
     seed: int,
     shares: Shares = WHOLE,
-    block: int = BLOCK,
-    buffer: int = BUFFER,
+    *,
+    block: int,
+    buffer: int,
 ) -> Iterator[list[np.ndarray]]:
     """Yield one buffer after another: the rows of each of its minibatches, in random order.
 

@@ -27,6 +27,7 @@ from scmedley.data.evidence import Checked, kind_words
 from scmedley.data.features import genes_alone
 from scmedley.data.gene_names import GeneNames, check_unique, match, why_missing
 from scmedley.data.matrix import counted, find_values, normalised
+from scmedley.data.order import buffer_of
 from scmedley.data.resident import Resident, Rows
 from scmedley.data.scale import Scale
 from scmedley.data.scan import examine, n_stored
@@ -40,6 +41,8 @@ NEGATIVE = (
     "raw) or log1p-normalised values."
 )
 MAX_MISSING = 0.2  # largest fraction of a model's genes that new cells may lack
+BYTES = 8  # of a value in memory: CSR
+LARGEST = 2 * 1024**3  # bytes that a function takes from a store unasked
 BLOCK = 20_000_000  # stored values per block of a matrix on disk
 
 
@@ -117,6 +120,18 @@ class Reading:
         }
         return replace(self, obs=self.obs.iloc[rows], _rows={}, **taken)
 
+    def in_memory(self, verb: str) -> "Reading":
+        """Return the cells in memory; raise if the store holds more than ``verb`` should read at once."""
+        if self.store is None:
+            return self
+        size = BYTES * self.store.nnz
+        if size > LARGEST:
+            raise ScmedleyError(
+                f"{verb}() reads all cells at once: {self.n_cells:,} cells need {size / 1e9:.3g} GB. Pass some "
+                "of them: reading.take(rows)."
+            )
+        return self.take(np.arange(self.n_cells))
+
     def resident(
         self,
         b_N: np.ndarray,
@@ -142,7 +157,8 @@ class Reading:
         rows = copy.copy(self._rows[key])
         rows.counts = counts and self.counts_NG is not None
         left = room(on, self.memory_gb) - (0 if self.memory_gb is None else stored.n_bytes)
-        return Stream(rows, left, store.folder, b_N, on, y_N, scale, self.missing_G)
+        buffer = buffer_of(store.nnz / max(self.n_cells, 1))
+        return Stream(rows, left, store.folder, buffer, b_N, on, y_N, scale, self.missing_G)
 
 
 Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time

@@ -186,7 +186,8 @@ class Resident:
 
     def take(self, rows_N: Tensor) -> Minibatch:
         """Return the cells of these rows, in this order, dense and scaled."""
-        return self._minibatch(self.rows, rows_N.cpu().numpy(), rows_N.to(self.device), rows_N)
+        on_N = rows_N.to(self.device)
+        return self._minibatch(self.rows, rows_N.cpu().numpy(), on_N, on_N)
 
     def _minibatch(self, source: Source, place_N: np.ndarray, on_N: Tensor, rows_N: Tensor) -> Minibatch:
         """Return cells at these places of a source; ``rows_N`` are their rows among all cells."""

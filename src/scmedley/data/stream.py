@@ -10,12 +10,14 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scmedley import distributed
 from scmedley.data import order
 from scmedley.data.compact import Compact
 from scmedley.data.memory import free_memory
@@ -34,7 +36,8 @@ def room(device: torch.device, memory_gb: float | None = None) -> int:
     if memory_gb is not None:
         return int(memory_gb * 1e9)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    return int(MEMORY_SHARE * (UNKNOWN if free is None else free))
+    share = MEMORY_SHARE / (1 if device.type == "cuda" else distributed.on_this_machine())
+    return int(share * (UNKNOWN if free is None else free))
 
 
 class OnDisk(ABC):
@@ -123,6 +126,7 @@ class Spilled(OnDisk):
         except OSError:
             self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             self.name = f"a temporary file in {tempfile.gettempdir()}"
+        self.lock = Lock()  # a file has one position
         weakref.finalize(self, self.file.close)
 
     def append(self, x_NI: np.ndarray) -> None:
@@ -143,12 +147,13 @@ class Spilled(OnDisk):
         size, at = 4 * self.n_genes, 0
         for run in np.split(rows_N, np.flatnonzero(np.diff(rows_N) != 1) + 1) if len(rows_N) else []:
             wanted = x_NI[at : at + len(run)].ravel().view(np.uint8).data
-            self.file.seek(int(run[0]) * size)
-            while len(wanted):
-                n = self.file.readinto(wanted)
-                if not n:
-                    raise ScmedleyError(f"{self.name} ends too early. Run the same command again.")
-                wanted = wanted[n:]
+            with self.lock:
+                self.file.seek(int(run[0]) * size)
+                while len(wanted):
+                    n = self.file.readinto(wanted)
+                    if not n:
+                        raise ScmedleyError(f"{self.name} ends too early. Run the same command again.")
+                    wanted = wanted[n:]
             at += len(run)
         return x_NI
 
@@ -171,13 +176,15 @@ class Stream(Resident):
         Bytes of memory that may still be taken.
     folder
         Folder for a temporary file.
+    buffer
+        Cells in a buffer.
     codes
         Batches and so on, as of :class:`~scmedley.data.resident.Resident`.
     """
 
-    def __init__(self, rows: Source, room: int, folder: Path, *codes: Any):
+    def __init__(self, rows: Source, room: int, folder: Path, buffer: int, *codes: Any):
         super().__init__(rows, *codes)
-        self.room, self.folder = room, folder
+        self.room, self.folder, self.buffer = room, folder, buffer
 
     def mapped(self, of: Callable[[Tensor], Tensor], n_columns: int) -> Resident:
         """Return the same cells with other values, in memory or in a temporary file."""
@@ -197,13 +204,18 @@ class Stream(Resident):
         """
         rows_N = rows.cpu().numpy()
         if not shuffle:
-            buffers = _in_groups(rows_N, batch_size, shares)
-        elif len(rows_N) <= order.BUFFER:
+            buffers = _in_groups(rows_N, batch_size, shares, self.buffer)
+        elif len(rows_N) <= self.buffer:
             rows_N = rows_N[torch.randperm(len(rows_N)).numpy()]
-            buffers = _in_groups(rows_N, batch_size, shares)
+            buffers = _in_groups(rows_N, batch_size, shares, self.buffer)
         else:
             buffers = order.in_blocks(
-                rows_N, batch_size, int(torch.randint(2**62, ())), shares, order.BLOCK, order.BUFFER
+                rows_N,
+                batch_size,
+                int(torch.randint(2**62, ())),
+                shares,
+                block=order.BLOCK,
+                buffer=self.buffer,
             )
         if isinstance(self.rows, OnDisk):
             for sorted_N, loaded, places in read_ahead(_loaded(self.rows, buffers), self.rows.name):
@@ -235,9 +247,11 @@ def _loaded(
         yield sorted_N, disk.load(sorted_N), [np.searchsorted(sorted_N, rows_n) for rows_n in minibatches]
 
 
-def _in_groups(rows_N: np.ndarray, batch_size: int, shares: Shares) -> Iterator[list[np.ndarray]]:
+def _in_groups(
+    rows_N: np.ndarray, batch_size: int, shares: Shares, buffer: int
+) -> Iterator[list[np.ndarray]]:
     """Yield minibatches in the order of the rows, as many at once as a buffer holds."""
     parts = list(consecutive(len(rows_N), batch_size, shares))
-    steps = max(1, order.BUFFER // batch_size)
+    steps = max(1, buffer // batch_size)
     for first in range(0, len(parts), steps):
         yield [rows_N[part] for part in parts[first : first + steps]]

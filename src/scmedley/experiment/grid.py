@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 from scmedley.device import resolve_device
 from scmedley.errors import ScmedleyError
 from scmedley.experiment import fit, tables
-from scmedley.experiment.cells import keep, lay_out, read_data
+from scmedley.experiment.cells import all_folds, file_of, keep, lay_out, read_data
 from scmedley.experiment.config import Experiment, is_rival
 from scmedley.experiment.page import build
+from scmedley.experiment.stored import lay_out_on_disk, place_of
 from scmedley.experiment.task import Job, Task, about, fingerprint, tasks
 from scmedley.models import catalogue
 from scmedley.runs.folder import DATA, EXPERIMENT, OF_EXPERIMENT, TASKS, clear, locked
@@ -38,6 +39,8 @@ def run(
     scheduler: str | None = None,
     say: Callable[[str], None] = print,
     progress: bool = True,
+    backed: bool | None = None,
+    store: Path | None = None,
 ) -> Record:
     """Run an experiment, or the rest of it; write its tables and report; return its record.
 
@@ -54,6 +57,9 @@ def run(
     scheduler
         Address of a Dask scheduler (``tcp://...``) whose workers do the fits instead. ``out`` must have the
         same path on all of them.
+    backed, store
+        Whether the cells are prepared on disk, for all fits together, and in which folder (default: in ``out``). By
+        default their size and the free memory decide.
 
     Raises
     ------
@@ -70,7 +76,7 @@ def run(
         record.check_place()
         fits, classifications = tasks(experiment)
         with _workers(jobs, scheduler, gpus() if experiment.device in ("auto", "cuda") else []) as workers:
-            _prepare_cells(record, experiment, data, say)
+            _prepare_cells(record, experiment, data, say, progress, jobs, backed, store)
             _run(fits, experiment, record, workers, "fits", progress)
             _run(classifications, experiment, record, workers, "classifiers", progress)
         if all(about(out, task).get("status") != "done" for task in fits):
@@ -89,7 +95,14 @@ def run(
 
 
 def _prepare_cells(
-    record: Record, experiment: Experiment, folder: Path | None, say: Callable[[str], None]
+    record: Record,
+    experiment: Experiment,
+    folder: Path | None,
+    say: Callable[[str], None],
+    progress: bool,
+    jobs: int | None,
+    backed: bool | None,
+    store: Path | None,
 ) -> None:
     """Prepare the cells for all fits, remove old results that are written again, and start the record."""
     out = record.path.parent
@@ -97,13 +110,37 @@ def _prepare_cells(
         raise ScmedleyError(
             f"{experiment.data} is inside --out {out}, which is for results only. Choose another --out."
         )
+    path = file_of(experiment, folder)
+    place = (
+        None if path is None else place_of(experiment, path, out, jobs or os.cpu_count() or 1, backed, store)
+    )
+    if path is None and (backed or store is not None):
+        raise ScmedleyError(
+            f"The data {experiment.data!r} are no file, and small: leave out --backed and --store."
+        )
+    if path is not None and place is not None:
+        if not record.path.exists():
+            record.write("running")  # it identifies the folder, so that the same command goes on
+        found = lay_out_on_disk(
+            experiment, path, place, lambda obs: all_folds(obs, experiment), say, progress
+        )
+        _begin_again(out)
+        (out / DATA).unlink(missing_ok=True)
+        record |= found
+        record.write("running")
+        return
     adata, found = lay_out(experiment, experiment.data, lambda: read_data(experiment, folder), say)
     record |= found
+    _begin_again(out)
+    keep(adata, record, say)
+
+
+def _begin_again(out: Path) -> None:
+    """Remove old results that are written again, and what a killed call left."""
     clear(out, [DATA], finished=False)
     clear(out, OF_EXPERIMENT, finished=True)
     half_written = [path.name for path in (out / TASKS).glob(".*")]  # left by a killed task
     clear(out / TASKS, half_written, finished=True)
-    keep(adata, record, say)
 
 
 def _run(
@@ -116,8 +153,16 @@ def _run(
 ) -> None:
     """Run the tasks that are not done. The first unexpected error stops all of them."""
     out, data_hash, versions = record.path.parent, record["input"]["sha256"], record["versions"]
+    stores = Path(record["store"]["folder"]) if "store" in record else None
     jobs = [
-        Job(out, experiment, task, fingerprint(out, experiment, task, data_hash, versions), catalogue.added())
+        Job(
+            out,
+            experiment,
+            task,
+            fingerprint(out, experiment, task, data_hash, versions),
+            catalogue.added(),
+            stores,
+        )
         for task in todo
     ]
     left = [job for job in jobs if not job.is_done]

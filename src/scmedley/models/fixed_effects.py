@@ -25,6 +25,7 @@ from scmedley.models.export import Effects, Layer, tied_layers
 from scmedley.models.settings import Settings, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import Bias, EffectStart, Levels, ScaleAndBias, tables, update_priors
+from scmedley.nn.draws import normal_like
 from scmedley.nn.latent_effects import Correction, LatentEffects, subsample
 from scmedley.nn.layers import Classifier, Components, TiedDecoder, VariationalEncoder
 from scmedley.nn.likelihoods import cross_entropy, kl_to_standard_normal, mse
@@ -140,7 +141,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         z_NP = mean_NP
         if self.training:
             self.latent_effects.remember(mean_NP, cells.b_N)
-            z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
+            z_NP = mean_NP + (0.5 * log_variance_NP).exp() * normal_like(mean_NP)
         error = mse(x_NQ, self._decode(z_NP, cells.b_N, draw=self.training))
         terms = {
             "reconstruction": Term(error, half_q),

@@ -22,8 +22,9 @@ from scmedley.models.export import Effects, Layer
 from scmedley.models.settings import S, Settings, check_setting, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, Levels, ScaleAndBias, tables, update_priors
+from scmedley.nn.draws import uniform
 from scmedley.nn.layers import Classifier, batch_norm, linear
-from scmedley.nn.likelihoods import kl_to_mse_units, mse
+from scmedley.nn.likelihoods import cross_entropy, kl_to_mse_units, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 
@@ -207,9 +208,8 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         """Yield L_RE = lambda_MSE * MSE + lambda_b * CE(b, batch head) + lambda_KL * KL(q(U) || p(U))."""
         lambda_mse = self.settings.mse_weight
         encoded = self._encode_training(cells) if self.training else self._encode_validation(cells)
-        error, b_K = encoded.error, encoded.b_K
-        logits_KB = self.batch_head(encoded.masked_KP).float()
-        batch = F.cross_entropy(logits_KB, b_K, reduction="sum") / max(len(b_K), 1)
+        error = encoded.error
+        batch = cross_entropy(self.batch_head(encoded.head_NP), encoded.head_b_N)
         weights = self.balance(encoded.z_NP, lambda_mse * error, {"batch": batch})
         terms = {"reconstruction": Term(error, lambda_mse), "batch": Term(batch, weights["batch"])}
         yield "autoencoder", terms | {"kl": self.kl(error, cells.x_NG.shape[1])}
@@ -234,9 +234,9 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         if not self.settings.masked_share:
             z_NP = self.encode(cells.x_NG, cells.b_N, draw=True)
             return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_N)
-        masked_N = torch.rand(len(cells.b_N), device=cells.b_N.device) < self.settings.masked_share
+        masked_N = uniform(cells.b_N) < self.settings.masked_share
         z_NP = self.encode(cells.x_NG, cells.b_N.masked_fill(masked_N, -1), draw=True)
-        return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP[masked_N], cells.b_N[masked_N])
+        return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_N.masked_fill(~masked_N, -1))
 
     def _encode_validation(self, cells: Minibatch) -> "_Encoded":
         """Encode with and without the batch, and average the two errors by the share of masked cells."""
@@ -253,12 +253,12 @@ class RandomEffectsNetwork(nn.Module, Trainable):
 
 
 class _Encoded(NamedTuple):
-    """A minibatch: latent, MSE, and latent and batch of the K cells that train the batch head."""
+    """A minibatch: latent, MSE, and the latent that the batch head reads, with batches (-1: not trained on it)."""
 
     z_NP: Tensor
     error: Tensor
-    masked_KP: Tensor
-    b_K: Tensor
+    head_NP: Tensor
+    head_b_N: Tensor
 
 
 class RandomEffects(Model[RandomEffectsSettings]):

@@ -1,5 +1,6 @@
 """Where a run prepares its cells: in memory, or on disk in a store (:mod:`scmedley.data.store`)."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from filelock import FileLock, Timeout
 from scmedley.data.memory import free_memory
 from scmedley.errors import ScmedleyError
 from scmedley.io.sizes import matrices_bytes
+from scmedley.io.store import LOCK, MADE_FROM
 from scmedley.pipeline.cells import Say
 from scmedley.pipeline.config import RunConfig
 from scmedley.runs.folder import RECORD, STORE
@@ -71,6 +73,15 @@ def _before(out: Path) -> Record | None:
     """Return the record of an earlier call, if there is one."""
     path = out / RECORD
     return Record.read(path) if path.is_file() else None
+
+
+def nothing_of(store: Path) -> bool:
+    """Return whether nothing of a store was written that another call could go on with; what is left is removed."""
+    part = store.with_name(f".{store.name}.part")
+    if store.exists() or (part.exists() and {path.name for path in part.iterdir()} - {LOCK, MADE_FROM}):
+        return False
+    shutil.rmtree(part, ignore_errors=True)
+    return True
 
 
 @contextmanager

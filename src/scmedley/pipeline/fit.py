@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scmedley import io, keys
+from scmedley import distributed, io, keys
 from scmedley.data.reader import Reading
 from scmedley.errors import heard
 from scmedley.interpret.check import decoder
@@ -42,7 +42,8 @@ def fit_networks(
             model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS / f"{config.model}.safetensors", **how)
         else:
             model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS, **how)
-        model.save(out / MODEL)
+        if distributed.is_first():
+            model.save(out / MODEL)
     history, networks = model.history, {n: m.fitted for n, m in parts.items()}
     if isinstance(model, VAE):
         history = history.assign(network=config.model)
@@ -56,7 +57,8 @@ def fit_networks(
             null = _fit_null(adata, reading, sample, unfitted_null, this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
-    io.write_csv(history, out / HISTORY)
+    if distributed.is_first():
+        io.write_csv(history, out / HISTORY)
     if decoder(model).has_effects and decoder(model).calibration is None:
         this.warn(
             "Intervals of shifts are not calibrated: too few validation cells have a label that several batches share."

@@ -1,7 +1,7 @@
 """The first stage of a run: read and prepare the cells, in memory or in a store."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from scmedley.data.factors import Factors
 from scmedley.data.reader import Reading
 from scmedley.data.terms import Terms
 from scmedley.errors import ScmedleyError, heard
-from scmedley.io.lazy import read_obsm
+from scmedley.io.lazy import opened, read_obsm
 from scmedley.keys import Reads
 from scmedley.models import MixedEffects
 from scmedley.pipeline.backed import Place, locked
@@ -26,14 +26,13 @@ from scmedley.pipeline.cells import read_and_prepare
 from scmedley.pipeline.checks import check_n_clusters, few_of_label
 from scmedley.pipeline.clusters import check_roles
 from scmedley.pipeline.config import RunConfig
-from scmedley.pipeline.interim import opened_cells, prepare_store
 from scmedley.pipeline.work import Work
 from scmedley.pp import prepare
 from scmedley.pp.join import read_batches
 from scmedley.pp.overlap import overlap
 from scmedley.pp.prepared import check_factors, read_prepared, store_batches
 from scmedley.pp.split import check_split
-from scmedley.pp.stored import read_store, with_reads
+from scmedley.pp.stored import prepare_store, read_store, with_reads
 
 
 def prepared_cells(
@@ -102,7 +101,7 @@ def _on_disk(
             stack.enter_context(locked(place.folder, this.say))
         warnings = stack.enter_context(heard(lambda line: this.say(f"Warning: {line}")))
         with this.stage("prepare"):
-            source = stack.enter_context(opened_cells(inputs, files_key, config.values))
+            source = stack.enter_context(_opened(inputs, files_key, config))
             record["input"] |= {"cells": source.n_obs, "genes": source.n_vars}
             notes = _check_obs(source, config)
             checked = prepare_store(
@@ -117,6 +116,16 @@ def _on_disk(
     for line in (checked.reason, *(f"Warning: {warning}" for warning in checked.warnings)):
         this.say(line)
     return adata, warnings + checked.warnings
+
+
+@contextmanager
+def _opened(inputs: Sequence[Path], files_key: str, config: RunConfig) -> Iterator[AnnData]:
+    """Yield the cells with their matrices on disk; several files are joined in memory."""
+    if len(inputs) > 1:
+        yield read_batches(inputs, files_key, config.values)
+        return
+    with opened(inputs[0]) as adata:
+        yield adata
 
 
 def _given(inputs: Sequence[Path], key: str, names: pd.Index, kept: pd.Index) -> np.ndarray:

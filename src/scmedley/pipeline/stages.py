@@ -13,18 +13,19 @@ from pathlib import Path
 import torch
 from anndata import AnnData
 
-from scmedley import io, keys
+from scmedley import distributed, io, keys
 from scmedley.data.inplace import store_clusters
 from scmedley.data.reader import Reading
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, heard
 from scmedley.models import VAE, DeepBID, MixedEffects
-from scmedley.pipeline.backed import Place, place_of
+from scmedley.pipeline.backed import Place, nothing_of, place_of
 from scmedley.pipeline.cells import Say
 from scmedley.pipeline.checks import check_config, check_inputs, resolved, unfitted
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.fit import fit_networks
 from scmedley.pipeline.preparing import prepared_cells, reading_of
+from scmedley.pipeline.processes import announce_place, announce_ready, take_part
 from scmedley.pipeline.sample import Sample
 from scmedley.pipeline.scoring import score, scored
 from scmedley.pipeline.work import Work, write_report_of
@@ -53,13 +54,32 @@ def run(
 ) -> Record:
     """Prepare, fit, embed, score and report (or only prepare and fit); return the record of the run.
 
-    Without ``explorer`` the report holds no cells, and its maps are static pictures.
+    Without ``explorer`` the report holds no cells, and its maps are static pictures. Several processes, which torchrun
+    started, fit together; process 0 does everything else.
     """
     files_key, config = config.batch, resolved(config)
     check_config(config)
     if not only_fit:
         check_extra(maps=True)
     check_inputs(inputs, out)
+    with distributed.started(config.device):
+        if not distributed.is_first():
+            take_part(inputs, out, config, files_key, only_fit)
+            raise SystemExit(0)  # process 0 writes and prints
+        return _run(inputs, out, config, files_key, overwrite, say, progress, only_fit, explorer)
+
+
+def _run(
+    inputs: Sequence[Path],
+    out: Path,
+    config: RunConfig,
+    files_key: str,
+    overwrite: bool,
+    say: Say,
+    progress: bool,
+    only_fit: bool,
+    explorer: bool,
+) -> Record:
     with run_folder.locked(out):
         record = Record(
             out / run_folder.RECORD,
@@ -77,6 +97,7 @@ def run(
         record["report"] = {"cells": explorer}
         this = Work(out, config, record, say, progress)
         place = place_of(config, inputs, out, overwrite)
+        announce_place(place)
         # Errors in the input are raised before the folder is changed.
         with _begun(this, place, overwrite):
             adata = prepared_cells(this, inputs, files_key, place, held_out=not only_fit)
@@ -84,6 +105,7 @@ def run(
             out, [n for n in run_folder.OF_RUN if place is None or n != STORE], finished=overwrite
         )
         record.write("running")
+        announce_ready()
         with engine(config.threads, torch.device("cpu")):
             _after_preparing(this, adata, place, only_fit)
         shutil.rmtree(out / run_folder.CHECKPOINTS, ignore_errors=True)
@@ -134,7 +156,7 @@ def _begun(this: Work, place: Place | None, overwrite: bool) -> Iterator[None]:
     try:
         yield
     except ScmedleyError:
-        if is_new and not any(STORE in path.name for path in this.folder.iterdir()):
+        if is_new and nothing_of(place.folder):
             this.record.path.unlink()
         raise
 

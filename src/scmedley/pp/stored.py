@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 from anndata import AnnData, read_h5ad
+from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.data import store as stores
@@ -294,3 +295,35 @@ def with_reads(reading: Reading, kind: Reads) -> Reading:
     if kind == "counts":
         return reading
     return replace(reading, reader=replace(reading.reader, kind=kind), counts_NG=None, total_N=None, _rows={})
+
+
+def store_new(reader: Reader, adata: AnnData, folder: str | Path, values: ValueKind = "auto") -> Reading:
+    """Return new cells as a fitted model reads them, from a store that is written here in blocks.
+
+    Parameters
+    ----------
+    reader
+        The reader of the model.
+    adata
+        Cells whose matrices may be on disk.
+    folder
+        New folder of the store.
+    values
+        What the values are, as in :func:`scmedley.pp.prepare`.
+
+    Raises
+    ------
+    ScmedleyError
+        As :meth:`Reader.blocks`; or the disk is full.
+    """
+    has_counts, missing_G = reader.kind == "counts", None
+    with unfinished(folder) as part:
+        clear(part)
+        with StoreWriter(folder, part, len(reader.genes.names), "float32", has_counts) as writer:
+            for block in reader.blocks(adata, values):
+                missing_G = block.missing_G
+                x_NG = csr_matrix(block.counts_NG if has_counts else block.log1p_NG)
+                writer.append(without_zeros(x_NG), block.total_N, block.total_N)
+            store = writer.finish(AnnData(obs=adata.obs, var=reader.genes.var()))
+    counts_NG, total_N = (store.matrix("counts"), store.size_N) if has_counts else (None, None)
+    return Reading(reader, store.matrix("log1p"), adata.obs, None, counts_NG, total_N, missing_G)
