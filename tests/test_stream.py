@@ -71,6 +71,26 @@ def test_a_fit_to_a_store_has_the_bits_of_a_fit_to_its_cells(name: str, folder: 
         assert_array_equal(latents, fits[0].get_latent_representation(in_memory(folder)))
 
 
+def test_a_shipped_set_prepared_on_disk_has_the_bits_of_one_prepared_in_memory(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"batch_key": "batch", "label_key": "cell_type", "n_top_genes": 400}
+    adata = sm.datasets.pancreas()
+    sm.pp.prepare(adata, **how)
+    sm.pp.prepare_store(sm.datasets.path("pancreas"), tmp_path / "store", **how, progress=False)
+    stored = read_store(tmp_path / "store", memory_gb=0)
+    two = {"max_epochs": 2, "hidden": (16, 8), "n_latent": 4}
+    for name in ("fixed", "random", "vae"):
+        kind = sm.VAE if name == "vae" else MODELS[name]
+        fits = [
+            kind("batch", settings=kind.preset("default").replace(**two)).fit(cells, **FIT)
+            for cells in (adata, stored)
+        ]
+        assert not differing(*(weights(fit.network) for fit in fits))
+        assert fits[0].calibration == fits[1].calibration
+        assert_array_equal(
+            fits[0].get_latent_representation(adata), fits[1].get_latent_representation(stored)
+        )
+
+
 @pytest.mark.usefixtures("small_buffers")
 @pytest.mark.parametrize("name", ["fixed", "random"])
 def test_the_bits_do_not_depend_on_memory(name: str, folder: Path) -> None:

@@ -72,19 +72,19 @@ class Stacked:
 
     def __getitem__(self, rows: slice | np.ndarray) -> Matrix:
         """Return some of the cells, in this order; sparse if any of their matrices is."""
-        rows_n = np.arange(self.shape[0])[rows]
+        # Each row once and in order, as HDF5 needs.
+        rows_n, place_n = np.unique(np.arange(self.shape[0])[rows], return_inverse=True)
         part_n = np.searchsorted(self.stop_P, rows_n, side="right")
-        order_n = np.argsort(part_n, kind="stable")
         blocks = [self._of_part(number, rows_n[part_n == number]) for number in np.unique(part_n)]
         if not blocks:
             blocks = [self._of_part(0, rows_n)]
         x: Matrix = vstack(blocks, format="csr") if any(map(issparse, blocks)) else np.vstack(blocks)
-        return x if (np.diff(order_n) > 0).all() else x[np.argsort(order_n)]
+        return x if np.array_equal(place_n, np.arange(x.shape[0])) else x[place_n]
 
     def _of_part(self, number: int, rows_n: np.ndarray) -> Matrix:
         part, place_G = self.parts[number], self.places[number]
         own_n = rows_n - (self.stop_P[number] - part.shape[0])
-        in_a_row = len(own_n) > 0 and own_n[-1] - own_n[0] + 1 == len(own_n) and (np.diff(own_n) == 1).all()
+        in_a_row = len(own_n) > 0 and own_n[-1] - own_n[0] + 1 == len(own_n)
         x = tidy(part[slice(int(own_n[0]), int(own_n[-1]) + 1) if in_a_row else own_n])
         return x if np.array_equal(place_G, np.arange(x.shape[1])) else x[:, place_G]
 

@@ -35,16 +35,17 @@ class Source:
         Cells whose matrices are on disk (or in memory).
     checked
         What was found in them.
+    name
+        What an error of reading calls them.
     progress
         Whether to show a progress bar for each pass.
     """
 
-    def __init__(self, adata: AnnData, checked: Checked, progress: bool):
-        self.adata, self.checked, self.progress = adata, checked, progress
+    def __init__(self, adata: AnnData, checked: Checked, name: str, progress: bool):
+        self.adata, self.checked, self.progress, self._name = adata, checked, progress, Path(name)
         matrix, names = matrix_at(adata, checked.where)
         self.n_counted = len(names)
         self._place_G = None if names.equals(adata.var_names) else names.get_indexer(adata.var_names)
-        self._name = Path(str(adata.uns.get("source", "the input")))
         n = adata.n_obs
         self.step = min(CELLS, max(1, int(BLOCK * n / max(n_stored(matrix), 1))))
 

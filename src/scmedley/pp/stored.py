@@ -26,6 +26,7 @@ from scmedley.data.stacked import StackedCells
 from scmedley.data.store import Store
 from scmedley.errors import ScmedleyError
 from scmedley.io.lazy import opened
+from scmedley.io.reading import reading_errors
 from scmedley.io.source import made_from
 from scmedley.io.store import Steps, StoreWriter, check_space, clear, difference, unfinished
 from scmedley.keys import Method, Reads, ValueKind
@@ -163,11 +164,14 @@ def _prepared(
     store_batches(adata, factors)
     adata, left_out = genes_alone(adata)
 
+    name = " or ".join(about["files"]) or "the input"
+
     def look() -> dict[str, Any]:
-        return {"json": json.dumps(asdict(check(adata, batch_key, label_key, settings["values"])))}
+        with reading_errors(Path(name)):
+            return {"json": json.dumps(asdict(check(adata, batch_key, label_key, settings["values"])))}
 
     checked = usable(_checked(json.loads(str(steps.once("values", look)["json"]))), method)
-    source = Source(adata, checked, progress)
+    source = Source(adata, checked, name, progress)
     cells = AnnData(obs=adata.obs.copy(), var=adata.var.copy())
     batches_before = tidy_cells(cells, batch_key, label_key)
 
