@@ -15,20 +15,32 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import several_processes
+from running import some_cells
 from scmedley import distributed
+from scmedley.models import load
 from scmedley.nn.layers import BATCH_NORM_EPS, batch_norm
+from scmedley.runs.folder import CHECKPOINTS
 from several_processes import FULL, models
 
 HERE = Path(__file__).parent
 
 
+def free_port() -> int:
+    """Return a port that nothing uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def start(job: str, folder: Path, *more: str) -> list[subprocess.Popen[str]]:
     """Start two processes as torchrun does."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(HERE / "several_processes.py"), job, str(folder), *more]
     return [
         subprocess.Popen(
@@ -109,6 +121,28 @@ def test_if_one_process_is_killed_the_other_ends_and_the_fit_resumes(
     assert "Repeat the command to resume" in line
     resumed, same = found(tmp_path, start("resumed", tmp_path))
     assert resumed == same == one_and_two[1]["whole"]
+
+
+def test_torchrun_fits_with_two_processes_of_which_one_prints(tmp_path: Path) -> None:
+    cells, out = tmp_path / "cells.h5ad", tmp_path / "run"
+    some_cells().write_h5ad(cells)
+    options = ("--batch", "batch", "--model", "vae", "--latent", "4", "--epochs", "2", "--genes", "60")
+    torchrun = (
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--master-port",
+        str(free_port()),
+    )
+    command = [*torchrun, "-m", "scmedley", "fit", str(cells), "--out", str(out), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Fitting VAE") == 1
+    assert done.stdout.count("Model: ") == 1
+    assert "error" not in done.stderr
+    assert load(out / "model").fitted["epochs"] == 2
+    assert not (out / CHECKPOINTS).exists()
 
 
 def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,20 @@ There, whatever needs a value on the CPU raises: ``.item()``, ``if tensor``, ``n
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from anndata import AnnData
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scmedley.data.resident import Minibatch
+from scmedley.data.scale import Scale
 from scmedley.models import VAE, Autoencoder, DeepBID, FixedEffects, RandomEffects
 from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.models.autoencoder import AutoencoderNetwork
@@ -26,6 +29,8 @@ from scmedley.models.fixed_effects import FixedEffectsNetwork
 from scmedley.models.random_effects import RandomEffectsNetwork
 from scmedley.models.vae_network import VAENetwork
 from scmedley.nn import likelihoods
+from scmedley.pp.prepared import read_prepared
+from scmedley.pp.stored import read_store, with_reads, write_store
 from scmedley.train import loop
 from scmedley.train.trainable import Progress
 
@@ -120,6 +125,28 @@ def test_encoding_and_decoding_never_wait_for_the_gpu(name: str) -> None:
             )
             assert encoded.means(torch.zeros(2, dtype=torch.int64, device=META)).shape == (2, G)
             assert encoded.decoded(cells.b_N).shape == (N, G)
+
+
+@pytest.mark.parametrize("source", ["memory", "store"])
+@pytest.mark.parametrize("reads", ["log1p", "counts"])
+def test_taking_a_minibatch_never_waits_for_the_gpu(
+    source: str, reads: Any, prepared: AnnData, tmp_path: Path
+) -> None:
+    if source == "store":
+        write_store(prepared, tmp_path / "store")
+        reading = with_reads(read_store(tmp_path / "store"), reads)
+    else:
+        reading = read_prepared(prepared, "donor", None, 0, reads)
+    scale = Scale.fit(reading.log1p_NG, "standard")
+    codes_N = np.zeros(reading.n_cells, np.int64)
+    cells = reading.resident(codes_N, scale, META).minibatches(
+        torch.arange(reading.n_cells), 20, shuffle=True
+    )
+    next(cells)  # at the beginning of an epoch the order is copied to the device
+    with NoCopies():
+        minibatch = next(cells)
+    assert minibatch.x_NG.shape == (20, scale.span_G.shape[0])
+    assert (minibatch.counts_NG is not None) == (reads == "counts")
 
 
 def test_what_makes_a_gpu_wait_is_found() -> None:

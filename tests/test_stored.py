@@ -13,7 +13,7 @@ import scmedley as sm
 from scmedley import keys
 from scmedley.data.reader import Reader, Reading
 from scmedley.data.store import Store
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.io.lazy import opened
 from scmedley.models import MixedEffects
 from scmedley.pp import passes
@@ -213,6 +213,17 @@ def test_same_errors_as_in_memory(tmp_path):
             )
         assert str(from_disk.value) == str(in_memory.value)
         assert not (tmp_path / f"{number}").exists()
+
+
+def test_matrices_by_column_are_read_whole_and_it_is_said(tmp_path):
+    adata = nested_design()
+    adata.X = adata.X.tocsc()
+    path = written(adata, tmp_path / "cells.h5ad")
+    with pytest.warns(ScmedleyWarning, match=r"'X' is stored by column .*tocsr"):
+        prepare_store(path, tmp_path / "store", "donor", progress=False, **SETTINGS)
+    adata = sm.read(path)
+    sm.pp.prepare(adata, "donor", **SETTINGS)
+    check_same(read_store(tmp_path / "store"), adata, "counts")
 
 
 def test_pearson_and_backed_files_name_the_other_way(tmp_path):

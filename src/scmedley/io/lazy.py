@@ -17,6 +17,7 @@ from scmedley.io.formats import reader_for
 from scmedley.io.reading import read, reading_errors, with_tidy_names
 
 _BY_ROW, _DENSE = "csr_matrix", "array"  # encodings of which a block of rows is read quickly
+_BY_COLUMN = "csc_matrix"
 
 
 @contextmanager
@@ -86,6 +87,19 @@ def _on_disk(group: Any, path: Path) -> AnnData | None:
             f"{path} has {adata.n_obs} cells and {adata.n_vars} genes. Check the step that wrote it."
         )
     return with_tidy_names(adata, path)
+
+
+def stored_by_column(path: Path) -> list[str]:
+    """Return the matrices of an h5ad or Zarr that are stored by column (CSC), of which no block of rows can be read."""
+    with ExitStack() as stack, reading_errors(path):
+        group = group_of(path, stack)
+        if group is None:
+            return []
+        layers = group.get("layers", {})
+        found = {f"layers[{name!r}]": layers[name] for name in layers}
+        found |= {"X": group["X"]} if "X" in group else {}
+        found |= {"raw.X": group["raw/X"]} if "raw" in group and "X" in group["raw"] else {}
+        return [name for name, x in found.items() if x.attrs.get("encoding-type") == _BY_COLUMN]
 
 
 def _is_new(table: Any) -> bool:

@@ -24,8 +24,8 @@ from scmedley.data.matrix import COUNTS_LAYER, normalised
 from scmedley.data.reader import Reader, Reading
 from scmedley.data.stacked import StackedCells
 from scmedley.data.store import Store
-from scmedley.errors import ScmedleyError
-from scmedley.io.lazy import opened
+from scmedley.errors import ScmedleyError, listed, warn
+from scmedley.io.lazy import opened, stored_by_column
 from scmedley.io.reading import reading_errors
 from scmedley.io.source import made_from
 from scmedley.io.store import Steps, StoreWriter, check_space, clear, difference, unfinished
@@ -129,6 +129,13 @@ def _opened(source: Any, batch_key: str | None, values: ValueKind) -> Iterator[t
         yield cast(AnnData, source), []
         return
     paths = [Path(source)] if isinstance(source, str | Path) else [Path(path) for path in source]
+    for path in paths:
+        if path.exists() and (columns := stored_by_column(path)):
+            warn(
+                f"{path} is read whole into memory, because {listed(columns, 3)} is stored by column (CSC). If it does "
+                "not fit, write it by row once where there is more memory: adata.X = adata.X.tocsr(), the same for "
+                "each layer, then adata.write_h5ad(path)."
+            )
     if len(paths) == 1:
         with opened(paths[0]) as adata:
             yield adata, paths
