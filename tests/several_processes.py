@@ -14,10 +14,8 @@ from scmedley import distributed
 from scmedley.errors import ScmedleyError
 from scmedley.models import VAE, Autoencoder, DeepBID, FixedEffects, RandomEffects
 from scmedley.nn.layers import batch_norm
-from scmedley.train import loop, schedule
+from scmedley.train import loop
 from tiny import FIT, SIZES, prepared_design
-
-FULL = "autoencoder, as it is"  # with the optimiser of every fit
 
 
 def models() -> dict[str, Any]:
@@ -26,7 +24,7 @@ def models() -> dict[str, Any]:
     def of(kind: Any, preset: str = "default", **changes: Any) -> Any:
         return kind.preset(preset).replace(**{**SIZES, "max_epochs": 2, **changes})
 
-    two_players = of(FixedEffects, "paper", adversary_hidden=(16, 8), mse_weight=10.0, weights="auto")
+    two_players = of(FixedEffects, "paper", adversary_hidden=(16, 8), weights="auto")
     sizes: dict[str, Any] = {"hidden": (16,), "n_latent": 6, "n_clusters": 3, "batch_size": 32}
     published = DeepBID.preset("paper").replace(**sizes, max_epochs=2, reduction="sum", learning_rate=1e-5)
     return {
@@ -40,30 +38,14 @@ def models() -> dict[str, Any]:
     }
 
 
-def calm(name: str, parameters: Any, rate: float) -> torch.optim.Optimizer:
-    """Make an Adam that does not amplify rounding errors.
-
-    The gradient of a bias before BatchNorm is zero but for rounding, of which Adam with its usual epsilon makes steps
-    of nearly full length. They have no effect in training, but the running means of BatchNorm lag behind them.
-    """
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr=rate)
-    return torch.optim.Adam(parameters, lr=rate, eps=1e-3, fused=True)
-
-
 def curves(*names: str) -> dict[str, Any]:
     """Fit, and return the history and the latent of each model."""
     cells, found = prepared_design(), {}
     cells.obs["cell_type"] = cells.obs["cell_type"].where(torch.arange(cells.n_obs).numpy() % 5 > 0)
-    usual = schedule.make_optimiser
-    try:
-        for name in names:
-            schedule.make_optimiser = usual if name == FULL else calm  # type: ignore[assignment]
-            model = models()[name.partition(",")[0]].fit(cells, **FIT)
-            latent_NP = model.get_latent_representation(cells)
-            found[name] = {"history": model.history.to_dict("list"), "latent": latent_NP.tolist()}
-    finally:
-        schedule.make_optimiser = usual
+    for name in names:
+        model = models()[name].fit(cells, **FIT)
+        latent_NP = model.get_latent_representation(cells)
+        found[name] = {"history": model.history.to_dict("list"), "latent": latent_NP.tolist()}
     return found
 
 

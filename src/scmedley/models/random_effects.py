@@ -23,7 +23,7 @@ from scmedley.models.settings import S, Settings, check_setting, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, Levels, ScaleAndBias, tables, update_priors
 from scmedley.nn.draws import uniform
-from scmedley.nn.layers import Classifier, batch_norm, linear
+from scmedley.nn.layers import Classifier, batch_norm, linear, linear_before_norm
 from scmedley.nn.likelihoods import cross_entropy, kl_to_mse_units, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
@@ -141,11 +141,14 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         self.n_batches = n_batches
         self.levels = levels or Levels(n_batches)
         sizes = [n_genes, *s.hidden, s.n_latent]
-        self.encoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
+        hidden_layers = [linear_before_norm(a, b) for a, b in pairwise(sizes[:-1])]
+        self.encoder = nn.ModuleList([*hidden_layers, linear(*sizes[-2:])])
         self.encoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in s.hidden)
         self.encoder_effects = nn.ModuleList(ScaleAndBias(self.levels, h, s.effects) for h in s.hidden)
         sizes = sizes[::-1]
-        self.decoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
+        # SELU stands between a hidden layer and its BatchNorm.
+        hidden_layers = [linear(a, b) for a, b in pairwise(sizes[:-1])]
+        self.decoder = nn.ModuleList([*hidden_layers, linear_before_norm(*sizes[-2:])])
         self.decoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in sizes[1:])
         nn.init.constant_(self.decoder_norms[-1].get_parameter("weight"), s.output_scale)
         self.decoder_effects = nn.ModuleList(ScaleAndBias(self.levels, h, s.effects) for h in sizes[1:])

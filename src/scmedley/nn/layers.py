@@ -39,6 +39,17 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
+def linear_before_norm(n_in: int, n_out: int) -> nn.Linear:
+    """Return a dense layer that BatchNorm follows: its bias has no effect, so it stays zero.
+
+    The gradient of such a bias is zero but for rounding errors, of which Adam makes steps of nearly full length. The
+    running means of BatchNorm would lag behind them.
+    """
+    layer = linear(n_in, n_out)
+    layer.bias.requires_grad_(False)
+    return layer
+
+
 def batch_norm(n_units: int, momentum: float) -> nn.BatchNorm1d:
     """Return a BatchNorm layer; ``momentum`` is the weight of the new minibatch (as in PyTorch)."""
     return BatchNorm(n_units, eps=BATCH_NORM_EPS, momentum=momentum)
@@ -79,7 +90,8 @@ class Encoder(nn.Module):
     def __init__(self, n_genes: int, hidden: Sequence[int], n_latent: int, momentum: float):
         super().__init__()
         sizes = [n_genes, *hidden, n_latent]
-        self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
+        hidden_layers = [linear_before_norm(a, b) for a, b in pairwise(sizes[:-1])]
+        self.linears = nn.ModuleList([*hidden_layers, linear(*sizes[-2:])])
         self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
 
     def forward(self, x_NG: Tensor) -> list[Tensor]:
@@ -137,7 +149,8 @@ class VariationalEncoder(nn.Module):
         super().__init__()
         sizes = [n_inputs, *hidden, n_latent]
         self.noise = noise
-        self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))  # the last: the mean
+        hidden_layers = [linear_before_norm(a, b) for a, b in pairwise(sizes[:-1])]
+        self.linears = nn.ModuleList([*hidden_layers, linear(*sizes[-2:])])  # the last: the mean
         self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
         self.log_variance = linear(sizes[-2], n_latent)
         nn.init.zeros_(self.log_variance.weight)

@@ -73,7 +73,7 @@ class Stepper:
     Parameters
     ----------
     parameters
-        The parameters that the player updates.
+        The parameters that the player updates, if they require a gradient.
     optimiser, rate, schedule, clip
         As in :class:`scmedley.train.trainable.Stage`.
     epochs, steps
@@ -91,7 +91,8 @@ class Stepper:
         epochs: int,
         steps: int,
     ):
-        self.parameters, self.schedule, self.clip = list(parameters), schedule, clip
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.schedule, self.clip = schedule, clip
         self.optimiser = make_optimiser(optimiser, self.parameters, rate)
         self.scheduler = schedule.attach(self.optimiser, rate, epochs, steps)
 
