@@ -102,7 +102,9 @@ def test_runs_share_a_store(shell, data, tmp_path):
     store, written = tmp_path / "shared", []
     for name in ("one", "two"):
         options = ("--store", store, "--no-null", "--latent", "3" if name == "two" else "4")
-        shell.well("fit", data, *LABEL, "--quiet", *SMALL[2:], *options, "--out", tmp_path / name)
+        said = shell("fit", data, *LABEL, *SMALL[2:], *options, "--out", tmp_path / name)
+        state = "is ready" if name == "one" else "was prepared before and is used again"
+        assert f"The store {state}: 180 cells and 60 genes, " in said.out
         written.append({p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in store.iterdir()})
         assert not (tmp_path / name / "store").exists()
         assert Path(record(tmp_path / name)["store"]["folder"]) == store
@@ -188,11 +190,12 @@ def test_scores_of_many_cells_are_of_a_sample(shell, data, tmp_path, monkeypatch
         said = shell(command, data, *LABEL, *SMALL, *options, "--out", out[name])
         assert said.code == 0, said.err
         (line,) = [
-            line for line in said.out.splitlines() if line.startswith("Scores, checks and the null use")
+            line for line in said.out.splitlines() if line.startswith("Scores and the null are computed")
         ]
         found = record(out[name])["sample"]
         assert line.startswith(
-            f"Scores, checks and the null use {found['scored']} to {found['paired']} of 180 cells"
+            f"Scores and the null are computed from {found['scored']} of 180 cells, gene shifts and their check from "
+            f"{found['paired']}, "
         )
     assert record(out["disk"])["sample"] == record(out["memory"])["sample"]
     page = (out["disk"] / "report.html").read_text()

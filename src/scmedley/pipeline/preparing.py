@@ -104,6 +104,7 @@ def _on_disk(
             source = stack.enter_context(_opened(inputs, files_key, config))
             record["input"] |= {"cells": source.n_obs, "genes": source.n_vars}
             notes = _check_obs(source, config)
+            is_ready = (place.folder / stores.HEADER).exists()
             checked = prepare_store(
                 source, place.folder, config.batch, progress=this.progress, **_options(config)
             )
@@ -113,6 +114,9 @@ def _on_disk(
                 adata.obsm[config.fixed] = _given(inputs, config.fixed, source.obs_names, adata.obs_names)
             checked.warnings.extend(notes)
             _check_prepared(adata, config, checked, held_out)
+        size = sum(path.stat().st_size for path in place.folder.iterdir()) / 1e6
+        state = "was prepared before and is used again" if is_ready else "is ready"
+        this.say(f"The store {state}: {adata.n_obs:,} cells and {adata.n_vars:,} genes, {size:,.3g} MB")
     for line in (checked.reason, *(f"Warning: {warning}" for warning in checked.warnings)):
         this.say(line)
     return adata, warnings + checked.warnings
