@@ -18,6 +18,7 @@ from scmedley.experiment import fit as fitting
 from scmedley.experiment.config import Experiment
 from scmedley.experiment.grid import gpu_of, run
 from scmedley.experiment.tune import tune
+from scmedley.models import load
 from scmedley.pipeline import backed, fit, preparing
 from scmedley.pp.stored import read_store
 
@@ -205,6 +206,8 @@ def test_scores_of_many_cells_are_of_a_sample(shell, data, tmp_path, monkeypatch
     assert drawn.sum() == found["scored"] < 100
     assert (cells.obs[keys.PERMUTED].notna().to_numpy() == drawn).all()
     assert np.isfinite(cells.obsm[keys.FIXED]).all()  # embeddings are of all cells
+    with pytest.raises(ScmedleyError, match=r"prepared on disk.*'store'.*read_store"):
+        load(out["disk"] / "model").embed(cells)
     shares = [
         part.groupby("batch", observed=True).size() / len(part) for part in (cells.obs, cells.obs[drawn])
     ]

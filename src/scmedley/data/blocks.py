@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from scmedley.data.arrays import Matrix
-from scmedley.data.store import StoredMatrix, Values
+from scmedley.data.store import Values
 
 CELLS = 4096  # cells of a block
 _AT_ONCE = 2_000_000  # stored values that are added at once: temporary arrays take about 50 MB
@@ -29,14 +29,12 @@ def blocks(x_NG: Values, rows: np.ndarray | None = None) -> Iterator[tuple[slice
     Parameters
     ----------
     x_NG
-        Cells, in memory or in a store. Memory that a store's pages take is given back after each block.
+        Cells, in memory or in a store.
     rows
         Numbers of the cells to read, in this order; all by default.
     """
     for part in slices(x_NG.shape[0] if rows is None else len(rows)):
         yield part, x_NG[part if rows is None else rows[part]]
-        if isinstance(x_NG, StoredMatrix):
-            x_NG.store.release()
 
 
 def add_rows(x_NG: Matrix, group_N: np.ndarray, *sums: tuple[np.ndarray, Function]) -> None:

@@ -69,8 +69,7 @@ def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
             break
     best = min((f for f in seen if asked in ("auto", f.kind)), key=lambda found: found.rank, default=None)
     if best is None:
-        none = ScmedleyError(f"There is no matrix of {kind_words(asked)}. Check X and layers['counts'].")
-        raise next(iter(unusable.values()), none)
+        raise next(iter(unusable.values()), _no_matrix(adata, asked))
     if best.where == "X":
         _check_not_denoised(adata)
     best = replace(best, warnings=[*_skipped(best, seen, unusable), *best.warnings])
@@ -153,6 +152,17 @@ def _check_not_denoised(adata: AnnData) -> None:
             "information between cells, tests on them find differences that are not there. Use the cells with their "
             "counts."
         )
+
+
+def _no_matrix(adata: AnnData, asked: ValueKind) -> ScmedleyError:
+    ours = adata.uns.get(keys.UNS)
+    if isinstance(ours, Mapping) and keys.STORE in ours:
+        return ScmedleyError(
+            "These cells were prepared on disk and hold no matrix. Their values are in the folder "
+            f"{ours[keys.STORE]!r} (inside that of the run, unless the path is complete): pass "
+            "sm.pp.read_store(folder) in place of the cells, or reading=sm.pp.read_store(folder) to embed."
+        )
+    return ScmedleyError(f"There is no matrix of {kind_words(asked)}. Check X and layers['counts'].")
 
 
 def _says_counts(name: str) -> bool:

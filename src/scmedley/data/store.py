@@ -11,14 +11,13 @@ A folder with
   CP10k is computed; and ``sizes.bin`` (float64, N): the same totals as models of counts read them, which are computed
   back from log1p CP10k and therefore rounded, as for cells in memory.
 
-Arrays are memory-mapped: a store takes no memory of its own.
+Genes and values stay on the disk until rows of them are read; row pointers and totals (24 bytes a cell) are read once.
 
 Shapes: N cells, G genes.
 """
 
 import hashlib
 import json
-import mmap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,8 +67,8 @@ class Store:
             about = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ScmedleyError(
-                f"{folder} is not a complete store of cells: {HEADER} cannot be read ({error}). Prepare the cells "
-                "again."
+                f"{folder} is not a complete store of cells: {HEADER} cannot be read ({error}). Check the folder (that "
+                f"of a run is its folder {folder.name}/store), or prepare the cells again: {HEADER} is written last."
             ) from error
         if about.get("version") != VERSION:
             raise ScmedleyError(
@@ -125,15 +124,15 @@ class Store:
         """
         sums, first = self.about["checksums"], 0
         for stop, wanted in zip(sums["stops"], sums["blocks"], strict=True):
-            found, start, end = hashlib.sha256(), self.row_N1[first], self.row_N1[stop]
-            parts = [self.row_N1[first + 1 : stop + 1], self.gene_Z[start:end], self.value_Z[start:end]]
+            found = hashlib.sha256()
+            parts = [self.row_N1[first + 1 : stop + 1]]
+            parts += self.runs(self.row_N1[first : first + 1], self.row_N1[stop : stop + 1])
             parts += [self.total_N[first:stop], self.size_N[first:stop]] if self.has_counts else []
             for part in parts:
                 found.update(np.ascontiguousarray(part).data)
             if found.hexdigest() != wanted:
                 self._raise_damaged(f"cells {first + 1:,} to {stop:,}")
             first = stop
-            self.release()
         with (self.folder / CELLS).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != sums["cells"]:
                 self._raise_damaged(CELLS)
@@ -159,25 +158,8 @@ class Store:
         """The totals as models of counts read them, in memory; only if the values are counts."""
         return np.fromfile(self.folder / SIZES, dtype=np.float64)
 
-    @cached_property
-    def gene_Z(self) -> np.ndarray:
-        """The gene of each stored value, memory-mapped."""
-        return self._mapped(GENES, self.about["gene_type"])
-
-    @cached_property
-    def value_Z(self) -> np.ndarray:
-        """The stored values, memory-mapped."""
-        return self._mapped(VALUES, self.about["value_type"])
-
-    def release(self) -> None:
-        """Let the system take back the memory of the pages that were read; they stay in its cache."""
-        for array in (self.gene_Z, self.value_Z):
-            mapped = getattr(array, "_mmap", None)
-            if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)
-
     def runs(self, first_R: np.ndarray, last_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read genes and values from place ``first`` to ``last`` of each run; no mapped page stays in memory.
+        """Read genes and values from place ``first`` to ``last`` of each run.
 
         Raises
         ------
@@ -219,11 +201,6 @@ class Store:
                 "it resumes from the checkpoint."
             ) from error
         return found_Z
-
-    def _mapped(self, name: str, dtype: str) -> np.ndarray:
-        if not self.nnz:
-            return np.zeros(0, dtype=dtype)
-        return np.memmap(self.folder / name, dtype=dtype, mode="r")
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from scmedley.pp.stored import prepare_store, read_store
 from scmedley.runs.folder import DATA, STORE, versions
 
 ALL = "all"  # the store of all genes
-EVERY_GENE = 2**31
+EVERY_GENE = 2**31  # genes to choose: all, as each fold chooses its own from them
 
 
 def check_methods(experiment: Experiment) -> None:

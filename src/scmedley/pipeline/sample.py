@@ -49,7 +49,8 @@ class Sample:
             "paired": len(self.paired),
             "scores": f"Computed from {len(self.scored):,} {of}, with the shares of all cells.",
             "null": f"The null of the random effects was trained on the training cells among {len(self.scored):,} "
-            f"{of}: fewer than the network that it is compared with.",
+            f"{of}: fewer than the network that it is compared with, and with fewer steps. It may separate its "
+            "batches less for that reason alone, so a leak slightly above it is weak evidence.",
             "pairs": f"Computed from {len(self.paired):,} {of}; each group keeps {FLOOR} cells or all that it has.",
         }
 
@@ -62,7 +63,7 @@ def cells_of(adata: AnnData, rows: np.ndarray | None, embeddings: Sequence[str] 
     return AnnData(obs=obs, obsm={key: np.asarray(adata.obsm[key])[rows] for key in embeddings})
 
 
-def in_memory(reading: Reading, rows: np.ndarray | None) -> Reading:
+def taken(reading: Reading, rows: np.ndarray | None) -> Reading:
     """Return some of the cells, in memory; without ``rows`` all cells, from a store too."""
     if rows is None:
         return reading if reading.store is None else reading.take(np.arange(reading.n_cells))

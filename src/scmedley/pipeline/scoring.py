@@ -20,7 +20,7 @@ from scmedley.models import VAE, DeepBID, MixedEffects
 from scmedley.pipeline.clusters import write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import findings
-from scmedley.pipeline.sample import Sample, cells_of, in_memory
+from scmedley.pipeline.sample import Sample, cells_of, taken
 from scmedley.pipeline.verdicts import verdicts
 from scmedley.pipeline.work import Work
 from scmedley.runs.folder import CHECK, GENOMAP, LABELS, SCORES, SHIFTS
@@ -51,11 +51,11 @@ def score(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Readin
         if config.label is not None:
             labels = label_accuracy(cells, [keys.MAPS_OF[config.model][0], keys.PCA], config.label)
             io.write_csv(labels, out / LABELS)
-        paired = in_memory(reading, sample.paired)
+        paired = taken(reading, sample.paired)
         shifts, check = _counterfactuals(this, model, paired)
         this.record["intervals"] = _intervals(model, paired, config)
         del paired
-        drawn = in_memory(reading, sample.scored)
+        drawn = taken(reading, sample.scored)
         if len(decoder(model).genes) <= MOST_GENES:
             genomap_of(model, drawn, seed=config.seed).save(out / GENOMAP)
         clusters = _write_clusters(this, adata, model, drawn, sample) if isinstance(model, DeepBID) else []

@@ -37,7 +37,8 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
     basis
         Key in ``obsm``, with or without ``X_``. If the embedding has a UMAP
         (``keys.umap(basis)``), that is drawn, otherwise its first two columns. Cells without
-        coordinates (as in the UMAP of many cells) are left out; the figure shows how many are drawn.
+        coordinates (as in the UMAP of many cells) are left out, and of more than 50,000 a random sample is drawn;
+        the figure shows how many are drawn.
     color
         Column of ``obs`` (text, categories or numbers) or name of a gene
         (from ``layers["log1p_cp10k"]`` where present, in log1p CP10k, otherwise from ``X``).

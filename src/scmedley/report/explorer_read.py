@@ -265,10 +265,7 @@ def _stored(
         return None, None, None, [words]
     if reading.reader.genes.names != genes or reading.n_cells != len(pair_N):
         return None, None, None, ["The store of the run was prepared again: measured genes are not shown."]
-    found = _in_blocks(reading.log1p_NG, None, rows, pair_N, n_batches)
-    if reading.store is not None:
-        reading.store.release()
-    return found
+    return _in_blocks(reading.log1p_NG, None, rows, pair_N, n_batches)
 
 
 def _in_blocks(

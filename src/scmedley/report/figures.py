@@ -122,6 +122,9 @@ def _map(
     notes = [] if what == "UMAP" else ["first two dimensions, no UMAP in this run"]
     if len(xy) < n_cells:
         notes.append(f"drawn: {len(xy):,} of {n_cells:,} cells")
+    if what == "UMAP" and run.obs is not None and keys.ON_MAP in run.obs:
+        n_fitted = int(run.obs[keys.ON_MAP].sum())
+        notes.append(f"fitted to {n_fitted:,} cells; the others are placed between their neighbours")
     return Picture(uri, uri, alt, title, "; ".join(notes))
 
 
