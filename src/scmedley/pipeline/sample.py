@@ -11,6 +11,7 @@ from scmedley import keys
 from scmedley.data.reader import Reading
 from scmedley.data.sampling import FLOOR, drawn
 from scmedley.pipeline.config import RunConfig
+from scmedley.pp.maps import MAP_CELLS
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Sample:
             "null": f"The null of the random effects was trained on the training cells among {len(self.scored):,} "
             f"{of}: fewer than the network that it is compared with.",
             "pairs": f"Computed from {len(self.paired):,} {of}; each group keeps {FLOOR} cells or all that it has.",
+            "maps": f"UMAP was fitted to {MAP_CELLS:,} of {self.n_cells:,} cells, drawn at random. Every other cell is "
+            "placed between its nearest neighbours among them.",
         }
 
 
