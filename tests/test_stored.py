@@ -17,7 +17,8 @@ from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.io.lazy import opened
 from scmedley.models import MixedEffects
 from scmedley.pp import passes
-from scmedley.pp.stored import prepare_store, read_store, write_store
+from scmedley.pp.stored import prepare_store, read_store
+from stores import write_store
 from test_io import write_zarr
 from tiny import FIT, SIZES, nested_design
 

@@ -77,7 +77,7 @@ class Store:
                 "Prepare the cells again."
             )
         store = cls(folder, about)
-        for name, size in store.sizes().items():
+        for name, size in store.file_bytes().items():
             found = (folder / name).stat().st_size if (folder / name).exists() else 0
             if found != size:
                 raise ScmedleyError(
@@ -106,7 +106,7 @@ class Store:
         """Return the SHA-256 of the checksums of all blocks."""
         return hashlib.sha256(json.dumps(self.about["checksums"]["blocks"]).encode()).hexdigest()
 
-    def sizes(self) -> dict[str, int]:
+    def file_bytes(self) -> dict[str, int]:
         """Return the number of bytes of each array."""
         sizes = {
             ROWS: 8 * (self.shape[0] + 1),
@@ -209,7 +209,8 @@ class Store:
                         if not n:
                             raise ScmedleyError(
                                 f"{path} ends after {path.stat().st_size:,} bytes and should have "
-                                f"{self.sizes()[name]:,}: it was changed while it was read. Prepare the cells again."
+                                f"{self.file_bytes()[name]:,}: it was changed while it was read. Prepare the cells "
+                                "again."
                             )
                         at += n
         except OSError as error:

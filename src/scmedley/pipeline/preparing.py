@@ -32,7 +32,7 @@ from scmedley.pp.join import opened_batches, read_batches
 from scmedley.pp.overlap import overlap
 from scmedley.pp.prepared import check_factors, read_prepared, store_batches
 from scmedley.pp.split import check_split
-from scmedley.pp.stored import prepare_store, read_store, with_reads
+from scmedley.pp.stored import prepare_store, read_store
 
 
 def prepared_cells(
@@ -63,7 +63,7 @@ def reading_of(adata: AnnData, config: RunConfig, place: Place | None, reads: Re
     """Return the prepared cells as the models read them, from memory or from the store."""
     cells: Any = adata
     if place is not None:
-        cells = with_reads(replace(read_store(place.folder), obs=adata.obs), reads)
+        cells = replace(read_store(place.folder, reads=reads), obs=adata.obs)
     return read_prepared(cells, config.batch, config.label, config.seed, reads)
 
 
