@@ -306,7 +306,7 @@ def provenance(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     given = settings.get("input") or {}
     named = {"file": given.get("name"), "sha256": given.get("sha256")}
     named |= {"cells": given.get("cells"), "genes": given.get("genes")}
-    named["prepared"] = "on disk" if settings.get("store") else None
+    named["prepared"] = "on disk" if settings.get("store") else "in memory"
     command = settings.get("command")
     run_part = {
         "command": " ".join(map(str, command)) if isinstance(command, list) else command,
