@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from common import record
-from scmedley.data.resident import Resident, Rows
+from scmedley.data.resident import MemoryRows, Resident
 from scmedley.data.scale import Scale
 from scmedley.device import keep_freed_memory, resolve_precision
 from scmedley.io import write_json
@@ -240,7 +240,7 @@ def one_by_one(bench: Bench) -> AbstractContextManager[object]:
 
 def torch_rows(bench: Bench) -> AbstractContextManager[object]:
     """Make rows dense by the torch operations that serve a GPU."""
-    table = Rows(bench.x_NG, CPU).x
+    table = MemoryRows(bench.x_NG, CPU).x
     table.move(bench.x_NG)
     return _cells(bench, table.take)
 

@@ -18,7 +18,7 @@ from scmedley.experiment import fit as fitting
 from scmedley.experiment.config import Experiment
 from scmedley.experiment.grid import gpu_of, run
 from scmedley.experiment.tune import tune
-from scmedley.pipeline import backed, fit, preparing, query
+from scmedley.pipeline import backed, fit, preparing
 from scmedley.pp.stored import read_store
 
 LABEL = ("--label", "cell_type")
@@ -87,7 +87,7 @@ def test_a_run_from_a_store_is_complete(disk):
 def test_size_and_free_memory_choose(shell, data, tmp_path, monkeypatch):
     said = shell("fit", data, *LABEL, *SMALL, "--no-null", "--out", tmp_path / "memory").out
     assert "on disk" not in said
-    monkeypatch.setattr(backed, "free_memory", lambda: 1000)
+    monkeypatch.setattr("scmedley.data.memory.free_memory", lambda: 1000)
     out = tmp_path / "disk"
     said = shell("fit", data, *LABEL, *SMALL, "--no-null", "--out", out).out
     (line,) = [line for line in said.splitlines() if "on disk" in line]
@@ -101,7 +101,9 @@ def test_runs_share_a_store(shell, data, tmp_path):
     store, written = tmp_path / "shared", []
     for name in ("one", "two"):
         options = ("--store", store, "--no-null", "--latent", "3" if name == "two" else "4")
-        shell.well("fit", data, *LABEL, "--quiet", *SMALL[2:], *options, "--out", tmp_path / name)
+        said = shell("fit", data, *LABEL, *SMALL[2:], *options, "--out", tmp_path / name)
+        state = "is ready" if name == "one" else "was prepared before and is used again"
+        assert f"The store {state}: 180 cells and 60 genes, " in said.out
         written.append({p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in store.iterdir()})
         assert not (tmp_path / name / "store").exists()
         assert Path(record(tmp_path / name)["store"]["folder"]) == store
@@ -187,11 +189,12 @@ def test_scores_of_many_cells_are_of_a_sample(shell, data, tmp_path, monkeypatch
         said = shell(command, data, *LABEL, *SMALL, *options, "--out", out[name])
         assert said.code == 0, said.err
         (line,) = [
-            line for line in said.out.splitlines() if line.startswith("Scores, checks and the null use")
+            line for line in said.out.splitlines() if line.startswith("Scores and the null are computed")
         ]
         found = record(out[name])["sample"]
         assert line.startswith(
-            f"Scores, checks and the null use {found['scored']} to {found['paired']} of 180 cells"
+            f"Scores and the null are computed from {found['scored']} of 180 cells, gene shifts and their check from "
+            f"{found['paired']}, "
         )
     assert record(out["disk"])["sample"] == record(out["memory"])["sample"]
     page = (out["disk"] / "report.html").read_text()
@@ -211,7 +214,7 @@ def test_scores_of_many_cells_are_of_a_sample(shell, data, tmp_path, monkeypatch
 def test_new_cells_of_a_large_file_are_read_in_blocks(shell, data, disk, tmp_path, monkeypatch):
     whole = shell("embed", disk, "--input", data, "--out", tmp_path / "whole.h5ad")
     assert whole.code == 0, whole.err
-    monkeypatch.setattr(query, "free_memory", lambda: 1000)
+    monkeypatch.setattr("scmedley.data.memory.free_memory", lambda: 1000)
     said = shell("embed", disk, "--input", data, "--out", tmp_path / "blocks.h5ad")
     assert said.code == 0, said.err
     assert "it is read in blocks, and blocks.h5ad holds the results without a matrix" in said.err

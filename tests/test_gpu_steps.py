@@ -30,9 +30,10 @@ from scmedley.models.random_effects import RandomEffectsNetwork
 from scmedley.models.vae_network import VAENetwork
 from scmedley.nn import likelihoods
 from scmedley.pp.prepared import read_prepared
-from scmedley.pp.stored import read_store, with_reads, write_store
+from scmedley.pp.stored import read_store
 from scmedley.train import loop
 from scmedley.train.trainable import Progress
+from stores import write_store
 
 N, G, B, K, P = 12, 20, 3, 4, 5
 META = torch.device("meta")
@@ -134,7 +135,7 @@ def test_taking_a_minibatch_never_waits_for_the_gpu(
 ) -> None:
     if source == "store":
         write_store(prepared, tmp_path / "store")
-        reading = with_reads(read_store(tmp_path / "store"), reads)
+        reading = read_store(tmp_path / "store", reads=reads)
     else:
         reading = read_prepared(prepared, "donor", None, 0, reads)
     scale = Scale.fit(reading.log1p_NG, "standard")

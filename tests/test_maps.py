@@ -11,7 +11,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from scmedley import keys
 from scmedley.pp import maps, pca
-from scmedley.pp.stored import read_store, write_store
+from scmedley.pp.stored import read_store
+from stores import write_store
 
 
 @pytest.mark.parametrize("most", [100_000, 60])

@@ -14,7 +14,8 @@ from scmedley import keys
 from scmedley.data import blocks
 from scmedley.data.scale import LIMIT, Scale
 from scmedley.errors import ScmedleyError
-from scmedley.pp.stored import read_store, write_store
+from scmedley.pp.stored import read_store
+from stores import write_store
 from tiny import FIT, prepared_design, unfitted
 
 

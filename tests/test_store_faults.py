@@ -83,20 +83,20 @@ def test_killed_process_goes_on_to_the_same_bytes(cells, tmp_path, monkeypatch):
     assert n_cells > 0
 
     starts = []
-    kept = passes.Source.kept
+    kept = passes.FoundMatrix.kept
 
     def noted(self, kept_N, genes_G, title, first=0):
         starts.append((title, first))
         return kept(self, kept_N, genes_G, title, first)
 
-    monkeypatch.setattr(passes.Source, "kept", noted)
+    monkeypatch.setattr(passes.FoundMatrix, "kept", noted)
     checked = prepare_store(cells, folder, "donor", **SETTINGS)
     assert starts == [("Writing", n_cells)]  # neither sums nor genes were computed again
     assert not (tmp_path / ".store.part").exists()
     assert {path.name for path in folder.iterdir()} == {
         stores.HEADER,
         stores.CELLS,
-        *Store.open(folder).sizes(),
+        *Store.open(folder).file_bytes(),
     }
 
     assert prepare_store(cells, tmp_path / "whole", "donor", **SETTINGS) == checked

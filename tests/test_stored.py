@@ -17,7 +17,8 @@ from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.io.lazy import opened
 from scmedley.models import MixedEffects
 from scmedley.pp import passes
-from scmedley.pp.stored import prepare_store, read_store, write_store
+from scmedley.pp.stored import prepare_store, read_store
+from stores import write_store
 from test_io import write_zarr
 from tiny import FIT, SIZES, nested_design
 
@@ -232,3 +233,23 @@ def test_pearson_and_backed_files_name_the_other_way(tmp_path):
         prepare_store(path, tmp_path / "store", "donor", method="pearson")
     with pytest.raises(ScmedleyError, match="prepare_store"):
         sm.pp.prepare(read_h5ad(path, backed="r"), "donor")
+
+
+def test_latents_and_components_of_a_store_are_put_into_its_table_of_cells(tmp_path):
+    adata = nested_design()
+    path = written(adata, tmp_path / "cells.h5ad")
+    prepare_store(path, tmp_path / "store", "donor", progress=False, **SETTINGS)
+    cells = read_store(tmp_path / "store")
+    fixed, random = _of(sm.FixedEffects), _of(sm.RandomEffects)
+    model = MixedEffects("donor", fixed_settings=fixed, random_settings=random).fit(cells, **FIT)
+    with pytest.raises(ScmedleyError, match="embed\\(adata, reading=cells\\)"):
+        model.embed(cells)
+    with pytest.raises(ScmedleyError, match="this is a Reading"):
+        model.random.embed(cells)
+    table = read_h5ad(tmp_path / "store" / "cells.h5ad")
+    model.embed(table, reading=cells)
+    sm.pp.pca(table, 5, reading=cells)
+    sm.pp.prepare(adata, "donor", **SETTINGS)
+    sm.pp.pca(adata, 5)
+    np.testing.assert_array_equal(table.obsm[keys.PCA], adata.obsm[keys.PCA])
+    np.testing.assert_array_equal(table.obsm[keys.RANDOM], model.random.get_latent_representation(cells))

@@ -22,10 +22,11 @@ from scmedley.data.read_ahead import read_ahead
 from scmedley.data.reader import Reading
 from scmedley.data.scale import Scale
 from scmedley.data.store import Store
-from scmedley.data.stream import Spilled, StoredRows
+from scmedley.data.stream import FileRows, StoredRows
 from scmedley.errors import ScmedleyError
-from scmedley.pp.stored import read_store, write_store
+from scmedley.pp.stored import read_store
 from scmedley.train import loop
+from stores import write_store
 from tiny import FIT, MODELS, SIZES, differing, small, unfitted, weights
 
 CPU = torch.device("cpu")
@@ -101,7 +102,7 @@ def test_the_bits_do_not_depend_on_memory(name: str, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_buffers")
-@pytest.mark.parametrize(("name", "kind"), [("fixed", Spilled), ("random", StoredRows)])
+@pytest.mark.parametrize(("name", "kind"), [("fixed", FileRows), ("random", StoredRows)])
 def test_a_fit_whose_reading_fails_goes_on_with_the_same_bits(
     name: str, kind: type, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,17 +179,17 @@ def test_a_store_that_is_cut_while_it_is_read_is_an_error(folder: Path, tmp_path
 
 
 def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
-    spilled = Spilled(10, 3, CPU, tmp_path)
+    rows = FileRows(10, 3, CPU, tmp_path)
     assert not list(tmp_path.iterdir())  # the file has no name, so nothing can be left
-    spilled.append(np.ones((10, 3)))
-    assert_array_equal(spilled.load(np.array([2, 3, 9])), np.ones((3, 3)))
+    rows.append(np.ones((10, 3)))
+    assert_array_equal(rows.load(np.array([2, 3, 9])), np.ones((3, 3)))
     if (full := Path("/dev/full")).exists():
-        spilled.file = full.open("wb", buffering=0)
+        rows.file = full.open("wb", buffering=0)
         with pytest.raises(
             ScmedleyError, match=r"inputs of the network, 1.2e-07 GB, cannot be .*No space left"
         ):
-            spilled.append(np.ones((10, 3)))
-        spilled.file.close()
+            rows.append(np.ones((10, 3)))
+        rows.file.close()
 
 
 @pytest.mark.usefixtures("small_buffers")

@@ -3,6 +3,32 @@
 import os
 from pathlib import Path
 
+import torch
+
+from scmedley import distributed
+
+# Of the free memory (of the computer, or of a GPU), what the values of cells may take: preparing them in memory copies
+# them three times.
+SHARE = 0.25
+UNKNOWN = 4 << 30  # bytes that are taken to be free where the system does not say
+
+
+def room(device: torch.device, memory_gb: float | None = None) -> int:
+    """Return how many bytes the cells of a store may take; ``memory_gb`` overrides the share of the free memory."""
+    if memory_gb is not None:
+        return int(memory_gb * 1e9)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    share = SHARE / (1 if device.type == "cuda" else distributed.on_this_machine())
+    return int(share * (UNKNOWN if free is None else free))
+
+
+def too_large(n_bytes: int) -> str:
+    """Return how large values and free memory are, if values of this size should stay on disk; else ""."""
+    free = free_memory()
+    if free is None or n_bytes <= SHARE * free:
+        return ""
+    return f"{n_bytes / 1e9:.3g} GB of values and {free / 1e9:.3g} GB of memory are free"
+
 
 def free_memory() -> int | None:
     """Return how many bytes this process may still use without swapping; ``None`` if the system does not say."""

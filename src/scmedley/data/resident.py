@@ -55,7 +55,7 @@ class Taken(NamedTuple):
     size_N: Tensor | None
 
 
-class Source(Protocol):
+class Rows(Protocol):
     """Values of all cells, from which some rows can be taken."""
 
     n_cells: int
@@ -65,7 +65,7 @@ class Source(Protocol):
         """Return some cells, dense. ``rows_N`` and ``on_N`` are the same rows on the CPU and on the device."""
 
 
-class Rows:
+class MemoryRows:
     """Values of all cells on one device: log1p CP10k and, if a model needs them, counts and totals."""
 
     def __init__(
@@ -148,7 +148,7 @@ class Resident:
 
     def __init__(
         self,
-        x_NG: Matrix | Source,
+        x_NG: Matrix | Rows,
         b_N: np.ndarray,
         device: torch.device,
         y_N: np.ndarray | None = None,
@@ -156,8 +156,10 @@ class Resident:
         missing_G: np.ndarray | None = None,
     ):
         self.scale = None if scale is None else scale.on(device, missing_G)
-        self.rows: Source = (
-            Rows(x_NG, device) if isinstance(x_NG, np.ndarray | sparse.spmatrix | sparse.sparray) else x_NG
+        self.rows: Rows = (
+            MemoryRows(x_NG, device)
+            if isinstance(x_NG, np.ndarray | sparse.spmatrix | sparse.sparray)
+            else x_NG
         )
         self.n_cells, self.n_genes, self.device = self.rows.n_cells, self.rows.n_genes, device
         self.b_N = torch.as_tensor(np.asarray(b_N, dtype=np.int64), device=device)
@@ -168,9 +170,9 @@ class Resident:
         x_NI = torch.empty(self.n_cells, n_columns, device=self.device)
         for rows, minibatch in self._slices():
             x_NI[rows] = of(minibatch.x_NG)
-        return self._replaced(Rows(x_NI, self.device))
+        return self._replaced(MemoryRows(x_NI, self.device))
 
-    def _replaced(self, rows: Source) -> "Resident":
+    def _replaced(self, rows: Rows) -> "Resident":
         """Return the same cells with other values, which are not scaled."""
         other = copy.copy(self)
         other.rows, other.n_genes, other.scale = rows, rows.n_genes, None
@@ -189,7 +191,7 @@ class Resident:
         on_N = rows_N.to(self.device)
         return self._minibatch(self.rows, rows_N.cpu().numpy(), on_N, on_N)
 
-    def _minibatch(self, source: Source, place_N: np.ndarray, on_N: Tensor, rows_N: Tensor) -> Minibatch:
+    def _minibatch(self, source: Rows, place_N: np.ndarray, on_N: Tensor, rows_N: Tensor) -> Minibatch:
         """Return cells at these places of a source; ``rows_N`` are their rows among all cells."""
         x_NG, counts_NG, size_N = source.take(place_N, on_N)
         return Minibatch(

@@ -78,7 +78,7 @@ class Store:
             )
         store = cls(folder, about)
         try:
-            sizes = store.sizes()
+            sizes = store.file_bytes()
         except (KeyError, TypeError, ValueError) as error:
             raise ScmedleyError(
                 f"{folder / HEADER} is damaged ({type(error).__name__}: {error}). Delete the folder and prepare the "
@@ -113,7 +113,7 @@ class Store:
         """Return the SHA-256 of the checksums of all blocks."""
         return hashlib.sha256(json.dumps(self.about["checksums"]["blocks"]).encode()).hexdigest()
 
-    def sizes(self) -> dict[str, int]:
+    def file_bytes(self) -> dict[str, int]:
         """Return the number of bytes of each array."""
         sizes = {
             ROWS: 8 * (self.shape[0] + 1),
@@ -229,7 +229,8 @@ class Store:
                         if not n:
                             raise ScmedleyError(
                                 f"{path} ends after {path.stat().st_size:,} bytes and should have "
-                                f"{self.sizes()[name]:,}: it was changed while it was read. Prepare the cells again."
+                                f"{self.file_bytes()[name]:,}: it was changed while it was read. Prepare the cells "
+                                "again."
                             )
                         at += n
         except OSError as error:

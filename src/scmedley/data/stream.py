@@ -17,27 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scmedley import distributed
 from scmedley.data import order
 from scmedley.data.compact import Compact
-from scmedley.data.memory import free_memory
 from scmedley.data.order import WHOLE, Shares, consecutive
 from scmedley.data.read_ahead import read_ahead
-from scmedley.data.resident import CompactRows, Minibatch, Resident, Rows, Source, Taken
+from scmedley.data.resident import CompactRows, MemoryRows, Minibatch, Resident, Rows, Taken
 from scmedley.data.store import Store
 from scmedley.errors import ScmedleyError
-
-MEMORY_SHARE = 0.25  # of the free memory (of the computer, or of a GPU) that the cells of a store may take
-UNKNOWN = 4 << 30  # bytes that are taken to be free where the system does not say
-
-
-def room(device: torch.device, memory_gb: float | None = None) -> int:
-    """Return how many bytes the cells of a store may take; ``memory_gb`` overrides the share of the free memory."""
-    if memory_gb is not None:
-        return int(memory_gb * 1e9)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-    share = MEMORY_SHARE / (1 if device.type == "cuda" else distributed.on_this_machine())
-    return int(share * (UNKNOWN if free is None else free))
 
 
 class OnDisk(ABC):
@@ -53,7 +39,7 @@ class OnDisk(ABC):
         """Read cells, sorted and each once, into the memory of the CPU; a thread may do it."""
 
     @abstractmethod
-    def held(self, loaded: Any, rows_N: np.ndarray) -> Source:
+    def held(self, loaded: Any, rows_N: np.ndarray) -> Rows:
         """Return what was loaded, on the device."""
 
     def take(self, rows_N: np.ndarray, on_N: Tensor) -> Taken:
@@ -88,7 +74,7 @@ class StoredRows(OnDisk):
     @property
     def n_bytes(self) -> int:
         """Return the bytes that all cells take in memory."""
-        return sum(self.store.sizes().values()) + 16 * self.n_cells
+        return sum(self.store.file_bytes().values()) + 16 * self.n_cells
 
     def load(self, rows_N: np.ndarray) -> Compact:
         """Read cells as they are stored."""
@@ -105,7 +91,7 @@ class StoredRows(OnDisk):
         return self.held(self.load(rows_N), rows_N)
 
 
-class Spilled(OnDisk):
+class FileRows(OnDisk):
     """Inputs of a network in a temporary file, N x I, float32; the system deletes it when it is closed.
 
     Parameters
@@ -157,9 +143,9 @@ class Spilled(OnDisk):
             at += len(run)
         return x_NI
 
-    def held(self, loaded: np.ndarray, rows_N: np.ndarray) -> Rows:
+    def held(self, loaded: np.ndarray, rows_N: np.ndarray) -> MemoryRows:
         """Return the cells on the device."""
-        return Rows(torch.from_numpy(loaded).to(self.device), self.device)
+        return MemoryRows(torch.from_numpy(loaded).to(self.device), self.device)
 
 
 class Stream(Resident):
@@ -182,7 +168,7 @@ class Stream(Resident):
         Batches and so on, as of :class:`~scmedley.data.resident.Resident`.
     """
 
-    def __init__(self, rows: Source, room: int, folder: Path, buffer: int, *codes: Any):
+    def __init__(self, rows: Rows, room: int, folder: Path, buffer: int, *codes: Any):
         super().__init__(rows, *codes)
         self.room, self.folder, self.buffer = room, folder, buffer
 
@@ -190,10 +176,10 @@ class Stream(Resident):
         """Return the same cells with other values, in memory or in a temporary file."""
         if 4 * self.n_cells * n_columns <= self.room:
             return super().mapped(of, n_columns)
-        spilled = Spilled(self.n_cells, n_columns, self.device, self.folder)
+        on_disk = FileRows(self.n_cells, n_columns, self.device, self.folder)
         for minibatch in self.in_order():
-            spilled.append(of(minibatch.x_NG).cpu().numpy())
-        return self._replaced(spilled)
+            on_disk.append(of(minibatch.x_NG).cpu().numpy())
+        return self._replaced(on_disk)
 
     def minibatches(
         self, rows: Tensor, batch_size: int, shuffle: bool = False, shares: Shares = WHOLE
@@ -226,7 +212,7 @@ class Stream(Resident):
                 yield from self._of_buffer(self.rows, parts, parts)
 
     def _of_buffer(
-        self, source: Source, places: list[np.ndarray], rows: list[np.ndarray]
+        self, source: Rows, places: list[np.ndarray], rows: list[np.ndarray]
     ) -> Iterator[Minibatch]:
         """Yield minibatches: their places in the source, and their rows among all cells."""
         # Once a buffer: a copy in each step would wait for the device.

@@ -21,7 +21,7 @@ from scmedley.experiment import fit, tables
 from scmedley.experiment.cells import all_folds, file_of, keep, lay_out, read_data
 from scmedley.experiment.config import Experiment, is_rival
 from scmedley.experiment.page import build
-from scmedley.experiment.stored import lay_out_on_disk, place_of
+from scmedley.experiment.stored import folder_of_stores, lay_out_on_disk
 from scmedley.experiment.task import Job, Task, about, fingerprint, tasks
 from scmedley.models import catalogue
 from scmedley.runs.folder import DATA, EXPERIMENT, OF_EXPERIMENT, TASKS, clear, locked
@@ -112,7 +112,9 @@ def _prepare_cells(
         )
     path = file_of(experiment, folder)
     place = (
-        None if path is None else place_of(experiment, path, out, jobs or os.cpu_count() or 1, backed, store)
+        None
+        if path is None
+        else folder_of_stores(experiment, path, out, jobs or os.cpu_count() or 1, backed, store)
     )
     if path is None and (backed or store is not None):
         raise ScmedleyError(

@@ -21,22 +21,20 @@ from scmedley import keys
 from scmedley.data import store as stores
 from scmedley.data.blocks import slices
 from scmedley.data.design import as_categories, column
-from scmedley.data.memory import free_memory
+from scmedley.data.memory import too_large
 from scmedley.data.reader import Reading
 from scmedley.data.store import Store
 from scmedley.errors import ScmedleyError, heard
 from scmedley.experiment.config import Experiment
-from scmedley.io.lazy import opened
-from scmedley.io.sizes import matrices_bytes
+from scmedley.io.lazy import matrices_bytes, opened
 from scmedley.io.store import StoreWriter, clear, unfinished
 from scmedley.keys import Reads
 from scmedley.models import catalogue
-from scmedley.pipeline.backed import SHARE
 from scmedley.pipeline.cells import Say
 from scmedley.pp.gene_moments import GroupMoments
 from scmedley.pp.genes import gene_groups, takes_all
 from scmedley.pp.split import PARTS
-from scmedley.pp.stored import prepare_store, read_cells, read_store, with_reads
+from scmedley.pp.stored import prepare_store, read_cells, read_store
 from scmedley.runs.folder import DATA, STORE, versions
 
 ALL = "all"  # the store of all genes
@@ -59,7 +57,7 @@ def check_methods(experiment: Experiment) -> None:
         )
 
 
-def place_of(
+def folder_of_stores(
     experiment: Experiment, path: Path, out: Path, jobs: int, backed: bool | None, store: Path | None
 ) -> Path | None:
     """Return the folder of the stores; ``None``: each fit has the cells in memory.
@@ -78,8 +76,7 @@ def place_of(
         return None
     if folder.exists() and not (out / DATA).exists():
         return folder
-    free = free_memory()
-    if (out / DATA).exists() or free is None or jobs * matrices_bytes([path]) <= SHARE * free:
+    if (out / DATA).exists() or not too_large(jobs * matrices_bytes([path])):
         return None
     try:
         check_methods(experiment)
@@ -153,7 +150,7 @@ def read_fold(folder: Path, experiment: Experiment) -> AnnData:
 
 def reading_of(folder: Path, obs: pd.DataFrame, reads: Reads) -> Reading:
     """Return the cells of a fold as a model reads them; ``obs`` may have more columns than the store."""
-    return with_reads(replace(read_store(folder), obs=obs), reads)
+    return replace(read_store(folder, reads=reads), obs=obs)
 
 
 def _cells(folder: Path, experiment: Experiment) -> AnnData:

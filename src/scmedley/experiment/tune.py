@@ -16,7 +16,7 @@ from scmedley import io, keys
 from scmedley.errors import ScmedleyError
 from scmedley.experiment.cells import keep, lay_out
 from scmedley.experiment.config import Experiment
-from scmedley.experiment.stored import lay_out_on_disk, place_of, read_fold, reading_of
+from scmedley.experiment.stored import folder_of_stores, lay_out_on_disk, read_fold, reading_of
 from scmedley.keys import ValueKind
 from scmedley.models.catalogue import FE, methods
 from scmedley.pp.folds import rotating_folds
@@ -153,7 +153,7 @@ def _read_cells(
     record = Record(out / SEARCH, {"settings": same})
     if not record.path.exists():
         record.check_place()  # before the cells are read
-    if (place := place_of(experiment, path, out, 1, backed, store)) is not None:
+    if (place := folder_of_stores(experiment, path, out, 1, backed, store)) is not None:
         if not record.path.exists():
             record.write("running")  # it identifies the folder, so that the same command goes on
         record |= lay_out_on_disk(experiment, path, place, lambda obs: _folds(obs, experiment), say, True)

@@ -1,6 +1,6 @@
 """Open a file of cells without reading its matrices: blocks of rows are read from the disk when they are used."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,20 @@ def stored_by_column(path: Path) -> list[str]:
         return [name for name, x in found.items() if x.attrs.get("encoding-type") == _BY_COLUMN]
 
 
+def matrices_bytes(paths: Sequence[Path]) -> int:
+    """Return the bytes of all matrices of cells x genes of the files, once in memory; 0 if not known.
+
+    They are known for h5ad and Zarr, without reading a value.
+    """
+    total = 0
+    for path in paths:
+        with ExitStack() as stack, reading_errors(path):
+            group = group_of(path, stack)
+            if group is not None:
+                total += sum(part.size * part.dtype.itemsize for part in _arrays(group))
+    return total
+
+
 def _is_new(table: Any) -> bool:
     return bool(table.attrs.get("encoding-type") == "dataframe")
 
@@ -129,3 +143,14 @@ def read_obsm(path: str | Path, key: str) -> Any:
         if key not in held:
             raise ScmedleyError(f"{path} has no obsm[{key!r}]. It has: {', '.join(held) or 'none'}.")
         return held[key] if group is None else read_elem(held[key])
+
+
+def _arrays(group: Any) -> Iterator[Any]:
+    """Yield the arrays of X, of the layers and of raw."""
+    layers = group.get("layers", {})
+    raw = group.get("raw", {})
+    for matrix in [
+        *(held["X"] for held in (group, raw) if "X" in held),
+        *(layers[name] for name in layers),
+    ]:
+        yield from [matrix[name] for name in matrix] if hasattr(matrix, "keys") else [matrix]

@@ -4,10 +4,10 @@ import math
 import sys
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
-def bar(total: int, title: str, unit: str, shown: bool = True) -> Any:
+def progress_bar(total: int, title: str, unit: str, shown: bool = True) -> Any:
     """Return a progress bar; in a log file it is drawn only at its beginning and its end, in one line."""
     live = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal or a notebook
     seconds = 0.5 if live else math.inf

@@ -142,7 +142,7 @@ class StoreWriter:
         self._sums: dict[str, list[Any]] = written.get("checksums", {"stops": [], "blocks": []})
         self._files: dict[str, Any] = {}
         with writing_errors(self.folder, _full(self.folder)):
-            for name, size in Store(part, self._header()).sizes().items():
+            for name, size in Store(part, self._header()).file_bytes().items():
                 path = part / name
                 path.touch()
                 if path.stat().st_size < size and self.n_cells:
@@ -195,8 +195,8 @@ class StoreWriter:
 
     def bytes_left(self, n_cells: int, n_values: int) -> int:
         """Return how many bytes are still to write for so many cells and values in all."""
-        whole = Store(self.part, self._header() | {"n_cells": n_cells, "n_values": n_values}).sizes()
-        return sum(whole.values()) - sum(Store(self.part, self._header()).sizes().values())
+        whole = Store(self.part, self._header() | {"n_cells": n_cells, "n_values": n_values}).file_bytes()
+        return sum(whole.values()) - sum(Store(self.part, self._header()).file_bytes().values())
 
     def finish(self, cells: AnnData, **about: Any) -> Store:
         """Write ``cells`` (obs, var, uns) and the header, and move the store to its folder."""

@@ -17,7 +17,7 @@ from scmedley.clusters import Clusters
 from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.factors import Factors
 from scmedley.data.gene_names import GeneNames
-from scmedley.data.inplace import ensure_not_view
+from scmedley.data.inplace import check_is_adata, ensure_not_view
 from scmedley.data.reader import LARGEST, Cells, Reader, Reading
 from scmedley.data.scale import Scale
 from scmedley.device import modes
@@ -187,6 +187,7 @@ class Model(Generic[S]):
         reading
             The same cells, if :meth:`read` has already read them.
         """
+        check_is_adata(adata)
         if reading is not None:
             reading.check_same_cells(adata)
         z_NP = self.get_latent_representation(reading or adata, unknown=unknown)

@@ -8,16 +8,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from scmedley.data.memory import free_memory
+from scmedley.data.memory import too_large
 from scmedley.errors import ScmedleyError
-from scmedley.io.sizes import matrices_bytes
+from scmedley.io.lazy import matrices_bytes
 from scmedley.io.store import LOCK, MADE_FROM
 from scmedley.pipeline.cells import Say
 from scmedley.pipeline.config import RunConfig
 from scmedley.runs.folder import RECORD, STORE
 from scmedley.runs.record import Record
-
-SHARE = 0.25  # of the free memory that the matrices of the input may take: preparing in memory copies them three times
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,12 @@ def place_of(config: RunConfig, inputs: Sequence[Path], out: Path, overwrite: bo
     before = None if overwrite else _before(out)
     if before is not None:
         return Place(folder, before["store"]["why"]) if "store" in before else None
-    size, free = matrices_bytes(inputs), free_memory()
-    if free is None or size <= SHARE * free:
+    if not (sizes := too_large(matrices_bytes(inputs))):
         return None
     which = "The input holds" if len(inputs) == 1 else f"The {len(inputs)} files hold"
     return Place(
         folder,
-        f"{which} {size / 1e9:.3g} GB of values and {free / 1e9:.3g} GB of memory are free: the cells are prepared on "
-        f"disk, in {folder} (--no-backed prepares them in memory).",
+        f"{which} {sizes}: the cells are prepared on disk, in {folder} (--no-backed prepares them in memory).",
     )
 
 

@@ -35,7 +35,7 @@ def fit_networks(
     }
     parts: dict[str, Model[Any]] = {config.model: model} if isinstance(model, VAE) else model.networks()
     what = type(model).__name__ if isinstance(model, VAE) else f"{' and '.join(parts)} effects"
-    this.say(f"Fitting {what} to {adata.n_obs} cells")
+    this.say(f"Fitting {what} to {adata.n_obs:,} cells")
     with this.stage("fit"), heard(this.warn):
         if isinstance(model, VAE):
             (out / run_folder.CHECKPOINTS).mkdir(exist_ok=True)

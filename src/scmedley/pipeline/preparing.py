@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import io, keys
+from scmedley.data import store as stores
 from scmedley.data.design import Design
 from scmedley.data.evidence import Checked
 from scmedley.data.factors import Factors
@@ -32,7 +33,7 @@ from scmedley.pp.join import opened_batches, read_batches
 from scmedley.pp.overlap import overlap
 from scmedley.pp.prepared import check_factors, read_prepared, store_batches
 from scmedley.pp.split import check_split
-from scmedley.pp.stored import prepare_store, read_cells, read_store, with_reads
+from scmedley.pp.stored import prepare_store, read_cells, read_store
 
 
 def prepared_cells(
@@ -63,7 +64,7 @@ def reading_of(adata: AnnData, config: RunConfig, place: Place | None, reads: Re
     """Return the prepared cells as the models read them, from memory or from the store."""
     cells: Any = adata
     if place is not None:
-        cells = with_reads(replace(read_store(place.folder), obs=adata.obs), reads)
+        cells = replace(read_store(place.folder, reads=reads), obs=adata.obs)
     return read_prepared(cells, config.batch, config.label, config.seed, reads)
 
 
@@ -104,6 +105,7 @@ def _on_disk(
             source = stack.enter_context(_opened(inputs, files_key, config))
             record["input"] |= {"cells": source.n_obs, "genes": source.n_vars}
             notes = _check_obs(source, config)
+            is_ready = (place.folder / stores.HEADER).exists()
             checked = prepare_store(
                 source, place.folder, config.batch, progress=this.progress, **_options(config)
             )
@@ -113,6 +115,9 @@ def _on_disk(
                 adata.obsm[config.fixed] = _given(inputs, config.fixed, source.obs_names, adata.obs_names)
             checked.warnings.extend(notes)
             _check_prepared(adata, config, checked, held_out)
+        size = sum(path.stat().st_size for path in place.folder.iterdir()) / 1e6
+        state = "was prepared before and is used again" if is_ready else "is ready"
+        this.say(f"The store {state}: {adata.n_obs:,} cells and {adata.n_vars:,} genes, {size:,.3g} MB")
     for line in (checked.reason, *(f"Warning: {warning}" for warning in checked.warnings)):
         this.say(line)
     return adata, warnings + checked.warnings

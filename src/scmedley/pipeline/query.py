@@ -14,17 +14,15 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import io, keys
-from scmedley.data.memory import free_memory
+from scmedley.data.memory import too_large
 from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyWarning, listed
 from scmedley.interpret.check import decoder
-from scmedley.io.lazy import opened
-from scmedley.io.sizes import matrices_bytes
+from scmedley.io.lazy import matrices_bytes, opened
 from scmedley.keys import ValueKind
 from scmedley.models import VAE, DeepBID, MixedEffects
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
-from scmedley.pipeline.backed import SHARE
 from scmedley.pp.stored import store_new
 from scmedley.runs.folder import CLUSTER_EVIDENCE
 from scmedley.runs.read import read_model, read_table
@@ -66,13 +64,11 @@ def _cells(
 
     Those of a large file are read in blocks into a temporary store beside ``out``; they are then without a matrix.
     """
-    size, free = matrices_bytes([input]), free_memory()
-    if free is None or size <= SHARE * free:
+    if not (sizes := too_large(matrices_bytes([input]))):
         adata = io.read(input)
         return model, adata, model.read(adata, values=values)
     warnings.warn(
-        f"{input.name} holds {size / 1e9:.3g} GB of values and {free / 1e9:.3g} GB of memory are free: it is read in "
-        f"blocks, and {out.name} holds the results without a matrix.",
+        f"{input.name} holds {sizes}: it is read in blocks, and {out.name} holds the results without a matrix.",
         ScmedleyWarning,
         stacklevel=4,
     )

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from anndata import AnnData
 
@@ -32,7 +31,7 @@ from scmedley.pipeline.sample import Sample
 from scmedley.pipeline.scoring import score, scored
 from scmedley.pipeline.work import Work, write_report_of
 from scmedley.pp import pca
-from scmedley.pp.maps import principal_components, umap
+from scmedley.pp.maps import umap
 from scmedley.pp.stored import read_store
 from scmedley.report.build import check_extra
 from scmedley.runs import folder as run_folder
@@ -170,8 +169,9 @@ def _sample(this: Work, adata: AnnData) -> Sample:
     if found := sample.described():
         this.record["sample"] = found
         this.say(
-            f"Scores, checks and the null use {found['scored']:,} to {found['paired']:,} of {found['cells']:,} cells, "
-            "drawn at random within batch, label and part of the split; fit and embeddings use all."
+            f"Scores and the null are computed from {found['scored']:,} of {found['cells']:,} cells, gene shifts and "
+            f"their check from {found['paired']:,}, drawn at random within batch, label and part of the split. Fit and "
+            "embeddings use all cells."
         )
     return sample
 
@@ -194,7 +194,7 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
             store_clusters(adata, found.code_N, found.membership_NK, found.tables)
     if isinstance(model, MixedEffects):
         adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
-    _components(adata, reading, config.seed)
+    pca(adata, seed=config.seed, reading=None if reading.store is None else reading)
     for basis in keys.MAPS_OF[config.model]:
         umap(adata, basis, seed=config.seed, rest="placed" if adata.n_obs > sampling.MANY else "missing")
     adata.uns[keys.UNS] = {
@@ -204,15 +204,6 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
         "batch_key": config.batch,
         "label_key": config.label or "",
     }
-
-
-def _components(adata: AnnData, reading: Reading, seed: int) -> None:
-    """Store the principal components."""
-    if reading.store is None:
-        pca(adata, seed=seed)
-        return
-    train = np.flatnonzero(adata.obs[keys.SPLIT] == "train")
-    adata.obsm[keys.PCA] = principal_components(reading.log1p_NG, train, seed=seed)
 
 
 def evaluate(out: Path, *, say: Say = print) -> Record:

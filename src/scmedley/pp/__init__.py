@@ -1,6 +1,6 @@
 """Preparation: exploration, filters, normalisation, highly variable genes."""
 
-from scmedley.data.reader import log_normalised
+from scmedley.data.conversion import log_normalised
 from scmedley.pp.counts import prepare
 from scmedley.pp.exploration import Exploration, explore
 from scmedley.pp.maps import pca

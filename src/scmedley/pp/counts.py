@@ -11,13 +11,13 @@ from scipy.sparse import csr_matrix
 from scmedley import keys
 from scmedley.data.arrays import Matrix
 from scmedley.data.blocks import slices
+from scmedley.data.conversion import NEGATIVE
 from scmedley.data.design import as_categories
 from scmedley.data.evidence import TARGET_SUM, Checked
 from scmedley.data.factors import Factors
 from scmedley.data.features import genes_alone
 from scmedley.data.inplace import become, ensure_not_view, subset
 from scmedley.data.matrix import COUNTS_LAYER, counted, normalised
-from scmedley.data.reader import NEGATIVE
 from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.keys import Method, ValueKind
 from scmedley.pp.checks import check

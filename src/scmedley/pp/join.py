@@ -16,12 +16,13 @@ from scmedley import keys
 from scmedley.data.evidence import Checked
 from scmedley.data.gene_names import GeneNames, match
 from scmedley.data.inplace import layers_of
-from scmedley.data.matrix import brought_together, converted, matrix_at, to_convert
+from scmedley.data.matrix import matrix_at
 from scmedley.data.stacked import Computed, Stacked, StackedCells
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.io import read
 from scmedley.io.lazy import opened
 from scmedley.keys import ValueKind
+from scmedley.pp.one_kind import brought_together, converted, to_convert
 
 FEWEST = 0.1  # share of the genes of the smallest file that must be in all files
 _SAME = 0.5  # share of common names that makes two axes the same

@@ -11,6 +11,8 @@ from anndata import AnnData
 from scmedley import caches, keys
 from scmedley.data.arrays import dense
 from scmedley.data.blocks import blocks, slices
+from scmedley.data.inplace import ensure_not_view
+from scmedley.data.reader import Reading
 from scmedley.data.store import Values
 from scmedley.device import threads_kept
 from scmedley.errors import ScmedleyError
@@ -19,13 +21,30 @@ PCA_CELLS = 100_000  # training cells from which principal components are fitted
 _PLACED = 65_536  # cells that are placed on a map at once
 
 
-def pca(adata: AnnData, n_components: int = 50, seed: int = 0) -> None:
+def pca(adata: AnnData, n_components: int = 50, seed: int = 0, *, reading: Reading | None = None) -> None:
     """Store the principal components of the highly variable genes in ``obsm["X_scmedley_pca"]``.
 
     They are fitted on centred log1p CP10k of the training cells (``obs["scmedley_split"]``; of a random sample of
     100,000 if there are more) and applied to all cells: N x ``n_components`` (fewer if there are few cells or genes),
     float32.
+
+    Parameters
+    ----------
+    adata
+        Prepared cells; with ``reading``, cells whose ``obs`` alone is read.
+    n_components
+        Number of components.
+    seed
+        Random seed of the computation and of the sample.
+    reading
+        The same cells, if their values are in a store: ``read_store(folder)``.
     """
+    if reading is not None:
+        reading.check_same_cells(adata)
+        train = np.flatnonzero(reading.obs[keys.SPLIT] == "train")
+        ensure_not_view(adata)
+        adata.obsm[keys.PCA] = principal_components(reading.log1p_NG, train, n_components, seed)
+        return
     if keys.LOGNORM not in adata.layers:
         raise ScmedleyError(
             f"Principal components need layers[{keys.LOGNORM!r}]. Run sm.pp.prepare with method='log1p' or 'pearson'."

@@ -16,7 +16,7 @@ from scmedley.data.blocks import CELLS
 from scmedley.data.evidence import Checked
 from scmedley.data.matrix import counted, matrix_at, normalised
 from scmedley.data.scan import n_stored
-from scmedley.io.progress import bar
+from scmedley.io.progress import progress_bar
 from scmedley.io.reading import reading_errors
 from scmedley.keys import Method
 from scmedley.pp.gene_moments import GroupMoments
@@ -26,7 +26,7 @@ BLOCK = 2_000_000  # stored values of a block: its matrices and temporary arrays
 SMALL = 255  # the largest count in one byte
 
 
-class Source:
+class FoundMatrix:
     """The matrix that was found, which is read in blocks of cells.
 
     Parameters
@@ -58,7 +58,7 @@ class Source:
     def all(self, title: str) -> Iterator[tuple[slice, Matrix, np.ndarray]]:
         """Yield all cells: rows, values, totals."""
         n_cells = self.adata.n_obs
-        with bar(n_cells, title, "cell", self.progress) as shown:
+        with progress_bar(n_cells, title, "cell", self.progress) as shown:
             for start in range(0, n_cells, self.step):
                 rows = slice(start, min(start + self.step, n_cells))
                 yield rows, *self.read(rows)
@@ -69,7 +69,7 @@ class Source:
     ) -> Iterator[tuple[slice, Matrix, np.ndarray]]:
         """Yield the cells and genes that are kept, from the ``first`` such cell on: places, values, totals."""
         rows_N = np.flatnonzero(kept_N)
-        with bar(len(rows_N), title, "cell", self.progress) as shown:
+        with progress_bar(len(rows_N), title, "cell", self.progress) as shown:
             shown.update(first)
             for start in range(first, len(rows_N), self.step):
                 place = slice(start, min(start + self.step, len(rows_N)))
@@ -93,18 +93,18 @@ class Source:
         return joined, np.concatenate(sums)
 
 
-def summed(source: Source, min_genes: int) -> dict[str, np.ndarray]:
+def summed(matrix: FoundMatrix, min_genes: int) -> dict[str, np.ndarray]:
     """Return the sums of the first pass.
 
     ``total_N`` and ``genes_N``: total and number of detected genes of each cell. Over the cells with ``min_genes``
     genes or more: ``cells_G``, in how many a gene is detected; ``largest_G``, its largest value if that is above 255,
     else 255; ``whole``, whether all values are whole numbers.
     """
-    n_cells, n_genes = source.adata.shape
+    n_cells, n_genes = matrix.adata.shape
     total_N, genes_N = np.zeros(n_cells), np.zeros(n_cells, dtype=np.int64)
     cells_G, largest_G = np.zeros(n_genes, dtype=np.int64), np.full(n_genes, SMALL, dtype=np.float64)
-    whole = source.checked.values == "counts"
-    for rows, x, total_N[rows] in source.all("Totals and filters"):
+    whole = matrix.checked.values == "counts"
+    for rows, x, total_N[rows] in matrix.all("Totals and filters"):
         found = without_zeros(x)
         genes_N[rows] = np.diff(found.indptr)
         kept_n = genes_N[rows] >= min_genes
@@ -122,7 +122,7 @@ def summed(source: Source, min_genes: int) -> dict[str, np.ndarray]:
     }
 
 
-def all_same(source: Source, kept_N: np.ndarray, genes_G: np.ndarray, cells_G: np.ndarray) -> bool:
+def all_same(matrix: FoundMatrix, kept_N: np.ndarray, genes_G: np.ndarray, cells_G: np.ndarray) -> bool:
     """Return whether all kept cells have the same values in every kept gene.
 
     A gene that some kept cells have and others lack, as ``cells_G`` shows, spares the pass.
@@ -131,7 +131,7 @@ def all_same(source: Source, kept_N: np.ndarray, genes_G: np.ndarray, cells_G: n
     if not np.isin(cells_G[genes_G], (0, n_kept)).all():
         return False
     first = None
-    for _, x_NG, _ in source.kept(kept_N, genes_G, "Comparison of cells"):
+    for _, x_NG, _ in matrix.kept(kept_N, genes_G, "Comparison of cells"):
         dense_NG = x_NG if isinstance(x_NG, np.ndarray) else x_NG.toarray()
         first = dense_NG[:1] if first is None else first
         if (dense_NG != first).any():
@@ -140,7 +140,7 @@ def all_same(source: Source, kept_N: np.ndarray, genes_G: np.ndarray, cells_G: n
 
 
 def chosen_genes(
-    source: Source,
+    matrix: FoundMatrix,
     kept_N: np.ndarray,
     genes_G: np.ndarray,
     obs: pd.DataFrame,
@@ -154,6 +154,6 @@ def chosen_genes(
         return np.ones(n_genes, dtype=bool)
     group_N = gene_groups(obs, batch_key)
     moments = GroupMoments(int(group_N.max()) + 1, n_genes)
-    for place, x_NG, total_N in source.kept(kept_N, genes_G, "Choice of genes"):
-        moments.add(normalised(x_NG, total_N, source.checked), group_N[place])
+    for place, x_NG, total_N in matrix.kept(kept_N, genes_G, "Choice of genes"):
+        moments.add(normalised(x_NG, total_N, matrix.checked), group_N[place])
     return moments.chosen(n_top_genes, method)

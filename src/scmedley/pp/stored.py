@@ -13,8 +13,7 @@ from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.data import store as stores
-from scmedley.data.arrays import tidy, totals, totals_of_cp10k, without_zeros
-from scmedley.data.blocks import slices
+from scmedley.data.arrays import Matrix, totals, totals_of_cp10k, without_zeros
 from scmedley.data.evidence import Checked
 from scmedley.data.factors import Factors
 from scmedley.data.features import genes_alone
@@ -43,7 +42,7 @@ from scmedley.pp.counts import (
     usable,
 )
 from scmedley.pp.join import opened_batches
-from scmedley.pp.passes import Source, all_same, chosen_genes, summed
+from scmedley.pp.passes import FoundMatrix, all_same, chosen_genes, summed
 from scmedley.pp.prepared import store_batches
 from scmedley.pp.split import store_split
 
@@ -174,59 +173,74 @@ def _prepared(
     label_key, method = settings["label_key"], settings["method"]
     store_batches(adata, factors)
     adata, left_out = genes_alone(adata)
-
-    name = " or ".join(about["files"]) or "the input"
-
-    def look() -> dict[str, Any]:
-        with reading_errors(Path(name)):
-            return {"json": json.dumps(asdict(check(adata, batch_key, label_key, settings["values"])))}
-
-    checked = usable(_checked(json.loads(str(steps.once("values", look)["json"]))), method)
-    source = Source(adata, checked, name, progress)
+    matrix = _found(adata, steps, batch_key, about, progress)
     cells = AnnData(obs=adata.obs.copy(), var=adata.var.copy())
     batches_before = tidy_cells(cells, batch_key, label_key)
 
-    sums = steps.once("sums", lambda: summed(source, settings["min_genes"]))
+    sums = steps.once("sums", lambda: summed(matrix, settings["min_genes"]))
     kept_N = kept_cells(sums["genes_N"], settings["min_genes"])
     genes_G = kept_genes(sums["cells_G"], settings["min_cells"])
-    total_N = sums["total_N"][kept_N]
     cells = cells[kept_N, genes_G].copy()
-    alike = all_same(source, kept_N, genes_G, sums["cells_G"])
+    alike = all_same(matrix, kept_N, genes_G, sums["cells_G"])
     more = check_filtered(cells, alike, batch_key, label_key, batches_before, settings["min_genes"])
-    has_counts = checked.values == "counts"
-    if not has_counts and keys.COUNTS in adata.layers and checked.where != COUNTS_LAYER:
+    has_counts = matrix.checked.values == "counts"
+    if not has_counts and keys.COUNTS in adata.layers and matrix.checked.where != COUNTS_LAYER:
         more.append(NO_COUNTS)
     if has_counts and batch_key is not None:
-        more += depth(total_N, cells.obs[batch_key])
+        more += depth(sums["total_N"][kept_N], cells.obs[batch_key])
     store_split(cells, batch_key, label_key, settings["seed"])
 
     def choose() -> dict[str, Any]:
         n_top = settings["n_top_genes"]
-        return {"chosen_G": chosen_genes(source, kept_N, genes_G, cells.obs, batch_key, n_top, method)}
+        return {"chosen_G": chosen_genes(matrix, kept_N, genes_G, cells.obs, batch_key, n_top, method)}
 
     chosen_G = steps.once("genes", choose)["chosen_G"]
     cells.var[keys.HVG] = chosen_G
-    checked = note(cells, checked, label_key, method, adata.shape, source.n_counted)
+    checked = note(cells, matrix.checked, label_key, method, adata.shape, matrix.n_counted)
     checked = replace(checked, warnings=[left_out] * bool(left_out) + checked.warnings + more)
     n_values = int(sums["cells_G"][genes_G][chosen_G].sum())
     value_type = _value_type(sums["largest_G"][genes_G][chosen_G].max(), bool(sums["whole"]))
     with StoreWriter(folder, part, int(chosen_G.sum()), value_type, has_counts, resume=True) as writer:
         check_space(folder, writer.bytes_left(cells.n_obs, n_values))
-        for _, x_NG, total_n in source.kept(kept_N, genes_G, "Writing", writer.n_cells):
-            log1p_NG = normalised(x_NG, total_n, checked)
-            if not has_counts:
-                writer.append(without_zeros(log1p_NG[:, chosen_G]))
-                continue
-            if method == "counts" and checked.where != "raw.X" and checked.sizes is None:
-                total_n = size_n = totals(
-                    x_NG
-                )  # over the genes that are left, as the docstring of prepare says
-            else:
-                size_n = totals_of_cp10k(x_NG, log1p_NG)
-            writer.append(without_zeros(x_NG[:, chosen_G]), total_n, size_n)
+        for _, x_NG, total_N in matrix.kept(kept_N, genes_G, "Writing", writer.n_cells):
+            _append(writer, x_NG, total_N, chosen_G, checked, method)
         chosen = AnnData(obs=cells.obs, var=cells.var[chosen_G], uns=dict(cells.uns))
         writer.finish(chosen, made_from=about, checked=asdict(checked))
     return checked
+
+
+def _found(
+    adata: AnnData, steps: Steps, batch_key: str | None, about: dict[str, Any], progress: bool
+) -> FoundMatrix:
+    """Find the matrix to use, unless an earlier process has done so."""
+    settings, name = about["settings"], " or ".join(about["files"]) or "the input"
+
+    def look() -> dict[str, Any]:
+        with reading_errors(Path(name)):
+            found = check(adata, batch_key, settings["label_key"], settings["values"])
+        return {"json": json.dumps(asdict(found))}
+
+    checked = usable(_checked(json.loads(str(steps.once("values", look)["json"]))), settings["method"])
+    return FoundMatrix(adata, checked, name, progress)
+
+
+def _append(
+    writer: StoreWriter,
+    x_NG: Matrix,
+    total_N: np.ndarray,
+    chosen_G: np.ndarray,
+    checked: Checked,
+    method: Method,
+) -> None:
+    """Write the chosen genes of a block of cells, and the totals over all counted genes."""
+    log1p_NG = normalised(x_NG, total_N, checked)
+    if not writer.has_counts:
+        writer.append(without_zeros(log1p_NG[:, chosen_G]))
+        return
+    size_N = totals_of_cp10k(x_NG, log1p_NG)
+    if method == "counts" and checked.where != "raw.X" and checked.sizes is None:
+        total_N = size_N = totals(x_NG)  # over the genes that are left, as the docstring of prepare says
+    writer.append(without_zeros(x_NG[:, chosen_G]), total_N, size_N)
 
 
 def _checked(found: dict[str, Any]) -> Checked:
@@ -240,31 +254,6 @@ def _value_type(largest: float, whole: bool) -> str:
     if not whole:
         return "float32"
     return next((name for name in ("uint8", "uint16", "uint32") if largest <= np.iinfo(name).max), "float32")
-
-
-def write_store(adata: AnnData, folder: str | Path) -> Store:
-    """Write the highly variable genes of prepared cells, in memory, to a store.
-
-    Totals are known from the normalised values only, and are rounded if the counts are whole numbers. Other counts
-    have rounding errors in log1p CP10k that a store by :func:`prepare_store` has not.
-    """
-    genes = np.flatnonzero(adata.var[keys.HVG].to_numpy(dtype=bool))
-    has_counts = keys.COUNTS in adata.layers
-    values = adata.layers[keys.COUNTS if has_counts else keys.LOGNORM]
-    largest = values.max() if has_counts else np.inf
-    whole = not ((values if isinstance(values, np.ndarray) else values.data) % 1).any()
-    with unfinished(folder) as part:
-        clear(part)
-        with StoreWriter(folder, part, len(genes), _value_type(largest, whole), has_counts) as writer:
-            for rows in slices(adata.n_obs):
-                x = tidy(values[rows])
-                if has_counts:
-                    size_N = totals_of_cp10k(x, tidy(adata.layers[keys.LOGNORM][rows]))
-                    near = whole and np.allclose(size_N, np.rint(size_N), rtol=0, atol=0.1)
-                    writer.append(without_zeros(x[:, genes]), np.rint(size_N) if near else size_N, size_N)
-                else:
-                    writer.append(without_zeros(x[:, genes]))
-            return writer.finish(AnnData(obs=adata.obs, var=adata.var.iloc[genes], uns=dict(adata.uns)))
 
 
 def read_cells(store: Store) -> AnnData:
@@ -284,13 +273,16 @@ def read_cells(store: Store) -> AnnData:
     return cells
 
 
-def read_store(folder: str | Path, *, memory_gb: float | None = None) -> Reading:
+def read_store(folder: str | Path, *, reads: Reads | None = None, memory_gb: float | None = None) -> Reading:
     """Open a store as a reading, which models take in place of an AnnData: ``model.fit(read_store(folder))``.
 
     Parameters
     ----------
     folder
         Folder of the store.
+    reads
+        "log1p" leaves the counts out, which only models of counts read; "counts" raises if there are none. ``None``:
+        all that the store holds.
     memory_gb
         Memory (of the device) that the cells may take, in GB; if they take more, each epoch reads them from the disk.
         ``None``: a quarter of what is free.
@@ -298,13 +290,15 @@ def read_store(folder: str | Path, *, memory_gb: float | None = None) -> Reading
     Raises
     ------
     ScmedleyError
-        There is no complete store, it is damaged, or ``memory_gb`` is negative.
+        There is no complete store, it is damaged, it lacks the counts that were asked for, or ``memory_gb`` is
+        negative.
     """
     if memory_gb is not None and not (isinstance(memory_gb, int | float) and 0 <= memory_gb < np.inf):
         raise ScmedleyError(f"memory_gb={memory_gb!r} is no amount of memory in GB. Give 0 or more, or None.")
     store = Store.open(folder)
     cells = read_cells(store)
-    kind: Reads = "counts" if store.has_counts else "log1p"
+    kind: Reads = reads or ("counts" if store.has_counts else "log1p")
+    counted = kind == "counts"
     reader = Reader(GeneNames.of(cells.var), kind, store.about["trained_on"])
     ours = cells.uns.get(keys.UNS, {})
     return Reading(
@@ -312,17 +306,10 @@ def read_store(folder: str | Path, *, memory_gb: float | None = None) -> Reading
         store.matrix("log1p"),
         cells.obs,
         ours.get("label_key") or None,
-        store.matrix("counts") if store.has_counts else None,
-        store.size_N if store.has_counts else None,
+        store.matrix("counts") if counted else None,
+        store.size_N if counted else None,
         memory_gb=memory_gb,
     )
-
-
-def with_reads(reading: Reading, kind: Reads) -> Reading:
-    """Return the reading of a store as a model of this kind reads it: counts only for a model of counts."""
-    if kind == "counts":
-        return reading
-    return replace(reading, reader=replace(reading.reader, kind=kind), counts_NG=None, total_N=None, _rows={})
 
 
 def store_new(reader: Reader, adata: AnnData, folder: str | Path, values: ValueKind = "auto") -> Reading:

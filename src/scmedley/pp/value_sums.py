@@ -14,11 +14,11 @@ from scipy.sparse import csr_matrix, vstack
 
 from scmedley import keys
 from scmedley.data.arrays import Matrix, aligned, without_zeros
+from scmedley.data.conversion import NEGATIVE
 from scmedley.data.evidence import Checked
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.inplace import layers_of
 from scmedley.data.matrix import counted, find_values, normalised
-from scmedley.data.reader import NEGATIVE
 from scmedley.data.scan import LARGEST, n_stored
 from scmedley.errors import ScmedleyError
 from scmedley.keys import ValueKind

@@ -22,7 +22,7 @@ from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import CHECK_COLUMNS, decoder
 from scmedley.models import VAE, MixedEffects, load
-from scmedley.pp.stored import read_store, with_reads
+from scmedley.pp.stored import read_store
 from scmedley.runs.folder import (
     CELLS,
     CHECK,
@@ -190,21 +190,21 @@ def read_reading(folder: Path, model: MixedEffects | VAE, adata: AnnData | None 
     store = store_of(folder)
     if store is None:
         return model.read(read_cells(folder) if adata is None else adata)
+    of_model = decoder(model)
     try:
-        reading = read_store(store)
+        reading = read_store(store, reads=of_model.reader.kind)
     except ScmedleyError as error:
         raise ScmedleyError(
             f"{error} The run in {folder} trained on that store: its embeddings and tables are still there, and this "
             "step needs the values. Repeat the command of the run with --overwrite, or bring the store back."
         ) from error
     obs = read_obs(folder) if adata is None else adata.obs
-    of_model = decoder(model)
     if not reading.obs.index.equals(obs.index) or reading.reader.genes.names != of_model.reader.genes.names:
         raise ScmedleyError(
             f"{store} holds other cells or genes than the run in {folder}: it was prepared again. Run again with "
             "--overwrite."
         )
-    return with_reads(replace(reading, obs=obs), of_model.reader.kind)
+    return replace(reading, obs=obs)
 
 
 def read_obs(folder: Path) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """The training loop for every network that is :class:`~scmedley.train.trainable.Trainable`."""
 
-import math
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +10,13 @@ from typing import Any, Self
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from scmedley import distributed
 from scmedley.data.order import WHOLE, Shares, n_minibatches, split
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import autocast
 from scmedley.errors import ScmedleyError
+from scmedley.io.progress import progress_bar
 from scmedley.train import checkpoint
 from scmedley.train.schedule import Stepper
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
@@ -135,7 +133,8 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
     run = _resume(network, stages, plan, len(train))
     state = run.state
     n_epochs = [stage.epochs or plan.max_epochs for stage in stages]
-    bar = _bar(sum(n_epochs), plan)
+    shown = plan.progress and distributed.is_first()
+    bar = progress_bar(sum(n_epochs), plan.label, "epoch", shown)
     bar.update(state.epoch)
     try:
         for number in range(max(state.stage, 0), len(stages)):
@@ -163,15 +162,6 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
     network.finish(known)
     distributed.synchronise(network.state_dict().values())
     return state
-
-
-def _bar(n_epochs: int, plan: Plan) -> Any:
-    """Return a progress bar; in a log file it is drawn only at its beginning and its end, in one line."""
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal or a notebook
-    seconds = 0.5 if live else math.inf
-    hidden = not (plan.progress and distributed.is_first())
-    how: Any = {"mininterval": seconds, "maxinterval": max(10.0, seconds), "disable": hidden}
-    return tqdm(total=n_epochs, desc=plan.label, unit="epoch", **how)
 
 
 def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: int) -> _Run:
