@@ -199,7 +199,7 @@ def test_scores_of_many_cells_are_of_a_sample(shell, data, tmp_path, monkeypatch
         )
     assert record(out["disk"])["sample"] == record(out["memory"])["sample"]
     page = (out["disk"] / "report.html").read_text()
-    for name in ("scores", "null", "pairs"):
+    for name in ("scores", "null", "pairs", "maps"):
         assert record(out["disk"])["sample"][name] in page
     cells = ad.read_h5ad(out["disk"] / "integrated.h5ad")
     drawn = np.isfinite(cells.obsm[keys.NULL]).all(axis=1)

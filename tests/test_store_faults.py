@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -182,6 +183,46 @@ def test_damaged_stores_are_refused(cells, tmp_path):
         read_store(folder)
     with pytest.raises(ScmedleyError, match="exists and is no store of cells"):
         prepare_store(cells, folder, "donor", **SETTINGS)
+
+
+def flipped(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x80
+    path.write_bytes(data)
+
+
+def test_each_damaged_file_is_named(cells, tmp_path):
+    prepare_store(cells, tmp_path / "whole", "donor", **SETTINGS)
+    folder = tmp_path / "store"
+    for damage, said in (
+        (lambda: (folder / stores.CELLS).unlink(), r"cells\.h5ad cannot be read"),
+        (lambda: os.truncate(folder / stores.CELLS, 3000), r"cells\.h5ad cannot be read"),
+        (lambda: (folder / stores.HEADER).write_text("[1]"), "is not a complete store"),
+        (lambda: (folder / stores.HEADER).write_text('{"version": 1}'), r"store\.json is damaged"),
+        (lambda: flipped(folder / stores.ROWS, 8 * 7 + 7), r"rows\.bin holds wrong numbers"),
+        (lambda: flipped(folder / stores.GENES, 2 * 7 + 1), r"genes\.bin holds wrong numbers"),
+    ):
+        shutil.copytree(tmp_path / "whole", folder)
+        damage()
+        with pytest.raises(ScmedleyError, match=said):
+            read_store(folder).log1p_NG[:5]
+        with pytest.raises(ScmedleyError, match=r"damaged|not a complete store"):
+            stored._used_again(folder, Store.open(tmp_path / "whole").about["made_from"])
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("memory_gb", [-1, float("nan"), float("inf"), "4"])
+def test_memory_is_a_number_from_zero(tmp_path, memory_gb):
+    with pytest.raises(ScmedleyError, match="no amount of memory"):
+        read_store(tmp_path, memory_gb=memory_gb)
+
+
+def test_columns_that_were_converted_are_said_each_time(tmp_path):
+    cells = nested_design()
+    cells.obs["mixed"] = [1.5, "x"] * (cells.n_obs // 2)
+    for _ in range(2):
+        with pytest.warns(ScmedleyWarning, match=r"store: Written as text.*obs\['mixed'\]"):
+            prepare_store(cells, tmp_path / "store", "donor", **SETTINGS)
 
 
 def test_unreadable_input_is_named(cells, tmp_path, monkeypatch):

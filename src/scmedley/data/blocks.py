@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from scmedley.data.arrays import Matrix
+from scmedley.data.scan import consecutive
 from scmedley.data.store import Values
 
 CELLS = 4096  # cells of a block
@@ -34,7 +36,10 @@ def blocks(x_NG: Values, rows: np.ndarray | None = None) -> Iterator[tuple[slice
         Numbers of the cells to read, in this order; all by default.
     """
     for part in slices(x_NG.shape[0] if rows is None else len(rows)):
-        yield part, x_NG[part if rows is None else rows[part]]
+        if rows is None and isinstance(x_NG, csr_matrix):
+            yield part, consecutive(x_NG, part)
+        else:
+            yield part, x_NG[part if rows is None else rows[part]]
 
 
 def add_rows(x_NG: Matrix, group_N: np.ndarray, *sums: tuple[np.ndarray, Function]) -> None:

@@ -64,8 +64,8 @@ class Store:
         """
         folder = Path(folder)
         try:
-            about = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            about = dict(json.loads((folder / HEADER).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise ScmedleyError(
                 f"{folder} is not a complete store of cells: {HEADER} cannot be read ({error}). Check the folder (that "
                 f"of a run is its folder {folder.name}/store), or prepare the cells again: {HEADER} is written last."
@@ -76,7 +76,14 @@ class Store:
                 "Prepare the cells again."
             )
         store = cls(folder, about)
-        for name, size in store.file_bytes().items():
+        try:
+            sizes = store.file_bytes()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScmedleyError(
+                f"{folder / HEADER} is damaged ({type(error).__name__}: {error}). Delete the folder and prepare the "
+                "cells again."
+            ) from error
+        for name, size in sizes.items():
             found = (folder / name).stat().st_size if (folder / name).exists() else 0
             if found != size:
                 raise ScmedleyError(
@@ -133,20 +140,31 @@ class Store:
             if found.hexdigest() != wanted:
                 self._raise_damaged(f"cells {first + 1:,} to {stop:,}")
             first = stop
-        with (self.folder / CELLS).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sums["cells"]:
-                self._raise_damaged(CELLS)
+        try:
+            with (self.folder / CELLS).open("rb") as file:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == sums["cells"]
+        except OSError as error:
+            raise self.damaged(f"{CELLS} cannot be read ({error.strerror})") from error
+        if not same:
+            self._raise_damaged(CELLS)
+
+    def damaged(self, why: str) -> ScmedleyError:
+        """Return the error of a store that is damaged."""
+        return ScmedleyError(
+            f"{self.folder} is damaged: {why}. Delete the folder and prepare the cells again."
+        )
 
     def _raise_damaged(self, what: str) -> None:
-        raise ScmedleyError(
-            f"{self.folder} is damaged: the checksum of {what} is not the one of {HEADER}. Delete the folder and "
-            "prepare the cells again."
-        )
+        raise self.damaged(f"the checksum of {what} is not the one of {HEADER}")
 
     @cached_property
     def row_N1(self) -> np.ndarray:
         """The row pointers, in memory, N + 1."""
-        return np.fromfile(self.folder / ROWS, dtype=np.int64)
+        row_N1 = np.fromfile(self.folder / ROWS, dtype=np.int64)
+        # A wrong one would be read as other cells.
+        if row_N1[0] != 0 or row_N1[-1] != self.nnz or (np.diff(row_N1) < 0).any():
+            raise self.damaged(f"{ROWS} holds wrong numbers")
+        return row_N1
 
     @cached_property
     def total_N(self) -> np.ndarray:
@@ -170,6 +188,8 @@ class Store:
             self._read(name, np.dtype(self.about[kind]), first_R, last_R)
             for name, kind in ((GENES, "gene_type"), (VALUES, "value_type"))
         )
+        if genes.max(initial=0) >= max(self.shape[1], 1):
+            raise self.damaged(f"{GENES} holds wrong numbers")
         return genes, values
 
     def matrix(self, part: Part) -> "StoredMatrix":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData, read_h5ad
+from anndata import AnnData
 
 from scmedley import keys
 from scmedley.data import store as stores
@@ -34,7 +34,7 @@ from scmedley.pipeline.cells import Say
 from scmedley.pp.gene_moments import GroupMoments
 from scmedley.pp.genes import gene_groups, takes_all
 from scmedley.pp.split import PARTS
-from scmedley.pp.stored import prepare_store, read_store
+from scmedley.pp.stored import prepare_store, read_cells, read_store
 from scmedley.runs.folder import DATA, STORE, versions
 
 ALL = "all"  # the store of all genes
@@ -155,7 +155,7 @@ def reading_of(folder: Path, obs: pd.DataFrame, reads: Reads) -> Reading:
 
 def _cells(folder: Path, experiment: Experiment) -> AnnData:
     """Return the cells of a store, with the columns of the experiment as categories."""
-    cells = read_h5ad(folder / stores.CELLS)
+    cells = read_cells(Store.open(folder))
     for key in (experiment.batch_key, experiment.label_key, experiment.donors, *experiment.targets):
         role = "target" if key in experiment.targets else "donor"
         cells.obs[key] = as_categories(column(cells, key, role))

@@ -203,8 +203,8 @@ class StoreWriter:
         with writing_errors(self.folder, _full(self.folder)):
             for file in self._files.values():
                 file.close()
-            write_h5ad(cells, self.part / store.CELLS)
-            header = self._header() | about
+            notes = write_h5ad(cells, self.part / store.CELLS)
+            header = self._header() | {"notes": notes} | about
             header["checksums"] = {**self._sums, "cells": sha256(self.part / store.CELLS)}
             header["trained_on"] = trained_on(cells, Store(self.part, header).matrix("log1p"))
             _replace(self.part / store.HEADER, json.dumps(header, indent=1).encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData, read_h5ad
+from anndata import AnnData
 
 from scmedley import io, keys
 from scmedley.data import store as stores
@@ -16,6 +16,7 @@ from scmedley.data.design import Design
 from scmedley.data.evidence import Checked
 from scmedley.data.factors import Factors
 from scmedley.data.reader import Reading
+from scmedley.data.store import Store
 from scmedley.data.terms import Terms
 from scmedley.errors import ScmedleyError, heard
 from scmedley.io.lazy import opened, read_obsm
@@ -32,7 +33,7 @@ from scmedley.pp.join import opened_batches, read_batches
 from scmedley.pp.overlap import overlap
 from scmedley.pp.prepared import check_factors, read_prepared, store_batches
 from scmedley.pp.split import check_split
-from scmedley.pp.stored import prepare_store, read_store
+from scmedley.pp.stored import prepare_store, read_cells, read_store
 
 
 def prepared_cells(
@@ -108,7 +109,7 @@ def _on_disk(
             checked = prepare_store(
                 source, place.folder, config.batch, progress=this.progress, **_options(config)
             )
-            adata = read_h5ad(place.folder / stores.CELLS)
+            adata = read_cells(Store.open(place.folder))
             adata.uns[keys.UNS] = {**adata.uns[keys.UNS], keys.STORE: place.about(this.folder)["folder"]}
             if config.fixed is not None:
                 adata.obsm[config.fixed] = _given(inputs, config.fixed, source.obs_names, adata.obs_names)

@@ -11,6 +11,7 @@ from scmedley import keys
 from scmedley.data.reader import Reading
 from scmedley.data.sampling import FLOOR, drawn
 from scmedley.pipeline.config import RunConfig
+from scmedley.pp.maps import MAP_CELLS
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Sample:
             f"{of}: fewer than the network that it is compared with, and with fewer steps. It may separate its "
             "batches less for that reason alone, so a leak slightly above it is weak evidence.",
             "pairs": f"Computed from {len(self.paired):,} {of}; each group keeps {FLOOR} cells or all that it has.",
+            "maps": f"UMAP was fitted to {MAP_CELLS:,} of {self.n_cells:,} cells, drawn at random. Every other cell is "
+            "placed between its nearest neighbours among them.",
         }
 
 

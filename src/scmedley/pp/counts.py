@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.data.arrays import Matrix
-from scmedley.data.blocks import slices
+from scmedley.data.blocks import blocks
 from scmedley.data.conversion import NEGATIVE
 from scmedley.data.design import as_categories
 from scmedley.data.evidence import TARGET_SUM, Checked
@@ -289,11 +289,12 @@ def kept_genes(cells_G: np.ndarray, min_cells: int) -> np.ndarray:
 
 def _passing(x: Matrix, min_genes: int, min_cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Return masks of the cells that the filters keep, and of the genes kept among these cells."""
-    found_N = [np.asarray((x[rows] != 0).sum(axis=1)).ravel() for rows in slices(x.shape[0])]
+    found_N = [np.asarray((x_NG != 0).sum(axis=1)).ravel() for _, x_NG in blocks(x)]
     cells = kept_cells(np.concatenate(found_N), min_genes)
     found_G = np.zeros(x.shape[1], dtype=np.int64)
-    for rows in slices(x.shape[0]):
-        found_G += np.asarray((x[rows][cells[rows]] != 0).sum(axis=0)).ravel()
+    for rows, x_NG in blocks(x):
+        kept_NG = x_NG if cells[rows].all() else x_NG[cells[rows]]
+        found_G += np.asarray((kept_NG != 0).sum(axis=0)).ravel()
     return cells, kept_genes(found_G, min_cells)
 
 

@@ -18,6 +18,7 @@ from scmedley.device import threads_kept
 from scmedley.errors import ScmedleyError
 
 PCA_CELLS = 100_000  # training cells from which principal components are fitted, if there are more
+MAP_CELLS = 30_000  # cells to which a UMAP is fitted, if there are more
 _PLACED = 65_536  # cells that are placed on a map at once
 
 
@@ -115,7 +116,7 @@ def umap(
     adata: AnnData,
     basis: str,
     *,
-    max_cells: int = 30_000,
+    max_cells: int = MAP_CELLS,
     seed: int = 0,
     rest: Literal["missing", "placed"] = "missing",
 ) -> None:

@@ -23,7 +23,7 @@ from scmedley.data.matrix import COUNTS_LAYER, normalised
 from scmedley.data.reader import Reader, Reading
 from scmedley.data.stacked import StackedCells
 from scmedley.data.store import Store
-from scmedley.errors import ScmedleyError, listed, warn
+from scmedley.errors import ScmedleyError, listed, one_line, warn
 from scmedley.io.lazy import opened, stored_by_column
 from scmedley.io.reading import reading_errors
 from scmedley.io.source import made_from
@@ -116,9 +116,13 @@ def prepare_store(
     with _opened(source, batch_key, values) as (adata, paths):
         about = made_from(adata, paths, settings)
         if (folder / stores.HEADER).exists():
-            return _used_again(folder, about)
-        with unfinished(folder) as part:
-            return _prepared(adata, folder, part, Factors.of(batch_key), about, progress)
+            checked = _used_again(folder, about)
+        else:
+            with unfinished(folder) as part:
+                checked = _prepared(adata, folder, part, Factors.of(batch_key), about, progress)
+    for line in Store.open(folder).about.get("notes", ()):
+        warn(f"{stores.CELLS} of the store: {line}")
+    return checked
 
 
 @contextmanager
@@ -252,6 +256,23 @@ def _value_type(largest: float, whole: bool) -> str:
     return next((name for name in ("uint8", "uint16", "uint32") if largest <= np.iinfo(name).max), "float32")
 
 
+def read_cells(store: Store) -> AnnData:
+    """Read the table of the cells of a store: obs, var and uns, without a matrix.
+
+    Raises
+    ------
+    ScmedleyError
+        The file is missing, damaged, or holds other cells than the store.
+    """
+    try:
+        cells = read_h5ad(store.folder / stores.CELLS)
+    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
+        raise store.damaged(f"{stores.CELLS} cannot be read ({one_line(error)})") from error
+    if cells.shape != store.shape:
+        raise store.damaged(f"{stores.CELLS} holds {cells.n_obs:,} cells and {cells.n_vars:,} genes")
+    return cells
+
+
 def read_store(folder: str | Path, *, reads: Reads | None = None, memory_gb: float | None = None) -> Reading:
     """Open a store as a reading, which models take in place of an AnnData: ``model.fit(read_store(folder))``.
 
@@ -269,10 +290,13 @@ def read_store(folder: str | Path, *, reads: Reads | None = None, memory_gb: flo
     Raises
     ------
     ScmedleyError
-        There is no complete store, or it lacks the counts that were asked for.
+        There is no complete store, it is damaged, it lacks the counts that were asked for, or ``memory_gb`` is
+        negative.
     """
+    if memory_gb is not None and not (isinstance(memory_gb, int | float) and 0 <= memory_gb < np.inf):
+        raise ScmedleyError(f"memory_gb={memory_gb!r} is no amount of memory in GB. Give 0 or more, or None.")
     store = Store.open(folder)
-    cells = read_h5ad(store.folder / stores.CELLS)
+    cells = read_cells(store)
     kind: Reads = reads or ("counts" if store.has_counts else "log1p")
     counted = kind == "counts"
     reader = Reader(GeneNames.of(cells.var), kind, store.about["trained_on"])
