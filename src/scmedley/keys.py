@@ -12,9 +12,7 @@ LOGNORM = "log1p_cp10k"  # layers: log1p of counts per 10,000 (nats)
 HVG = "highly_variable"  # var: scanpy's flag
 BATCH = "scmedley_batch"  # obs: the combination of levels of each cell, with a design of several factors
 SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
-ON_MAP = (
-    "scmedley_on_map"  # obs: whether the UMAP was fitted to the cell; others are placed between such cells
-)
+ON_MAP = "scmedley_on_map"  # obs: whether the UMAP was fitted to the cell; others are placed beside them
 
 FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds

@@ -67,10 +67,15 @@ def file_of(experiment: Experiment, folder: Path | None) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
+def fold_name(split: Split, fold: int) -> str:
+    """Return the name of a fold, and of its store."""
+    return f"{split}-fold{fold}"
+
+
 def all_folds(obs: pd.DataFrame, experiment: Experiment) -> dict[str, np.ndarray]:
     """Return the part of each cell in every fold of an experiment, by name of the fold."""
     return {
-        f"{split}-fold{fold}": parts(obs, experiment, split, fold)
+        fold_name(split, fold): parts(obs, experiment, split, fold)
         for split in experiment.splits
         for fold in range(experiment.n_folds(split))
     }

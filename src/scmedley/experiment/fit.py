@@ -27,7 +27,7 @@ from scmedley.models.base import Model
 from scmedley.models.catalogue import PCA, is_null, methods
 from scmedley.peers import embed_peer
 from scmedley.pipeline.sample import cells_of
-from scmedley.pp.maps import pca, principal_components, umap
+from scmedley.pp.maps import pca, umap
 from scmedley.runs.folder import CHECKPOINTS, CLASSIFIED, HISTORY, LATENT, MAP, SCORES, TASK
 
 SCORED = "scmedley_scored"  # obs: cells that probes are trained on, and cells that are scored
@@ -130,12 +130,8 @@ def _embed(job: Job, adata: AnnData) -> tuple[dict[str, np.ndarray], Model[Any] 
                 f"The data have no obsm[{method!r}]; they have {', '.join(adata.obsm) or 'none'}."
             )
         return {"": _given(adata.obsm[method], method)}, None
-    if job.store is None:
-        pca(adata, experiment.n_latent, task.seed)
-    else:
-        train = np.flatnonzero(adata.obs[keys.SPLIT] == "train")
-        values = reading_of(job.store, adata.obs, "log1p").log1p_NG
-        adata.obsm[keys.PCA] = principal_components(values, train, experiment.n_latent, task.seed)
+    stored = None if job.store is None else reading_of(job.store, adata.obs, "log1p")
+    pca(adata, experiment.n_latent, task.seed, reading=stored)
     if method == PCA:
         return {"": np.asarray(adata.obsm[keys.PCA])}, None
     z_NP = embed_peer(

@@ -11,7 +11,7 @@ from typing import Any
 
 from anndata import AnnData
 
-from scmedley.experiment.cells import read_cells
+from scmedley.experiment.cells import fold_name, read_cells
 from scmedley.experiment.config import Experiment, Split
 from scmedley.experiment.stored import read_fold
 from scmedley.models.catalogue import Row
@@ -37,11 +37,6 @@ class Task:
         if method != self.method:  # two methods must not share a folder
             method += "-" + hashlib.sha256(self.method.encode()).hexdigest()[:6]
         return f"{self.split}-fold{self.fold}-seed{self.seed}-{method}"
-
-
-def fold_name(split: Split, fold: int) -> str:
-    """Return the name of a fold, and of its store."""
-    return f"{split}-fold{fold}"
 
 
 def tasks(experiment: Experiment) -> tuple[list[Task], list[Task]]:

@@ -232,9 +232,7 @@ def read_map(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | 
         obs = read_elem(file["obs"])
         z_NP, xy_N2 = (np.asarray(obsm[key], dtype=np.float32) for key in (basis, keys.umap(basis)))
     drawn = (obs[keys.SPLIT] == "train").to_numpy() & np.isfinite(xy_N2).all(axis=1)
-    if (
-        keys.ON_MAP in obs
-    ):  # the UMAP of many cells is that of a sample, and the others were placed between them
+    if keys.ON_MAP in obs:  # of many cells the UMAP is that of a sample, between which the others were placed
         drawn &= obs[keys.ON_MAP].to_numpy(dtype=bool)
     return (z_NP[drawn], xy_N2[drawn]) if drawn.any() else None
 
