@@ -83,9 +83,9 @@ def nothing_of(store: Path) -> bool:
 @contextmanager
 def locked(store: Path, say: Say) -> Iterator[None]:
     """Lock a store that several runs may share: they wait for the one that writes it."""
-    store.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.with_name(f".{store.name}.lock"))
     try:
+        store.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         say(f"Another run is writing {store}: waiting for it")
