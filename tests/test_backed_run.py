@@ -58,9 +58,9 @@ def record(out: Path) -> dict:
     return json.loads((out / "run.json").read_text())
 
 
-def test_cells_are_those_of_a_run_in_memory(shell, data, disk, tmp_path):
+def test_cells_and_results_are_those_of_a_run_in_memory(shell, data, disk, tmp_path):
     out = tmp_path / "run"
-    shell.well("fit", data, *OPTIONS, "--no-backed", "--no-null", "--out", out)
+    shell.well("run", data, *OPTIONS, "--no-backed", "--out", out)
     memory, stored = ad.read_h5ad(out / "integrated.h5ad"), ad.read_h5ad(disk / "integrated.h5ad")
     assert memory.obs_names.equals(stored.obs_names)
     assert list(stored.var_names) == list(memory.var_names[memory.var[keys.HVG]])
@@ -72,6 +72,11 @@ def test_cells_are_those_of_a_run_in_memory(shell, data, disk, tmp_path):
     assert record(disk)["store"]["folder"] == "store"
     values = read_store(disk / "store").log1p_NG[:]
     assert (values != memory.layers[keys.LOGNORM][:, memory.var[keys.HVG].to_numpy()]).nnz == 0
+    assert set(memory.obsm) - set(stored.obsm) == {"X_mine"}  # of the input, which has it
+    for key, values_NP in stored.obsm.items():
+        np.testing.assert_array_equal(memory.obsm[key], values_NP, err_msg=key)
+    for name in ("scores.csv", "history.csv", "gene_shifts.csv", "counterfactual_check.csv", "label_accuracy.csv"):
+        assert (disk / name).read_bytes() == (out / name).read_bytes(), name
 
 
 def test_a_run_from_a_store_is_complete(disk):
