@@ -18,8 +18,10 @@ from scmedley.experiment import fit as fitting
 from scmedley.experiment.config import Experiment
 from scmedley.experiment.grid import gpu_of, run
 from scmedley.experiment.tune import tune
+from scmedley.io.store import unfinished
 from scmedley.models import load
 from scmedley.pipeline import backed, fit, preparing
+from scmedley.pipeline.config import RunConfig
 from scmedley.pp.stored import read_store
 
 LABEL = ("--label", "cell_type")
@@ -138,6 +140,23 @@ def test_input_that_cannot_be_used_leaves_nothing(shell, data, tmp_path):
     said = shell("run", data, *OPTIONS, "--backed", "--out", tmp_path / "run", "--batch", "absent")
     assert "absent" in said.error
     assert not (tmp_path / "run").exists()
+
+
+def test_what_another_process_has_begun_stays(tmp_path):
+    with unfinished(tmp_path / "store") as part:
+        assert backed.nothing_of(tmp_path / "store")
+        assert part.is_dir()
+        (part / "scan.npz").touch()
+        assert not backed.nothing_of(tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["model", ".checkpoints/cells", "store/cells"])
+def test_a_store_in_a_place_of_the_run_itself(name, data, tmp_path):
+    out = tmp_path / "run"
+    config = RunConfig(store=str(out / name))
+    with pytest.raises(ScmedleyError, match=f"writes its own {name.split('/')[0]} there"):
+        backed.place_of(config, [data], out, overwrite=False)
+    assert backed.place_of(replace(config, store=str(out / "cells")), [data], out, overwrite=False)
 
 
 @pytest.fixture
