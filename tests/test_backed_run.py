@@ -77,7 +77,13 @@ def test_cells_and_results_are_those_of_a_run_in_memory(shell, data, disk, tmp_p
     assert set(memory.obsm) - set(stored.obsm) == {"X_mine"}  # of the input, which has it
     for key, values_NP in stored.obsm.items():
         np.testing.assert_array_equal(memory.obsm[key], values_NP, err_msg=key)
-    for name in ("scores.csv", "history.csv", "gene_shifts.csv", "counterfactual_check.csv", "label_accuracy.csv"):
+    for name in (
+        "scores.csv",
+        "history.csv",
+        "gene_shifts.csv",
+        "counterfactual_check.csv",
+        "label_accuracy.csv",
+    ):
         assert (disk / name).read_bytes() == (out / name).read_bytes(), name
 
 
@@ -175,6 +181,13 @@ def test_other_commands_read_the_store(shell, copied, tmp_path):
     shell.well("project", copied, "--select", query, "--to", "sc_10x", "--out", out)
     obs = io.read(tmp_path / "as.h5ad").obs
     assert set(obs["cell_type"]) == {"H2228"}
+
+
+def test_a_mistake_does_not_cost_the_store_that_was_to_be_overwritten(shell, data, copied):
+    before = tree(copied)
+    said = shell("run", data, "--batch", "typo", *SMALL, "--backed", "--overwrite", "--out", copied)
+    assert "typo" in said.error
+    assert tree(copied) == before
 
 
 def test_a_file_without_a_matrix(shell, disk, tmp_path):
