@@ -1,7 +1,7 @@
 """Tables of ``results/atlas.json``: what was measured, and how well formulae predict it.
 
 Memory and time of a step are linear in the number of cells: the formulae say by how many bytes a cell, from the types
-of the arrays that a step holds, and are checked by predicting the largest atlas from the second largest.
+of the arrays that a step holds, and are checked by predicting larger atlases from the smallest.
 
 Shapes: N cells, G genes, P latent dimensions.
 """
@@ -63,7 +63,7 @@ def measured(found: dict[str, Result]) -> str:
 
 
 def predicted(found: dict[str, Result]) -> str:
-    """Return a table of predictions for the largest atlas from the second largest, beside what was measured."""
+    """Return a table of predictions of larger atlases from the smallest, beside what was measured."""
     lines = ["| what | formula | predicted | measured |", "|---|---|---:|---:|"]
     lines += [f"| {' | '.join(row)} |" for row in _predictions(found)]
     return "\n".join(lines) + "\n"
@@ -79,22 +79,23 @@ def _predictions(found: dict[str, Result]) -> Iterator[tuple[str, str, str, str]
         yield "store, MB", formula, _number(expected), _number(sum(prepared["bytes"].values()) / 1e6)
     if len(sizes) < 2:
         return
-    fewer, more = sizes[-2:]
-    added = int(more) - int(fewer)
-    for name in OWN:
-        there, here = found[fewer].get(name, {}), found[more].get(name, {})
-        if "seconds" in there and "seconds" in here:
-            per_cell, with_values, why = OWN[name]
-            per_cell += values if with_values else 0
-            formula = f"that of {int(fewer):,} cells + {per_cell:.0f} bytes a cell more: {why}"
-            expected = there["own_MB"] + added * per_cell / 1e6
-            yield f"own memory, {name}, MB", formula, _number(expected), _number(here["own_MB"])
-    for name in found[more]:
-        there, here = found[fewer].get(name, {}), found[more][name]
+    fewer, *others = sizes
+    for name, (per_cell, with_values, why) in OWN.items():
+        for more in others:
+            there, here = found[fewer].get(name, {}), found[more].get(name, {})
+            if "seconds" in there and "seconds" in here:
+                added = per_cell + (values if with_values else 0)
+                formula = f"that of {int(fewer):,} cells + {added:.0f} bytes a cell more: {why}"
+                expected = there["own_MB"] + (int(more) - int(fewer)) * added / 1e6
+                title = f"own memory, {name}, {int(more):,} cells, MB"
+                yield title, formula, _number(expected), _number(here["own_MB"])
+    for name in found[others[-1]]:
+        there, here = found[fewer].get(name, {}), found[others[-1]][name]
         if here.get("cells") and there.get("cells") and name != "counterfactual":
             formula = f"{here['cells'] / there['cells']:.1f} times that of {int(fewer):,} cells"
             seconds = there["cpu_seconds"] * here["cells"] / there["cells"]
-            yield f"CPU seconds, {name}", formula, _number(seconds), _number(here["cpu_seconds"])
+            title = f"CPU seconds, {name}, {int(others[-1]):,} cells"
+            yield title, formula, _number(seconds), _number(here["cpu_seconds"])
 
 
 def staged(found: dict[str, Result], sizes: list[str]) -> str:
