@@ -18,8 +18,10 @@ from scmedley.experiment import fit as fitting
 from scmedley.experiment.config import Experiment
 from scmedley.experiment.grid import gpu_of, run
 from scmedley.experiment.tune import tune
+from scmedley.io.store import unfinished
 from scmedley.models import load
 from scmedley.pipeline import backed, fit, preparing
+from scmedley.pipeline.config import RunConfig
 from scmedley.pp.stored import read_store
 
 LABEL = ("--label", "cell_type")
@@ -58,9 +60,9 @@ def record(out: Path) -> dict:
     return json.loads((out / "run.json").read_text())
 
 
-def test_cells_are_those_of_a_run_in_memory(shell, data, disk, tmp_path):
+def test_cells_and_results_are_those_of_a_run_in_memory(shell, data, disk, tmp_path):
     out = tmp_path / "run"
-    shell.well("fit", data, *OPTIONS, "--no-backed", "--no-null", "--out", out)
+    shell.well("run", data, *OPTIONS, "--no-backed", "--out", out)
     memory, stored = ad.read_h5ad(out / "integrated.h5ad"), ad.read_h5ad(disk / "integrated.h5ad")
     assert memory.obs_names.equals(stored.obs_names)
     assert list(stored.var_names) == list(memory.var_names[memory.var[keys.HVG]])
@@ -72,6 +74,11 @@ def test_cells_are_those_of_a_run_in_memory(shell, data, disk, tmp_path):
     assert record(disk)["store"]["folder"] == "store"
     values = read_store(disk / "store").log1p_NG[:]
     assert (values != memory.layers[keys.LOGNORM][:, memory.var[keys.HVG].to_numpy()]).nnz == 0
+    assert set(memory.obsm) - set(stored.obsm) == {"X_mine"}  # of the input, which has it
+    for key, values_NP in stored.obsm.items():
+        np.testing.assert_array_equal(memory.obsm[key], values_NP, err_msg=key)
+    for name in ("scores.csv", "history.csv", "gene_shifts.csv", "counterfactual_check.csv", "label_accuracy.csv"):
+        assert (disk / name).read_bytes() == (out / name).read_bytes(), name
 
 
 def test_a_run_from_a_store_is_complete(disk):
@@ -133,6 +140,23 @@ def test_input_that_cannot_be_used_leaves_nothing(shell, data, tmp_path):
     said = shell("run", data, *OPTIONS, "--backed", "--out", tmp_path / "run", "--batch", "absent")
     assert "absent" in said.error
     assert not (tmp_path / "run").exists()
+
+
+def test_what_another_process_has_begun_stays(tmp_path):
+    with unfinished(tmp_path / "store") as part:
+        assert backed.nothing_of(tmp_path / "store")
+        assert part.is_dir()
+        (part / "scan.npz").touch()
+        assert not backed.nothing_of(tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["model", ".checkpoints/cells", "store/cells"])
+def test_a_store_in_a_place_of_the_run_itself(name, data, tmp_path):
+    out = tmp_path / "run"
+    config = RunConfig(store=str(out / name))
+    with pytest.raises(ScmedleyError, match=f"writes its own {name.split('/')[0]} there"):
+        backed.place_of(config, [data], out, overwrite=False)
+    assert backed.place_of(replace(config, store=str(out / "cells")), [data], out, overwrite=False)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Which cells each minibatch of an epoch has: from a seed alone, split from reading them.
 
-Cells in memory are in one random order. Cells in a store are read in blocks of consecutive rows: the blocks are in
-random order, some hundred of them fill a buffer, and the cells of a buffer are in random order.
+Some ten thousand cells are in one random order. More of them, in memory as in a store, are taken in blocks of
+consecutive rows, as a store can be read: the blocks are in random order, some hundred of them fill a buffer, and the
+cells of a buffer are in random order.
 
 Several processes share each minibatch: it consists of K parts, and each process reads one of them. One process that
 reads all K parts has the same minibatches.

@@ -8,10 +8,12 @@ Shapes: N cells of the call at hand, G genes of the model.
 
 import copy
 import hashlib
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -82,6 +84,14 @@ class Reading:
         return self.log1p_NG.store if isinstance(self.log1p_NG, StoredMatrix) else None
 
     @cached_property
+    def n_values(self) -> int:
+        """Return the number of values other than 0."""
+        x_NG = self.log1p_NG
+        if isinstance(x_NG, np.ndarray):
+            return int(np.count_nonzero(x_NG))
+        return int(x_NG.nnz if isinstance(x_NG, StoredMatrix) else x_NG.count_nonzero())
+
+    @cached_property
     def digest(self) -> str:
         """Return the SHA-256 of the values (and of the counts if read), which a checkpoint compares."""
         if isinstance(self.log1p_NG, StoredMatrix):
@@ -138,18 +148,19 @@ class Reading:
         more than ``memory_gb``. ``counts``: whether minibatches have counts, if the cells do.
         """
         on, store, key = torch.device(device), self.store, str(torch.device(device))
+        codes = (b_N, on, y_N, scale, self.missing_G)
+        buffer = buffer_of(self.n_values / max(self.n_cells, 1))
         if store is None:
             if key not in self._rows:
                 self._rows[key] = MemoryRows(self.log1p_NG, on, self.counts_NG, self.total_N)
-            return Resident(self._rows[key], b_N, on, y_N, scale, self.missing_G)
+            return Stream(self._rows[key], sys.maxsize, Path(), buffer, *codes)
         stored = StoredRows(store, on, self.total_N)
         if key not in self._rows:
             self._rows[key] = stored.resident() if stored.n_bytes <= room(on, self.memory_gb) else stored
         rows = copy.copy(self._rows[key])
         rows.counts = counts and self.counts_NG is not None
         left = room(on, self.memory_gb) - (0 if self.memory_gb is None else stored.n_bytes)
-        buffer = buffer_of(store.nnz / max(self.n_cells, 1))
-        return Stream(rows, left, store.folder, buffer, b_N, on, y_N, scale, self.missing_G)
+        return Stream(rows, left, store.folder, buffer, *codes)
 
 
 Cells: TypeAlias = AnnData | Reading  # cells, or a reading of them, which saves time

@@ -149,10 +149,10 @@ class FileRows(OnDisk):
 
 
 class Stream(Resident):
-    """Cells of a store, in memory (:class:`~scmedley.data.resident.CompactRows`) or on the disk.
+    """Cells in memory, or in a store on the disk: the same minibatches, wherever they are.
 
-    More than a buffer of them are shuffled in blocks (:mod:`scmedley.data.order`), and fewer as cells that never were
-    in a store. From the disk, the next buffers are read in a thread.
+    More than a buffer of them are shuffled in blocks (:mod:`scmedley.data.order`). From the disk, the next buffers are
+    read in a thread.
 
     Parameters
     ----------

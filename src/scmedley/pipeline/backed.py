@@ -1,6 +1,5 @@
 """Where a run prepares its cells: in memory, or on disk in a store (:mod:`scmedley.data.store`)."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from scmedley.io.lazy import matrices_bytes
 from scmedley.io.store import LOCK, MADE_FROM
 from scmedley.pipeline.cells import Say
 from scmedley.pipeline.config import RunConfig
-from scmedley.runs.folder import RECORD, STORE
+from scmedley.runs.folder import OF_RUN, RECORD, STORE
 from scmedley.runs.record import Record
 
 
@@ -51,6 +50,11 @@ def place_of(config: RunConfig, inputs: Sequence[Path], out: Path, overwrite: bo
     folder = (Path(config.store) if config.store is not None else out / STORE).resolve()
     if config.backed is False:
         return None
+    parts = folder.relative_to(out.resolve()).parts if folder.is_relative_to(out.resolve()) else ()
+    if parts and parts[0] in OF_RUN and parts != (STORE,):
+        raise ScmedleyError(
+            f"--store {config.store}: the run writes its own {parts[0]} there. Choose another --store, or leave it out."
+        )
     if config.backed or config.store is not None:
         return Place(folder, f"The cells are prepared on disk, in {folder}.")
     before = None if overwrite else _before(out)
@@ -72,20 +76,21 @@ def _before(out: Path) -> Record | None:
 
 
 def nothing_of(store: Path) -> bool:
-    """Return whether nothing of a store was written that another call could go on with; what is left is removed."""
+    """Return whether nothing of a store was written that another call could go on with.
+
+    The unfinished folder is left alone: its writer removes it, and another process may have begun to write.
+    """
     part = store.with_name(f".{store.name}.part")
-    if store.exists() or (part.exists() and {path.name for path in part.iterdir()} - {LOCK, MADE_FROM}):
-        return False
-    shutil.rmtree(part, ignore_errors=True)
-    return True
+    begun = part.exists() and {path.name for path in part.iterdir()} - {LOCK, MADE_FROM}
+    return not store.exists() and not begun
 
 
 @contextmanager
 def locked(store: Path, say: Say) -> Iterator[None]:
     """Lock a store that several runs may share: they wait for the one that writes it."""
-    store.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(store.with_name(f".{store.name}.lock"))
     try:
+        store.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         say(f"Another run is writing {store}: waiting for it")

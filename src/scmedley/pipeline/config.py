@@ -59,8 +59,7 @@ class RunConfig:
     backed
         Prepare the cells on disk, block by block, and train from there: for files that do not fit in memory.
         integrated.h5ad then holds no matrix. By default cells are prepared on disk if the values in the input take more
-        than a quarter of the free memory. The networks are fitted to the same cells in another order, so latents and
-        scores differ as with another seed: give the option if a run must be repeated exactly.
+        than a quarter of the free memory. The results are the same.
     store
         Folder of the cells prepared on disk (default: store, in the results). Runs on the same file with the same
         batch, label, genes, filters, values and seed can share it: only the first prepares.
