@@ -1,7 +1,7 @@
 """Tables of ``results/atlas.json``: what was measured, and how well formulae predict it.
 
 Memory and time of a step are linear in the number of cells: the formulae say by how many bytes a cell, from the types
-of the arrays that a step holds, and are checked by predicting the largest atlas from the second largest.
+of the arrays that a step holds, and are checked by predicting larger atlases from the smallest.
 
 Shapes: N cells, G genes, P latent dimensions.
 """
@@ -13,24 +13,23 @@ from typing import Any
 
 Result = dict[str, Any]
 
-NAME = 72  # bytes of a cell's name: an object of text (64) and the pointer to it
-CODES = 4  # of its batch, label and part of the split in obs, 1 byte each, and the mark of a missing value
-POINTERS = 24  # in the store and in memory: where a cell's values begin, its total, its size factor's total
-P, COMPONENTS = 50, 50  # latent dimensions, and principal components
+NAME, HASH = (
+    72,
+    34,
+)  # bytes of a cell's name: text (64) and the pointer to it; and in pandas' table of the names
+CODES = 4  # of its batch, label and part of the split in obs, 1 byte each, and of the mark of a missing value
+POINTERS = 24  # in the store, and in memory: where a cell's values begin, and its two totals
+P = 50  # latent dimensions
 TRAINING = 0.7  # share of the cells
-STORED_TABLE = 38  # bytes of a cell's name and codes in cells.h5ad, compressed
+STORED_TABLE = 35  # bytes of a cell's name and codes in cells.h5ad, compressed
+READING = NAME + HASH + CODES + POINTERS + 2 * 8  # with the codes of batches and labels for a network
 
-# Bytes a cell of the process's own memory, for each step.
-TABLE = NAME + CODES
-READING = TABLE + POINTERS + 16  # with the codes of batches and labels, int64
-OWN = {
-    "prepare": (
-        TABLE + POINTERS + 3 * 8,
-        "table, totals, numbers of genes; the table again, without its text",
-    ),
-    "epoch of RE": (READING + 2 * 8, "table, pointers, codes, order of the rows"),
-    "epoch of FE": (READING + 2 * 8 + 2 * 4 * P * TRAINING, "the same, and latents of an epoch, twice"),
-    "embed": (READING + 2 * 4 * P, "table, pointers, codes, the latent, twice"),
+# Bytes a cell of the process's own memory, for each step: without and with the values of a cell in the store.
+OWN: dict[str, tuple[float, bool, str]] = {
+    "prepare": (NAME + 2 * HASH + CODES + 6 * 8, False, "names, numbers of genes and totals"),
+    "epoch of RE": (READING + 16 * 8, False, "names, pointers, codes, order of the rows"),
+    "epoch of FE": (READING + 16 * 8 + 4 * P * TRAINING, False, "as RE, and the latents of an epoch"),
+    "embed": (READING + 4 * P, True, "names, pointers, codes, values as stored, the latent"),
 }
 
 
@@ -64,41 +63,39 @@ def measured(found: dict[str, Result]) -> str:
 
 
 def predicted(found: dict[str, Result]) -> str:
-    """Return a table of predictions for the largest atlas from the second largest, beside what was measured."""
+    """Return a table of predictions of larger atlases from the smallest, beside what was measured."""
     lines = ["| what | formula | predicted | measured |", "|---|---|---:|---:|"]
     lines += [f"| {' | '.join(row)} |" for row in _predictions(found)]
     return "\n".join(lines) + "\n"
 
 
 def _predictions(found: dict[str, Result]) -> Iterator[tuple[str, str, str, str]]:
-    sizes = sorted(found, key=int)
+    sizes, values = sorted(found, key=int), 0.0
     if "seconds" in (prepared := found[sizes[-1]].get("prepare", {})):
         width = {"uint8": 1, "uint16": 2}.get(prepared["value_type"], 4)
-        per_cell = prepared["values_per_cell"] * (2 + width) + POINTERS + STORED_TABLE
-        text = f"N x (values of a cell x (2 + {width}) + {POINTERS + STORED_TABLE}) bytes"
-        size = sum(prepared["bytes"].values()) / 1e6
-        yield "store, MB", text, _number(int(sizes[-1]) * per_cell / 1e6), _number(size)
+        values = prepared["values_per_cell"] * (2 + width)
+        formula = f"N x (values of a cell x (2 + {width}) + {POINTERS + STORED_TABLE}) bytes"
+        expected = int(sizes[-1]) * (values + POINTERS + STORED_TABLE) / 1e6
+        yield "store, MB", formula, _number(expected), _number(sum(prepared["bytes"].values()) / 1e6)
     if len(sizes) < 2:
         return
-    fewer, more = sizes[-2:]
-    added = int(more) - int(fewer)
-    for name in found[more]:
-        there, here = found[fewer].get(name, {}), found[more][name]
-        if name in OWN and "error" not in there | here and "own_MB" in there:
-            per_cell, why = OWN[name]
-            text = f"that of {int(fewer):,} cells + {per_cell:.0f} bytes a cell more: {why}"
-            yield (
-                f"own memory, {name}, MB",
-                text,
-                _number(there["own_MB"] + added * per_cell / 1e6),
-                _number(here["own_MB"]),
-            )
-    for name in found[more]:
-        there, here = found[fewer].get(name, {}), found[more][name]
+    fewer, *others = sizes
+    for name, (per_cell, with_values, why) in OWN.items():
+        for more in others:
+            there, here = found[fewer].get(name, {}), found[more].get(name, {})
+            if "seconds" in there and "seconds" in here:
+                added = per_cell + (values if with_values else 0)
+                formula = f"that of {int(fewer):,} cells + {added:.0f} bytes a cell more: {why}"
+                expected = there["own_MB"] + (int(more) - int(fewer)) * added / 1e6
+                title = f"own memory, {name}, {int(more):,} cells, MB"
+                yield title, formula, _number(expected), _number(here["own_MB"])
+    for name in found[others[-1]]:
+        there, here = found[fewer].get(name, {}), found[others[-1]][name]
         if here.get("cells") and there.get("cells") and name != "counterfactual":
-            text = f"{here['cells'] / there['cells']:.1f} times that of {int(fewer):,} cells"
+            formula = f"{here['cells'] / there['cells']:.1f} times that of {int(fewer):,} cells"
             seconds = there["cpu_seconds"] * here["cells"] / there["cells"]
-            yield f"CPU seconds, {name}", text, _number(seconds), _number(here["cpu_seconds"])
+            title = f"CPU seconds, {name}, {int(others[-1]):,} cells"
+            yield title, formula, _number(seconds), _number(here["cpu_seconds"])
 
 
 def staged(found: dict[str, Result], sizes: list[str]) -> str:
