@@ -19,7 +19,7 @@ NAME, HASH = (
 )  # bytes of a cell's name: text (64) and the pointer to it; and in pandas' table of the names
 CODES = 4  # of its batch, label and part of the split in obs, 1 byte each, and of the mark of a missing value
 POINTERS = 24  # in the store, and in memory: where a cell's values begin, and its two totals
-P = 50  # latent dimensions
+P = 20  # latent dimensions
 TRAINING = 0.7  # share of the cells
 STORED_TABLE = 35  # bytes of a cell's name and codes in cells.h5ad, compressed
 READING = NAME + HASH + CODES + POINTERS + 2 * 8  # with the codes of batches and labels for a network
@@ -28,8 +28,13 @@ READING = NAME + HASH + CODES + POINTERS + 2 * 8  # with the codes of batches an
 OWN: dict[str, tuple[float, bool, str]] = {
     "prepare": (NAME + 2 * HASH + CODES + 6 * 8, False, "names, numbers of genes and totals"),
     "epoch of RE": (READING + 16 * 8, False, "names, pointers, codes, order of the rows"),
-    "epoch of FE": (READING + 16 * 8 + 4 * P * TRAINING, False, "as RE, and the latents of an epoch"),
-    "embed": (READING + 4 * P, True, "names, pointers, codes, values as stored, the latent"),
+    # Latent, batch and place of each training cell; twice while the parts of an epoch are joined.
+    "epoch of FE": (
+        READING + 16 * 8 + 2 * TRAINING * (4 * P + 16),
+        False,
+        "as RE, and the latents of an epoch",
+    ),
+    "embed": (READING + 2 * 4 * P, True, "names, pointers, codes, values as stored, the latent twice"),
 }
 
 
