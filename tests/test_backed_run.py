@@ -190,6 +190,14 @@ def test_a_mistake_does_not_cost_the_store_that_was_to_be_overwritten(shell, dat
     assert tree(copied) == before
 
 
+def test_another_stores_settings_leave_nothing_behind(shell, data, disk, tmp_path):
+    before, out = tree(disk / "store"), tmp_path / "new"
+    said = shell("fit", data, "--batch", "batch", *SMALL, "--store", disk / "store", "--out", out)
+    assert "label_key has changed" in said.error
+    assert not out.exists()
+    assert tree(disk / "store") == before
+
+
 def test_a_file_without_a_matrix(shell, disk, tmp_path):
     cells = disk / "integrated.h5ad"
     with pytest.raises(ScmedleyError, match="prepared its cells on disk, and holds no matrix"):

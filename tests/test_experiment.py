@@ -491,7 +491,7 @@ def test_what_the_values_were_is_said_recorded_and_known_to_each_fit(tmp_path: P
     tried, out = small(tmp_path / "cells.h5ad", values="log2"), tmp_path / "out"
     out.mkdir()
     record = Record(out / EXPERIMENT, {})
-    grid._prepare_cells(record, tried, None, said.append)
+    grid._prepare_cells(record, tried, None, said.append, progress=False, jobs=1, backed=False, store=None)
     assert record["prepare"]["values"]["kind"] == "log2"
     assert record["prepare"]["values"]["reason"] in said
     assert any("Antibody Capture" in line for line in record["warnings"])  # of reading

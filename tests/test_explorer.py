@@ -31,7 +31,9 @@ from scmedley.report import explorer, explorer_read
 from scmedley.report.build import build
 from scmedley.report.explorer import Cells, Explored, fit, pack
 from scmedley.report.explorer_read import explored
+from scmedley.runs.folder import RECORD
 from scmedley.runs.read import read
+from scmedley.runs.record import Record
 from tiny import DONORS
 
 WEB = Path(__file__).parent.parent / "web"
@@ -283,6 +285,7 @@ def test_means_are_taken_in_blocks_without_a_second_array_of_all_pairs(tmp_path:
     adata = AnnData(sparse.csr_matrix(x), layers={keys.LOGNORM: sparse.csr_matrix(x)})
     adata.var_names = list(genes)
     adata.write_h5ad(tmp_path / "integrated.h5ad")
+    Record(tmp_path / RECORD, {"config": {}}).write("done")
     read_means = partial(explorer_read._measured, tmp_path, genes, np.arange(5), pair_N, 10)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(explorer_read, "ROWS", 50)

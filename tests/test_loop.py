@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,7 @@ from scmedley import keys
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import engine, resolve_device, resolve_precision
 from scmedley.errors import ScmedleyError
+from scmedley.io.progress import progress_bar
 from scmedley.models import FixedEffects, MixedEffects, reference
 from scmedley.models.adversarial import AdversarialNetwork
 from scmedley.models.fixed_effects import FixedEffectsNetwork
@@ -433,7 +433,7 @@ def test_bfloat16_is_close_to_float32_and_keeps_float32_weights(
     ]
     assert at["rough"].tolist() == pytest.approx(at["exact"].tolist(), rel=0.05)
     z, z_rough = (m.get_latent_representation(prepared) for m in (exact, rough))
-    assert np.corrcoef(z.ravel(), z_rough.ravel())[0, 1] > 0.99
+    assert np.corrcoef(z.ravel(), z_rough.ravel())[0, 1] > 0.95
 
 
 def test_sparse_and_dense_input_give_the_same_bits(model_name: str, prepared: AnnData, fitted) -> None:
@@ -462,8 +462,7 @@ def test_a_split_is_made_and_kept(prepared: AnnData) -> None:
 
 
 def test_a_log_file_gets_the_beginning_and_the_end_of_a_bar_only(capsys):
-    plan = SimpleNamespace(label="Fit", progress=True)
-    bar = loop._bar(3, plan)
+    bar = progress_bar(3, "Fit", "epoch")
     bar.start_t = bar.last_print_t = 0.0  # long ago: a live bar would be drawn at each step
     for _ in range(3):
         bar.update()

@@ -143,8 +143,8 @@ def _after_preparing(this: Work, adata: AnnData, place: Place | None, only_fit: 
 def _begun(this: Work, place: Place | None, overwrite: bool) -> Iterator[None]:
     """Write the record before the body writes a store, so that the same command can go on if it is interrupted.
 
-    If the body fails before anything is in the store, the record is removed again. A store that is to be overwritten
-    is deleted after the body; if the body fails, it stays.
+    If the body fails before it has written anything to the store, the record is removed again. A store that is to be
+    overwritten is deleted after the body; if the body fails, it stays.
     """
     if place is None:
         yield
@@ -154,7 +154,7 @@ def _begun(this: Work, place: Place | None, overwrite: bool) -> Iterator[None]:
     if overwrite and own.exists():
         shutil.rmtree(aside, ignore_errors=True)  # an earlier call was killed
         own.rename(aside)
-    is_new = not this.record.path.exists()
+    is_new, was_there = not this.record.path.exists(), place.folder.exists()
     if is_new:
         this.record.write("running")
     try:
@@ -162,7 +162,7 @@ def _begun(this: Work, place: Place | None, overwrite: bool) -> Iterator[None]:
     except ScmedleyError:
         if aside.exists() and not own.exists():
             aside.rename(own)
-        if is_new and nothing_of(place.folder):
+        if is_new and (was_there or nothing_of(place.folder)):
             this.record.path.unlink()
         raise
     shutil.rmtree(aside, ignore_errors=True)
