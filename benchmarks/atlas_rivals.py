@@ -9,19 +9,18 @@ The folder has ``chosen.h5ad`` (all cells, counts of the chosen genes) and ``pcs
 import argparse
 import json
 import shutil
-import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from atlas_clock import Result, clock, rate
 
 BATCH = "batch"
 CHOSEN, PCS = "chosen.h5ad", "pcs.npz"
 MINIBATCH = 256  # as many cells as scMedley's default
-Result = dict[str, Any]
 
 
 def scvi(folder: Path, threads: int, backed: bool, batch_size: int = MINIBATCH) -> Result:
@@ -111,23 +110,6 @@ def annbatch_load(folder: Path, threads: int) -> Result:
     for minibatch in loader:
         n_cells += len(minibatch["X"].toarray())
     return rate(n_cells, clock() - began)
-
-
-def clock() -> np.ndarray:
-    """Return the seconds of the clock and of the CPU: other programs do not change the latter much."""
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def rate(n_cells: int, seconds: np.ndarray) -> Result:
-    """Return cells, seconds, and cells per second."""
-    wall, cpu = map(float, seconds)
-    return {
-        "cells": n_cells,
-        "seconds": wall,
-        "cpu_seconds": cpu,
-        "cells_per_second": n_cells / wall,
-        "cells_per_cpu_second": n_cells / cpu,
-    }
 
 
 def _n_cells(folder: Path) -> int:

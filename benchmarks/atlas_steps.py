@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 import scmedley as sm
+from atlas_clock import Result, clock, rate
 from atlas_data import BATCH, LABEL, SparseFile
 from scmedley import keys
 from scmedley.data.reader import Reading
@@ -35,7 +36,6 @@ MODELS: dict[str, Any] = {"FE": sm.FixedEffects, "RE": sm.RandomEffects}
 COUNTERFACTUALS = 100_000  # cells that are decoded in two other batches
 BLOCK, MINIBATCH = 4096, 256
 PAIRS = 3
-Result = dict[str, Any]
 
 
 def imports(folder: Path, threads: int) -> Result:
@@ -180,23 +180,6 @@ def components(folder: Path, threads: int) -> Result:
     seconds = clock() - began
     np.savez(folder / PCS, pcs_NP=pcs_NP, batch_N=reading.obs[BATCH].to_numpy(str))
     return rate(reading.n_cells, seconds)
-
-
-def clock() -> np.ndarray:
-    """Return the seconds of the clock and of the CPU: other programs do not change the latter much."""
-    return np.array([time.perf_counter(), time.process_time()])
-
-
-def rate(n_cells: int, seconds: np.ndarray) -> Result:
-    """Return cells, seconds, and cells per second."""
-    wall, cpu = map(float, seconds)
-    return {
-        "cells": n_cells,
-        "seconds": wall,
-        "cpu_seconds": cpu,
-        "cells_per_second": n_cells / wall,
-        "cells_per_cpu_second": n_cells / cpu,
-    }
 
 
 def forget(path: Path) -> None:
