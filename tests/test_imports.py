@@ -20,6 +20,7 @@ ROOMS = (
         "pl",
         "runs",
         "report",
+        "export",
         "pipeline",
         "experiment",
         "cli",
