@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 SUITE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
 
-.PHONY: demo test test-newest test-lowest test-peers clean web web-test
+.PHONY: demo test test-newest test-lowest test-peers test-exports wheel-test clean web web-test
 
 demo: $(READY)
 	$(BIN)/scmedley demo --out demo-run --overwrite
@@ -38,6 +38,23 @@ test-peers:
 	$(call venv,$(VENV)-peers,$(PYTHON))
 	$(VENV)-peers/bin/python $(PIP) -c constraints.txt -e '.[dev,peers,liger]'
 	$(call SUITE,$(VENV)-peers) -m 'heavy or not heavy' tests/test_peers.py
+
+# Exports, opened by the programs that they are for, which have an environment of their own.
+test-exports: $(READY)
+	$(call venv,$(VENV)-exports,$(PYTHON))
+	$(VENV)-exports/bin/python $(PIP) 'cellbrowser>=1.2.20' 'multiqc>=1.35' 'vitessce>=3.8'
+	SCMEDLEY_EXPORT_PYTHON=$(CURDIR)/$(VENV)-exports/bin/python $(call SUITE,$(VENV)) -m heavy tests/test_export_tools.py
+
+# The wheel in an empty environment, away from the repository. It is in dist/ beside the sdist.
+wheel-test:
+	$(call venv,$(VENV)-wheel,$(PYTHON))
+	rm -rf dist
+	$(VENV)-wheel/bin/python $(PIP) build
+	$(VENV)-wheel/bin/python -m build --outdir dist .
+	rm -rf $(VENV)-wheel
+	$(call venv,$(VENV)-wheel,$(PYTHON))
+	$(VENV)-wheel/bin/python $(PIP) "$$(ls dist/*.whl)[report]"
+	cd $(VENV)-wheel && rm -rf demo-run && bin/scmedley --version && bin/scmedley demo
 
 define venv
 @$(2) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

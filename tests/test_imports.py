@@ -33,6 +33,7 @@ ROOMS = (
         "pl",
         "runs",
         "report",
+        "export",
         "pipeline",
         "experiment",
         "cli",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scmedley.pp.join import read_batches
     from scmedley.report import write_report
 
-__version__ = "0.1.0"
+__version__: str  # of the installed package: see _version
 __all__ = [
     "VAE",
     "AdversarialSettings",
@@ -70,11 +70,23 @@ HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import scmedley`` is quick."""
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module 'scmedley' has no attribute {name!r}")
     if name in MODULES:
         return importlib.import_module(f"scmedley.{name}")
     return getattr(importlib.import_module(HOMES.get(name, "scmedley.models")), name)
+
+
+def _version() -> str:
+    """Return the version of the installed package, which its build took from the git tag."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("scmedley")
+    except PackageNotFoundError:  # a copy of the source that was not installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

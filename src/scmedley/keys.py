@@ -116,3 +116,4 @@ def umap(embedding: str) -> str:
 ValueKind = Literal["auto", "counts", "log1p", "log2", "log10"]
 Method = Literal["log1p", "pearson", "counts", "deepbid"]  # of preparation
 Reads = Literal["log1p", "counts"]  # what a network reads: normalised values alone, or counts too
+ExportFormat = Literal["cellbrowser", "vitess", "vitessce", "multiqc", "parquet"]  # of scmedley export

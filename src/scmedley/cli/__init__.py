@@ -28,6 +28,7 @@ from scmedley.cli.printing import (
     sayer,
     warnings_as_lines,
 )
+from scmedley.keys import ExportFormat
 from scmedley.pipeline.config import RunConfig
 
 __all__ = ["app", "with_new_names"]
@@ -178,6 +179,34 @@ def report(folder: RunFolder, /, *, explorer: Explorer = True) -> None:
     from scmedley.pipeline import stages
 
     print(f"Report: {stages.report(folder, explorer=explorer)}")
+
+
+@app.command
+def export(
+    folder: RunFolder,
+    /,
+    *,
+    to: ExportFormat,
+    out: Path,
+    address: str | None = None,
+) -> None:
+    """Export a finished run for a viewer or another program.
+
+    Parameters
+    ----------
+    to
+        "cellbrowser": UCSC Cell Browser. "vitess" (or "vitessce"): a view config and the cells in Zarr. "multiqc":
+        scores, verdicts and warnings as custom content. "parquet": obs and embeddings; needs the extra export.
+    out
+        New folder.
+    address
+        Where the folder will be served, for --to vitess (default: http://localhost:8000).
+    """
+    from scmedley.pipeline import export as work
+
+    with warnings_as_lines():
+        said = work.export(folder, to, out, address=address)
+    print("\n".join(said))
 
 
 @app.command

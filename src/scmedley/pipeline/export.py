@@ -1,0 +1,54 @@
+"""Export a run for a viewer or another program: ``scmedley export``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from scmedley import io
+from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.export import FORMATS, parquet, vitessce
+from scmedley.keys import ExportFormat
+from scmedley.runs.read import read
+
+
+def export(folder: Path, to: ExportFormat, out: Path, *, address: str | None = None) -> list[str]:
+    """Write a run in another format into the new folder ``out``; return lines to print.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    to
+        The format: a key of :data:`scmedley.export.FORMATS`.
+    out
+        The new folder. On an error it is not there.
+    address
+        Where the folder will be served, for ``"vitess"``.
+
+    Raises
+    ------
+    ScmedleyError
+        The folder is no run, or the run is not finished; ``out`` exists or cannot be written; a package of an extra
+        is missing.
+    """
+    if out.exists():
+        raise ScmedleyError(f"{out} exists already. Choose another --out.")
+    if address is not None and FORMATS[to].write is not vitessce.write:
+        raise ScmedleyError(
+            f"--address is for --to vitess: what is written for {to} holds no address. Leave it out."
+        )
+    if to == "parquet":
+        parquet.check_extra()
+    io.check_place(out)
+    run = read(folder)
+    with io.replacing(out) as temporary:
+        temporary.mkdir()
+        if address is not None:
+            notes = vitessce.write(run, temporary, address)
+        else:
+            notes = FORMATS[to].write(run, temporary)
+    for line in notes:
+        warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
+    files = sum(1 for path in out.iterdir())
+    return [f"{to}: {files} files in {out.resolve()}", f"Next: {FORMATS[to].then.format(out=out)}"]

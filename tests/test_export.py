@@ -1,0 +1,273 @@
+"""``scmedley export``: each format by the rules of its reader. The readers themselves: test_export_tools.py."""
+
+import gzip
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from scipy.io import mmread
+from scipy.sparse import csr_matrix
+
+import run_folder
+from running import Shell, tree
+from scmedley import keys
+from scmedley.export import FORMATS, cellbrowser, source, vitessce
+
+NAMES = ("cellbrowser", "vitess", "multiqc", "parquet")
+# Of Vitessce's configs, the names that ours use.
+COORDINATION = {
+    *("dataset", "obsType", "featureType", "featureValueType", "embeddingType", "obsColorEncoding"),
+    *("obsSetSelection", "obsSetColor"),
+}
+VIEWS = {"scatterplot", "obsSets", "featureList", "obsSetSizes"}
+PLOTS = {"table", "generalstats"}
+
+
+@pytest.fixture
+def shell(capsys):
+    return Shell(capsys)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run with clusters, text that breaks tables, missing labels, and 11 of 120 cells without a place."""
+    folder = tmp_path_factory.mktemp("runs") / "my run"
+    run_folder.write(folder, n_cells=120, drawn=109, labels=("B <b>&", 'NK "x"', "T\tcell"), brief=True)
+    run_folder.add_clusters(folder)
+    return _with(folder, _odd)
+
+
+def _odd(adata: ad.AnnData) -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.7, (adata.n_obs, 70)).astype(np.float32)
+    var = pd.DataFrame(index=[f"ENSG{i:011d}" for i in range(70)])
+    var["gene_symbols"] = [f"G{i // 2}" for i in range(4)] + [f"G{i}" for i in range(4, 70)]
+    var[keys.HVG] = np.arange(70) < 30
+    adata.obs["note"] = np.where(np.arange(adata.n_obs) % 2, "two\nlines", "a\ttab")
+    adata.obs["cell"] = adata.obs["cellId"] = "x"  # the names that the tables give to those of the cells
+    adata.obs["depth"] = rng.normal(size=adata.n_obs)
+    adata.obs["treated"] = np.arange(adata.n_obs) % 3 == 0
+    adata.obs.loc[adata.obs_names[:3], "cell_type"] = np.nan
+    obsm = dict(adata.obsm)
+    return ad.AnnData(
+        csr_matrix(x), adata.obs, var, obsm=obsm, layers={keys.LOGNORM: csr_matrix(np.log1p(x))}
+    )
+
+
+def _with(folder: Path, change) -> Path:
+    path = folder / "integrated.h5ad"
+    change(ad.read_h5ad(path)).write_h5ad(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cells(run) -> ad.AnnData:
+    return ad.read_h5ad(run / "integrated.h5ad")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_exports_of_a_run_are_the_same_and_leave_it_alone(shell, run, tmp_path, name):
+    before = tree(run)
+    for out in ("first", "second"):
+        said = shell("export", run, "--to", name, "--out", tmp_path / out)
+        assert said.code == 0
+        assert str(tmp_path / out) in said.out
+        assert "Next: " in said.out
+    assert tree(run) == before
+    same = {path: text for path, text in tree(tmp_path / "first").items() if not path.endswith(".gz")}
+    assert same.items() <= tree(tmp_path / "second").items()
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "second"}
+
+
+def test_cell_browser(run, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(source.Matrix.blocks, "__defaults__", (50,))  # three blocks of cells
+    notes = cellbrowser.write(_read(run), tmp_path)
+    conf: dict = {}
+    exec((tmp_path / "cellbrowser.conf").read_text(), conf)  # as cbBuild does
+    assert {"name", "shortLabel", "coords", "meta", "exprMatrix"} <= set(conf)
+    assert conf["name"] == "my-run"
+
+    meta = pd.read_csv(tmp_path / conf["meta"], sep="\t", quoting=3, dtype=str, keep_default_na=False)
+    assert meta.columns[0] == "cellId_"
+    assert list(meta["cellId_"]) == list(cells.obs_names)
+    assert meta["cell_type"].tolist()[:3] == [""] * 3
+    assert set(meta["cell_type"]) == {"", "B <b>&", 'NK "x"', "T cell"}
+    assert set(meta["note"]) == {"two lines", "a tab"}
+    assert set(conf["enumFields"]) == set(meta) - {"cellId_", "depth"}
+
+    matrix = mmread(tmp_path / conf["exprMatrix"]).toarray()
+    np.testing.assert_allclose(matrix.T, cells.layers[keys.LOGNORM].toarray(), rtol=1e-4)
+    with gzip.open(tmp_path / "barcodes.tsv.gz", "rt") as file:
+        assert file.read().split() == list(cells.obs_names)
+    with gzip.open(tmp_path / "features.tsv.gz", "rt") as file:
+        genes = [line.rstrip("\n").split("\t") for line in file]
+    assert [pair[0] for pair in genes] == [pair[1] for pair in genes]
+    assert genes[0][0] == "G0 (ENSG00000000000)"  # two genes share the symbol
+    assert genes[4][0] == "G4"
+    assert len({pair[0] for pair in genes}) == 70
+
+    for place in conf["coords"]:
+        table = pd.read_csv(tmp_path / place["file"], sep="\t", index_col="cellId")
+        assert list(table.index) == list(cells.obs_names[:109])
+        assert np.isfinite(table.to_numpy()).all()
+    assert [place["shortLabel"] for place in conf["coords"]] == [
+        "Fixed effects, UMAP",
+        "Random effects, UMAP",
+        "PCA, UMAP",
+    ]
+    assert all("109 of 120 cells" in note for note in notes)
+    assert len(notes) == 3
+
+    for column, name in conf["colors"].items():
+        colours = pd.read_csv(tmp_path / name, sep="\t", quoting=3)
+        assert set(colours["value"].astype(str)) == set(meta[column]) - {""}
+        assert colours["color"].str.fullmatch("#[0-9a-f]{6}").all()
+    (markers,) = conf["markers"]
+    table = pd.read_csv(tmp_path / markers["file"], sep="\t", dtype={"cluster": str})
+    assert list(table.columns[:3]) == ["cluster", "gene", "q"]
+    assert conf["clusterField"] == keys.CLUSTER
+    assert set(table["cluster"]) == set(meta[keys.CLUSTER])
+    assert len((tmp_path / conf["quickGenesFile"]).read_text().splitlines()) == 20
+
+
+def test_vitessce(run, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(source.Matrix.blocks, "__defaults__", (50,))
+    monkeypatch.setattr(vitessce, "ROWS", 40)  # chunks of cells; read blocks end inside of them
+    notes = vitessce.write(_read(run), tmp_path, "https://host/here/")
+    assert any("109 of 120 cells" in note for note in notes)
+    kept = cells[:109]
+    written = ad.read_zarr(tmp_path / "cells.zarr")
+    np.testing.assert_array_equal(written.X, kept.layers[keys.LOGNORM].toarray())
+    assert list(written.obs_names) == list(kept.obs_names)
+    store = zarr.open_group(tmp_path / "cells.zarr", mode="r")
+    assert store.metadata.zarr_format == 2
+    assert store["X"].chunks == (40, 64)
+
+    config = json.loads((tmp_path / "vitessce.json").read_text())
+    assert set(config) >= {"version", "name", "datasets", "coordinationSpace", "layout", "initStrategy"}
+    (data,) = config["datasets"]
+    (file,) = data["files"]
+    assert (file["fileType"], file["url"]) == ("anndata.zarr", "https://host/here/cells.zarr")
+    options = file["options"]
+    assert np.isfinite(np.concatenate([store[e["path"]][:] for e in options["obsEmbedding"]])).all()
+    assert store[options["obsFeatureMatrix"]["initialFeatureFilterPath"]][:].sum() == 30
+    for one in options["obsSets"]:
+        assert store[one["path"]].attrs["encoding-type"] in ("categorical", "string-array", "array")
+    space = config["coordinationSpace"]
+    assert set(space) <= COORDINATION
+    for view in config["layout"]:
+        assert view["component"] in VIEWS
+        assert view["x"] + view["w"] <= 12
+        for kind, scope in view["coordinationScopes"].items():
+            assert scope in space[kind]
+    shown = {
+        space["embeddingType"][v["coordinationScopes"].get("embeddingType", "map0")] for v in config["layout"]
+    }
+    assert shown == {e["embeddingType"] for e in options["obsEmbedding"]}
+    paths = {(c["path"][0], c["path"][1]) for c in space["obsSetColor"]["A"]}
+    assert {("cell_type", level) for level in kept.obs["cell_type"].cat.categories} <= paths
+    assert all(0 <= value <= 255 for c in space["obsSetColor"]["A"] for value in c["color"])
+
+
+def test_multiqc(run, tmp_path):
+    FORMATS["multiqc"].write(_read(run), tmp_path)
+    sections = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert set(sections) == {
+        f"scmedley_{name}_mqc.json" for name in ("general", "scores", "verdicts", "warnings")
+    }
+    for section in sections.values():
+        assert section["plot_type"] in PLOTS
+        headers = section.get("headers") or {name for column in section["pconfig"] for name in column}
+        for row, values in section["data"].items():
+            assert row.startswith("my run")
+            assert set(values) <= set(headers)
+            assert values
+        assert "<b>" not in json.dumps(section["data"])
+    scores = sections["scmedley_scores_mqc.json"]["data"]["my run | Fixed effects"]
+    assert {"batch ASW", "batch ASW null", "label ASW"} == set(scores)
+    table = pd.read_csv(run / "scores.csv").query(f"embedding == {keys.FIXED!r} and of == 'batch'")
+    assert [scores["batch ASW"], scores["batch ASW null"]] == table[["value", "null"]].iloc[0].tolist()
+    verdicts = sections["scmedley_verdicts_mqc.json"]
+    assert {row["mark"] for row in verdicts["data"].values()} == {"good", "weak"}
+
+
+def test_parquet(run, cells, tmp_path):
+    FORMATS["parquet"].write(_read(run), tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == {"obs", *cells.obsm}
+    obs = pd.read_parquet(tmp_path / "obs.parquet").set_index("cell_")
+    assert list(obs.index) == list(cells.obs_names)
+    for name in cells.obs:
+        pd.testing.assert_series_equal(
+            obs[name].astype(object),
+            cells.obs[name].astype(object),
+            check_names=False,
+            check_index_type=False,
+        )
+    for key, z_NP in cells.obsm.items():
+        table = pd.read_parquet(tmp_path / f"{key}.parquet").set_index("cell")
+        assert list(table.columns) == [f"dim_{i}" for i in range(z_NP.shape[1])]
+        np.testing.assert_array_equal(table.to_numpy(), z_NP)
+        assert table.to_numpy().dtype == np.float32
+
+
+def test_parquet_without_pyarrow_says_how_to_install_it(shell, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("scmedley.export.parquet.find_spec", lambda name: None)
+    assert (
+        "pip install 'scmedley[export]'"
+        in shell("export", run, "--to", "parquet", "--out", tmp_path / "o").error
+    )
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--to", "cellbrowser", "--out", "there"), "exists already"),
+        (("--to", "loupe", "--out", "new"), "cellbrowser"),
+        (("--to", "parquet", "--out", "new", "--address", "http://x"), "--address is for --to vitess"),
+    ],
+)
+def test_bad_options(shell, run, tmp_path, arguments, words):
+    (tmp_path / "there").mkdir()
+    place = [tmp_path / a if a in ("new", "there") else a for a in arguments]
+    assert words in shell("export", run, *place).error
+    assert tree(tmp_path) == {"there": None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_that_is_no_finished_run(shell, tmp_path, name):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "not a run folder" in shell("export", empty, "--to", name, "--out", tmp_path / "out").error
+    started = run_folder.write(
+        tmp_path / "started", n_cells=60, brief=True, without=("umap", "pca", "null", "scores.csv")
+    )
+    _with(started, lambda adata: ad.AnnData(adata.X, adata.obs))
+    error = shell("export", started, "--to", name, "--out", tmp_path / "out").error
+    assert f"scmedley evaluate {started}" in error
+    (started / "integrated.h5ad").unlink()
+    error = shell("export", started, "--to", name, "--out", tmp_path / "out").error
+    assert ("scores.csv" if name == "multiqc" else "integrated.h5ad") in error
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "started"}
+
+
+def test_colours_of_the_file_are_kept(run, tmp_path):
+    def coloured(adata: ad.AnnData) -> ad.AnnData:
+        adata.uns["protocol_colors"] = np.array(["#010203", "#040506", "#070809"], dtype=object)
+        return adata
+
+    folder = run_folder.write(tmp_path / "run", n_cells=60, brief=True)
+    _with(folder, coloured)
+    found = source.level_colours(_read(folder), "protocol")
+    assert list(found.values()) == ["#010203", "#040506", "#070809"]
+    assert next(iter(source.level_colours(_read(folder), "cell_type").values())).startswith("#")
+
+
+def _read(folder: Path):
+    from scmedley.runs.read import read
+
+    return read(folder)
