@@ -63,7 +63,7 @@ suppress_warnings = ["myst.strikethrough"]
 # Tutorials run when the site is built; an error in one is an error of the build. Unchanged ones are read from a cache.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
-nb_execution_timeout = 300
+nb_execution_timeout = 1200  # seconds a cell may take on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same numbers, and the same seconds, on every machine
