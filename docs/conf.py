@@ -132,7 +132,7 @@ def one_by_one(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
     names: list[str] = []
     for i, line in enumerate([*lines[start:], ""]):
         ends = i == len(lines) - start or (line and not line.startswith(" "))
-        if ends:
+        if ends:  # the next entry, or the end
             text += [part for each in names for part in (each, *block)]
             names, block = line.split(", "), []
         else:

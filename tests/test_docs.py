@@ -27,6 +27,8 @@ TEXTS = {
     if "_build" not in path.parts and "generated" not in path.parts
 }
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# An import alone; a cluster of machines; scvi-tools, which is not installed. Cells of tutorials run in `make docs`.
+NOT_RUN = {"docs/api/index.md", "docs/experiments.md", "docs/tutorials/from-harmony-and-scvi.md"}
 MODULES = ["", "datasets", "evaluate", "experiment", "interpret", "io", "models", "pl", "pp", "report"]
 
 
@@ -61,7 +63,7 @@ def quick(monkeypatch, tmp_path):
 
 
 def test_every_page_with_python_is_run():
-    assert set(pages_with("python")) <= {*PAGES, "docs/api/index.md", "docs/experiments.md"}
+    assert set(pages_with("python")) <= {*PAGES, *NOT_RUN}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -139,7 +141,8 @@ def test_toml_blocks_are_read(tmp_path):
 def test_the_reference_lists_every_public_name(name):
     module = importlib.import_module(f"scmedley.{name}".rstrip("."))
     page = TEXTS[f"docs/api/{name or 'scmedley'}.md"]
-    listed = set(re.findall(r"^   ([A-Za-z]\w*)(?:\.\w+)?$", page, re.MULTILINE))
+    names = re.findall(r"^   ([A-Za-z]\w*)(\.\w+)?$", page, re.MULTILINE)
+    listed = {first for first, rest in names if not rest or first in module.__all__}
     listed |= set(re.findall(rf"py:data:: {module.__name__}\.(\w+)", page))
     modules = {path.stem for path in (ROOT / "docs/api").glob("*.md")}
     elsewhere = modules if not name else set(sm.__all__) if name == "models" else set()
