@@ -17,7 +17,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/ruff check --no-cache src tests benchmarks recipes docs
-	$(BIN)/ruff format --check src tests benchmarks recipes docs
+	$(BIN)/ruff format --check src tests benchmarks recipes docs/*.py
 	$(BIN)/mypy
 	$(call SUITE,$(VENV))
 
