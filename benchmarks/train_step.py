@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from common import record
-from scmedley.data.resident import Resident
+from scmedley.data.resident import MemoryRows, Resident
 from scmedley.data.scale import Scale
 from scmedley.device import keep_freed_memory, resolve_precision
 from scmedley.io import write_json
@@ -225,33 +225,30 @@ def two_encoder_passes() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _cells(bench: Bench, rows: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    with _set(bench.cells.rows.x, "take", rows):
+def _cells(bench: Bench, rows: Callable[[np.ndarray, Tensor], Tensor]) -> Iterator[None]:
+    table: Any = bench.cells.rows
+    with _set(table.x, "take", rows):
         yield
 
 
 def one_by_one(bench: Bench) -> AbstractContextManager[object]:
     """Read and collate each cell on its own, as a DataLoader does."""
     return _cells(
-        bench, lambda rows: torch.stack([torch.from_numpy(bench.x_NG[int(i)].toarray()[0]) for i in rows])
+        bench, lambda rows, _: torch.stack([torch.from_numpy(bench.x_NG[int(i)].toarray()[0]) for i in rows])
     )
 
 
 def torch_rows(bench: Bench) -> AbstractContextManager[object]:
     """Make rows dense by the torch operations that serve a GPU."""
-    other = Resident(bench.x_NG, np.zeros(bench.cells.n_cells), CPU)
-    table = other.rows.x
-    table.csr = None
-    table.indptr, table.indices, table.values = (
-        torch.as_tensor(a) for a in (bench.x_NG.indptr.astype(np.int64), bench.x_NG.indices, bench.x_NG.data)
-    )
+    table = MemoryRows(bench.x_NG, CPU).x
+    table.move(bench.x_NG)
     return _cells(bench, table.take)
 
 
 def dense_cells(bench: Bench) -> AbstractContextManager[object]:
     """Keep all cells dense: ten times the memory."""
     dense_NG = torch.from_numpy(bench.x_NG.toarray())
-    return _cells(bench, lambda rows: dense_NG[rows])
+    return _cells(bench, lambda rows, _: dense_NG[rows])
 
 
 def item_each_step() -> AbstractContextManager[object]:
@@ -367,8 +364,8 @@ def csr_first_layer(bench: Bench) -> Iterator[None]:
     """Multiply the cells by the first layer as a sparse matrix."""
     seen: list[Any] = [None, None]  # the minibatch as CSR, and its dense form
 
-    def rows(rows_N: Tensor) -> Tensor:
-        seen[0] = bench.x_NG[rows_N.numpy()]
+    def rows(rows_N: np.ndarray, _: Tensor) -> Tensor:
+        seen[0] = bench.x_NG[rows_N]
         seen[1] = torch.from_numpy(seen[0].toarray())
         return torch.as_tensor(seen[1])
 

@@ -60,7 +60,7 @@ class Shell:
 def without_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave UMAP (seconds of compiling) and the pictures of the report out; all else is real."""
 
-    def first_two(adata: AnnData, basis: str, seed: int) -> None:
+    def first_two(adata: AnnData, basis: str, **_: object) -> None:
         adata.obsm[keys.umap(basis)] = np.ascontiguousarray(adata.obsm[basis][:, :2])
 
     monkeypatch.setattr(stages, "umap", first_two)

@@ -476,12 +476,12 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 
 
 def test_an_unexpected_error_is_one_line(shell, data, monkeypatch, tmp_path):
-    from scmedley.pipeline import stages
+    from scmedley.pipeline import preparing
 
     def broken(*_, **__):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(stages, "prepare", broken)
+    monkeypatch.setattr(preparing, "prepare", broken)
     said = shell("run", data, "--out", tmp_path / "run")
     assert said.code == 70
     assert "RuntimeError: two lines" in said.error

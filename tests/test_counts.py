@@ -294,7 +294,7 @@ GENES = ["gene9", "absent", "gene2", "gene4", "missing"]
 )
 @pytest.mark.parametrize("sparse", [True, False])
 def test_log_normalised_from_anywhere(kind: str, sparse: bool, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("scmedley.data.reader.BLOCK", 200)  # backed files: 7 cells at a time
+    monkeypatch.setattr("scmedley.data.conversion.BLOCK", 200)  # backed files: 7 cells at a time
     full = np.log1p(1e4 * counts() / counts().sum(1, keepdims=True))
     adata = cells(csr_matrix(counts()) if sparse else counts())
     expected = full[:, [9, 0, 2, 4, 0]] * [1, 0, 1, 1, 0]

@@ -20,6 +20,7 @@ from scipy import sparse
 import run_folder
 from explorer_page import decode, gene, unpack
 from scmedley import keys
+from scmedley.data.sampling import FLOOR, sample
 from scmedley.errors import ScmedleyError
 from scmedley.interpret import genomap_of
 from scmedley.models import RandomEffects
@@ -28,7 +29,7 @@ from scmedley.models.export import export
 from scmedley.nn.bayesian import tables
 from scmedley.report import explorer, explorer_read
 from scmedley.report.build import build
-from scmedley.report.explorer import Cells, Explored, fit, pack, sample
+from scmedley.report.explorer import Cells, Explored, fit, pack
 from scmedley.report.explorer_read import explored
 from scmedley.runs.read import read
 from tiny import DONORS
@@ -154,7 +155,7 @@ def test_a_sample_keeps_every_stratum_and_the_rest_in_proportion() -> None:
     kept = pd.Series(strata[rows]).value_counts()
     assert len(rows) <= 3000
     assert kept[1] == 1
-    assert kept[5] >= explorer.FLOOR
+    assert kept[5] >= FLOOR
     assert kept[7] / kept[3] == pytest.approx(2, rel=0.05)
     assert np.array_equal(rows, sample(strata, 3000))
     assert not np.array_equal(rows, sample(strata, 3000, seed=1))

@@ -11,7 +11,20 @@ import scmedley
 SOURCE = Path(scmedley.__file__).parent
 # The data's way, from left to right: a file may import from its own room and from rooms to the left.
 ROOMS = (
-    *("errors", "keys", "caches", "device", "data", "io", "pp", "datasets", "nn", "clusters", "train"),
+    *(
+        "errors",
+        "keys",
+        "caches",
+        "device",
+        "distributed",
+        "data",
+        "io",
+        "pp",
+        "datasets",
+        "nn",
+        "clusters",
+        "train",
+    ),
     *(
         "models",
         "evaluate",

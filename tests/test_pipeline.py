@@ -19,7 +19,7 @@ from scmedley import keys
 from scmedley.errors import ScmedleyError
 from scmedley.io import writing
 from scmedley.models import calibrate
-from scmedley.pipeline import stages
+from scmedley.pipeline import preparing, scoring, stages
 from scmedley.report import build
 from scmedley.runs import folder as run_folder
 from scmedley.runs.record import Record
@@ -261,7 +261,7 @@ def test_ctrl_c_in_the_first_epoch_ends_and_the_same_command_resumes(
 
 
 def test_ctrl_c_before_training_leaves_nothing(shell, data, monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "prepare", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(preparing, "prepare", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     said = shell("run", data, "--out", tmp_path / "run")
     assert said.code == 130
     assert "interrupted" in said.error
@@ -305,7 +305,7 @@ def test_a_folder_whose_new_scores_are_half_written_is_not_finished(shell, whole
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "gene_shifts", fails)
+        patch.setattr(scoring, "gene_shifts", fails)
         assert "killed" in shell("evaluate", out).error
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "fitted"
@@ -336,7 +336,7 @@ WRITTEN = (
 
 def test_disk_full_at_every_file_in_turn(shell, data, whole, monkeypatch, tmp_path):
     """Each time one file cannot be written; the same command goes on from there, at last to the same bits."""
-    take_place = writing._take_place
+    take_place = writing.take_place
     out = tmp_path / "run"
     run = ("run", data, *LABEL, "--out", out, "--quiet", *SMALL)
     for name in WRITTEN:
@@ -346,7 +346,7 @@ def test_disk_full_at_every_file_in_turn(shell, data, whole, monkeypatch, tmp_pa
                 raise OSError(errno.ENOSPC, "No space left on device")
             take_place(new, path)
 
-        monkeypatch.setattr(writing, "_take_place", full)
+        monkeypatch.setattr(writing, "take_place", full)
         error = shell(*run).error
         assert "The disk is full" in error
         assert f"{name} was not written" in error
@@ -354,14 +354,14 @@ def test_disk_full_at_every_file_in_turn(shell, data, whole, monkeypatch, tmp_pa
         assert half_written(tmp_path) == []
         if name == "run.json":
             assert tree(tmp_path) == {}
-    monkeypatch.setattr(writing, "_take_place", take_place)
+    monkeypatch.setattr(writing, "take_place", take_place)
     shell.well(*run)
     assert_same_results(whole, out)
 
 
 def test_disk_full_when_the_results_are_added(shell, data, whole, monkeypatch, tmp_path):
     """The cells of before the training stay; the same command goes on."""
-    take_place, out, times = writing._take_place, tmp_path / "run", []
+    take_place, out, times = writing.take_place, tmp_path / "run", []
 
     def full(new, path):
         times.append(path.name)
@@ -371,7 +371,7 @@ def test_disk_full_when_the_results_are_added(shell, data, whole, monkeypatch, t
 
     run = ("run", data, *LABEL, "--out", out, "--quiet", *SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "_take_place", full)
+        patch.setattr(writing, "take_place", full)
         assert "integrated.h5ad was not written" in shell(*run).error
     cells = ad.read_h5ad(out / "integrated.h5ad")
     assert keys.FIXED not in cells.obsm
@@ -522,7 +522,7 @@ from scmedley.io import writing
 def stop(*_):
     os.kill(os.getpid(), signal.SIGTERM)
 
-writing._sync, sys.argv = stop, ["scmedley", *sys.argv[1:]]
+writing.sync, sys.argv = stop, ["scmedley", *sys.argv[1:]]
 __main__.entry()
 """
     run = ("run", data, *LABEL, "--out", tmp_path / "run", "--quiet", *SMALL)

@@ -14,7 +14,7 @@ from numpy.testing import assert_array_equal
 
 from running import SMALL, Shell, some_cells, without_drawing
 from scmedley import keys
-from scmedley.data import matrix, reader
+from scmedley.data import conversion, matrix, reader
 from scmedley.data.arrays import totals_of_cp10k
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.reader import Reader
@@ -43,9 +43,9 @@ def scans_of_a_run(monkeypatch: pytest.MonkeyPatch, shell: Shell, cells: AnnData
 
     with monkeypatch.context() as monkeypatch:
         without_drawing(monkeypatch)
-        for owner in (matrix, reader):
+        for owner in (matrix, conversion):
             counting(owner, "examine")
-        counting(reader._Source, "read")
+        counting(conversion.Conversion, "read")
         counting(reader.Reading, "take")
         folder.mkdir()
         cells.write_h5ad(folder / "cells.h5ad")
@@ -116,7 +116,7 @@ def test_a_file_in_blocks_gives_what_memory_gives(
 ) -> None:
     cells = prepared_design(sparse) if layer else nested_design(sparse)
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    monkeypatch.setattr(reader, "BLOCK", 3000)
+    monkeypatch.setattr(conversion, "BLOCK", 3000)
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     model = fitted("fixed")
     blocks = list(model.reader.blocks(backed))
@@ -141,7 +141,7 @@ def test_a_sparse_file_is_cut_by_its_stored_values(tmp_path: Path, monkeypatch: 
     cells = nested_design()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    monkeypatch.setattr(reader, "BLOCK", int(cells.X.nnz))
+    monkeypatch.setattr(conversion, "BLOCK", int(cells.X.nnz))
     model = Reader(GeneNames(tuple(cells.var_names)))
     assert len(list(model.blocks(backed))) == 1
     backed.file.close()

@@ -1,15 +1,21 @@
 """Scales: scikit-learn as oracle, sparse as dense, tensors as arrays, and only training cells are used."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.sparse import csr_matrix
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from scmedley import keys
+from scmedley.data import blocks
 from scmedley.data.scale import LIMIT, Scale
 from scmedley.errors import ScmedleyError
+from scmedley.pp.stored import read_store
+from stores import write_store
 from tiny import FIT, prepared_design, unfitted
 
 
@@ -95,3 +101,21 @@ def test_models_scale_by_their_training_cells_alone(sparse: bool, name) -> None:
     assert_array_equal(model.scale.centre_G, expected.centre_G)
     assert_array_equal(model.scale.span_G, expected.span_G)
     assert not np.array_equal(Scale.fit(x, name).span_G, expected.span_G)
+
+
+@pytest.mark.parametrize("name", ["pareto", "standard", "min-max", "pearson"])
+def test_sparse_dense_and_stored_cells_in_any_blocks_give_the_same_bits(
+    name, prepared: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_store(prepared, tmp_path)
+    reading = read_store(tmp_path)
+    in_memory = reading.take(np.arange(reading.n_cells))
+    rows = np.flatnonzero(prepared.obs[keys.SPLIT] == "train")
+    expected = Scale.fit(in_memory.log1p_NG[rows], name, reading.total_N[rows])
+    for size in (blocks.CELLS, 7):
+        monkeypatch.setattr(blocks.slices, "__defaults__", (size,))
+        for x_NG in (reading.log1p_NG, in_memory.log1p_NG, in_memory.log1p_NG.toarray()):
+            found = Scale.fit(x_NG, name, reading.total_N, rows)
+            for part in ("centre_G", "span_G", "share_G"):
+                assert_array_equal(getattr(found, part), getattr(expected, part))
+            assert found.limit == expected.limit

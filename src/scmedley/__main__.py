@@ -58,7 +58,9 @@ def entry() -> None:
 def _terminated(*_: object) -> None:
     """Exit as after an error, so that no half-written file stays: schedulers send SIGTERM to stop a job."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _fail(f"stopped (SIGTERM). {_next(sys.argv[1:])}", 143, debug=False)
+    several = sys.modules.get("scmedley.distributed")
+    why = ", as torchrun does if another process has ended" if several and several.world().size > 1 else ""
+    _fail(f"stopped (SIGTERM{why}). {_next(sys.argv[1:])}", 143, debug=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -116,6 +118,9 @@ def _unexpected(error: Exception, debug: bool) -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         raise
+    several = sys.modules.get("scmedley.distributed")  # imported where it is used
+    if several is not None and not several.is_first_to_fail():
+        raise SystemExit(code)  # another process has said why
     print("scmedley: error: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(code)
 

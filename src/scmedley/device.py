@@ -17,7 +17,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -110,12 +110,32 @@ def matrix_products(kind: str) -> Iterator[None]:
             choose(before)
 
 
+def generator_of(device: torch.device) -> torch.Generator:
+    """Return the generator that random numbers on a device are drawn from."""
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[number]
+    if device.type == "mps":
+        generator: torch.Generator = torch.mps._get_default_mps_generator()
+        return generator
+    return torch.default_generator
+
+
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw on the CPU from ``seed``, and restore the caller's random state."""
-    with one_at_a_time(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Draw on the CPU, and on ``device`` too, from ``seed``, and restore the caller's random states."""
+    generators = {torch.default_generator}
+    if device is not None:
+        generators.add(generator_of(device))
+    with one_at_a_time():
+        states = [(generator, generator.get_state()) for generator in generators]
+        for generator in generators:
+            generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
 
 
 def is_forked() -> bool:
@@ -144,6 +164,8 @@ def one_thread_if_forked() -> None:
             stacklevel=2,
         )
 
+
+DEVICES = ("cpu", "cuda", "mps")  # that networks are trained on
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -191,6 +213,11 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
             torch.clear_autocast_cache()
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that computes in float32 where layers compute in bfloat16."""
+    return torch.autocast(device.type, enabled=False) if device.type in DEVICES else nullcontext()
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep up to 256 MB of freed memory for the rest of the process.
 
@@ -222,10 +249,29 @@ def engine(threads: int | None, device: torch.device) -> Iterator[None]:
         if device.type == "cpu":
             keep_freed_memory()
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _on_mps(device):
                 yield
         finally:
             torch.set_num_threads(threads_before)
+
+
+@contextmanager
+def _on_mps(device: torch.device) -> Iterator[None]:
+    """Restore the random state of Apple's GPU, and name an operation that PyTorch lacks there."""
+    if device.type != "mps":
+        yield
+        return
+    state = generator_of(device).get_state()
+    try:
+        yield
+    except NotImplementedError as error:
+        reason = str(error).splitlines()[0][:150]
+        raise ScmedleyError(
+            f"device='mps': {reason}. Set the environment variable PYTORCH_ENABLE_MPS_FALLBACK=1, with which PyTorch "
+            "computes this operation on the CPU, or use device='cpu'."
+        ) from error
+    finally:
+        generator_of(device).set_state(state)
 
 
 def _check_deterministic(device: torch.device) -> None:

@@ -12,6 +12,7 @@ LOGNORM = "log1p_cp10k"  # layers: log1p of counts per 10,000 (nats)
 HVG = "highly_variable"  # var: scanpy's flag
 BATCH = "scmedley_batch"  # obs: the combination of levels of each cell, with a design of several factors
 SPLIT = "scmedley_split"  # obs: "train", "validation" or "test"
+ON_MAP = "scmedley_on_map"  # obs: whether the UMAP was fitted to the cell; others are placed beside them
 
 FIXED = "X_scmedley_fixed"  # obsm: cells x latent, what is common to all batches
 RANDOM = "X_scmedley_random"  # obsm: cells x latent, what the batch adds
@@ -38,6 +39,7 @@ UNASSIGNED = "unassigned"  # instead of a label that is too uncertain
 
 PCA = "X_scmedley_pca"  # obsm: principal components, fitted on the training cells
 UNS = "scmedley"  # uns: config, versions, seed, keys
+STORE = "store"  # in uns["scmedley"] of a run whose cells were prepared on disk: the folder of the store
 DENOISED = "denoised"  # in uns["scmedley"] of a denoised matrix: its unit, and how it was computed
 
 Wanted = Literal[-1, 0, 1]

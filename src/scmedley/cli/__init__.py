@@ -189,6 +189,8 @@ def experiment(
     data: Path | None = None,
     jobs: int | None = None,
     scheduler: str | None = None,
+    backed: bool | None = None,
+    store: Path | None = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare methods over cross-validation folds and held-out donors, on the papers' data or on yours.
@@ -207,13 +209,19 @@ def experiment(
         Number of fits at the same time (default: one per core).
     scheduler
         Address of a Dask scheduler (tcp://...). Its workers then do the fits.
+    backed
+        Prepare the cells on disk, once for all fits (default: their size and the free memory decide). For networks and
+        PCA, and splits of cells and donors.
+    store
+        Folder of the cells prepared on disk (default: store, in the results).
     """
     from scmedley.experiment.config import read_config
     from scmedley.experiment.grid import run as run_grid
 
     say = sayer(quiet)
     config = read_config(recipe)
-    record = run_grid(config, out, data=data, jobs=jobs, scheduler=scheduler, say=say, progress=not quiet)
+    how: Any = {"jobs": jobs, "scheduler": scheduler, "backed": backed, "store": store}
+    record = run_grid(config, out, data=data, say=say, progress=not quiet, **how)
     say("\nWhat was found")
     for sentence in record["findings"]:
         say(f"  - {sentence}")
@@ -233,6 +241,8 @@ def tune(
     folds: int = 3,
     epochs: int | None = None,
     values: Values = "auto",
+    backed: bool | None = None,
+    store: Path | None = None,
     seed: int = 0,
     threads: Threads | None = None,
 ) -> None:
@@ -256,6 +266,10 @@ def tune(
         Cross-validation folds per trial. A trial that scores below the median of the others is stopped early.
     epochs
         Maximum number of epochs (default: set by the number of cells).
+    backed
+        Prepare the cells on disk, once for all trials (default: their size and the free memory decide).
+    store
+        Folder of the cells prepared on disk (default: store, in the results).
     seed
         Random seed.
     threads
@@ -264,6 +278,7 @@ def tune(
     from scmedley.experiment.tune import tune as search
 
     how: Any = {"method": method, "trials": trials, "folds": folds, "epochs": epochs, "values": values}
+    how |= {"backed": backed, "store": store}
     record = search(input, out, batch_key=batch, label_key=label, seed=seed, threads=threads, **how)
     print("\nOn test cells, which were not used in the search (mean over folds)")
     for name, found in record["test"].items():

@@ -15,6 +15,7 @@ from scmedley.errors import ScmedleyError, listed
 
 Numbers: TypeAlias = ArrayLike | sparray | spmatrix  # a table of numbers, cells x genes
 Matrix: TypeAlias = csr_matrix | np.ndarray  # of 32-bit floats
+_ROWS = 4096  # cells that are converted at once: double precision takes three times their memory
 
 
 def tidy(x: Any) -> csr_matrix | np.ndarray:
@@ -30,6 +31,15 @@ def tidy(x: Any) -> csr_matrix | np.ndarray:
         x = x.copy()
         x.sum_duplicates()
     return x
+
+
+def without_zeros(x: Matrix) -> csr_matrix:
+    """Return CSR without stored zeros; the same object if it is that already."""
+    out = csr_matrix(x)
+    if out.nnz and not out.data.all():
+        out = out.copy()
+        out.eliminate_zeros()
+    return out
 
 
 def totals(x: csr_matrix | np.ndarray) -> np.ndarray:
@@ -68,7 +78,11 @@ def log1p_cp10k(x: csr_matrix | np.ndarray, total: np.ndarray) -> csr_matrix | n
         dense = (x * scale[:, None]).astype(np.float32)
         return np.log1p(dense, out=dense)
     # In double precision: a huge count times 10,000 would exceed the range of float32 before the division.
-    data = (x.data * np.repeat(scale, np.diff(x.indptr))).astype(np.float32)
+    data = np.empty(len(x.data), dtype=np.float32)
+    for start in range(0, x.shape[0], _ROWS):
+        first_n = x.indptr[start : start + _ROWS + 1]
+        span = slice(first_n[0], first_n[-1])
+        data[span] = x.data[span] * np.repeat(scale[start : start + _ROWS], np.diff(first_n))
     np.log1p(data, out=data)
     # Copied index arrays: an in-place change of one layer must not change the other.
     return csr_matrix((data, x.indices.copy(), x.indptr.copy()), shape=x.shape)

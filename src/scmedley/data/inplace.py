@@ -8,12 +8,23 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
+from scmedley.errors import ScmedleyError
 
 
 def ensure_not_view(adata: AnnData) -> None:
     """Turn a view into an AnnData of its own, before something is stored in it."""
     if adata.is_view:
         become(adata, adata)
+
+
+def check_is_adata(adata: Any) -> None:
+    """Raise unless latents can be stored in ``adata``: a reading, of a store for example, has no ``obsm``."""
+    if not isinstance(adata, AnnData):
+        raise ScmedleyError(
+            f"embed() stores latents in an AnnData, and this is a {type(adata).__name__}. Call "
+            "get_latent_representation(cells), or embed(adata, reading=cells) with an AnnData of the same cells, such "
+            "as anndata.read_h5ad('store/cells.h5ad') of a store."
+        )
 
 
 def subset(adata: AnnData, index: Any) -> None:

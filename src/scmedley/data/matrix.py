@@ -1,6 +1,6 @@
 """Choice of the matrix of an AnnData to use, and the cells' totals over all counted genes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from scmedley.data.gene_names import check_unique
 from scmedley.data.inplace import layers_of
 from scmedley.data.scan import LN, Base, examine
 from scmedley.data.sizes import sizes_known
-from scmedley.errors import ScmedleyError, warn
+from scmedley.errors import ScmedleyError
 from scmedley.keys import ValueKind
 
 COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
@@ -56,7 +56,7 @@ def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
         if asked == "auto" and not _is_preferred(where) and any(f.rank < _OTHER_LAYER for f in seen):
             continue
         try:
-            x, genes = _stored(adata, where)
+            x, genes = matrix_at(adata, where)
             meant = where in (COUNTS_LAYER, "X") or (where == "raw.X" and asked != "counts")
             evidence = examine(x, where, adata.obs_names, genes)
             _check_empty(adata, where, np.flatnonzero(evidence.found_N == 0))
@@ -69,8 +69,7 @@ def find_values(adata: AnnData, asked: ValueKind = "auto") -> Checked:
             break
     best = min((f for f in seen if asked in ("auto", f.kind)), key=lambda found: found.rank, default=None)
     if best is None:
-        none = ScmedleyError(f"There is no matrix of {kind_words(asked)}. Check X and layers['counts'].")
-        raise next(iter(unusable.values()), none)
+        raise next(iter(unusable.values()), _no_matrix(adata, asked))
     if best.where == "X":
         _check_not_denoised(adata)
     best = replace(best, warnings=[*_skipped(best, seen, unusable), *best.warnings])
@@ -99,12 +98,12 @@ def counted(adata: AnnData, found: Checked, rows: Any = None) -> tuple[Matrix, n
     genes : Index
         Names of its columns: those of ``raw`` if it is ``raw.X``.
     """
-    stored, genes = _stored(adata, found.where)
+    stored, genes = matrix_at(adata, found.where)
     x = _corrected_copy(tidy(stored if rows is None else stored[rows]), found)
     total_N = totals(x)
     if found.sizes is None:
         return x, total_N, genes
-    logs, log_genes = _stored(adata, found.sizes.where)
+    logs, log_genes = matrix_at(adata, found.sizes.where)
     logs = tidy(logs if rows is None else logs[rows])
     undone_N = totals(_undone(_columns(logs, log_genes, genes), found.sizes.base or "log1p"))
     # Sums over the same genes: total_N of k, undone_N of target * k / total.
@@ -125,91 +124,6 @@ def matrix(adata: AnnData, found: Checked) -> Matrix:
     """Return the matrix of :func:`find_values`, with the genes of ``adata``."""
     x, _, genes = counted(adata, found)
     return _columns(x, genes, adata.var_names)
-
-
-def brought_together(
-    parts: Sequence[AnnData], names: Sequence[Any], asked: ValueKind = "auto"
-) -> list[AnnData]:
-    """Return files of cells with the same kind of values in ``X``, unchanged if they agree already.
-
-    ``X`` then holds counts of all counted genes, or logarithms of counts per 10,000, natural unless another
-    base was ``asked`` for. If each file has counts of a subset of the genes and the cells' totals over all
-    genes, ``layers["counts"]`` holds the counts and ``X`` the logarithms with these totals. If files differ,
-    a warning says what each one holds.
-
-    Raises
-    ------
-    ScmedleyError
-        Counts in one file and log-normalised values in another; or as :func:`find_values`, after the file's
-        name.
-    """
-    found: list[Checked] = []
-    for name, part in zip(names, parts, strict=True):
-        try:
-            found.append(find_values(part, asked))
-        except ScmedleyError as error:
-            raise ScmedleyError(f"{name}: {error}") from error
-    kinds = {this.values: name for this, name in zip(found, names, strict=True)}
-    if len(kinds) > 1:
-        contents = ", ".join(f"{name} holds {_IN_WORDS[kind]}" for kind, name in kinds.items())
-        raise ScmedleyError(
-            f"{contents}: these cannot be joined. Give counts in all files, in X, layers['counts'] or raw."
-        )
-    alike = len({(this.where, this.base, this.total, _identity(this.sizes)) for this in found}) == 1
-    if not alike or len({(this.reason, *this.warnings) for this in found}) > 1:
-        _warn_of_each(found, names)
-    if alike:
-        return list(parts)
-    unknown = [str(name) for this, name in zip(found, names, strict=True) if not this.sizes]
-    if 0 < len(unknown) < len(found):  # totals over all genes in some files only would give two scales
-        warn(
-            f"Some files have the cells' totals over more genes than their counts, but others do not (such as "
-            f"{unknown[0]}). All totals are therefore over the genes of the counts."
-        )
-        found = [replace(this, sizes=None) for this in found]
-    return [_with_x(part, this, asked) for part, this in zip(parts, found, strict=True)]
-
-
-def _warn_of_each(found: Sequence[Checked], names: Sequence[Any]) -> None:
-    """Warn of the finding for each file without whole counts: the joined cells do not show it."""
-    for this, name in zip(found, names, strict=True):
-        for words in [this.reason] * (this.rank > 0 or this.nearly_whole) + this.warnings:
-            warn(f"{name}: {words}")
-
-
-def _identity(sizes: Checked | None) -> tuple[Any, ...] | None:
-    return None if sizes is None else (sizes.where, sizes.base, sizes.total)
-
-
-def _with_x(part: AnnData, found: Checked, asked: ValueKind) -> AnnData:
-    x, total_N, _ = counted(part, found)
-    if found.where == "raw.X":
-        part = AnnData(obs=part.obs, var=part.raw.var, obsm=dict(part.obsm))
-    del part.raw
-    part.layers.pop(keys.COUNTS, None)
-    logs = normalised(x, total_N, found)
-    if found.values != "counts":
-        part.X = logs if asked == "auto" else _to_base(logs, asked)
-    elif found.sizes:
-        part.X, part.layers[keys.COUNTS] = logs, x
-    else:
-        part.X = x if asked in ("auto", "counts") else _to_base(_log1p(x), asked)
-    return part
-
-
-def _log1p(x: Matrix) -> Matrix:
-    return np.log1p(x) if isinstance(x, np.ndarray) else x.log1p()
-
-
-def _to_base(logs: Matrix, base: Any) -> Matrix:
-    return logs * np.float32(1 / LN[base])
-
-
-_IN_WORDS = {
-    "counts": "counts",
-    "log-normalised": "log-normalised values",
-    "other": "scaled or centred values",
-}
 
 
 def _places(adata: AnnData, asked: ValueKind) -> Iterator[str]:
@@ -240,6 +154,17 @@ def _check_not_denoised(adata: AnnData) -> None:
         )
 
 
+def _no_matrix(adata: AnnData, asked: ValueKind) -> ScmedleyError:
+    ours = adata.uns.get(keys.UNS)
+    if isinstance(ours, Mapping) and keys.STORE in ours:
+        return ScmedleyError(
+            "These cells were prepared on disk and hold no matrix. Their values are in the folder "
+            f"{ours[keys.STORE]!r} (inside that of the run, unless the path is complete): pass "
+            "sm.pp.read_store(folder) in place of the cells, or reading=sm.pp.read_store(folder) to embed."
+        )
+    return ScmedleyError(f"There is no matrix of {kind_words(asked)}. Check X and layers['counts'].")
+
+
 def _says_counts(name: str) -> bool:
     return any(word in name.lower() for word in _ALL_COUNTS)
 
@@ -248,7 +173,7 @@ def _is_preferred(where: str) -> bool:
     return where in ("X", "raw.X") or _says_counts(where)
 
 
-def _stored(adata: AnnData, where: str) -> tuple[Any, pd.Index]:
+def matrix_at(adata: AnnData, where: str) -> tuple[Any, pd.Index]:
     """Return a matrix as stored, and the names of its columns."""
     if where == "X":
         return adata.X, adata.var_names
@@ -334,7 +259,7 @@ def _with_all_genes(adata: AnnData, found: Checked) -> Checked:
     with_raw = adata.raw is not None and adata.raw.n_vars > adata.n_vars
     for where in ["raw.X"] * with_raw + ["X"] * (found.where != "X" and adata.X is not None):
         try:
-            stored, genes = _stored(adata, where)
+            stored, genes = matrix_at(adata, where)
             other = tidy(stored[rows])
         except (ScmedleyError, TypeError, ValueError):
             continue

@@ -16,7 +16,9 @@ from scipy import sparse
 from torch import Tensor
 
 from scmedley.data.arrays import Matrix
+from scmedley.data.blocks import add_rows, blocks
 from scmedley.data.evidence import TARGET_SUM
+from scmedley.data.store import Values
 from scmedley.errors import ScmedleyError
 
 ScaleName = Literal["pareto", "standard", "min-max", "pearson", "none"]
@@ -49,34 +51,46 @@ class Scale:
     share_G: np.ndarray | None = None
 
     @classmethod
-    def fit(cls, x_NG: Matrix, name: ScaleName, total_N: np.ndarray | None = None) -> "Scale":
+    def fit(
+        cls, x_NG: Values, name: ScaleName, total_N: np.ndarray | None = None, rows: np.ndarray | None = None
+    ) -> "Scale":
         """Learn the scale from (training) cells.
 
         ``"standard"``: to mean 0 and variance 1, clipped. ``"pareto"``: to mean 0, divided by the square root of
         the standard deviation (van den Berg et al. 2006, BMC Genomics) and by a number that makes the mean
         variance 1, clipped. ``"min-max"``: to 0 ... 1 in these cells; other cells may be outside. Constant genes
-        become 0. ``"pearson"``: to analytic Pearson residuals, clipped at the root of the number of cells;
-        ``total_N`` are the cells' counts over all genes. ``"none"``: values are not changed.
+        become 0. ``"pearson"``: to analytic Pearson residuals, clipped at the root of the number of cells.
+        ``"none"``: values are not changed.
+
+        Parameters
+        ----------
+        x_NG
+            log1p CP10k, in memory or in a store. Cells are read in blocks and added one after the other, so sparse,
+            dense and stored values give the same bits.
+        name
+            The scale.
+        total_N
+            Counts of the cells over all genes, for ``"pearson"``.
+        rows
+            Numbers of the cells to learn from; all by default.
         """
         unchanged = cls(np.zeros(x_NG.shape[1], np.float32), np.ones(x_NG.shape[1], np.float32))
         if name == "none":
             return unchanged
         if name == "pearson":
-            return replace(unchanged, limit=math.sqrt(x_NG.shape[0]), share_G=_shares(x_NG, _needed(total_N)))
+            total_N = _needed(total_N)
+            total_N = total_N if rows is None else total_N[rows]
+            return replace(unchanged, limit=math.sqrt(len(total_N)), share_G=_shares(x_NG, total_N, rows))
         if name in ("pareto", "standard"):
-            mean_G, variance_G = _moments(x_NG)
+            mean_G, variance_G = _moments(x_NG, rows)
             sd_G = np.sqrt(variance_G + LEAST_VARIANCE)
             span_G = np.sqrt(sd_G * sd_G.mean()) if name == "pareto" else sd_G
             return cls(mean_G.astype(np.float32), span_G.astype(np.float32), LIMIT)
         if name != "min-max":
             raise ScmedleyError(f"There is no scale {name!r}. Choose one of {list(get_args(ScaleName))}.")
-        sides: tuple[Any, Any] = (x_NG.min(axis=0), x_NG.max(axis=0))
-        low, high = (
-            np.asarray(side.toarray() if hasattr(side, "toarray") else side, np.float32).ravel()
-            for side in sides
-        )
-        span = np.where(high > low, high - low, np.float32(1))
-        return cls(low, span.astype(np.float32))
+        low_G, high_G = _range(x_NG, rows)
+        span_G = np.where(high_G > low_G, high_G - low_G, np.float32(1))
+        return cls(low_G, span_G.astype(np.float32))
 
     def on(self, device: torch.device, missing_G: np.ndarray | None = None) -> "TensorScale":
         """Return the scale as tensors on a device; ``missing_G`` are genes that were not measured."""
@@ -155,21 +169,41 @@ def _needed(total_N: Any) -> Any:
     return total_N
 
 
-def _shares(x_NG: Matrix, total_N: np.ndarray) -> np.ndarray:
+def _shares(x_NG: Values, total_N: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
     """Return each gene's share of all counts, also those of other genes; from log1p CP10k and totals."""
     weight_N = np.asarray(total_N, np.float64) / TARGET_SUM
-    cp10k_NG = np.expm1(x_NG) if isinstance(x_NG, np.ndarray) else sparse.csr_matrix(x_NG).expm1()
-    sum_G = np.asarray(cp10k_NG.T @ weight_N).ravel()
-    return np.asarray(sum_G / max(float(np.sum(total_N, dtype=np.float64)), 1.0), dtype=np.float32)
+    sum_1G = np.zeros((1, x_NG.shape[1]))
+    for part, log1p_NG in blocks(x_NG, rows):
+        cp10k_NG = sparse.csr_matrix(log1p_NG).expm1().astype(np.float64)
+        cp10k_NG.data *= np.repeat(weight_N[part], np.diff(cp10k_NG.indptr))
+        add_rows(cp10k_NG, np.zeros(cp10k_NG.shape[0], np.int64), (sum_1G, np.positive))
+    return np.asarray(sum_1G[0] / max(float(np.sum(total_N, dtype=np.float64)), 1.0), dtype=np.float32)
 
 
-def _moments(x_NG: Matrix) -> tuple[np.ndarray, np.ndarray]:
+def _moments(x_NG: Values, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance of each gene, in float64."""
-    n_cells = x_NG.shape[0]
-    if sparse.issparse(x_NG):
-        x_NG = sparse.csr_matrix(x_NG, dtype=np.float64)
-        sum_G = np.asarray(x_NG.sum(axis=0)).ravel()
-        squares_G = np.asarray(x_NG.multiply(x_NG).sum(axis=0)).ravel()
-        mean_G = sum_G / n_cells
-        return mean_G, np.maximum(squares_G / n_cells - mean_G**2, 0)
-    return x_NG.mean(axis=0, dtype=np.float64), x_NG.var(axis=0, dtype=np.float64)
+    n_cells = x_NG.shape[0] if rows is None else len(rows)
+    sum_1G, squares_1G = np.zeros((1, x_NG.shape[1])), np.zeros((1, x_NG.shape[1]))
+    for _, block_NG in blocks(x_NG, rows):
+        group_N = np.zeros(block_NG.shape[0], np.int64)
+        add_rows(block_NG, group_N, (sum_1G, np.positive), (squares_1G, _square))
+    mean_G = sum_1G[0] / n_cells
+    return mean_G, np.maximum(squares_1G[0] / n_cells - mean_G**2, 0)
+
+
+def _square(x: np.ndarray) -> np.ndarray:
+    squares: np.ndarray = np.square(x, dtype=np.float64)
+    return squares
+
+
+def _range(x_NG: Values, rows: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest value of each gene."""
+    low_G, high_G = (np.full(x_NG.shape[1], side, np.float32) for side in (np.inf, -np.inf))
+    for _, block_NG in blocks(x_NG, rows):
+        sides: tuple[Any, Any] = (block_NG.min(axis=0), block_NG.max(axis=0))
+        low, high = (
+            np.asarray(side.toarray() if hasattr(side, "toarray") else side, np.float32).ravel()
+            for side in sides
+        )
+        low_G, high_G = np.minimum(low_G, low), np.maximum(high_G, high)
+    return low_G, high_G

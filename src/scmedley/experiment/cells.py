@@ -59,6 +59,28 @@ def read_data(experiment: Experiment, folder: Path | None) -> AnnData:
     )
 
 
+def file_of(experiment: Experiment, folder: Path | None) -> Path | None:
+    """Return the file of the user's cells; ``None`` if there is none, or the data are known by name."""
+    if experiment.data in (*datasets.NAMES, *PAPERS):
+        return None
+    places = [place / experiment.data for place in (folder, Path()) if place is not None]
+    return next((place for place in places if place.exists()), None)
+
+
+def fold_name(split: Split, fold: int) -> str:
+    """Return the name of a fold, and of its store."""
+    return f"{split}-fold{fold}"
+
+
+def all_folds(obs: pd.DataFrame, experiment: Experiment) -> dict[str, np.ndarray]:
+    """Return the part of each cell in every fold of an experiment, by name of the fold."""
+    return {
+        fold_name(split, fold): parts(obs, experiment, split, fold)
+        for split in experiment.splits
+        for fold in range(experiment.n_folds(split))
+    }
+
+
 def prepare_once(adata: AnnData, experiment: Experiment) -> Checked:
     """Filter and normalise cells in place, once for all folds; keep only what fits need; return the checks.
 

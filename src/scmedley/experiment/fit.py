@@ -12,6 +12,7 @@ from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
 from scmedley import io, keys
+from scmedley.data.sampling import drawn
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError
 from scmedley.evaluate.scores import scores
@@ -19,11 +20,13 @@ from scmedley.experiment.classifiers import classify
 from scmedley.experiment.config import Experiment
 from scmedley.experiment.network import fit_network
 from scmedley.experiment.pairs import predict
+from scmedley.experiment.stored import reading_of
 from scmedley.experiment.task import CLASSIFIERS, Job, Task
 from scmedley.models import catalogue
 from scmedley.models.base import Model
 from scmedley.models.catalogue import PCA, is_null, methods
 from scmedley.peers import embed_peer
+from scmedley.pipeline.sample import cells_of
 from scmedley.pp.maps import pca, umap
 from scmedley.runs.folder import CHECKPOINTS, CLASSIFIED, HISTORY, LATENT, MAP, SCORES, TASK
 
@@ -63,10 +66,12 @@ def _fit_and_score(job: Job, folder: Path) -> dict[str, Any]:
     """Fit, embed, score, draw; write the results to ``folder`` and return fields for the record."""
     task, adata = job.task, job.read_cells()
     latents, network = _embed(job, adata)
+    groups = [job.experiment.batch_key, job.experiment.label_key, keys.SPLIT]
+    rows = drawn(adata.obs, groups, task.seed)  # of many cells a sample
     tables = []
     for variant, z_NP in latents.items():
         adata.obsm["X_latent"] = z_NP
-        table = _score(adata, job.experiment, task).drop(columns="embedding")
+        table = _score(cells_of(adata, rows, ["X_latent"]), job.experiment, task).drop(columns="embedding")
         tables.append(table.assign(method=task.method + variant))
     pd.concat(tables, ignore_index=True).to_csv(folder / SCORES, index=False)
     stored: dict[str, Any] = {variant.strip(", ") or "latent": z_NP for variant, z_NP in latents.items()}
@@ -125,7 +130,8 @@ def _embed(job: Job, adata: AnnData) -> tuple[dict[str, np.ndarray], Model[Any] 
                 f"The data have no obsm[{method!r}]; they have {', '.join(adata.obsm) or 'none'}."
             )
         return {"": _given(adata.obsm[method], method)}, None
-    pca(adata, experiment.n_latent, task.seed)
+    stored = None if job.store is None else reading_of(job.store, adata.obs, "log1p")
+    pca(adata, experiment.n_latent, task.seed, reading=stored)
     if method == PCA:
         return {"": np.asarray(adata.obsm[keys.PCA])}, None
     z_NP = embed_peer(
@@ -152,7 +158,8 @@ def _embed_by_network(job: Job, adata: AnnData) -> tuple[dict[str, np.ndarray], 
     model, reading = fit_network(job, adata)
     latents = {"": model.get_latent_representation(reading, unknown="mean")}
     if model.needs_batch and not is_null(job.task.method) and (model.design.codes(adata.obs) < 0).any():
-        new = adata[model.design.codes(adata.obs) < 0].copy()
+        rows = np.flatnonzero(model.design.codes(adata.obs) < 0)
+        new = adata[rows].copy() if job.store is None else reading.take(rows)
         adapted = model.adapt(new, seed=job.task.seed)
         latents[", adapted"] = adapted.get_latent_representation(reading)
     return latents, model

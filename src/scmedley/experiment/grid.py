@@ -12,14 +12,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from tqdm.auto import tqdm
 
 from scmedley.device import resolve_device
 from scmedley.errors import ScmedleyError
 from scmedley.experiment import fit, tables
-from scmedley.experiment.cells import keep, lay_out, read_data
+from scmedley.experiment.cells import all_folds, file_of, keep, lay_out, read_data
 from scmedley.experiment.config import Experiment, is_rival
 from scmedley.experiment.page import build
+from scmedley.experiment.stored import folder_of_stores, lay_out_on_disk
 from scmedley.experiment.task import Job, Task, about, fingerprint, tasks
 from scmedley.models import catalogue
 from scmedley.runs.folder import DATA, EXPERIMENT, OF_EXPERIMENT, TASKS, clear, locked
@@ -37,6 +39,8 @@ def run(
     scheduler: str | None = None,
     say: Callable[[str], None] = print,
     progress: bool = True,
+    backed: bool | None = None,
+    store: Path | None = None,
 ) -> Record:
     """Run an experiment, or the rest of it; write its tables and report; return its record.
 
@@ -53,6 +57,9 @@ def run(
     scheduler
         Address of a Dask scheduler (``tcp://...``) whose workers do the fits instead. ``out`` must have the
         same path on all of them.
+    backed, store
+        Whether the cells are prepared on disk, for all fits together, and in which folder (default: in ``out``). By
+        default their size and the free memory decide.
 
     Raises
     ------
@@ -68,8 +75,8 @@ def run(
         record = Record(out / EXPERIMENT, {"experiment": asdict(experiment)})
         record.check_place()
         fits, classifications = tasks(experiment)
-        with _workers(jobs, scheduler) as workers:
-            _prepare_cells(record, experiment, data, say)
+        with _workers(jobs, scheduler, gpus() if experiment.device in ("auto", "cuda") else []) as workers:
+            _prepare_cells(record, experiment, data, say, progress, jobs, backed, store)
             _run(fits, experiment, record, workers, "fits", progress)
             _run(classifications, experiment, record, workers, "classifiers", progress)
         if all(about(out, task).get("status") != "done" for task in fits):
@@ -88,7 +95,14 @@ def run(
 
 
 def _prepare_cells(
-    record: Record, experiment: Experiment, folder: Path | None, say: Callable[[str], None]
+    record: Record,
+    experiment: Experiment,
+    folder: Path | None,
+    say: Callable[[str], None],
+    progress: bool,
+    jobs: int | None,
+    backed: bool | None,
+    store: Path | None,
 ) -> None:
     """Prepare the cells for all fits, remove old results that are written again, and start the record."""
     out = record.path.parent
@@ -96,13 +110,39 @@ def _prepare_cells(
         raise ScmedleyError(
             f"{experiment.data} is inside --out {out}, which is for results only. Choose another --out."
         )
+    path = file_of(experiment, folder)
+    place = (
+        None
+        if path is None
+        else folder_of_stores(experiment, path, out, jobs or os.cpu_count() or 1, backed, store)
+    )
+    if path is None and (backed or store is not None):
+        raise ScmedleyError(
+            f"The data {experiment.data!r} are no file, and small: leave out --backed and --store."
+        )
+    if path is not None and place is not None:
+        if not record.path.exists():
+            record.write("running")  # it identifies the folder, so that the same command goes on
+        found = lay_out_on_disk(
+            experiment, path, place, lambda obs: all_folds(obs, experiment), say, progress
+        )
+        _begin_again(out)
+        (out / DATA).unlink(missing_ok=True)
+        record |= found
+        record.write("running")
+        return
     adata, found = lay_out(experiment, experiment.data, lambda: read_data(experiment, folder), say)
     record |= found
+    _begin_again(out)
+    keep(adata, record, say)
+
+
+def _begin_again(out: Path) -> None:
+    """Remove old results that are written again, and what a killed call left."""
     clear(out, [DATA], finished=False)
     clear(out, OF_EXPERIMENT, finished=True)
     half_written = [path.name for path in (out / TASKS).glob(".*")]  # left by a killed task
     clear(out / TASKS, half_written, finished=True)
-    keep(adata, record, say)
 
 
 def _run(
@@ -115,8 +155,16 @@ def _run(
 ) -> None:
     """Run the tasks that are not done. The first unexpected error stops all of them."""
     out, data_hash, versions = record.path.parent, record["input"]["sha256"], record["versions"]
+    stores = Path(record["store"]["folder"]) if "store" in record else None
     jobs = [
-        Job(out, experiment, task, fingerprint(out, experiment, task, data_hash, versions), catalogue.added())
+        Job(
+            out,
+            experiment,
+            task,
+            fingerprint(out, experiment, task, data_hash, versions),
+            catalogue.added(),
+            stores,
+        )
         for task in todo
     ]
     left = [job for job in jobs if not job.is_done]
@@ -180,14 +228,18 @@ def _raise_failures(out: Path, todo: Sequence[Task]) -> None:
 
 
 @contextmanager
-def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | None]:
-    """Yield the executor of the fits: local processes, Dask workers, or ``None`` for this process."""
+def _workers(jobs: int | None, scheduler: str | None, gpus: Sequence[str]) -> Iterator[Executor | None]:
+    """Yield the executor of the fits: local processes, Dask workers, or ``None`` for this process.
+
+    Of several GPUs, each local process sees one, in turn.
+    """
     if scheduler is None and jobs == 1:
         yield None
         return
     if scheduler is None:
-        watched: Any = {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
-        pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), **watched)
+        context = get_context("spawn")
+        watched: Any = {"initializer": _begin, "initargs": (os.getpid(), context.Value("i", 0), list(gpus))}
+        pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, context, **watched)
         try:
             yield pool
         except BaseException:
@@ -209,6 +261,25 @@ def _workers(jobs: int | None, scheduler: str | None) -> Iterator[Executor | Non
         ) from error
     with client, client.get_executor(pure=False) as executor:
         yield executor
+
+
+def gpus() -> list[str]:
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(torch.cuda.device_count())] if named is None else named.split(",")
+
+
+def gpu_of(worker: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Return the environment that shows a worker, counted from 0, one of several GPUs; empty if there is no choice."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} if len(gpus) > 1 else {}
+
+
+def _begin(parent: int, started: Any, gpus: Sequence[str]) -> None:
+    """Start a worker: choose its GPU, before anything uses one, and watch its parent."""
+    with started.get_lock():
+        worker, started.value = started.value, started.value + 1
+    os.environ.update(gpu_of(worker, gpus))
+    _end_with_parent(parent)
 
 
 def _end_with_parent(parent: int) -> None:

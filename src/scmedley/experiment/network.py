@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.data.reader import Reading
+from scmedley.data.reader import Cells, Reading
+from scmedley.experiment.stored import reading_of
 from scmedley.experiment.task import Job
 from scmedley.models.base import Model
 from scmedley.models.catalogue import is_null
@@ -25,7 +27,13 @@ def fit_network(job: Job, adata: AnnData) -> tuple[Model[Any], Reading]:
     if is_null(task.method):
         permute_batches(adata, experiment.batch_key, experiment.label_key, seed=task.seed)
     model = experiment.unfitted(task.method)
-    known = adata[~held_out].copy() if held_out.any() else adata
+    known: Cells
+    whole: Cells = adata
+    if job.store is None:
+        known = adata[~held_out].copy() if held_out.any() else adata
+    else:
+        whole = reading_of(job.store, adata.obs, model.reads)
+        known = whole.take(np.flatnonzero(~held_out)) if held_out.any() else whole
     reading = read_prepared(known, model.batch_key, model.label_key, task.seed, model.reads)
     job.checkpoint.parent.mkdir(exist_ok=True)
     model.fit(
@@ -37,4 +45,4 @@ def fit_network(job: Job, adata: AnnData) -> tuple[Model[Any], Reading]:
         checkpoint=job.checkpoint,
         progress=False,
     )
-    return model, model.read(adata) if held_out.any() else reading
+    return model, model.read(adata if job.store is None else whole) if held_out.any() else reading

@@ -13,6 +13,7 @@ from anndata import read_h5ad
 from scmedley.evaluate.counterfactual import BASELINES, CEILING
 from scmedley.experiment.cells import parts
 from scmedley.experiment.config import Experiment
+from scmedley.experiment.stored import ALL, read_fold
 from scmedley.experiment.tables import read_table
 from scmedley.experiment.task import Task
 from scmedley.runs.folder import (
@@ -49,7 +50,10 @@ def build(folder: Path) -> Path:
     experiment = Experiment(**fields)
     summary, read = (_read(folder / name) for name in (SUMMARY, CLASSIFIED_SUMMARY))
     fits = read_table(folder / FITS)
-    obs = read_h5ad(folder / DATA, backed="r").obs
+    if "store" in record:
+        obs = read_fold(Path(record["store"]["folder"]) / ALL, experiment).obs
+    else:
+        obs = read_h5ad(folder / DATA, backed="r").obs
     with figures.drawing():
         context = {
             "record": record,

@@ -11,8 +11,9 @@ from typing import Any
 
 from anndata import AnnData
 
-from scmedley.experiment.cells import read_cells
+from scmedley.experiment.cells import fold_name, read_cells
 from scmedley.experiment.config import Experiment, Split
+from scmedley.experiment.stored import read_fold
 from scmedley.models.catalogue import Row
 from scmedley.runs.folder import CHECKPOINTS, DATA, TASK, TASKS
 
@@ -101,7 +102,8 @@ def about(out: Path, task: Task) -> dict[str, Any]:
 class Job:
     """A task to run: the folder and settings of its experiment, and the fingerprint of its results.
 
-    ``rows``: models that other packages added to the catalogue, for workers in other processes.
+    ``rows``: models that other packages added to the catalogue, for workers in other processes. ``stores``: folder of
+    the stores of all folds, if the cells are on disk.
     """
 
     out: Path
@@ -109,6 +111,12 @@ class Job:
     task: Task
     mark: str
     rows: tuple[Row, ...] = ()
+    stores: Path | None = None
+
+    @property
+    def store(self) -> Path | None:
+        """Return the store of the task's fold; ``None``: the cells are in memory."""
+        return None if self.stores is None else self.stores / fold_name(self.task.split, self.task.fold)
 
     @property
     def folder(self) -> Path:
@@ -132,5 +140,7 @@ class Job:
         )
 
     def read_cells(self) -> AnnData:
-        """Read the prepared cells, split into the parts of the task's fold."""
+        """Read the prepared cells, split into the parts of the task's fold; from a store without a matrix."""
+        if self.store is not None:
+            return read_fold(self.store, self.experiment)
         return read_cells(self.out / DATA, self.experiment, self.task.split, self.task.fold)

@@ -16,6 +16,7 @@ from scmedley import io, keys
 from scmedley.errors import ScmedleyError
 from scmedley.experiment.cells import keep, lay_out
 from scmedley.experiment.config import Experiment
+from scmedley.experiment.stored import folder_of_stores, lay_out_on_disk, read_fold, reading_of
 from scmedley.keys import ValueKind
 from scmedley.models.catalogue import FE, methods
 from scmedley.pp.folds import rotating_folds
@@ -48,6 +49,8 @@ def tune(
     values: ValueKind = "auto",
     seed: int = 0,
     threads: int | None = None,
+    backed: bool | None = None,
+    store: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Record:
     """Search loss weights, latent size and layers with high label accuracy and low batch leakage.
@@ -70,6 +73,9 @@ def tune(
         As for the command ``scmedley tune``.
     trials, folds
         Number of settings to try, and of folds for each.
+    backed, store
+        Whether the cells are prepared on disk, once for all trials, and in which folder (default: in ``out``). By
+        default their size and the free memory decide.
 
     Raises
     ------
@@ -90,7 +96,7 @@ def tune(
         threads=torch.get_num_threads() if threads is None else threads,
     )
     with locked(out), _quiet():
-        record = _read_cells(experiment, path, out, say)
+        record = _read_cells(experiment, path, out, say, backed, store)
         study = _study(out)
         _search(study, experiment, out, trials, say)
         _write_results(study, experiment, record)
@@ -134,12 +140,27 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _read_cells(experiment: Experiment, path: Path, out: Path, say: Callable[[str], None]) -> Record:
+def _read_cells(
+    experiment: Experiment,
+    path: Path,
+    out: Path,
+    say: Callable[[str], None],
+    backed: bool | None,
+    store: Path | None,
+) -> Record:
     """Read, prepare and write the cells; return the record, which a resumed search must share."""
     same = {k: v for k, v in asdict(experiment).items() if k not in ("name", "data", "threads")}
     record = Record(out / SEARCH, {"settings": same})
     if not record.path.exists():
         record.check_place()  # before the cells are read
+    if (place := folder_of_stores(experiment, path, out, 1, backed, store)) is not None:
+        if not record.path.exists():
+            record.write("running")  # it identifies the folder, so that the same command goes on
+        record |= lay_out_on_disk(experiment, path, place, lambda obs: _folds(obs, experiment), say, True)
+        if "input" in Record.read(record.path):  # not only begun
+            record.check_place()
+        record.write("running")
+        return record
     adata, found = lay_out(experiment, path.name, lambda: io.read(path), say)
     record |= found
     record.check_place()
@@ -231,10 +252,13 @@ def _score(
     from scmedley.evaluate.probes import batch_leaks, knn_accuracy
 
     method, seed = experiment.methods[0], experiment.seeds[0]
-    adata = _read_fold(out, experiment, fold)
+    stored = Record.read(out / SEARCH).get("store")
+    place = None if stored is None else Path(stored["folder"]) / _name(fold)
+    adata = _read_fold(out, experiment, fold) if place is None else read_fold(place, experiment)
     changes = experiment.settings.get(method, {}) | _changes(params)
     model = replace(experiment, settings={method: changes}).unfitted(method)
-    reading = read_prepared(adata, model.batch_key, model.label_key, seed)
+    cells = adata if place is None else reading_of(place, adata.obs, model.reads)
+    reading = read_prepared(cells, model.batch_key, model.label_key, seed)
     model.fit(reading, seed=seed, threads=experiment.threads, progress=False)
     z_NP = model.get_latent_representation(reading)
     which = adata.obs[keys.SPLIT].to_numpy()
@@ -248,9 +272,24 @@ def _score(
 
 
 def _read_fold(out: Path, experiment: Experiment, fold: int) -> AnnData:
-    """Read the cells and set the parts of a fold. Test cells are the same in all folds."""
+    """Read the cells, set the parts of a fold, and choose its genes."""
     adata = read_h5ad(out / DATA)
-    batch, label = (adata.obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
+    adata.obs[keys.SPLIT] = pd.Categorical(_parts(adata.obs, experiment, fold), PARTS)
+    select_genes(adata, experiment.batch_key, experiment.n_top_genes)
+    return adata
+
+
+def _name(fold: int) -> str:
+    return f"tune-fold{fold}"
+
+
+def _folds(obs: pd.DataFrame, experiment: Experiment) -> dict[str, np.ndarray]:
+    return {_name(fold): _parts(obs, experiment, fold) for fold in range(experiment.folds)}
+
+
+def _parts(obs: pd.DataFrame, experiment: Experiment, fold: int) -> np.ndarray:
+    """Return the part of each cell in a fold. Test cells are the same in all folds."""
+    batch, label = (obs[k].cat.codes.to_numpy() for k in (experiment.batch_key, experiment.label_key))
     seed = experiment.seeds[0]
     part = np.where(rotating_folds(batch, label, n_folds=5, seed=seed)[0] == "test", "test", "train").astype(
         "<U10"
@@ -258,9 +297,7 @@ def _read_fold(out: Path, experiment: Experiment, fold: int) -> AnnData:
     rest = np.flatnonzero(part == "train")
     inner = rotating_folds(batch[rest], label[rest], n_folds=experiment.folds, seed=seed)[fold]
     part[rest[inner == "validation"]] = "validation"
-    adata.obs[keys.SPLIT] = pd.Categorical(part, PARTS)
-    select_genes(adata, experiment.batch_key, experiment.n_top_genes)
-    return adata
+    return part
 
 
 def _default(method: str) -> dict[str, Any]:

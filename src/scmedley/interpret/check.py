@@ -105,7 +105,7 @@ def counterfactual_check(
         - n_source, n_target: numbers of held-out cells.
     """
     network = decoder(model)
-    reading = network.read(adata)
+    reading = network.read(adata).in_memory("counterfactual_check")
     x_NG, obs = reading.log1p_NG, reading.obs
     if keys.SPLIT not in obs:
         raise ScmedleyError(f"obs has no {keys.SPLIT!r}. Pass the cells of the fit, with their split.")

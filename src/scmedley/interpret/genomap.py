@@ -187,7 +187,7 @@ def genomap_of(model: MixedEffects | Model[Any], adata: Cells, *, seed: int = 0)
             f"The model has {len(network.genes):,} genes, but an image holds at most {MOST_GENES:,}. Fit a model with "
             "fewer genes (--genes)."
         )
-    reading = network.read(adata)
+    reading = network.read(adata).in_memory("genomap_of")
     x_NG = reading.log1p_NG
     if keys.SPLIT in reading.obs:
         x_NG = x_NG[np.flatnonzero(reading.obs[keys.SPLIT] == "train")]

@@ -88,7 +88,7 @@ def panel(
     if layout.genes != tuple(network.genes):
         raise ScmedleyError("The genes of the layout are not the model's. Use genomap_of(model, adata).")
     targets = [POPULATION_MEAN, *(target for target in named_targets(to) if target != POPULATION_MEAN)]
-    reading = model.read(adata)
+    reading = model.read(adata).in_memory("panel")
     made: Any = model.counterfactual(reading, targets, unknown=unknown)
     shape = (len(targets), reading.n_cells, len(network.genes))
     shown, difference = (

@@ -202,7 +202,7 @@ class _Predicted:
         self.network = decoder(model)
         self.network.check_fitted()
         self.network.check_effects("sample_distances")
-        reading = self.network.read(adata)
+        reading = self.network.read(adata).in_memory("sample_distances")
         self.x_NG, own_N = reading.log1p_NG, self.network.design.codes(reading.obs)
         of_sample = pd.Series(own_N[code_N >= 0]).groupby(code_N[code_N >= 0])
         if (of_sample.nunique() > 1).any() or (own_N[code_N >= 0] < 0).any():

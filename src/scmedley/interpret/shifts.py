@@ -77,7 +77,7 @@ def gene_shifts(
     if draws < 2:
         raise ScmedleyError(f"draws is {draws}, but an interval needs at least 2.")
     network = decoder(model)
-    reading = network.read(adata)
+    reading = network.read(adata).in_memory("gene_shifts")
     x_NG, obs = reading.log1p_NG, reading.obs
     label, batch = labels_of(obs, label_key), network.design.codes(obs)
     cells = reading.resident(batch, network.scale, network.device)

@@ -1,6 +1,6 @@
 """Open a file of cells without reading its matrices: blocks of rows are read from the disk when they are used."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scmedley.io.formats import reader_for
 from scmedley.io.reading import read, reading_errors, with_tidy_names
 
 _BY_ROW, _DENSE = "csr_matrix", "array"  # encodings of which a block of rows is read quickly
+_BY_COLUMN = "csc_matrix"
 
 
 @contextmanager
@@ -46,12 +47,12 @@ def opened(path: str | Path) -> Iterator[AnnData]:
     with ExitStack() as stack:
         with reading_errors(path):
             reader_for(path)  # raises for what is not a file of cells
-            group = _group(path, stack)
+            group = group_of(path, stack)
             adata = None if group is None else _on_disk(group, path)
         yield read(path) if adata is None else adata
 
 
-def _group(path: Path, stack: ExitStack) -> Any:
+def group_of(path: Path, stack: ExitStack) -> Any:
     """Return the opened h5ad or Zarr, None for other formats."""
     if path.is_dir():
         is_zarr = (path / "zarr.json").exists() or (path / ".zgroup").exists()
@@ -88,6 +89,33 @@ def _on_disk(group: Any, path: Path) -> AnnData | None:
     return with_tidy_names(adata, path)
 
 
+def stored_by_column(path: Path) -> list[str]:
+    """Return the matrices of an h5ad or Zarr that are stored by column (CSC), of which no block of rows can be read."""
+    with ExitStack() as stack, reading_errors(path):
+        group = group_of(path, stack)
+        if group is None:
+            return []
+        layers = group.get("layers", {})
+        found = {f"layers[{name!r}]": layers[name] for name in layers}
+        found |= {"X": group["X"]} if "X" in group else {}
+        found |= {"raw.X": group["raw/X"]} if "raw" in group and "X" in group["raw"] else {}
+        return [name for name, x in found.items() if x.attrs.get("encoding-type") == _BY_COLUMN]
+
+
+def matrices_bytes(paths: Sequence[Path]) -> int:
+    """Return the bytes of all matrices of cells x genes of the files, once in memory; 0 if not known.
+
+    They are known for h5ad and Zarr, without reading a value.
+    """
+    total = 0
+    for path in paths:
+        with ExitStack() as stack, reading_errors(path):
+            group = group_of(path, stack)
+            if group is not None:
+                total += sum(part.size * part.dtype.itemsize for part in _arrays(group))
+    return total
+
+
 def _is_new(table: Any) -> bool:
     return bool(table.attrs.get("encoding-type") == "dataframe")
 
@@ -98,3 +126,31 @@ def _by_rows(matrix: Any) -> bool:
 
 def _matrix(stored: Any) -> Any:
     return sparse_dataset(stored) if stored.attrs.get("encoding-type") == _BY_ROW else stored
+
+
+def read_obsm(path: str | Path, key: str) -> Any:
+    """Read one embedding of a file of cells, N x P, without its matrices.
+
+    Raises
+    ------
+    ScmedleyError
+        The file has no such embedding.
+    """
+    path = Path(path)
+    with ExitStack() as stack, reading_errors(path):
+        group = group_of(path, stack)
+        held = read(path).obsm if group is None else group.get("obsm", {})
+        if key not in held:
+            raise ScmedleyError(f"{path} has no obsm[{key!r}]. It has: {', '.join(held) or 'none'}.")
+        return held[key] if group is None else read_elem(held[key])
+
+
+def _arrays(group: Any) -> Iterator[Any]:
+    """Yield the arrays of X, of the layers and of raw."""
+    layers = group.get("layers", {})
+    raw = group.get("raw", {})
+    for matrix in [
+        *(held["X"] for held in (group, raw) if "X" in held),
+        *(layers[name] for name in layers),
+    ]:
+        yield from [matrix[name] for name in matrix] if hasattr(matrix, "keys") else [matrix]

@@ -19,7 +19,7 @@ from scmedley.io.formats import reader_for
 from scmedley.io.tables import dialect
 
 
-def read(path: str | Path) -> AnnData:
+def read(path: str | Path, *, needs_values: bool = True) -> AnnData:
     """Read a file of cells x genes, in any of these formats, into memory.
 
     Parameters
@@ -27,6 +27,8 @@ def read(path: str | Path) -> AnnData:
     path
         h5ad; a Zarr folder; a 10x folder with matrix.mtx, features and barcodes; 10x h5; csv or tsv of
         numbers with a header of gene names and cell names in the first column, or its transpose.
+    needs_values
+        Whether a file without any values is an error; else ``X`` is ``None``.
 
     Returns
     -------
@@ -42,7 +44,7 @@ def read(path: str | Path) -> AnnData:
     """
     path = Path(path)
     with reading_errors(path):
-        return _tidied(reader_for(path)(path), path)
+        return _tidied(reader_for(path)(path), path, needs_values)
 
 
 @contextmanager
@@ -133,12 +135,19 @@ def read_embedding(path: str | Path, obs_names: Sequence[str]) -> np.ndarray:
     return values
 
 
-def _tidied(adata: AnnData, path: Path) -> AnnData:
+def _tidied(adata: AnnData, path: Path, needs_values: bool) -> AnnData:
     if adata.X is None:
         if keys.COUNTS in adata.layers:
             adata.X = adata.layers[keys.COUNTS].copy()
         elif adata.raw is not None and set(adata.var_names) <= set(adata.raw.var_names):
             adata.X = adata.raw[:, adata.var_names].X
+        elif not needs_values:
+            return with_tidy_names(adata, path)
+        elif isinstance(ours := adata.uns.get(keys.UNS), dict) and keys.STORE in ours:
+            raise ScmedleyError(
+                f"{path} is of a run that prepared its cells on disk, and holds no matrix. Give the file that the run "
+                "read, or use sm.pp.read_store: docs/outputs.md shows how to join them."
+            )
         else:
             raise ScmedleyError(
                 f"{path} has no X, no layers['counts'] and no raw: the file has no values. Give one with counts in X."

@@ -43,21 +43,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     start = os.fsdecode(os.fsencode(path.name)[:80])
     temporary = path.with_name(f".{start}.{secrets.token_hex(4)}{path.suffix}")
+    full = f"{path} was not written, and an earlier version is unchanged. Free some space, or choose another folder."
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        _take_place(temporary, path)
-    except BaseException as error:
+        with writing_errors(path, full):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            take_place(temporary, path)
+    except BaseException:
         _remove(temporary)
-        if isinstance(error, ScmedleyError):
-            raise
+        raise
+
+
+@contextmanager
+def writing_errors(path: Path, full: str) -> Iterator[None]:
+    """Turn errors of the system into a :class:`ScmedleyError`; ``full`` is what it says of a full disk."""
+    try:
+        yield
+    except ScmedleyError:
+        raise
+    except BaseException as error:
         refusal = _refusal(error)
         if refusal in _FULL:
-            raise ScmedleyError(
-                f"The disk is full: {path} was not written, and an earlier version is unchanged. "
-                "Free some space, or choose another folder."
-            ) from error
+            raise ScmedleyError(f"The disk is full: {full}") from error
         if refusal or isinstance(error, _PLACES):
             reason = os.strerror(refusal) if refusal else getattr(error, "strerror", None) or error
             raise ScmedleyError(f"{path} cannot be written ({reason}). Choose another folder.") from error
@@ -232,7 +240,7 @@ def _remove(path: Path) -> None:
         time.sleep(0.2)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Write the file, or each file of the folder, from memory to disk."""
     for p in [path, *path.rglob("*")]:
         handle = os.open(p, os.O_RDONLY)
@@ -242,7 +250,7 @@ def _sync(path: Path) -> None:
             os.close(handle)
 
 
-def _take_place(new: Path, path: Path) -> None:
+def take_place(new: Path, path: Path) -> None:
     """Replace ``path`` by ``new``: a file in one step, a folder in two.
 
     A process killed between the two steps leaves the old folder under a hidden name in the same place.

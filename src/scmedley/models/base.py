@@ -17,8 +17,8 @@ from scmedley.clusters import Clusters
 from scmedley.data.design import POPULATION_MEAN, Design, Labels, check_unknown
 from scmedley.data.factors import Factors
 from scmedley.data.gene_names import GeneNames
-from scmedley.data.inplace import ensure_not_view
-from scmedley.data.reader import Cells, Reader, Reading
+from scmedley.data.inplace import check_is_adata, ensure_not_view
+from scmedley.data.reader import LARGEST, Cells, Reader, Reading
 from scmedley.data.scale import Scale
 from scmedley.device import modes
 from scmedley.errors import ScmedleyError
@@ -187,6 +187,7 @@ class Model(Generic[S]):
         reading
             The same cells, if :meth:`read` has already read them.
         """
+        check_is_adata(adata)
         if reading is not None:
             reading.check_same_cells(adata)
         z_NP = self.get_latent_representation(reading or adata, unknown=unknown)
@@ -239,7 +240,13 @@ class Model(Generic[S]):
 
         ``X`` is N x G in log1p CP10k. If the encoder does not need the batch, cells of unknown batches are
         decoded with the population mean.
+
+        Raises
+        ------
+        ScmedleyError
+            The cells are in a store, and the reconstruction of all of them exceeds 2 GB.
         """
+        check_size(adata, len(self.genes))
         xhat_NG = self._apply(adata, unknown, lambda network, x, b: network.decode(network.encode(x, b), b))
         return AnnData(self.scale.inverse(xhat_NG), obs=adata.obs.copy(), var=self.var())
 
@@ -368,10 +375,20 @@ class Model(Generic[S]):
                 self.design.known_codes(reading.obs, known)  # raises for those that are not
                 model = seeing(self, reading.obs)
                 codes, network = model.design.codes(reading.obs), model.network
-            cells = reading.resident(codes, self.scale, self.device)
+            cells = reading.resident(codes, self.scale, self.device, counts=False)
             for minibatch in cells.in_order():
                 parts.append(step(network, minibatch.x_NG, minibatch.b_N).cpu().numpy())
         return np.concatenate(parts)
+
+
+def check_size(adata: Cells, n_genes: int) -> None:
+    """Raise if dense values of all cells of a store do not fit in memory."""
+    size = 4 * len(adata.obs) * n_genes
+    if isinstance(adata, Reading) and adata.store is not None and size > LARGEST:
+        raise ScmedleyError(
+            f"The reconstruction of {len(adata.obs):,} cells x {n_genes:,} genes needs {size / 1e9:.3g} GB. "
+            "Reconstruct some of them, reading.take(rows), or write counterfactuals to disk with out=...zarr."
+        )
 
 
 def described(model: Any, network: Model[Any]) -> str:

@@ -20,6 +20,7 @@ from scmedley.models.interval import Calibration, Deviations
 DRAWS, DECODED = 20, 20  # posterior draws, and training cells of a label that are decoded in each batch
 MOST_LABELS, MOST_BATCHES = 8, 20  # compared; enough to learn one factor
 PRIOR_CELLS = 10  # weight of the pooled variance in the variance of a gene in one batch, in cells
+MOST_CELLS = 20_000  # of a label in one batch, of which means and variances are taken
 LEAST_PAIRS = 2  # pairs of label and batch with validation cells; with fewer the factor is not learnt
 
 
@@ -54,7 +55,7 @@ def deviations(
     """
     x_NG, part_N = reading.log1p_NG, reading.obs[keys.SPLIT].to_numpy()
     batch_N = model.design.codes(reading.obs)
-    resident = reading.resident(batch_N, model.scale, model.device)
+    resident = reading.resident(batch_N, model.scale, model.device, counts=False)
     label_N = np.zeros(len(batch_N), np.int64) if label_N is None else label_N
     labels, sizes = np.unique(label_N[label_N >= 0], return_counts=True)
     rng = np.random.default_rng(seed)
@@ -70,8 +71,8 @@ def deviations(
         cells = resident.take(torch.as_tensor(decoded, device=model.device))
         shift_TDG = drawn_means(model, cells, DRAWS, seed, codes_T)
         shift_TDG -= shift_TDG.mean(axis=0)
-        own = [np.flatnonzero(here & observed & (batch_N == code)) for code in codes_T]
-        seen = [trained[batch_N[trained] == code] for code in codes_T]
+        own = [_drawn(np.flatnonzero(here & observed & (batch_N == code)), rng) for code in codes_T]
+        seen = [_drawn(trained[batch_N[trained] == code], rng) for code in codes_T]
         n_T = np.array([len(rows) for rows in own])
         mean_TG = np.stack([_mean(x_NG[rows]) for rows in own])
         variance_TG = _variances(x_NG, seen) / n_T[:, None]
@@ -86,6 +87,11 @@ def deviations(
     return Deviations(*(np.concatenate([getattr(one, name) for one in found]) for name in names))
 
 
+def _drawn(rows_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the rows, or a draw if there are too many to hold their values in memory."""
+    return rows_N if len(rows_N) <= MOST_CELLS else np.sort(rng.permutation(rows_N)[:MOST_CELLS])
+
+
 def _mean(x_NG: Any) -> np.ndarray:
     return np.asarray(x_NG.mean(axis=0), dtype=np.float64).ravel()
 
@@ -94,8 +100,9 @@ def _variances(x_NG: Any, rows: list[np.ndarray]) -> np.ndarray:
     """Return the variance of each gene in each batch (T x G), shrunk towards the pooled variance."""
     squares, free = [], np.array([max(len(own) - 1, 0) for own in rows])
     for own in rows:
-        mean_G = _mean(x_NG[own]) if len(own) else 0.0
-        x2_NG = x_NG[own].power(2) if sparse.issparse(x_NG) else np.square(x_NG[own], dtype=np.float64)
+        own_NG = x_NG[own]
+        mean_G = _mean(own_NG) if len(own) else 0.0
+        x2_NG = own_NG.power(2) if sparse.issparse(own_NG) else np.square(own_NG, dtype=np.float64)
         squares.append((_mean(x2_NG) - mean_G**2) * len(own) if len(own) else np.zeros(x_NG.shape[1]))
     squares_TG = np.maximum(np.stack(squares), 0)
     pooled_G = squares_TG.sum(axis=0) / max(free.sum(), 1)

@@ -26,7 +26,7 @@ from scmedley import keys
 from scmedley.data.reader import Cells, Reading
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.data.targets import Target
-from scmedley.device import modes, seeded
+from scmedley.device import generator_of, modes, seeded
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed
 from scmedley.io.blocks import write_in_blocks
 from scmedley.models.interval import half_width
@@ -62,10 +62,11 @@ class Encoded:
         self.model, self.network, self.drawn = model, model.network, draw is not None
         self.b_N, self.x_NG = cells.b_N, cells.x_NG
         self.z_NP: Tensor | None = None
-        with nullcontext() if draw is None else seeded(seed * 100_003 + draw):
+        device = cells.x_NG.device
+        with nullcontext() if draw is None else seeded(seed * 100_003 + draw, device):
             if not model.encodes_as_target:
                 self.z_NP = self.network.encode(cells.x_NG, cells.b_N, draw=self.drawn)
-            self.state = torch.default_generator.get_state()
+            self.state = generator_of(device).get_state()
 
     @classmethod
     def all_of(cls, model: Model[Any], cells: Resident) -> Encoded:
@@ -131,9 +132,10 @@ class Encoded:
     @contextmanager
     def _same_draw(self) -> Iterator[None]:
         """Restore the random state after encoding, so that all targets share the decoder's draw."""
-        with seeded(0) if self.drawn else nullcontext():
+        device = self.x_NG.device
+        with seeded(0, device) if self.drawn else nullcontext():
             if self.drawn:
-                torch.default_generator.set_state(self.state)
+                generator_of(device).set_state(self.state)
             yield
 
 

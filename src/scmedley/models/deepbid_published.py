@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scmedley import distributed
 from scmedley.data.resident import ENCODED, Minibatch, Resident
+from scmedley.device import without_autocast
 from scmedley.errors import ScmedleyError, warn
 from scmedley.models.settings import Settings, check_n_clusters
 from scmedley.nn import clustering
@@ -216,8 +218,10 @@ class PublishedDeepBIDNetwork(nn.Module, Trainable):
         h_NP = self.encode(cells.x_NG, cells.b_N)
         d_NH = self.decode_hidden(h_NP, cells.b_N)
         log_p_N = self._log_p(cells, d_NH)
-        with torch.autocast(h_NP.device.type, enabled=False):  # products of memberships in float32
-            return self._terms(log_p_N, h_NP, cells.b_N.clamp_min(0), self.membership_NK[cells.rows_N])
+        with without_autocast(h_NP.device):  # products of memberships in float32
+            # Pairs of cells, and clusters, are of the whole minibatch.
+            parts = (log_p_N, h_NP, cells.b_N.clamp_min(0), self.membership_NK[cells.rows_N])
+            return self._terms(*(distributed.gathered(part) for part in parts))
 
     def _terms(self, log_p_N: Tensor, h_NP: Tensor, b_N: Tensor, before_NK: Tensor) -> dict[str, Term]:
         s = self.settings

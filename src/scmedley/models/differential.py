@@ -14,7 +14,7 @@ from anndata import AnnData
 from torch import Tensor
 
 from scmedley.data.design import as_categories, column
-from scmedley.data.reader import Reading
+from scmedley.data.reader import Cells, Reading
 from scmedley.device import modes, seeded
 from scmedley.errors import ScmedleyError, check_seed, listed, warn
 
@@ -157,10 +157,10 @@ def _about(adata: AnnData, chosen: tuple[np.ndarray, np.ndarray], donor_key: str
     return about
 
 
-def _rates(model: VAE, adata: AnnData, rows: np.ndarray) -> Tensor:
+def _rates(model: VAE, adata: Cells, rows: np.ndarray) -> Tensor:
     """Return posterior draws of the expression of these cells without batch effects, counts per 10,000, D x G."""
     drawn, place = np.unique(rows, return_inverse=True)
-    reading: Reading = model.read(adata[drawn])
+    reading: Reading = model.read(adata.take(drawn) if isinstance(adata, Reading) else adata[drawn])
     none = np.full(reading.n_cells, -1, dtype=np.int64)
     cells = reading.resident(none, model.scale, model.device)
     parts = []

@@ -46,7 +46,8 @@ def fit(
         _learn_design(model, reading)
         part = reading.obs[keys.SPLIT].to_numpy()
         y_N = label_codes(model, reading.obs)
-        cells = reading.resident(model.design.codes(reading.obs), model.scale, on, y_N)
+        counts = model.reads == "counts"
+        cells = reading.resident(model.design.codes(reading.obs), model.scale, on, y_N, counts=counts)
         train, validation = (
             torch.as_tensor(np.flatnonzero(part == p), device=on) for p in ("train", "validation")
         )
@@ -84,8 +85,7 @@ def _learn_design(model: Model[Any], reading: Reading) -> None:
     model.design = model.factors.learn(obs)
     in_training = (obs[keys.SPLIT] == "train").to_numpy()
     rows = np.flatnonzero(in_training)
-    total_N = None if reading.total_N is None else reading.total_N[rows]
-    model.scale = Scale.fit(reading.log1p_NG[rows], model.settings.scale, total_N)
+    model.scale = Scale.fit(reading.log1p_NG, model.settings.scale, reading.total_N, rows)
     if absent := untrained(model.design, obs[in_training]):
         raise ScmedleyError(
             f"{absent} has no training cell in obs[{keys.SPLIT!r}]. Assign it at least one, or remove its cells."
@@ -117,12 +117,9 @@ def _fingerprint(
     model: Model[Any], reading: Reading, y_N: np.ndarray | None, part: np.ndarray, seed: int, precision: str
 ) -> str:
     """Return a hash of model, settings and data; fits with different hashes give different results."""
-    labels = None if y_N is None else y_N.tolist()
-    codes = model.design.codes(reading.obs).tolist()
     about_model = (type(model).__name__, model.settings, model.genes, model.design, model.labels)
-    what = (*about_model, list(part), seed, precision, reading.digest, codes, labels)
-    digest = hashlib.sha256(repr(what).encode())
-    for array in (model.scale.centre_G, model.scale.span_G, model.scale.share_G):
-        if array is not None:
-            digest.update(np.ascontiguousarray(array).data)
+    digest = hashlib.sha256(repr((*about_model, seed, precision, reading.digest)).encode())
+    codes = (pd.factorize(part)[0], model.design.codes(reading.obs), y_N)
+    for array in (*codes, model.scale.centre_G, model.scale.span_G, model.scale.share_G):
+        digest.update(b"no" if array is None else np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -25,6 +25,7 @@ from scmedley.models.export import Effects, Layer, tied_layers
 from scmedley.models.settings import Settings, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import Bias, EffectStart, Levels, ScaleAndBias, tables, update_priors
+from scmedley.nn.draws import normal_like
 from scmedley.nn.latent_effects import Correction, LatentEffects, subsample
 from scmedley.nn.layers import Classifier, Components, TiedDecoder, VariationalEncoder
 from scmedley.nn.likelihoods import cross_entropy, kl_to_standard_normal, mse
@@ -117,7 +118,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
     @torch.no_grad()
     def inputs(self, cells: Resident) -> Resident:
         """Return the principal components of the cells: they do not change in training."""
-        return cells.replaced(torch.cat([self.components(minibatch.x_NG) for minibatch in cells.in_order()]))
+        return cells.mapped(self.components, self.components.rotation_GQ.shape[1])
 
     def stages(self) -> list[Stage]:
         """Return one stage; it keeps the last epoch, because the loss changes while its weights rise."""
@@ -140,7 +141,7 @@ class FixedEffectsNetwork(nn.Module, Trainable):
         z_NP = mean_NP
         if self.training:
             self.latent_effects.remember(mean_NP, cells.b_N)
-            z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
+            z_NP = mean_NP + (0.5 * log_variance_NP).exp() * normal_like(mean_NP)
         error = mse(x_NQ, self._decode(z_NP, cells.b_N, draw=self.training))
         terms = {
             "reconstruction": Term(error, half_q),

@@ -291,7 +291,7 @@ class LinearMixed:
         if not targets:
             raise ScmedleyError('No target is given. Give at least one, such as {"condition": "stim"}.')
         check_own(self, adata.obs, unknown)
-        y_NG = dense(self.reader.read(adata).log1p_NG)
+        y_NG = dense(self.reader.read(adata).in_memory("counterfactual").log1p_NG)
         z_NP = self._embedding(adata)
         parts = [predicted(self, adata.obs, y_NG, z_NP, target, interval, unknown) for target in targets]
         unseen = sum(int((~part.obs[keys.SEEN]).sum()) for part in parts)

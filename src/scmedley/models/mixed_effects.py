@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from scmedley import keys
 from scmedley.data.factors import Factors, names_of
-from scmedley.data.inplace import ensure_not_view
+from scmedley.data.inplace import check_is_adata, ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.data.targets import Target, named_targets
 from scmedley.device import modes
@@ -145,6 +145,7 @@ class MixedEffects:
         not know, ``unknown="mean"`` uses the population mean. ``reading``: the same cells, if they were
         already read.
         """
+        check_is_adata(adata)
         if reading is not None:
             reading.check_same_cells(adata)
         elif not adata.isbacked:

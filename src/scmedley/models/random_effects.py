@@ -22,8 +22,9 @@ from scmedley.models.export import Effects, Layer
 from scmedley.models.settings import S, Settings, check_setting, named
 from scmedley.nn.balance import Balance
 from scmedley.nn.bayesian import EffectStart, Levels, ScaleAndBias, tables, update_priors
-from scmedley.nn.layers import Classifier, batch_norm, linear
-from scmedley.nn.likelihoods import kl_to_mse_units, mse
+from scmedley.nn.draws import uniform
+from scmedley.nn.layers import Classifier, batch_norm, linear, linear_before_norm
+from scmedley.nn.likelihoods import cross_entropy, kl_to_mse_units, mse
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
 
 
@@ -140,11 +141,14 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         self.n_batches = n_batches
         self.levels = levels or Levels(n_batches)
         sizes = [n_genes, *s.hidden, s.n_latent]
-        self.encoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
+        hidden_layers = [linear_before_norm(a, b) for a, b in pairwise(sizes[:-1])]
+        self.encoder = nn.ModuleList([*hidden_layers, linear(*sizes[-2:])])
         self.encoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in s.hidden)
         self.encoder_effects = nn.ModuleList(ScaleAndBias(self.levels, h, s.effects) for h in s.hidden)
         sizes = sizes[::-1]
-        self.decoder = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
+        # SELU stands between a hidden layer and its BatchNorm.
+        hidden_layers = [linear(a, b) for a, b in pairwise(sizes[:-1])]
+        self.decoder = nn.ModuleList([*hidden_layers, linear_before_norm(*sizes[-2:])])
         self.decoder_norms = nn.ModuleList(batch_norm(h, s.batch_norm_momentum) for h in sizes[1:])
         nn.init.constant_(self.decoder_norms[-1].get_parameter("weight"), s.output_scale)
         self.decoder_effects = nn.ModuleList(ScaleAndBias(self.levels, h, s.effects) for h in sizes[1:])
@@ -207,9 +211,8 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         """Yield L_RE = lambda_MSE * MSE + lambda_b * CE(b, batch head) + lambda_KL * KL(q(U) || p(U))."""
         lambda_mse = self.settings.mse_weight
         encoded = self._encode_training(cells) if self.training else self._encode_validation(cells)
-        error, b_K = encoded.error, encoded.b_K
-        logits_KB = self.batch_head(encoded.masked_KP).float()
-        batch = F.cross_entropy(logits_KB, b_K, reduction="sum") / max(len(b_K), 1)
+        error = encoded.error
+        batch = cross_entropy(self.batch_head(encoded.head_NP), encoded.head_b_N)
         weights = self.balance(encoded.z_NP, lambda_mse * error, {"batch": batch})
         terms = {"reconstruction": Term(error, lambda_mse), "batch": Term(batch, weights["batch"])}
         yield "autoencoder", terms | {"kl": self.kl(error, cells.x_NG.shape[1])}
@@ -234,9 +237,9 @@ class RandomEffectsNetwork(nn.Module, Trainable):
         if not self.settings.masked_share:
             z_NP = self.encode(cells.x_NG, cells.b_N, draw=True)
             return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_N)
-        masked_N = torch.rand(len(cells.b_N), device=cells.b_N.device) < self.settings.masked_share
+        masked_N = uniform(cells.b_N) < self.settings.masked_share
         z_NP = self.encode(cells.x_NG, cells.b_N.masked_fill(masked_N, -1), draw=True)
-        return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP[masked_N], cells.b_N[masked_N])
+        return _Encoded(z_NP, self._error(cells, z_NP, draw=True), z_NP, cells.b_N.masked_fill(~masked_N, -1))
 
     def _encode_validation(self, cells: Minibatch) -> "_Encoded":
         """Encode with and without the batch, and average the two errors by the share of masked cells."""
@@ -253,12 +256,12 @@ class RandomEffectsNetwork(nn.Module, Trainable):
 
 
 class _Encoded(NamedTuple):
-    """A minibatch: latent, MSE, and latent and batch of the K cells that train the batch head."""
+    """A minibatch: latent, MSE, and the latent that the batch head reads, with batches (-1: not trained on it)."""
 
     z_NP: Tensor
     error: Tensor
-    masked_KP: Tensor
-    b_K: Tensor
+    head_NP: Tensor
+    head_b_N: Tensor
 
 
 class RandomEffects(Model[RandomEffectsSettings]):

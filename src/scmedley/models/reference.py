@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from scmedley import keys
+from scmedley.data.blocks import blocks
 from scmedley.data.design import as_categories
 from scmedley.data.reader import Reading
 from scmedley.models import residuals
@@ -200,8 +201,8 @@ def learn(
 
 def detected(cells: Reading) -> np.ndarray:
     """Return the number of the model's genes with a value above 0 in each cell, N."""
-    x_MG: Any = cells.log1p_NG
-    return np.asarray((x_MG > 0).sum(axis=1)).ravel().astype(np.int64)
+    found = [np.asarray((x_NG > 0).sum(axis=1)).ravel() for _, x_NG in blocks(cells.log1p_NG)]
+    return np.concatenate(found).astype(np.int64)
 
 
 def _classifier(

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scmedley import distributed
 from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.resident import ENCODED, Minibatch
+from scmedley.device import without_autocast
 from scmedley.errors import ScmedleyError
 from scmedley.models.export import Effects, Layer
 from scmedley.models.fixed_effects import ramp
 from scmedley.models.vae_settings import VAESettings
 from scmedley.nn.bayesian import Bias, EffectTable, Levels, ScaleAndBias, tables, update_priors
+from scmedley.nn.draws import dropout, normal_like
 from scmedley.nn.latent_effects import subsample
 from scmedley.nn.layers import Decoder, VariationalEncoder, linear
 from scmedley.nn.likelihoods import (
@@ -146,11 +149,11 @@ class VAENetwork(nn.Module, Trainable):
         """
         s = self.settings
         # In standardised input, 0 is the mean of a gene.
-        x_NG = F.dropout(cells.x_NG, s.dropout, training=self.training)
+        x_NG = dropout(cells.x_NG, s.dropout, self.training)
         mean_NP, log_variance_NP = self.posterior(x_NG)
-        z_NP = mean_NP + (0.5 * log_variance_NP).exp() * torch.randn_like(mean_NP)
+        z_NP = mean_NP + (0.5 * log_variance_NP).exp() * normal_like(mean_NP)
         decoded = self._decode(z_NP, cells.b_N, draw=self.training)
-        kl_P = kl_of_units(mean_NP, log_variance_NP).mean(0)
+        kl_NP = kl_of_units(mean_NP, log_variance_NP)
         weight = s.beta * (ramp(progress.share, 0.0, s.warmup) if s.warmup else 1.0)
         if s.reduction == "mean":
             error = (cells.x_NG - decoded.out_NG).square().mean()
@@ -158,12 +161,14 @@ class VAENetwork(nn.Module, Trainable):
         else:
             error = -self._log_p(cells, decoded, draw=self.training).mean()
         # A mean of fewer than two cells has no variance.
-        active = (mean_NP.detach().var(0, correction=0) > ACTIVE).sum().float()
+        variance_P = distributed.gathered(mean_NP.detach()).var(0, correction=0)
+        active = (variance_P > ACTIVE).sum().float()
         terms = {"reconstruction": Term(error, 1.0)}
         if s.free_bits:
+            kl_P = distributed.gathered(kl_NP).mean(0)
             terms["latent kl above free bits"] = Term(kl_P.clamp_min(s.free_bits).sum(), weight)
             weight = 0.0
-        terms["latent kl"] = Term(kl_P.sum(), weight)
+        terms["latent kl"] = Term(kl_NP.mean(0).sum(), weight)
         terms |= self.latent_terms(mean_NP, log_variance_NP, cells.b_N, progress)
         terms["active units"] = Term(active, 0.0, watched=False)
         if s.counts:
@@ -301,7 +306,7 @@ class VAENetwork(nn.Module, Trainable):
 
     def _log_p(self, cells: Minibatch, decoded: Decoded, draw: bool) -> Tensor:
         """Return log p(x | z, b) of each cell, in float32 also where layers compute in bfloat16."""
-        with torch.autocast(cells.x_NG.device.type, enabled=False):
+        with without_autocast(cells.x_NG.device):
             return self._log_p_in_float32(cells, decoded, draw)
 
     def _log_p_in_float32(self, cells: Minibatch, decoded: Decoded, draw: bool) -> Tensor:

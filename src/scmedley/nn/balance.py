@@ -16,11 +16,13 @@ with a share of 1 the weights that compensate would grow without bound.
 Shapes: N cells, T terms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from scmedley import distributed
 
 Weights = Literal["given", "auto"]
 
@@ -81,8 +83,8 @@ class Balance(nn.Module):
 
     def _measure(self, h: Tensor, reconstruction: Tensor, losses: Mapping[str, Tensor]) -> None:
         """Update the mean log ratios; a term without gradient (no cell has a label) keeps its weight."""
-        norm_reconstruction = _gradient_norm(reconstruction, h)
-        norm_T = torch.stack([_gradient_norm(losses[t], h) for t in self.given])
+        norm_reconstruction, *norms = _gradient_norms([reconstruction, *(losses[t] for t in self.given)], h)
+        norm_T = torch.stack(norms)
         seen_T = (norm_T > 0) & (norm_reconstruction > 0)
         self.n_seen_T += seen_T
         rate_T = (1 / self.n_seen_T.clamp_min(1)).clamp_min(RATE) * seen_T
@@ -90,8 +92,15 @@ class Balance(nn.Module):
         self.log_ratio_T.lerp_(found_T, rate_T)
 
 
-def _gradient_norm(loss: Tensor, h: Tensor) -> Tensor:
-    """Return |d loss / d h|, without computing gradients of the parameters."""
-    (slope,) = torch.autograd.grad(loss, h, retain_graph=True)
-    norm: Tensor = torch.linalg.vector_norm(slope.float())
-    return norm
+def _gradient_norms(losses: Sequence[Tensor], h: Tensor) -> list[Tensor]:
+    """Return |d loss / d h| of each loss over all cells, without computing gradients of the parameters."""
+    norms = [torch.linalg.vector_norm(_slope(loss, h).float()) for loss in losses]
+    if not distributed.is_shared():
+        return norms
+    return list(distributed.total(torch.stack(norms).square()).sqrt().unbind())
+
+
+def _slope(loss: Tensor, h: Tensor) -> Tensor:
+    part = loss * distributed.share() if distributed.is_shared() else loss
+    (slope,) = torch.autograd.grad(part, h, retain_graph=True)
+    return slope

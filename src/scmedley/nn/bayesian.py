@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scmedley.device import without_autocast
 from scmedley.errors import ScmedleyError
 
 
@@ -163,7 +164,7 @@ class Bias(nn.Module):
     def forward(self, h_NH: Tensor, x_NL: Tensor, draw: bool) -> Tensor:
         """Apply the effects of each cell's batch, as :meth:`ScaleAndBias.forward` does."""
         beta_BH = self.beta.draw_BH() if draw else self.beta.loc_BH
-        with torch.autocast(h_NH.device.type, enabled=False):
+        with without_autocast(h_NH.device):
             bias_NH = x_NL @ beta_BH
         if len(x_NL) < len(h_NH):
             return (h_NH.view(len(x_NL), -1, h_NH.shape[1]) + bias_NH[:, None]).view_as(h_NH)
@@ -188,7 +189,7 @@ class ScaleAndBias(nn.Module):
         """
         gamma_BH = self.gamma.draw_BH() if draw else self.gamma.loc_BH
         beta_BH = self.beta.draw_BH() if draw else self.beta.loc_BH
-        with torch.autocast(h_NH.device.type, enabled=False):  # bfloat16 has no number between 1 and 1.0078
+        with without_autocast(h_NH.device):  # bfloat16 has no number between 1 and 1.0078
             scale_NH, bias_NH = 1 + x_NL @ gamma_BH, x_NL @ beta_BH
         if len(x_NL) < len(h_NH):
             blocks = h_NH.view(len(x_NL), -1, h_NH.shape[1])

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scmedley import distributed
+from scmedley.device import without_autocast
 from scmedley.nn.clustering import spherical_k_means, spherical_shares
 
 SHRINKAGE = 0.2  # lambda_kb per expected cell of batch b in cluster k
@@ -55,7 +57,9 @@ class LatentEffects(nn.Module):
         # The mean of each cluster, over batches, and its share of the training cells.
         self.register_buffer("centre_KP", torch.zeros(n_clusters, n_latent))
         self.register_buffer("share_K", torch.zeros(n_clusters))
-        self._seen: list[tuple[Tensor, Tensor]] = []  # latents and batches of this epoch
+        # Of this epoch: latents, batches, and their places among the cells of all processes.
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._n_seen = 0
 
     @torch.no_grad()
     def offset(self, z_NP: Tensor, b_N: Tensor) -> Tensor:
@@ -74,25 +78,28 @@ class LatentEffects(nn.Module):
     def kl(self, mean_NP: Tensor, log_variance_NP: Tensor, b_N: Tensor) -> Tensor:
         """Return KL(N(m, v) || N(m - offset, v)) in nats, averaged over cells; its gradient is that of m alone."""
         at_NP = mean_NP.detach()
-        with torch.autocast(at_NP.device.type, enabled=False):
+        with without_autocast(at_NP.device):
             target_NP = at_NP - self.offset(at_NP, b_N)
             moved_NP = (mean_NP - target_NP).square() / log_variance_NP.detach().exp()
         return 0.5 * moved_NP.sum(1).mean()
 
     def remember(self, z_NP: Tensor, b_N: Tensor) -> None:
         """Keep latents of a minibatch for :meth:`update_remembered`."""
-        self._seen.append((z_NP.detach(), b_N))
+        first = self._n_seen + (distributed.rows().start or 0)
+        place_N = torch.arange(first, first + len(z_NP), device=z_NP.device)
+        self._seen.append((z_NP.detach(), b_N, place_N))
+        self._n_seen += distributed.n_cells(z_NP)
 
     def update_remembered(self) -> None:
         """Update from the latents of the epoch, or from a draw of them if they are many, and forget them."""
-        z_NP, b_N = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        z_NP, b_N, place_N = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        chosen_M = subsample(torch.arange(self._n_seen, device=z_NP.device))
         self.forget()
-        rows = subsample(torch.arange(len(z_NP), device=z_NP.device))
-        self.update(z_NP[rows], b_N[rows])
+        self.update(*(distributed.rows_of_all(x, place_N, chosen_M) for x in (z_NP, b_N)))
 
     def forget(self) -> None:
         """Forget the latents of an epoch that has not ended."""
-        self._seen = []
+        self._seen, self._n_seen = [], 0
 
     @torch.no_grad()
     def update(self, z_NP: Tensor, b_N: Tensor) -> None:
@@ -251,7 +258,7 @@ class Ridge:
     """
 
     def __init__(self, features_NF: Tensor, response_NP: Tensor):
-        x_NF, y_NP = features_NF.double().cpu(), response_NP.double().cpu()
+        x_NF, y_NP = _precise(features_NF), _precise(response_NP)
         values_F, self.vectors_FF = torch.linalg.eigh(x_NF.t() @ x_NF)
         self.rotated_NF = x_NF @ self.vectors_FF
         inverses = [1 / (values_F.clamp_min(0) + penalty * len(x_NF)) for penalty in PENALTIES]
@@ -260,12 +267,12 @@ class Ridge:
 
     def weights(self, y_NP: Tensor) -> Tensor:
         """Return the coefficients of the features, F x P."""
-        weights_FP: Tensor = self.vectors_FF @ self._rotated_weights(y_NP.double().cpu(), self.inverse_F)
-        return weights_FP.to(y_NP)
+        weights_FP: Tensor = self.vectors_FF @ self._rotated_weights(_precise(y_NP), self.inverse_F)
+        return weights_FP.to(y_NP.dtype).to(y_NP.device)
 
     def left_out(self, y_NP: Tensor) -> Tensor:
         """Return the prediction of each row by a regression on all others, N x P."""
-        return self._left_out(y_NP.double().cpu(), self.inverse_F).to(y_NP)
+        return self._left_out(_precise(y_NP), self.inverse_F).to(y_NP.dtype).to(y_NP.device)
 
     def _rotated_weights(self, y_NP: Tensor, inverse_F: Tensor) -> Tensor:
         weights_FP: Tensor = inverse_F[:, None] * (self.rotated_NF.t() @ (y_NP - y_NP.mean(0)))
@@ -276,6 +283,10 @@ class Ridge:
         fitted_NP = y_NP.mean(0) + self.rotated_NF @ self._rotated_weights(y_NP, inverse_F)
         left_out_NP: Tensor = y_NP - (y_NP - fitted_NP) / (1 - leverage_N1)
         return left_out_NP
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.cpu().double()  # in this order: a device without float64 cannot convert
 
 
 def _offsets(z_B: tuple[Tensor, ...], direction_KP: Tensor, offset_BKP: Tensor) -> Tensor:

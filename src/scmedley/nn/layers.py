@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from scmedley import distributed
+from scmedley.device import without_autocast
 from scmedley.nn.bayesian import Bias, ScaleAndBias
+from scmedley.nn.draws import normal_like
 from scmedley.nn.matmul import affine
 
 BATCH_NORM_EPS = 1e-3
@@ -36,9 +39,49 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
     return layer
 
 
+def linear_before_norm(n_in: int, n_out: int) -> nn.Linear:
+    """Return a dense layer that BatchNorm follows: its bias has no effect, so it stays zero.
+
+    The gradient of such a bias is zero but for rounding errors, of which Adam makes steps of nearly full length. The
+    running means of BatchNorm would lag behind them.
+    """
+    layer = linear(n_in, n_out)
+    layer.bias.requires_grad_(False)
+    return layer
+
+
 def batch_norm(n_units: int, momentum: float) -> nn.BatchNorm1d:
     """Return a BatchNorm layer; ``momentum`` is the weight of the new minibatch (as in PyTorch)."""
-    return nn.BatchNorm1d(n_units, eps=BATCH_NORM_EPS, momentum=momentum)
+    return BatchNorm(n_units, eps=BATCH_NORM_EPS, momentum=momentum)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """``nn.BatchNorm1d``, whose mean and variance are of the whole minibatch if several processes share it."""
+
+    def forward(self, x_NH: Tensor) -> Tensor:
+        """Return the units with mean 0 and variance 1, times a scale, plus a bias."""
+        if not (self.training and distributed.is_shared()):
+            return super().forward(x_NH)
+        with without_autocast(x_NH.device):
+            y_NH = self._normalised(x_NH.float()) * self.weight + self.bias
+        return y_NH.to(x_NH.dtype)
+
+    def _normalised(self, x_NH: Tensor) -> Tensor:
+        """Combine the means and variances of all processes (Chan et al. 1979), and update the running ones."""
+        own_mean_H = x_NH.mean(0)
+        own = torch.stack([own_mean_H, (x_NH - own_mean_H).square().sum(0)])
+        mean_KH, square_KH = distributed.stacked(own).unbind(1)
+        n_K1, n_cells = distributed.cells_K(x_NH.device), distributed.n_cells(x_NH)
+        mean_H = (n_K1 * mean_KH).sum(0) / n_cells
+        variance_H = (square_KH + n_K1 * (mean_KH - mean_H).square()).sum(0) / n_cells
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean_H, self.momentum or 0.0)
+            self.running_var.lerp_(variance_H * (n_cells / (n_cells - 1)), self.momentum or 0.0)
+        return (x_NH - mean_H) * (variance_H + self.eps).rsqrt()
 
 
 class Encoder(nn.Module):
@@ -47,7 +90,8 @@ class Encoder(nn.Module):
     def __init__(self, n_genes: int, hidden: Sequence[int], n_latent: int, momentum: float):
         super().__init__()
         sizes = [n_genes, *hidden, n_latent]
-        self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))
+        hidden_layers = [linear_before_norm(a, b) for a, b in pairwise(sizes[:-1])]
+        self.linears = nn.ModuleList([*hidden_layers, linear(*sizes[-2:])])
         self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
 
     def forward(self, x_NG: Tensor) -> list[Tensor]:
@@ -105,7 +149,8 @@ class VariationalEncoder(nn.Module):
         super().__init__()
         sizes = [n_inputs, *hidden, n_latent]
         self.noise = noise
-        self.linears = nn.ModuleList(linear(a, b) for a, b in pairwise(sizes))  # the last: the mean
+        hidden_layers = [linear_before_norm(a, b) for a, b in pairwise(sizes[:-1])]
+        self.linears = nn.ModuleList([*hidden_layers, linear(*sizes[-2:])])  # the last: the mean
         self.norms = nn.ModuleList(batch_norm(h, momentum) for h in hidden)
         self.log_variance = linear(sizes[-2], n_latent)
         nn.init.zeros_(self.log_variance.weight)
@@ -113,7 +158,7 @@ class VariationalEncoder(nn.Module):
 
     def forward(self, x_NI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and log variance of q(z|x), N x P, and the last hidden layer, N x H, all float32."""
-        h = x_NI + self.noise * torch.randn_like(x_NI) if self.training else x_NI
+        h = x_NI + self.noise * normal_like(x_NI) if self.training else x_NI
         for layer, norm in zip(self.linears[:-1], self.norms, strict=True):
             h = F.selu(norm(layer(h)))
         return self.linears[-1](h).float(), self.log_variance(h).float().clamp(-10, 4), h.float()

@@ -1,7 +1,9 @@
 """Losses and log-likelihoods, computed in float32 (the log-likelihoods keep float64 if they are given it).
 
 A log-likelihood is in nats per cell, summed over genes. Most counts are zero, and at zero a count distribution
-needs no log Gamma: the functions evaluate its short form for all genes, and the long one at the non-zeros only.
+needs no log Gamma: the functions evaluate its short form for all genes, and the long one at the non-zeros only. On
+a GPU the long form is evaluated for all genes too: the CPU would have to wait for it, to know how many non-zeros
+there are.
 
 Shapes: N cells, G genes, P latent dimensions, K labels, E non-zero counts.
 """
@@ -15,6 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
+from scmedley.device import without_autocast
+from scmedley.distributed import mean_of_known
+
+FOUND_ON = ("cpu",)  # devices on which non-zeros are found
 LEAST_MEAN = 1e-12  # a softmax can round to 0, whose logarithm is not finite
 
 
@@ -26,7 +32,7 @@ def mse(x_NG: Tensor, xhat_NG: Tensor) -> Tensor:
 def cross_entropy(logits_NK: Tensor, y_N: Tensor) -> Tensor:
     """Return CE(y) in nats, averaged over cells with a label (not code -1); 0 if no cell has one."""
     total = F.cross_entropy(logits_NK.float(), y_N, ignore_index=-1, reduction="sum")
-    return total / (y_N >= 0).sum().clamp_min(1)
+    return mean_of_known(total, (y_N >= 0).sum())
 
 
 def kl_to_standard_normal(mean_NP: Tensor, log_variance_NP: Tensor) -> Tensor:
@@ -85,7 +91,8 @@ def negative_binomial(x_NG: Tensor, mean_NG: Tensor, theta: Tensor) -> Tensor:
     x_NG, mean_NG, theta = _precise(x_NG, mean_NG, theta)
     at = _nonzeros(x_NG)
     if theta.dim() == 1:
-        zero_N, mean_E = _ZeroTerm.apply(mean_NG, theta, at.flat_E)  # type: ignore[no-untyped-call]
+        flat_E = at.flat_E if isinstance(at, _NonZeros) else None
+        zero_N, mean_E = _ZeroTerm.apply(mean_NG, theta, flat_E)  # type: ignore[no-untyped-call]
     else:
         zero_N, mean_E = _log_zero(mean_NG, theta).sum(1), at.of(mean_NG)
     return at.add_to(zero_N, _nb_nonzero(at, mean_E, theta))
@@ -123,17 +130,31 @@ class _NonZeros(NamedTuple):
     def add_to(self, dense_N: Tensor, nonzero_E: Tensor) -> Tensor:
         """Return the sum of each cell: its dense terms, and those of its non-zeros."""
         # Summed one after the other, hundreds of terms in float32 would lose a digit.
-        exact = torch.float32 if nonzero_E.device.type == "mps" else torch.float64
+        exact = torch.float64
         return dense_N.to(exact).index_add(0, self.row_E, nonzero_E.to(exact)).to(dense_N.dtype)
 
 
-def _nonzeros(x_NG: Tensor) -> _NonZeros:
+class _Everywhere(NamedTuple):
+    """Values of all counts, in place of :class:`_NonZeros`: those of zeros are 1, and what follows is left out."""
+
+    x_E: Tensor
+    is_nonzero_NG: Tensor
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return the values (per cell and gene, or per gene) of all counts."""
+        return values.expand_as(self.is_nonzero_NG).reshape(-1)
+
+    def add_to(self, dense_N: Tensor, all_E: Tensor) -> Tensor:
+        """Return the sum of each cell: its dense terms, and those of its non-zeros."""
+        return dense_N + all_E.view_as(self.is_nonzero_NG).masked_fill(~self.is_nonzero_NG, 0).sum(1)
+
+
+def _nonzeros(x_NG: Tensor) -> _NonZeros | _Everywhere:
     flat = x_NG.detach().reshape(-1)
     found = flat != 0
-    if found.device.type == "cpu":  # four times faster than torch's
-        flat_E = torch.from_numpy(np.flatnonzero(found.numpy()))
-    else:
-        flat_E = found.nonzero().squeeze(1)
+    if found.device.type not in FOUND_ON:
+        return _Everywhere(flat.masked_fill(~found, 1), found.view_as(x_NG))
+    flat_E = torch.from_numpy(np.flatnonzero(found.numpy()))  # four times faster than torch's
     row_E = flat_E // x_NG.shape[1]
     return _NonZeros(flat.index_select(0, flat_E), flat_E, row_E, flat_E - row_E * x_NG.shape[1])
 
@@ -147,32 +168,36 @@ class _ZeroTerm(torch.autograd.Function):
     """log NB(0) summed over genes, and the means at the non-zeros.
 
     Both need a dense gradient of the means. Together they share one, which halves the time: at this size, a pass
-    over a dense matrix costs more than the arithmetic.
+    over a dense matrix costs more than the arithmetic. Without ``flat_E`` the second are all means.
     """
 
     @staticmethod
-    def forward(ctx: Any, mean_NG: Tensor, theta_G: Tensor, flat_E: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, mean_NG: Tensor, theta_G: Tensor, flat_E: Tensor | None) -> tuple[Tensor, Tensor]:
         ratio_NG = mean_NG * (1 / theta_G)
         log_NG = torch.log1p(ratio_NG)
-        ctx.save_for_backward(ratio_NG, log_NG, flat_E)
-        with _float32_products(mean_NG):
+        ctx.save_for_backward(ratio_NG, log_NG, *(() if flat_E is None else (flat_E,)))
+        with without_autocast(mean_NG.device):
             zero_N = -(log_NG @ theta_G)
-        return zero_N, mean_NG.reshape(-1).index_select(0, flat_E)
+        mean_E = mean_NG.reshape(-1)
+        return zero_N, mean_E.clone() if flat_E is None else mean_E.index_select(0, flat_E)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient_N, gradient_E = gradients
-        ratio_NG, log_NG, flat_E = ctx.saved_tensors
+        ratio_NG, log_NG, *found = ctx.saved_tensors
         share_NG = (1 + ratio_NG).reciprocal_()  # theta / (theta + mean)
-        with _float32_products(ratio_NG):
+        with without_autocast(ratio_NG.device):
             theta_G = -(gradient_N @ log_NG.addcmul(ratio_NG, share_NG, value=-1))
         mean_NG = share_NG.mul_(-gradient_N[:, None])
-        mean_NG.view(-1).index_add_(0, flat_E, gradient_E)
+        if found:
+            mean_NG.view(-1).index_add_(0, found[0], gradient_E)
+        else:
+            mean_NG.view(-1).add_(gradient_E)
         return mean_NG, theta_G, None
 
 
-def _nb_nonzero(at: _NonZeros, mean_E: Tensor, theta: Tensor) -> Tensor:
+def _nb_nonzero(at: _NonZeros | _Everywhere, mean_E: Tensor, theta: Tensor) -> Tensor:
     """Return log NB(x) - log NB(0) of each non-zero count."""
     theta_E = at.of(theta)
     term_E: Tensor = _NonZeroTerm.apply(at.x_E, mean_E.clamp_min(LEAST_MEAN), theta_E)  # type: ignore[no-untyped-call]
@@ -225,11 +250,6 @@ def _stirling_remainder(a: Tensor) -> Tensor:
     series = 1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))
     shifted = (1 + 3 / (a + 1)) * (1 + 2 / (a + 2)) * (1 + 1 / (a + 3))
     return (a + 0.5) * torch.log1p(4 / a) - 4 + torch.log(shifted) + series / (a + 4)
-
-
-def _float32_products(x: Tensor) -> torch.autocast:
-    """Return a context in which products of matrices are not computed in bfloat16, as training may have it."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _precise(*tensors: Tensor) -> tuple[Tensor, ...]:

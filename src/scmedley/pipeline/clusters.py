@@ -51,6 +51,7 @@ def write_clusters(
     label: str | None = None,
     donor: str | None = None,
     values: ValueKind = "auto",
+    measured: AnnData | None = None,
 ) -> list[str]:
     """Write the tables of clusters; return sentences about what was found.
 
@@ -68,6 +69,8 @@ def write_clusters(
     values
         What the matrix holds, as in :func:`scmedley.pp.prepare`. If it cannot be used, there are no markers, with a
         warning.
+    measured
+        Cells with expression and clusters for the marker genes; by default ``adata``.
     """
     of_cell = adata.obs[keys.CLUSTER]
     roles = {"batch": batch, "label": label, "donor": donor}
@@ -75,7 +78,9 @@ def write_clusters(
     found = _untested(of_cell) if clusters is None else clusters.evidence
     evidence = describe_clusters(found, of_cell, groups)
     try:
-        genes = markers(adata, donor_key=donor, values=values)
+        if measured is None and adata.X is None:
+            raise ScmedleyError("the file holds no matrix.")
+        genes = markers(adata if measured is None else measured, donor_key=donor, values=values)
     except ScmedleyError as error:
         warnings.warn(f"No marker genes: {error}", ScmedleyWarning, stacklevel=2)
     else:  # an error in writing, such as a full disk, is raised
@@ -204,7 +209,7 @@ def cluster(
     roles: dict[str, Any] = {"batch": batch, "label": label, "donor": donor}
     with threadpool_limits(limits=threads):
         say(f"Reading {input.name}")
-        adata = io.read(input)
+        adata = io.read(input, needs_values=False)
         check_roles(adata, roles)
         z_NP = embedding(adata, use)
         say(f"Clustering {adata.n_obs:,} cells by {use}, {z_NP.shape[1]} dimensions")

@@ -56,8 +56,17 @@ class RunConfig:
     values
         What the matrix holds: "auto" decides by its values; "counts"; or the logarithm of normalised
         counts plus 1: "log1p" (natural), "log2", "log10".
+    backed
+        Prepare the cells on disk, block by block, and train from there: for files that do not fit in memory.
+        integrated.h5ad then holds no matrix. By default cells are prepared on disk if the values in the input take more
+        than a quarter of the free memory. The networks are fitted to the same cells in another order, so latents and
+        scores differ as with another seed: give the option if a run must be repeated exactly.
+    store
+        Folder of the cells prepared on disk (default: store, in the results). Runs on the same file with the same
+        batch, label, genes, filters, values and seed can share it: only the first prepares.
     latent
-        Latent dimensions of both networks (default: those of the preset, 50).
+        Latent dimensions of each network (default: 20; with --model vae 10; with --preset paper those of
+        the publication).
     epochs
         Maximum number of epochs (default: set by the number of cells).
     null
@@ -93,6 +102,8 @@ class RunConfig:
     min_genes: int = 10
     min_cells: int = 3
     values: ValueKind = "auto"
+    backed: bool | None = None
+    store: str | None = None
     latent: int | None = None
     epochs: int | None = None
     null: bool = True

@@ -3,16 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scmedley import io, keys
+from scmedley import distributed, io, keys
 from scmedley.data.reader import Reading
 from scmedley.errors import heard
 from scmedley.interpret.check import decoder
 from scmedley.models import VAE, MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.findings import NULL_NAME
+from scmedley.pipeline.sample import Sample, cells_of
 from scmedley.pipeline.work import Work
 from scmedley.pp.nulls import permute_batches
 from scmedley.runs import folder as run_folder
@@ -20,7 +22,7 @@ from scmedley.runs.folder import HISTORY, MODEL
 
 
 def fit_networks(
-    this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading
+    this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading, sample: Sample
 ) -> MixedEffects | VAE:
     """Fit all networks and the null of the random effects; write the model and the history."""
     config, out = this.config, this.folder
@@ -33,14 +35,15 @@ def fit_networks(
     }
     parts: dict[str, Model[Any]] = {config.model: model} if isinstance(model, VAE) else model.networks()
     what = type(model).__name__ if isinstance(model, VAE) else f"{' and '.join(parts)} effects"
-    this.say(f"Fitting {what} to {adata.n_obs} cells")
+    this.say(f"Fitting {what} to {adata.n_obs:,} cells")
     with this.stage("fit"), heard(this.warn):
         if isinstance(model, VAE):
             (out / run_folder.CHECKPOINTS).mkdir(exist_ok=True)
             model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS / f"{config.model}.safetensors", **how)
         else:
             model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS, **how)
-        model.save(out / MODEL)
+        if distributed.is_first():
+            model.save(out / MODEL)
     history, networks = model.history, {n: m.fitted for n, m in parts.items()}
     if isinstance(model, VAE):
         history = history.assign(network=config.model)
@@ -51,10 +54,11 @@ def fit_networks(
             unfitted_null = RandomEffects(
                 model.factors if several else keys.PERMUTED, settings=model.random.settings
             )
-            null = _fit_null(adata, reading, unfitted_null, this, how)
+            null = _fit_null(adata, reading, sample, unfitted_null, this, how)
         history = pd.concat([history, null.history.assign(network=NULL_NAME)], ignore_index=True)
         networks[NULL_NAME] = null.fitted
-    io.write_csv(history, out / HISTORY)
+    if distributed.is_first():
+        io.write_csv(history, out / HISTORY)
     if decoder(model).has_effects and decoder(model).calibration is None:
         this.warn(
             "Intervals of shifts are not calibrated: too few validation cells have a label that several batches share."
@@ -86,16 +90,30 @@ def _warn_of_training(this: Work, networks: dict[str, dict[str, Any]]) -> None:
 
 
 def _fit_null(
-    adata: AnnData, reading: Reading, null: RandomEffects, this: Work, how: dict[str, Any]
+    adata: AnnData, reading: Reading, sample: Sample, null: RandomEffects, this: Work, how: dict[str, Any]
 ) -> Model[Any]:
-    """Fit the random-effects network to batches permuted within labels; store them and both embeddings."""
-    source_N = permute_batches(adata, this.config.batch, this.config.label, seed=this.config.seed)
-    obs = adata.obs
+    """Fit the random-effects network to batches permuted within labels; store them and both embeddings.
+
+    Of many cells, those of the sample are used; the others have no permuted batch, and NaN as embedding.
+    """
+    rows = sample.scored
+    cells = cells_of(adata, rows)
+    source_N = permute_batches(cells, this.config.batch, this.config.label, seed=this.config.seed)
+    obs = cells.obs
     if null.factors.formula:  # all columns of the design are permuted together
         columns = null.factors.learn(obs).columns
         obs = obs.assign(**{column: obs[column].iloc[source_N].set_axis(obs.index) for column in columns})
-    reading = replace(reading, obs=obs)
+    reading = replace(reading if rows is None else reading.take(rows), obs=obs)
     null.fit(reading, checkpoint=this.folder / run_folder.CHECKPOINTS / "null.safetensors", **how)
-    adata.obsm[keys.NULL] = null.get_latent_representation(reading)
-    adata.obsm[keys.NULL_MASKED] = null.get_latent_representation(reading, mask_batch=True)
+    if rows is not None:
+        permuted = pd.Series(cells.obs[keys.PERMUTED])
+        code_N = np.full(adata.n_obs, -1)
+        code_N[rows] = permuted.cat.codes
+        adata.obs[keys.PERMUTED] = pd.Categorical.from_codes(code_N, permuted.cat.categories)
+    for key, masked in ((keys.NULL, False), (keys.NULL_MASKED, True)):
+        z_NP = null.get_latent_representation(reading, mask_batch=masked)
+        if rows is not None:
+            z_MP, z_NP = z_NP, np.full((adata.n_obs, z_NP.shape[1]), np.nan, np.float32)
+            z_NP[rows] = z_MP
+        adata.obsm[key] = z_NP
     return null

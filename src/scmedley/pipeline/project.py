@@ -14,6 +14,7 @@ from anndata import AnnData
 from scmedley import io
 from scmedley.data.design import POPULATION_MEAN
 from scmedley.data.reader import Reading
+from scmedley.data.sampling import DRAWN
 from scmedley.data.targets import Target, named_targets, target_name
 from scmedley.errors import ScmedleyError, ScmedleyWarning, check_seed, listed
 from scmedley.interpret.check import (
@@ -34,7 +35,7 @@ from scmedley.models import VAE, MixedEffects
 from scmedley.models.base import Model
 from scmedley.models.targets import as_if
 from scmedley.runs.folder import CELLS, CHECK, GENOMAP, RECORD
-from scmedley.runs.read import read_cells, read_model, read_obs, read_table
+from scmedley.runs.read import read_cells, read_model, read_obs, read_reading, read_table, store_of
 from scmedley.runs.record import Record
 
 MOST_ROWS, MOST_TARGETS = 12, 8  # in a figure: more would be too small to read
@@ -89,8 +90,9 @@ def project(
     nobody = pd.DataFrame(columns=network.design.columns)
     for target in targets:
         as_if(network.design, nobody, target)  # raises for an unknown batch before any warning about it
-    chosen = choose(select, folder) if input is None else io.read(input)
-    reading = model.read(chosen, values=values)
+    reading = (
+        cells_of_run(folder, model, select) if input is None else model.read(io.read(input), values=values)
+    )
     network.design.known_codes(reading.obs, unknown)  # the same for the batches of the cells
     for line in cautions(folder, reading.obs, targets, network):
         warnings.warn(line, ScmedleyWarning, stacklevel=2)
@@ -98,7 +100,7 @@ def project(
         return [_write(model, reading, targets, out, draws=draws, seed=seed, unknown=unknown)] if out else []
     with io.replacing(figure) as temporary:  # drawn first, moved to its place after the data are written
         n_drawn = _draw(folder, model, reading, targets, temporary, rows=rows, seed=seed, unknown=unknown)
-        said = [f"{n_drawn} of {chosen.n_obs} cells drawn: {figure}"]
+        said = [f"{n_drawn} of {reading.n_cells} cells drawn: {figure}"]
         if out is not None:
             said.append(_write(model, reading, targets, out, draws=draws, seed=seed, unknown=unknown))
     return said
@@ -123,16 +125,26 @@ def _write(
     return f"{cells.n_cells} cells predicted in {', '.join(map(target_name, to))}: {out}"
 
 
-def choose(select: Sequence[str], folder: Path) -> AnnData:
-    """Return the chosen cells of a run.
+def cells_of_run(folder: Path, model: MixedEffects | VAE, select: Sequence[str]) -> Reading:
+    """Return the chosen cells of a run as its model reads them."""
+    rows = choose(select, read_obs(folder))
+    if store_of(folder) is None:
+        adata = read_cells(folder)
+        return model.read(adata if rows is None else adata[rows].copy())
+    reading = read_reading(folder, model)
+    return reading if rows is None else reading.take(rows)
+
+
+def choose(select: Sequence[str], obs: pd.DataFrame) -> np.ndarray | None:
+    """Return the rows of the chosen cells; ``None``: all cells.
 
     Parameters
     ----------
     select
         Empty: all cells. Names of cells: these, in the order given. Otherwise: one pandas query on ``obs``,
         such as ``cell_type == 'B cell' and batch != 'a'``.
-    folder
-        Run folder.
+    obs
+        Table of the cells of the run.
 
     Raises
     ------
@@ -141,23 +153,22 @@ def choose(select: Sequence[str], folder: Path) -> AnnData:
     """
     if not all(text.strip() for text in select):
         raise ScmedleyError("--select is empty. Give names of cells, or one query in quotes.")
-    adata = read_cells(folder)
     if not select:
-        return adata
-    absent = [name for name in select if name not in adata.obs_names]
+        return None
+    absent = [name for name in select if name not in obs.index]
     if not absent:
-        return adata[list(select)].copy()
+        return np.asarray(obs.index.get_indexer_for(pd.Index(select)))
     if len(select) > 1:
         raise ScmedleyError(
-            f"The run has no cell {listed(absent)}; names of its cells are like {listed(list(adata.obs_names[:2]))}. "
+            f"The run has no cell {listed(absent)}; names of its cells are like {listed(list(obs.index[:2]))}. "
             "Give names of cells, or one query in quotes."
         )
-    chosen = adata[_matches(adata.obs, select[0])]
-    if not chosen.n_obs:
+    chosen = np.flatnonzero(_matches(obs, select[0]))
+    if not len(chosen):
         raise ScmedleyError(
-            f"None of the run's {adata.n_obs:,} cells matches --select {_short(select[0])}. Change the query."
+            f"None of the run's {len(obs):,} cells matches --select {_short(select[0])}. Change the query."
         )
-    return chosen.copy()
+    return chosen
 
 
 def _matches(obs: pd.DataFrame, query: str) -> np.ndarray:
@@ -302,7 +313,12 @@ def _genomap(folder: Path, model: MixedEffects | VAE) -> Layout:
     """Read the layout of the genes in a picture; if it is missing, compute it from the cells and save it."""
     path = folder / GENOMAP
     if not path.exists():
-        genomap_of(model, read_cells(folder), seed=decoder(model).fitted["seed"]).save(path)
+        reading, seed = read_reading(folder, model), decoder(model).fitted["seed"]
+        if reading.store is not None:
+            rng = np.random.default_rng(seed)
+            chosen = rng.choice(reading.n_cells, min(DRAWN, reading.n_cells), replace=False)
+            reading = reading.take(np.sort(chosen))
+        genomap_of(model, reading, seed=seed).save(path)
     return Layout.load(path)
 
 

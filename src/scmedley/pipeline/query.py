@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import io, keys
+from scmedley.data.memory import too_large
 from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyWarning, listed
 from scmedley.interpret.check import decoder
+from scmedley.io.lazy import matrices_bytes, opened
 from scmedley.keys import ValueKind
 from scmedley.models import VAE, DeepBID, MixedEffects
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
+from scmedley.pp.stored import store_new
 from scmedley.runs.folder import CLUSTER_EVIDENCE
 from scmedley.runs.read import read_model, read_table
 
@@ -49,9 +53,40 @@ def embed(
         For cells of batches that the model does not know: ``"error"``; ``"mean"``, the population mean; or
         ``"adapt"``, which first learns the effects of these batches (:meth:`MixedEffects.adapt`).
     """
-    model = read_model(folder)
-    adata = io.read(input)
-    reading = model.read(adata, values=values)
+    with ExitStack() as stack:
+        return _embed(folder, out, page, unknown, *_cells(stack, read_model(folder), input, out, values))
+
+
+def _cells(
+    stack: ExitStack, model: MixedEffects | VAE, input: Path, out: Path, values: ValueKind
+) -> tuple[MixedEffects | VAE, AnnData, Reading]:
+    """Return the model, the new cells, and the cells as it reads them.
+
+    Those of a large file are read in blocks into a temporary store beside ``out``; they are then without a matrix.
+    """
+    if not (sizes := too_large(matrices_bytes([input]))):
+        adata = io.read(input)
+        return model, adata, model.read(adata, values=values)
+    warnings.warn(
+        f"{input.name} holds {sizes}: it is read in blocks, and {out.name} holds the results without a matrix.",
+        ScmedleyWarning,
+        stacklevel=4,
+    )
+    lazy = stack.enter_context(opened(input))
+    place = stack.enter_context(TemporaryDirectory(dir=out.parent, prefix=f".{out.stem[:80]}."))
+    reading = store_new(decoder(model).reader, lazy, Path(place) / "cells", values)
+    return model, AnnData(obs=lazy.obs.copy(), var=lazy.var.copy()), reading
+
+
+def _embed(
+    folder: Path,
+    out: Path,
+    page: Path,
+    unknown: str,
+    model: MixedEffects | VAE,
+    adata: AnnData,
+    reading: Reading,
+) -> list[str]:
     if unknown == "adapt":
         decoder(model).design.extended(reading.obs)  # raises for cells without a batch
     drawn = io.replacing(page) if model.reference is not None and _can_draw() else nullcontext()

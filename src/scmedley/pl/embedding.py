@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS_OF_LEGEND = 30  # names in one column of a legend
+MOST_POINTS = 50_000  # more hide each other, and take minutes to draw
 
 
 def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) -> Figure:
@@ -36,7 +37,8 @@ def embedding(adata: AnnData, basis: str, color: str, ax: Axes | None = None) ->
     basis
         Key in ``obsm``, with or without ``X_``. If the embedding has a UMAP
         (``keys.umap(basis)``), that is drawn, otherwise its first two columns. Cells without
-        coordinates (as in the UMAP of many cells) are left out; the figure shows how many are drawn.
+        coordinates (as in the UMAP of many cells) are left out, and of more than 50,000 a random sample is drawn;
+        the figure shows how many are drawn.
     color
         Column of ``obs`` (text, categories or numbers) or name of a gene
         (from ``layers["log1p_cp10k"]`` where present, in log1p CP10k, otherwise from ``X``).
@@ -92,10 +94,20 @@ def coordinates(adata: AnnData, basis: str) -> tuple[str, NDArray[np.float32]]:
 
 
 def drawable(key: str, xy_N2: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which cells have coordinates; raise if none has."""
-    drawn = np.asarray(np.isfinite(xy_N2).all(axis=1))
+    """Return which cells to draw: those with coordinates, or a random sample of many; raise if none has any."""
+    drawn = thinned(xy_N2)
     if not drawn.any():
         raise ScmedleyError(f"obsm[{key!r}] has no cell with coordinates, so there is nothing to draw.")
+    return drawn
+
+
+def thinned(xy_N2: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which cells have coordinates; of many a random sample, always the same."""
+    drawn = np.asarray(np.isfinite(xy_N2).all(axis=1))
+    if drawn.sum() > MOST_POINTS:
+        rows = np.random.default_rng(0).choice(np.flatnonzero(drawn), MOST_POINTS, replace=False)
+        drawn = np.zeros_like(drawn)
+        drawn[rows] = True
     return drawn
 
 

@@ -1,11 +1,12 @@
 """Preparation: exploration, filters, normalisation, highly variable genes."""
 
-from scmedley.data.reader import log_normalised
+from scmedley.data.conversion import log_normalised
 from scmedley.pp.counts import prepare
 from scmedley.pp.exploration import Exploration, explore
 from scmedley.pp.maps import pca
 from scmedley.pp.nulls import permute_batches
 from scmedley.pp.pearson import pearson_residuals
+from scmedley.pp.stored import prepare_store, read_store
 
 __all__ = [
     "Exploration",
@@ -15,4 +16,6 @@ __all__ = [
     "pearson_residuals",
     "permute_batches",
     "prepare",
+    "prepare_store",
+    "read_store",
 ]

@@ -10,13 +10,14 @@ from scipy.sparse import csr_matrix
 
 from scmedley import keys
 from scmedley.data.arrays import Matrix
+from scmedley.data.blocks import blocks
+from scmedley.data.conversion import NEGATIVE
 from scmedley.data.design import as_categories
 from scmedley.data.evidence import TARGET_SUM, Checked
 from scmedley.data.factors import Factors
 from scmedley.data.features import genes_alone
 from scmedley.data.inplace import become, ensure_not_view, subset
 from scmedley.data.matrix import COUNTS_LAYER, counted, normalised
-from scmedley.data.reader import NEGATIVE
 from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.keys import Method, ValueKind
 from scmedley.pp.checks import check
@@ -25,6 +26,7 @@ from scmedley.pp.prepared import store_batches
 from scmedley.pp.split import store_split
 
 TOP_GENES, PER_BATCH = 3000, 1000  # highly variable genes, of all cells and of each batch
+NO_COUNTS = f"{COUNTS_LAYER} did not hold counts and was removed."
 DEEPER = 3  # ratio of the batches' median counts per cell that gives a warning
 
 
@@ -92,15 +94,58 @@ def prepare(
         than two batches left; all cells identical; a backed file; a setting out of range; a method that needs
         counts, and there are none. Errors that are found after the filters leave ``adata`` filtered.
     """
-    if n_top_genes is None:
-        n_top_genes = PER_BATCH if method == "deepbid" else TOP_GENES
+    n_top_genes = check_settings(n_top_genes, min_genes, min_cells, method, seed)
+    _check_cells(adata)
     factors = Factors.of(batch_key)
     batch_key = factors.batch_key
-    _check_settings(adata, n_top_genes, min_genes, min_cells, method)
-    check_seed(seed)
     store_batches(adata, factors)
     alone, left_out = genes_alone(adata)
-    checked = check(alone, batch_key, label_key, values)
+    checked = usable(check(alone, batch_key, label_key, values), method)
+    if alone is not adata:
+        become(adata, alone)
+    ensure_not_view(adata)
+    batches_before = tidy_cells(adata, batch_key, label_key)
+    before = adata.shape
+
+    read, total_N, names = counted(adata, checked)
+    n_counted = len(names)
+    source = read if names.equals(adata.var_names) else read[:, names.get_indexer(adata.var_names)]
+    del read  # a copy of all genes, which must not stay in memory
+    cells, genes = _passing(source, min_genes, min_cells)
+    total_N = total_N[cells]  # over all genes, as for new cells of a fitted model
+    source = _subset(adata, source, checked.where, cells, genes)
+    more = check_filtered(adata, _all_same(source), batch_key, label_key, batches_before, min_genes)
+
+    more += _store_layers(adata, source, total_N, checked)
+    if checked.values == "counts":
+        more += [] if batch_key is None else depth(total_N, adata.obs[batch_key])
+    store_split(adata, batch_key, label_key, seed)
+    select_genes(adata, batch_key, n_top_genes, method)
+    if method == "counts":
+        del adata.layers[keys.LOGNORM]
+    checked = note(adata, checked, label_key, method, before, n_counted)
+    return replace(checked, warnings=[left_out] * bool(left_out) + checked.warnings + more)
+
+
+def check_settings(n_top_genes: int | None, min_genes: int, min_cells: int, method: str, seed: int) -> int:
+    """Return the number of genes to choose; raise if a setting is out of range."""
+    if n_top_genes is None:
+        n_top_genes = PER_BATCH if method == "deepbid" else TOP_GENES
+    if method not in get_args(Method):
+        raise ScmedleyError(f"method={method!r} must be one of {list(get_args(Method))}.")
+    for name, value, least in (
+        ("n_top_genes", n_top_genes, 1),
+        ("min_genes", min_genes, 0),
+        ("min_cells", min_cells, 0),
+    ):
+        if value < least:
+            raise ScmedleyError(f"{name} is {value}; it must be {least} or more.")
+    check_seed(seed)
+    return n_top_genes
+
+
+def usable(checked: Checked, method: Method) -> Checked:
+    """Return the finding; raise if models cannot use these values, or not with this method."""
     if checked.values == "other":
         raise ScmedleyError(NEGATIVE.format(where=checked.where))
     if checked.values != "counts" and method in ("pearson", "counts"):
@@ -108,34 +153,28 @@ def prepare(
             f"method={method!r} needs counts, and {checked.where} holds log-normalised values. Put counts into "
             "layers['counts'], X or raw, or use method='log1p'."
         )
-    if alone is not adata:
-        become(adata, alone)
-    ensure_not_view(adata)
+    return checked
+
+
+def tidy_cells(adata: AnnData, batch_key: str | None, label_key: str | None) -> pd.Index | None:
+    """Make names of cells unique, and batches and labels categorical; return the batches, if there are any."""
     adata.obs_names_make_unique()
     for key in filter(None, (batch_key, label_key)):
         adata.obs[key] = as_categories(adata.obs[key])
-    before = adata.shape
-    batches_before = None if batch_key is None else adata.obs[batch_key].cat.categories
+    return None if batch_key is None else adata.obs[batch_key].cat.categories
 
-    read, total_N, names = counted(adata, checked)
-    n_counted = len(names)
-    source = read if names.equals(adata.var_names) else read[:, names.get_indexer(adata.var_names)]
-    cells, genes = _passing(source, min_genes, min_cells)
-    total_N = total_N[cells]  # over all genes, as for new cells of a fitted model
-    source = _subset(adata, source, checked.where, cells, genes)
-    for key in filter(None, (batch_key, label_key)):
-        adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
-    more = _check_filtered(adata, source, batch_key, batches_before, min_genes)
 
-    more += _store_layers(adata, source, total_N, checked)
-    if checked.values == "counts":
-        more += [] if batch_key is None else _depth(total_N, adata.obs[batch_key])
-    else:
+def note(
+    adata: AnnData,
+    checked: Checked,
+    label_key: str | None,
+    method: Method,
+    before: tuple[int, int],
+    n_counted: int,
+) -> Checked:
+    """Store in ``uns`` what the preparation did; return the finding with the reason completed."""
+    if checked.values != "counts":
         checked = replace(checked, reason=checked.reason + _brought(checked))
-    store_split(adata, batch_key, label_key, seed)
-    select_genes(adata, batch_key, n_top_genes, method)
-    if method == "counts":
-        del adata.layers[keys.LOGNORM]
     adata.uns[keys.UNS] = {
         **_ours(adata),
         "label_key": label_key or "",
@@ -150,7 +189,7 @@ def prepare(
             **_target_sums(checked),
         },
     }
-    return replace(checked, warnings=[left_out] * bool(left_out) + checked.warnings + more)
+    return checked
 
 
 def _store_layers(adata: AnnData, source: Matrix, total_N: np.ndarray, checked: Checked) -> list[str]:
@@ -162,12 +201,12 @@ def _store_layers(adata: AnnData, source: Matrix, total_N: np.ndarray, checked: 
         adata.layers[keys.COUNTS] = source.copy() if any(source is x for x in stored) else source
     elif keys.COUNTS in adata.layers:  # other code would read it as counts
         del adata.layers[keys.COUNTS]
-        messages.append(f"{COUNTS_LAYER} did not hold counts and was removed.")
+        messages.append(NO_COUNTS)
     adata.layers[keys.LOGNORM] = values_NG.copy() if any(values_NG is x for x in stored) else values_NG
     return messages
 
 
-def _depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
+def depth(total_N: np.ndarray, batch: "pd.Series[Any]") -> list[str]:
     """Return a warning if batches differ much in counts per cell: normalisation does not remove that."""
     medians = pd.Series(total_N, batch.index).groupby(batch, observed=True).median().sort_values()
     (low, *_, high), (least, *_, most) = medians.index, medians
@@ -216,40 +255,47 @@ def _ours(adata: AnnData) -> dict[str, Any]:
     return dict(kept) if isinstance(kept, dict) else {}
 
 
-def _check_settings(adata: Any, n_top_genes: int, min_genes: int, min_cells: int, method: str) -> None:
+def _check_cells(adata: Any) -> None:
     if not isinstance(adata, AnnData):
         raise ScmedleyError(
             f"prepare takes an AnnData, not a {type(adata).__name__}. Convert a table with AnnData(table)."
         )
     if adata.isbacked:
         raise ScmedleyError(
-            f"{adata.filename} is a backed file. Load it with adata = adata.to_memory() first."
+            f"{adata.filename} is a backed file. If it fits in memory, load it with adata = adata.to_memory() first. "
+            "Else prepare it in blocks: sm.pp.prepare_store(file, folder, batch_key)."
         )
-    if method not in get_args(Method):
-        raise ScmedleyError(f"method={method!r} must be one of {list(get_args(Method))}.")
-    for name, value, least in (
-        ("n_top_genes", n_top_genes, 1),
-        ("min_genes", min_genes, 0),
-        ("min_cells", min_cells, 0),
-    ):
-        if value < least:
-            raise ScmedleyError(f"{name} is {value}; it must be {least} or more.")
 
 
-def _passing(x: csr_matrix | np.ndarray, min_genes: int, min_cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks of the cells that the filters keep, and of the genes kept among these cells."""
-    found = x != 0
-    cells = np.asarray(found.sum(axis=1)).ravel() >= min_genes
+def kept_cells(genes_N: np.ndarray, min_genes: int) -> np.ndarray:
+    """Return which cells the filter keeps, by their numbers of detected genes."""
+    cells = genes_N >= min_genes
     if not cells.any():
         raise ScmedleyError(
             f"No cell has {min_genes} genes or more, so no cell is left. Lower min_genes, or check the file."
         )
-    genes = np.asarray((found if cells.all() else found[cells]).sum(axis=0)).ravel() >= min_cells
+    return cells
+
+
+def kept_genes(cells_G: np.ndarray, min_cells: int) -> np.ndarray:
+    """Return which genes the filter keeps, by the numbers of kept cells in which they are detected."""
+    genes = cells_G >= min_cells
     if not genes.any():
         raise ScmedleyError(
             f"No gene is found in {min_cells} cells or more, so no gene is left. Lower min_cells, or check the file."
         )
-    return cells, genes
+    return genes
+
+
+def _passing(x: Matrix, min_genes: int, min_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks of the cells that the filters keep, and of the genes kept among these cells."""
+    found_N = [np.asarray((x_NG != 0).sum(axis=1)).ravel() for _, x_NG in blocks(x)]
+    cells = kept_cells(np.concatenate(found_N), min_genes)
+    found_G = np.zeros(x.shape[1], dtype=np.int64)
+    for rows, x_NG in blocks(x):
+        kept_NG = x_NG if cells[rows].all() else x_NG[cells[rows]]
+        found_G += np.asarray((kept_NG != 0).sum(axis=0)).ravel()
+    return cells, kept_genes(found_G, min_cells)
 
 
 def _subset(adata: AnnData, source: Matrix, where: str, cells: np.ndarray, genes: np.ndarray) -> Matrix:
@@ -268,13 +314,17 @@ def _subset(adata: AnnData, source: Matrix, where: str, cells: np.ndarray, genes
     return adata.X if from_x else source
 
 
-def _check_filtered(
+def check_filtered(
     adata: AnnData,
-    x: csr_matrix | np.ndarray,
+    all_same: bool,
     batch_key: str | None,
+    label_key: str | None,
     batches_before: pd.Index | None,
     min_genes: int,
 ) -> list[str]:
+    """Remove unused categories after the filters; return warnings, and raise if nothing can be learnt."""
+    for key in filter(None, (batch_key, label_key)):
+        adata.obs[key] = adata.obs[key].cat.remove_unused_categories()
     lost, batches = [], None if batch_key is None else adata.obs[batch_key].cat.categories
     if batches is not None and batches_before is not None:
         lost = [str(name) for name in batches_before if name not in batches]
@@ -283,7 +333,7 @@ def _check_filtered(
             f"Only batch {batches[0]!r} has cells with {min_genes} genes or more; two batches are needed. "
             f"Lower min_genes, or check the cells of {listed(lost)}."
         )
-    if _all_same(x):
+    if all_same:
         raise ScmedleyError(
             f"All {adata.n_obs:,} cells have the same values in every gene, so nothing can be learnt. "
             "Check the step that wrote the file."

@@ -1,20 +1,28 @@
 """Concatenation of several files, one batch each."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData, concat
 from scipy.sparse import csr_matrix
 
+from scmedley import keys
+from scmedley.data.evidence import Checked
 from scmedley.data.gene_names import GeneNames, match
 from scmedley.data.inplace import layers_of
-from scmedley.data.matrix import brought_together
+from scmedley.data.matrix import matrix_at
+from scmedley.data.stacked import Computed, Stacked, StackedCells
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.io import read
+from scmedley.io.lazy import opened
 from scmedley.keys import ValueKind
+from scmedley.pp.one_kind import brought_together, converted, to_convert
 
 FEWEST = 0.1  # share of the genes of the smallest file that must be in all files
 _SAME = 0.5  # share of common names that makes two axes the same
@@ -55,11 +63,107 @@ def read_batches(
     for path, part in zip(paths, parts.values(), strict=True):
         _check(part, path, batch_key)
     parts = dict(zip(parts, brought_together(list(parts.values()), paths, values), strict=True))
-    parts = _of_shared_genes(parts, paths)
+    return _joined(parts, paths, batch_key)[0]
+
+
+@contextmanager
+def opened_batches(
+    paths: Sequence[str | Path], batch_key: str = "batch", values: ValueKind = "auto"
+) -> Iterator[AnnData]:
+    """Yield several files, one batch each, as :func:`read_batches` joins them, with their matrices left on disk.
+
+    Parameters
+    ----------
+    paths, batch_key, values
+        As in :func:`read_batches`. Files whose rows cannot be read in blocks (:func:`scmedley.io.lazy.opened`), or
+        that are genes x cells, are read whole.
+
+    Yields
+    ------
+    StackedCells
+        In place of an AnnData, for :func:`scmedley.pp.prepare_store`; without ``obsm``.
+
+    Raises
+    ------
+    ScmedleyError
+        As :func:`read_batches`.
+    """
+    if len(paths) < 2:
+        raise ScmedleyError(f"{len(paths)} file given. Pass two or more files, one per batch.")
+    names = batch_names([Path(path) for path in paths])
+    with ExitStack() as stack:
+        parts = {name: stack.enter_context(opened(path)) for name, path in zip(names, paths, strict=True)}
+        parts = _transposed(parts)
+        for path, part in zip(paths, parts.values(), strict=True):
+            _check(part, path, batch_key)
+        findings = to_convert(list(parts.values()), paths, values)
+        found: Sequence[Checked | None] = findings or [None] * len(parts)
+        matrices = {
+            name: _matrices(part, this, values)
+            for (name, part), this in zip(parts.items(), found, strict=True)
+        }
+        shells = {
+            name: _shell(part, matrices[name], this)
+            for (name, part), this in zip(parts.items(), found, strict=True)
+        }
+        joined, shells, place = _joined(shells, paths, batch_key)
+
+        def stacked(what: str, places: dict[str, np.ndarray]) -> Stacked:
+            return Stacked([matrices[name][what] for name in shells], [places[name] for name in shells])
+
+        cells = StackedCells(
+            stacked("X", place),
+            joined.obs,
+            joined.var,
+            {str(name): stacked(f"layers/{name}", place) for name in layers_of(joined)},
+        )
+        if joined.raw is not None:
+            wanted = joined.raw.var_names
+            places = {name: shell.raw.var_names.get_indexer(wanted) for name, shell in shells.items()}
+            cells.raw = SimpleNamespace(
+                X=stacked("raw", places), var=joined.raw.var, var_names=wanted, n_vars=len(wanted)
+            )
+        yield cast(AnnData, cells)
+
+
+def _matrices(part: AnnData, found: Checked | None, asked: ValueKind) -> dict[str, Any]:
+    """Return the matrices of a file by place; if they must be converted, ones that are computed when read."""
+    layers = {f"layers/{name}": x for name, x in layers_of(part).items()}
+    if found is None:
+        raw = {} if part.raw is None else {"raw": part.raw.X}
+        return {"X": part.X, **layers, **raw}
+    of, names = matrix_at(part, found.where)
+    shape = (part.n_obs, len(names))
+    layers.pop(f"layers/{keys.COUNTS}", None)
+    if found.where == "raw.X":
+        layers = {}
+    if found.values == "counts" and found.sizes:
+        counts = Computed(shape, of, lambda rows: converted(part, found, asked, rows)[1])
+        layers[f"layers/{keys.COUNTS}"] = counts
+    return {"X": Computed(shape, of, lambda rows: converted(part, found, asked, rows)[0]), **layers}
+
+
+def _shell(part: AnnData, matrices: dict[str, Any], found: Checked | None) -> AnnData:
+    """Return the tables of a file with empty matrices in all places, which are joined like those of cells in memory."""
+    empty = {what: csr_matrix(matrix.shape, dtype=np.float32) for what, matrix in matrices.items()}
+    raw = empty.pop("raw", None)
+    var = part.raw.var if found is not None and found.where == "raw.X" else part.var
+    layers = {what.removeprefix("layers/"): x for what, x in empty.items() if what != "X"}
+    shell = AnnData(empty["X"], obs=part.obs.copy(), var=var.copy(), layers=layers)
+    if raw is not None:
+        shell.raw = AnnData(raw, obs=part.obs.iloc[:, :0], var=part.raw.var)
+    return shell
+
+
+def _joined(
+    parts: dict[str, AnnData], paths: Sequence[str | Path], batch_key: str
+) -> tuple[AnnData, dict[str, AnnData], dict[str, np.ndarray]]:
+    """Return all cells with the shared genes, the cells of each file, and the places of the genes in it."""
+    parts, place = _of_shared_genes(parts, paths)
     for name, part in parts.items():
         part.obs_names = [f"{name}_{cell}" for cell in part.obs_names]
     joined = concat(parts, join="inner", label=batch_key, merge="same")
-    return _with_all_columns(joined, parts)
+    return _with_all_columns(joined, parts), parts, place
 
 
 def batch_names(paths: Sequence[Path]) -> list[str]:
@@ -111,7 +215,7 @@ def _transposed(parts: dict[str, AnnData]) -> dict[str, AnnData]:
             f"of other files ({listed(list(parts[min(turn)].obs_names[:2]))})."
         )
     return {
-        name: AnnData(csr_matrix(part.X.T), obs=part.var, var=part.obs) if name in turn else part
+        name: AnnData(csr_matrix(part.X[:].T), obs=part.var, var=part.obs) if name in turn else part
         for name, part in parts.items()
     }
 
@@ -173,8 +277,10 @@ def shared_genes(genes: dict[str, GeneNames], paths: Sequence[str | Path]) -> di
     return {name: own[shared] for name, own in place.items()}
 
 
-def _of_shared_genes(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> dict[str, AnnData]:
-    """Return the parts with the genes that all files have, named as in the first; warn of lost genes."""
+def _of_shared_genes(
+    parts: dict[str, AnnData], paths: Sequence[str | Path]
+) -> tuple[dict[str, AnnData], dict[str, np.ndarray]]:
+    """Return the parts with the genes that all files have, named as in the first, and their places."""
     genes = {name: GeneNames.of(part.var) for name, part in parts.items()}
     place = shared_genes(genes, paths)
     first = next(iter(parts))
@@ -184,7 +290,7 @@ def _of_shared_genes(parts: dict[str, AnnData], paths: Sequence[str | Path]) -> 
         if key != "names":
             for part in found.values():
                 part.var[f"gene_{key}"] = list(values)
-    return found
+    return found, place
 
 
 def _renamed(part: AnnData, names: list[str]) -> AnnData:

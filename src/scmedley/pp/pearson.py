@@ -38,6 +38,6 @@ def pearson_residuals(adata: AnnData, rows: slice | np.ndarray | None = None) ->
             f"obs[{keys.SPLIT!r}] has no training cell. Delete this column and prepare again."
         )
     assert reading.total_N is not None
-    scale = Scale.fit(reading.log1p_NG[train], "pearson", reading.total_N[train])
+    scale = Scale.fit(reading.log1p_NG, "pearson", reading.total_N, train)
     chosen = slice(None) if rows is None else rows
     return scale.transform(reading.log1p_NG[chosen], reading.total_N[chosen])

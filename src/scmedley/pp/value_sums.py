@@ -13,12 +13,12 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
 from scmedley import keys
-from scmedley.data.arrays import Matrix, aligned
+from scmedley.data.arrays import Matrix, aligned, without_zeros
+from scmedley.data.conversion import NEGATIVE
 from scmedley.data.evidence import Checked
 from scmedley.data.gene_names import GeneNames
 from scmedley.data.inplace import layers_of
 from scmedley.data.matrix import counted, find_values, normalised
-from scmedley.data.reader import NEGATIVE
 from scmedley.data.scan import LARGEST, n_stored
 from scmedley.errors import ScmedleyError
 from scmedley.keys import ValueKind
@@ -200,8 +200,8 @@ def add_block(sums: Sums, source: Source, rows: slice, sampled: np.ndarray) -> N
     x, total_N, _ = counted(source.adata, source.found, rows)
     if source.was_sampled:
         _check(x, source.found)
-    x = _positive(x)
-    logs = _positive(normalised(x, total_N, source.found))
+    x = without_zeros(x)
+    logs = without_zeros(normalised(x, total_N, source.found))
     note: dict[str, np.ndarray] = {"genes": np.diff(x.indptr).astype(np.int64)}
     if sums.counts is not None:
         note["counts"] = total_N
@@ -217,7 +217,7 @@ def add_block(sums: Sums, source: Source, rows: slice, sampled: np.ndarray) -> N
         note[name] = np.divide(part, below, out=np.full(len(below), np.nan), where=below > 0)
     for name, values in note.items():
         sums.per_cell.setdefault(name, []).append(values)
-    x, logs = (_positive(aligned(m, source.place_G)) for m in (x, logs))
+    x, logs = (without_zeros(aligned(m, source.place_G)) for m in (x, logs))
     sums.cells_G += np.bincount(x.indices, minlength=x.shape[1])
     sums.prepared.add(logs)
     if sums.counts is not None:
@@ -238,12 +238,3 @@ def _check(x: Matrix, found: Checked) -> None:
         raise ContradictionError
     if found.values != "counts" and values.max() > LARGEST[found.base or "log1p"]:
         raise ContradictionError
-
-
-def _positive(x: Matrix) -> csr_matrix:
-    """Return CSR without stored zeros; the same object if it is that already."""
-    out = csr_matrix(x)
-    if out.nnz and not out.data.all():
-        out = out.copy()
-        out.eliminate_zeros()
-    return out

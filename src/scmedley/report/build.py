@@ -74,6 +74,7 @@ def build(run_dir: str | Path, *, cells: bool = True) -> Path:
             "provenance": sections.provenance(run),
             "given": run.given,
             "preset": run.config.get("preset", "default"),
+            "sample": sections.sample(run),
             "limits": LIMITS,
             "tie": TIE,
         }

@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from scmedley.data.sampling import sample
 from scmedley.interpret.genomap import Layout
 from scmedley.interpret.trust import UNCHECKED, UNUSABLE, judged
 from scmedley.models.export import Decoder
@@ -28,7 +29,6 @@ PAGE = 30_000_000  # bytes of the whole page, at most
 ROOM = 150_000  # of these for the script and the text around the payload
 MAX_CELLS = 200_000
 ENOUGH = 5_000  # if fewer cells fit, observed means, measured genes and what-if are left out in turn
-FLOOR = 20  # cells to keep of each batch and label, if it has so many
 MAX_LEVELS, MAX_COLUMNS = 1_000, 40
 NO_MEANS = "The observed means do not fit into the page: predictions are shown without an observed change."
 NONE = 65_535  # code of a missing value in arrays of 16 bits
@@ -99,40 +99,6 @@ class Payload:
     shown: int
     total: int
     missing: tuple[str, ...] = field(default=())
-
-
-def sample(strata_N: Array, n: int, first_N: Array | None = None, seed: int = 0) -> Array:
-    """Return a random sample of cells that keeps every stratum.
-
-    Each stratum keeps ``FLOOR`` cells, or all if it has fewer; the rest is shared in proportion to size. If
-    ``n`` is too small for that, strata keep fewer cells, but at least one.
-
-    Parameters
-    ----------
-    strata_N
-        Code of each cell's stratum.
-    n
-        Number of cells; the sample is never smaller than the number of strata.
-    first_N
-        Cells to prefer within their stratum (those with coordinates on a map).
-    seed
-        Random seed.
-
-    Returns
-    -------
-    ndarray
-        Rows of the cells, in ascending order.
-    """
-    _, code_N, size_S = np.unique(strata_N, return_inverse=True, return_counts=True)
-    if len(code_N) <= n:
-        return np.arange(len(code_N))
-    least_S = np.minimum(size_S, max(1, min(FLOOR, n // max(len(size_S), 1))))
-    spare, over_S = max(0, n - least_S.sum()), size_S - least_S
-    wanted_S = least_S + (spare * over_S // max(over_S.sum(), 1))
-    later_N = np.zeros(len(code_N), bool) if first_N is None else ~np.asarray(first_N, bool)
-    order = np.lexsort((np.random.default_rng(seed).random(len(code_N)), later_N, code_N))
-    place = np.arange(len(order)) - np.repeat(np.cumsum(size_S) - size_S, size_S)
-    return np.sort(order[place < wanted_S[code_N[order]]])
 
 
 def on_a_map(n_cells: int, maps: Sequence[Array]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,15 @@ from scipy import sparse
 
 from scmedley import keys
 from scmedley.data.design import as_categories
+from scmedley.data.sampling import sample
+from scmedley.data.store import Store
 from scmedley.errors import ScmedleyError, listed
 from scmedley.interpret.check import ALL, LEAST, against_baseline, agreement, summarise
 from scmedley.interpret.genomap import Layout
 from scmedley.models import MixedEffects, load
 from scmedley.models.base import Model
 from scmedley.models.export import Decoder, export
+from scmedley.pp.stored import read_store
 from scmedley.report.explorer import (
     MAX_CELLS,
     MAX_COLUMNS,
@@ -27,17 +30,17 @@ from scmedley.report.explorer import (
     Explored,
     colourable,
     on_a_map,
-    sample,
 )
 from scmedley.runs.folder import CELLS, GENOMAP, MODEL
-from scmedley.runs.read import Run, cells_file
+from scmedley.runs.read import Run, cells_file, store_of
 
 NO_LABELS = (
     "The run had no labels, so no observed change is shown with the predictions: it could not be told from a "
     "difference in composition between batches."
 )
 ROWS = 4096  # cells read at a time
-MAX_VALUES = 100_000_000  # measured values held in memory, at most
+MAX_VALUES = 30_000_000  # measured values held in memory: more do not fit into the page
+Measured: TypeAlias = tuple[sparse.csr_matrix | None, np.ndarray | None, np.ndarray | None, list[str]]
 
 
 def explored(run: Run, seed: int = 0) -> Explored | None:
@@ -197,6 +200,12 @@ def _most_cells(folder: Path) -> int:
     """Return how many cells fit into memory, given the number of values per cell."""
     import h5py
 
+    if (found := store_of(folder)) is not None:
+        try:
+            store = Store.open(found)
+        except ScmedleyError:  # _measured says so
+            return MAX_CELLS
+        return int(min(MAX_CELLS, MAX_VALUES / max(store.nnz / max(store.shape[0], 1), 1)))
     with cells_file(folder) as file:
         layer = file.get(f"layers/{keys.LOGNORM}")
         if layer is None:
@@ -218,7 +227,7 @@ def _latent(folder: Path, key: str, rows: np.ndarray, n_latent: int) -> np.ndarr
 
 def _measured(
     folder: Path, genes: tuple[str, ...], rows: np.ndarray, pair_N: np.ndarray, n_batches: int
-) -> tuple[sparse.csr_matrix | None, np.ndarray | None, np.ndarray | None, list[str]]:
+) -> Measured:
     """Read the model's genes in blocks: the values of ``rows``, and the means per pair of label and batch.
 
     Return values, pairs and means (``None`` if missing), and sentences on what is missing.
@@ -226,6 +235,8 @@ def _measured(
     import h5py
     from anndata.io import read_elem, sparse_dataset
 
+    if (place_of_store := store_of(folder)) is not None:
+        return _stored(place_of_store, genes, rows, pair_N, n_batches)
     with cells_file(folder) as file:
         layer = file.get(f"layers/{keys.LOGNORM}")
         if layer is None:
@@ -240,16 +251,39 @@ def _measured(
             starts = layer["indptr"][:]
             if (np.diff(starts) < 0).any() or starts[0] != 0 or starts[-1] != len(layer["indices"]):
                 raise ScmedleyError(f"layers/{keys.LOGNORM} of {CELLS} is damaged.")
-        found, n_U = np.unique(pair_N[pair_N >= 0], return_counts=True)
-        too_many = 2 * len(found) * len(genes) > PAGE
-        found = found[:0] if too_many else found
-        sums, kept, held_N = np.zeros((len(found), len(genes))), [], np.zeros(len(pair_N), bool)
-        held_N[rows] = True
-        for start in range(0, len(pair_N), ROWS):
-            block = sparse.csr_matrix(values[start : start + ROWS])[:, place].astype(np.float32)
-            kept.append(block[held_N[start : start + ROWS]])
-            if len(found):
-                _add(sums, found, block, pair_N[start : start + ROWS])
+        return _in_blocks(values, place, rows, pair_N, n_batches)
+
+
+def _stored(
+    folder: Path, genes: tuple[str, ...], rows: np.ndarray, pair_N: np.ndarray, n_batches: int
+) -> Measured:
+    """Read the model's genes from a store, as :func:`_measured` does from the file of cells."""
+    try:
+        reading = read_store(folder)
+    except ScmedleyError:  # its message has paths, and the page may be shared
+        words = "The store of the run is missing or damaged: measured genes are not shown."
+        return None, None, None, [words]
+    if reading.reader.genes.names != genes or reading.n_cells != len(pair_N):
+        return None, None, None, ["The store of the run was prepared again: measured genes are not shown."]
+    return _in_blocks(reading.log1p_NG, None, rows, pair_N, n_batches)
+
+
+def _in_blocks(
+    values: Any, place: np.ndarray | None, rows: np.ndarray, pair_N: np.ndarray, n_batches: int
+) -> Measured:
+    """Read blocks of cells; ``place``: columns of the genes, ``None`` for all."""
+    found, n_U = np.unique(pair_N[pair_N >= 0], return_counts=True)
+    n_genes = values.shape[1] if place is None else len(place)
+    too_many = 2 * len(found) * n_genes > PAGE
+    found = found[:0] if too_many else found
+    sums, kept, held_N = np.zeros((len(found), n_genes)), [], np.zeros(len(pair_N), bool)
+    held_N[rows] = True
+    for start in range(0, len(pair_N), ROWS):
+        block = sparse.csr_matrix(values[start : start + ROWS])
+        block = (block if place is None else block[:, place]).astype(np.float32)
+        kept.append(block[held_N[start : start + ROWS]])
+        if len(found):
+            _add(sums, found, block, pair_N[start : start + ROWS])
     x_NG = sparse.vstack(kept, format="csr")
     if not len(found):
         return x_NG, None, None, [NO_MEANS] * too_many

@@ -18,7 +18,7 @@ from scmedley import keys
 from scmedley.pl._figure import NotebookFigure, plain, png
 from scmedley.pl._palette import DISTINCT, MISSING, colours
 from scmedley.pl.clusters import draw_tree
-from scmedley.pl.embedding import levels, scatter
+from scmedley.pl.embedding import levels, scatter, thinned
 from scmedley.pl.scores import panel
 from scmedley.pl.training import curve, kept_epoch
 from scmedley.report.numbers import number
@@ -103,7 +103,7 @@ def _map(
     if key not in run.maps:
         return {"title": title, "missing": f"No map: the run stored no {key}."}
     found, xy = run.maps[key]
-    drawn = np.isfinite(xy).all(axis=1)  # the UMAP of many cells holds a random sample
+    drawn = thinned(xy)  # of many cells a random sample
     if not drawn.any():
         return {"title": title, "missing": f"No map: {found} has no cell with coordinates."}
     n_cells, xy, codes = len(xy), xy[drawn], codes[drawn]
@@ -122,6 +122,9 @@ def _map(
     notes = [] if what == "UMAP" else ["first two dimensions, no UMAP in this run"]
     if len(xy) < n_cells:
         notes.append(f"drawn: {len(xy):,} of {n_cells:,} cells")
+    if what == "UMAP" and run.obs is not None and keys.ON_MAP in run.obs:
+        n_fitted = int(run.obs[keys.ON_MAP].sum())
+        notes.append(f"fitted to {n_fitted:,} cells; the others are placed between their neighbours")
     return Picture(uri, uri, alt, title, "; ".join(notes))
 
 

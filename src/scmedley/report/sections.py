@@ -102,6 +102,12 @@ def data(run: Run) -> dict[str, Any]:
     return out
 
 
+def sample(run: Run) -> dict[str, str]:
+    """Return sentences on the sample of many cells, by what was computed from it; empty if all cells were used."""
+    found = run.settings.get("sample") or {}
+    return {name: str(found.get(name, "")) for name in ("scores", "null", "pairs", "maps")}
+
+
 def collapse(run: Run) -> dict[str, Any] | None:
     """Return the diagnostics of collapse of a VAE; ``None`` for other models."""
     found = run.settings.get("collapse")
@@ -300,10 +306,11 @@ def provenance(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     given = settings.get("input") or {}
     named = {"file": given.get("name"), "sha256": given.get("sha256")}
     named |= {"cells": given.get("cells"), "genes": given.get("genes")}
+    named["prepared"] = "on disk" if settings.get("store") else "in memory"
     command = settings.get("command")
     run_part = {
         "command": " ".join(map(str, command)) if isinstance(command, list) else command,
-        "status": settings.get("status"),
+        "status": "done" if settings.get("status") == "scored" else settings.get("status"),
         "started": settings.get("started"),
         "finished": settings.get("finished"),
         "seed": run.config.get("seed"),

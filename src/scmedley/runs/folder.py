@@ -19,6 +19,7 @@ RECORDS = (RECORD, EXPERIMENT, SEARCH)
 CELLS, MODEL, HISTORY, SCORES = "integrated.h5ad", "model", "history.csv", "scores.csv"
 SHIFTS, CHECK, VERSIONS = "gene_shifts.csv", "counterfactual_check.csv", "versions.json"
 GENOMAP, LABELS, DENOISED = "genomap.json", "label_accuracy.csv", "denoised.zarr"
+STORE = "store"  # of a run that prepares its cells on disk
 # Of clusters, in a run folder or in that of scmedley cluster:
 CLUSTERS, CLUSTER_EVIDENCE, CLUSTER_TREE = "clusters.csv", "cluster_evidence.csv", "cluster_tree.csv"
 CLUSTER_BATCHES, CLUSTER_LABELS, MARKERS = "cluster_by_batch.csv", "cluster_by_label.csv", "markers.csv"
@@ -40,7 +41,7 @@ TASK, LATENT, MAP = "task.json", "latent.npz", "umap.npz"
 # All that a run writes and --overwrite removes; the record is last, because it identifies a run folder.
 OF_RUN = (
     *(CHECKPOINTS, CELLS, MODEL, HISTORY, SCORES, LABELS, SHIFTS, CHECK, GENOMAP, DENOISED, VERSIONS),
-    *(*OF_CLUSTERS, REPORT, RECORD),
+    *(*OF_CLUSTERS, REPORT, STORE, RECORD),
 )
 # What an experiment writes again from its tasks.
 OF_EXPERIMENT = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from scmedley import keys
 from scmedley.data.gene_names import shown_in
+from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyError
-from scmedley.interpret.check import CHECK_COLUMNS
+from scmedley.interpret.check import CHECK_COLUMNS, decoder
 from scmedley.models import VAE, MixedEffects, load
+from scmedley.pp.stored import read_store
 from scmedley.runs.folder import (
     CELLS,
     CHECK,
@@ -162,6 +164,49 @@ def read_cells(folder: Path) -> AnnData:
         return read_h5ad(file.filename)
 
 
+def store_of(folder: Path) -> Path | None:
+    """Return the store of a run that prepared its cells on disk; ``None`` for a run in memory."""
+    found = Record.read(folder / RECORD).get("store")
+    return None if found is None else folder / found["folder"]
+
+
+def read_reading(folder: Path, model: MixedEffects | VAE, adata: AnnData | None = None) -> Reading:
+    """Return the cells of a run as its model reads them; those of a store stay on disk.
+
+    Parameters
+    ----------
+    folder
+        Run folder.
+    model
+        The model of the run.
+    adata
+        The cells of the run, if they were already read.
+
+    Raises
+    ------
+    ScmedleyError
+        The store is missing or damaged, or was prepared again with other cells or genes.
+    """
+    store = store_of(folder)
+    if store is None:
+        return model.read(read_cells(folder) if adata is None else adata)
+    of_model = decoder(model)
+    try:
+        reading = read_store(store, reads=of_model.reader.kind)
+    except ScmedleyError as error:
+        raise ScmedleyError(
+            f"{error} The run in {folder} trained on that store: its embeddings and tables are still there, and this "
+            "step needs the values. Repeat the command of the run with --overwrite, or bring the store back."
+        ) from error
+    obs = read_obs(folder) if adata is None else adata.obs
+    if not reading.obs.index.equals(obs.index) or reading.reader.genes.names != of_model.reader.genes.names:
+        raise ScmedleyError(
+            f"{store} holds other cells or genes than the run in {folder}: it was prepared again. Run again with "
+            "--overwrite."
+        )
+    return replace(reading, obs=obs)
+
+
 def read_obs(folder: Path) -> pd.DataFrame:
     """Read only ``obs`` of the cells of a run."""
     with cells_file(folder) as file:
@@ -184,9 +229,11 @@ def read_map(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | 
         obsm = file.get("obsm", {})
         if not {basis, keys.umap(basis)} <= set(obsm):
             return None
-        part = read_elem(file["obs"])[keys.SPLIT].to_numpy()
+        obs = read_elem(file["obs"])
         z_NP, xy_N2 = (np.asarray(obsm[key], dtype=np.float32) for key in (basis, keys.umap(basis)))
-    drawn = (part == "train") & np.isfinite(xy_N2).all(axis=1)  # the UMAP of many cells holds a draw of them
+    drawn = (obs[keys.SPLIT] == "train").to_numpy() & np.isfinite(xy_N2).all(axis=1)
+    if keys.ON_MAP in obs:  # of many cells the UMAP is that of a sample, between which the others were placed
+        drawn &= obs[keys.ON_MAP].to_numpy(dtype=bool)
     return (z_NP[drawn], xy_N2[drawn]) if drawn.any() else None
 
 

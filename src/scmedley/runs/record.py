@@ -33,13 +33,14 @@ KINDS = {
 # Types of the fields that readers rely on; "*" means every field of that object.
 PARTS: dict[str, type] = {
     **dict.fromkeys(("config", "settings", "experiment", "versions", "input"), dict),
-    **dict.fromkeys(("prepare", "networks", "seconds", "intervals", "report"), dict),
+    **dict.fromkeys(("prepare", "networks", "seconds", "intervals", "report", "store", "sample"), dict),
     **dict.fromkeys(("warnings", "findings", "verdicts"), list),
 }
 VALUES: dict[str, Any] = {
     **dict.fromkeys(("config.batch", "config.label", "config.fixed"), str),
     **dict.fromkeys(("input.cells", "input.genes", "seconds.*", "intervals.*"), int | float),
     **{f"prepare.{part}_{when}": int | float for part in ("cells", "genes") for when in ("before", "after")},
+    **dict.fromkeys(("store.folder", "sample.scores", "sample.null", "sample.pairs"), str),
     **{"prepare.n_hvg": int | float, "networks.*": dict, "report.cells": bool},
 }
 NAMES: dict[Any, str] = {

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from scmedley.device import generator_of
 from scmedley.errors import ScmedleyError
 from scmedley.io import replacing
 from scmedley.train.schedule import Stepper
@@ -43,8 +44,8 @@ def save(
             tensors |= {f"optimiser/{player}/{i}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     tensors["rng/cpu"] = torch.get_rng_state()
     device = next(network.parameters()).device
-    if device.type == "cuda":
-        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        tensors[f"rng/{device.type}"] = generator_of(device).get_state()
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     schedules = {player: stepper.schedule_state() for player, stepper in steppers.items()}
     metadata = {"state": json.dumps(state), "schedules": json.dumps(schedules)}
@@ -98,6 +99,6 @@ def restore(path: Path, network: Stateful, steppers: Steppers) -> dict[str, Tens
     network.load_state_dict(parts["network"])
     torch.set_rng_state(tensors["rng/cpu"])
     device = next(network.parameters()).device
-    if "rng/cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+    if device.type != "cpu" and f"rng/{device.type}" in tensors:
+        generator_of(device).set_state(tensors[f"rng/{device.type}"])
     return parts["best"]

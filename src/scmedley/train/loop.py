@@ -1,9 +1,7 @@
 """The training loop for every network that is :class:`~scmedley.train.trainable.Trainable`."""
 
-import math
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -12,11 +10,13 @@ from typing import Any, Self
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from scmedley import distributed
+from scmedley.data.order import WHOLE, Shares, n_minibatches, split
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import autocast
 from scmedley.errors import ScmedleyError
+from scmedley.io.progress import progress_bar
 from scmedley.train import checkpoint
 from scmedley.train.schedule import Stepper
 from scmedley.train.trainable import Losses, Progress, Stage, Term, Trainable, TrainingCells
@@ -54,7 +54,7 @@ class Plan:
 
     def n_steps(self, n_train: int) -> int:
         """Return the number of minibatches in an epoch."""
-        return -(-n_train // self.batch_size)
+        return n_minibatches(n_train, self.batch_size)
 
 
 @dataclass
@@ -95,14 +95,22 @@ class _Run:
     saved_at: float = field(default_factory=time.monotonic)
 
     def save(self, network: Trainable, plan: Plan, after: float = -1.0) -> None:
-        """Write the checkpoint if the plan has one and the last is older than ``after`` seconds."""
-        if plan.checkpoint is not None and time.monotonic() - self.saved_at > after:
+        """Write the checkpoint if the plan has one and the last is older than ``after`` seconds.
+
+        Of several processes, which have the same state, process 0 writes it.
+        """
+        if plan.checkpoint is None or not distributed.is_first():
+            return
+        if time.monotonic() - self.saved_at > after:
             checkpoint.save(plan.checkpoint, network, self.best, self.steppers, vars(self.state))
             self.saved_at = time.monotonic()
 
 
 def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, plan: Plan) -> State:
     """Train ``network`` in place; it ends with the weights that its last stage keeps.
+
+    Of several processes (:mod:`scmedley.distributed`) each computes its part of every minibatch. All of them end with
+    the same network.
 
     Parameters
     ----------
@@ -120,17 +128,20 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
     ScmedleyError
         A term is not finite.
     """
+    _check_sizes(len(train), plan)
     stages = network.stages()
     run = _resume(network, stages, plan, len(train))
     state = run.state
     n_epochs = [stage.epochs or plan.max_epochs for stage in stages]
-    bar = _bar(sum(n_epochs), plan)
+    shown = plan.progress and distributed.is_first()
+    bar = progress_bar(sum(n_epochs), plan.label, "epoch", shown)
     bar.update(state.epoch)
     try:
         for number in range(max(state.stage, 0), len(stages)):
             if number > state.stage:
                 state.enter(number)
                 network.begin(TrainingCells(cells, train), state.progress(stages[number], n_epochs[number]))
+                distributed.synchronise(network.state_dict().values())
                 run.steppers = _steppers(stages[number], plan, len(train))
             known = TrainingCells(network.inputs(cells), train)
             _train_stage(network, known, validation, stages[number], run, plan, bar)
@@ -140,8 +151,8 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
             run.save(network, plan)
             network.load_state_dict(run.best)
     except KeyboardInterrupt:
-        if not state.best_epoch:
-            raise  # there are no weights to keep yet
+        if not state.best_epoch or distributed.world().size > 1:
+            raise  # there are no weights to keep yet, or other processes are elsewhere in an epoch
         # The checkpoint remains at the end of an epoch, so that training can resume from it.
         state.stopped = "interrupted"
         network.load_state_dict(run.best)
@@ -149,15 +160,8 @@ def fit(network: Trainable, cells: Resident, train: Tensor, validation: Tensor, 
         bar.close()
     network.eval()
     network.finish(known)
+    distributed.synchronise(network.state_dict().values())
     return state
-
-
-def _bar(n_epochs: int, plan: Plan) -> Any:
-    """Return a progress bar; in a log file it is drawn only at its beginning and its end, in one line."""
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules  # a terminal or a notebook
-    seconds = 0.5 if live else math.inf
-    how: Any = {"mininterval": seconds, "maxinterval": max(10.0, seconds), "disable": not plan.progress}
-    return tqdm(total=n_epochs, desc=plan.label, unit="epoch", **how)
 
 
 def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: int) -> _Run:
@@ -174,6 +178,7 @@ def _resume(network: Trainable, stages: Sequence[Stage], plan: Plan, n_train: in
     with checkpoint.reading(plan.checkpoint):
         steppers = _steppers(stages[state.stage], plan, n_train)
         best = checkpoint.restore(plan.checkpoint, network, steppers)
+    distributed.barrier()  # before process 0 writes the next checkpoint
     return _Run(state, best, steppers)
 
 
@@ -192,16 +197,19 @@ def _train_stage(
     while not (state.stopped or network.settled() or _is_over(state, stage, plan, n_steps)):
         network.train()
         trained = _Means(last_player)
-        for step, cells in enumerate(known.cells.minibatches(known.rows, plan.batch_size, shuffle=True)):
+        minibatches = _minibatches(known.cells, known.rows, plan.batch_size, shuffle=True)
+        for step, (n_cells, cells) in enumerate(minibatches):
             progress = state.progress(stage, n_epochs, step / n_steps)
-            for player, terms in _losses(network, cells, progress, plan):
-                loss = total(terms)
-                run.steppers[player].step(loss)
-                trained.add(player, terms, loss, len(cells.x_NG))
+            with distributed.minibatch(n_cells):
+                for player, terms in _losses(network, cells, progress, plan):
+                    loss = total(terms)
+                    run.steppers[player].step(loss)
+                    trained.add(player, terms, loss, len(cells.x_NG))
         for stepper in run.steppers.values():
             stepper.after_epoch()
         progress = state.progress(stage, n_epochs, 1.0)
         network.after_epoch(known, progress)
+        distributed.synchronise(network.state_dict().values())
         validated = evaluate(network, known.cells, validation, progress, plan, last_player)
         state.epoch += 1
         _record(state, stage, {"train": trained.read(), "validation": validated}, plan)
@@ -220,10 +228,35 @@ def evaluate(
     """Return the mean of every term over ``rows``, with the network in evaluation mode."""
     network.eval()
     means = _Means(last_player)
-    for minibatch in cells.minibatches(rows, 4 * plan.batch_size):
-        for player, terms in _losses(network, minibatch, progress, plan):
-            means.add(player, terms, total(terms), len(minibatch.x_NG))
+    for n_cells, minibatch in _minibatches(cells, rows, 4 * plan.batch_size):
+        with distributed.minibatch(n_cells):
+            for player, terms in _losses(network, minibatch, progress, plan):
+                means.add(player, terms, total(terms), len(minibatch.x_NG))
     return means.read()
+
+
+def _minibatches(
+    cells: Resident, rows: Tensor, size: int, shuffle: bool = False
+) -> Iterator[tuple[int, Minibatch]]:
+    """Yield the number of cells of each minibatch, and the part of it that this process has.
+
+    The number is 0 if the processes do not share it: with fewer cells than processes, each has all of them.
+    """
+    n_processes, rank = distributed.world()
+    shared = n_processes > 1 and len(rows) >= n_processes
+    shares = Shares(n_processes, rank) if shared else WHOLE
+    sizes = split(len(rows), n_minibatches(len(rows), size)) * shared
+    yield from zip(sizes.tolist(), cells.minibatches(rows, size, shuffle, shares), strict=True)
+
+
+def _check_sizes(n_train: int, plan: Plan) -> None:
+    """Raise if there is a minibatch in which a process has no cell."""
+    n_processes = distributed.world().size
+    if n_train // plan.n_steps(n_train) < n_processes:
+        raise ScmedleyError(
+            f"{plan.label}: minibatches of {n_train // plan.n_steps(n_train)} cells cannot be shared by {n_processes} "
+            "processes. Start fewer (torchrun --nproc-per-node)."
+        )
 
 
 def total(terms: Mapping[str, Term]) -> Tensor:
@@ -328,8 +361,10 @@ class _Means:
         self._sums[name] = [a + b for a, b in zip(self._sums.get(name, (0, 0, 0)), new, strict=True)]
 
     def read(self) -> Self:
-        """Compute the means and move them off the device."""
-        sums = {name: self._sums[name] for name in sorted(self._sums, key=lambda name: name == TOTAL)}
-        self.values = {name: float(value) / n for name, (value, _, n) in sums.items()}
-        self.weights = {name: float(weight) / n for name, (_, weight, n) in sums.items()}
+        """Compute the means over the cells of all processes, off the device."""
+        names = sorted(self._sums, key=lambda name: name == TOTAL)
+        sums_T3 = torch.tensor([[float(part) for part in self._sums[name]] for name in names]).double()
+        value_T, weight_T, n_T = distributed.sum_in_place(sums_T3).T
+        self.values = dict(zip(names, (value_T / n_T).tolist(), strict=True))
+        self.weights = dict(zip(names, (weight_T / n_T).tolist(), strict=True))
         return self

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from scmedley import distributed
+from scmedley.device import DEVICES
+
 OptimiserName = Literal["adam", "adamw", "sgd"]
 
 
@@ -61,7 +64,7 @@ def make_optimiser(
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=rate)
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=rate, fused=True)
+    return kind(parameters, lr=rate, fused=parameters[0].device.type in DEVICES)
 
 
 class Stepper:
@@ -70,7 +73,7 @@ class Stepper:
     Parameters
     ----------
     parameters
-        The parameters that the player updates.
+        The parameters that the player updates, if they require a gradient.
     optimiser, rate, schedule, clip
         As in :class:`scmedley.train.trainable.Stage`.
     epochs, steps
@@ -88,14 +91,17 @@ class Stepper:
         epochs: int,
         steps: int,
     ):
-        self.parameters, self.schedule, self.clip = list(parameters), schedule, clip
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.schedule, self.clip = schedule, clip
         self.optimiser = make_optimiser(optimiser, self.parameters, rate)
         self.scheduler = schedule.attach(self.optimiser, rate, epochs, steps)
 
     def step(self, loss: Tensor) -> None:
         """Minimise ``loss`` by one step of the parameters of this player alone."""
         self.optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss, inputs=self.parameters)
+        part = loss * distributed.share() if distributed.is_shared() else loss
+        torch.autograd.backward(part, inputs=self.parameters)
+        distributed.sum_gradients(self.parameters)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimiser.step()
