@@ -143,7 +143,17 @@ def of_queries() -> Names:
     return names | {"atlas": atlas}
 
 
+def of_outputs() -> Names:
+    adata = cells(labels=("memory_B", "T cell"))
+    adata.write_h5ad("cells.h5ad")
+    Path("results").mkdir()
+    adata.write_h5ad("results/integrated.h5ad")
+    sm.pp.prepare_store("cells.h5ad", "results/store", batch_key="donor", label_key="cell_type")
+    return {}
+
+
 def of_quickstart() -> Names:
+    cells(("SAMP1", "SAMP2", "SAMP3")).write_h5ad("atlas.h5ad")
     return {"new": run_folder("donor")["new"]}
 
 
@@ -170,6 +180,7 @@ PAGES: dict[str, Callable[[], Names]] = {
     "docs/index.md": dict,
     "docs/leakage.md": of_leakage,
     "docs/linear_mixed.md": of_linear_mixed,
+    "docs/outputs.md": of_outputs,
     "docs/peers.md": of_peers,
     "docs/plots.md": lambda: run_folder("batch") and {},
     "docs/queries.md": of_queries,

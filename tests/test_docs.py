@@ -96,6 +96,8 @@ def test_commands_are_understood(page):
         match words:
             case ["scmedley", *rest]:
                 app.parse_args(rest, exit_on_error=False, print_error=False)
+            case ["torchrun", _, "-m", "scmedley", *rest]:
+                app.parse_args(rest, exit_on_error=False, print_error=False)
             case ["make", target]:
                 assert re.search(rf"^{target}:", makefile, re.MULTILINE), words
             case ["python", script, *rest]:
