@@ -10,14 +10,14 @@ READY := $(VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
 SUITE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
 
-.PHONY: demo test test-newest test-lowest test-peers test-exports wheel-test clean web web-test
+.PHONY: demo docs test test-newest test-lowest test-peers test-exports wheel-test clean web web-test
 
 demo: $(READY)
 	$(BIN)/scmedley demo --out demo-run --overwrite
 
 test: $(READY)
-	$(BIN)/ruff check --no-cache src tests benchmarks recipes
-	$(BIN)/ruff format --check src tests benchmarks recipes
+	$(BIN)/ruff check --no-cache src tests benchmarks recipes docs
+	$(BIN)/ruff format --check src tests benchmarks recipes docs/*.py
 	$(BIN)/mypy
 	$(call SUITE,$(VENV))
 
@@ -62,6 +62,16 @@ define venv
 $(2) -m venv $(1)
 endef
 
+# The site, with its notebooks run; warnings and links that lead nowhere are errors. Needs no network once installed.
+docs: $(VENV)-docs/.ready
+	$(VENV)-docs/bin/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+	$(VENV)-docs/bin/python docs/check_links.py docs/_build/html
+
+$(VENV)-docs/.ready: pyproject.toml constraints.txt
+	$(call venv,$(VENV)-docs,$(PYTHON))
+	$(VENV)-docs/bin/python $(PIP) -c constraints.txt -e '.[docs]'
+	@touch $@
+
 # The report's explorer: only these two need Node. The bundle is in the repository.
 web:
 	cd web && npm ci --no-audit --no-fund && npm run build
@@ -72,7 +82,7 @@ web-test: $(READY) web
 		{ echo "The bundle in the repository is not what web/ builds: commit the new one."; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(VENV)-* demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* demo-run docs/_build docs/api/generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	$(call venv,$(VENV),$(PYTHON))

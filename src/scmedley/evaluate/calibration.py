@@ -17,7 +17,7 @@ def expected_calibration_error(probability_N: Floats, right_N: Flags, bins: int 
     """Compute the expected calibration error, 0 (probabilities are right on average) to 1.
 
     Cells are grouped by the probability of their predicted label into bins of equal width. The error is the
-    mean over cells of |mean probability - share of right labels| of their bin (Guo et al. 2017). With few cells
+    mean over cells of ``|mean probability - share of right labels|`` of their bin (Guo et al. 2017). With few cells
     it is above 0 by chance: about 0.04 for 200 cells.
 
     Parameters

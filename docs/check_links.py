@@ -1,0 +1,63 @@
+"""Check the built site: every link leads to a page and an anchor that exist, and nothing is loaded from outside.
+
+``python docs/check_links.py docs/_build/html``
+"""
+
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+LOADED = {
+    ("script", "src"),
+    ("img", "src"),
+    ("link", "href"),
+    ("iframe", "src"),
+}  # by the browser, without a click
+IGNORED = {"search.html"}  # its results are made by a script
+
+
+class Page(HTMLParser):
+    """The anchors and the links of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[tuple[str, str, str]] = []  # tag, attribute, address
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep what the tag names and where it leads."""
+        for name, value in attrs:
+            if name in ("id", "name") and value:
+                self.anchors.add(value)
+            elif name in ("href", "src") and value:
+                self.links.append((tag, name, value))
+
+
+def broken(site: Path) -> list[str]:
+    """Return a sentence for each link that leads nowhere, and for each address that a page loads from outside."""
+    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
+    found = []
+    for path, page in pages.items():
+        name = path.relative_to(site.resolve()).as_posix()
+        for tag, attribute, address in page.links:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                if (tag, attribute) in LOADED and parts.scheme != "data":
+                    found.append(f"{name}: loads {address}")
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            anchor = unquote(parts.fragment)
+            if not target.exists():
+                found.append(f"{name}: no file for {address}")
+            elif anchor and target in pages and anchor not in pages[target].anchors and name not in IGNORED:
+                found.append(f"{name}: no anchor for {address}")
+    return found
+
+
+if __name__ == "__main__":
+    site = Path(sys.argv[1])
+    sentences = broken(site)
+    print("\n".join(sentences) or f"{len(list(site.rglob('*.html')))} pages: every link leads somewhere.")
+    sys.exit(bool(sentences))
