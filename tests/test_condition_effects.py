@@ -288,6 +288,18 @@ def test_what_cannot_be_asked():
         condition_effects(adata[adata.obs["condition"] == "ctrl"].copy(), *KEYS)
 
 
+def test_samples_that_are_given_as_donors_are_noticed():
+    adata = donors_in_groups(4, 30, paired=True)
+    adata.obs["sample"] = adata.obs["donor"].astype(str) + adata.obs["condition"].astype(str)
+    adata.obs["age"] = adata.obs["donor"].astype(str).str[1:].astype(int) + 40
+    with pytest.warns(
+        ScmedleyWarning, match=r"obs\['sample'\] has one condition, and is a level of obs\['donor'\]"
+    ):
+        condition_effects(adata, "condition", "sample", "type")
+    condition_effects(adata, *KEYS)  # no warning, which would be an error here
+    condition_effects(donors_in_groups(6, 30), *KEYS)
+
+
 def test_missing_values_are_left_out_with_a_warning():
     adata = donors_in_groups(8, 30)
     adata.obs.loc[adata.obs_names[:5], "donor"] = np.nan

@@ -21,7 +21,15 @@ from scmedley.data.gene_names import GeneNames
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.evaluate.statistics import adjusted
-from scmedley.interpret.donors import Donors, SampleDesign, Samples, design_of, read_donors, samples_of
+from scmedley.interpret.donors import (
+    Donors,
+    SampleDesign,
+    Samples,
+    design_of,
+    read_donors,
+    samples_of,
+    warn_of_samples,
+)
 from scmedley.interpret.moderated import NO_VARIANCE, Floats, moderate, precision, t_test, with_correlation
 from scmedley.keys import ValueKind
 
@@ -130,6 +138,7 @@ def condition_effects(
         adata = adata.to_memory()
     how: dict[str, Any] = {"reference": reference, "covariates": covariates, "nested_in": nested_in}
     donors = read_donors(adata, condition_key, donor_key, **how)
+    warn_of_samples(adata, donors, donor_key)
     label_N, names = labels_of(adata, label_key, donors)
     if donors.missing:
         cells = ", ".join(f"{name}: {n:,}" for name, n in donors.missing.items())
