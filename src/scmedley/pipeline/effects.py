@@ -94,7 +94,7 @@ def effects(
             try:
                 shares = composition(adata, condition, donor, label, **design)
             except ScmedleyError as error:  # such as one label only; the effects on genes are there
-                why = str(error)
+                why = str(error).rstrip(".")
         say("Shares of variance and distances of samples")
         roles: dict[str, Any] = {
             "condition": condition,
@@ -105,14 +105,19 @@ def effects(
         between = between_samples(adata, found, **roles, covariates=covariates, min_cells=min_cells)
         record: dict[str, Any] = {
             "version": __version__,
-            "input": {"name": input.name, "sha256": io.sha256(input), "cells": adata.n_obs},
+            "input": {
+                "name": input.name,
+                "sha256": io.sha256(input),
+                "cells": adata.n_obs,
+                "genes": adata.n_vars,
+            },
             "config": {"condition": condition, "donor": donor, "label": label, **design, "values": values},
             "fdr": FDR,
             "read": found.attrs["values"],
             "contrasts": found.attrs["contrasts"],
             "no_composition": why if shares is None else "",
             "not_shown": between.why,
-            "findings": [*findings(found), *composition_findings(shares)],
+            "findings": [*findings(found), *composition_findings(shares), *variance_findings(between.shares)],
             # Labels without a test are among the findings.
             "notes_on_samples": between.notes,
             "warnings": [line for line in warnings if not line.startswith("No test for ")],
@@ -191,3 +196,12 @@ def composition_findings(table: pd.DataFrame | None, fdr: float = FDR) -> list[s
         reasons = list(dict.fromkeys(table.loc[table["reason"] != "", "reason"]))
         said.append(f"Composition: no test ({'; '.join(reasons[:2])}).")
     return said
+
+
+def variance_findings(shares: pd.DataFrame | None) -> list[str]:
+    """Return a sentence about the mean share of variance of each term."""
+    if shares is None or shares.dropna().empty:
+        return []
+    means = shares.dropna().mean().sort_values(ascending=False, kind="stable")
+    terms = ", ".join(f"{term} {share:.0%}" for term, share in means.items())
+    return [f"Variance between samples, mean over {len(shares.dropna()):,} genes: {terms}."]
