@@ -52,6 +52,7 @@ def effects(
     nested_in: str | None = None,
     min_cells: int = 10,
     min_donors: int = 2,
+    total: str | None = None,
     values: ValueKind = "auto",
     threads: int | None = None,
     overwrite: bool = False,
@@ -66,7 +67,7 @@ def effects(
         File of cells.
     out
         The new folder. With ``overwrite`` it may be the folder of an earlier call, which is replaced.
-    condition, donor, label, reference, covariates, nested_in, min_cells, min_donors, values, progress
+    condition, donor, label, reference, covariates, nested_in, min_cells, min_donors, total, values, progress
         As in :func:`scmedley.interpret.condition_effects`. Without a label there is no composition.
     threads
         CPU threads; all by default.
@@ -87,7 +88,7 @@ def effects(
         say(f"Effects of {condition} on {adata.n_vars:,} genes in {adata.n_obs:,} cells")
         with heard() as warnings:
             found = condition_effects(
-                adata, condition, donor, label, **design, values=values, progress=progress
+                adata, condition, donor, label, **design, total_key=total, values=values, progress=progress
             )
         shares, why = None, "no labels were given"
         if label is not None:
@@ -111,7 +112,10 @@ def effects(
                 "cells": adata.n_obs,
                 "genes": adata.n_vars,
             },
-            "config": {"condition": condition, "donor": donor, "label": label, **design, "values": values},
+            "config": {
+                **{"condition": condition, "donor": donor, "label": label, **design},
+                **{"total": total, "values": values},
+            },
             "fdr": FDR,
             "read": found.attrs["values"],
             "contrasts": found.attrs["contrasts"],

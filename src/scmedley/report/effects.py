@@ -121,10 +121,11 @@ def limits(record: dict[str, Any]) -> list[str]:
             f"{which}: a change of composition alone gives effects on the genes of the types that become more or less "
             f"frequent. {known}."
         )
-    if (n := record["input"]["genes"]) < FEW_GENES:
+    if (n := record["input"]["genes"]) < FEW_GENES and not config.get("total"):
         said.append(
             f"The file has {n:,} genes, and depths are estimated from them: effects are relative to the middle one. If "
-            "the condition lowers more of these genes than it raises, all effects are too high, and the reverse."
+            "the condition lowers more of these genes than it raises, all effects are too high, and the reverse. "
+            "Give --total if obs has the counts of each cell over all genes."
         )
     return said
 
