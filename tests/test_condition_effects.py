@@ -291,7 +291,7 @@ def test_given_totals_are_the_depths():
     with pytest.raises(ScmedleyError, match="less than the counts of the genes of the file"):
         condition_effects(adata, *KEYS, total_key="n_umi")
     with pytest.raises(ScmedleyError, match="holds no numbers"):
-        condition_effects(adata, *KEYS, total_key="half")
+        condition_effects(adata, *KEYS, total_key="donor")
 
 
 def test_what_cannot_be_asked():
