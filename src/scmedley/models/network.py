@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
-from scmedley.nn.bayesian import Levels, tables
-from scmedley.train.trainable import Term, Trainable
+from scmedley.nn.bayesian import Levels, tables, update_priors
+from scmedley.train.trainable import Progress, Term, Trainable, TrainingCells
 
 if TYPE_CHECKING:
     from scmedley.models.base import Model
@@ -62,6 +62,11 @@ class EffectsNetwork(Network, Protocol):
         Number of batches; ``adapt`` changes it.
     n_cells
         Buffer with the number of training cells, which :meth:`begin` sets.
+
+    Notes
+    -----
+    A network whose layers are exported, ``decoder_layers()`` (:mod:`scmedley.models.export`), also has its
+    counterfactuals in the report's page.
     """
 
     levels: Levels
@@ -71,6 +76,15 @@ class EffectsNetwork(Network, Protocol):
     @abstractmethod
     def drawn_reconstruction(self, cells: Minibatch) -> Term:
         """Return the reconstruction error with drawn effects and its weight, as in ``losses``; for ``adapt``."""
+
+    def begin(self, known: TrainingCells, progress: Progress) -> None:
+        """Set the number of training cells. A network that overrides it does this too."""
+        self.n_cells.fill_(len(known.rows))
+
+    def after_epoch(self, known: TrainingCells, progress: Progress) -> None:
+        """Update the priors of the effects."""
+        assert isinstance(self, nn.Module)
+        update_priors(self)
 
     def decode_hidden(self, z_NP: Tensor, b_N: Tensor, draw: bool = False) -> Tensor:
         """Return what is averaged over cells before :meth:`decode_output`. Default: the output itself.
