@@ -5,6 +5,7 @@ A new row is tested here without a line of its own.
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -26,6 +27,7 @@ from scmedley.models import catalogue
 from scmedley.models.base import Model
 from scmedley.models.catalogue import OWN, Row
 from scmedley.models.network import OF_EFFECTS
+from scmedley.models.settings import Settings, named
 from scmedley.train import loop
 from scmedley.train.trainable import Term
 from tiny import FIT, SIZES, differing, prepared_design, weights
@@ -276,6 +278,22 @@ def mine(**changes: Any) -> Row:
 def test_a_row_that_does_not_fit_its_class_is_refused(row: Row, words: str) -> None:
     with pytest.raises(ScmedleyError, match=words):
         catalogue.add(row)
+
+
+@dataclass(frozen=True)
+class Wide(Settings):
+    widths: tuple[float, ...] = (0.5, 2.0)
+
+
+def test_settings_may_hold_several_numbers() -> None:
+    assert Wide(widths=[1, 0.25]).widths == (1, 0.25)  # from TOML
+    with pytest.raises(ScmedleyError, match=r"widths=\('a',\) must be numbers, such as \(0\.5, 2\.0\)"):
+        Wide(widths=("a",))
+
+
+def test_a_model_needs_no_paper_preset() -> None:
+    with pytest.raises(ScmedleyError, match=r"no preset 'paper'\. Choose one of \['default'\]"):
+        named("paper", default=Wide())
 
 
 # --- models of installed packages ---------------------------------------------------------------------------

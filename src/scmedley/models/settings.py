@@ -182,9 +182,6 @@ def check_setting(name: str, value: Any, default: Any) -> None:
             isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value
         )
         wanted = f"numbers, such as {default}"
-    elif isinstance(default, tuple) and any(isinstance(part, str) for part in default):
-        right = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-        wanted = f"text, such as {default}"
     elif isinstance(default, tuple):
         right = isinstance(value, tuple) and bool(value) and all(_is_whole(n) and n > 0 for n in value)
         wanted = "at least one whole number above 0, such as (256, 128)"
