@@ -140,7 +140,9 @@ def markers(
         table["significant"] = table["q"] <= fdr
         table = table.assign(**_of_donors(by_donor, code_N == k, table["log2_fold_change"].to_numpy(), fdr))
         marks = table["log2_fold_change"] >= CLEAR_FOLD
-        order = table.assign(marks=marks).sort_values(["marks", "score"], ascending=False, kind="stable").index
+        order = (
+            table.assign(marks=marks).sort_values(["marks", "score"], ascending=False, kind="stable").index
+        )
         tables.append(table.loc[order].head(n_genes or len(table)))
     result = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
     result = result[list(COLUMNS)]

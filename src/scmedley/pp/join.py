@@ -171,7 +171,9 @@ def batch_names(paths: Sequence[Path]) -> list[str]:
     names = file_titles(paths)
     if names != [_stem(path.name) for path in paths]:
         said = ", ".join(f"{name!r} ({path})" for name, path in list(zip(names, paths, strict=True))[:3])
-        warn(f"Files have the same name, so batches are named by the parts of their paths that differ: {said}.")
+        warn(
+            f"Files have the same name, so batches are named by the parts of their paths that differ: {said}."
+        )
     return names
 
 
