@@ -34,6 +34,7 @@ from scmedley.pipeline.sample import Sample
 from scmedley.pipeline.scoring import score, scored
 from scmedley.pipeline.work import Work, write_report_of
 from scmedley.pp import pca
+from scmedley.pp.join import file_titles
 from scmedley.pp.maps import umap
 from scmedley.pp.stored import read_store
 from scmedley.report.build import check_extra
@@ -93,7 +94,7 @@ def _run(
                 "versions": run_folder.versions(),
                 "seed": config.seed,
                 "started": now(),
-                "input": {"name": ", ".join(p.name for p in inputs), "sha256": _hash(inputs)},
+                "input": {"name": _title(inputs), "sha256": _hash(inputs)},
             },
         )
         record.check_place(overwrite)
@@ -114,6 +115,12 @@ def _run(
             _after_preparing(this, adata, place, only_fit)
         shutil.rmtree(out / run_folder.CHECKPOINTS, ignore_errors=True)
     return record
+
+
+def _title(inputs: Sequence[Path]) -> str:
+    """Return the names of the files; of files with equal names, the parts of their paths that differ."""
+    names = [path.name for path in inputs]
+    return ", ".join(names if len(set(names)) == len(names) else file_titles(inputs))
 
 
 def _after_preparing(this: Work, adata: AnnData, place: Place | None, only_fit: bool) -> None:
