@@ -30,6 +30,7 @@ from scmedley.pipeline.processes import announce_place, announce_ready, take_par
 from scmedley.pipeline.sample import Sample
 from scmedley.pipeline.scoring import score, scored
 from scmedley.pipeline.work import Work, write_report_of
+from scmedley.pl._palette import store_colours
 from scmedley.pp import pca
 from scmedley.pp.maps import umap
 from scmedley.pp.stored import read_store
@@ -190,7 +191,7 @@ def _write_cells(this: Work, adata: AnnData) -> None:
 
 
 def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, reading: Reading) -> None:
-    """Store all embeddings, the principal components, their UMAPs, the settings and versions."""
+    """Store all embeddings, the principal components, their UMAPs, colours, the settings and versions."""
     model.embed(adata, reading=reading)
     if isinstance(model, DeepBID):
         if model.clusters is None:  # the paper preset
@@ -203,6 +204,7 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
     pca(adata, seed=config.seed, reading=None if reading.store is None else reading)
     for basis in keys.MAPS_OF[config.model]:
         umap(adata, basis, seed=config.seed, rest="placed" if adata.n_obs > sampling.MANY else "missing")
+    store_colours(adata, filter(None, (config.batch, config.label, keys.CLUSTER)))
     adata.uns[keys.UNS] = {
         **adata.uns[keys.UNS],
         "config": {k: v for k, v in asdict(config).items() if v is not None and v != ()},
