@@ -217,7 +217,7 @@ def peer(name):
 calls = {{
     "report run": lambda: stages.run([cells], new, stages.RunConfig(batch="batch")),
     "report write_report": lambda: scmedley.write_report(run),
-    "report report": lambda: stages.report(run),
+    "report report": lambda: stages.report(run, say=len),
     "report explore": lambda: explore.write([cells], new),
     "report effects": lambda: effects.effects(cells, new, condition="batch", donor="technology"),
     "report experiment": tasks,
