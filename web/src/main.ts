@@ -40,7 +40,8 @@ class Explorer {
       const figure = (template.content.cloneNode(true) as DocumentFragment).querySelector("figure")!;
       figure.querySelector("b")!.textContent = title;
       figure.querySelector("small")!.textContent = note;
-      figure.querySelector("canvas")!.setAttribute("aria-label", `Map of cells: ${title}`);
+      const words = `Map of cells: ${title}. Arrow keys move it, plus and minus zoom, 0 shows all.`;
+      figure.querySelector("canvas")!.setAttribute("aria-label", words);
       grid.append(figure);
       try {
         const map = new CellMap(figure.querySelector(".ex-map")!, this.payload.get(`map${i}`) as Uint16Array, {
@@ -58,6 +59,9 @@ class Explorer {
         if (!(error instanceof NoWebGL)) throw error;
         figure.remove();
       }
+    });
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.maps.forEach((map) => map.escape());
     });
     if (!this.maps.length) {
       byId("no-maps").hidden = false;
