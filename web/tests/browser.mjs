@@ -12,7 +12,7 @@ const PATHS = {
   firefox: process.env.FIREFOX ?? "/usr/bin/firefox-esr",
 };
 const ARGS =
-  "--no-sandbox --disable-gpu --enable-unsafe-swiftshader --use-angle=swiftshader " +
+  "--no-sandbox --disable-dev-shm-usage --disable-gpu --enable-unsafe-swiftshader --use-angle=swiftshader " +
   "--disable-background-networking --disable-component-update --disable-sync --no-first-run";
 
 /** Start a browser. Chromium is asked for colours and motion page by page, Firefox once, by a preference. */
