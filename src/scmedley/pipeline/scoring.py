@@ -78,7 +78,7 @@ def score(
 def kept_findings(cells: AnnData, config: RunConfig) -> list[str]:
     """Return how well each column that is to stay in the fixed latent is read from it, beside PCA and chance."""
     said = []
-    judged = keys.MAPS_OF[config.model][0]
+    judged = maps_of(config.model)[0]
     for column in config.keep:
         if is_number(cells.obs[column]):
             continue  # read as classes, its values would be as many batches
