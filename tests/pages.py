@@ -170,6 +170,7 @@ def of_variance() -> Names:
 
 PAGES: dict[str, Callable[[], Names]] = {
     "README.md": of_readme,
+    "docs/adding-a-model.md": lambda: {"adata": prepared()},
     "docs/clusters.md": of_clusters,
     "docs/counterfactuals.md": of_counterfactuals,
     "docs/deepbid.md": lambda: {"adata": cells()},

@@ -93,7 +93,9 @@ def read_donors(
     roles = [condition_key, donor_key, *covariates, *([] if nested_in is None else [nested_in])]
     if twice := sorted({key for key in roles if roles.count(key) > 1}):
         raise ScmedleyError(
-            f"The column {twice[0]!r} has two roles. Condition, donor, covariates and study are different columns."
+            f"The column {twice[0]!r} has two roles. Condition, donor, covariates and study are different columns. "
+            "If each condition is one donor (two patients, say), no test is possible: one person cannot stand for a "
+            "group. scmedley run --batch describes how the two differ (gene_shifts.csv)."
         )
     condition = column(adata, condition_key, "condition")
     donor = as_categories(column(adata, donor_key, "donor"))

@@ -18,6 +18,8 @@ from scmedley.interpret.donors import is_number
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import VAE, DeepBID, MixedEffects
+from scmedley.models.base import Model
+from scmedley.models.catalogue import maps_of
 from scmedley.pipeline.clusters import write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import findings
@@ -29,11 +31,13 @@ from scmedley.runs.folder import CHECK, GENOMAP, LABELS, SCORES, SHIFTS
 
 def scored(config: RunConfig) -> list[str]:
     """Return the embeddings that are scored by the batches of the run."""
-    shown = keys.MAPS_OF[config.model]
+    shown = maps_of(config.model)
     return [keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA] if config.model == "mixed" else [*shown]
 
 
-def score(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Reading, sample: Sample) -> None:
+def score(
+    this: Work, adata: AnnData, model: MixedEffects | Model[Any], reading: Reading, sample: Sample
+) -> None:
     """Write the tables, of all cells or of the sample; add verdicts and findings to the record."""
     config, out = this.config, this.folder
     for name in ("verdicts", "findings", "intervals", "collapse"):  # of earlier scores
@@ -50,7 +54,7 @@ def score(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Readin
         io.write_csv(table, out / SCORES)
         labels = None
         if config.label is not None:
-            labels = label_accuracy(cells, [keys.MAPS_OF[config.model][0], keys.PCA], config.label)
+            labels = label_accuracy(cells, [maps_of(config.model)[0], keys.PCA], config.label)
             io.write_csv(labels, out / LABELS)
         paired = taken(reading, sample.paired)
         shifts, check = _counterfactuals(this, model, paired)
@@ -74,7 +78,7 @@ def score(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Readin
 def kept_findings(cells: AnnData, config: RunConfig) -> list[str]:
     """Return how well each column that is to stay in the fixed latent is read from it, beside PCA and chance."""
     said = []
-    judged = keys.MAPS_OF[config.model][0]
+    judged = maps_of(config.model)[0]
     for column in config.keep:
         if is_number(cells.obs[column]):
             continue  # read as classes, its values would be as many batches
@@ -95,7 +99,7 @@ def kept_findings(cells: AnnData, config: RunConfig) -> list[str]:
 
 
 def _counterfactuals(
-    this: Work, model: MixedEffects | VAE, reading: Reading
+    this: Work, model: MixedEffects | Model[Any], reading: Reading
 ) -> tuple[pd.DataFrame, pd.DataFrame] | tuple[None, None]:
     """Write and return the gene shifts and their check; ``None`` if the decoder has no batch effects."""
     config, out = this.config, this.folder
@@ -114,7 +118,7 @@ def _counterfactuals(
     return shifts, check
 
 
-def _intervals(model: MixedEffects | VAE, reading: Reading, config: RunConfig) -> dict[str, float]:
+def _intervals(model: MixedEffects | Model[Any], reading: Reading, config: RunConfig) -> dict[str, float]:
     """Return the factor of the intervals and their coverage on held-out cells; empty if not calibrated."""
     calibration = decoder(model).calibration
     if calibration is None:

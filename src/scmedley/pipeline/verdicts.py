@@ -38,6 +38,7 @@ import pandas as pd
 from scmedley import keys
 from scmedley.evaluate.probes import PROBES, ProbeName
 from scmedley.interpret.check import ALL, TOO_FEW, summarise
+from scmedley.models.catalogue import maps_of, run_row
 
 Mark = Literal["good", "weak", "failed", "unknown"]
 
@@ -74,10 +75,11 @@ def verdicts(
     """
     config, networks = record.get("config", {}), record.get("networks", {})
     given, model = config.get("fixed"), config.get("model", "mixed")
-    judged = keys.MAPS_OF[model][0]
-    trained = model if model != "mixed" else "random" if given else "fixed"
+    judged = maps_of(model)[0]
+    row = run_row(model)
+    trained = model if row is not None else "random" if given else "fixed"
     cut = networks.get(trained, {}).get("stopped") == "interrupted"
-    name = {"mixed": "fixed-effects", "vae": "VAE", "deepbid": "DeepBID"}[model]
+    name = "fixed-effects" if row is None else row.name
     capped = cut or not record.get("comparable", True)
     suffix = "; training was interrupted." if cut else "."
     return [
