@@ -22,6 +22,7 @@ COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
 _ALL_COUNTS = ("count", "raw", "umi")  # in names of layers that may hold all counts
 _A_PART = ("unspliced", "ambiguous", "scale")  # in names of layers that do not
 _OTHER_LAYER = 5  # rank of counts in a layer without "counts" in its name: after logarithms of a known total
+CROWD = 10_000  # cells of which the shares of genes are computed
 CROWDED = 0.25  # difference between levels in a gene's share of the counts that is warned of
 _COMPARED = 50  # cells on which two matrices are compared
 
@@ -121,11 +122,14 @@ def normalised(x: Matrix, total_N: np.ndarray, found: Checked) -> Matrix:
     return rescaled(x, found.total, found.base or "log1p")
 
 
-def crowding(log_NG: Matrix, genes: Sequence[str], levels: Mapping[str, np.ndarray]) -> str:
+def crowding(log_NG: Any, genes: Sequence[str], levels: Mapping[str, np.ndarray]) -> str:
     """Return a warning if one gene takes far more of the counts in some levels: all others seem to fall there.
 
-    ``log_NG`` is log1p CP10k; ``levels`` are the codes of the cells in each term of a design.
+    ``log_NG`` is log1p CP10k, in memory or on disk, of which some cells are judged; ``levels`` are the codes of the
+    cells in each term of a design.
     """
+    rows = np.unique(np.linspace(0, log_NG.shape[0] - 1, CROWD).astype(np.int64))
+    log_NG = log_NG[rows]
     cp10k_NG = np.expm1(log_NG) if isinstance(log_NG, np.ndarray) else log_NG.expm1()
     share_G = np.asarray(cp10k_NG.mean(axis=0), np.float64).ravel() / TARGET_SUM
     g = int(share_G.argmax())
@@ -133,7 +137,7 @@ def crowding(log_NG: Matrix, genes: Sequence[str], levels: Mapping[str, np.ndarr
         return ""
     own_N = np.asarray(dense(cp10k_NG[:, [g]]), np.float64).ravel() / TARGET_SUM
     for term, code_N in levels.items():
-        by_level = pd.Series(own_N).groupby(code_N).mean()
+        by_level = pd.Series(own_N).groupby(code_N[rows]).mean()
         low, high = by_level.min(), by_level.max()
         if high - low > CROWDED:
             return (
