@@ -51,9 +51,12 @@ class MixedEffects:
         only the random-effects network is fitted.
     fixed_settings, random_settings
         Settings to use instead of the preset.
-    nested_in, covariates, slopes
-        Instead of a formula: the column that batches belong to (the study of a donor), columns with effects of their
-        own (such as condition or age), and those of them whose effect differs between batches.
+    nested_in
+        Instead of a formula: column that the batches belong to, such as the study of a donor.
+    covariates
+        Instead of a formula: columns with effects of their own, such as condition or age.
+    slopes
+        Those of the covariates whose effect differs between batches.
     keep
         Columns of the design whose effects stay in the fixed latent. The random effects have them all the same.
 
@@ -139,7 +142,7 @@ class MixedEffects:
 
     @property
     def history(self) -> pd.DataFrame:
-        """Table of both fits: network, epoch, part, term, value, weight, kept."""
+        """Table of both fits, with columns network, epoch, part, term, value, weight and kept."""
         tables = [model.history.assign(network=name) for name, model in self.networks().items()]
         history = pd.concat(tables, ignore_index=True)
         return history[["network", *history.columns.drop("network")]]
