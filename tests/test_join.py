@@ -13,7 +13,7 @@ from corpus import counts
 from scmedley import read_batches
 from scmedley.errors import ScmedleyError, heard
 from scmedley.io import write_h5ad
-from scmedley.pp.join import file_titles, batch_names
+from scmedley.pp.join import batch_names, file_titles
 
 IDS = [f"ENSG{i:011d}" for i in range(30)]
 
