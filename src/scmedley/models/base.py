@@ -27,6 +27,7 @@ from scmedley.models import fitting
 from scmedley.models.adapt import adapted, levels_of, seeing
 from scmedley.models.counterfactual import counterfactual
 from scmedley.models.interval import Calibration
+from scmedley.models.network import check_class, check_network, check_network_type
 from scmedley.models.reference import Reference
 from scmedley.models.settings import Settings
 from scmedley.models.transfer import transfer
@@ -53,9 +54,12 @@ class Model(Generic[S]):
     settings
         Name of a preset, ``"default"`` or ``"paper"``, or a settings object
         (``FixedEffects.preset("default").replace(n_latent=10)``).
-    nested_in, covariates, slopes
-        Instead of a formula: the column that batches belong to (the study of a donor), columns with effects of their
-        own (such as condition or age), and those of them whose effect differs between batches.
+    nested_in
+        Instead of a formula: column that the batches belong to, such as the study of a donor.
+    covariates
+        Instead of a formula: columns with effects of their own, such as condition or age.
+    slopes
+        Those of the covariates whose effect differs between batches.
     keep
         Columns of the design whose effects stay in the latent.
 
@@ -114,6 +118,7 @@ class Model(Generic[S]):
                 f"{type(self).__name__} learns no labels, so it takes no label_key. Use FixedEffects, MixedEffects or "
                 "Autoencoder to learn labels. To split cells by label, use sm.pp.prepare(adata, label_key=...)."
             )
+        check_class(self)
         labelled = label_key is not None
         self.settings: S = self.preset(settings, labelled) if isinstance(settings, str) else settings
         self._network_type()  # raises for settings of another model
@@ -126,7 +131,9 @@ class Model(Generic[S]):
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> S:
         """Return the settings of a preset; ``labelled``: for a network with a label head."""
-        raise NotImplementedError
+        raise ScmedleyError(
+            f"The class {cls.__name__} has no presets. Add the class method preset(name, labelled), or give settings."
+        )
 
     def fit(
         self,
@@ -349,7 +356,10 @@ class Model(Generic[S]):
         sizes: dict[str, Any] = {"n_labels": len(self.labels.names)} if self.labels else {}
         if trained.terms is not None and self.has_effects:
             sizes["levels"] = levels_of(trained)
-        network = self._network_type()(len(self.genes), trained.n_batches, self.settings, **sizes)
+        kind = self._network_type()
+        check_network_type(self, kind)
+        network = kind(len(self.genes), trained.n_batches, self.settings, **sizes)
+        check_network(self, network)
         self.network = network.to(device)
 
     def _network_type(self) -> type:
