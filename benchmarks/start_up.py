@@ -30,6 +30,10 @@ COMMANDS = {
     "python alone": ["-c", "pass"],
     "import torch, anndata": ["-c", "import torch, anndata"],
     "import torch, anndata, scmedley": ["-c", "import torch, anndata, scmedley"],
+    "and use MixedEffects, pp.prepare": [
+        "-c",
+        "import torch, anndata, scmedley; scmedley.MixedEffects, scmedley.pp.prepare",
+    ],
     "import scmedley": ["-c", "import scmedley"],
     "scmedley --help": ["-m", "scmedley", "--help"],
     "scmedley run --help": ["-m", "scmedley", "run", "--help"],

@@ -9,17 +9,26 @@ import numpy as np
 import pytest
 
 from running import Shell, without_drawing
-from scmedley import keys
 from scmedley.models import catalogue, load
-from scmedley.runs.read import read, read_cells, read_model
+from scmedley.runs.read import read, read_cells, read_model, read_reading
 from tiny import nested_design
 
 FROZEN = Path(__file__).parent / "frozen"
 VERSIONS = sorted(path.name for path in FROZEN.iterdir() if (path / "numbers.json").exists())
-MOST_BYTES = 1_000_000  # of a version
+MOST_BYTES = 2_000_000  # of a version
 MODELS = [
     (version, path.name) for version in VERSIONS for path in sorted((FROZEN / version / "models").iterdir())
 ]
+RUNS = [
+    path
+    for version in VERSIONS
+    for path in sorted((FROZEN / version).glob("*/"))
+    if (path / "run.json").exists()
+]
+
+
+def name_of(run: Path) -> str:
+    return f"{run.parent.name} {run.name}"
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +65,9 @@ def test_a_version_is_small(version):
     assert sum(path.stat().st_size for path in (FROZEN / version).rglob("*") if path.is_file()) < MOST_BYTES
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_run_folder_is_read(version):
-    run = read(FROZEN / version / "run")
+@pytest.mark.parametrize("folder", RUNS, ids=name_of)
+def test_a_run_folder_is_read(folder):
+    run = read(folder)
     assert run.settings["status"] == "done"
     assert run.settings["verdicts"]
     assert (run.config["batch"], run.config["label"]) == ("donor", "cell_type")
@@ -66,26 +75,29 @@ def test_a_run_folder_is_read(version):
         assert table is not None
         assert len(table) or table is run.check  # of so few cells, no pair can be checked
     assert set(run.maps) == set(run.shown)
-    cells, model = read_cells(run.folder), read_model(run.folder)
+    assert bool(run.clusters) == (folder.name == "deepbid")
+    cells, model = read_cells(folder), read_model(folder)
+    reading = read_reading(folder, model, cells)
+    assert (reading.store is not None) == (folder.name == "backed")
     again = cells.copy()
     del again.obsm
-    model.embed(again)
-    for key in (keys.FIXED, keys.RANDOM):
+    model.embed(again, reading=reading)
+    found = [key for key in run.shown if key in again.obsm]
+    assert found
+    for key in found:
         wanted = cells.obsm[key]
         np.testing.assert_allclose(again.obsm[key], wanted, rtol=2e-3, atol=2e-4 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_commands_go_on_with_a_run_folder(version, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("folder", RUNS, ids=name_of)
+def test_commands_go_on_with_a_run_folder(folder, tmp_path, capsys, monkeypatch):
     without_drawing(monkeypatch)
     shell, run = Shell(capsys), tmp_path / "run"
-    shutil.copytree(FROZEN / version / "run", run)
+    shutil.copytree(folder, run)
     assert shell("report", run).code == 0
     assert (run / "report.html").stat().st_size > 10_000
     assert shell("project", run, "--to", "d1", "--out", tmp_path / "as_if.h5ad").code == 0
-    cells = nested_design()
-    cells.write_h5ad(tmp_path / "new.h5ad")
-    assert (
-        shell("embed", run, "--cells", tmp_path / "new.h5ad", "--out", tmp_path / "embedded.h5ad").code == 0
-    )
-    assert shell("export", run, "--to", "multiqc", "--out", tmp_path / "multiqc").code == 0
+    nested_design().write_h5ad(tmp_path / "new.h5ad")
+    embedded = tmp_path / "embedded.h5ad"
+    assert shell("embed", run, "--cells", tmp_path / "new.h5ad", "--out", embedded).code == 0
+    assert shell("export", run, "--to", "vitess", "--out", tmp_path / "vitess").code == 0

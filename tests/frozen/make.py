@@ -24,14 +24,8 @@ from tiny import FIT, SIZES, nested_design, prepared_design, small  # noqa: E402
 SHOWN = 6  # cells whose numbers are kept
 DESIGN = "~ cell_type + (1 | donor)"
 RUN_FILES = ("report.html", "denoised.zarr", ".lock", "genomap.json")  # not needed to read a run
-SETTINGS = """
-[settings.FE]
-hidden = [8]
-batch_size = 32
-[settings.RE]
-hidden = [8]
-batch_size = 32
-"""
+RUNS = {"run": (), "backed": ("--backed",), "deepbid": ("--model", "deepbid")}  # folder: options
+SETTINGS = "[settings.{}]\nhidden = [8]\nbatch_size = 32\n"
 
 
 def models() -> dict[str, Any]:
@@ -93,21 +87,24 @@ def _rounded(values: np.ndarray) -> list[Any]:
     return listed
 
 
-def run(folder: Path) -> None:
-    """Write a run folder, without pictures and without its report."""
+def run(folder: Path, name: str) -> None:
+    """Write a run folder, one of ``RUNS``, without pictures and without its report."""
     nested_design().write_h5ad(folder / "input.h5ad")
-    (folder / "settings.toml").write_text(SETTINGS)
-    where = ["--batch", "donor", "--label", "cell_type", "--out", "run", "--settings", "settings.toml"]
+    networks = ("DeepBID",) if name == "deepbid" else ("FE", "RE")
+    (folder / "settings.toml").write_text("".join(SETTINGS.format(network) for network in networks))
+    where = ["--batch", "donor", "--label", "cell_type", "--out", name, "--settings", "settings.toml"]
     small_run = ["--latent", "4", "--epochs", "2", "--draws", "3", "--threads", "1", "--min-genes", "5"]
     with pytest.MonkeyPatch.context() as patch, suppress(SystemExit):
         patch.chdir(folder)  # the record names the input as it was given
         without_drawing(patch)
-        main(["run", "input.h5ad", *where, *small_run, "--quiet", "--no-explorer"])
-    for name in RUN_FILES:
-        path = folder / "run" / name
+        main(["run", "input.h5ad", *where, *small_run, *RUNS[name], "--quiet", "--no-explorer"])
+    for left_out in RUN_FILES:
+        path = folder / name / left_out
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for name in ("input.h5ad", "settings.toml"):
-        (folder / name).unlink()
+    for path in (folder / name).rglob("*.json"):  # no path of the machine that wrote them
+        path.write_text(path.read_text().replace(f"{folder}/", ""))
+    for done_with in ("input.h5ad", "settings.toml"):
+        (folder / done_with).unlink()
 
 
 def make(version: str) -> None:
@@ -119,7 +116,8 @@ def make(version: str) -> None:
         model.save(folder / "models" / name)
         kept[name] = numbers(model, cells)
     (folder / "numbers.json").write_text(json.dumps(kept))
-    run(folder)
+    for name in RUNS:
+        run(folder, name)
 
 
 if __name__ == "__main__":
