@@ -10,17 +10,20 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
+from sphinx.environment import BuildEnvironment
+from sphinx.ext.intersphinx import missing_reference
 from sphinx.transforms import SphinxTransform
 
 import scmedley
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
+sys.argv[0] = "scmedley"  # cyclopts makes the usage of commands from it
 
 project = "scMedley"
 author = "The scMedley developers"
 copyright = author
-release = version = scmedley.__version__
+release = version = scmedley.__version__.partition("+")[0]
 language = "en"
 smartquotes = False  # two hyphens are an option, not a dash
 
@@ -67,7 +70,14 @@ nb_execution_timeout = 1200  # seconds a cell may take on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same numbers, and the same seconds, on every machine
-os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning")
+os.environ.setdefault(  # what other packages print, which no reader can do anything about
+    "PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress not found"
+)
+# The reader's own settings of IPython are not used; and kernels warn of their transport, at every start.
+profile = HERE / "_build" / "ipython" / "profile_default"
+profile.mkdir(parents=True, exist_ok=True)
+(profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n", encoding="utf-8")
+os.environ["IPYTHONDIR"] = str(profile.parent)
 
 autosummary_generate = True
 autosummary_imported_members = True
@@ -75,13 +85,15 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "groupwise"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {"ArrayLike": "numpy.typing.ArrayLike", "npt.ArrayLike": "numpy.typing.ArrayLike"}
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_preprocess_types = True
 
-# The inventories name what our pages link to; the network is not asked (docs/inventories.py).
+# The inventories name what our pages link to, one line each; the network is not asked.
 intersphinx_mapping = {
     name: (url, str(HERE / "_inventories" / f"{name}.txt"))
     for name, url in {
@@ -95,7 +107,17 @@ intersphinx_mapping = {
         "torch": "https://docs.pytorch.org/docs/stable/",
     }.items()
 }
-intersphinx_timeout = 1
+# Annotations name classes as our modules import them.
+IMPORTED = {
+    "AnnData": "anndata.AnnData",
+    "Axes": "matplotlib.axes.Axes",
+    "DataFrame": "pandas.DataFrame",
+    "Figure": "matplotlib.figure.Figure",
+    "Tensor": "torch.Tensor",
+    "np.ndarray": "numpy.ndarray",
+    "pd.DataFrame": "pandas.DataFrame",
+    "pd.Series": "pandas.Series",
+}
 
 # Pages that lie outside this folder, and the page of the site that includes each.
 OUTSIDE = {
@@ -140,6 +162,28 @@ def one_by_one(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
     lines[start:] = text
 
 
+def find_imported(
+    app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, content: nodes.TextElement
+) -> nodes.reference | None:
+    """Link a class of another package by the name that our modules import it by."""
+    name = IMPORTED.get(node["reftarget"])
+    if name is None:
+        return None
+    node["reftarget"] = name
+    return missing_reference(app, env, node, content)
+
+
+def tidy_fields(app: Sphinx, document: nodes.document, docname: str) -> None:
+    """Set a dash between a parameter and its description, and leave a type out that "Returns" names already."""
+    for fields in list(document.findall(nodes.field_list)):
+        by_name = {field[0].astext(): field for field in fields}
+        if "Returns" in by_name and "Return type" in by_name:
+            fields.remove(by_name["Return type"])
+        for text in list(fields.findall(nodes.Text)):
+            if text == " -- ":
+                text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+
+
 class LinkNames(SphinxTransform):
     """Link names such as ``sm.pp.prepare`` in running text to the reference, where it has them."""
 
@@ -171,4 +215,6 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", one_by_one, priority=100)
     app.connect("source-read", move_links)
     app.connect("include-read", move_included_links)
+    app.connect("missing-reference", find_imported)
+    app.connect("doctree-resolved", tidy_fields)
     app.add_transform(LinkNames)

@@ -91,6 +91,11 @@ def of_readme() -> Names:
     return {"adata": prepared()}
 
 
+def of_atlas() -> Names:
+    cells().write_h5ad("atlas.h5ad")
+    return {}
+
+
 def of_clusters() -> Names:
     adata = cells()
     return {"adata": adata, "z_new": adata.obsm["X_scmedley_fixed"][:5]}
@@ -147,6 +152,7 @@ def of_outputs() -> Names:
     adata = cells(labels=("memory_B", "T cell"))
     adata.write_h5ad("cells.h5ad")
     Path("results").mkdir()
+    adata.obsm["X_umap_scmedley_fixed"] = adata.obsm["X_scmedley_fixed"][:, :2]
     adata.write_h5ad("results/integrated.h5ad")
     sm.pp.prepare_store("cells.h5ad", "results/store", batch_key="donor", label_key="cell_type")
     return {}
@@ -171,6 +177,7 @@ def of_variance() -> Names:
 PAGES: dict[str, Callable[[], Names]] = {
     "README.md": of_readme,
     "docs/adding-a-model.md": lambda: {"adata": prepared()},
+    "docs/atlas.md": of_atlas,
     "docs/clusters.md": of_clusters,
     "docs/counterfactuals.md": of_counterfactuals,
     "docs/deepbid.md": lambda: {"adata": cells()},

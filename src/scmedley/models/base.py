@@ -54,9 +54,12 @@ class Model(Generic[S]):
     settings
         Name of a preset, ``"default"`` or ``"paper"``, or a settings object
         (``FixedEffects.preset("default").replace(n_latent=10)``).
-    nested_in, covariates, slopes
-        Instead of a formula: the column that batches belong to (the study of a donor), columns with effects of their
-        own (such as condition or age), and those of them whose effect differs between batches.
+    nested_in
+        Instead of a formula: column that the batches belong to, such as the study of a donor.
+    covariates
+        Instead of a formula: columns with effects of their own, such as condition or age.
+    slopes
+        Those of the covariates whose effect differs between batches.
     keep
         Columns of the design whose effects stay in the latent.
 

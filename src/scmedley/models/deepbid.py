@@ -100,7 +100,7 @@ class DeepBID(VAE):
 
     @property
     def has_effects(self) -> bool:
-        """Whether the decoder has batch effects: with a batch column, and not in the ``paper`` preset."""
+        """Whether the decoder has batch effects; it has with a batch column, and not in the ``paper`` preset."""
         return not self.is_published and super().has_effects
 
     def fit(self, adata: Cells, *, seed: int = 0, **options: Any) -> Self:

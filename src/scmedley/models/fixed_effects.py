@@ -258,7 +258,7 @@ class FixedEffects(Model[FixedEffectsSettings | AdversarialSettings]):
 
     @property
     def has_effects(self) -> bool:
-        """Whether the decoder has batch effects: not in the ``paper`` preset."""
+        """Whether the decoder has batch effects, as in all but the ``paper`` preset."""
         return isinstance(self.settings, FixedEffectsSettings)
 
     @classmethod

@@ -82,7 +82,7 @@ class VAE(Model[VAESettings]):
 
     @property
     def has_effects(self) -> bool:
-        """Whether the decoder has batch effects: with a batch column, and not in the ``paper`` preset."""
+        """Whether the decoder has batch effects; it has with a batch column, and not in the ``paper`` preset."""
         return self.batch_key is not None and self.settings.batch_effects
 
     def fit(self, adata: Cells, **options: Any) -> Self:

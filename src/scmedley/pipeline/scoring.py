@@ -14,6 +14,7 @@ from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.scores import scores
 from scmedley.interpret.check import counterfactual_check, decoder
 from scmedley.interpret.collapse import diagnose
+from scmedley.interpret.donors import is_number
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import VAE, DeepBID, MixedEffects
@@ -23,7 +24,7 @@ from scmedley.pipeline.clusters import write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import findings
 from scmedley.pipeline.sample import Sample, cells_of, taken
-from scmedley.pipeline.verdicts import verdicts
+from scmedley.pipeline.verdicts import leaks_of, verdicts, worst_of
 from scmedley.pipeline.work import Work
 from scmedley.runs.folder import CHECK, GENOMAP, LABELS, SCORES, SHIFTS
 
@@ -66,11 +67,35 @@ def score(
         if isinstance(model, VAE) and not (isinstance(model, DeepBID) and model.is_published):
             found = diagnose(model, drawn, seed=config.seed)
             this.record["collapse"] = found.described()
+        kept = kept_findings(cells, config)
     about = dict(this.record)
     if isinstance(model, MixedEffects):
         about["hides_batch"] = model.random.settings.masked_share > 0
     this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about, labels)]
-    this.record["findings"] = clusters + findings(table, shifts, check, about)
+    this.record["findings"] = clusters + kept + findings(table, shifts, check, about)
+
+
+def kept_findings(cells: AnnData, config: RunConfig) -> list[str]:
+    """Return how well each column that is to stay in the fixed latent is read from it, beside PCA and chance."""
+    said = []
+    judged = maps_of(config.model)[0]
+    for column in config.keep:
+        if is_number(cells.obs[column]):
+            continue  # read as classes, its values would be as many batches
+        table = scores(cells, [judged, keys.PCA], column, config.label, seed=config.seed)
+        own, pca = leaks_of(table, judged), leaks_of(table, keys.PCA)
+        if not (own and pca):
+            said.append(
+                f"Kept: {column} could not be scored: no label has held-out cells in two of its levels."
+            )
+            continue
+        best, of_pca = own[worst_of(own)], pca[worst_of(pca)]
+        said.append(
+            f"Kept: {column} is read from the {keys.title(judged).lower()} of held-out cells with {best.value:z.2f} "
+            f"(0 is chance, which reaches {2 * best.null_sd:.2f}; 1 is always; PCA {of_pca.value:z.2f}), by the best "
+            "of three probes."
+        )
+    return said
 
 
 def _counterfactuals(

@@ -89,7 +89,7 @@ def verdicts(
             ("Are the labels kept?", _labels(scores, judged, labels)),
             (
                 "Can the counterfactuals (what-if) be trusted?",
-                _trust(check),
+                _trust(check, [*(record.get("design") or {}).get("keep", ())]),
             ),
         )
     ]
@@ -241,7 +241,7 @@ def mark_by_label(counted: pd.DataFrame) -> Mark:
     return label_mark(counted.fixed.mean(), 1 / len(counted), counted.pca.mean(), error)
 
 
-def _trust(check: pd.DataFrame | None) -> tuple[Mark, str, dict[str, float]]:
+def _trust(check: pd.DataFrame | None, kept: list[str]) -> tuple[Mark, str, dict[str, float]]:
     if check is None:
         return "unknown", "There are none: the decoder of this model has no batch effects", {}
     found, of_labels = summarise(check), set(check.label) != {ALL}
@@ -275,6 +275,8 @@ def _trust(check: pd.DataFrame | None) -> tuple[Mark, str, dict[str, float]]:
         f"{'Do not use: ' * (mark == 'failed')}{agree} with held-out cells; correlation {median['pearson']:z.2f}"
         f"{f' ({baselines})' * bool(baselines)}"
     )
+    if kept:
+        words += f"; not what-if of {', '.join(kept)}: what is kept in the latent cannot be changed"
     return mark, words, numbers
 
 

@@ -58,10 +58,12 @@ def prepare(
     adata
         Cells x genes, in memory: counts or log-normalised values in ``layers["counts"]``, ``X``, ``raw`` or
         another layer; :func:`scmedley.data.matrix.find_values` finds which to use.
-    batch_key, label_key
-        ``obs`` columns; they become categorical, without unused categories. Without batches (``None``), only
-        a model without them can be fitted: :class:`scmedley.VAE`. A formula of several factors stores the
-        names of the combinations of its levels in ``obs["scmedley_batch"]``, which are then the batches.
+    batch_key
+        ``obs`` column of the batches; it becomes categorical, without unused categories. Without batches
+        (``None``), only a model without them can be fitted: :class:`scmedley.VAE`. A formula of several factors
+        stores the names of the combinations of its levels in ``obs["scmedley_batch"]``, which are then the batches.
+    label_key
+        ``obs`` column of the labels, such as cell types; it becomes categorical too. The split is stratified by it.
     n_top_genes
         Highly variable genes to flag in ``var["highly_variable"]``; all genes if there are not more. ``None``:
         3,000, or 1,000 of each batch if ``method="deepbid"``.
