@@ -40,8 +40,7 @@ def write(out: Path) -> dict[str, str]:
     asked = ("--condition", "condition", "--donor", "donor", "--label", "type")
     command("effects", out / "donors.h5ad", *asked, "--out", out / "effects", *QUIET)
     six_donors().write_h5ad(out / "six.h5ad")
-    short = small(out / "six.h5ad", folds=2, methods=("PCA", "RE"))
-    run(short, out / "experiment", jobs=1, say=lambda _: None, progress=False)
+    run(small(out / "six.h5ad"), out / "experiment", jobs=1, say=lambda _: None, progress=False)
     pages = {name: f"{name}/report.html" for name in (*runs, "explored", "experiment")}
     pages |= {"effects": "effects/effects.html", "query": "query.html"}
     assert all((out / page).exists() for page in pages.values())

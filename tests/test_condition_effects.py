@@ -103,6 +103,7 @@ def test_one_donor_in_a_group_gives_an_effect_without_a_test():
     assert found["effect"].notna().all()
     assert found[["q05", "q95", "se", "t", "df", "p", "q"]].isna().all(axis=None)
     assert found["reason"].str.startswith("1 donor in a group (ctrl: 2, stim: 1)").all()
+    assert found.groupby("label")["effect"].apply(lambda own: own.abs().is_monotonic_decreasing).all()
     adata = donors_in_groups(1, 30, paired=True)
     with pytest.warns(ScmedleyWarning, match="1 donor with both conditions"):
         found = condition_effects(adata, *KEYS)

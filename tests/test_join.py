@@ -13,7 +13,7 @@ from corpus import counts
 from scmedley import read_batches
 from scmedley.errors import ScmedleyError, heard
 from scmedley.io import write_h5ad
-from scmedley.pp.join import batch_names
+from scmedley.pp.join import batch_names, file_titles
 
 IDS = [f"ENSG{i:011d}" for i in range(30)]
 
@@ -131,3 +131,9 @@ def test_cells_of_one_name_are_no_genes(tmp_path: Path) -> None:
     adata, said = joined(tmp_path, one=sample(), two=sample())
     assert adata.shape == (120, 30)
     assert said == []
+
+
+def test_files_of_one_name_are_titled_by_their_folders() -> None:
+    assert file_titles([Path("a/m.h5ad"), Path("b/n.h5ad")]) == ["m", "n"]
+    folders = [Path(f"patient_{p}/outs/filtered_feature_bc_matrix") for p in "AB"]
+    assert file_titles(folders) == ["patient_A", "patient_B"]

@@ -1,6 +1,6 @@
 """Choice of the matrix of an AnnData to use, and the cells' totals over all counted genes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 
 from scmedley import keys
-from scmedley.data.arrays import Matrix, log1p_cp10k, rescaled, tidy, totals
+from scmedley.data.arrays import Matrix, dense, log1p_cp10k, rescaled, tidy, totals
 from scmedley.data.evidence import CORRECTED, TARGET_SUM, Checked, judge, kind_words
 from scmedley.data.gene_names import check_unique
 from scmedley.data.inplace import layers_of
@@ -22,6 +22,8 @@ COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
 _ALL_COUNTS = ("count", "raw", "umi")  # in names of layers that may hold all counts
 _A_PART = ("unspliced", "ambiguous", "scale")  # in names of layers that do not
 _OTHER_LAYER = 5  # rank of counts in a layer without "counts" in its name: after logarithms of a known total
+CROWD = 10_000  # cells of which the shares of genes are computed
+CROWDED = 0.25  # difference between levels in a gene's share of the counts that is warned of
 _COMPARED = 50  # cells on which two matrices are compared
 
 
@@ -118,6 +120,32 @@ def normalised(x: Matrix, total_N: np.ndarray, found: Checked) -> Matrix:
     if found.base in (None, "log1p") and found.total in (None, TARGET_SUM) and not found.n_negative:
         return x
     return rescaled(x, found.total, found.base or "log1p")
+
+
+def crowding(log_NG: Any, genes: Sequence[str], levels: Mapping[str, np.ndarray]) -> str:
+    """Return a warning if one gene takes far more of the counts in some levels: all others seem to fall there.
+
+    ``log_NG`` is log1p CP10k, in memory or on disk, of which some cells are judged; ``levels`` are the codes of the
+    cells in each term of a design.
+    """
+    rows = np.unique(np.linspace(0, log_NG.shape[0] - 1, CROWD).astype(np.int64))
+    log_NG = log_NG[rows]
+    cp10k_NG = np.expm1(log_NG) if isinstance(log_NG, np.ndarray) else log_NG.expm1()
+    share_G = np.asarray(cp10k_NG.mean(axis=0), np.float64).ravel() / TARGET_SUM
+    g = int(share_G.argmax())
+    if share_G.sum() > 1.01 or share_G[g] < CROWDED / 2:  # the first: logarithms on a scale of their own
+        return ""
+    own_N = np.asarray(dense(cp10k_NG[:, [g]]), np.float64).ravel() / TARGET_SUM
+    for term, code_N in levels.items():
+        by_level = pd.Series(own_N).groupby(code_N[rows]).mean()
+        low, high = by_level.min(), by_level.max()
+        if high - low > CROWDED:
+            return (
+                f"The gene {genes[g]} has {low:.0%} to {high:.0%} of the counts, by level of {term}. Values are counts "
+                "per 10,000 of a cell, so where it rises all other genes seem to fall. Effects of a condition on sums "
+                "of counts correct for that (sm.interpret.condition_effects)."
+            )
+    return ""
 
 
 def matrix(adata: AnnData, found: Checked) -> Matrix:

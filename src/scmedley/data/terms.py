@@ -91,6 +91,10 @@ class Terms:
         level_NT[none_NT], value_NT[none_NT] = -1, 0.0
         return level_NT, value_NT
 
+    def levels_of(self, obs: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Return the level of each cell in each term, by the name of the term."""
+        return {term.name: term.codes(obs) for term in self.terms}
+
     def matrix(self, level_NT: np.ndarray, value_NT: np.ndarray) -> csr_matrix:
         """Return the design matrix, N x L: one column for every level of every term."""
         start_T = np.cumsum([0, *self.sizes])[:-1]

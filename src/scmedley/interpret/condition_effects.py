@@ -116,7 +116,7 @@ def condition_effects(
     Returns
     -------
     pandas.DataFrame
-        One row per label, contrast and gene, the smallest p first:
+        One row per label, contrast and gene, the smallest p first (without a test, the largest effect):
 
         - ``effect``: log2 fold change, or of a continuous condition the change of log2 expression per unit; ``q05``,
           ``q95``: ends of its 90 % interval; ``se``, ``t``, ``df``: moderated;
@@ -162,7 +162,10 @@ def condition_effects(
         for table, record in _of_label(sums, samples, design, donors, min_counts):
             head = {"label": names[k], "contrast": record["contrast"], **named}
             order = [*list(head), *COLUMNS[3:]]
-            tables.append(pd.DataFrame({**head, **table})[order].sort_values("p", kind="stable"))
+            rows = pd.DataFrame({**head, **table})[order]
+            tables.append(
+                rows.iloc[np.lexsort((-rows["effect"].abs(), rows["p"]))]
+            )  # without a test: by size
             records.append({"label": names[k], **record})
     found = pd.concat(tables, ignore_index=True)
     found.attrs.update({"values": reason, "contrasts": records, "levels": list(donors.levels)})

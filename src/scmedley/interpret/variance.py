@@ -18,7 +18,7 @@ from scmedley import keys
 from scmedley.data.arrays import Matrix, dense
 from scmedley.data.design import as_categories, column
 from scmedley.data.design_checks import check_design
-from scmedley.data.matrix import counted, find_values, normalised
+from scmedley.data.matrix import counted, crowding, find_values, normalised
 from scmedley.data.terms import Terms
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.interpret.moderated import independent
@@ -81,6 +81,8 @@ def variance_split(
     for words in check_design(terms, adata.obs):
         warn(words)
     y_NG, names = log_expression(adata, genes, values)
+    if words := crowding(y_NG, list(map(str, names)), terms.levels_of(adata.obs)):
+        warn(words)
     obs = adata.obs
     if by:
         for name in by:

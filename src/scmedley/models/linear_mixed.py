@@ -22,6 +22,7 @@ from scmedley import keys
 from scmedley.data.arrays import dense
 from scmedley.data.differences import trained_on
 from scmedley.data.gene_names import GeneNames
+from scmedley.data.matrix import crowding
 from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.data.terms import Terms, formula_of, is_formula
 from scmedley.errors import ScmedleyError, warn
@@ -368,6 +369,10 @@ class LinearMixed:
             rows = slice(start, start + reading.n_cells)
             x_NL = self.design.matrix(reading.obs, None if z_NP is None else z_NP[rows])
             sums = Statistics.of(x_NL, reading.log1p_NG)
+            if not start and self.posterior is None:
+                levels = self.design.terms.levels_of(reading.obs)
+                if words := crowding(reading.log1p_NG, self.genes, levels):
+                    warn(words)
             if self.reader.trained_on is None and isinstance(adata, AnnData):
                 self.reader = replace(self.reader, trained_on=trained_on(adata, reading.log1p_NG))
             start, total = rows.stop, sums if total is None else total + sums
