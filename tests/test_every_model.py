@@ -3,12 +3,14 @@
 A new row is tested here without a line of its own.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
@@ -26,6 +28,7 @@ from scmedley.errors import ScmedleyError, ScmedleyWarning
 from scmedley.models import catalogue
 from scmedley.models.base import Model
 from scmedley.models.catalogue import OWN, Row
+from scmedley.models.export import export
 from scmedley.models.network import OF_EFFECTS
 from scmedley.models.settings import Settings, named
 from scmedley.train import loop
@@ -253,6 +256,13 @@ def test_a_class_that_lacks_a_part_says_which() -> None:
     model = kind("~ condition + (1 | donor)", settings=LinearSettings(max_epochs=1))
     with pytest.raises(ScmedleyError, match="takes no levels, so Mine has one factor alone"):
         model.fit(cells(), **FIT)
+
+
+def test_a_network_that_exports_no_layers_costs_the_page_its_what_if_alone() -> None:
+    model = copy.copy(fitted("FE"))
+    model.network = SimpleNamespace()
+    with pytest.raises(ScmedleyError, match="has no decoder_layers"):  # the page says it, and keeps its maps
+        export(model)
 
 
 def mine(**changes: Any) -> Row:

@@ -161,7 +161,7 @@ def transferred(model: MixedEffects | Model[Any], reading: Reading) -> pd.DataFr
         return model.transfer(reading)
     if isinstance(model, MixedEffects) and model.fixed is None:
         reason = f"obsm[{model.fixed_key!r}] replaces the fixed-effects network, which reads new cells. Fit without it."
-    elif decoder(model).needs_batch and not isinstance(model, MixedEffects):
+    elif isinstance(model, Model) and model.needs_batch:
         reason = f"the latent of {type(model).__name__} holds the batch, so it cannot place cells of other batches."
     else:
         reason = "the run is of a version that did not keep reference cells. Fit it again."
