@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from anndata import AnnData
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 # Okabe and Ito's set without black and with a darker yellow; then the same hues lighter and darker.
 BASE = ["#0079bf", "#e69f00", "#009e73", "#cc5fa0", "#d55e00", "#56b4e9", "#8c7ae6", "#a3a300"]
