@@ -69,7 +69,8 @@ nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_timeout = 1200  # seconds a cell may take on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same numbers, and the same seconds, on every machine
+for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # the same numbers on every machine
+    os.environ.setdefault(threads, "1")
 os.environ.setdefault(  # what other packages print, which no reader can do anything about
     "PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress not found"
 )
