@@ -86,5 +86,6 @@ clean:
 
 $(READY): pyproject.toml constraints.txt
 	$(call venv,$(VENV),$(PYTHON))
+	@echo "Installing packages into $(VENV): some minutes without output"
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -86,6 +86,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "groupwise"
 autodoc_preserve_defaults = True
+ALIAS = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")  # as Sphinx writes an alias in a union
 autodoc_type_aliases = {"ArrayLike": "numpy.typing.ArrayLike", "npt.ArrayLike": "numpy.typing.ArrayLike"}
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
@@ -181,8 +182,9 @@ def tidy_fields(app: Sphinx, document: nodes.document, docname: str) -> None:
         if "Returns" in by_name and "Return type" in by_name:
             fields.remove(by_name["Return type"])
         for text in list(fields.findall(nodes.Text)):
-            if text == " -- ":
-                text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+            new = " \N{EN DASH} " if text == " -- " else ALIAS.sub(r"\1", text)
+            if new != text:
+                text.parent.replace(text, nodes.Text(new))
 
 
 class LinkNames(SphinxTransform):

@@ -9,6 +9,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.io import mmread
 
 from running import SMALL, Shell, some_cells, tree, without_drawing
 from scmedley import io, keys
@@ -96,6 +97,27 @@ def test_a_run_from_a_store_is_complete(disk):
     found = record(disk)
     assert found["status"] == "done"
     assert "sample" not in found  # few cells: all are scored
+
+
+def test_exports_have_the_values_of_the_store(shell, disk, tmp_path):
+    values = read_store(disk / "store").log1p_NG[:]
+    said = shell("export", disk, "--to", "vitess", "--out", tmp_path / "vitess")
+    assert f"The matrix has the {values.shape[1]} genes of the model" in said.err
+    written = ad.read_zarr(tmp_path / "vitess" / "cells.zarr")
+    np.testing.assert_array_equal(written.X, values.toarray())
+    assert list(written.var_names) == list(ad.read_h5ad(disk / "integrated.h5ad").var_names)
+    shell("export", disk, "--to", "cellbrowser", "--out", tmp_path / "browser")
+    of_browser = mmread(tmp_path / "browser" / "matrix.mtx.gz").toarray().T
+    np.testing.assert_allclose(of_browser, values.toarray(), rtol=1e-4)
+
+    moved = tmp_path / "moved"
+    shutil.copytree(disk, moved, ignore=shutil.ignore_patterns("store"))
+    for name in ("vitess", "cellbrowser"):
+        error = shell("export", moved, "--to", name, "--out", tmp_path / "new").error
+        assert "bring the store back" in error
+        assert not (tmp_path / "new").exists()
+    for name in ("parquet", "multiqc"):  # need no values
+        shell.well("export", moved, "--to", name, "--out", tmp_path / name)
 
 
 def test_size_and_free_memory_choose(shell, data, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -115,6 +115,18 @@ def test_scanpy_reads_uses_and_writes_it(run, tmp_path, capsys):
     np.testing.assert_allclose(z, before.obsm[keys.FIXED], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of matplotlib, about what scanpy calls
+def test_scanpy_draws_the_colours_of_the_report(run):
+    from matplotlib.colors import to_hex
+
+    from scmedley.pl._palette import colours
+
+    cells = sc.read_h5ad(run / "integrated.h5ad")
+    axes = sc.pl.embedding(cells, keys.umap(keys.FIXED), color="cell_type", show=False)
+    drawn = {to_hex(colour) for colour in axes.collections[0].get_facecolors()}
+    assert drawn == set(colours(3))
+
+
 def test_embeddings_keep_the_rules_of_cellxgene(run):
     """Schema 5, embeddings: key, numbers, one row for each cell, two columns or more, none infinite or all NaN."""
     cells = ad.read_h5ad(run / "integrated.h5ad")
@@ -133,42 +145,40 @@ def test_embeddings_keep_the_rules_of_cellxgene(run):
 def test_colours_keep_the_rules_of_cellxgene(run):
     """Colours are of a categorical column, as many as it has categories or more, and hexadecimal all of them."""
     cells = ad.read_h5ad(run / "integrated.h5ad")
-    coloured = [key.removesuffix("_colors") for key in cells.uns if key.endswith("_colors")]
-    assert coloured == ["batch"]
+    coloured = {key.removesuffix("_colors") for key in cells.uns if key.endswith("_colors")}
+    assert coloured == {"batch", "cell_type"}
     for column in coloured:
         assert isinstance(cells.obs[column].dtype, pd.CategoricalDtype)
         colours = list(cells.uns[f"{column}_colors"])
         assert len(colours) >= len(cells.obs[column].cat.categories)
         assert all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in colours)
-    assert colours == ["#112233", "#445566", "#778899"]
+    assert list(cells.uns["batch_colors"]) == ["#112233", "#445566", "#778899"]  # of the input
     for name in cells.obs:  # groups are categories, never plain text
         assert cells.obs[name].dtype != object
 
 
-BLOCKED = f"""
+BLOCKED = """
 import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {EXTRAS!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Blocked())
+for name in {names!r}:
+    sys.modules[name] = None  # import raises ModuleNotFoundError
 import importlib, importlib.util, pkgutil
 from pathlib import Path
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in {names!r} else found(name, *rest)
 import scmedley
 from scmedley.errors import ScmedleyError
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name in {EXTRAS!r} else found(name, *rest)
 def line(call):
     try:
         call()
     except ScmedleyError as error:
-        return str(error)
+        return str(error).replace("\\n", " ")
 """
 
 
-def blocked(code: str) -> str:
-    """What a process without any extra prints."""
-    done = subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, check=False)
+def blocked(code: str, names: Iterable[str] = EXTRAS) -> str:
+    """What a process without these packages prints."""
+    before = BLOCKED.format(names=tuple(names))
+    done = subprocess.run([sys.executable, "-c", before + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -191,26 +201,55 @@ for module in pkgutil.walk_packages(scmedley.__path__, "scmedley."):
     assert set(said.split()) <= {f"scmedley.{name}" for name in drawing}
 
 
-def test_what_needs_an_extra_says_how_to_install_it(run, tmp_path):
-    said = blocked(f"""
-import anndata, pandas as pd
-from scmedley.pipeline import effects, explore, export, stages
+CALLS = """
+import tempfile, anndata, pandas as pd
+from scmedley.experiment import grid
+from scmedley.experiment.config import Experiment
 from scmedley.experiment.tune import tune
-run, new = Path({str(run)!r}), Path({str(tmp_path)!r}) / "new"
+from scmedley.pipeline import effects, explore, export, stages
+run, new = Path({run!r}), Path({new!r})
 cells = run / "integrated.h5ad"
-table = pd.read_csv(run / "scores.csv")
-for call in (
-    lambda: stages.run([cells], new, stages.RunConfig(batch="batch")),
-    lambda: scmedley.write_report(run),
-    lambda: explore.write([cells], new),
-    lambda: effects.effects(cells, new, condition="batch", donor="technology"),
-    lambda: export.export(run, "parquet", new),
-    lambda: tune(cells, new, batch_key="batch", label_key="cell_type"),
-    lambda: scmedley.pl.scores(table),
-    lambda: scmedley.peers.embed_peer("Harmony", anndata.read_h5ad(cells), "batch", None, seed=0, threads=1),
-):
-    print(line(call))
-""")
-    lines = said.splitlines()
-    assert [bool(re.search(r"pip install .*'scmedley\[\w+\]'", one)) for one in lines] == [True] * 8, said
+def tasks(**scheduler):
+    what = Experiment(name="some", data=str(cells), batch_key="batch", label_key="cell_type")
+    grid.run(what, new, say=len, **scheduler)
+def peer(name):
+    scmedley.peers.embed_peer(name, anndata.read_h5ad(cells), "batch", "cell_type", seed=0, threads=1)
+calls = {{
+    "report run": lambda: stages.run([cells], new, stages.RunConfig(batch="batch")),
+    "report write_report": lambda: scmedley.write_report(run),
+    "report report": lambda: stages.report(run, say=len),
+    "report explore": lambda: explore.write([cells], new),
+    "report effects": lambda: effects.effects(cells, new, condition="batch", donor="technology"),
+    "report experiment": tasks,
+    "report pl.scores": lambda: scmedley.pl.scores(pd.read_csv(run / "scores.csv")),
+    "export export": lambda: export.export(run, "parquet", new),
+    "tune tune": lambda: tune(cells, new, batch_key="batch", label_key="cell_type"),
+    "dask experiment": lambda: tasks(scheduler="tcp://localhost:1"),
+    **{{f"peers {{name}}": lambda name=name: peer(name) for name in scmedley.peers.PEERS}},
+}}
+for call in calls:
+    if call.split()[0] in {extras!r}:
+        print(call, "|", line(calls[call]))
+"""
+REPORT = ("jinja2", "matplotlib", "umap")
+
+
+@pytest.mark.parametrize(
+    ("extras", "names"),
+    [(("report",), REPORT), (("export", "tune", "dask", "peers"), sorted(set(EXTRAS) - set(REPORT)))],
+)
+def test_what_needs_an_extra_says_how_to_install_it(run, tmp_path, extras, names):
+    lines = blocked(CALLS.format(run=str(run), new=str(tmp_path / "new"), extras=extras), names).splitlines()
+    assert len(lines) >= 7
+    for one in lines:
+        call, _, said = one.partition(" | ")
+        assert f"'scmedley[{call.split()[0]}]'" in said, one
+        assert "pip install " in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["cellbrowser", "vitess", "multiqc"])
+def test_exports_other_than_parquet_need_no_extra(run, tmp_path, name):
+    call = f"export.export(Path({str(run)!r}), {name!r}, Path({str(tmp_path)!r}) / 'out')"
+    blocked(f"from scmedley.pipeline import export\n{call}")
+    assert list((tmp_path / "out").iterdir())

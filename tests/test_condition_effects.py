@@ -271,6 +271,29 @@ def test_median_ratios_are_not_moved_by_a_few_strong_genes():
     np.testing.assert_array_equal(depths(few_SG, few_SG.sum(1)), few_SG.sum(1))
 
 
+def test_given_totals_are_the_depths():
+    """A panel most of whose genes fall: the middle gene hides it, counts over all genes do not."""
+    adata = donors_in_groups(4, 100, paired=True, cells=(40, 60))
+    stim = (adata.obs["condition"] == "stim").to_numpy()
+    total_N = np.asarray(adata.X.sum(1)).ravel() + 1000.0
+    rng = np.random.default_rng(0)
+    x_NG = adata.X.toarray()
+    x_NG[np.ix_(stim, np.arange(80))] = rng.binomial(x_NG[np.ix_(stim, np.arange(80))].astype(int), 0.5)
+    adata.X, adata.obs["n_umi"] = x_NG, total_N
+    fallen = [f"g{g}" for g in range(80)]
+    alone, given = (
+        of(condition_effects(adata, *KEYS, total_key=key), "A").loc[fallen, "effect"].median()
+        for key in (None, "n_umi")
+    )
+    assert abs(alone) < 0.3
+    assert given == pytest.approx(-1, abs=0.2)
+    adata.obs["n_umi"] = 3.0
+    with pytest.raises(ScmedleyError, match="less than the counts of the genes of the file"):
+        condition_effects(adata, *KEYS, total_key="n_umi")
+    with pytest.raises(ScmedleyError, match="holds no numbers"):
+        condition_effects(adata, *KEYS, total_key="donor")
+
+
 def test_what_cannot_be_asked():
     adata = donors_in_groups(4, 10)
     with pytest.raises(ScmedleyError, match="condition key 'conditon' is not a column of obs"):
@@ -286,6 +309,18 @@ def test_what_cannot_be_asked():
         condition_effects(adata, *KEYS, covariates=["half"])
     with pytest.raises(ScmedleyError, match="different value"):
         condition_effects(adata[adata.obs["condition"] == "ctrl"].copy(), *KEYS)
+
+
+def test_samples_that_are_given_as_donors_are_noticed():
+    adata = donors_in_groups(4, 30, paired=True)
+    adata.obs["sample"] = adata.obs["donor"].astype(str) + adata.obs["condition"].astype(str)
+    adata.obs["age"] = adata.obs["donor"].astype(str).str[1:].astype(int) + 40
+    with pytest.warns(
+        ScmedleyWarning, match=r"obs\['sample'\] has one condition, and is a level of obs\['donor'\]"
+    ):
+        condition_effects(adata, "condition", "sample", "type")
+    condition_effects(adata, *KEYS)  # no warning, which would be an error here
+    condition_effects(donors_in_groups(6, 30), *KEYS)
 
 
 def test_missing_values_are_left_out_with_a_warning():

@@ -118,6 +118,24 @@ def test_plain_options_keep_and_resume(shell, data, tmp_path) -> None:
     shell.well("fit", data / "cells.h5ad", "--out", out, *options)
 
 
+def test_a_kept_column_is_scored_and_is_no_what_if(shell, data, tmp_path) -> None:
+    """The run says how well the kept column is read; its counterfactuals come with a warning, and not "good"."""
+    out = tmp_path / "run"
+    small = ("--epochs", "1", "--latent", "4", "--no-null", "--draws", "2", "--threads", "1", "--no-explorer")
+    said = shell(
+        "run", data / "cells.h5ad", "--out", out, "--design", "~ stim + (1 | donor)", "--keep", "stim", *small
+    )
+    assert said.code == 0, said.err
+    record = json.loads((out / "run.json").read_text())
+    assert any(line.startswith("Kept: stim is read") for line in record["findings"])
+    trust = record["verdicts"][2]
+    assert trust["mark"] == "unknown" or "not what-if of stim" in trust["sentence"]
+    for to, expected in (("stim=s", True), ("donor=d1", False)):
+        said = shell("project", out, "--to", to, "--out", tmp_path / f"{to}.h5ad")
+        assert said.code == 0, said.err
+        assert ("do not use it" in said.err) is expected
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -233,10 +233,29 @@ def test_findings_name_genes_that_rest_on_one_donor():
 def test_limits_are_about_the_smaller_group():
     one = {"label": "A", "contrast": "b - a", "reason": "", "design": "groups", "donors": 12}
     config = {"covariates": ["age"], "label": "type"}
-    record = {"config": config, "contrasts": [one | {"donors_by_level": "a: 6, b: 6"}]}
+    record = {"config": config, "input": {"genes": 2000}}
+    record["contrasts"] = [one | {"label": label, "donors_by_level": "a: 6, b: 6"} for label in "AB"]
     assert limits(record) == []
-    record["contrasts"] = [one | {"donors_by_level": "a: 9, b: 3"}]
+    record["contrasts"] = [one | {"label": label, "donors_by_level": "a: 9, b: 3"} for label in "AB"]
     assert limits(record)[0].startswith("All tests rest on fewer than 5 donors a group")
+
+
+def test_limits_name_a_single_label_and_a_panel():
+    one = {"label": "A", "contrast": "b - a", "reason": "", "design": "paired", "donors": 6}
+    record = {"config": {"covariates": [], "label": "type"}, "input": {"genes": 100}, "contrasts": [one]}
+    single, panel = limits(record)
+    assert single.startswith("All cells are 'A': a change of composition alone gives effects")
+    assert panel.startswith("The file has 100 genes, and depths are estimated from them")
+
+
+def test_one_label_is_no_term_of_the_variance(shell, tmp_path, quick):
+    adata = cells()
+    adata.obs["type"] = "unlabelled"
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    out = tmp_path / "effects"
+    shell.well("effects", tmp_path / "cells.h5ad", *ASKED, "--label", "type", "--out", out)
+    assert list(pd.read_csv(out / "variance.csv", index_col=0)) == ["condition", "donor", "residual"]
+    assert "All cells are 'unlabelled'" in Page((out / "effects.html").read_text()).text
 
 
 def test_small_slopes_keep_their_digits(shell, tmp_path, quick):

@@ -451,6 +451,9 @@ def test_a_damaged_model_and_a_paper_model_cost_the_what_if_alone(
     found = explored(read(tmp_path))
     assert found.decoder is None
     assert "encoded again" in found.missing[0]
+    header, arrays = unpack(pack(found))  # cells can be coloured by gene without a what-if
+    assert header["whatif"] is None
+    assert len(header["genes"]) == len(arrays["gene_most"]) > 0
     (tmp_path / "model" / "model.json").write_text("{")
     found = explored(read(tmp_path))
     assert found.decoder is None

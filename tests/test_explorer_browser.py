@@ -1,6 +1,7 @@
-"""The explorer in a browser: writes pages and what PyTorch says of them, then runs web/tests.
+"""All pages in Chromium and Firefox: writes them and what PyTorch says of the explorer, then runs web/tests.
 
-Needs Node, Chromium and ``npm ci`` in web/ (``make web-test``); skipped without.
+Needs Node, ``npm ci`` in web/ and the browsers (``make web-test``); what is not there is skipped. Firefox draws
+with WebGL only on a display, which ``xvfb-run`` gives it.
 """
 
 import json
@@ -15,6 +16,7 @@ import pytest
 import torch
 from anndata import AnnData
 
+import page_kinds
 import run_folder
 from explorer_page import unpack
 from scmedley import keys
@@ -28,15 +30,18 @@ from tiny import FIT, prepared_design, small
 
 WEB = Path(__file__).parent.parent / "web"
 OUT = WEB / "tests" / "out"
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+BROWSERS = {
+    "chromium": os.environ.get("CHROMIUM", "/usr/bin/chromium"),
+    "firefox": os.environ.get("FIREFOX", "/usr/bin/firefox-esr"),
+}
 EVIL = "<script>globalThis.alerted=1</script>"
 IMAGE = "<img src=x onerror=alert(1)>"
 BATCHES = ["a" + EVIL, "b&amp;\"'", "c"]
 LABELS = ["B" + EVIL, "NK", "T", "mono"]
 
 pytestmark = pytest.mark.skipif(
-    not (shutil.which("node") and Path(CHROMIUM).exists() and (WEB / "node_modules").is_dir()),
-    reason="needs Node, Chromium and npm ci in web/: make web-test",
+    not (shutil.which("node") and (WEB / "node_modules").is_dir()),
+    reason="needs Node and npm ci in web/: make web-test",
 )
 
 
@@ -210,21 +215,32 @@ def write_large(folder: Path) -> None:
     build(folder)
 
 
-def test_in_a_browser() -> None:
+@pytest.fixture(scope="module")
+def written() -> None:
+    """Write all pages, and what the browsers must find in them."""
     shutil.rmtree(OUT, ignore_errors=True)
     (expected := OUT / "expected.json").parent.mkdir(parents=True)
-    expected.write_text(json.dumps(write_small(OUT / "small")))
+    kinds = {name: f"kinds/{path}" for name, path in page_kinds.write(OUT / "kinds").items()}
+    expected.write_text(json.dumps(write_small(OUT / "small") | {"pages": kinds}))
     write_apart(OUT / "apart")
     write_failed(OUT / "failed")
     write_unlabelled(OUT / "unlabelled")
     write_odd(OUT / "odd")
     write_large(OUT / "large")
+
+
+@pytest.mark.parametrize("browser", BROWSERS)
+def test_pages(browser: str, written: None) -> None:
+    if not Path(BROWSERS[browser]).exists():
+        pytest.skip(f"{BROWSERS[browser]} is not installed")
+    display = [] if os.environ.get("DISPLAY") or browser != "firefox" else ["xvfb-run", "-a"]
     done = subprocess.run(
-        ["node", "--test", "--test-concurrency=1", "tests/explorer.test.mjs"],
+        [*display, "npm", "test", "--silent"],
         cwd=WEB,
+        env=os.environ | {"BROWSER": browser},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1200,
         check=False,
     )
     print(done.stdout)

@@ -170,6 +170,9 @@ def test_vitessce(run, cells, tmp_path, monkeypatch):
     assert shown == {e["embeddingType"] for e in options["obsEmbedding"]}
     paths = {(c["path"][0], c["path"][1]) for c in space["obsSetColor"]["A"]}
     assert {("cell_type", level) for level in kept.obs["cell_type"].cat.categories} <= paths
+    assert list(written.obs["cell_type"][:4]) == ["missing"] * 3 + [kept.obs["cell_type"].iloc[3]]
+    assert ["cell_type", "missing"] in space["obsSetSelection"]["A"]
+    assert ("cell_type", "missing") in paths
     assert all(0 <= value <= 255 for c in space["obsSetColor"]["A"] for value in c["color"])
 
 
@@ -253,6 +256,51 @@ def test_a_folder_that_is_no_finished_run(shell, tmp_path, name):
     error = shell("export", started, "--to", name, "--out", tmp_path / "out").error
     assert ("scores.csv" if name == "multiqc" else "integrated.h5ad") in error
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "started"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_another_kind(shell, tmp_path, name):
+    (tmp_path / "experiment.json").write_text("{}")
+    error = shell("export", tmp_path, "--to", name, "--out", tmp_path / "out").error
+    assert "is an experiment folder, and not a run folder" in error
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n_batches", [1, 300])
+def test_few_and_many_batches_without_labels(shell, tmp_path, name, n_batches):
+    batches = [f"dönor {i} <b>\"'" for i in range(n_batches)]
+    without = ("labels", "umap", "pca", "null")
+    folder = run_folder.write(
+        tmp_path / "run", n_cells=900, batches=batches, genes=["G1"], brief=True, without=without
+    )
+    assert shell("export", folder, "--to", name, "--out", tmp_path / "out").code == 0
+    found = source.level_colours(_read(folder), "protocol")
+    assert len(found) > n_batches * 0.9
+    assert len(set(found.values())) == min(len(found), 24)
+    if name == "cellbrowser":
+        table = pd.read_csv(tmp_path / "out" / "colors_0.tsv", sep="\t", quoting=3)
+        assert set(table["value"]) == set(found)
+
+
+def test_groups_without_a_value_have_a_name_of_their_own():
+    column = pd.Series(pd.Categorical(["b", None, "a"], ["b", "a", "unused"]), ["x", "y", "z"], name="n")
+    found = source.named(column)
+    assert list(found) == ["b", "missing", "a"]
+    assert list(found.cat.categories) == ["b", "a", "missing"]
+    assert list(found.index) == ["x", "y", "z"]
+    assert list(source.named(pd.Series([True, False])).cat.categories) == ["False", "True"]
+    assert list(source.named(pd.Series(["missing", None], dtype="category"))) == ["missing"] * 2
+
+
+def test_columns_whose_names_differ_in_white_space_alone_are_all_kept(tmp_path):
+    def spaced(adata: ad.AnnData) -> ad.AnnData:
+        adata.obs["a b"], adata.obs["a\tb"], adata.obs["a\n b"] = 1, "two", 3.5
+        return adata
+
+    folder = run_folder.write(tmp_path / "run", n_cells=60, brief=True)
+    cellbrowser.write(_read(_with(folder, spaced)), tmp_path)
+    meta = pd.read_csv(tmp_path / "meta.tsv", sep="\t", quoting=3)
+    assert [meta[name].iloc[0] for name in ("a b", "a b_", "a b__")] == [1, "two", 3.5]
 
 
 def test_colours_of_the_file_are_kept(run, tmp_path):

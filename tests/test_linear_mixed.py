@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
 from scipy.sparse import csr_matrix
 
 from scmedley import LinearMixed, LinearMixedSettings, keys, load
 from scmedley.errors import ScmedleyError, ScmedleyWarning
+from scmedley.models.linear_counterfactual import widths
 
 FORMULA = "~ condition + (condition | study/donor)"
 DONORS, GENES = 12, 60
@@ -145,6 +147,16 @@ def test_unseen_combinations_are_sums_and_marked(adata):
     seen = model.counterfactual(adata[adata.obs["donor"] == "d3"], {"condition": "stim"}, interval=True)
     widths = [(x.layers["X_q95"] - x.layers["X_q05"]).max(0).mean() for x in (found, seen)]
     assert widths[0] > 1.1 * widths[1]
+
+
+def test_few_donors_widen_the_intervals_of_unseen_combinations(model, adata):
+    """Student's t of as many donors as there are; a Gaussian where the fit had the combination."""
+    terms = model.design.terms
+    assert [term.name for term in terms.terms if term.random][-1] == "study/donor:condition"
+    obs = adata.obs.iloc[:4]
+    assert_allclose(widths(model, obs), 1.645, rtol=1e-3)
+    new = obs.assign(donor="new")  # of a study with others
+    assert_allclose(widths(model, new), stats.t.ppf(0.95, adata.obs["donor"].nunique() - 1), rtol=1e-5)
 
 
 def test_saved_and_loaded_gives_the_same_bits(model, adata, tmp_path):

@@ -133,6 +133,9 @@ def test_few_samples_cannot_give_a_small_p() -> None:
     assert found["least_p"].item() == pytest.approx(1 / 3)  # two pairs of four
     assert found["p"].item() == pytest.approx(1 / 3, abs=0.05)
     assert found["r2"].item() > 0.99
+    for seed in range(5):  # drawn permutations meet the three arrangements more or less often
+        one = interpret.sample_association(table, cells.obs, "donor", ["sex"], permutations=99, seed=seed)
+        assert one["p"].item() >= one["least_p"].item()
 
 
 def test_values_that_are_missing_have_no_distances() -> None:

@@ -26,6 +26,14 @@ def marks(scores=None, check=None, labels=None, **record):
     return [verdict.mark for verdict in found]
 
 
+def test_what_if_of_a_kept_column_is_not_judged():
+    """The check is of changes of the batch: its mark says nothing of a column that stays in the latent."""
+    kept = {"design": {"keep": ["condition"]}}
+    said = [verdicts(table_of_scores(), table_of_check(), about)[2].sentence for about in ({}, kept)]
+    assert "condition" not in said[0]
+    assert said[1].endswith("; not what-if of condition: what is kept in the latent cannot be changed.")
+
+
 @pytest.mark.parametrize(
     ("leak", "chance", "pca", "error", "mark"),
     [

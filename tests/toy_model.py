@@ -56,4 +56,9 @@ class LinearAutoencoder(Model[LinearSettings]):
         return named(name, default=LinearSettings(), paper=LinearSettings().as_published())
 
 
-ROW = Row(LinearAutoencoder, "LIN", (Embedding("X_toy_linear", "Linear autoencoder", batch=-1, label=1),))
+ROW = Row(
+    LinearAutoencoder,
+    "LIN",
+    (Embedding("X_toy_linear", "Linear autoencoder", batch=-1, label=1),),
+    command="linear",
+)

@@ -88,14 +88,7 @@ EMBEDDINGS: dict[str, Embedding] = {
         Embedding(AUTOENCODER, "Plain autoencoder", batch=-1, label=1),
     )
 }
-RunModel = Literal["mixed", "vae", "deepbid"]  # what a run fits
-# The embeddings that a run draws, by its model; the first is the one that is judged.
-MAPS_OF: dict[str, tuple[str, ...]] = {
-    "mixed": (FIXED, RANDOM, PCA),
-    "vae": (VAE, PCA),
-    "deepbid": (DEEPBID, PCA),
-}
-MAPS = MAPS_OF["mixed"]  # drawn by default
+MAPS = (FIXED, RANDOM, PCA)  # drawn by default, and by a run of the mixed effects
 
 
 def embedding(key: str) -> Embedding:

@@ -19,9 +19,10 @@ export function option(text: string, value: string): HTMLOptionElement {
   return make("option", text, { value });
 }
 
-/** Suggest the names that contain the typed text; Enter takes the first. */
+/** Suggest the names that contain the typed text; Enter takes the first, arrow keys walk, Escape closes. */
 export function suggest(input: HTMLInputElement, names: string[], take: (index: number) => void): void {
   const list = document.getElementById(input.getAttribute("aria-controls")!)!;
+  const box = input.closest("div")!;
   const show = () => {
     const found = matches(names, input.value, 8);
     list.replaceChildren(
@@ -35,19 +36,37 @@ export function suggest(input: HTMLInputElement, names: string[], take: (index: 
     );
     if (input.value.trim() && !found.length) list.replaceChildren(make("li", "no name contains this text"));
   };
+  /** Close the list. The focus goes first, because the button that may have it is removed. */
+  const shut = () => {
+    input.focus({ preventScroll: true });
+    list.replaceChildren();
+  };
   const choose = (index: number) => {
     input.value = names[index]!;
-    list.replaceChildren();
-    input.focus({ preventScroll: true }); // the button that had the focus is gone
+    shut();
     take(index);
   };
   input.addEventListener("input", show);
   input.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") list.replaceChildren();
     if (event.key !== "Enter") return;
     event.preventDefault();
     const [first] = matches(names, input.value, 1);
     if (first !== undefined) choose(first);
+  });
+  box.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && list.childElementCount) {
+      event.preventDefault(); // it would also empty the field
+      shut();
+    }
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const stops = [input, ...list.querySelectorAll("button")];
+    stops[stops.indexOf(document.activeElement as HTMLInputElement) + step]?.focus();
+  });
+  list.addEventListener("mousedown", (event) => event.preventDefault()); // the field keeps the focus, so the list stays
+  box.addEventListener("focusout", (event) => {
+    if (!box.contains(event.relatedTarget as Node | null)) list.replaceChildren();
   });
 }
 

@@ -1,6 +1,6 @@
 // The explorer of a report: linked maps, selections and what-if. The template is parts/explorer.html.j2.
 
-import { anySize, bar, count, css, DARK, number, rgb, scale, type Rgb } from "./colours";
+import { anySize, bar, count, css, DARK, number, packed, rgb, scale } from "./colours";
 import { byId, make, option, suggest } from "./dom";
 import { Genes } from "./genes";
 import { CellMap, type Mode } from "./map";
@@ -40,7 +40,8 @@ class Explorer {
       const figure = (template.content.cloneNode(true) as DocumentFragment).querySelector("figure")!;
       figure.querySelector("b")!.textContent = title;
       figure.querySelector("small")!.textContent = note;
-      figure.querySelector("canvas")!.setAttribute("aria-label", `Map of cells: ${title}`);
+      const words = `Map of cells: ${title}. Arrow keys move it, plus and minus zoom, 0 shows all.`;
+      figure.querySelector("canvas")!.setAttribute("aria-label", words);
       grid.append(figure);
       try {
         const map = new CellMap(figure.querySelector(".ex-map")!, this.payload.get(`map${i}`) as Uint16Array, {
@@ -58,6 +59,9 @@ class Explorer {
         if (!(error instanceof NoWebGL)) throw error;
         figure.remove();
       }
+    });
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.maps.forEach((map) => map.escape());
     });
     if (!this.maps.length) {
       byId("no-maps").hidden = false;
@@ -193,45 +197,42 @@ class Explorer {
   /** Colour all maps and draw the legend. */
   private colour(): void {
     const { header } = this.payload;
-    const colours = new Uint8Array(4 * this.n).fill(255);
-    const nothing = rgb(header.no_value);
-    const set = (cell: number, [r, g, b]: Rgb) => {
-      colours[4 * cell] = r;
-      colours[4 * cell + 1] = g;
-      colours[4 * cell + 2] = b;
-    };
-    const ramp = Array.from({ length: 256 }, (_, i) => scale("sequential")(i / 255));
+    const colours = new Uint32Array(this.n).fill(0xffffffff);
+    const nothing = packed(rgb(header.no_value));
+    const sequential = scale("sequential");
+    const ramp = Uint32Array.from({ length: 256 }, (_, i) => packed(sequential(i / 255)));
     if ("gene" in this.colouring) {
       const values = this.genes.values(this.colouring.gene);
       const most = values.reduce((a, b) => Math.max(a, b), 0);
       const unit = 255 / (most || 1);
-      for (let cell = 0; cell < this.n; cell++) set(cell, ramp[Math.round(values[cell]! * unit)]!);
+      for (let cell = 0; cell < this.n; cell++) colours[cell] = ramp[Math.round(values[cell]! * unit)]!;
       this.gradient(`${header.genes[this.colouring.gene]}, measured, log1p CP10k`, "0", number(most));
     } else if (header.columns.length) {
       const index = this.colouring.column;
       const column = header.columns[index]!;
       const codes = this.payload.get(`column${index}`) as Uint16Array;
-      const levels = (column.levels ?? []).map((_, i) => rgb(header.palette[i % header.palette.length]!));
+      const palette = header.palette.map((hex) => packed(rgb(hex)));
+      const levels = column.levels && Uint32Array.from(column.levels, (_, i) => palette[i % palette.length]!);
       for (let cell = 0; cell < this.n; cell++) {
         const code = codes[cell]!;
-        set(cell, code === NONE ? nothing : column.levels ? levels[code]! : ramp[code >> 8]!);
+        colours[cell] = code === NONE ? nothing : levels ? levels[code]! : ramp[code >> 8]!;
       }
       if (column.levels) this.legend(column, codes);
       else this.range(column, codes);
     }
-    for (const map of this.maps) map.points.colour(colours);
+    for (const map of this.maps) map.points.colour(new Uint8Array(colours.buffer));
   }
 
   /** List the levels, each as a button that selects its cells. */
   private legend(column: Column, codes: Uint16Array): void {
     const { palette, no_value } = this.payload.header;
-    const sizes = new Map<number, number>();
-    for (const code of codes) sizes.set(code, (sizes.get(code) ?? 0) + 1);
+    const sizes = new Uint32Array(NONE + 1);
+    for (const code of codes) sizes[code]!++;
     const item = (name: string, code: number, hex: string) => {
       const button = make("button", "", { type: "button" });
       const dot = make("i", "", { "aria-hidden": "true" });
       dot.style.background = css(rgb(hex));
-      button.append(dot, make("span", name), make("small", count(sizes.get(code) ?? 0)));
+      button.append(dot, make("span", name), make("small", count(sizes[code]!)));
       button.addEventListener("click", () => {
         const cells = this.where((cell) => codes[cell] === code);
         this.select(cells, `${count(cells.length)} cells: ${column.name} ${name}`);
@@ -241,7 +242,7 @@ class Explorer {
       return found;
     };
     const items = column.levels!.map((name, i) => item(name, i, palette[i % palette.length]!));
-    if (sizes.has(NONE)) items.push(item("no value", NONE, no_value));
+    if (sizes[NONE]) items.push(item("no value", NONE, no_value));
     const n = column.levels!.length;
     const words = `${count(n)} ${n === 1 ? "level" : "levels"} of ${column.name}. Click a level to select its cells.`;
     const repeat = n > palette.length ? ` Only ${palette.length} colours can be told apart, so they repeat.` : "";

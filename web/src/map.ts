@@ -1,4 +1,4 @@
-// One map of cells: the points, and how it reacts to mouse, finger and lasso.
+// One map of cells: the points, and how it reacts to mouse, finger, lasso and keys.
 
 import { uniforms } from "./decoder";
 import { NONE, STEPS } from "./payload";
@@ -7,6 +7,7 @@ import { Points } from "./points";
 export type Mode = "lasso" | "pick" | "move";
 const NEAR = 9; // largest distance of the pointer from a cell, in pixels
 const BINS = 128;
+const STEP = 0.1; // of the map's side, for an arrow key
 
 export interface Heard {
   hover(cell: number, map: CellMap): void;
@@ -54,6 +55,7 @@ export class CellMap {
     this.ring = this.overlay.querySelector("circle")!;
     this.tip = box.querySelector(".ex-tip")!;
     this.listen();
+    canvas.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => this.redraw()).observe(box);
   }
 
@@ -85,6 +87,28 @@ export class CellMap {
     const { x, y, zoom } = this.points.view;
     const across = (this.places[2 * cell]! - x) * zoom * side + side / 2;
     return [across, side / 2 - (this.places[2 * cell + 1]! - y) * zoom * side];
+  }
+
+  /** Give up a line that is being drawn, and hide the name of a cell. */
+  escape(): void {
+    this.path = [];
+    this.moved = Infinity; // so that the pointer's release picks no cell
+    this.line.setAttribute("points", "");
+    this.heard.hover(-1, this);
+  }
+
+  private key(event: KeyboardEvent): void {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own
+    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    const zoom = { "+": 1.5, "=": 1.5, "-": 1 / 1.5 }[event.key];
+    if (!move && !zoom && event.key !== "0") return;
+    event.preventDefault();
+    const { view } = this.points;
+    if (zoom) return this.zoom(zoom);
+    if (!move) return this.whole();
+    view.x += (move[0]! * STEP) / view.zoom;
+    view.y += (move[1]! * STEP) / view.zoom;
+    this.redraw();
   }
 
   private place([across, down]: [number, number]): [number, number] {
@@ -207,8 +231,8 @@ export class CellMap {
   }
 
   private draw(now: [number, number]): void {
-    const last = this.path[this.path.length - 1]!;
-    if (Math.hypot(now[0] - last[0], now[1] - last[1]) < 3) return;
+    const last = this.path[this.path.length - 1];
+    if (!last || Math.hypot(now[0] - last[0], now[1] - last[1]) < 3) return; // none after Escape
     this.path.push(now);
     this.line.setAttribute("points", this.path.map((pair) => pair.join(",")).join(" "));
   }

@@ -34,12 +34,12 @@ export const STEPS = 65534;
 
 export class Payload {
   readonly header: Header;
-  private readonly body: ArrayBuffer;
+  private readonly start: number; // of the arrays
 
-  constructor(whole: ArrayBuffer) {
+  constructor(private readonly whole: ArrayBuffer) {
     const length = new DataView(whole).getUint32(0, true);
     this.header = JSON.parse(new TextDecoder().decode(new Uint8Array(whole, 4, length)));
-    this.body = whole.slice(4 + length);
+    this.start = 4 + length;
   }
 
   has(name: string): boolean {
@@ -51,13 +51,14 @@ export class Payload {
   }
 
   get(name: string): Numbers {
-    const [kind, shape, offset] = this.header.arrays[name]!;
+    const [kind, shape, from] = this.header.arrays[name]!;
+    const offset = this.start + from;
     const size = shape.reduce((a, b) => a * b, 1);
-    if (kind === "u1") return new Uint8Array(this.body, offset, size);
-    if (kind === "u2") return new Uint16Array(this.body, offset, size);
-    if (kind === "u4") return new Uint32Array(this.body, offset, size);
-    if (kind === "f4") return new Float32Array(this.body, offset, size);
-    return single(new Uint16Array(this.body, offset, size));
+    if (kind === "u1") return new Uint8Array(this.whole, offset, size);
+    if (kind === "u2") return new Uint16Array(this.whole, offset, size);
+    if (kind === "u4") return new Uint32Array(this.whole, offset, size);
+    if (kind === "f4") return new Float32Array(this.whole, offset, size);
+    return single(new Uint16Array(this.whole, offset, size));
   }
 
   floats(name: string): Float32Array {

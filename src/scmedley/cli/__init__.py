@@ -210,6 +210,35 @@ def export(
 
 
 @app.command
+def name(
+    folder: Annotated[Path, Parameter(help="Folder that run --model deepbid or cluster wrote.")],
+    names: Path,
+    /,
+    *,
+    out: Path,
+    column: str = "cell_type",
+) -> None:
+    """Give clusters the names that you chose by their marker genes: write the cells with a column of labels.
+
+    Parameters
+    ----------
+    names
+        Table (csv) with the columns cluster and name, such as cluster_evidence.csv with names of yours. Clusters of
+        one name become one label.
+    out
+        New .h5ad file.
+    column
+        New column of obs.
+    """
+    from scmedley.pipeline import naming
+
+    must_be_new(out, ".h5ad")
+    with warnings_as_lines():
+        said = naming.name(folder, names, out, column=column)
+    print("\n".join(said))
+
+
+@app.command
 def experiment(
     recipe: Path,
     /,

@@ -140,6 +140,7 @@ def effects(
     nested_in: str | None = None,
     min_cells: Whole = 10,
     min_donors: Whole = 2,
+    total: str | None = None,
     values: Values = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -171,6 +172,9 @@ def effects(
         Samples (a donor under a condition) with fewer cells of a label are left out.
     min_donors
         Donors of each level that a test needs; with fewer, effects have no interval and no p-value.
+    total
+        obs column of each cell's counts over all genes, if the file has a part of the genes, such as a panel
+        (default: depths are estimated from the genes of the file).
     threads
         CPU threads (default: all).
     """
@@ -178,7 +182,7 @@ def effects(
 
     warn_of_leftovers(out)
     asked: Any = {"condition": condition, "donor": donor, "label": label, "reference": reference}
-    asked |= {"covariates": covariate or (), "nested_in": nested_in, "values": values}
+    asked |= {"covariates": covariate or (), "nested_in": nested_in, "total": total, "values": values}
     how: Any = {"min_cells": min_cells, "min_donors": min_donors, "threads": threads, "overwrite": overwrite}
     say = sayer(quiet)
     with warnings_as_lines():

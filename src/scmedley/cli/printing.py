@@ -35,6 +35,11 @@ def print_findings(record: dict[str, Any], out: Path, quiet: bool, with_report: 
     from scmedley.pipeline.verdicts import lines
 
     print("", *lines(record), "\nWhat was found", *(f"  - {s}" for s in record["findings"]), sep="\n")
+    if with_report and record["config"].get("model") == "deepbid" and record["config"].get("label") is None:
+        print(
+            f"\nTo name the clusters: copy {out / 'cluster_evidence.csv'}, write your names into its column name "
+            f"(markers.csv and the report have the marker genes), then: scmedley name {out} COPY.csv --out named.h5ad"
+        )
     print("\nLeakage, null and the other words are explained in the report and in docs/honest-evaluation.md.")
     print(
         f"\nReport: {(out / 'report.html').resolve()}" if with_report else f"\nScores: {out / 'scores.csv'}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
@@ -70,6 +71,7 @@ def run(
     if jobs is not None and jobs < 1:
         raise ScmedleyError(f"--jobs {jobs} must be at least 1.")
     resolve_device(experiment.device)
+    _check_extras(scheduler)
     out = out.resolve()
     with locked(out):
         record = Record(out / EXPERIMENT, {"experiment": asdict(experiment)})
@@ -92,6 +94,15 @@ def run(
         record.write("done")
     _raise_failures(out, [task for task in fits + classifications if not is_rival(task.method)])
     return record
+
+
+def _check_extras(scheduler: str | None) -> None:
+    """Raise, before hours of fits, if a package for the page or the workers is not installed."""
+    from scmedley.report.build import check_extra
+
+    check_extra()
+    if scheduler is not None and find_spec("distributed") is None:
+        raise ScmedleyError("--scheduler needs Dask: pip install 'scmedley[dask]'")
 
 
 def _prepare_cells(
@@ -249,10 +260,8 @@ def _workers(jobs: int | None, scheduler: str | None, gpus: Sequence[str]) -> It
         finally:
             pool.shutdown(cancel_futures=True)
         return
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise ScmedleyError("--scheduler needs Dask: pip install 'scmedley[dask]'") from error
+    from distributed import Client
+
     try:
         client: Any = cast(Any, Client)(scheduler, timeout=SCHEDULER_TIMEOUT)
     except (OSError, ValueError) as error:

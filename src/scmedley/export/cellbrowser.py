@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,17 @@ WIDTH = 20  # of a number in the header of the matrix, which is filled in last
 def write(run: Run, folder: Path) -> list[str]:
     """Write the files; return notes about what is not in them."""
     obs = obs_of(run)
+    shown = _in_one_line(obs)
+    obs = obs.rename(columns=shown)
     _write_table(with_names(obs, "cellId"), folder / META)
     notes = _write_maps(run, obs.index, folder)
     with matrix(run) as found:
         _write_matrix(found, obs.index, folder)
         conf = _settings(run, obs, found.unit)
+        notes += [found.note] * bool(found.note)
     for i, column in enumerate(groups(run)):
         pairs = pd.Series(level_colours(run, column), name="color").rename_axis("value").reset_index()
-        conf["colors"][_text(column)] = f"colors_{i}.tsv"
+        conf["colors"][shown[column]] = f"colors_{i}.tsv"
         _write_table(pairs, folder / f"colors_{i}.tsv")
     if (markers := _markers(run)) is not None:
         _write_table(markers, folder / "markers.tsv")
@@ -62,7 +66,7 @@ def write(run: Run, folder: Path) -> list[str]:
 
 def _settings(run: Run, obs: pd.DataFrame, unit: str) -> dict[str, Any]:
     """Return the settings: text, numbers and lists alone, which JSON and Python write in the same way."""
-    grouping = [_text(name) for name in obs if is_grouping(obs[name])]
+    grouping = [str(name) for name in obs if is_grouping(obs[name])]
     first = keys.CLUSTER if _markers(run) is not None else grouping[0] if grouping else None
     return {
         "name": "".join(c if c.isalnum() and c.isascii() else "-" for c in name_of(run)) or "scmedley",
@@ -87,7 +91,7 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
         column = table[name]
         if not pd.api.types.is_numeric_dtype(column):
             column = pd.Series([None if pd.isna(v) else _text(v) for v in column], index=table.index)
-        plain[_text(name)] = column
+        plain[name] = column
     unquoted: Any = {"quoting": csv.QUOTE_NONE, "quotechar": None}
     plain.to_csv(path, sep="\t", index=False, float_format="%.6g", **unquoted)
 
@@ -157,6 +161,17 @@ def _quick_genes(run: Run) -> pd.DataFrame | None:
     table = run.shifts.loc[order].drop_duplicates("gene").head(SHOWN_GENES)
     words = [f"shifts in {_text(batch)}" for batch in table["batch"]]
     return pd.DataFrame({"gene": table["gene"], "why": words})
+
+
+def _in_one_line(names: Iterable[Hashable]) -> dict[Hashable, str]:
+    """Return a name without tabs and line ends for each column; different columns have different names."""
+    found: dict[Hashable, str] = {}
+    for name in names:
+        text = _text(name)
+        while text in found.values():
+            text += "_"
+        found[name] = text
+    return found
 
 
 def _text(value: object) -> str:

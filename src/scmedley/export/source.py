@@ -17,10 +17,11 @@ from scmedley.data.gene_names import GeneNames
 from scmedley.errors import ScmedleyError
 from scmedley.io.lazy import opened
 from scmedley.runs.folder import CELLS
-from scmedley.runs.read import Run, cells_file
+from scmedley.runs.read import Run, cells_file, read_model, read_reading, store_of
 
 ROWS = 4096  # cells read at a time
 MOST_LEVELS = 1000  # of a column that viewers group cells by
+MISSING = "missing"  # the group of cells without a value, for viewers that need one
 UNITS = {keys.LOGNORM: "log1p CP10k", keys.COUNTS: "counts"}
 
 
@@ -38,12 +39,15 @@ class Matrix:
         Whether each gene is one that the networks use.
     unit
         In words.
+    note
+        What is not in it; "" if it has all genes.
     """
 
     values: Any
     genes: list[str]
     variable: np.ndarray
     unit: str
+    note: str = ""
 
     def blocks(self, size: int = ROWS) -> Iterator[tuple[slice, csr_matrix]]:
         """Yield rows and their values, a block of cells at a time."""
@@ -55,7 +59,21 @@ class Matrix:
 
 @contextmanager
 def matrix(run: Run) -> Iterator[Matrix]:
-    """Open the expression of a run: log1p CP10k or, if the file has none, counts, or else ``X``."""
+    """Open the expression of a run: log1p CP10k or, if the file has none, counts, or else ``X``.
+
+    Of a run that prepared its cells on disk it is log1p CP10k of the genes of the model, from the store.
+
+    Raises
+    ------
+    ScmedleyError
+        The store is missing or damaged, or was prepared again with other cells or genes.
+    """
+    if store_of(run.folder) is not None:
+        reading = read_reading(run.folder, read_model(run.folder))
+        genes = list(reading.reader.genes.shown)
+        note = f"The matrix has the {len(genes):,} genes of the model: the run prepared its cells on disk."
+        yield Matrix(reading.log1p_NG, genes, np.ones(len(genes), dtype=bool), UNITS[keys.LOGNORM], note)
+        return
     with opened(run.folder / CELLS) as adata:
         layer = next((name for name in UNITS if name in adata.layers), "")
         genes = list(GeneNames.of(adata.var).shown)
@@ -112,7 +130,7 @@ def level_colours(run: Run, column: str) -> dict[str, str]:
     """Return a colour for each level of a column: those that the file has (scanpy's), or the report's."""
     from anndata.io import read_elem
 
-    from scmedley.pl._palette import colours  # needs matplotlib, an extra
+    from scmedley.pl._palette import colours
 
     assert run.obs is not None
     names = levels(run.obs[column])
@@ -124,6 +142,15 @@ def level_colours(run: Run, column: str) -> dict[str, str]:
         return dict(zip(names, colours(len(names)), strict=True))
     chosen = {str(level): colour for level, colour in zip(every, own, strict=True)}
     return {name: chosen[name] for name in names}
+
+
+def named(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Return a grouping column as categories of text, in order; cells without a value are ``MISSING``."""
+    names = levels(column)
+    texts = [MISSING if pd.isna(value) else str(value) for value in column]
+    if column.isna().any() and MISSING not in names:
+        names.append(MISSING)
+    return pd.Series(pd.Categorical(texts, categories=names), index=column.index)
 
 
 def shown_maps(run: Run) -> list[tuple[str, str, np.ndarray]]:

@@ -19,6 +19,7 @@ from scipy.sparse import csc_matrix
 from scmedley import io, keys
 from scmedley.errors import ScmedleyError
 from scmedley.export.source import (
+    MISSING,
     ROWS,
     Matrix,
     groups,
@@ -27,6 +28,7 @@ from scmedley.export.source import (
     levels,
     matrix,
     name_of,
+    named,
     obs_of,
     shown_maps,
 )
@@ -60,9 +62,11 @@ def write(run: Run, folder: Path, address: str = ADDRESS) -> list[str]:
         )
     if not drawn_N.all():
         notes.append(f"{len(obs):,} of {len(drawn_N):,} cells, those that have a place on the maps.")
+    obs = obs.assign(**{str(name): named(obs[name]) for name in obs if is_grouping(obs[name])})
     with matrix(run) as found:
         _write_cells(run, obs, found, drawn_N, folder / CELLS)
         has_variable = bool(found.variable.any() and not found.variable.all())
+        notes += [found.note] * bool(found.note)
     io.write_json(_config(run, obs, has_variable, address.rstrip("/")), folder / CONFIG)
     return notes
 
@@ -136,7 +140,7 @@ def _config(run: Run, obs: pd.DataFrame, has_variable: bool, address: str) -> di
     shared = {name: "A" for name in space if name != "embeddingType"}
     if sets:
         space["obsSetSelection"] = {"A": [[sets[0], level] for level in levels(obs[sets[0]])]}
-        space["obsSetColor"] = {"A": _set_colours(run, [name for name in groups(run) if name in sets])}
+        space["obsSetColor"] = {"A": _set_colours(run, obs[[name for name in groups(run) if name in sets]])}
         shared |= {"obsSetSelection": "A", "obsSetColor": "A"}
     width = COLUMNS // max(len(maps), 1)
     views = [
@@ -168,10 +172,13 @@ def _view(component: str, place: tuple[int, int, int, int], scopes: dict[str, st
     }
 
 
-def _set_colours(run: Run, columns: list[str]) -> list[dict[str, Any]]:
+def _set_colours(run: Run, obs: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the colour of each level of the columns, as red, green and blue from 0 to 255."""
+    from scmedley.pl import _palette
+
     return [
-        {"path": [column, level], "color": [int(colour[i : i + 2], 16) for i in (1, 3, 5)]}
-        for column in columns
-        for level, colour in level_colours(run, column).items()
+        {"path": [name, level], "color": [int(colour[i : i + 2], 16) for i in (1, 3, 5)]}
+        for name in obs
+        for level, colour in ({MISSING: _palette.MISSING} | level_colours(run, str(name))).items()
+        if level in obs[name].cat.categories
     ]

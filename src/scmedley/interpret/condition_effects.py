@@ -21,7 +21,16 @@ from scmedley.data.gene_names import GeneNames
 from scmedley.data.matrix import counted, find_values, normalised
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.evaluate.statistics import adjusted
-from scmedley.interpret.donors import Donors, SampleDesign, Samples, design_of, read_donors, samples_of
+from scmedley.interpret.donors import (
+    Donors,
+    SampleDesign,
+    Samples,
+    design_of,
+    is_number,
+    read_donors,
+    samples_of,
+    warn_of_samples,
+)
 from scmedley.interpret.moderated import NO_VARIANCE, Floats, moderate, precision, t_test, with_correlation
 from scmedley.keys import ValueKind
 
@@ -49,6 +58,7 @@ def condition_effects(
     min_cells: int = 10,
     min_donors: int = 2,
     min_counts: float = 5,
+    total_key: str | None = None,
     values: ValueKind = "auto",
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -94,6 +104,10 @@ def condition_effects(
         returned without interval and p-value.
     min_counts
         A gene is tested in a label if its mean count over the samples is this number or more.
+    total_key
+        ``obs`` column of each cell's counts over all genes, for files of a part of the genes (a panel, or genes that
+        were chosen). Depths are then these totals; otherwise they are estimated from the genes of the file, and effects
+        are relative to the middle one of these.
     values
         What the matrix holds, as in :func:`scmedley.pp.prepare`.
     progress
@@ -130,11 +144,12 @@ def condition_effects(
         adata = adata.to_memory()
     how: dict[str, Any] = {"reference": reference, "covariates": covariates, "nested_in": nested_in}
     donors = read_donors(adata, condition_key, donor_key, **how)
+    warn_of_samples(adata, donors, donor_key)
     label_N, names = labels_of(adata, label_key, donors)
     if donors.missing:
         cells = ", ".join(f"{name}: {n:,}" for name, n in donors.missing.items())
         warn(f"Cells without a value are left out ({cells}).")
-    x_NG, total_N, genes, reason = _counts(adata, values)
+    x_NG, total_N, genes, reason = _counts(adata, values, total_key)
     named = {"gene": list(genes), **_symbols(adata, genes)}
     if len(donors.rows) < adata.n_obs:  # otherwise the matrix need not be copied
         x_NG, total_N = x_NG[donors.rows], total_N[donors.rows]
@@ -143,7 +158,7 @@ def condition_effects(
         own_N = np.flatnonzero(label_N == k)
         samples = samples_of(donors, own_N, min_cells)
         design = design_of(samples.table, donors, min_donors)
-        sums = _Sums.of(samples, x_NG, total_N, own_N)
+        sums = _Sums.of(samples, x_NG, total_N, own_N, given=total_key is not None)
         for table, record in _of_label(sums, samples, design, donors, min_counts):
             head = {"label": names[k], "contrast": record["contrast"], **named}
             order = [*list(head), *COLUMNS[3:]]
@@ -165,7 +180,7 @@ def labels_of(adata: AnnData, label_key: str | None, donors: Donors) -> tuple[ND
     return np.asarray(labels.codes, dtype=np.int64), [str(name) for name in labels.categories]
 
 
-def _counts(adata: AnnData, values: ValueKind) -> tuple[Matrix, Floats, pd.Index, str]:
+def _counts(adata: AnnData, values: ValueKind, total_key: str | None) -> tuple[Matrix, Floats, pd.Index, str]:
     """Return counts, the cells' totals and genes; of log-normalised values, values per 10,000."""
     found = find_values(adata, values)
     if found.values == "other":
@@ -174,7 +189,10 @@ def _counts(adata: AnnData, values: ValueKind) -> tuple[Matrix, Floats, pd.Index
     if not len(genes):
         raise ScmedleyError("The cells have no genes, so there is nothing to test.")
     if found.values == "counts":
-        return x_NG, np.asarray(total_N, np.float64), genes, found.reason
+        total_N = np.asarray(total_N, np.float64)
+        return x_NG, _totals(adata, total_key, total_N) if total_key else total_N, genes, found.reason
+    if total_key:
+        raise ScmedleyError(f"obs[{total_key!r}] has a use only with counts. {found.reason}")
     warn(
         "There are no counts: samples are means of values per 10,000, in which cells with few counts weigh as much as "
         "others. Give the counts in layers['counts']."
@@ -182,6 +200,22 @@ def _counts(adata: AnnData, values: ValueKind) -> tuple[Matrix, Floats, pd.Index
     log_NG = normalised(x_NG, total_N, found)
     x_NG = np.expm1(log_NG) if isinstance(log_NG, np.ndarray) else log_NG.expm1()
     return x_NG, np.full(adata.n_obs, TARGET_SUM), genes, found.reason
+
+
+def _totals(adata: AnnData, key: str, counted_N: Floats) -> Floats:
+    """Return each cell's counts over all genes from ``obs``; ``counted_N`` are those of the genes of the file."""
+    values = column(adata, key, "total")
+    if not is_number(values):
+        raise ScmedleyError(
+            f"obs[{key!r}] holds no numbers. Name the column of each cell's counts over all genes."
+        )
+    total_N = values.to_numpy(np.float64, na_value=np.nan)
+    if bad := int((~(total_N >= counted_N - 0.5)).sum()):
+        raise ScmedleyError(
+            f"obs[{key!r}] is missing, or less than the counts of the genes of the file, in {bad:,} of {adata.n_obs:,} "
+            "cells. Give counts over all genes, or leave these cells out."
+        )
+    return total_N
 
 
 def _symbols(adata: AnnData, genes: pd.Index) -> dict[str, list[str]]:
@@ -194,23 +228,25 @@ def _symbols(adata: AnnData, genes: pd.Index) -> dict[str, list[str]]:
 class _Sums:
     """Counts of samples: ``count_SG``, the depths ``size_S`` and log2 of counts per million ``y_SG``."""
 
-    def __init__(self, count_SG: Floats, total_S: Floats):
+    def __init__(self, count_SG: Floats, total_S: Floats, given: bool = False):
         self.count_SG = count_SG
         self.total_S = total_S
-        self.size_S = depths(count_SG, total_S)
+        self.size_S = total_S if given else depths(count_SG, total_S)
         prior_S = PRIOR * self.size_S / self.size_S.mean() if len(total_S) else total_S
         # The same share for every sample: with the same number, shallow samples would seem to express more.
         self.y_SG = np.log2(1e6 * (count_SG + prior_S[:, None]) / self.size_S[:, None])
         self.share_G = count_SG.sum(0) / max(self.size_S.sum(), 1)
 
     @classmethod
-    def of(cls, samples: Samples, x_NG: Matrix, total_N: Floats, rows: NDArray[np.int64]) -> _Sums:
-        """Sum the cells of each sample; ``rows`` are those of ``samples.code_N``."""
+    def of(
+        cls, samples: Samples, x_NG: Matrix, total_N: Floats, rows: NDArray[np.int64], given: bool = False
+    ) -> _Sums:
+        """Sum the cells of each sample; ``rows`` are those of ``samples.code_N``. Totals that are given are depths."""
         kept = samples.code_N >= 0
         shape = (len(samples.table), int(kept.sum()))
         member_SN = csr_matrix((np.ones(shape[1]), (samples.code_N[kept], np.arange(shape[1]))), shape)
         count_SG = np.asarray(dense(member_SN @ x_NG[rows[kept]]), dtype=np.float64)
-        return cls(count_SG, np.maximum(member_SN @ total_N[rows[kept]], 1e-9))
+        return cls(count_SG, np.maximum(member_SN @ total_N[rows[kept]], 1e-9), given)
 
 
 def depths(count_SG: Floats, total_S: Floats) -> Floats:

@@ -34,6 +34,7 @@ CONTROLS = (
     "wt",
 )
 NO_VARIATION = 1e-12
+LEAST_PEOPLE = 3  # levels of a column that may name the donors; two, such as sexes, match by chance
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def read_donors(
     roles = [condition_key, donor_key, *covariates, *([] if nested_in is None else [nested_in])]
     if twice := sorted({key for key in roles if roles.count(key) > 1}):
         raise ScmedleyError(
-            f"The column {twice[0]!r} has two roles. Condition, donor, covariates and study are different columns."
+            f"The column {twice[0]!r} has two roles. Condition, donor, covariates and study are different columns. "
+            "If each condition is one donor (two patients, say), no test is possible: one person cannot stand for a "
+            "group. scmedley run --batch describes how the two differ (gene_shifts.csv)."
         )
     condition = column(adata, condition_key, "condition")
     donor = as_categories(column(adata, donor_key, "donor"))
@@ -126,6 +129,34 @@ def read_donors(
             f"donor, a condition and all covariates; an effect needs two or more.{_said(missing)}"
         )
     return Donors(obs, np.flatnonzero(kept), condition_key, levels, kinds, nested_in, missing)
+
+
+def warn_of_samples(adata: AnnData, donors: Donors, donor_key: str) -> None:
+    """Warn if the donors seem to be samples: pairs of a level of another column and a condition."""
+    own = donors.obs
+    if not donors.levels or (own.groupby("donor", observed=True)["condition"].nunique() > 1).any():
+        return
+    used = {donor_key, donors.condition_key, *donors.covariates}
+    names = [n for n in adata.obs if n not in used and not pd.api.types.is_float_dtype(adata.obs[n])]
+    for name in sorted(names, key=lambda name: is_number(adata.obs[name])):  # an age is no name of a person
+        if _are_people(np.asarray(as_categories(adata.obs[name]).codes)[donors.rows], own):
+            warn(
+                f"Each level of obs[{donor_key!r}] has one condition, and is a level of obs[{name!r}] under that "
+                f"condition. If obs[{name!r}] names the donors, give it instead: each is then compared with itself. If "
+                "samples count as donors, most effects are missed."
+            )
+            return
+
+
+def _are_people(level_N: NDArray[Any], own: pd.DataFrame) -> bool:
+    """Return whether each donor of the table is one level under one condition, and levels have several conditions."""
+    pairs = own[["donor", "condition"]].assign(level=level_N).drop_duplicates()
+    conditions = pairs.groupby("level")["condition"].nunique()
+    several = len(conditions) >= LEAST_PEOPLE and bool(
+        (conditions > 1).all() and (conditions.index >= 0).all()
+    )
+    once = not pairs["donor"].duplicated().any() and not pairs[["level", "condition"]].duplicated().any()
+    return several and once
 
 
 def _said(missing: dict[str, int]) -> str:

@@ -37,6 +37,7 @@ LEAST_DONORS = 3
 CELLS_OF_DONOR = 10  # in the cluster and outside: a sum over fewer cells is mostly noise
 # Counts per 10,000, added before every logarithm, so that genes that hardly any cell expresses do not change.
 PSEUDOCOUNT = 0.1
+CLEAR_FOLD = 1.0  # log2: genes of at least twice the expression of the other cells come first
 
 
 def markers(
@@ -48,7 +49,10 @@ def markers(
     fdr: float = 0.05,
     values: ValueKind = "auto",
 ) -> pd.DataFrame:
-    """Return the genes that each cluster expresses more than the other cells, the highest score first.
+    """Return the genes that each cluster expresses more than the other cells, the clearest first.
+
+    Genes with at least twice the mean expression of the other cells come first, then all others; both by their score.
+    Ribosomal genes of T cells, for example, have high scores because all cells express them, and little difference.
 
     Cells: Wilcoxon's rank-sum test of the cluster against all other cells (:func:`scanpy.tl.rank_genes_groups`),
     corrected for ties, of which counts have many, on log1p of counts per 10,000. The matrix is that of
@@ -135,7 +139,11 @@ def markers(
         table["q"] = adjusted(table["p"].to_numpy())
         table["significant"] = table["q"] <= fdr
         table = table.assign(**_of_donors(by_donor, code_N == k, table["log2_fold_change"].to_numpy(), fdr))
-        tables.append(table.sort_values("score", ascending=False, kind="stable").head(n_genes or len(table)))
+        marks = table["log2_fold_change"] >= CLEAR_FOLD
+        order = (
+            table.assign(marks=marks).sort_values(["marks", "score"], ascending=False, kind="stable").index
+        )
+        tables.append(table.loc[order].head(n_genes or len(table)))
     result = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
     result = result[list(COLUMNS)]
     result.attrs.update({"values": found.reason, "fdr": fdr, "cluster_key": cluster_key})

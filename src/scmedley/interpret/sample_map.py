@@ -240,13 +240,14 @@ def _permanova(
     f = float("inf") if left < 1e-12 * total else (seen / df) / (left / (n - 1 - df))
     table = one_hot[first].sum(0)[None] if among_donors else pd.DataFrame(one_hot).groupby(code_D).sum()
     ways = _arrangements(np.asarray(table, int).tolist(), bool(np.isnan(groups)))
+    least = 1 / min(ways, permutations + 1)
     return {
         "samples": n,
         "groups": groups,
         "r2": seen / total,
         "pseudo_f": f,
-        "p": float(p),
-        "least_p": 1 / min(ways, permutations + 1),
+        "p": max(float(p), least),  # drawn permutations may meet the few arrangements too rarely
+        "least_p": least,
     }
 
 

@@ -27,6 +27,7 @@ from scmedley.models import fitting
 from scmedley.models.adapt import adapted, levels_of, seeing
 from scmedley.models.counterfactual import counterfactual
 from scmedley.models.interval import Calibration
+from scmedley.models.network import check_class, check_network, check_network_type
 from scmedley.models.reference import Reference
 from scmedley.models.settings import Settings
 from scmedley.models.transfer import transfer
@@ -117,6 +118,7 @@ class Model(Generic[S]):
                 f"{type(self).__name__} learns no labels, so it takes no label_key. Use FixedEffects, MixedEffects or "
                 "Autoencoder to learn labels. To split cells by label, use sm.pp.prepare(adata, label_key=...)."
             )
+        check_class(self)
         labelled = label_key is not None
         self.settings: S = self.preset(settings, labelled) if isinstance(settings, str) else settings
         self._network_type()  # raises for settings of another model
@@ -129,7 +131,9 @@ class Model(Generic[S]):
     @classmethod
     def preset(cls, name: str, labelled: bool = False) -> S:
         """Return the settings of a preset; ``labelled``: for a network with a label head."""
-        raise NotImplementedError
+        raise ScmedleyError(
+            f"The class {cls.__name__} has no presets. Add the class method preset(name, labelled), or give settings."
+        )
 
     def fit(
         self,
@@ -352,7 +356,10 @@ class Model(Generic[S]):
         sizes: dict[str, Any] = {"n_labels": len(self.labels.names)} if self.labels else {}
         if trained.terms is not None and self.has_effects:
             sizes["levels"] = levels_of(trained)
-        network = self._network_type()(len(self.genes), trained.n_batches, self.settings, **sizes)
+        kind = self._network_type()
+        check_network_type(self, kind)
+        network = kind(len(self.genes), trained.n_batches, self.settings, **sizes)
+        check_network(self, network)
         self.network = network.to(device)
 
     def _network_type(self) -> type:

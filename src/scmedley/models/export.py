@@ -106,8 +106,8 @@ def export(model: Model[Any]) -> Decoder:
     Raises
     ------
     ScmedleyError
-        The latent of a counterfactual depends on its target (``encodes_as_target``, the paper preset), or the
-        decoder has no batch effects.
+        The latent of a counterfactual depends on its target (``encodes_as_target``, the paper preset), the
+        decoder has no batch effects, or the network does not export its layers (``decoder_layers``).
     """
     if model.encodes_as_target:
         raise ScmedleyError(
@@ -116,6 +116,11 @@ def export(model: Model[Any]) -> Decoder:
         )
     if not model.has_effects:
         raise ScmedleyError("The decoder of this model has no batch effects, so it has no counterfactuals.")
+    if not hasattr(model.network, "decoder_layers"):
+        raise ScmedleyError(
+            f"This page cannot compute counterfactuals of {type(model).__name__}, whose network has no decoder_layers. "
+            "The command scmedley project writes them."
+        )
     levels: Levels = model.network.levels
     layers = [layer._replace(effects=_of_batches(layer, levels)) for layer in model.network.decoder_layers()]
     return Decoder(

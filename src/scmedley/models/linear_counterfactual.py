@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import stats
 from scipy.sparse import csr_matrix
 
 from scmedley import keys
@@ -92,7 +93,8 @@ def predicted(
     layers = {"difference": effect_DG[place_N]}
     x_NG = y_NG + layers["difference"]
     if interval:
-        half_NG = (WITHIN_90 * _sd(posterior, c_NL[first_D])).astype(np.float32)[place_N]
+        width_N = np.maximum(widths(model, own), widths(model, there))
+        half_NG = width_N[:, None] * _sd(posterior, c_NL[first_D]).astype(np.float32)[place_N]
         for name, values in (("X", x_NG), ("difference", layers["difference"])):
             layers |= {f"{name}_q05": values - half_NG, f"{name}_q95": values + half_NG}
     target = target_name(to)
@@ -100,6 +102,26 @@ def predicted(
     found[keys.TARGET] = pd.Categorical([target] * len(obs), categories=[target])
     found[keys.SEEN] = _seen(model, there)
     return AnnData(x_NG, obs=found, var=model.var(), layers=layers)
+
+
+def widths(model: LinearMixed, obs: pd.DataFrame) -> np.ndarray:
+    """Return half the width of the 90 % interval of each cell in standard deviations.
+
+    That of a Gaussian, if the fit had cells with these levels. How much new levels differ, such as the response of
+    a donor without treated cells, is known from the levels of the fit, donors or studies: if D of them, the interval
+    is that of Student's t with D - 1 degrees of freedom.
+    """
+    terms = model.design.terms.terms
+    level_NT = model.design.terms.rows(obs)[0]
+    width_N = np.full(len(obs), WITHIN_90, dtype=np.float32)
+    for t, term in enumerate(terms):
+        if not term.random:
+            continue
+        at_mean_N = (term.names(obs).isna() | np.isnan(term.values(obs))).to_numpy()
+        parts = [one for one in terms if one.random and one != term and set(one.factors) <= set(term.factors)]
+        donors = max((len(one.levels) for one in parts), default=len(term.levels))
+        width_N[(level_NT[:, t] < 0) & ~at_mean_N] = stats.t.ppf(0.95, max(1, donors - 1))
+    return width_N
 
 
 def _seen(model: LinearMixed, there: pd.DataFrame) -> np.ndarray:

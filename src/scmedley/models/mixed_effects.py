@@ -16,7 +16,7 @@ from scmedley.data.inplace import check_is_adata, ensure_not_view
 from scmedley.data.reader import Cells, Reading
 from scmedley.data.targets import Target, named_targets
 from scmedley.device import modes
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.keys import Reads, ValueKind
 from scmedley.models.adversarial import AdversarialSettings
 from scmedley.models.base import Model, described
@@ -26,6 +26,12 @@ from scmedley.models.random_effects import RandomEffects, RandomEffectsSettings
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY, Reference
 from scmedley.models.store import DESCRIPTION, replacing_model, write
 from scmedley.pp.prepared import read_prepared
+
+KEPT = (
+    "{columns}: kept in the fixed latent, so this prediction comes from the random-effects network. Its latent holds "
+    "most of what the column does, so the predicted change is far too small: do not use it. For this what-if, fit "
+    "without keep, or use sm.LinearMixed."
+)
 
 
 class MixedEffects:
@@ -261,9 +267,13 @@ class MixedEffects:
     ) -> AnnData | Path:
         """Predict cells as if from other batches: ``Model.counterfactual`` of :attr:`decoder`.
 
-        A target that names a column of ``keep`` is of the random effects: the fixed effects do not model it.
+        A target that names a column of ``keep`` is of the random effects, with a warning: their latent holds most of
+        what the column does, so the predicted change is far too small.
         """
-        return self.decoder_of(to).counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
+        network = self.decoder_of(to)
+        if self.keep and network is self.random:
+            warn(KEPT.format(columns=listed(self.keep)))
+        return network.counterfactual(adata, to, draws=draws, seed=seed, unknown=unknown, out=out)
 
     def adapt(self, adata: Cells, *, steps: int = 200, seed: int = 0, threads: int | None = None) -> Self:
         """Learn the effects of batches that the model does not know, in both networks. See ``Model.adapt``.

@@ -177,6 +177,11 @@ def check_setting(name: str, value: Any, default: Any) -> None:
     elif isinstance(default, float):
         right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
         wanted = "a number, 0 or more"
+    elif isinstance(default, tuple) and any(isinstance(part, float) for part in default):
+        right = isinstance(value, tuple) and all(
+            isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in value
+        )
+        wanted = f"numbers, such as {default}"
     elif isinstance(default, tuple):
         right = isinstance(value, tuple) and bool(value) and all(_is_whole(n) and n > 0 for n in value)
         wanted = "at least one whole number above 0, such as (256, 128)"
@@ -198,11 +203,12 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def named(name: str, default: S, paper: S) -> S:
-    """Return the settings of a preset; raise if the name is unknown."""
-    if name not in PRESETS:
-        raise ScmedleyError(f"There is no preset {name!r}. Choose one of {list(PRESETS)}.")
-    return default if name == "default" else paper
+def named(name: str, default: S, paper: S | None = None) -> S:
+    """Return the settings of a preset; raise if the name is unknown, or if the model has no ``paper`` preset."""
+    presets = {"default": default} if paper is None else {"default": default, "paper": paper}
+    if name not in presets:
+        raise ScmedleyError(f"There is no preset {name!r}. Choose one of {list(presets)}.")
+    return presets[name]
 
 
 def read_changes(path: Path) -> dict[str, dict[str, Any]]:

@@ -13,8 +13,9 @@ from scmedley.data.terms import formula_of
 from scmedley.device import resolve_device
 from scmedley.errors import ScmedleyError, check_seed, listed
 from scmedley.io.formats import reader_for
-from scmedley.models import VAE, DeepBID, FixedEffects, MixedEffects, RandomEffects
-from scmedley.models.catalogue import DEEPBID, FE, RE, VAE_ROW
+from scmedley.models import DeepBID, FixedEffects, MixedEffects, RandomEffects
+from scmedley.models.base import Model
+from scmedley.models.catalogue import FE, RE, run_row
 from scmedley.models.settings import read_changes
 from scmedley.pipeline.config import RunConfig
 from scmedley.runs.folder import LABELS
@@ -108,11 +109,11 @@ def check_n_clusters(config: RunConfig, obs: pd.DataFrame) -> None:
         )
 
 
-def unfitted(config: RunConfig) -> MixedEffects | VAE:
+def unfitted(config: RunConfig) -> MixedEffects | Model[Any]:
     """Return the model of a run, with the preset changed first by the file, then by the options."""
     from_file = read_changes(Path(config.settings)) if config.settings else {}
     fixed = FE.labelled if config.learn_labels else FE.name
-    one = {"vae": VAE_ROW, "deepbid": DEEPBID}.get(config.model)
+    one = run_row(config.model)
     names = (one.name,) if one else (fixed, RE.name)
     unused = sorted(set(from_file) - set(names))
     if unused:
@@ -124,9 +125,7 @@ def unfitted(config: RunConfig) -> MixedEffects | VAE:
     if one:
         given |= {} if config.clusters is None else {"n_clusters": config.clusters}
         settings = one.model.preset(config.preset).replace(**from_file.get(one.name, {}) | given)
-        model: Any = one.model(config.design or config.batch, settings=settings, keep=config.keep)
-        assert isinstance(model, VAE)
-        return model
+        return one.model(config.design or config.batch, settings=settings, keep=config.keep)
     return MixedEffects(
         config.design or config.batch,
         config.label if config.learn_labels else None,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from scmedley.keys import RunModel, ValueKind
+from scmedley.keys import ValueKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class RunConfig:
         Train the fixed-effects network also on the labels of the training cells.
     model
         "mixed": fixed and random effects. "vae": a variational autoencoder of the counts, with batch effects in
-        its decoder. "deepbid": one whose latent batches do not move, with clusters and denoised counts.
+        its decoder. "deepbid": one whose latent batches do not move, with clusters and denoised counts. Or the name of
+        a model that another package adds (docs/adding-a-model.md).
     preset
         "default", or "paper": the published networks and losses.
     settings
@@ -90,7 +91,7 @@ class RunConfig:
     keep: tuple[str, ...] = ()
     label: str | None = None
     learn_labels: bool = False
-    model: RunModel = "mixed"
+    model: str = "mixed"
     preset: Literal["default", "paper"] = "default"
     settings: str | None = None
     clusters: int | None = None

@@ -52,6 +52,7 @@ def effects(
     nested_in: str | None = None,
     min_cells: int = 10,
     min_donors: int = 2,
+    total: str | None = None,
     values: ValueKind = "auto",
     threads: int | None = None,
     overwrite: bool = False,
@@ -66,7 +67,7 @@ def effects(
         File of cells.
     out
         The new folder. With ``overwrite`` it may be the folder of an earlier call, which is replaced.
-    condition, donor, label, reference, covariates, nested_in, min_cells, min_donors, values, progress
+    condition, donor, label, reference, covariates, nested_in, min_cells, min_donors, total, values, progress
         As in :func:`scmedley.interpret.condition_effects`. Without a label there is no composition.
     threads
         CPU threads; all by default.
@@ -87,14 +88,14 @@ def effects(
         say(f"Effects of {condition} on {adata.n_vars:,} genes in {adata.n_obs:,} cells")
         with heard() as warnings:
             found = condition_effects(
-                adata, condition, donor, label, **design, values=values, progress=progress
+                adata, condition, donor, label, **design, total_key=total, values=values, progress=progress
             )
         shares, why = None, "no labels were given"
         if label is not None:
             try:
                 shares = composition(adata, condition, donor, label, **design)
             except ScmedleyError as error:  # such as one label only; the effects on genes are there
-                why = str(error)
+                why = str(error).rstrip(".")
         say("Shares of variance and distances of samples")
         roles: dict[str, Any] = {
             "condition": condition,
@@ -105,14 +106,22 @@ def effects(
         between = between_samples(adata, found, **roles, covariates=covariates, min_cells=min_cells)
         record: dict[str, Any] = {
             "version": __version__,
-            "input": {"name": input.name, "sha256": io.sha256(input), "cells": adata.n_obs},
-            "config": {"condition": condition, "donor": donor, "label": label, **design, "values": values},
+            "input": {
+                "name": input.name,
+                "sha256": io.sha256(input),
+                "cells": adata.n_obs,
+                "genes": adata.n_vars,
+            },
+            "config": {
+                **{"condition": condition, "donor": donor, "label": label, **design},
+                **{"total": total, "values": values},
+            },
             "fdr": FDR,
             "read": found.attrs["values"],
             "contrasts": found.attrs["contrasts"],
             "no_composition": why if shares is None else "",
             "not_shown": between.why,
-            "findings": [*findings(found), *composition_findings(shares)],
+            "findings": [*findings(found), *composition_findings(shares), *variance_findings(between.shares)],
             # Labels without a test are among the findings.
             "notes_on_samples": between.notes,
             "warnings": [line for line in warnings if not line.startswith("No test for ")],
@@ -191,3 +200,12 @@ def composition_findings(table: pd.DataFrame | None, fdr: float = FDR) -> list[s
         reasons = list(dict.fromkeys(table.loc[table["reason"] != "", "reason"]))
         said.append(f"Composition: no test ({'; '.join(reasons[:2])}).")
     return said
+
+
+def variance_findings(shares: pd.DataFrame | None) -> list[str]:
+    """Return a sentence about the mean share of variance of each term."""
+    if shares is None or shares.dropna().empty:
+        return []
+    means = shares.dropna().mean().sort_values(ascending=False, kind="stable")
+    terms = ", ".join(f"{term} {share:.0%}" for term, share in means.items())
+    return [f"Variance between samples, mean over {len(shares.dropna()):,} genes: {terms}."]

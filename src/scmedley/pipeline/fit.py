@@ -11,7 +11,7 @@ from scmedley import distributed, io, keys
 from scmedley.data.reader import Reading
 from scmedley.errors import heard
 from scmedley.interpret.check import decoder
-from scmedley.models import VAE, MixedEffects, RandomEffects
+from scmedley.models import MixedEffects, RandomEffects
 from scmedley.models.base import Model
 from scmedley.pipeline.findings import NULL_NAME
 from scmedley.pipeline.sample import Sample, cells_of
@@ -22,8 +22,8 @@ from scmedley.runs.folder import HISTORY, MODEL
 
 
 def fit_networks(
-    this: Work, model: MixedEffects | VAE, adata: AnnData, reading: Reading, sample: Sample
-) -> MixedEffects | VAE:
+    this: Work, model: MixedEffects | Model[Any], adata: AnnData, reading: Reading, sample: Sample
+) -> MixedEffects | Model[Any]:
     """Fit all networks and the null of the random effects; write the model and the history."""
     config, out = this.config, this.folder
     how: dict[str, Any] = {
@@ -33,11 +33,13 @@ def fit_networks(
         "device": config.device,
         "progress": this.progress,
     }
-    parts: dict[str, Model[Any]] = {config.model: model} if isinstance(model, VAE) else model.networks()
-    what = type(model).__name__ if isinstance(model, VAE) else f"{' and '.join(parts)} effects"
+    parts: dict[str, Model[Any]] = (
+        model.networks() if isinstance(model, MixedEffects) else {config.model: model}
+    )
+    what = f"{' and '.join(parts)} effects" if isinstance(model, MixedEffects) else type(model).__name__
     this.say(f"Fitting {what} to {adata.n_obs:,} cells")
     with this.stage("fit"), heard(this.warn):
-        if isinstance(model, VAE):
+        if not isinstance(model, MixedEffects):
             (out / run_folder.CHECKPOINTS).mkdir(exist_ok=True)
             model.fit(reading, checkpoint=out / run_folder.CHECKPOINTS / f"{config.model}.safetensors", **how)
         else:
@@ -45,7 +47,7 @@ def fit_networks(
         if distributed.is_first():
             model.save(out / MODEL)
     history, networks = model.history, {n: m.fitted for n, m in parts.items()}
-    if isinstance(model, VAE):
+    if not isinstance(model, MixedEffects):
         history = history.assign(network=config.model)
     elif config.null:
         this.say("Fitting random effects to permuted batches (the null)")

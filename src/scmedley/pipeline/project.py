@@ -31,7 +31,7 @@ from scmedley.interpret.genomap import Layout, genomap_of
 from scmedley.interpret.panel import panel
 from scmedley.interpret.trust import CAUTIONS, UNSEEN, UNUSABLE, WORSE
 from scmedley.keys import ValueKind
-from scmedley.models import VAE, MixedEffects
+from scmedley.models import MixedEffects
 from scmedley.models.base import Model
 from scmedley.models.targets import as_if
 from scmedley.runs.folder import CELLS, CHECK, GENOMAP, RECORD
@@ -107,7 +107,7 @@ def project(
 
 
 def _write(
-    model: MixedEffects | VAE,
+    model: MixedEffects | Model[Any],
     cells: Reading,
     to: Sequence[Target],
     out: Path,
@@ -125,7 +125,7 @@ def _write(
     return f"{cells.n_cells} cells predicted in {', '.join(map(target_name, to))}: {out}"
 
 
-def cells_of_run(folder: Path, model: MixedEffects | VAE, select: Sequence[str]) -> Reading:
+def cells_of_run(folder: Path, model: MixedEffects | Model[Any], select: Sequence[str]) -> Reading:
     """Return the chosen cells of a run as its model reads them."""
     rows = choose(select, read_obs(folder))
     if store_of(folder) is None:
@@ -229,7 +229,7 @@ def _check_figure(to: Sequence[str], rows: int) -> None:
         )
 
 
-def target_of(text: Any, model: MixedEffects | VAE) -> Target:
+def target_of(text: Any, model: MixedEffects | Model[Any]) -> Target:
     """Return a target of the command line: a batch, or levels by column, such as ``donor=d7,condition=ctrl``.
 
     A batch of the model whose name holds "=" is a batch.
@@ -248,7 +248,7 @@ def target_of(text: Any, model: MixedEffects | VAE) -> Target:
     return str(text)
 
 
-def decoder_of(model: MixedEffects | VAE, to: Sequence[Target]) -> Model[Any]:
+def decoder_of(model: MixedEffects | Model[Any], to: Sequence[Target]) -> Model[Any]:
     """Return the network that predicts these targets."""
     return model.decoder_of(to) if isinstance(model, MixedEffects) else model
 
@@ -309,7 +309,7 @@ def _pairs(
     return list(found)
 
 
-def _genomap(folder: Path, model: MixedEffects | VAE) -> Layout:
+def _genomap(folder: Path, model: MixedEffects | Model[Any]) -> Layout:
     """Read the layout of the genes in a picture; if it is missing, compute it from the cells and save it."""
     path = folder / GENOMAP
     if not path.exists():
@@ -324,7 +324,7 @@ def _genomap(folder: Path, model: MixedEffects | VAE) -> Layout:
 
 def _draw(
     folder: Path,
-    model: MixedEffects | VAE,
+    model: MixedEffects | Model[Any],
     cells: Reading,
     to: Sequence[Target],
     path: Path,

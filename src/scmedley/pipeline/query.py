@@ -20,7 +20,8 @@ from scmedley.errors import ScmedleyWarning, listed
 from scmedley.interpret.check import decoder
 from scmedley.io.lazy import matrices_bytes, opened
 from scmedley.keys import ValueKind
-from scmedley.models import VAE, DeepBID, MixedEffects
+from scmedley.models import DeepBID, MixedEffects
+from scmedley.models.base import Model
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.pp.stored import store_new
@@ -58,8 +59,8 @@ def embed(
 
 
 def _cells(
-    stack: ExitStack, model: MixedEffects | VAE, input: Path, out: Path, values: ValueKind
-) -> tuple[MixedEffects | VAE, AnnData, Reading]:
+    stack: ExitStack, model: MixedEffects | Model[Any], input: Path, out: Path, values: ValueKind
+) -> tuple[MixedEffects | Model[Any], AnnData, Reading]:
     """Return the model, the new cells, and the cells as it reads them.
 
     Those of a large file are read in blocks into a temporary store beside ``out``; they are then without a matrix.
@@ -83,7 +84,7 @@ def _embed(
     out: Path,
     page: Path,
     unknown: str,
-    model: MixedEffects | VAE,
+    model: MixedEffects | Model[Any],
     adata: AnnData,
     reading: Reading,
 ) -> list[str]:
@@ -134,7 +135,7 @@ def cells_of_clusters(folder: Path, adata: AnnData) -> list[dict[str, Any]]:
     ]
 
 
-def adapted(model: MixedEffects | VAE, reading: Reading) -> MixedEffects | VAE:
+def adapted(model: MixedEffects | Model[Any], reading: Reading) -> MixedEffects | Model[Any]:
     """Return the model with the effects of batches that are new to it, learnt from similar numbers of each label.
 
     From all cells, a large group of a new type would pass for the effect of its batch. The cells of each batch
@@ -154,19 +155,21 @@ def adapted(model: MixedEffects | VAE, reading: Reading) -> MixedEffects | VAE:
     return model.adapt(reading.take(np.sort(np.concatenate(chosen))))
 
 
-def transferred(model: MixedEffects | VAE, reading: Reading) -> pd.DataFrame:
+def transferred(model: MixedEffects | Model[Any], reading: Reading) -> pd.DataFrame:
     """Return the table of ``model.transfer``, or an empty one and a warning if the model has no reference."""
     if model.reference is not None:
         return model.transfer(reading)
     if isinstance(model, MixedEffects) and model.fixed is None:
         reason = f"obsm[{model.fixed_key!r}] replaces the fixed-effects network, which reads new cells. Fit without it."
+    elif decoder(model).needs_batch and not isinstance(model, MixedEffects):
+        reason = f"the latent of {type(model).__name__} holds the batch, so it cannot place cells of other batches."
     else:
         reason = "the run is of a version that did not keep reference cells. Fit it again."
     warnings.warn(f"No labels and no novelty: {reason}", ScmedleyWarning, stacklevel=2)
     return pd.DataFrame(index=reading.obs.index)
 
 
-def batches(obs: pd.DataFrame, model: MixedEffects | VAE) -> pd.Series[str]:
+def batches(obs: pd.DataFrame, model: MixedEffects | Model[Any]) -> pd.Series[str]:
     """Return the batch of each cell as the model names it; all are of one batch if the column is missing."""
     design = decoder(model).design
     if not set(design.columns) & set(obs):
@@ -175,7 +178,7 @@ def batches(obs: pd.DataFrame, model: MixedEffects | VAE) -> pd.Series[str]:
     return names
 
 
-def note_of(model: MixedEffects | VAE, obs: pd.DataFrame, unknown: str) -> str:
+def note_of(model: MixedEffects | Model[Any], obs: pd.DataFrame, unknown: str) -> str:
     """Return how the cells of batches that the model does not know were read; empty if it knows all."""
     new = sorted(set(batches(obs, model)[decoder(model).design.codes(obs) < 0]))
     if not new:
@@ -184,7 +187,7 @@ def note_of(model: MixedEffects | VAE, obs: pd.DataFrame, unknown: str) -> str:
     if unknown == "adapt":
         return f"{which} Their effects were learnt from these cells first (--unknown adapt)."
     weak = f"weak there and rarely above {MOST_NOVELTY}"
-    if not isinstance(model, VAE):
+    if isinstance(model, MixedEffects) or model.needs_batch:
         return (
             f"{which} The cells were read with the population mean (--unknown mean): novelty is {weak}. Try --unknown "
             "adapt."

@@ -99,6 +99,7 @@ def _shares(
     tested = effects[effects["p"].notna()]
     if tested.empty:
         raise ScmedleyError("No gene has a test, so there are no genes to split the variance of.")
+    label = label if effects["label"].nunique() > 1 else None  # one label explains nothing
     mean = tested.groupby("gene", sort=False)["mean_expression"].max()
     genes = [str(gene) for gene in mean.sort_values(ascending=False, kind="stable").index[:MOST_GENES]]
     terms = [_term(adata, key) for key in (*([] if label is None else [label]), condition, *covariates)]

@@ -14,25 +14,30 @@ from scmedley.evaluate.label_accuracy import label_accuracy
 from scmedley.evaluate.scores import scores
 from scmedley.interpret.check import counterfactual_check, decoder
 from scmedley.interpret.collapse import diagnose
+from scmedley.interpret.donors import is_number
 from scmedley.interpret.genomap import MOST_GENES, genomap_of
 from scmedley.interpret.shifts import gene_shifts, interval_coverage
 from scmedley.models import VAE, DeepBID, MixedEffects
+from scmedley.models.base import Model
+from scmedley.models.catalogue import maps_of
 from scmedley.pipeline.clusters import write_clusters
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.findings import findings
 from scmedley.pipeline.sample import Sample, cells_of, taken
-from scmedley.pipeline.verdicts import verdicts
+from scmedley.pipeline.verdicts import leaks_of, verdicts, worst_of
 from scmedley.pipeline.work import Work
 from scmedley.runs.folder import CHECK, GENOMAP, LABELS, SCORES, SHIFTS
 
 
 def scored(config: RunConfig) -> list[str]:
     """Return the embeddings that are scored by the batches of the run."""
-    shown = keys.MAPS_OF[config.model]
+    shown = maps_of(config.model)
     return [keys.FIXED, keys.RANDOM, keys.RANDOM_MASKED, keys.PCA] if config.model == "mixed" else [*shown]
 
 
-def score(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Reading, sample: Sample) -> None:
+def score(
+    this: Work, adata: AnnData, model: MixedEffects | Model[Any], reading: Reading, sample: Sample
+) -> None:
     """Write the tables, of all cells or of the sample; add verdicts and findings to the record."""
     config, out = this.config, this.folder
     for name in ("verdicts", "findings", "intervals", "collapse"):  # of earlier scores
@@ -49,7 +54,7 @@ def score(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Readin
         io.write_csv(table, out / SCORES)
         labels = None
         if config.label is not None:
-            labels = label_accuracy(cells, [keys.MAPS_OF[config.model][0], keys.PCA], config.label)
+            labels = label_accuracy(cells, [maps_of(config.model)[0], keys.PCA], config.label)
             io.write_csv(labels, out / LABELS)
         paired = taken(reading, sample.paired)
         shifts, check = _counterfactuals(this, model, paired)
@@ -62,15 +67,39 @@ def score(this: Work, adata: AnnData, model: MixedEffects | VAE, reading: Readin
         if isinstance(model, VAE) and not (isinstance(model, DeepBID) and model.is_published):
             found = diagnose(model, drawn, seed=config.seed)
             this.record["collapse"] = found.described()
+        kept = kept_findings(cells, config)
     about = dict(this.record)
     if isinstance(model, MixedEffects):
         about["hides_batch"] = model.random.settings.masked_share > 0
     this.record["verdicts"] = [asdict(verdict) for verdict in verdicts(table, check, about, labels)]
-    this.record["findings"] = clusters + findings(table, shifts, check, about)
+    this.record["findings"] = clusters + kept + findings(table, shifts, check, about)
+
+
+def kept_findings(cells: AnnData, config: RunConfig) -> list[str]:
+    """Return how well each column that is to stay in the fixed latent is read from it, beside PCA and chance."""
+    said = []
+    judged = maps_of(config.model)[0]
+    for column in config.keep:
+        if is_number(cells.obs[column]):
+            continue  # read as classes, its values would be as many batches
+        table = scores(cells, [judged, keys.PCA], column, config.label, seed=config.seed)
+        own, pca = leaks_of(table, judged), leaks_of(table, keys.PCA)
+        if not (own and pca):
+            said.append(
+                f"Kept: {column} could not be scored: no label has held-out cells in two of its levels."
+            )
+            continue
+        best, of_pca = own[worst_of(own)], pca[worst_of(pca)]
+        said.append(
+            f"Kept: {column} is read from the {keys.title(judged).lower()} of held-out cells with {best.value:z.2f} "
+            f"(0 is chance, which reaches {2 * best.null_sd:.2f}; 1 is always; PCA {of_pca.value:z.2f}), by the best "
+            "of three probes."
+        )
+    return said
 
 
 def _counterfactuals(
-    this: Work, model: MixedEffects | VAE, reading: Reading
+    this: Work, model: MixedEffects | Model[Any], reading: Reading
 ) -> tuple[pd.DataFrame, pd.DataFrame] | tuple[None, None]:
     """Write and return the gene shifts and their check; ``None`` if the decoder has no batch effects."""
     config, out = this.config, this.folder
@@ -89,7 +118,7 @@ def _counterfactuals(
     return shifts, check
 
 
-def _intervals(model: MixedEffects | VAE, reading: Reading, config: RunConfig) -> dict[str, float]:
+def _intervals(model: MixedEffects | Model[Any], reading: Reading, config: RunConfig) -> dict[str, float]:
     """Return the factor of the intervals and their coverage on held-out cells; empty if not calibrated."""
     calibration = decoder(model).calibration
     if calibration is None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from anndata import AnnData
@@ -19,7 +20,9 @@ from scmedley.data.inplace import store_clusters
 from scmedley.data.reader import Reading
 from scmedley.device import engine
 from scmedley.errors import ScmedleyError, heard
-from scmedley.models import VAE, DeepBID, MixedEffects
+from scmedley.models import DeepBID, MixedEffects
+from scmedley.models.base import Model
+from scmedley.models.catalogue import maps_of
 from scmedley.pipeline.backed import Place, nothing_of, place_of
 from scmedley.pipeline.cells import Say
 from scmedley.pipeline.checks import check_config, check_inputs, resolved, unfitted
@@ -30,7 +33,9 @@ from scmedley.pipeline.processes import announce_place, announce_ready, take_par
 from scmedley.pipeline.sample import Sample
 from scmedley.pipeline.scoring import score, scored
 from scmedley.pipeline.work import Work, write_report_of
+from scmedley.pl._palette import store_colours
 from scmedley.pp import pca
+from scmedley.pp.join import file_titles
 from scmedley.pp.maps import umap
 from scmedley.pp.stored import read_store
 from scmedley.report.build import check_extra
@@ -90,7 +95,7 @@ def _run(
                 "versions": run_folder.versions(),
                 "seed": config.seed,
                 "started": now(),
-                "input": {"name": ", ".join(p.name for p in inputs), "sha256": _hash(inputs)},
+                "input": {"name": _title(inputs), "sha256": _hash(inputs)},
             },
         )
         record.check_place(overwrite)
@@ -111,6 +116,12 @@ def _run(
             _after_preparing(this, adata, place, only_fit)
         shutil.rmtree(out / run_folder.CHECKPOINTS, ignore_errors=True)
     return record
+
+
+def _title(inputs: Sequence[Path]) -> str:
+    """Return the names of the files; of files with equal names, the parts of their paths that differ."""
+    names = [path.name for path in inputs]
+    return ", ".join(names if len(set(names)) == len(names) else file_titles(inputs))
 
 
 def _after_preparing(this: Work, adata: AnnData, place: Place | None, only_fit: bool) -> None:
@@ -189,8 +200,8 @@ def _write_cells(this: Work, adata: AnnData) -> None:
             this.warn(f"{CELLS}: {warning}")
 
 
-def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, reading: Reading) -> None:
-    """Store all embeddings, the principal components, their UMAPs, the settings and versions."""
+def embed_all(adata: AnnData, model: MixedEffects | Model[Any], config: RunConfig, reading: Reading) -> None:
+    """Store all embeddings, the principal components, their UMAPs, colours, the settings and versions."""
     model.embed(adata, reading=reading)
     if isinstance(model, DeepBID):
         if model.clusters is None:  # the paper preset
@@ -201,8 +212,9 @@ def embed_all(adata: AnnData, model: MixedEffects | VAE, config: RunConfig, read
     if isinstance(model, MixedEffects):
         adata.obsm[keys.RANDOM_MASKED] = model.random.get_latent_representation(reading, mask_batch=True)
     pca(adata, seed=config.seed, reading=None if reading.store is None else reading)
-    for basis in keys.MAPS_OF[config.model]:
+    for basis in maps_of(config.model):
         umap(adata, basis, seed=config.seed, rest="placed" if adata.n_obs > sampling.MANY else "missing")
+    store_colours(adata, filter(None, (config.batch, config.label, keys.CLUSTER)))
     adata.uns[keys.UNS] = {
         **adata.uns[keys.UNS],
         "config": {k: v for k, v in asdict(config).items() if v is not None and v != ()},

@@ -38,6 +38,7 @@ import pandas as pd
 from scmedley import keys
 from scmedley.evaluate.probes import PROBES, ProbeName
 from scmedley.interpret.check import ALL, TOO_FEW, summarise
+from scmedley.models.catalogue import maps_of, run_row
 
 Mark = Literal["good", "weak", "failed", "unknown"]
 
@@ -74,10 +75,11 @@ def verdicts(
     """
     config, networks = record.get("config", {}), record.get("networks", {})
     given, model = config.get("fixed"), config.get("model", "mixed")
-    judged = keys.MAPS_OF[model][0]
-    trained = model if model != "mixed" else "random" if given else "fixed"
+    judged = maps_of(model)[0]
+    row = run_row(model)
+    trained = model if row is not None else "random" if given else "fixed"
     cut = networks.get(trained, {}).get("stopped") == "interrupted"
-    name = {"mixed": "fixed-effects", "vae": "VAE", "deepbid": "DeepBID"}[model]
+    name = "fixed-effects" if row is None else row.name
     capped = cut or not record.get("comparable", True)
     suffix = "; training was interrupted." if cut else "."
     return [
@@ -87,7 +89,7 @@ def verdicts(
             ("Are the labels kept?", _labels(scores, judged, labels)),
             (
                 "Can the counterfactuals (what-if) be trusted?",
-                _trust(check),
+                _trust(check, [*(record.get("design") or {}).get("keep", ())]),
             ),
         )
     ]
@@ -239,7 +241,7 @@ def mark_by_label(counted: pd.DataFrame) -> Mark:
     return label_mark(counted.fixed.mean(), 1 / len(counted), counted.pca.mean(), error)
 
 
-def _trust(check: pd.DataFrame | None) -> tuple[Mark, str, dict[str, float]]:
+def _trust(check: pd.DataFrame | None, kept: list[str]) -> tuple[Mark, str, dict[str, float]]:
     if check is None:
         return "unknown", "There are none: the decoder of this model has no batch effects", {}
     found, of_labels = summarise(check), set(check.label) != {ALL}
@@ -273,6 +275,8 @@ def _trust(check: pd.DataFrame | None) -> tuple[Mark, str, dict[str, float]]:
         f"{'Do not use: ' * (mark == 'failed')}{agree} with held-out cells; correlation {median['pearson']:z.2f}"
         f"{f' ({baselines})' * bool(baselines)}"
     )
+    if kept:
+        words += f"; not what-if of {', '.join(kept)}: what is kept in the latent cannot be changed"
     return mark, words, numbers
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import pandas as pd
+from anndata import AnnData
+
 # Okabe and Ito's set without black and with a darker yellow; then the same hues lighter and darker.
 BASE = ["#0079bf", "#e69f00", "#009e73", "#cc5fa0", "#d55e00", "#56b4e9", "#8c7ae6", "#a3a300"]
 MISSING = "#9a9a9a"
@@ -18,3 +23,15 @@ DISTINCT = BASE + [_mix(colour, 255, 0.45) for colour in BASE] + [_mix(colour, 0
 def colours(n: int) -> list[str]:
     """Return a colour for each of ``n`` levels; colours repeat after ``len(DISTINCT)``."""
     return [DISTINCT[i % len(DISTINCT)] for i in range(n)]
+
+
+def store_colours(adata: AnnData, columns: Iterable[str]) -> None:
+    """Store the report's colours of categorical columns in ``uns``, where scanpy and CELLxGENE look for them.
+
+    Colours that the AnnData has stay, unless they are fewer than the categories.
+    """
+    for name in columns:
+        if name in adata.obs and isinstance(adata.obs[name].dtype, pd.CategoricalDtype) and "/" not in name:
+            n_levels = len(adata.obs[name].cat.categories)
+            if n_levels and len(adata.uns.get(f"{name}_colors", ())) < n_levels:
+                adata.uns[f"{name}_colors"] = colours(n_levels)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from scmedley import keys
 from scmedley.data.design import as_categories, column, oddly_named
 from scmedley.data.evidence import Checked
 from scmedley.data.gene_names import check_unique, oddities, rows_are_genes
@@ -123,8 +124,9 @@ def _batch_warnings(batch: pd.Categorical, key: str) -> list[str]:
         )
     if len(sizes) < 3:
         warnings.append(
-            f"obs[{key!r}] has only {len(sizes)} batches. The results hold for these batches, "
-            "and do not show how batches or donors vary in general."
+            f"obs[{key!r}] has only {len(sizes)} batches. The results hold for these batches, and do not show how "
+            "batches or donors vary in general. All that differs between the two (people, day, laboratory, "
+            "sequencing) is one difference here: nothing can tell which of these caused it."
         )
     return warnings
 
@@ -142,6 +144,20 @@ def _no_measurements(values: "pd.Series[Any]", what: str, meant: str) -> "pd.Ser
     return values
 
 
+def _names_of_clusters(adata: AnnData, label: pd.Categorical, key: str) -> list[str]:
+    """Warn of labels that are, or may be names of, clusters that were found in the same cells."""
+    if keys.CLUSTER not in adata.obs:
+        return []
+    cluster_N = adata.obs[keys.CLUSTER].astype(str).array
+    labels_K = pd.DataFrame({"cluster": cluster_N, "label": label}).groupby("cluster")["label"].nunique()
+    if len(label.categories) < 2 or (labels_K > 1).any():
+        return []
+    return [
+        f"All cells of a cluster in obs[{keys.CLUSTER!r}] have the same label in obs[{key!r}]. If the labels are names "
+        "of these clusters, scores by label show how well the clusters are found again, not that they are cell types."
+    ]
+
+
 def _label_warnings(adata: AnnData, batch: pd.Categorical | None, key: str) -> list[str]:
     warnings = []
     values = column(adata, key, "label")
@@ -157,7 +173,7 @@ def _label_warnings(adata: AnnData, batch: pd.Categorical | None, key: str) -> l
             f"obs[{key!r}] holds {len(label.categories):,} different numbers (such as {label.categories[0]}): these "
             "are measurements, not labels. Choose the column that holds the type of a cell."
         )
-    warnings += oddly_named(values, "label")
+    warnings += oddly_named(values, "label") + _names_of_clusters(adata, label, key)
     if n_missing:
         warnings.append(
             f"{n_missing:,} of {len(label):,} cells have no label in obs[{key!r}]. "

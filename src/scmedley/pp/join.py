@@ -167,7 +167,18 @@ def _joined(
 
 
 def batch_names(paths: Sequence[Path]) -> list[str]:
-    """Return the batch name of each file: its name without endings, with folders if names repeat."""
+    """Return the batch name of each file: its name without endings, with folders if names repeat (and a warning)."""
+    names = file_titles(paths)
+    if names != [_stem(path.name) for path in paths]:
+        said = ", ".join(f"{name!r} ({path})" for name, path in list(zip(names, paths, strict=True))[:3])
+        warn(
+            f"Files have the same name, so batches are named by the parts of their paths that differ: {said}."
+        )
+    return names
+
+
+def file_titles(paths: Sequence[Path]) -> list[str]:
+    """Return a short name of each file, which no two have: its name without endings, with folders if names repeat."""
     names = [_stem(path.name) for path in paths]
     if len(set(names)) == len(names):
         return names
@@ -183,10 +194,7 @@ def batch_names(paths: Sequence[Path]) -> list[str]:
     n = 1
     while len({parts[-n:] for parts in ends}) < len(ends):
         n += 1
-    names = ["_".join(part.strip("/\\") for part in parts[-n:]) for parts in ends]
-    said = ", ".join(f"{name!r} ({path})" for name, path in list(zip(names, paths, strict=True))[:3])
-    warn(f"Files have the same name, so batches are named by the parts of their paths that differ: {said}.")
-    return names
+    return ["_".join(part.strip("/\\") for part in parts[-n:]) for parts in ends]
 
 
 def _stem(name: str) -> str:

@@ -24,6 +24,7 @@ def clusters(run: Run) -> dict[str, Any] | None:
     paint = dict(zip(evidence["cluster"], colours(len(evidence)), strict=True))
     total = evidence["cells"].sum()
     named = evidence.assign(colour=evidence["cluster"].map(paint), share=evidence["cells"] / total)
+    named["short"] = [short(cluster, name) for cluster, name in evidence[["cluster", "name"]].to_numpy()]
     tree = run.clusters.get(CLUSTER_TREE)
     tested = len(evidence) == 1 or bool(evidence["dip"].notna().any())
     return {
@@ -45,7 +46,7 @@ def clusters(run: Run) -> dict[str, Any] | None:
             (
                 what,
                 run.config.get(what),
-                crossed(run.clusters[file], what, dict(named[["cluster", "name"]].to_numpy())),
+                crossed(run.clusters[file], what, dict(named[["cluster", "short"]].to_numpy())),
             )
             for what, file in (("batch", CLUSTER_BATCHES), ("label", CLUSTER_LABELS))
             if file in run.clusters and len(run.clusters[file])
@@ -70,6 +71,12 @@ def crossed(table: pd.DataFrame, what: str, names: dict[str, str]) -> dict[str, 
     return {"columns": columns, "rows": rows, "totals": [int(n) for n in totals], "total": int(totals.sum())}
 
 
+def short(cluster: str, name: str) -> str:
+    """Return the name of a cluster as it follows its number: "CD14, LYZ" of "cluster 2 (CD14, LYZ)"."""
+    own = name.removeprefix(f"cluster {cluster}")
+    return own.strip(" ()") if own != name else name
+
+
 def genes(table: pd.DataFrame | None, evidence: pd.DataFrame) -> dict[str, Any] | None:
     """Return the first marker genes of each cluster; ``None`` without a table."""
     if table is None:
@@ -82,7 +89,7 @@ def genes(table: pd.DataFrame | None, evidence: pd.DataFrame) -> dict[str, Any] 
         listed.append(
             {
                 "cluster": cluster,
-                "name": name,
+                "name": short(cluster, name),
                 "donors": None
                 if rows.empty or pd.isna(rows["donors"].iloc[0])
                 else int(rows["donors"].iloc[0]),

@@ -18,6 +18,7 @@ TOP = 20  # genes of a table
 MOST_LABELS = 24  # volcanoes of a contrast; the others are in effects.csv
 MAP_GENES = 40
 FEW_DONORS = 5  # in the smaller group, or pairs: only large effects can be found
+FEW_GENES = 1000  # of the file, such as a panel: the middle one may respond too
 SPAN = 100.0  # width of the drawn intervals in their own units
 
 
@@ -103,16 +104,28 @@ def limits(record: dict[str, Any]) -> list[str]:
             f"{which} on fewer than {FEW_DONORS} donors a group: only effects that are large beside the differences "
             "between donors can be found. A gene without a small q may well differ."
         )
-    config = record["config"]
+    config, labels = record["config"], list(dict.fromkeys(r["label"] for r in record["contrasts"]))
     if any(r["design"] == "groups" for r in tested) and not config["covariates"]:
         said.append(
             "Donors have one condition each and no covariates were given: whatever else differs between the groups, "
             "such as age, sex or the day of the experiment, is part of the effect."
         )
-    if config["label"] is None:
+    if config["label"] is None or len(labels) == 1:
+        which = "All cells are tested together" if config["label"] is None else f"All cells are {labels[0]!r}"
+        known = (
+            "Give --label to tell these apart"
+            if config["label"] is None
+            else "If they are one type, ignore this"
+        )
         said.append(
-            "All cells are tested together: a change of composition alone gives effects on the genes of the types that "
-            "become more or less frequent. Give --label to tell these apart."
+            f"{which}: a change of composition alone gives effects on the genes of the types that become more or less "
+            f"frequent. {known}."
+        )
+    if (n := record["input"]["genes"]) < FEW_GENES and not config.get("total"):
+        said.append(
+            f"The file has {n:,} genes, and depths are estimated from them: effects are relative to the middle one. If "
+            "the condition lowers more of these genes than it raises, all effects are too high, and the reverse. "
+            "Give --total if obs has the counts of each cell over all genes."
         )
     return said
 

@@ -89,6 +89,7 @@ class Explored:
     trust: Sequence[tuple[int, int, str, str]] = ()
     missing: Sequence[str] = ()
     verdict: str | None = None
+    genes: Sequence[str] = ()  # names of the columns of ``cells.x_NG`` if there is no decoder
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def fit(run: Explored, budget: int, seed: int = 0) -> Payload | None:
     n_strata = len(np.unique(strata_N))
     for reduced in _reduced(run):
         fixed: int | None = None  # bytes without a cell; computed only if needed, as packing is slow
-        bare = reduced.decoder is None
+        bare = reduced.decoder is None and reduced.cells.x_NG is None
         enough = n_strata if bare else min(len(strata_N), max(ENOUGH, n_strata))
         n = min(len(strata_N), MAX_CELLS)
         while n >= enough:
@@ -199,11 +200,10 @@ def pack(run: Explored) -> str:
         "unusable": UNUSABLE if run.verdict == "none" else None,
         "missing": list(run.missing),
         "whatif": None,
-        "genes": [],
+        "genes": list(run.genes if run.decoder is None else run.decoder.shown),
     }
+    arrays |= _genes(cells.x_NG)
     if run.decoder is not None:
-        header["genes"] = list(run.decoder.shown)
-        arrays |= _genes(cells.x_NG)
         if cells.z_NP is not None:
             header["whatif"] = {
                 "kind": run.decoder.kind,

@@ -70,7 +70,11 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
     drawn_N = on_a_map(len(run.obs), [xy for _, xy in run.maps.values()])
     rows = sample(batch_N * (len(labels) + 1) + label_N, _most_cells(run.folder), drawn_N, seed)
     z_NP = x_NG = pairs = means = held_out = None
-    if model is not None and decoder is not None:
+    if model is not None and decoder is None:  # no what-if, but cells can be coloured by gene
+        no_pairs = np.full(len(run.obs), -1)
+        x_NG, _, _, without = _measured(run.folder, model.gene_names.names, rows, no_pairs, len(batches))
+        missing += without
+    elif model is not None and decoder is not None:
         z_NP = _latent(run.folder, model.key, rows, len(decoder.blocks[0].w))
         if z_NP is None:
             missing.append(f"{CELLS} holds no embedding {model.key} of this model, so there is no what-if.")
@@ -111,6 +115,7 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         _trust(run, list(labels), list(batches)),
         missing + without,
         None if run.check is None or run.check.empty else summarise(run.check).verdict,
+        () if model is None or x_NG is None else model.gene_names.shown,
     )
 
 
@@ -144,7 +149,7 @@ def _model(run: Run) -> tuple[Model[Any] | None, Decoder | None, Layout | None, 
         path = run.folder / GENOMAP
         layout = Layout.load(path) if path.exists() else None
     except ScmedleyError as error:
-        return None, None, None, [str(error)]
+        return model, None, None, [str(error)]
     if layout is None or layout.genes != decoder.genes:
         words = "The run has no genomap (more than 8,000 genes, or not scored), so cells are not drawn as pictures."
         return model, decoder, None, [words]

@@ -16,7 +16,8 @@ from matplotlib.colors import to_hex, to_rgb
 from numpy.typing import NDArray
 
 from scmedley import keys
-from scmedley.models import VAE, MixedEffects
+from scmedley.models import MixedEffects
+from scmedley.models.base import Model
 from scmedley.models.reference import LEAST_PROBABILITY, MOST_NOVELTY
 from scmedley.models.transfer import LEAST_CONFIDENCE
 from scmedley.pl._figure import NotebookFigure, png
@@ -33,7 +34,7 @@ SCALE = "cividis"
 
 def write_query(
     folder: Path,
-    model: MixedEffects | VAE,
+    model: MixedEffects | Model[Any],
     adata: AnnData,
     table: pd.DataFrame,
     by_batch: pd.DataFrame,

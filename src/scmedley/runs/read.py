@@ -21,7 +21,9 @@ from scmedley.data.gene_names import shown_in
 from scmedley.data.reader import Reading
 from scmedley.errors import ScmedleyError
 from scmedley.interpret.check import CHECK_COLUMNS, decoder
-from scmedley.models import VAE, MixedEffects, load
+from scmedley.models import MixedEffects, load
+from scmedley.models.base import Model
+from scmedley.models.catalogue import maps_of, rows
 from scmedley.pp.stored import read_store
 from scmedley.runs.folder import (
     CELLS,
@@ -110,7 +112,7 @@ class Run:
     @property
     def shown(self) -> tuple[str, ...]:
         """The embeddings that the page draws."""
-        return keys.MAPS_OF[self.config.get("model", "mixed")]
+        return maps_of(self.config.get("model", "mixed"))
 
     def key(self, embedding: str) -> str:
         """Return the obsm key of an embedding as the user knows it: a given one keeps its own key."""
@@ -170,7 +172,7 @@ def store_of(folder: Path) -> Path | None:
     return None if found is None else folder / found["folder"]
 
 
-def read_reading(folder: Path, model: MixedEffects | VAE, adata: AnnData | None = None) -> Reading:
+def read_reading(folder: Path, model: MixedEffects | Model[Any], adata: AnnData | None = None) -> Reading:
     """Return the cells of a run as its model reads them; those of a store stay on disk.
 
     Parameters
@@ -215,9 +217,9 @@ def read_obs(folder: Path) -> pd.DataFrame:
 
 
 def judged(folder: Path) -> str:
-    """Return the obsm key of the embedding that a run is about: fixed effects, or the VAE."""
+    """Return the obsm key of the embedding that a run is about: fixed effects, or that of the one model."""
     config = Record.read(folder / RECORD).get("config") or {}
-    return keys.MAPS_OF[config.get("model", "mixed")][0]
+    return maps_of(config.get("model", "mixed"))[0]
 
 
 def read_map(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -237,7 +239,7 @@ def read_map(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | 
     return (z_NP[drawn], xy_N2[drawn]) if drawn.any() else None
 
 
-def read_model(folder: Path) -> MixedEffects | VAE:
+def read_model(folder: Path) -> MixedEffects | Model[Any]:
     """Load the model of a run."""
     Record.read(folder / RECORD)
     path = folder / MODEL
@@ -246,7 +248,7 @@ def read_model(folder: Path) -> MixedEffects | VAE:
             f"{path} is missing. Repeat the command of the run, with --overwrite if the run is finished."
         )
     model = load(path)
-    if not isinstance(model, MixedEffects | VAE):
+    if not isinstance(model, MixedEffects | Model):
         raise ScmedleyError(f"{path} is a {type(model).__name__}, not the model of a run. Run again.")
     return model
 
@@ -296,7 +298,7 @@ def _obs_and_maps(folder: Path) -> tuple[pd.DataFrame | None, dict[str, tuple[st
     with cells_file(folder) as file:
         obs = read_elem(file["obs"])
         obsm = file.get("obsm", {})
-        for key in dict.fromkeys(key for shown in keys.MAPS_OF.values() for key in shown):
+        for key in dict.fromkeys([*keys.MAPS, *(row.embeddings[0].key for row in rows() if row.command)]):
             found = next((name for name in (keys.umap(key), key) if name in obsm), None)
             if found is not None and isinstance(obsm[found], h5py.Dataset) and obsm[found].ndim == 2:
                 xy = np.asarray(obsm[found][:, :2], dtype=np.float32)

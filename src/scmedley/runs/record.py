@@ -71,8 +71,11 @@ class Record(dict[str, Any]):
         """
         kind = KINDS[path.name]
         if not path.is_file():
+            other = next((of.name for name, of in KINDS.items() if (path.parent / name).is_file()), None)
+            found = f"is {other} folder, and" if other else "is"
             raise ScmedleyError(
-                f"{path.parent} is not {kind.name} folder ({path.name} is missing). Give a folder that scmedley wrote."
+                f"{path.parent} {found} not {kind.name} folder ({path.name} is missing). Give the folder of "
+                f"{kind.name} that scmedley wrote."
             )
         try:
             fields = loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from scmedley import distributed
 from scmedley.data.order import WHOLE, Shares, n_minibatches, split
 from scmedley.data.resident import Minibatch, Resident
 from scmedley.device import autocast
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 from scmedley.io.progress import progress_bar
 from scmedley.train import checkpoint
 from scmedley.train.schedule import Stepper
@@ -203,6 +203,7 @@ def _train_stage(
             with distributed.minibatch(n_cells):
                 for player, terms in _losses(network, cells, progress, plan):
                     loss = total(terms)
+                    _check_player(network, player, stage)
                     run.steppers[player].step(loss)
                     trained.add(player, terms, loss, len(cells.x_NG))
         for stepper in run.steppers.values():
@@ -266,13 +267,39 @@ def total(terms: Mapping[str, Term]) -> Tensor:
 
 def _losses(network: Trainable, cells: Minibatch, progress: Progress, plan: Plan) -> Losses:
     """Yield each player and its terms, computed in the precision of the plan."""
-    losses = network.losses(cells, progress)
+    losses = iter(network.losses(cells, progress))
     while True:
         with autocast(cells.x_NG.device, plan.precision):
             move = next(losses, None)
         if move is None:
             return
+        _check_move(network, move)
         yield move
+
+
+def _check_player(network: Trainable, player: str, stage: Stage) -> None:
+    """Raise if a stage has no such player."""
+    if player not in stage.players:
+        raise ScmedleyError(
+            f"{type(network).__name__}.losses yields the player {player!r}, but the stage {stage.name!r} has "
+            f"{listed(list(stage.players))}. Use the names that stages() gives them."
+        )
+
+
+def _check_move(network: Trainable, move: Any) -> None:
+    """Raise if ``losses`` does not yield a player and its terms by name, each a number."""
+    right = isinstance(move, tuple) and len(move) == 2 and isinstance(move[1], Mapping) and move[1]
+    if not right or not all(isinstance(term, Term) for term in move[1].values()):
+        raise ScmedleyError(
+            f"{type(network).__name__}.losses must yield a player's name and its terms, such as "
+            'yield "autoencoder", {"reconstruction": Term(error, 1.0)}.'
+        )
+    for name, term in move[1].items():
+        if term.value.ndim:
+            raise ScmedleyError(
+                f"The term {name!r} of {type(network).__name__}.losses has the shape {tuple(term.value.shape)}. Make "
+                "it one number: its mean over the cells."
+            )
 
 
 def _steppers(stage: Stage, plan: Plan, n_train: int) -> dict[str, Stepper]:

@@ -1,0 +1,81 @@
+"""``scmedley name``: names that a person chose for clusters become labels."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import read_h5ad
+
+from corpus import cells
+from scmedley import keys
+from scmedley.errors import ScmedleyError
+from scmedley.pipeline.naming import name
+from scmedley.pp import checks
+from scmedley.runs.folder import CLUSTERED
+
+NAMES = "cluster,name,cells\n0,T cell,1\n1,T cell,1\n2,,1\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    adata = cells()
+    adata.obs[keys.CLUSTER] = pd.Categorical((np.arange(adata.n_obs) % 3).astype(str))
+    (tmp_path / "clusters").mkdir()
+    adata.write_h5ad(tmp_path / "clusters" / CLUSTERED)
+    return tmp_path / "clusters"
+
+
+def named(folder: Path, text: str, column: str = "type", encoding: str = "utf-8") -> Path:
+    table, out = folder.parent / "names.csv", folder.parent / "named.h5ad"
+    table.write_text(text, encoding=encoding)
+    said = name(folder, table, out, column=column)
+    assert f"--label {column}" in said[-1]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [(NAMES, "utf-8"), (NAMES.replace(",", ";"), "utf-8-sig"), (NAMES.replace(",", "\t"), "utf-8")],
+)
+def test_clusters_of_one_name_are_one_label(folder: Path, text: str, encoding: str) -> None:
+    adata = read_h5ad(named(folder, text, encoding=encoding))
+    cluster, label = adata.obs[keys.CLUSTER], adata.obs["type"]
+    assert list(label.cat.categories) == ["T cell"]
+    assert label.isna().equals(cluster == "2")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cluster,name\n0,T\n1,B\n", "has no row for cluster '2'"),
+        (NAMES + "7,NK,1\n", "has cluster '7'"),
+        (NAMES + "0,NK,1\n", "more than one row for cluster '0'"),
+        (NAMES.replace("name", "type"), "has no column 'name'"),
+    ],
+)
+def test_a_table_of_other_clusters_is_an_error(folder: Path, text: str, words: str) -> None:
+    with pytest.raises(ScmedleyError, match=words):
+        named(folder, text)
+    assert not (folder.parent / "named.h5ad").exists()
+
+
+def test_a_column_is_not_replaced_and_clusters_are_needed(folder: Path) -> None:
+    with pytest.raises(ScmedleyError, match="column 'batch' already"):
+        named(folder, NAMES, column="batch")
+    cells().write_h5ad(folder / CLUSTERED)
+    with pytest.raises(ScmedleyError, match="have no clusters"):
+        named(folder, NAMES)
+    (folder / CLUSTERED).unlink()
+    with pytest.raises(ScmedleyError, match=r"no integrated\.h5ad"):
+        named(folder, NAMES)
+
+
+def test_labels_that_are_names_of_clusters_are_no_independent_check(folder: Path) -> None:
+    adata = read_h5ad(named(folder, NAMES.replace("2,,1", "2,B cell,1")))
+    assert any("names of these clusters" in line for line in checks.check(adata, "batch", "type").warnings)
+    adata.obs["type"] = np.arange(adata.n_obs) % 4 < 2
+    adata.obs["type"] = adata.obs["type"].map({True: "T cell", False: "B cell"})
+    assert not any(
+        "names of these clusters" in line for line in checks.check(adata, "batch", "type").warnings
+    )
