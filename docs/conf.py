@@ -69,7 +69,8 @@ nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_execution_timeout = 1200  # seconds a cell may take on a busy machine
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same numbers, and the same seconds, on every machine
+for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # the same numbers on every machine
+    os.environ.setdefault(threads, "1")
 os.environ.setdefault(  # what other packages print, which no reader can do anything about
     "PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning,ignore:IProgress not found"
 )
@@ -85,6 +86,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "groupwise"
 autodoc_preserve_defaults = True
+ALIAS = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")  # as Sphinx writes an alias in a union
 autodoc_type_aliases = {"ArrayLike": "numpy.typing.ArrayLike", "npt.ArrayLike": "numpy.typing.ArrayLike"}
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
@@ -180,8 +182,9 @@ def tidy_fields(app: Sphinx, document: nodes.document, docname: str) -> None:
         if "Returns" in by_name and "Return type" in by_name:
             fields.remove(by_name["Return type"])
         for text in list(fields.findall(nodes.Text)):
-            if text == " -- ":
-                text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
+            new = " \N{EN DASH} " if text == " -- " else ALIAS.sub(r"\1", text)
+            if new != text:
+                text.parent.replace(text, nodes.Text(new))
 
 
 class LinkNames(SphinxTransform):

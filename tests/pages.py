@@ -177,6 +177,7 @@ def of_variance() -> Names:
 PAGES: dict[str, Callable[[], Names]] = {
     "README.md": of_readme,
     "docs/adding-a-model.md": lambda: {"adata": prepared()},
+    "docs/api/index.md": dict,
     "docs/atlas.md": of_atlas,
     "docs/clusters.md": of_clusters,
     "docs/counterfactuals.md": of_counterfactuals,

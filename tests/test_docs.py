@@ -27,8 +27,8 @@ TEXTS = {
     if "_build" not in path.parts and "generated" not in path.parts
 }
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# An import alone; a cluster of machines; scvi-tools, which is not installed. Cells of tutorials run in `make docs`.
-NOT_RUN = {"docs/api/index.md", "docs/experiments.md", "docs/tutorials/from-harmony-and-scvi.md"}
+# A cluster of machines; scvi-tools, which is not installed. Cells of tutorials run in `make docs`.
+NOT_RUN = {"docs/experiments.md", "docs/tutorials/from-harmony-and-scvi.md"}
 MODULES = [
     "",
     "datasets",
