@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import stats
 from scipy.sparse import csr_matrix
 
 from scmedley import keys
@@ -111,6 +110,8 @@ def widths(model: LinearMixed, obs: pd.DataFrame) -> np.ndarray:
     a donor without treated cells, is known from the levels of the fit, donors or studies: if D of them, the interval
     is that of Student's t with D - 1 degrees of freedom.
     """
+    from scipy import stats
+
     terms = model.design.terms.terms
     level_NT = model.design.terms.rows(obs)[0]
     width_N = np.full(len(obs), WITHIN_90, dtype=np.float32)
