@@ -5,9 +5,9 @@
     scmedley run pbmc.h5ad --batch batch --label cell_type --out pbmc
     python benchmarks/judge_scib.py pbmc --rivals Harmony Scanorama
 
-One table for each run, with Leiden clusters as well as k-means. The Benchmarker knows no held-out cells, so all cells that
-have a label are judged; rivals are fitted on all of them, our networks on the training cells. Our own scores, on held-out
-cells, are in the run's scores.csv.
+One table for each run, with Leiden clusters as well as k-means. The Benchmarker knows no held-out cells: all
+cells that have a label are judged. Rivals are fitted to all of them, our networks to the training cells. Our own
+scores, on held-out cells, are in the run's scores.csv.
 """
 
 from __future__ import annotations
