@@ -20,6 +20,7 @@ from scmedley.data.arrays import Matrix, dense
 from scmedley.data.design import as_categories, column
 from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.matrix import counted, find_values, normalised
+from scmedley.device import threads_kept
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.evaluate.statistics import adjusted
 from scmedley.keys import ValueKind
@@ -205,7 +206,7 @@ def _rank_sums(log_NG: Matrix, code_N: NDArray[np.int64], tested: list[int]) -> 
         ),
         var=pd.DataFrame(index=genes),
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threads_kept():
         warnings.simplefilter("ignore")  # of fragmented tables, and of genes that are constant
         sc.tl.rank_genes_groups(
             *(cells, "cluster"), groups=groups, method="wilcoxon", tie_correct=False, use_raw=False

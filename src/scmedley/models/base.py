@@ -158,7 +158,7 @@ class Model(Generic[S]):
         seed
             Random seed. The same seed, threads and CPU give identical results, bit for bit.
         threads
-            CPU threads; ``None`` leaves torch's setting.
+            CPU threads. ``None``: as many as the process started with (OMP_NUM_THREADS, or PyTorch's choice).
         precision
             ``"auto"``, ``"float32"`` or ``"bfloat16"`` (mixed: weights and losses stay float32).
         device
