@@ -358,6 +358,15 @@ def test_the_catalogue_names_what_a_run_can_fit() -> None:
         catalogue.run_row("mmd")
 
 
+def test_help_lists_the_models_of_a_run_and_another_name_stops_before_reading(capsys, tmp_path: Path) -> None:
+    shell = Shell(capsys)
+    shown = " ".join(shell.well("run", "--help").replace("│", " ").split())
+    own = [catalogue.MIXED, *(row.command for row in catalogue.OWN if row.command)]
+    assert f"[choices: {', '.join(own)}] [default: mixed]" in shown
+    asked = ("run", tmp_path / "nothing.h5ad", "--model", "mmd", "--donor", "x", "--out", tmp_path / "run")
+    assert "--model 'mmd' is not known" in shell(*asked).error
+
+
 # --- the command line ---------------------------------------------------------------------------------------
 
 
