@@ -140,11 +140,9 @@ def markers(
         table["q"] = adjusted(table["p"].to_numpy())
         table["significant"] = table["q"] <= fdr
         table = table.assign(**_of_donors(by_donor, code_N == k, table["log2_fold_change"].to_numpy(), fdr))
-        marks = table["log2_fold_change"] >= CLEAR_FOLD
-        order = (
-            table.assign(marks=marks).sort_values(["marks", "score"], ascending=False, kind="stable").index
-        )
-        tables.append(table.loc[order].head(n_genes or len(table)))
+        is_clear = table["log2_fold_change"] >= CLEAR_FOLD
+        order = np.lexsort((-table["score"], ~is_clear))
+        tables.append(table.iloc[order].head(n_genes or len(table)))
     result = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
     result = result[list(COLUMNS)]
     result.attrs.update({"values": found.reason, "fdr": fdr, "cluster_key": cluster_key})
