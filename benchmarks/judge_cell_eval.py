@@ -53,9 +53,8 @@ def judge(folder: Path, predicted: Path) -> dict[str, Any]:
         if min(len(rows), (own & (batch == to)).sum()) < LEAST:
             continue
         target_MG = x_NG[own & (batch == to)]
-        change_G = _mean(x_NG, train, label, name, batch, to) - _mean(
-            x_NG, train, label, name, batch, control
-        )
+        known = train & (label == name)
+        change_G = x_NG[known & (batch == to)].mean(axis=0) - x_NG[known & (batch == control)].mean(axis=0)
         guesses = {
             "scMedley": _dense(as_if[cells.obs_names[rows]]),
             "difference of training means": x_NG[rows] + change_G,
@@ -63,20 +62,16 @@ def judge(folder: Path, predicted: Path) -> dict[str, Any]:
         }
         found[name] = _metrics(x_NG[rows], target_MG, guesses, list(as_if.var_names))
         found[name]["cells"] = {"control": len(rows), "target": len(target_MG)}
+    if not found:
+        raise SystemExit(
+            f"No label has {LEAST} held-out cells under both {control} and {to}: nothing to judge."
+        )
     methods = [method for method in next(iter(found.values())) if method != "cells"]
     mean = {
         method: pd.DataFrame([one[method] for one in found.values()]).mean().round(4).to_dict()
         for method in methods
     }
     return {"from": control, "to": to, "mean over labels": mean, "labels": found}
-
-
-def _mean(
-    x_NG: NDArray[Any], train: NDArray[Any], label: NDArray[Any], name: str, batch: NDArray[Any], of: str
-) -> NDArray[Any]:
-    """Return the mean of the training cells of a label in a batch."""
-    found: NDArray[Any] = x_NG[train & (label == name) & (batch == of)].mean(axis=0)
-    return found
 
 
 def _dense(adata: AnnData) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -196,6 +197,16 @@ def test_multiqc(run, tmp_path):
     assert [scores["batch ASW"], scores["batch ASW null"]] == table[["value", "null"]].iloc[0].tolist()
     verdicts = sections["scmedley_verdicts_mqc.json"]
     assert {row["mark"] for row in verdicts["data"].values()} == {"good", "weak"}
+
+
+def test_multiqc_shows_the_worst_leak_that_was_measured(run, tmp_path):
+    of = {"of": "batch", "embedding": keys.FIXED, "null": 0.01, "null_kind": "permuted batches", "n_cells": 9}
+    rows = [("kNN leak", 0.1), ("logistic leak", 0.3), ("network leak", np.nan), ("ASW", 0.9)]
+    scores = pd.DataFrame([{"score": score, "value": value} | of for score, value in rows])
+    FORMATS["multiqc"].write(replace(_read(run), scores=scores), tmp_path)
+    general = json.loads((tmp_path / "scmedley_general_mqc.json").read_text())
+    assert general["data"]["my run"]["leak"] == 0.3
+    assert "logistic leak" in json.dumps(general["pconfig"])
 
 
 def test_parquet(run, cells, tmp_path):

@@ -118,9 +118,9 @@ def joined(parts: Sequence[AnnData]) -> AnnData:
 def widths(model: LinearMixed, obs: pd.DataFrame) -> np.ndarray:
     """Return half the width of the 90 % interval of each cell in standard deviations.
 
-    That of a Gaussian, if the fit had cells with these levels. How much new levels differ, such as the response of
-    a donor without treated cells, is known from the levels of the fit, donors or studies: if D of them, the interval
-    is that of Student's t with D - 1 degrees of freedom.
+    For levels that the fit had, it is that of a Gaussian. How much new levels differ, such as the response of a donor
+    without treated cells, is estimated from the D levels (donors or studies) of the fit, so the interval is that of
+    Student's t with D - 1 degrees of freedom.
     """
     terms = model.design.terms.terms
     level_NT = model.design.terms.rows(obs)[0]

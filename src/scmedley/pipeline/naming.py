@@ -1,4 +1,4 @@
-"""Give clusters the names of a table: ``scmedley name``."""
+"""Labels from names of clusters: ``scmedley name``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def name(folder: Path, names: Path, out: Path, *, column: str = "cell_type") -> 
         )
     if unknown := [cluster for cluster in name_of if cluster not in there]:
         raise ScmedleyError(
-            f"{names.name} has cluster {listed(unknown)}, which {folder} has not. Remove the row."
+            f"{names.name} has cluster {listed(unknown)}, which is not in {folder}. Remove the row."
         )
     named = cluster_N.map(name_of)
     adata.obs[column] = pd.Categorical(named.where(named != ""))
