@@ -42,6 +42,7 @@ exclude_patterns = ["_build", "_templates", "**.ipynb_checkpoints", "_static/**"
 templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["scmedley.css"]
+html_js_files = ["scmedley.js"]
 html_theme = "sphinx_book_theme"
 html_title = f"scMedley {release}"
 html_show_sourcelink = False
@@ -182,7 +183,7 @@ def tidy_fields(app: Sphinx, document: nodes.document, docname: str) -> None:
         if "Returns" in by_name and "Return type" in by_name:
             fields.remove(by_name["Return type"])
         for text in list(fields.findall(nodes.Text)):
-            new = " \N{EN DASH} " if text == " -- " else ALIAS.sub(r"\1", text)
+            new = ALIAS.sub(r"\1", re.sub("^ -- ", " \N{EN DASH} ", text))
             if new != text:
                 text.parent.replace(text, nodes.Text(new))
 
