@@ -69,7 +69,7 @@ def name(folder: Path, names: Path, out: Path, *, column: str = "cell_type") -> 
 def _next(adata: AnnData, out: Path, column: str) -> str:
     """Return what to do with the cells in ``out``."""
     if adata.X is None and not adata.layers:
-        return f"It has no matrix, because the run prepared its cells on disk: copy obs[{column!r}] into a file that has."
+        return f"It has no matrix, as the run prepared its cells on disk: copy obs[{column!r}] to a file with counts."
     batch = adata.uns.get(keys.UNS, {}).get("batch_key") or "BATCH"
     command = shlex.join(
         ["scmedley", "run", str(out), "--batch", batch, "--label", column, "--out", f"{out.stem}-run"]

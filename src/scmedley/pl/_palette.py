@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ DISTINCT = BASE + [_mix(colour, 255, 0.45) for colour in BASE] + [_mix(colour, 0
 def colours(n: int) -> list[str]:
     """Return a colour for each of ``n`` levels; colours repeat after ``len(DISTINCT)``."""
     return [DISTINCT[i % len(DISTINCT)] for i in range(n)]
+
+
+def as_hex(given: Any) -> list[str]:
+    """Return colours of ``uns``, which may be names or have an alpha, as ``"#rrggbb"``; none if one is no colour."""
+    try:
+        from matplotlib.colors import to_hex
+
+        return [to_hex(colour) for colour in np.atleast_1d(given)]
+    except (ImportError, ValueError):
+        return []
 
 
 def store_colours(adata: AnnData, columns: Iterable[str]) -> None:
