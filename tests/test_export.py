@@ -18,7 +18,7 @@ import run_folder
 from running import Shell, tree
 from scmedley import keys
 from scmedley.export import FORMATS, cellbrowser, source, vitessce
-from scmedley.pl._palette import colours
+from scmedley.pl._palette import colours, store_colours
 
 NAMES = ("cellbrowser", "vitess", "multiqc", "parquet")
 # Of Vitessce's configs, the names that ours use.
@@ -332,6 +332,20 @@ def test_colours_of_the_file_are_kept_where_they_are_colours(coloured_run, tmp_p
     run = _read(_with(coloured_run, coloured))
     assert list(source.level_colours(run, "protocol").values()) == (shown or colours(3))
     vitessce.write(run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stored", [3, None, "red", {"a": 1, "b": 2, "c": 3}, ["x", "y", "z"], ["red", "blue"]]
+)
+def test_what_are_no_colours_is_replaced_in_a_run(stored):
+    obs = pd.DataFrame({"type": pd.Categorical(["a", "b", "c"])}, index=["x", "y", "z"])
+    adata = ad.AnnData(np.ones((3, 1)), obs)
+    adata.uns["type_colors"] = stored
+    store_colours(adata, ["type"])
+    assert adata.uns["type_colors"] == colours(3)
+    adata.uns["type_colors"] = ["red", "green", "blue", "black"]
+    store_colours(adata, ["type"])
+    assert adata.uns["type_colors"] == ["red", "green", "blue", "black"]
 
 
 @pytest.fixture(scope="module")

@@ -213,10 +213,10 @@ def _totals(adata: AnnData, key: str, counted_N: Floats) -> Floats:
             f"obs[{key!r}] holds no numbers. Name the column of each cell's counts over all genes."
         )
     total_N = values.to_numpy(np.float64, na_value=np.nan)
-    if bad := int((~(total_N >= counted_N - 0.5)).sum()):
+    if bad := int((~((total_N >= counted_N - 0.5) & np.isfinite(total_N))).sum()):
         raise ScmedleyError(
-            f"obs[{key!r}] is missing, or less than the counts of the genes of the file, in {bad:,} of {adata.n_obs:,} "
-            "cells. Give counts over all genes, or leave these cells out."
+            f"obs[{key!r}] is missing, infinite, or less than the counts of the genes of the file, in {bad:,} of "
+            f"{adata.n_obs:,} cells. Give counts over all genes, or leave these cells out."
         )
     return total_N
 

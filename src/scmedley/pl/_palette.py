@@ -42,10 +42,10 @@ def as_hex(given: Any) -> list[str]:
 def store_colours(adata: AnnData, columns: Iterable[str]) -> None:
     """Store the report's colours of categorical columns in ``uns``, where scanpy and CELLxGENE look for them.
 
-    Colours that the AnnData has stay, unless they are fewer than the categories.
+    Colours that the AnnData has stay, unless they are fewer than the categories or are no colours.
     """
     for name in columns:
         if name in adata.obs and isinstance(adata.obs[name].dtype, pd.CategoricalDtype) and "/" not in name:
             n_levels = len(adata.obs[name].cat.categories)
-            if n_levels and len(adata.uns.get(f"{name}_colors", ())) < n_levels:
+            if n_levels and len(as_hex(adata.uns.get(f"{name}_colors", ()))) < n_levels:
                 adata.uns[f"{name}_colors"] = colours(n_levels)
