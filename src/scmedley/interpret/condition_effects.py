@@ -193,8 +193,13 @@ def _counts(adata: AnnData, values: ValueKind, total_key: str | None) -> tuple[M
         raise ScmedleyError("The cells have no genes, so there is nothing to test.")
     if found.values == "counts":
         total_N = np.asarray(total_N, np.float64)
-        return x_NG, _totals(adata, total_key, total_N) if total_key else total_N, genes, found.reason
-    if total_key:
+        return (
+            x_NG,
+            (total_N if total_key is None else _totals(adata, total_key, total_N)),
+            genes,
+            found.reason,
+        )
+    if total_key is not None:
         raise ScmedleyError(f"obs[{total_key!r}] has a use only with counts. {found.reason}")
     warn(
         "There are no counts: samples are means of values per 10,000, in which cells with few counts weigh as much as "
