@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
-SUITE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
+SUITE = OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
 
 .PHONY: demo docs test test-newest test-lowest test-peers test-exports wheel-test clean web web-test
 

@@ -3,8 +3,8 @@
 ::
 
     scmedley run kang.h5ad --batch condition --label cell_type --out run
-    scmedley project run --select "condition == 'ctrl' and scmedley_split == 'test'" --to stim --out as_stim.h5ad
-    python benchmarks/judge_cell_eval.py run as_stim.h5ad     # in an environment with cell-eval; scmedley is not needed
+    scmedley project run --select "condition == 'none' and scmedley_split == 'test'" --to IFNb --out as_ifnb.h5ad
+    python benchmarks/judge_cell_eval.py run as_ifnb.h5ad     # in an environment with cell-eval; scmedley is not needed
 
 Control and target are held-out cells; each label is judged alone, as cell-eval compares with one control. Ceiling: of
 cell-eval, which splits the held-out cells into halves and corrects for their size (Spearman and Brown); it has none for
@@ -40,7 +40,8 @@ def judge(folder: Path, predicted: Path) -> dict[str, Any]:
     config = json.loads((folder / "run.json").read_text())["config"]
     as_if, cells = read_h5ad(predicted), read_h5ad(folder / "integrated.h5ad")
     to = str(as_if.obs["counterfactual_batch"].iloc[0])
-    control, source = str(as_if.obs[config["batch"]].iloc[0]), as_if.obs_names
+    control = str(as_if.obs[config["batch"]].iloc[0])
+    as_if.obs_names = as_if.obs_names.str.removesuffix(f" as {to}")
     cells = cells[:, as_if.var_names].copy()
     x_NG = np.asarray(cells.layers[LAYER].todense(), dtype=np.float32)
     batch, label = (cells.obs[config[key]].astype(str).to_numpy() for key in ("batch", "label"))
@@ -48,7 +49,7 @@ def judge(folder: Path, predicted: Path) -> dict[str, Any]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in np.unique(label):
         own = (label == name) & (cells.obs[SPLIT] == "test").to_numpy()
-        rows = np.flatnonzero(own & (batch == control) & cells.obs_names.isin(source))
+        rows = np.flatnonzero(own & (batch == control) & cells.obs_names.isin(as_if.obs_names))
         if min(len(rows), (own & (batch == to)).sum()) < LEAST:
             continue
         target_MG = x_NG[own & (batch == to)]

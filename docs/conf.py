@@ -188,19 +188,20 @@ def tidy_fields(app: Sphinx, document: nodes.document, docname: str) -> None:
 
 
 class LinkNames(SphinxTransform):
-    """Link names such as ``sm.pp.prepare`` in running text to the reference, where it has them."""
+    """Link names such as ``sm.pp.prepare`` and ``Model.fit`` in running text to the reference, where it has them."""
 
     default_priority = 500
 
     def apply(self, **kwargs: Any) -> None:
         """Replace each such name by a reference."""
         for node in list(self.document.findall(nodes.literal)):
-            match = re.match(r"sm\.([\w.]+)", node.astext())
+            match = re.match(r"(?:sm\.|(?=Model\.))([\w.]+)", node.astext())
             if match is None or isinstance(
                 node.parent, nodes.reference | addnodes.pending_xref | nodes.title
             ):
                 continue
-            target = f"scmedley.{match.group(1).rstrip('.')}"
+            name = match.group(1).rstrip(".")
+            target = f"scmedley.{'models.base.' if name.startswith('Model.') else ''}{name}"
             reference = addnodes.pending_xref(
                 "", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=False
             )

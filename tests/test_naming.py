@@ -5,14 +5,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from anndata import read_h5ad
+from anndata import AnnData, read_h5ad
 
 from corpus import cells
 from scmedley import keys
 from scmedley.errors import ScmedleyError
+from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.naming import name
+from scmedley.pipeline.preparing import prepared_cells
+from scmedley.pipeline.work import Work
 from scmedley.pp import checks
-from scmedley.runs.folder import CLUSTERED
+from scmedley.runs.folder import CLUSTERED, RECORD
+from scmedley.runs.record import Record
 
 NAMES = "cluster,name,cells\n0,T cell,1\n1,T cell,1\n2,,1\n"
 
@@ -85,10 +89,29 @@ def test_a_column_is_not_replaced_and_clusters_are_needed(folder: Path) -> None:
 
 
 def test_labels_that_are_names_of_clusters_are_no_independent_check(folder: Path) -> None:
-    adata = read_h5ad(named(folder, NAMES.replace("2,,1", "2,B cell,1")))
-    assert any("names of these clusters" in line for line in checks.check(adata, "batch", "type").warnings)
-    adata.obs["type"] = np.arange(adata.n_obs) % 4 < 2
-    adata.obs["type"] = adata.obs["type"].map({True: "T cell", False: "B cell"})
-    assert not any(
-        "names of these clusters" in line for line in checks.check(adata, "batch", "type").warnings
-    )
+    out = named(folder, NAMES.replace("2,,1", "2,B cell,1"))
+    adata = read_h5ad(out)
+    assert warned(adata)
+    assert prepared(out)["labels_of_clusters"]
+    adata.obs.loc[adata.obs_names[0], keys.CLUSTER] = (
+        np.nan
+    )  # a cell without a cluster has a label all the same
+    assert warned(adata)
+    other = np.where(np.arange(adata.n_obs) % 4 < 2, "T cell", "B cell")
+    assert not warned(AnnData(adata.X, adata.obs.assign(type=other), adata.var))
+    adata.obs["type"] = other
+    adata.write_h5ad(out)
+    assert not prepared(out)["labels_of_clusters"]
+    assert not warned(AnnData(adata.X, adata.obs.drop(columns=keys.CLUSTER), adata.var))
+
+
+def warned(adata: AnnData) -> bool:
+    return any("names of these clusters" in line for line in checks.check(adata, "batch", "type").warnings)
+
+
+def prepared(path: Path) -> Record:
+    """Return the record of a run after its first stage."""
+    config = RunConfig(batch="batch", label="type", min_genes=1, min_cells=1)
+    this = Work(path.parent, config, Record(path.parent / RECORD, {"input": {"name": ""}}), lambda _: None)
+    prepared_cells(this, [path], "file", None, held_out=False)
+    return this.record

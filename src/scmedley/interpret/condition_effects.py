@@ -163,9 +163,8 @@ def condition_effects(
             head = {"label": names[k], "contrast": record["contrast"], **named}
             order = [*list(head), *COLUMNS[3:]]
             rows = pd.DataFrame({**head, **table})[order]
-            tables.append(
-                rows.iloc[np.lexsort((-rows["effect"].abs(), rows["p"]))]
-            )  # without a test: by size
+            smallest_first = np.lexsort((-rows["effect"].abs(), rows["p"]))  # without a test, by effect
+            tables.append(rows.iloc[smallest_first])
             records.append({"label": names[k], **record})
     found = pd.concat(tables, ignore_index=True)
     found.attrs.update({"values": reason, "contrasts": records, "levels": list(donors.levels)})
