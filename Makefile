@@ -43,7 +43,7 @@ test-peers:
 test-exports: $(READY)
 	$(call venv,$(VENV)-exports,$(PYTHON))
 	$(VENV)-exports/bin/python $(PIP) 'cellbrowser>=1.2.20' 'multiqc>=1.35' 'vitessce>=3.8'
-	SCMEDLEY_EXPORT_PYTHON=$(CURDIR)/$(VENV)-exports/bin/python $(call SUITE,$(VENV)) -m heavy tests/test_export_tools.py
+	SCMEDLEY_EXPORT_PYTHON="$(CURDIR)/$(VENV)-exports/bin/python" $(call SUITE,$(VENV)) -m heavy tests/test_export_tools.py
 
 # The wheel in an empty environment, away from the repository. It is in dist/ beside the sdist.
 wheel-test:

@@ -337,12 +337,15 @@ def test_models_of_installed_packages_are_added(
     ("value", "words"),
     [
         ("no_such_module:ROW", "No module named 'no_such_module'"),
-        ("toy_model:LinearSettings", "it is a type, not a Row"),
+        ("toy_model:LinearSettings", "it is an object of type type, not a Row"),
+        ("leaves:ROW", "bye"),
     ],
 )
 def test_a_package_that_cannot_be_imported_is_skipped(
-    value: str, words: str, installed: list[EntryPoint]
+    value: str, words: str, installed: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit('bye')")
+    monkeypatch.syspath_prepend(tmp_path)
     installed.append(EntryPoint("broken", value, "scmedley.models"))
     with pytest.warns(ScmedleyWarning, match=f"The model 'broken' .* was not added: .*{words}"):
         catalogue.rows()

@@ -40,7 +40,12 @@ def named(folder: Path, text: str, column: str = "type", encoding: str = "utf-8"
 
 @pytest.mark.parametrize(
     ("text", "encoding"),
-    [(NAMES, "utf-8"), (NAMES.replace(",", ";"), "utf-8-sig"), (NAMES.replace(",", "\t"), "utf-8")],
+    [
+        (NAMES, "utf-8"),
+        (NAMES.replace(",", ";"), "utf-8-sig"),
+        (NAMES.replace(",", "\t"), "utf-8"),
+        (NAMES.replace(",", "|").replace("T cell", '"T\n cell"'), "utf-8"),
+    ],
 )
 def test_clusters_of_one_name_are_one_label(folder: Path, text: str, encoding: str) -> None:
     adata = read_h5ad(named(folder, text, encoding=encoding))
@@ -55,6 +60,11 @@ def test_clusters_of_one_name_are_one_label(folder: Path, text: str, encoding: s
         ("cluster,name\n0,T\n1,B\n", "has no row for cluster '2'"),
         (NAMES + "7,NK,1\n", "has cluster '7'"),
         (NAMES + "0,NK,1\n", "more than one row for cluster '0'"),
+        ("cluster,name,name\n0,T,B\n1,T,B\n2,T,B\n", "more than one column 'name'"),
+        ("cluster,name\n0,T, naive\n1,B, naive\n2,NK, x\n", "line 2: 3 values for 2 columns.*quotes"),
+        ("\n\n\tcluster\tname\nx\t0\t\t\ny\t1\nz\t2\t\n", "gives no cluster a name"),
+        ('cluster,name\n0,"T\n1,B\n2,NK\n', "cannot be read as a table"),
+        ("", "no column 'cluster', 'name'"),
         (NAMES.replace("name", "type"), "has no column 'name'"),
     ],
 )
@@ -67,6 +77,9 @@ def test_a_table_of_other_clusters_is_an_error(folder: Path, text: str, words: s
 def test_a_column_is_not_replaced_and_clusters_are_needed(folder: Path) -> None:
     with pytest.raises(ScmedleyError, match="column 'batch' already"):
         named(folder, NAMES, column="batch")
+    for column in ("", "_index"):
+        with pytest.raises(ScmedleyError, match="cannot hold"):
+            named(folder, NAMES, column=column)
     cells().write_h5ad(folder / CLUSTERED)
     with pytest.raises(ScmedleyError, match="have no clusters"):
         named(folder, NAMES)

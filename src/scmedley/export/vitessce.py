@@ -18,7 +18,7 @@ from anndata.io import write_elem
 from scipy.sparse import csc_matrix, vstack
 
 from scmedley import io, keys
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 from scmedley.export.source import (
     MISSING,
     ROWS,
@@ -40,6 +40,7 @@ CONFIG, CELLS = "vitessce.json", "cells.zarr"
 ADDRESS = "http://localhost:8000"  # where the folder is served; Vitessce takes absolute addresses only
 VERSION = "1.0.16"  # of the view config
 GENES = 64  # genes of a chunk
+LONGEST = 200  # bytes of the name of a column, which is that of a folder
 COLUMNS = 12  # of the grid of views
 
 
@@ -57,6 +58,11 @@ def write(run: Run, folder: Path, address: str = ADDRESS) -> list[str]:
     """
     drawn_N = np.logical_and.reduce([np.isfinite(xy).all(axis=1) for _, _, xy in shown_maps(run)] or [True])
     obs, notes = storable_obs(obs_of(run)[drawn_N])
+    if long := [str(name) for name in obs if len(str(name).encode()) > LONGEST]:
+        obs = obs.drop(columns=long)
+        notes.append(
+            f"Without {listed([f'{name[:40]}...' for name in long])}: the name is too long for a file."
+        )
     if not len(obs):
         raise ScmedleyError(
             f"No cell of {run.folder} has a place on all of its maps, so there is nothing to show."
