@@ -200,6 +200,17 @@ def test_plots_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_first_use_of_a_model_is_quick() -> None:
+    """What only some calls need is imported by them: most of a second of a script's start."""
+    code = (
+        "import sys, scmedley\nscmedley.MixedEffects, scmedley.pp.prepare\n"
+        "heavy = ('sklearn', 'scipy.stats', 'matplotlib', 'scanpy', 'numba', 'statsmodels', 'umap')\n"
+        "sys.exit([name for name in heavy if name in sys.modules] or None)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr.strip()) == (0, "")
+
+
 def test_a_class_says_itself_whether_it_has_effects() -> None:
     """Another package's settings may have the names of ours."""
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 from scmedley.data.scan import LN, NOISE, Base, Evidence
 from scmedley.errors import ScmedleyError
@@ -350,6 +349,8 @@ def _off_multiples(seen: Evidence, ln: float | None) -> float:
 
 def _rising(seen: Evidence) -> float:
     """Return the rank correlation over cells of the number of detected genes with their mean value."""
+    from scipy.stats import rankdata
+
     used = seen.found_N > 0
     found, mean = seen.found_N[used], seen.total_N[used] / seen.found_N[used]
     if len(found) < 10 or np.ptp(found) == 0 or np.ptp(mean) == 0:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import stats
 from scipy.sparse import csr_matrix
 
 from scmedley import keys
@@ -122,6 +121,8 @@ def widths(model: LinearMixed, obs: pd.DataFrame) -> np.ndarray:
     without treated cells, is estimated from the D levels (donors or studies) of the fit, so the interval is that of
     Student's t with D - 1 degrees of freedom.
     """
+    from scipy import stats
+
     terms = model.design.terms.terms
     level_NT = model.design.terms.rows(obs)[0]
     width_N = np.full(len(obs), WITHIN_90, dtype=np.float32)

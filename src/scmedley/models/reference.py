@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from scmedley import keys
@@ -125,6 +124,8 @@ def best_temperature(logits_MK: np.ndarray, label_M: np.ndarray) -> float:
     Below 1 it would make the probabilities more extreme. A few hundred held-out cells without an error would
     then give every cell a probability of 1, and cells of new batches are not that certain.
     """
+    from scipy.optimize import minimize_scalar
+
     if len(label_M) < LEAST_FOR_TEMPERATURE:
         return 1.0
     rows = np.arange(len(label_M))

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array, csr_matrix
-from sklearn.neighbors import NearestNeighbors
 
 from scmedley.data.arrays import Matrix, dense
 from scmedley.data.design import POPULATION_MEAN
@@ -65,6 +64,8 @@ def agreement(
 
 def agreement_with_neighbours(residual_NG: np.ndarray, z_NP: np.ndarray) -> np.ndarray:
     """Return the cosine of each residual and the mean residual of the nearest other cells."""
+    from sklearn.neighbors import NearestNeighbors
+
     n_cells = len(z_NP)
     k = min(NEIGHBOURS, n_cells - 1)
     if k < 1:

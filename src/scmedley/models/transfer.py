@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from sklearn.neighbors import NearestNeighbors
 
 from scmedley import keys
 from scmedley.data.design import as_categories, column
@@ -146,6 +145,8 @@ def mapping_confidence(
 
 def distances(z_NP: np.ndarray, z_MP: np.ndarray) -> np.ndarray:
     """Return the mean distance of each latent to its 1, 2, ... 15 nearest training cells, N x 15."""
+    from sklearn.neighbors import NearestNeighbors
+
     one_thread_if_forked()
     index = NearestNeighbors(n_neighbors=min(NEAREST, len(z_MP))).fit(z_MP)
     near_NK = index.kneighbors(z_NP)[0]

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.stats.contingency import association
 
 from scmedley.data.design import as_categories, column
 from scmedley.errors import ScmedleyError
@@ -325,6 +324,8 @@ def confounding_table(keys: Mapping[Role, Key]) -> pd.DataFrame:
     the other. ``by_chance`` is its root mean square if the levels were permuted: sqrt((k - 1) / (n - 1)) for n cells
     and k levels, the larger number of both. It is far from 0 if cells are few.
     """
+    from scipy.stats.contingency import association
+
     rows = []
     chosen = list(keys.values())
     for i, one in enumerate(chosen):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 LEAST_CELLS = 10  # in which a gene must be detected to take part in the fit
 LEAST_GENES = 10  # that take part
@@ -61,6 +60,8 @@ def fit_dispersion(
     Dispersion or None
         None if fewer than 10 genes can take part.
     """
+    from scipy.optimize import minimize_scalar
+
     used = (cells_G >= LEAST_CELLS) & (variance_G > 0)
     if used.sum() < LEAST_GENES:
         return None
