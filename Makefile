@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
-SUITE = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
+SUITE = OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
 
 .PHONY: demo docs test test-newest test-lowest test-peers test-exports wheel-test clean web web-test
 
@@ -43,7 +43,7 @@ test-peers:
 test-exports: $(READY)
 	$(call venv,$(VENV)-exports,$(PYTHON))
 	$(VENV)-exports/bin/python $(PIP) 'cellbrowser>=1.2.20' 'multiqc>=1.35' 'vitessce>=3.8'
-	SCMEDLEY_EXPORT_PYTHON=$(CURDIR)/$(VENV)-exports/bin/python $(call SUITE,$(VENV)) -m heavy tests/test_export_tools.py
+	SCMEDLEY_EXPORT_PYTHON="$(CURDIR)/$(VENV)-exports/bin/python" $(call SUITE,$(VENV)) -m heavy tests/test_export_tools.py
 
 # The wheel in an empty environment, away from the repository. It is in dist/ beside the sdist.
 # PIP_CONSTRAINT=FILE holds versions, such as that of torch without CUDA: pip reads it itself.

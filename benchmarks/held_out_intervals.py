@@ -13,6 +13,7 @@ The sampling noise of observed means counts: means of few cells lie outside more
 from __future__ import annotations
 
 import argparse
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help=f"folder of the sets, or {DATA_VARIABLE}")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get(DATA_VARIABLE, ".")))
     results = Path(__file__).parent / "results" / "held_out_intervals.json"
     parser.add_argument("--results", type=Path, default=results)
     options = parser.parse_args()

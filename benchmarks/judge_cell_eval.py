@@ -3,8 +3,8 @@
 ::
 
     scmedley run kang.h5ad --batch condition --label cell_type --out run
-    scmedley project run --select "condition == 'ctrl' and scmedley_split == 'test'" --to stim --out as_stim.h5ad
-    python benchmarks/judge_cell_eval.py run as_stim.h5ad     # in an environment with cell-eval; scmedley is not needed
+    scmedley project run --select "condition == 'none' and scmedley_split == 'test'" --to IFNb --out as_ifnb.h5ad
+    python benchmarks/judge_cell_eval.py run as_ifnb.h5ad     # in an environment with cell-eval; scmedley is not needed
 
 Control and target are held-out cells; each label is judged alone, as cell-eval compares with one control. Ceiling: of
 cell-eval, which splits the held-out cells into halves and corrects for their size (Spearman and Brown); it has none for
@@ -40,7 +40,8 @@ def judge(folder: Path, predicted: Path) -> dict[str, Any]:
     config = json.loads((folder / "run.json").read_text())["config"]
     as_if, cells = read_h5ad(predicted), read_h5ad(folder / "integrated.h5ad")
     to = str(as_if.obs["counterfactual_batch"].iloc[0])
-    control, source = str(as_if.obs[config["batch"]].iloc[0]), as_if.obs_names
+    control = str(as_if.obs[config["batch"]].iloc[0])
+    as_if.obs_names = as_if.obs_names.str.removesuffix(f" as {to}")
     cells = cells[:, as_if.var_names].copy()
     x_NG = np.asarray(cells.layers[LAYER].todense(), dtype=np.float32)
     batch, label = (cells.obs[config[key]].astype(str).to_numpy() for key in ("batch", "label"))
@@ -48,13 +49,12 @@ def judge(folder: Path, predicted: Path) -> dict[str, Any]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name in np.unique(label):
         own = (label == name) & (cells.obs[SPLIT] == "test").to_numpy()
-        rows = np.flatnonzero(own & (batch == control) & cells.obs_names.isin(source))
+        rows = np.flatnonzero(own & (batch == control) & cells.obs_names.isin(as_if.obs_names))
         if min(len(rows), (own & (batch == to)).sum()) < LEAST:
             continue
         target_MG = x_NG[own & (batch == to)]
-        change_G = _mean(x_NG, train, label, name, batch, to) - _mean(
-            x_NG, train, label, name, batch, control
-        )
+        known = train & (label == name)
+        change_G = x_NG[known & (batch == to)].mean(axis=0) - x_NG[known & (batch == control)].mean(axis=0)
         guesses = {
             "scMedley": _dense(as_if[cells.obs_names[rows]]),
             "difference of training means": x_NG[rows] + change_G,
@@ -62,20 +62,16 @@ def judge(folder: Path, predicted: Path) -> dict[str, Any]:
         }
         found[name] = _metrics(x_NG[rows], target_MG, guesses, list(as_if.var_names))
         found[name]["cells"] = {"control": len(rows), "target": len(target_MG)}
+    if not found:
+        raise SystemExit(
+            f"No label has {LEAST} held-out cells under both {control} and {to}: nothing to judge."
+        )
     methods = [method for method in next(iter(found.values())) if method != "cells"]
     mean = {
         method: pd.DataFrame([one[method] for one in found.values()]).mean().round(4).to_dict()
         for method in methods
     }
     return {"from": control, "to": to, "mean over labels": mean, "labels": found}
-
-
-def _mean(
-    x_NG: NDArray[Any], train: NDArray[Any], label: NDArray[Any], name: str, batch: NDArray[Any], of: str
-) -> NDArray[Any]:
-    """Return the mean of the training cells of a label in a batch."""
-    found: NDArray[Any] = x_NG[train & (label == name) & (batch == of)].mean(axis=0)
-    return found
 
 
 def _dense(adata: AnnData) -> NDArray[Any]:

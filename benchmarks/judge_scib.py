@@ -1,7 +1,13 @@
 """scib-metrics' Benchmarker on the embeddings of run folders, as its authors set it up: an outside judge.
 
-``python benchmarks/judge_scib.py RUN ...`` stores one table for each run. All cells that have a label are judged: the
-Benchmarker knows no held-out cells. Our own scores, on held-out cells, are in the run's scores.csv.
+::
+
+    scmedley run pbmc.h5ad --batch batch --label cell_type --out pbmc
+    python benchmarks/judge_scib.py pbmc --rivals Harmony Scanorama
+
+One table for each run, with Leiden clusters as well as k-means. The Benchmarker knows no held-out cells: all
+cells that have a label are judged. Rivals are fitted to all of them, our networks to the training cells. Our own
+scores, on held-out cells, are in the run's scores.csv.
 """
 
 from __future__ import annotations
@@ -16,14 +22,15 @@ from anndata import read_h5ad
 from common import record
 from scmedley import keys
 from scmedley.io import write_json
+from scmedley.peers import embed_peer
 from scmedley.runs.read import read
 
 RESULTS = Path(__file__).parent / "results" / "judge_scib.json"
 
 
-def judge(folder: Path, threads: int) -> dict[str, Any]:
-    """Return all scores of the Benchmarker for each embedding of a run, not scaled over embeddings."""
-    from scib_metrics.benchmark import Benchmarker
+def judge(folder: Path, rivals: list[str], threads: int) -> dict[str, Any]:
+    """Return all scores of the Benchmarker for each embedding of a run and of rivals, not scaled over embeddings."""
+    from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
 
     run = read(folder)
     batch, label = run.config["batch"], run.config["label"]
@@ -31,11 +38,15 @@ def judge(folder: Path, threads: int) -> dict[str, Any]:
     adata = adata[adata.obs[[batch, label]].notna().all(axis=1)].copy()
     adata.X = adata.layers[keys.LOGNORM]  # what principal component regression is computed from
     embeddings = [key for key in (*run.shown, keys.RANDOM_MASKED) if key in adata.obsm]
+    for rival in rivals:
+        adata.obsm[rival] = embed_peer(rival, adata, batch, label, seed=0, threads=threads)
     judged = Benchmarker(
         adata,
         batch,
         label,
-        embeddings,
+        [*embeddings, *rivals],
+        BioConservation(nmi_ari_cluster_labels_leiden=True),
+        BatchCorrection(),
         pre_integrated_embedding_obsm_key=keys.PCA,
         n_jobs=threads,
         progress_bar=False,
@@ -55,14 +66,17 @@ def judge(folder: Path, threads: int) -> dict[str, Any]:
 
 def main() -> None:
     """Judge the runs that the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--rivals", nargs="*", default=["Harmony"], help="methods of scmedley.peers")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     from importlib.metadata import version
 
-    found = {folder.name: judge(folder, arguments.threads) for folder in arguments.runs}
+    found = {folder.name: judge(folder, arguments.rivals, arguments.threads) for folder in arguments.runs}
     about = record(arguments.threads)
     about["versions"] |= {"scib-metrics": version("scib-metrics"), "jax": version("jax")}
     write_json(about | {"runs": found}, arguments.results)

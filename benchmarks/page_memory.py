@@ -105,7 +105,7 @@ def write_run(folder: Path, adata: AnnData, fit: bool) -> None:
         genomap_of(model, some).save(folder / "genomap.json")
     adata.write_h5ad(folder / "integrated.h5ad")
     config = {"batch": "batch", "label": "cell_type"}
-    (folder / "run.json").write_text(json.dumps({"status": "finished", "config": config}))
+    (folder / "run.json").write_text(json.dumps({"status": "done", "config": config}))
 
 
 def measured(browser: str, page: Path) -> dict[str, Any]:

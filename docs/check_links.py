@@ -43,21 +43,36 @@ def pages_of(site: Path) -> list[Path]:
     return sorted(path for path in site.rglob("*.html") if path.relative_to(site).parts[0] != TEMPLATES)
 
 
+def _is_page_of(target: Path, site: Path) -> bool:
+    """Return whether a file is there and part of the site: what lies beside it is not published."""
+    inside = target.is_relative_to(site.resolve())
+    return inside and (target / "index.html" if target.is_dir() else target).is_file()
+
+
 def broken(site: Path) -> list[str]:
     """Return a sentence for each link that leads nowhere, and for each address that a page loads from outside."""
-    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in pages_of(site)}
-    found = []
+    pages = {
+        path.resolve(): Page(path.read_text(encoding="utf-8", errors="replace")) for path in pages_of(site)
+    }
+    found = [] if pages else [f"{site} holds no page: build the site first."]
     for path, page in pages.items():
         name = path.relative_to(site.resolve()).as_posix()
         for tag, attribute, address in page.links:
-            parts = urlsplit(address)
-            if parts.scheme or parts.netloc:
+            try:
+                parts = urlsplit(address)
+                outside = parts.scheme or parts.netloc
+                target = path.parent / unquote(parts.path) if parts.path and not outside else path
+                target = target.resolve()
+                there = outside or _is_page_of(target, site)
+            except (ValueError, OSError) as error:
+                found.append(f"{name}: {address[:80]} is no address ({error})")
+                continue
+            if outside:
                 if (tag, attribute) in LOADED and parts.scheme != "data":
                     found.append(f"{name}: loads {address}")
                 continue
-            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             anchor = unquote(parts.fragment)
-            if not target.exists():
+            if not there:
                 found.append(f"{name}: no file for {address}")
             elif name.startswith(WITHOUT_ANCHORS):
                 continue
@@ -67,6 +82,8 @@ def broken(site: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("Give the folder of the site: python docs/check_links.py docs/_build/html")
     site = Path(sys.argv[1])
     sentences = broken(site)
     print("\n".join(sentences) or f"{len(pages_of(site))} pages: every link leads somewhere.")

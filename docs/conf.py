@@ -42,6 +42,7 @@ exclude_patterns = ["_build", "_templates", "**.ipynb_checkpoints", "_static/**"
 templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_css_files = ["scmedley.css"]
+html_js_files = ["scmedley.js"]
 html_theme = "sphinx_book_theme"
 html_title = f"scMedley {release}"
 html_show_sourcelink = False
@@ -182,25 +183,26 @@ def tidy_fields(app: Sphinx, document: nodes.document, docname: str) -> None:
         if "Returns" in by_name and "Return type" in by_name:
             fields.remove(by_name["Return type"])
         for text in list(fields.findall(nodes.Text)):
-            new = " \N{EN DASH} " if text == " -- " else ALIAS.sub(r"\1", text)
+            new = ALIAS.sub(r"\1", re.sub("^ -- ", " \N{EN DASH} ", text))
             if new != text:
                 text.parent.replace(text, nodes.Text(new))
 
 
 class LinkNames(SphinxTransform):
-    """Link names such as ``sm.pp.prepare`` in running text to the reference, where it has them."""
+    """Link names such as ``sm.pp.prepare`` and ``Model.fit`` in running text to the reference, where it has them."""
 
     default_priority = 500
 
     def apply(self, **kwargs: Any) -> None:
         """Replace each such name by a reference."""
         for node in list(self.document.findall(nodes.literal)):
-            match = re.match(r"sm\.([\w.]+)", node.astext())
+            match = re.match(r"(?:sm\.|(?=Model\.))([\w.]+)", node.astext())
             if match is None or isinstance(
                 node.parent, nodes.reference | addnodes.pending_xref | nodes.title
             ):
                 continue
-            target = f"scmedley.{match.group(1).rstrip('.')}"
+            name = match.group(1).rstrip(".")
+            target = f"scmedley.{'models.base.' if name.startswith('Model.') else ''}{name}"
             reference = addnodes.pending_xref(
                 "", refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=False
             )

@@ -159,7 +159,6 @@ def of_outputs() -> Names:
 
 
 def of_quickstart() -> Names:
-    cells(("SAMP1", "SAMP2", "SAMP3")).write_h5ad("atlas.h5ad")
     return {"new": run_folder("donor")["new"]}
 
 

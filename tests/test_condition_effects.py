@@ -289,8 +289,10 @@ def test_given_totals_are_the_depths():
     assert abs(alone) < 0.3
     assert given == pytest.approx(-1, abs=0.2)
     adata.obs["n_umi"] = 3.0
-    with pytest.raises(ScmedleyError, match="less than the counts of the genes of the file"):
-        condition_effects(adata, *KEYS, total_key="n_umi")
+    for wrong_N in (adata.obs["n_umi"], np.where(np.arange(adata.n_obs) == 1, np.inf, total_N)):
+        adata.obs["n_umi"] = wrong_N
+        with pytest.raises(ScmedleyError, match="less than the counts of the genes of the file"):
+            condition_effects(adata, *KEYS, total_key="n_umi")
     with pytest.raises(ScmedleyError, match="holds no numbers"):
         condition_effects(adata, *KEYS, total_key="donor")
 

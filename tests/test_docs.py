@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import shlex
 import tomllib
 import warnings
@@ -35,9 +36,11 @@ MODULES = [
     "evaluate",
     "experiment",
     "interpret",
+    "interpret.genomap",
     "io",
     "models",
     "models.parts",
+    "peers",
     "pl",
     "pp",
     "report",
@@ -164,3 +167,27 @@ def test_the_reference_lists_every_public_name(name):
     assert set(module.__all__) - elsewhere == listed - elsewhere
     for public in listed:
         assert getattr(module, public).__doc__, f"{public} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ('<a href="a.html#x">', ["a.html: no anchor for a.html#x"]),
+        ('<a href="b.html"><a id="x" href="#x">', ["a.html: no file for b.html"]),
+        ('<a href="../beside.html">', ["a.html: no file for ../beside.html"]),
+        (
+            '<a href="http://[x"><script src="//x/y.js">',
+            ["a.html: http://[x is no address", "a.html: loads //x/y.js"],
+        ),
+        (f'<a href="{"x" * 5000}"><img src="data:{"x" * 5000}">', ["a.html: xxx"]),
+        (None, ["holds no page"]),
+    ],
+)
+def test_links_that_lead_nowhere_are_found(page, words, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "beside.html").touch()
+    if page is not None:
+        (tmp_path / "site" / "a.html").write_text(page)
+    found = runpy.run_path(str(ROOT / "docs" / "check_links.py"))["broken"](tmp_path / "site")
+    assert len(found) == len(words)
+    assert all(word in sentence for word, sentence in zip(words, found, strict=True))

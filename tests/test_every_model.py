@@ -29,7 +29,7 @@ from scmedley.models import catalogue
 from scmedley.models.base import Model
 from scmedley.models.catalogue import OWN, Row
 from scmedley.models.export import export
-from scmedley.models.network import OF_EFFECTS
+from scmedley.models.network import SET_BY_INIT, WITH_EFFECTS
 from scmedley.models.settings import Settings, named
 from scmedley.train import loop
 from scmedley.train.trainable import Term
@@ -212,12 +212,12 @@ def losses_of(move: Any) -> Any:
             r"has batch effects \(has_effects\), has no decode_hidden, decode_output, kl, drawn_reconstruction",
         ),
         (
-            changed(**dict.fromkeys(OF_EFFECTS[3:], None)),
+            changed(**dict.fromkeys(WITH_EFFECTS, None)),
             {"has_effects": True},
             "has no levels, n_cells. Set it in __init__",
         ),
         (
-            changed(**dict.fromkeys(OF_EFFECTS, None)),
+            changed(**dict.fromkeys(SET_BY_INIT + WITH_EFFECTS, None)),
             {"has_effects": True},
             "has no effect tables. Make its effects of ScaleAndBias or Bias",
         ),
@@ -250,7 +250,7 @@ def test_a_class_that_lacks_a_part_says_which() -> None:
         bare("donor", settings=LinearSettings())
     with pytest.raises(ScmedleyError, match="The class Bare has no presets"):
         type("Bare", (bare,), {"networks": {}})("donor")
-    network = changed(**dict.fromkeys(OF_EFFECTS, None))
+    network = changed(**dict.fromkeys(SET_BY_INIT + WITH_EFFECTS, None))
     of_class = {"networks": {LinearSettings: network}, "has_effects": True}
     kind = type("Mine", (LinearAutoencoder,), of_class)
     model = kind("~ condition + (1 | donor)", settings=LinearSettings(max_epochs=1))
@@ -337,12 +337,15 @@ def test_models_of_installed_packages_are_added(
     ("value", "words"),
     [
         ("no_such_module:ROW", "No module named 'no_such_module'"),
-        ("toy_model:LinearSettings", "it is a type, not a Row"),
+        ("toy_model:LinearSettings", "it is an object of type type, not a Row"),
+        ("leaves:ROW", "bye"),
     ],
 )
 def test_a_package_that_cannot_be_imported_is_skipped(
-    value: str, words: str, installed: list[EntryPoint]
+    value: str, words: str, installed: list[EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "leaves.py").write_text("import sys; sys.exit('bye')")
+    monkeypatch.syspath_prepend(tmp_path)
     installed.append(EntryPoint("broken", value, "scmedley.models"))
     with pytest.warns(ScmedleyWarning, match=f"The model 'broken' .* was not added: .*{words}"):
         catalogue.rows()
@@ -356,6 +359,15 @@ def test_the_catalogue_names_what_a_run_can_fit() -> None:
         ScmedleyError, match=r"--model 'mmd' is not known\. Choose one of 'mixed', 'vae', 'deepbid'"
     ):
         catalogue.run_row("mmd")
+
+
+def test_help_lists_the_models_of_a_run_and_another_name_stops_before_reading(capsys, tmp_path: Path) -> None:
+    shell = Shell(capsys)
+    shown = " ".join(shell.well("run", "--help").replace("│", " ").split())
+    own = [catalogue.MIXED, *(row.command for row in catalogue.OWN if row.command)]
+    assert f"[choices: {', '.join(own)}] [default: mixed]" in shown
+    asked = ("run", tmp_path / "nothing.h5ad", "--model", "mmd", "--donor", "x", "--out", tmp_path / "run")
+    assert "--model 'mmd' is not known" in shell(*asked).error
 
 
 # --- the command line ---------------------------------------------------------------------------------------

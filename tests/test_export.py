@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -16,6 +18,7 @@ import run_folder
 from running import Shell, tree
 from scmedley import keys
 from scmedley.export import FORMATS, cellbrowser, source, vitessce
+from scmedley.pl._palette import colours, store_colours
 
 NAMES = ("cellbrowser", "vitess", "multiqc", "parquet")
 # Of Vitessce's configs, the names that ours use.
@@ -198,6 +201,16 @@ def test_multiqc(run, tmp_path):
     assert {row["mark"] for row in verdicts["data"].values()} == {"good", "weak"}
 
 
+def test_multiqc_shows_the_worst_leak_that_was_measured(run, tmp_path):
+    of = {"of": "batch", "embedding": keys.FIXED, "null": 0.01, "null_kind": "permuted batches", "n_cells": 9}
+    rows = [("kNN leak", 0.1), ("logistic leak", 0.3), ("network leak", np.nan), ("ASW", 0.9)]
+    scores = pd.DataFrame([{"score": score, "value": value} | of for score, value in rows])
+    FORMATS["multiqc"].write(replace(_read(run), scores=scores), tmp_path)
+    general = json.loads((tmp_path / "scmedley_general_mqc.json").read_text())
+    assert general["data"]["my run"]["leak"] == 0.3
+    assert "logistic leak" in json.dumps(general["pconfig"])
+
+
 def test_parquet(run, cells, tmp_path):
     FORMATS["parquet"].write(_read(run), tmp_path)
     assert {path.stem for path in tmp_path.iterdir()} == {"obs", *cells.obsm}
@@ -232,6 +245,7 @@ def test_parquet_without_pyarrow_says_how_to_install_it(shell, run, tmp_path, mo
         (("--to", "cellbrowser", "--out", "there"), "exists already"),
         (("--to", "loupe", "--out", "new"), "cellbrowser"),
         (("--to", "parquet", "--out", "new", "--address", "http://x"), "--address is for --to vitess"),
+        (("--to", "vitess", "--out", "new", "--address", "localhost:80"), "must begin with http"),
     ],
 )
 def test_bad_options(shell, run, tmp_path, arguments, words):
@@ -303,16 +317,103 @@ def test_columns_whose_names_differ_in_white_space_alone_are_all_kept(tmp_path):
     assert [meta[name].iloc[0] for name in ("a b", "a b_", "a b__")] == [1, "two", 3.5]
 
 
-def test_colours_of_the_file_are_kept(run, tmp_path):
+GIVEN = ["#010203", "#040506", "#070809"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        (GIVEN, GIVEN),
+        ([*GIVEN[:2], "#070809ff"], GIVEN),  # scanpy's, with alpha
+        (["red", "#0f0", "blue"], ["#ff0000", "#00ff00", "#0000ff"]),
+        (np.eye(3), ["#ff0000", "#00ff00", "#0000ff"]),
+        ([*GIVEN[:2], "no colour"], None),
+        (GIVEN[:2], None),
+        ([1, 2, 3], None),
+        ({"A": "red"}, None),
+        ("red", None),
+    ],
+)
+def test_colours_of_the_file_are_kept_where_they_are_colours(coloured_run, tmp_path, stored, shown):
     def coloured(adata: ad.AnnData) -> ad.AnnData:
-        adata.uns["protocol_colors"] = np.array(["#010203", "#040506", "#070809"], dtype=object)
+        adata.uns["protocol_colors"] = stored if isinstance(stored, dict | str) else np.array(stored)
         return adata
 
-    folder = run_folder.write(tmp_path / "run", n_cells=60, brief=True)
-    _with(folder, coloured)
-    found = source.level_colours(_read(folder), "protocol")
-    assert list(found.values()) == ["#010203", "#040506", "#070809"]
-    assert next(iter(source.level_colours(_read(folder), "cell_type").values())).startswith("#")
+    run = _read(_with(coloured_run, coloured))
+    assert list(source.level_colours(run, "protocol").values()) == (shown or colours(3))
+    vitessce.write(run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stored", [3, None, "red", {"a": 1, "b": 2, "c": 3}, ["x", "y", "z"], ["red", "blue"]]
+)
+def test_what_are_no_colours_is_replaced_in_a_run(stored):
+    obs = pd.DataFrame({"type": pd.Categorical(["a", "b", "c"])}, index=["x", "y", "z"])
+    adata = ad.AnnData(np.ones((3, 1)), obs)
+    adata.uns["type_colors"] = stored
+    store_colours(adata, ["type"])
+    assert adata.uns["type_colors"] == colours(3)
+    adata.uns["type_colors"] = ["red", "green", "blue", "black"]
+    store_colours(adata, ["type"])
+    assert adata.uns["type_colors"] == ["red", "green", "blue", "black"]
+
+
+@pytest.fixture(scope="module")
+def coloured_run(tmp_path_factory) -> Path:
+    return run_folder.write(tmp_path_factory.mktemp("coloured") / "run", n_cells=60, brief=True)
+
+
+@pytest.mark.parametrize("status", ["running", "fitted"])
+def test_a_run_that_is_being_written_is_not_exported(shell, coloured_run, tmp_path, status):
+    folder = tmp_path / "run"
+    shutil.copytree(coloured_run, folder)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"status": status}))
+    error = shell("export", folder, "--to", "parquet", "--out", tmp_path / "out").error
+    assert "is not finished: wait for it" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_two_exports_to_one_folder_the_first_stays(shell, coloured_run, tmp_path, monkeypatch):
+    def slow(run, folder):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "theirs").touch()
+        return []
+
+    monkeypatch.setitem(FORMATS, "multiqc", replace(FORMATS["multiqc"], write=slow))
+    error = shell("export", coloured_run, "--to", "multiqc", "--out", tmp_path / "out").error
+    assert "another process" in error
+    assert list(tree(tmp_path)) == ["out", "out/theirs"]
+
+
+def test_a_full_disk_is_no_damaged_run(shell, coloured_run, tmp_path, monkeypatch):
+    from scmedley.export import parquet
+
+    write = parquet._write
+
+    def full(tables, path):
+        write(tables, path)
+        if path.name != parquet.OBS:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(parquet, "_write", full)
+    error = shell("export", coloured_run, "--to", "parquet", "--out", tmp_path / "o").error
+    assert error.startswith("The disk is full")
+    assert tree(tmp_path) == {}
+
+
+def test_names_too_long_for_a_file_and_places_with_blanks(shell, coloured_run, tmp_path):
+    def long(adata: ad.AnnData) -> ad.AnnData:
+        adata.obs["é" * 150] = 1
+        return adata
+
+    folder = tmp_path / "run"
+    shutil.copytree(coloured_run, folder)
+    said = shell("export", _with(folder, long), "--to", "vitess", "--out", tmp_path / "a b")
+    assert said.code == 0
+    assert "too long for a file" in said.err
+    assert f"npx http-server '{tmp_path / 'a b'}'" in said.out
+    assert (tmp_path / "a b" / "cells.zarr").is_dir()
 
 
 def _read(folder: Path):

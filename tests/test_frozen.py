@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.version import Version
 
 from running import Shell, without_drawing
 from scmedley.models import catalogue, load
@@ -14,7 +15,7 @@ from scmedley.runs.read import read, read_cells, read_model, read_reading
 from tiny import nested_design
 
 FROZEN = Path(__file__).parent / "frozen"
-VERSIONS = sorted(path.name for path in FROZEN.iterdir() if (path / "numbers.json").exists())
+VERSIONS = sorted((path.name for path in FROZEN.iterdir() if (path / "numbers.json").exists()), key=Version)
 MOST_BYTES = 2_000_000  # of a version
 MODELS = [
     (version, path.name) for version in VERSIONS for path in sorted((FROZEN / version / "models").iterdir())

@@ -83,20 +83,20 @@ def test_the_commands_of_the_nextflow_module_write_what_it_declares(nextflow, tm
     work = tmp_path / "work"
     work.mkdir()
     some_cells().write_h5ad(work / "cells.h5ad")
-    variables = {"prefix": "sample1", "task__process": "PIPELINE:SCMEDLEY_RUN"}
+    variables = {"prefix": "sample 1", "task__process": "PIPELINE:SCMEDLEY_RUN"}
     if name == "script":
         variables |= {"h5ad": "cells.h5ad", "batch_key": "batch", "label": "--label 'cell_type'"}
         variables |= {"task__cpus": "1", "args": SMALL}
     run_block(block(nextflow, name), work, **variables)
     for path in outputs(nextflow).values():
-        assert list(work.glob(path.replace("${prefix}", "sample1"))), path
+        assert list(work.glob(path.replace("${prefix}", "sample 1"))), path
     versions = yaml.safe_load((work / "versions.yml").read_text())
     assert list(versions) == ["PIPELINE:SCMEDLEY_RUN"]
     assert set(versions["PIPELINE:SCMEDLEY_RUN"]) == {"python", "scmedley", "torch"}
     assert all(versions["PIPELINE:SCMEDLEY_RUN"].values())
     if name == "script":
-        z = pd.read_parquet(work / "sample1_embeddings/X_scmedley_fixed.parquet").set_index("cell")
-        cells = ad.read_h5ad(work / "sample1/integrated.h5ad")
+        z = pd.read_parquet(work / "sample 1_embeddings/X_scmedley_fixed.parquet").set_index("cell")
+        cells = ad.read_h5ad(work / "sample 1/integrated.h5ad")
         np.testing.assert_array_equal(z.loc[cells.obs_names], cells.obsm["X_scmedley_fixed"])
 
 
@@ -197,6 +197,16 @@ def test_the_script_of_the_viash_component(component, tmp_path):
     np.testing.assert_array_equal(table.drop(columns="cell"), found.obsm["X_emb"])
     (versions,) = yaml.safe_load(Path(par["output_versions"]).read_text()).values()
     assert set(versions) == {"scmedley", "anndata", "numpy"}
+
+    del dataset.layers["counts"], dataset.uns["dataset_id"]
+    dataset.write_h5ad(tmp_path / "dataset.h5ad")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "dataset.h5ad has no layers['counts'], uns['dataset_id']. Give a dataset of the task batch_integration.\n"
+    )
 
 
 def _between_marks() -> tuple[str, str, str]:

@@ -16,6 +16,7 @@ import torch
 
 from running import SMALL, Shell, some_cells, tree, without_drawing
 from scmedley import keys
+from scmedley.device import resolve_threads
 from scmedley.errors import ScmedleyError
 from scmedley.io import writing
 from scmedley.models import calibrate
@@ -557,11 +558,11 @@ def test_file_whose_name_is_no_utf8(shell, data, tmp_path):
 
 
 def test_threads_hold_for_the_whole_run(shell, data, monkeypatch, tmp_path):
-    seen, before = [], torch.get_num_threads()
+    seen, before, own = [], torch.get_num_threads(), resolve_threads(None)
     monkeypatch.setattr(stages, "_after_preparing", lambda *_: seen.append(torch.get_num_threads()))
-    for i, threads in enumerate(([], ["--threads", str(before + 2)])):
+    for i, threads in enumerate(([], ["--threads", str(own + 2)])):
         shell("fit", data, "--out", tmp_path / f"run{i}", "--quiet", *threads)
-    assert seen == [before, before + 2]
+    assert seen == [own, own + 2]
     assert torch.get_num_threads() == before
 
 

@@ -1,6 +1,7 @@
 """What a program has set before it calls: threads, forks, dtypes, modes. Same bits, and all of it as before."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import textwrap
@@ -170,6 +171,47 @@ def test_threads_and_loops(expected, tmp_path: Path) -> None:
 def test_a_spawned_process_gives_the_same_bits(expected, tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert_same(pool.submit(results, tmp_path / "model").result(120), expected["float32"])
+
+
+NUMBA = """
+    import numpy as np
+    from numba import njit, prange
+
+    @njit(parallel=True)
+    def total(x):
+        s = 0.0
+        for i in prange(len(x)):
+            s += x[i]
+        return s
+{first}
+    import torch
+    from scmedley.device import engine
+
+    def used(threads=None):
+        with engine(threads, torch.device("cpu")):
+            return torch.get_num_threads()
+
+    def nested():
+        with engine(3, torch.device("cpu")):
+            return used()
+
+    before = used()
+    total(np.ones(9))
+    print(torch.get_num_threads(), before, used(), used(2), nested(), used())
+"""
+
+
+@pytest.mark.parametrize("first", ["", "    total(np.ones(9))"], ids=["numba later", "numba first"])
+def test_numba_does_not_change_the_threads_of_a_fit(first: str) -> None:
+    """scanpy and UMAP run numba, which sets the threads of the process: a fit after a UMAP would have other bits."""
+    code = textwrap.dedent(NUMBA.format(first=first))
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "NUMBA_NUM_THREADS": "2",
+        "NUMBA_THREADING_LAYER": "omp",
+    }
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.stdout.split() == ["2", "1", "1", "2", "3", "1"], ran.stderr
 
 
 FORKED = """

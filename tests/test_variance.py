@@ -56,11 +56,14 @@ def test_variances_are_those_of_statsmodels() -> None:
         assert_allclose([*found.random_GT[g], found.residual_G[g]], expected, rtol=0.01)
 
 
-@pytest.mark.parametrize(("low", "named"), [(0.05, True), (0.4, False)])
-def test_a_gene_that_crowds_out_the_others_is_named(low: float, named: bool) -> None:
+@pytest.mark.parametrize(("low", "usual", "named"), [(0.05, 0.4, True), (0.4, 0.4, False), (0.4, 0.05, True)])
+def test_a_gene_that_crowds_out_the_others_is_named(low: float, usual: float, named: bool) -> None:
+    """Also if it does so in the cells of one small donor alone, and its mean share is low."""
     rng = np.random.default_rng(0)
-    obs = pd.DataFrame({"donor": np.repeat(list("abcd"), 20)}, index=[f"c{i}" for i in range(80)])
-    strong_N = np.where(obs["donor"] == "a", low, 0.4)
+    obs = pd.DataFrame(
+        {"donor": np.repeat(list("abcd"), [5, 25, 25, 25])}, index=[f"c{i}" for i in range(80)]
+    )
+    strong_N = np.where(obs["donor"] == "a", low, usual)
     x_NG = [rng.multinomial(2000, np.r_[strong, np.full(19, (1 - strong) / 19)]) for strong in strong_N]
     adata = AnnData(csr_matrix(np.array(x_NG, np.float32)), obs=obs)
     with heard() as said:

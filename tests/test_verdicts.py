@@ -34,6 +34,14 @@ def test_what_if_of_a_kept_column_is_not_judged():
     assert said[1].endswith("; not what-if of condition: what is kept in the latent cannot be changed.")
 
 
+def test_labels_that_may_be_names_of_clusters_are_no_evidence():
+    """They were found in the same cells, so an embedding that keeps them keeps what was computed before."""
+    assert marks()[1] == "good"
+    assert marks(labels_of_clusters=True)[1] == "unknown"
+    said = verdicts(table_of_scores(), table_of_check(), {"labels_of_clusters": True})[1].sentence
+    assert said.startswith(f"Not judged: labels may be names of the clusters in obs[{keys.CLUSTER!r}]")
+
+
 @pytest.mark.parametrize(
     ("leak", "chance", "pca", "error", "mark"),
     [

@@ -4,16 +4,18 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import TextIOWrapper
-from typing import cast
+from typing import Any, cast
 
 from cyclopts import CycloptsError, MissingArgumentError, RepeatArgumentError
 
 from scmedley import caches
 from scmedley.cli import app, with_new_names
-from scmedley.errors import ScmedleyError
+from scmedley.cli.printing import warn
+from scmedley.errors import ScmedleyError, ScmedleyWarning
 
 # System errors that are not a fault of the program: full disk, bad file name, missing permission, size limit.
 REFUSED = (
@@ -45,6 +47,7 @@ def entry() -> None:
         return
     sys.unraisablehook = lambda _: None
     sys.excepthook = lambda *_: None  # Cython's destructors call it too
+    warnings.showwarning = _in_one_line(warnings.showwarning)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         main()
@@ -53,6 +56,16 @@ def entry() -> None:
             with suppress(OSError):  # the other end has closed the pipe
                 stream.flush()
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _in_one_line(show: Callable[..., None]) -> Callable[..., None]:
+    """Return what prints our warnings without their position in the code, and others with ``show``."""
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        ours = issubclass(category, ScmedleyWarning)
+        warn(" ".join(str(message).split())) if ours else show(message, category, *where, **more)
+
+    return shown
 
 
 def _terminated(*_: object) -> None:

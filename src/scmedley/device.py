@@ -27,6 +27,18 @@ from threadpoolctl import threadpool_limits
 
 from scmedley.errors import ScmedleyError, ScmedleyWarning
 
+
+def _threads_at_start() -> int:
+    """Return the number of threads that this process starts with: OMP_NUM_THREADS, or what PyTorch chooses.
+
+    It is noted once. numba (used by scanpy and UMAP) sets the number of OpenMP threads of the whole process when it
+    first runs, so what PyTorch reports later depends on what ran before, and with it the last digits of a fit.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdecimal() and int(asked) else torch.get_num_threads()
+
+
+_threads = _threads_at_start()  # if a caller asks for no number; inside of ``engine``, that of the engine
 _imported_by = os.getpid()
 _limited_in = 0  # process id of the forked child that was limited to one thread
 _lock = threading.RLock()
@@ -235,24 +247,41 @@ def keep_freed_memory() -> None:
 def engine(threads: int | None, device: torch.device) -> Iterator[None]:
     """Train with the same CPU threads, number formats and modes for every caller.
 
+    ``threads=None`` is the number that the process started with, whatever set another one since.
     The caller's threads, dtype, modes and random state are restored afterwards. On a CPU,
     :func:`keep_freed_memory` stays in effect for the rest of the process. Two threads of one process take
     turns.
     """
-    if threads is not None and threads < 1:
-        raise ScmedleyError(f"threads={threads} must be at least 1.")
     _check_deterministic(device)
-    with one_at_a_time(), modes(grad=True), matrix_products(device.type):
-        threads_before = torch.get_num_threads()
-        if threads is not None and not is_forked():
-            torch.set_num_threads(threads)
+    with one_at_a_time(), modes(grad=True), matrix_products(device.type), _threads_of(threads):
         if device.type == "cpu":
             keep_freed_memory()
-        try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _on_mps(device):
-                yield
-        finally:
-            torch.set_num_threads(threads_before)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _on_mps(device):
+            yield
+
+
+def resolve_threads(threads: int | None) -> int:
+    """Return the number of threads to use: for ``None`` that of the engine around it, or of the process."""
+    if threads is None:
+        return _threads
+    if threads < 1:
+        raise ScmedleyError(f"threads={threads} must be at least 1.")
+    return threads
+
+
+@contextmanager
+def _threads_of(threads: int | None) -> Iterator[None]:
+    """Compute with this number of threads; inside, ``None`` is the same number. A forked child keeps one thread."""
+    global _threads
+    before, of_torch = _threads, torch.get_num_threads()
+    _threads = resolve_threads(threads)
+    if not is_forked():
+        torch.set_num_threads(_threads)
+    try:
+        yield
+    finally:
+        _threads = before
+        torch.set_num_threads(of_torch)
 
 
 @contextmanager

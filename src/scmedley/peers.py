@@ -28,6 +28,8 @@ from scmedley.errors import ScmedleyError, check_seed
 if TYPE_CHECKING:
     from anndata import AnnData
 
+__all__ = ["PEERS", "embed_peer"]
+
 UNKNOWN = "unknown"  # label for scANVI of cells whose label it must not use
 LIGER_FACTORS = 20  # published default; each factor is also a cluster, so a large number aligns nothing
 

@@ -25,4 +25,6 @@ load("katex.min.js")
     for (const node of document.querySelectorAll(".math")) {
       renderMathInElement(node, { delimiters, throwOnError: false });
     }
+    // Long equations are scrolled, by the keyboard too.
+    for (const node of document.querySelectorAll(".katex-display")) node.tabIndex = 0;
   });

@@ -1,5 +1,6 @@
 """Method of the batch integration task of Open Problems: fixed-effects embedding of scMedley, as ``obsm["X_emb"]``."""
 
+import sys
 from pathlib import Path
 
 import anndata as ad
@@ -24,6 +25,10 @@ meta = {"name": "scmedley", "cpus": None}
 
 print(">> Read input", flush=True)
 given = ad.read_h5ad(par["input"])
+needed = {"layers": ["counts"], "obs": ["batch"], "uns": ["dataset_id", "normalization_id"]}
+missing = [f"{part}[{key!r}]" for part, names in needed.items() for key in names if key not in getattr(given, part)]
+if missing:
+    sys.exit(f"{par['input']} has no {', '.join(missing)}. Give a dataset of the task batch_integration.")
 # Every cell must come back, so none is filtered out, and none is held out for scores of our own.
 cells = ad.AnnData(given.layers["counts"], obs=given.obs[["batch"]].copy(), var=given.var[[]].copy())
 validated = np.random.default_rng(par["seed"]).random(cells.n_obs) < 0.1

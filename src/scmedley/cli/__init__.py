@@ -218,7 +218,7 @@ def name(
     out: Path,
     column: str = "cell_type",
 ) -> None:
-    """Give clusters the names that you chose by their marker genes: write the cells with a column of labels.
+    """Turn the names that you chose for clusters into labels: write the cells with a new column of obs.
 
     Parameters
     ----------

@@ -22,8 +22,12 @@ COUNTS_LAYER = f"layers[{keys.COUNTS!r}]"
 _ALL_COUNTS = ("count", "raw", "umi")  # in names of layers that may hold all counts
 _A_PART = ("unspliced", "ambiguous", "scale")  # in names of layers that do not
 _OTHER_LAYER = 5  # rank of counts in a layer without "counts" in its name: after logarithms of a known total
-CROWD = 10_000  # cells of which the shares of genes are computed
-CROWDED = 0.25  # difference between levels in a gene's share of the counts that is warned of
+SHARE_CELLS = 10_000  # cells that a gene's share of the counts is computed from
+LEAST_CELLS, LEAST_LEVEL = (
+    5,
+    0.01,
+)  # cells, and share of all cells, of a level whose shares of genes are compared
+SHARE_DIFFERENCE = 0.25  # between levels, in a gene's share of the counts: a larger one is warned of
 _COMPARED = 50  # cells on which two matrices are compared
 
 
@@ -126,24 +130,27 @@ def crowding(log_NG: Any, genes: Sequence[str], levels: Mapping[str, np.ndarray]
     """Return a warning if one gene takes far more of the counts in some levels: all others seem to fall there.
 
     ``log_NG`` is log1p CP10k, in memory or on disk, of which some cells are judged; ``levels`` are the codes of the
-    cells in each term of a design.
+    cells in each term of a design. Levels with fewer cells than ``LEAST_CELLS`` or ``LEAST_LEVEL`` are not judged.
     """
-    rows = np.unique(np.linspace(0, log_NG.shape[0] - 1, CROWD).astype(np.int64))
+    rows = np.unique(np.linspace(0, log_NG.shape[0] - 1, SHARE_CELLS).astype(np.int64))
     log_NG = log_NG[rows]
     cp10k_NG = np.expm1(log_NG) if isinstance(log_NG, np.ndarray) else log_NG.expm1()
     share_G = np.asarray(cp10k_NG.mean(axis=0), np.float64).ravel() / TARGET_SUM
-    g = int(share_G.argmax())
-    if share_G.sum() > 1.01 or share_G[g] < CROWDED / 2:  # the first: logarithms on a scale of their own
+    # A gene with such a share in one level has at least this mean.
+    judged = np.flatnonzero(share_G > LEAST_LEVEL * SHARE_DIFFERENCE)
+    if share_G.sum() > 1.01 or not len(judged):  # the first: logarithms on a scale of their own
         return ""
-    own_N = np.asarray(dense(cp10k_NG[:, [g]]), np.float64).ravel() / TARGET_SUM
+    share_NG = pd.DataFrame(np.asarray(dense(cp10k_NG[:, judged]), np.float64) / TARGET_SUM)
     for term, code_N in levels.items():
-        by_level = pd.Series(own_N).groupby(code_N[rows]).mean()
-        low, high = by_level.min(), by_level.max()
-        if high - low > CROWDED:
+        by_level = share_NG.groupby(code_N[rows])
+        mean_LG = by_level.mean()[by_level.size() >= max(LEAST_CELLS, LEAST_LEVEL * len(rows))]
+        low_G, high_G = mean_LG.min(), mean_LG.max()
+        g = int(np.argmax(high_G - low_G))
+        if high_G[g] - low_G[g] > SHARE_DIFFERENCE:
             return (
-                f"The gene {genes[g]} has {low:.0%} to {high:.0%} of the counts, by level of {term}. Values are counts "
-                "per 10,000 of a cell, so where it rises all other genes seem to fall. Effects of a condition on sums "
-                "of counts correct for that (sm.interpret.condition_effects)."
+                f"The gene {genes[judged[g]]} has {low_G[g]:.0%} to {high_G[g]:.0%} of the counts, by level of {term}. "
+                "Values are counts per 10,000 of a cell, so where it rises all other genes seem to fall. Effects of a "
+                "condition on sums of counts correct for that (sm.interpret.condition_effects)."
             )
     return ""
 

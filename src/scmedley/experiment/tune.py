@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData, read_h5ad
 
 from scmedley import io, keys
+from scmedley.device import resolve_threads
 from scmedley.errors import ScmedleyError
 from scmedley.experiment.cells import keep, lay_out
 from scmedley.experiment.config import Experiment
@@ -93,7 +93,7 @@ def tune(
         folds=folds,
         values=values,
         seeds=(seed,),
-        threads=torch.get_num_threads() if threads is None else threads,
+        threads=resolve_threads(threads),
     )
     with locked(out), _quiet():
         record = _read_cells(experiment, path, out, say, backed, store)

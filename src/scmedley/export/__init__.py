@@ -20,7 +20,7 @@ class Format:
     write
         Write a run into an empty folder, and return notes about what is not in it.
     then
-        What to do with the folder; ``{out}`` stands for it.
+        What to do with the folder; ``{out}`` stands for it, quoted for a shell.
     """
 
     write: Callable[[Run, Path], list[str]]
@@ -36,6 +36,8 @@ FORMATS: dict[ExportFormat, Format] = {
         "serve the folder {out} (npx http-server {out} --cors -p 8000), then open {out}/vitessce.json in Vitessce.",
     ),
     "multiqc": Format(multiqc.write, "multiqc {out}   (pip install multiqc)"),
-    "parquet": Format(parquet.write, "pandas.read_parquet('{out}/obs.parquet')"),
+    "parquet": Format(
+        parquet.write, "read obs.parquet in {out}, with pandas.read_parquet or arrow::read_parquet."
+    ),
 }
 FORMATS["vitessce"] = FORMATS["vitess"]  # the name of the viewer, for those who type it in full

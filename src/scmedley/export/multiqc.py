@@ -54,7 +54,7 @@ def _general(run: Run, name: str) -> dict[str, Any]:
     """Return columns of MultiQC's general statistics: cells, and the headline scores beside their null."""
     assert run.scores is not None
     judged = run.scores[run.scores["embedding"] == run.shown[0]]
-    leaks = judged[(judged["of"] == "batch") & judged["score"].str.endswith(LEAKS)]
+    leaks = judged[(judged["of"] == "batch") & judged["score"].str.endswith(LEAKS) & judged["value"].notna()]
     right = judged[(judged["of"] == "label") & (judged["score"] == "kNN accuracy")]
     values: dict[str, Any] = {"cells": (run.settings.get("input") or {}).get("cells")}
     columns: list[dict[str, Any]] = [{"cells": _column("Cells", "Cells of the input", format="{:,d}")}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,22 +33,30 @@ def write(run: Run, folder: Path) -> list[str]:
     check_extra()
     obs, notes = storable_obs(obs_of(run))
     _write([_table(with_names(obs, CELL))], folder / OBS)
-    with cells_file(run.folder) as file:
-        for key, values in file.get("obsm", {}).items():
-            if isinstance(values, h5py.Dataset) and values.ndim == 2 and values.shape[1]:
-                blocks = (
-                    _embedding(obs.index[start : start + ROWS], np.asarray(values[start : start + ROWS]))
-                    for start in range(0, len(values), ROWS)
-                )
-                _write(blocks, folder / f"{key}.parquet")
+    for key in _embeddings(run):
+        _write(_blocks(run, key, obs.index), folder / f"{key}.parquet")
     return notes
 
 
-def _embedding(cells: pd.Index, z_NP: np.ndarray) -> Any:
-    """Return cells and one column for each dimension, counted from 0."""
-    table = pd.DataFrame(z_NP, columns=[f"dim_{i}" for i in range(z_NP.shape[1])])
-    table.insert(0, CELL, cells.astype(str))
-    return _table(table)
+def _embeddings(run: Run) -> list[str]:
+    """Return the keys of the embeddings: dense matrices in ``obsm``."""
+    with cells_file(run.folder) as file:
+        return [
+            key
+            for key, values in file.get("obsm", {}).items()
+            if isinstance(values, h5py.Dataset) and values.ndim == 2 and values.shape[1]
+        ]
+
+
+def _blocks(run: Run, key: str, cells: pd.Index) -> Iterator[Any]:
+    """Yield the cells and one column for each dimension, counted from 0, in blocks."""
+    with cells_file(run.folder) as file:
+        values = file["obsm"][key]
+        for start in range(0, len(values), ROWS):
+            z_NP = np.asarray(values[start : start + ROWS])
+            table = pd.DataFrame(z_NP, columns=[f"dim_{i}" for i in range(z_NP.shape[1])])
+            table.insert(0, CELL, cells[start : start + ROWS].astype(str))
+            yield _table(table)
 
 
 def _table(frame: pd.DataFrame) -> Any:

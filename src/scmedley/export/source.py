@@ -127,16 +127,19 @@ def levels(column: "pd.Series[Any]") -> list[str]:
 
 
 def level_colours(run: Run, column: str) -> dict[str, str]:
-    """Return a colour for each level of a column: those that the file has (scanpy's), or the report's."""
+    """Return a colour for each level of a column: those that the file has (scanpy's), or the report's.
+
+    They are written as ``"#rrggbb"``.
+    """
     from anndata.io import read_elem
 
-    from scmedley.pl._palette import colours
+    from scmedley.pl._palette import as_hex, colours
 
     assert run.obs is not None
     names = levels(run.obs[column])
     with cells_file(run.folder) as file:
         stored = file.get(f"uns/{column}_colors") if "/" not in column else None
-        own = [] if stored is None else [str(colour) for colour in np.ravel(read_elem(stored))]
+        own = [] if stored is None else as_hex(read_elem(stored))
     every = pd.Categorical(run.obs[column].astype("category")).categories
     if len(own) != len(every):  # scanpy has one colour for each category, unused ones included
         return dict(zip(names, colours(len(names)), strict=True))

@@ -7,6 +7,7 @@ Shapes: N cells, M cells of a block, G genes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import pandas as pd
 import zarr
 from anndata.io import write_elem
-from scipy.sparse import csc_matrix
+from scipy.sparse import csc_matrix, vstack
 
 from scmedley import io, keys
-from scmedley.errors import ScmedleyError
+from scmedley.errors import ScmedleyError, listed
 from scmedley.export.source import (
     MISSING,
     ROWS,
@@ -39,6 +40,7 @@ CONFIG, CELLS = "vitessce.json", "cells.zarr"
 ADDRESS = "http://localhost:8000"  # where the folder is served; Vitessce takes absolute addresses only
 VERSION = "1.0.16"  # of the view config
 GENES = 64  # genes of a chunk
+LONGEST = 200  # bytes of the name of a column, which is that of a folder
 COLUMNS = 12  # of the grid of views
 
 
@@ -56,6 +58,11 @@ def write(run: Run, folder: Path, address: str = ADDRESS) -> list[str]:
     """
     drawn_N = np.logical_and.reduce([np.isfinite(xy).all(axis=1) for _, _, xy in shown_maps(run)] or [True])
     obs, notes = storable_obs(obs_of(run)[drawn_N])
+    if long := [str(name) for name in obs if len(str(name).encode()) > LONGEST]:
+        obs = obs.drop(columns=long)
+        notes.append(
+            f"Without {listed([f'{name[:40]}...' for name in long])}: the name is too long for a file."
+        )
     if not len(obs):
         raise ScmedleyError(
             f"No cell of {run.folder} has a place on all of its maps, so there is nothing to show."
@@ -88,23 +95,18 @@ def _write_cells(run: Run, obs: pd.DataFrame, found: Matrix, drawn_N: np.ndarray
         attributes={"encoding-type": "array", "encoding-version": "0.2.0"},
     )
     for at, x_MG in _whole_chunks(found, drawn_N):
-        for gene in range(
-            0, shape[1], GENES
-        ):  # a slab of genes at a time: all of them would not fit into memory
+        for gene in range(0, shape[1], GENES):  # as dense values, all genes would not fit into memory
             array[at : at + x_MG.shape[0], gene : gene + GENES] = x_MG[:, gene : gene + GENES].toarray()
     zarr.consolidate_metadata(store.store, zarr_format=2)
 
 
-def _whole_chunks(found: Matrix, drawn_N: np.ndarray) -> Any:
+def _whole_chunks(found: Matrix, drawn_N: np.ndarray) -> Iterator[tuple[int, csc_matrix]]:
     """Yield the drawn cells in blocks that fill the chunks of the store, with their first place in it."""
-    from scipy.sparse import vstack
-
     at, waiting = 0, []
     for rows, x_MG in found.blocks():
         waiting.append(x_MG[drawn_N[rows]])
         if sum(x.shape[0] for x in waiting) >= ROWS or rows.stop == len(drawn_N):
-            joined = vstack(waiting, format="csr")
-            last = rows.stop == len(drawn_N)
+            joined, last = vstack(waiting, format="csr"), rows.stop == len(drawn_N)
             full = joined.shape[0] if last else joined.shape[0] // ROWS * ROWS
             yield at, csc_matrix(joined[:full])
             at, waiting = at + full, [joined[full:]]

@@ -163,9 +163,8 @@ def condition_effects(
             head = {"label": names[k], "contrast": record["contrast"], **named}
             order = [*list(head), *COLUMNS[3:]]
             rows = pd.DataFrame({**head, **table})[order]
-            tables.append(
-                rows.iloc[np.lexsort((-rows["effect"].abs(), rows["p"]))]
-            )  # without a test: by size
+            smallest_first = np.lexsort((-rows["effect"].abs(), rows["p"]))  # without a test, by effect
+            tables.append(rows.iloc[smallest_first])
             records.append({"label": names[k], **record})
     found = pd.concat(tables, ignore_index=True)
     found.attrs.update({"values": reason, "contrasts": records, "levels": list(donors.levels)})
@@ -193,8 +192,13 @@ def _counts(adata: AnnData, values: ValueKind, total_key: str | None) -> tuple[M
         raise ScmedleyError("The cells have no genes, so there is nothing to test.")
     if found.values == "counts":
         total_N = np.asarray(total_N, np.float64)
-        return x_NG, _totals(adata, total_key, total_N) if total_key else total_N, genes, found.reason
-    if total_key:
+        return (
+            x_NG,
+            (total_N if total_key is None else _totals(adata, total_key, total_N)),
+            genes,
+            found.reason,
+        )
+    if total_key is not None:
         raise ScmedleyError(f"obs[{total_key!r}] has a use only with counts. {found.reason}")
     warn(
         "There are no counts: samples are means of values per 10,000, in which cells with few counts weigh as much as "
@@ -213,10 +217,10 @@ def _totals(adata: AnnData, key: str, counted_N: Floats) -> Floats:
             f"obs[{key!r}] holds no numbers. Name the column of each cell's counts over all genes."
         )
     total_N = values.to_numpy(np.float64, na_value=np.nan)
-    if bad := int((~(total_N >= counted_N - 0.5)).sum()):
+    if bad := int((~((total_N >= counted_N - 0.5) & np.isfinite(total_N))).sum()):
         raise ScmedleyError(
-            f"obs[{key!r}] is missing, or less than the counts of the genes of the file, in {bad:,} of {adata.n_obs:,} "
-            "cells. Give counts over all genes, or leave these cells out."
+            f"obs[{key!r}] is missing, infinite, or less than the counts of the genes of the file, in {bad:,} of "
+            f"{adata.n_obs:,} cells. Give counts over all genes, or leave these cells out."
         )
     return total_N
 

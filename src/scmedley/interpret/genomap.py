@@ -31,6 +31,8 @@ from scmedley.io import replacing
 from scmedley.models import MixedEffects
 from scmedley.models.base import Model
 
+__all__ = ["Layout", "correlations", "expression", "images", "layout", "neighbour_correlation"]
+
 Ints = NDArray[np.int64]
 Matrix: TypeAlias = NDArray[Any] | sparse.csr_matrix
 

@@ -20,6 +20,7 @@ from scmedley.data.arrays import Matrix, dense
 from scmedley.data.design import as_categories, column
 from scmedley.data.evidence import TARGET_SUM
 from scmedley.data.matrix import counted, find_values, normalised
+from scmedley.device import threads_kept
 from scmedley.errors import ScmedleyError, listed, warn
 from scmedley.evaluate.statistics import adjusted
 from scmedley.keys import ValueKind
@@ -139,11 +140,9 @@ def markers(
         table["q"] = adjusted(table["p"].to_numpy())
         table["significant"] = table["q"] <= fdr
         table = table.assign(**_of_donors(by_donor, code_N == k, table["log2_fold_change"].to_numpy(), fdr))
-        marks = table["log2_fold_change"] >= CLEAR_FOLD
-        order = (
-            table.assign(marks=marks).sort_values(["marks", "score"], ascending=False, kind="stable").index
-        )
-        tables.append(table.loc[order].head(n_genes or len(table)))
+        is_clear = table["log2_fold_change"] >= CLEAR_FOLD
+        order = np.lexsort((-table["score"], ~is_clear))
+        tables.append(table.iloc[order].head(n_genes or len(table)))
     result = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
     result = result[list(COLUMNS)]
     result.attrs.update({"values": found.reason, "fdr": fdr, "cluster_key": cluster_key})
@@ -205,7 +204,7 @@ def _rank_sums(log_NG: Matrix, code_N: NDArray[np.int64], tested: list[int]) -> 
         ),
         var=pd.DataFrame(index=genes),
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threads_kept():
         warnings.simplefilter("ignore")  # of fragmented tables, and of genes that are constant
         sc.tl.rank_genes_groups(
             *(cells, "cluster"), groups=groups, method="wilcoxon", tie_correct=False, use_raw=False

@@ -57,7 +57,7 @@ def adapted(model: M, adata: Cells, *, steps: int = 200, seed: int = 0, threads:
     seed
         Random seed. The same seed, threads and CPU give identical results, bit for bit.
     threads
-        CPU threads; ``None`` leaves torch's setting.
+        CPU threads. ``None``: as many as the process started with (OMP_NUM_THREADS, or PyTorch's choice).
 
     Returns
     -------

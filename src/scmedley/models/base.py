@@ -24,10 +24,10 @@ from scmedley.device import modes
 from scmedley.errors import ScmedleyError
 from scmedley.keys import Reads, ValueKind
 from scmedley.models import fitting
-from scmedley.models.adapt import adapted, levels_of, seeing
+from scmedley.models.adapt import adapted, seeing
 from scmedley.models.counterfactual import counterfactual
 from scmedley.models.interval import Calibration
-from scmedley.models.network import check_class, check_network, check_network_type
+from scmedley.models.network import built, check_class, network_type
 from scmedley.models.reference import Reference
 from scmedley.models.settings import Settings
 from scmedley.models.transfer import transfer
@@ -121,7 +121,7 @@ class Model(Generic[S]):
         check_class(self)
         labelled = label_key is not None
         self.settings: S = self.preset(settings, labelled) if isinstance(settings, str) else settings
-        self._network_type()  # raises for settings of another model
+        network_type(self)  # raises for settings of another model
         self.network = None
 
     def __repr__(self) -> str:
@@ -158,7 +158,7 @@ class Model(Generic[S]):
         seed
             Random seed. The same seed, threads and CPU give identical results, bit for bit.
         threads
-            CPU threads; ``None`` leaves torch's setting.
+            CPU threads. ``None``: as many as the process started with (OMP_NUM_THREADS, or PyTorch's choice).
         precision
             ``"auto"``, ``"float32"`` or ``"bfloat16"`` (mixed: weights and losses stay float32).
         device
@@ -352,22 +352,7 @@ class Model(Generic[S]):
             )
 
     def _build(self, device: torch.device | str = "cpu") -> None:
-        trained = self.design.trained()
-        sizes: dict[str, Any] = {"n_labels": len(self.labels.names)} if self.labels else {}
-        if trained.terms is not None and self.has_effects:
-            sizes["levels"] = levels_of(trained)
-        kind = self._network_type()
-        check_network_type(self, kind)
-        network = kind(len(self.genes), trained.n_batches, self.settings, **sizes)
-        check_network(self, network)
-        self.network = network.to(device)
-
-    def _network_type(self) -> type:
-        for kind, network_type in self.networks.items():
-            if isinstance(self.settings, kind):
-                return network_type
-        taken = " or ".join(kind.__name__ for kind in self.networks)
-        raise ScmedleyError(f"{type(self).__name__} takes {taken}, not {type(self.settings).__name__}.")
+        self.network = built(self).to(device)
 
     @modes(grad=False)
     def _apply(self, adata: Cells, unknown: str, step: Step, mask_batch: bool = False) -> np.ndarray:

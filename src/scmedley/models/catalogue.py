@@ -162,8 +162,8 @@ def run_row(name: str) -> Row | None:
     known = run_models()
     if name not in known:
         raise ScmedleyError(
-            f"--model {name!r} is not known. Choose one of {listed(list(known), 20)}; if another package has it, "
-            "install that package."
+            f"The model {name!r} is not known. Choose one of {listed(list(known), 20)} for --model; if "
+            "another package has it, install that package."
         )
     return known[name]
 
@@ -196,10 +196,10 @@ def add_installed() -> None:
         try:
             row = entry.load()
             if not isinstance(row, Row):
-                raise ScmedleyError(f"it is a {type(row).__name__}, not a Row.")
+                raise ScmedleyError(f"it is an object of type {type(row).__name__}, not a Row.")
             if row not in _rows:  # the package may have added it itself
                 add(row)
-        except Exception as error:  # whatever another package raises
+        except (Exception, SystemExit) as error:  # whatever another package raises
             warn(f"The model {entry.name!r} ({entry.value}) was not added: {one_line(error)}")
 
 

@@ -103,12 +103,23 @@ def predicted(
     return AnnData(x_NG, obs=found, var=model.var(), layers=layers)
 
 
+def joined(parts: Sequence[AnnData]) -> AnnData:
+    """Return the predictions of several targets, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    names = list(dict.fromkeys(part.obs[keys.TARGET].iloc[0] for part in parts))
+    obs = pd.concat([part.obs.astype({keys.TARGET: str}) for part in parts])
+    obs[keys.TARGET] = pd.Categorical(obs[keys.TARGET], categories=names)
+    layers = {name: np.concatenate([part.layers[name] for part in parts]) for name in parts[0].layers}
+    return AnnData(np.concatenate([part.X for part in parts]), obs=obs, var=parts[0].var, layers=layers)
+
+
 def widths(model: LinearMixed, obs: pd.DataFrame) -> np.ndarray:
     """Return half the width of the 90 % interval of each cell in standard deviations.
 
-    That of a Gaussian, if the fit had cells with these levels. How much new levels differ, such as the response of
-    a donor without treated cells, is known from the levels of the fit, donors or studies: if D of them, the interval
-    is that of Student's t with D - 1 degrees of freedom.
+    For levels that the fit had, it is that of a Gaussian. How much new levels differ, such as the response of a donor
+    without treated cells, is estimated from the D levels (donors or studies) of the fit, so the interval is that of
+    Student's t with D - 1 degrees of freedom.
     """
     from scipy import stats
 

@@ -9,6 +9,7 @@ Shapes: N cells, T terms, P dimensions of the embedding, L columns.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from scipy.sparse import csr_matrix, hstack
 from scmedley.data.design_checks import check_design
 from scmedley.data.formulas import JOINED, NESTED
 from scmedley.data.terms import Term, Terms, with_levels
-from scmedley.errors import warn
+from scmedley.errors import ScmedleyError, warn
 from scmedley.nn.mixed import Columns
 
 
@@ -166,3 +167,18 @@ def sample_term(terms: Terms, obs: pd.DataFrame) -> Term | None:
     if any(len(other.levels) == len(term.levels) and not other.covariate for other in terms.terms):
         return None  # that term, random or fixed, has a level for each sample
     return term
+
+
+def checked_embedding(values: Any, key: str, n_fitted: int | None) -> np.ndarray:
+    """Return an embedding as N x P float64; raise for values that are no numbers, or not those of the fit.
+
+    ``n_fitted`` is the number of dimensions that the model was fitted to, if it is fitted.
+    """
+    z_NP = np.asarray(values)
+    if z_NP.ndim != 2 or z_NP.dtype.kind not in "iuf" or not np.isfinite(z_NP).all():
+        raise ScmedleyError(f"obsm[{key!r}] is not a dense matrix of finite numbers. Correct it.")
+    if n_fitted is not None and z_NP.shape[1] != n_fitted:
+        raise ScmedleyError(
+            f"obsm[{key!r}] has {z_NP.shape[1]} dimensions, but the fit had {n_fitted}. Use the same one."
+        )
+    return z_NP.astype(np.float64)

@@ -26,8 +26,8 @@ from scmedley.data.matrix import crowding
 from scmedley.data.reader import Cells, Reader, Reading
 from scmedley.data.terms import Terms, formula_of, is_formula
 from scmedley.errors import ScmedleyError, warn
-from scmedley.models.linear_counterfactual import check_own, extended, predicted, with_interval
-from scmedley.models.linear_design import LinearDesign, checked, sample_term
+from scmedley.models.linear_counterfactual import check_own, extended, joined, predicted, with_interval
+from scmedley.models.linear_design import LinearDesign, checked, checked_embedding, sample_term
 from scmedley.models.linear_store import save
 from scmedley.nn.mixed import Posterior, Statistics, learn
 
@@ -301,13 +301,7 @@ class LinearMixed:
                 f"{unseen:,} of {len(parts) * len(y_NG):,} predictions are for combinations of levels that no cell of "
                 f"the fit has (obs[{keys.SEEN!r}]). Their effects are sums of those of their levels."
             )
-        if len(parts) == 1:
-            return parts[0]
-        names = list(dict.fromkeys(part.obs[keys.TARGET].iloc[0] for part in parts))
-        obs = pd.concat([part.obs.astype({keys.TARGET: str}) for part in parts])
-        obs[keys.TARGET] = pd.Categorical(obs[keys.TARGET], categories=names)
-        layers = {name: np.concatenate([p.layers[name] for p in parts]) for name in parts[0].layers}
-        return AnnData(np.concatenate([p.X for p in parts]), obs=obs, var=parts[0].var, layers=layers)
+        return joined(parts)
 
     def reconstruct(self, adata: Cells, *, unknown: str = "error") -> AnnData:
         """Return the base and the effects of its own levels of every cell (log1p CP10k), as a new AnnData."""
@@ -387,15 +381,9 @@ class LinearMixed:
             raise ScmedleyError(
                 f"The embedding obsm[{self.use!r}] is missing. obsm has {has}. Store it there, or fit with another use."
             )
-        z_NP = np.asarray(adata.obsm[self.use])
-        if z_NP.ndim != 2 or z_NP.dtype.kind not in "iuf" or not np.isfinite(z_NP).all():
-            raise ScmedleyError(f"obsm[{self.use!r}] is not a dense matrix of finite numbers. Correct it.")
-        n_base = len(self.design.centre_P) if self.posterior is not None else z_NP.shape[1]
-        if z_NP.shape[1] != n_base:
-            raise ScmedleyError(
-                f"obsm[{self.use!r}] has {z_NP.shape[1]} dimensions, but the fit had {n_base}. Use the same one."
-            )
-        return z_NP.astype(np.float64)
+        return checked_embedding(
+            adata.obsm[self.use], self.use, len(self.design.centre_P) if self.posterior is not None else None
+        )
 
     def var(self) -> pd.DataFrame:
         """Return the ``var`` of a new AnnData: the genes, with symbols where the names are identifiers."""

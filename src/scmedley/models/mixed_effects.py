@@ -66,8 +66,10 @@ class MixedEffects:
         The :class:`FixedEffects`, or ``None`` with an embedding of your own.
     random
         The :class:`RandomEffects`.
-    factors, removed
-        The whole design, and what is removed from the fixed latent: without the columns of ``keep``.
+    factors
+        The whole design.
+    removed
+        The part of it that is removed from the fixed latent: without the columns of ``keep``.
     """
 
     reads: Reads = "log1p"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scmedley.data.resident import Minibatch
 from scmedley.errors import ScmedleyError
+from scmedley.models.adapt import levels_of
 from scmedley.nn.bayesian import Levels, tables, update_priors
 from scmedley.train.trainable import Progress, Term, Trainable, TrainingCells
 
@@ -22,15 +23,8 @@ if TYPE_CHECKING:
 
 GUIDE = "docs/adding-a-model.md lists what a model needs"
 OF_NETWORK = ("stages", "losses", "encode", "decode")
-OF_EFFECTS = (
-    "levels",
-    "n_batches",
-    "n_cells",
-    "decode_hidden",
-    "decode_output",
-    "kl",
-    "drawn_reconstruction",
-)
+WITH_EFFECTS = ("decode_hidden", "decode_output", "kl", "drawn_reconstruction")  # methods, with batch effects
+SET_BY_INIT = ("levels", "n_batches", "n_cells")  # attributes, with batch effects
 
 
 class Network(Trainable, Protocol):
@@ -116,18 +110,47 @@ def check_class(model: Model[Any]) -> None:
             raise ScmedleyError(f"The class {name} has no {part!r}. Add {part} = {example} to it. {GUIDE}.")
 
 
-def check_network_type(model: Model[Any], network: type) -> None:
-    """Raise before a fit if the network of a model lacks a method, or an argument that this model gives it."""
+def network_type(model: Model[Any]) -> type:
+    """Return the class of the network that belongs to the settings of a model.
+
+    Raises
+    ------
+    ScmedleyError
+        The settings are those of another model.
+    """
+    for kind, network in model.networks.items():
+        if isinstance(model.settings, kind):
+            return network
+    taken = " or ".join(kind.__name__ for kind in model.networks)
+    raise ScmedleyError(f"{type(model).__name__} takes {taken}, not {type(model.settings).__name__}.")
+
+
+def built(model: Model[Any]) -> nn.Module:
+    """Return the untrained network of a model; raise before a fit if it lacks what the model needs."""
+    kind = network_type(model)
+    _check_network_type(model, kind)
+    trained = model.design.trained()
+    sizes: dict[str, Any] = {"n_labels": len(model.labels.names)} if model.labels else {}
+    if trained.terms is not None and model.has_effects:
+        sizes["levels"] = levels_of(trained)
+    network: nn.Module = kind(len(model.genes), trained.n_batches, model.settings, **sizes)
+    if model.has_effects:
+        _check_effects(model, network)
+    return network
+
+
+def _check_network_type(model: Model[Any], network: type) -> None:
+    """Raise if the class of a network lacks a method, or an argument that this model gives it."""
     name = type(model).__name__
     if not issubclass(network, nn.Module):
         raise ScmedleyError(
             f"{network.__name__}, the network of {name}, is no torch module. Derive it from nn.Module. {GUIDE}."
         )
-    wanted = OF_NETWORK + (OF_EFFECTS[3:] if model.has_effects else ())
+    wanted = OF_NETWORK + (WITH_EFFECTS if model.has_effects else ())
     abstract: frozenset[str] = getattr(network, "__abstractmethods__", frozenset())
     missing = [part for part in wanted if part in abstract or not hasattr(network, part)]
     if missing:
-        why = ", whose decoder has batch effects (has_effects)" if set(missing) <= set(OF_EFFECTS) else ""
+        why = ", whose decoder has batch effects (has_effects)" if set(missing) <= set(WITH_EFFECTS) else ""
         raise ScmedleyError(
             f"{network.__name__}, the network of {name}{why}, has no {', '.join(missing)}. Add it. {GUIDE}."
         )
@@ -144,15 +167,14 @@ def check_network_type(model: Model[Any], network: type) -> None:
         )
 
 
-def check_network(model: Model[Any], network: nn.Module) -> None:
-    """Raise before a fit if a network with batch effects lacks an attribute."""
-    missing = [part for part in OF_EFFECTS[:3] if not hasattr(network, part)] if model.has_effects else []
-    if missing:
+def _check_effects(model: Model[Any], network: nn.Module) -> None:
+    """Raise if a network with batch effects lacks an attribute or has no effects."""
+    if missing := [part for part in SET_BY_INIT if not hasattr(network, part)]:
         raise ScmedleyError(
             f"{type(network).__name__}, whose decoder has batch effects, has no {', '.join(missing)}. Set it in "
             f"__init__. {GUIDE}."
         )
-    if model.has_effects and not tables(network):
+    if not tables(network):
         raise ScmedleyError(
             f"{type(model).__name__} has batch effects (has_effects), but {type(network).__name__} has no effect "
             f"tables. Make its effects of ScaleAndBias or Bias, or let has_effects be False. {GUIDE}."

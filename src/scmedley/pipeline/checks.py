@@ -25,6 +25,9 @@ FEW_OF_LABEL = 30  # training cells; of 15 nearest neighbours, few can then be o
 
 def check_config(config: RunConfig) -> None:
     """Raise for settings that are not valid."""
+    run_row(
+        config.model
+    )  # raises for a model that is not known, before options that another model would take
     for name in ("genes", "min_genes", "min_cells", "latent", "epochs", "threads"):
         value = getattr(config, name)
         if value is not None and value < 1:

@@ -91,7 +91,9 @@ class RunConfig:
     keep: tuple[str, ...] = ()
     label: str | None = None
     learn_labels: bool = False
-    model: str = "mixed"
+    model: Literal["mixed", "vae", "deepbid"] | str = (
+        "mixed"  # --help lists the choices; other packages add some
+    )
     preset: Literal["default", "paper"] = "default"
     settings: str | None = None
     clusters: int | None = None

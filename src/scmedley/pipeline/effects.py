@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
 from scmedley import __version__, io
@@ -90,20 +91,12 @@ def effects(
             found = condition_effects(
                 adata, condition, donor, label, **design, total_key=total, values=values, progress=progress
             )
-        shares, why = None, "no labels were given"
-        if label is not None:
-            try:
-                shares = composition(adata, condition, donor, label, **design)
-            except ScmedleyError as error:  # such as one label only; the effects on genes are there
-                why = str(error).rstrip(".")
+        roles: dict[str, Any] = {"condition": condition, "donor": donor, "label": label}
+        shares, why = _composition(adata, roles, design)
         say("Shares of variance and distances of samples")
-        roles: dict[str, Any] = {
-            "condition": condition,
-            "donor": donor,
-            "label": label,
-            "nested_in": nested_in,
-        }
-        between = between_samples(adata, found, **roles, covariates=covariates, min_cells=min_cells)
+        between = between_samples(
+            adata, found, **roles, nested_in=nested_in, covariates=covariates, min_cells=min_cells
+        )
         record: dict[str, Any] = {
             "version": __version__,
             "input": {
@@ -112,14 +105,11 @@ def effects(
                 "cells": adata.n_obs,
                 "genes": adata.n_vars,
             },
-            "config": {
-                **{"condition": condition, "donor": donor, "label": label, **design},
-                **{"total": total, "values": values},
-            },
+            "config": {**roles, **design, "total": total, "values": values},
             "fdr": FDR,
             "read": found.attrs["values"],
             "contrasts": found.attrs["contrasts"],
-            "no_composition": why if shares is None else "",
+            "no_composition": why,
             "not_shown": between.why,
             "findings": [*findings(found), *composition_findings(shares), *variance_findings(between.shares)],
             # Labels without a test are among the findings.
@@ -128,6 +118,18 @@ def effects(
         }
         _write(found, shares, between, record, out)
     return record
+
+
+def _composition(
+    adata: AnnData, roles: dict[str, Any], design: dict[str, Any]
+) -> tuple[pd.DataFrame | None, str]:
+    """Return the effects on the shares of labels; if there are none, ``None`` and why."""
+    if roles["label"] is None:
+        return None, "no labels were given"
+    try:
+        return composition(adata, roles["condition"], roles["donor"], roles["label"], **design), ""
+    except ScmedleyError as error:  # such as one label only; the effects on genes are there
+        return None, str(error).rstrip(".")
 
 
 def _write(

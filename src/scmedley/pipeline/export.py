@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from pathlib import Path
 
@@ -38,17 +39,31 @@ def export(folder: Path, to: ExportFormat, out: Path, *, address: str | None = N
         raise ScmedleyError(
             f"--address is for --to vitess: what is written for {to} holds no address. Leave it out."
         )
+    if address is not None and not address.startswith(("http://", "https://")):
+        raise ScmedleyError(
+            f"--address {address!r} must begin with http:// or https://, because Vitessce takes whole addresses only."
+        )
     if to == "parquet":
         parquet.check_extra()
     io.check_place(out)
     run = read(folder)
+    if run.settings.get("status") in ("running", "fitted"):  # its files belong to different steps
+        raise ScmedleyError(
+            f"The run in {folder} is not finished: wait for it, or repeat its command. Of scmedley fit, compute the "
+            f"rest with scmedley evaluate {folder}."
+        )
     with io.replacing(out) as temporary:
         temporary.mkdir()
         if address is not None:
             notes = vitessce.write(run, temporary, address)
         else:
             notes = FORMATS[to].write(run, temporary)
+        if out.exists():  # another process was quicker
+            raise ScmedleyError(f"{out} was written by another process meanwhile. Choose another --out.")
     for line in notes:
         warnings.warn(f"{out.name}: {line}", ScmedleyWarning, stacklevel=2)
     files = sum(1 for path in out.iterdir())
-    return [f"{to}: {files} files in {out.resolve()}", f"Next: {FORMATS[to].then.format(out=out)}"]
+    return [
+        f"{to}: {files} files in {out.resolve()}",
+        f"Next: {FORMATS[to].then.format(out=shlex.quote(str(out)))}",
+    ]

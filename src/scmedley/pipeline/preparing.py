@@ -29,6 +29,7 @@ from scmedley.pipeline.clusters import check_roles
 from scmedley.pipeline.config import RunConfig
 from scmedley.pipeline.work import Work
 from scmedley.pp import prepare
+from scmedley.pp.checks import may_name_clusters
 from scmedley.pp.join import opened_batches, read_batches
 from scmedley.pp.overlap import overlap
 from scmedley.pp.prepared import check_factors, read_prepared, store_batches
@@ -57,6 +58,7 @@ def prepared_cells(
     if config.label is not None:
         found = overlap(adata.obs[config.batch], adata.obs[config.label])
         record |= {"verdict": found.words, "comparable": found.verdict == "identifiable"}
+        record["labels_of_clusters"] = may_name_clusters(adata.obs, config.label)
     return adata
 
 

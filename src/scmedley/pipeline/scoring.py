@@ -91,9 +91,9 @@ def kept_findings(cells: AnnData, config: RunConfig) -> list[str]:
             continue
         best, of_pca = own[worst_of(own)], pca[worst_of(pca)]
         said.append(
-            f"Kept: {column} is read from the {keys.title(judged).lower()} of held-out cells with {best.value:z.2f} "
-            f"(0 is chance, which reaches {2 * best.null_sd:.2f}; 1 is always; PCA {of_pca.value:z.2f}), by the best "
-            "of three probes."
+            f"Kept: {column} is read from the {keys.title(judged).lower()} of held-out cells: {best.value:z.2f} by the "
+            f"best of three probes (0 is chance, here up to {2 * best.null_sd:.2f}; 1 is always; PCA "
+            f"{of_pca.value:z.2f})."
         )
     return said
 

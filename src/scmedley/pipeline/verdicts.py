@@ -16,7 +16,9 @@ cells and as the mean over the labels with at least ``LEAST_HELD_OUT`` held-out 
 like frequent ones. The worse of both marks is taken. It is not good if one of these labels is found in less than
 ``LEAST_FOUND`` of its held-out cells, even if PCA finds no more.
 
-- unknown: no labels or only one, or PCA is not better than chance (two standard deviations above the null);
+- unknown: no labels or only one; labels that may be names of clusters of the same cells
+  (``labels_of_clusters`` of the record), which are no independent evidence; or PCA is not better than chance (two
+  standard deviations above the null);
 - failed: not better than chance, or below PCA by more than ``LOST_SOME`` and more than two standard errors;
 - good: at most ``LOST_LITTLE`` below PCA; weak: otherwise.
 
@@ -86,7 +88,10 @@ def verdicts(
         Verdict(question, "weak" if capped and mark == "good" else mark, words + suffix, _known(numbers))
         for question, (mark, words, numbers) in (
             (f"Is the batch out of {given or f'the {name} embedding'}?", _batch(scores, judged)),
-            ("Are the labels kept?", _labels(scores, judged, labels)),
+            (
+                "Are the labels kept?",
+                _labels(scores, judged, labels, of_clusters=bool(record.get("labels_of_clusters"))),
+            ),
             (
                 "Can the counterfactuals (what-if) be trusted?",
                 _trust(check, [*(record.get("design") or {}).get("keep", ())]),
@@ -170,7 +175,7 @@ def _batch(scores: pd.DataFrame, judged: str) -> tuple[Mark, str, dict[str, floa
 
 
 def _labels(
-    scores: pd.DataFrame, judged: str, labels: pd.DataFrame | None
+    scores: pd.DataFrame, judged: str, labels: pd.DataFrame | None, of_clusters: bool
 ) -> tuple[Mark, str, dict[str, float]]:
     fixed, pca = (row_of(scores, key, "kNN accuracy", "label") for key in (judged, keys.PCA))
     if fixed is None or pca is None:
@@ -189,6 +194,9 @@ def _labels(
         "PCA": pca.value,
         "error of the difference": error,
     }
+    if of_clusters:
+        why = f"Not judged: labels may be names of the clusters in obs[{keys.CLUSTER!r}], found in the same cells"
+        return "unknown", f"{why}; {words}", numbers
     counted = None if labels is None else side_by_side(labels, judged)
     if mark == "unknown" or counted is None or len(counted) < 2:
         return mark, words, numbers

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
@@ -28,13 +29,23 @@ def colours(n: int) -> list[str]:
     return [DISTINCT[i % len(DISTINCT)] for i in range(n)]
 
 
+def as_hex(given: Any) -> list[str]:
+    """Return colours of ``uns``, which may be names or have an alpha, as ``"#rrggbb"``; none if one is no colour."""
+    try:
+        from matplotlib.colors import to_hex
+
+        return [to_hex(colour) for colour in np.atleast_1d(given)]
+    except (ImportError, ValueError):
+        return []
+
+
 def store_colours(adata: AnnData, columns: Iterable[str]) -> None:
     """Store the report's colours of categorical columns in ``uns``, where scanpy and CELLxGENE look for them.
 
-    Colours that the AnnData has stay, unless they are fewer than the categories.
+    Colours that the AnnData has stay, unless they are fewer than the categories or are no colours.
     """
     for name in columns:
         if name in adata.obs and isinstance(adata.obs[name].dtype, pd.CategoricalDtype) and "/" not in name:
             n_levels = len(adata.obs[name].cat.categories)
-            if n_levels and len(adata.uns.get(f"{name}_colors", ())) < n_levels:
+            if n_levels and len(as_hex(adata.uns.get(f"{name}_colors", ()))) < n_levels:
                 adata.uns[f"{name}_colors"] = colours(n_levels)

@@ -144,18 +144,12 @@ def _no_measurements(values: "pd.Series[Any]", what: str, meant: str) -> "pd.Ser
     return values
 
 
-def _names_of_clusters(adata: AnnData, label: pd.Categorical, key: str) -> list[str]:
-    """Warn of labels that are, or may be names of, clusters that were found in the same cells."""
-    if keys.CLUSTER not in adata.obs:
-        return []
-    cluster_N = adata.obs[keys.CLUSTER].astype(str).array
-    labels_K = pd.DataFrame({"cluster": cluster_N, "label": label}).groupby("cluster")["label"].nunique()
-    if len(label.categories) < 2 or (labels_K > 1).any():
-        return []
-    return [
-        f"All cells of a cluster in obs[{keys.CLUSTER!r}] have the same label in obs[{key!r}]. If the labels are names "
-        "of these clusters, scores by label show how well the clusters are found again, not that they are cell types."
-    ]
+def may_name_clusters(obs: pd.DataFrame, key: str) -> bool:
+    """Return whether all cells of each cluster in ``obs`` have one label, as if labels were names of the clusters."""
+    if keys.CLUSTER not in obs:
+        return False
+    labels_K = obs.groupby(keys.CLUSTER, observed=True)[key].nunique()
+    return obs[key].nunique() > 1 and bool((labels_K <= 1).all())
 
 
 def _label_warnings(adata: AnnData, batch: pd.Categorical | None, key: str) -> list[str]:
@@ -173,7 +167,13 @@ def _label_warnings(adata: AnnData, batch: pd.Categorical | None, key: str) -> l
             f"obs[{key!r}] holds {len(label.categories):,} different numbers (such as {label.categories[0]}): these "
             "are measurements, not labels. Choose the column that holds the type of a cell."
         )
-    warnings += oddly_named(values, "label") + _names_of_clusters(adata, label, key)
+    warnings += oddly_named(values, "label")
+    if may_name_clusters(adata.obs, key):
+        warnings.append(
+            f"All cells of a cluster in obs[{keys.CLUSTER!r}] have the same label in obs[{key!r}]. If the labels are "
+            "names of these clusters, scores by label show how well the clusters are found again, not that they are "
+            f"cell types. If they are not, remove obs[{keys.CLUSTER!r}]."
+        )
     if n_missing:
         warnings.append(
             f"{n_missing:,} of {len(label):,} cells have no label in obs[{key!r}]. "

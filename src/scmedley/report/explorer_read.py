@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,17 @@ MAX_VALUES = 30_000_000  # measured values held in memory: more do not fit into 
 Measured: TypeAlias = tuple[sparse.csr_matrix | None, np.ndarray | None, np.ndarray | None, list[str]]
 
 
+class Values(NamedTuple):
+    """Latent and measured values of the cells of the page, means of pairs of label and batch, and what is missing."""
+
+    z_NP: np.ndarray | None = None
+    x_NG: sparse.csr_matrix | None = None
+    pairs: np.ndarray | None = None
+    means: np.ndarray | None = None
+    held_out: np.ndarray | None = None
+    missing: Sequence[str] = ()
+
+
 def explored(run: Run, seed: int = 0) -> Explored | None:
     """Return cells, decoder and observed means of a run; ``None`` if it has no cells.
 
@@ -69,24 +81,12 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
 
     drawn_N = on_a_map(len(run.obs), [xy for _, xy in run.maps.values()])
     rows = sample(batch_N * (len(labels) + 1) + label_N, _most_cells(run.folder), drawn_N, seed)
-    z_NP = x_NG = pairs = means = held_out = None
-    if model is not None and decoder is None:  # no what-if, but cells can be coloured by gene
-        no_pairs = np.full(len(run.obs), -1)
-        x_NG, _, _, without = _measured(run.folder, model.gene_names.names, rows, no_pairs, len(batches))
-        missing += without
-    elif model is not None and decoder is not None:
-        z_NP = _latent(run.folder, model.key, rows, len(decoder.blocks[0].w))
-        if z_NP is None:
-            missing.append(f"{CELLS} holds no embedding {model.key} of this model, so there is no what-if.")
-        # Without labels the means would differ by composition as well as by batch.
-        pair_N = np.where(known & (label is not None), label_N * len(batches) + batch_N, -1)
-        if label is None:
-            missing.append(NO_LABELS)
-        pair_N, held_out_U = _observed(run.obs, pair_N, len(labels) * len(batches))
-        x_NG, pairs, means, without = _measured(run.folder, decoder.genes, rows, pair_N, len(batches))
-        missing += without
-        if pairs is not None:
-            held_out = held_out_U[pairs[:, 0] * len(batches) + pairs[:, 1]]
+    # Without labels, means would differ by composition as well as by batch.
+    pair_N = np.where(known & (label is not None), label_N * len(batches) + batch_N, -1)
+    found = _values(run, model, decoder, rows, pair_N, (len(labels), len(batches)))
+    missing += found.missing
+    if decoder is not None and label is None:
+        missing.append(NO_LABELS)
     missing += [f"No map of {run.name(key)}." for key in run.shown if key not in run.maps]
     columns, without = _columns(run)
     names = run.obs.index.astype(str)
@@ -96,8 +96,8 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         label_N[rows],
         _maps(run, rows),
         columns.iloc[rows],
-        z_NP,
-        x_NG,
+        found.z_NP,
+        found.x_NG,
     )
     return Explored(
         cells,
@@ -109,14 +109,42 @@ def explored(run: Run, seed: int = 0) -> Explored | None:
         counts_KB,
         decoder,
         layout,
-        pairs,
-        means,
-        held_out,
+        found.pairs,
+        found.means,
+        found.held_out,
         _trust(run, list(labels), list(batches)),
         missing + without,
         None if run.check is None or run.check.empty else summarise(run.check).verdict,
-        () if model is None or x_NG is None else model.gene_names.shown,
+        () if model is None or found.x_NG is None else model.gene_names.shown,
     )
+
+
+def _values(
+    run: Run,
+    model: Model[Any] | None,
+    decoder: Decoder | None,
+    rows: np.ndarray,
+    pair_N: np.ndarray,
+    n_pairs: tuple[int, int],
+) -> Values:
+    """Return what the page computes predictions from and compares them with; nothing without a model.
+
+    ``rows`` are the cells of the page, ``pair_N`` the label and batch of each cell of the run as one number (-1: none),
+    and ``n_pairs`` the numbers of labels and batches.
+    """
+    assert run.obs is not None
+    if model is None:
+        return Values()
+    n_batches, genes = n_pairs[1], model.gene_names.names if decoder is None else decoder.genes
+    if decoder is None:  # no what-if, but cells can be coloured by gene
+        x_NG, _, _, missing = _measured(run.folder, genes, rows, np.full(len(run.obs), -1), n_batches)
+        return Values(x_NG=x_NG, missing=missing)
+    z_NP = _latent(run.folder, model.key, rows, len(decoder.blocks[0].w))
+    no_latent = f"{CELLS} holds no embedding {model.key} of this model, so there is no what-if."
+    pair_N, held_out_U = _observed(run.obs, pair_N, n_pairs[0] * n_batches)
+    x_NG, pairs, means, missing = _measured(run.folder, genes, rows, pair_N, n_batches)
+    held_out = None if pairs is None else held_out_U[pairs[:, 0] * n_batches + pairs[:, 1]]
+    return Values(z_NP, x_NG, pairs, means, held_out, [no_latent] * (z_NP is None) + missing)
 
 
 def _maps(run: Run, rows: np.ndarray) -> list[tuple[str, str, np.ndarray]]:

@@ -26,9 +26,9 @@ process SCMEDLEY_RUN {
     def label = label_key ? "--label '${label_key}'" : ''
     prefix = task.ext.prefix ?: "${meta.id}"
     """
-    scmedley run ${h5ad} --batch '${batch_key}' ${label} --out ${prefix} --threads ${task.cpus} --quiet ${args}
-    scmedley export ${prefix} --to parquet --out ${prefix}_embeddings
-    scmedley export ${prefix} --to multiqc --out ${prefix}_multiqc
+    scmedley run ${h5ad} --batch '${batch_key}' ${label} --out '${prefix}' --threads ${task.cpus} --quiet ${args}
+    scmedley export '${prefix}' --to parquet --out '${prefix}_embeddings'
+    scmedley export '${prefix}' --to multiqc --out '${prefix}_multiqc'
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
@@ -41,9 +41,9 @@ process SCMEDLEY_RUN {
     stub:
     prefix = task.ext.prefix ?: "${meta.id}"
     """
-    mkdir -p ${prefix} ${prefix}_embeddings ${prefix}_multiqc
-    touch ${prefix}/integrated.h5ad ${prefix}/scores.csv ${prefix}/report.html
-    touch ${prefix}_embeddings/obs.parquet ${prefix}_multiqc/scmedley_scores_mqc.json
+    mkdir -p '${prefix}' '${prefix}_embeddings' '${prefix}_multiqc'
+    touch '${prefix}/integrated.h5ad' '${prefix}/scores.csv' '${prefix}/report.html'
+    touch '${prefix}_embeddings/obs.parquet' '${prefix}_multiqc/scmedley_scores_mqc.json'
 
     cat <<-END_VERSIONS > versions.yml
     "${task.process}":
