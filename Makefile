@@ -46,6 +46,7 @@ test-exports: $(READY)
 	SCMEDLEY_EXPORT_PYTHON="$(CURDIR)/$(VENV)-exports/bin/python" $(call SUITE,$(VENV)) -m heavy tests/test_export_tools.py
 
 # The wheel in an empty environment, away from the repository. It is in dist/ beside the sdist.
+# PIP_CONSTRAINT=FILE holds versions, such as that of torch without CUDA: pip reads it itself.
 wheel-test:
 	$(call venv,$(VENV)-wheel,$(PYTHON))
 	rm -rf dist
