@@ -64,8 +64,9 @@ $(2) -m venv $(1)
 endef
 
 # The site, with its notebooks run; warnings and links that lead nowhere are errors. Needs no network once installed.
+# -E reads all pages anew: a page of the reference that is new since the last build would otherwise lack its parts.
 docs: $(VENV)-docs/.ready
-	$(VENV)-docs/bin/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+	$(VENV)-docs/bin/python -m sphinx -q -E -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 	$(VENV)-docs/bin/python docs/check_links.py docs/_build/html
 
 $(VENV)-docs/.ready: pyproject.toml constraints.txt

@@ -356,7 +356,7 @@ def test_the_catalogue_names_what_a_run_can_fit() -> None:
     assert catalogue.maps_of("mixed") == (keys.FIXED, keys.RANDOM, keys.PCA)
     assert catalogue.maps_of("deepbid") == (keys.DEEPBID, keys.PCA)
     with pytest.raises(
-        ScmedleyError, match=r"--model 'mmd' is not known\. Choose one of 'mixed', 'vae', 'deepbid'"
+        ScmedleyError, match=r"The model 'mmd' is not known\. Choose one of 'mixed', 'vae', 'deepbid'"
     ):
         catalogue.run_row("mmd")
 
@@ -367,7 +367,7 @@ def test_help_lists_the_models_of_a_run_and_another_name_stops_before_reading(ca
     own = [catalogue.MIXED, *(row.command for row in catalogue.OWN if row.command)]
     assert f"[choices: {', '.join(own)}] [default: mixed]" in shown
     asked = ("run", tmp_path / "nothing.h5ad", "--model", "mmd", "--donor", "x", "--out", tmp_path / "run")
-    assert "--model 'mmd' is not known" in shell(*asked).error
+    assert "The model 'mmd' is not known" in shell(*asked).error
 
 
 # --- the command line ---------------------------------------------------------------------------------------
@@ -396,6 +396,6 @@ def test_the_commands_know_a_model_of_another_package(
     assert "no batch effects in its decoder" in said.error
     catalogue.remove(toy_model.ROW)
     try:
-        assert "--model 'linear' is not known" in shell("report", out).error
+        assert "The model 'linear' is not known" in shell("report", out).error
     finally:
         catalogue.add(toy_model.ROW)
