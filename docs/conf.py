@@ -148,7 +148,7 @@ def move_included_links(app: Sphinx, relative_path: Path, parent: str, content: 
 
 
 def one_by_one(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Give attributes that share a description, as "factors, removed", one each: napoleon splits only parameters."""
+    """Describe attributes that share a description, as "factors, removed", apart: napoleon splits only parameters."""
     if what != "class" or "Attributes" not in lines:
         return
     start = lines.index("Attributes") + 2

@@ -129,7 +129,7 @@ def is_first_to_fail() -> bool:
 
 
 def announce(what: str, value: str = "done") -> None:
-    """Give a value to the processes that :func:`wait_for` it."""
+    """Send a value to the processes that :func:`wait_for` it."""
     if _world.size > 1:
         _store.set(what, value)
 

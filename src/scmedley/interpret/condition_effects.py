@@ -191,13 +191,10 @@ def _counts(adata: AnnData, values: ValueKind, total_key: str | None) -> tuple[M
     if not len(genes):
         raise ScmedleyError("The cells have no genes, so there is nothing to test.")
     if found.values == "counts":
-        total_N = np.asarray(total_N, np.float64)
-        return (
-            x_NG,
-            (total_N if total_key is None else _totals(adata, total_key, total_N)),
-            genes,
-            found.reason,
-        )
+        depth_N = np.asarray(total_N, np.float64)
+        if total_key is not None:
+            depth_N = _totals(adata, total_key, depth_N)
+        return x_NG, depth_N, genes, found.reason
     if total_key is not None:
         raise ScmedleyError(f"obs[{total_key!r}] has a use only with counts. {found.reason}")
     warn(

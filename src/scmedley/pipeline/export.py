@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
+from functools import partial
 from pathlib import Path
 
 from scmedley import io
@@ -43,6 +44,7 @@ def export(folder: Path, to: ExportFormat, out: Path, *, address: str | None = N
         raise ScmedleyError(
             f"--address {address!r} must begin with http:// or https://, because Vitessce takes whole addresses only."
         )
+    write = FORMATS[to].write if address is None else partial(vitessce.write, address=address)
     if to == "parquet":
         parquet.check_extra()
     io.check_place(out)
@@ -54,10 +56,7 @@ def export(folder: Path, to: ExportFormat, out: Path, *, address: str | None = N
         )
     with io.replacing(out) as temporary:
         temporary.mkdir()
-        if address is not None:
-            notes = vitessce.write(run, temporary, address)
-        else:
-            notes = FORMATS[to].write(run, temporary)
+        notes = write(run, temporary)
         if out.exists():  # another process was quicker
             raise ScmedleyError(f"{out} was written by another process meanwhile. Choose another --out.")
     for line in notes:
